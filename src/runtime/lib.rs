@@ -1,0 +1,3 @@
+//! The runtime room: containers and images on this node.
+
+pub mod cri;
