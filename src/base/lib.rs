@@ -1,1 +1,12 @@
-//! The base room.
+//! What every room needs and no room owns: time, chance, back-off, draining, error
+//! chains, logs and the metric registry.
+//!
+//! Knows nothing of Kubernetes' kinds, of the kernel, or of the network.
+
+pub mod backoff;
+pub mod drain;
+pub mod error;
+pub mod log;
+pub mod metrics;
+pub mod rng;
+pub mod time;
