@@ -1,1 +1,21 @@
-//! The client room.
+//! How every component talks to an API server: requests, watches, shared caches, keyed
+//! queues and events.
+//!
+//! The same types serve a server in this process and one across the network; only the
+//! [`Transport`] differs. Nothing here knows which.
+
+pub mod api;
+pub mod cache;
+pub mod error;
+pub mod kubeconfig;
+pub mod queue;
+pub mod recorder;
+pub mod remote;
+pub mod transport;
+
+pub use api::{Api, DeleteParams, ListParams, ObjectList, Patch, Propagation, WatchEvent};
+pub use cache::{Cache, Shared};
+pub use error::{Error, Status};
+pub use queue::Queue;
+pub use recorder::Recorder;
+pub use transport::{Body, Client, Transport};

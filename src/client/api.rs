@@ -1,0 +1,559 @@
+//! Typed requests for one resource.
+
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+use http::{Method, Request};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result, Status};
+use crate::transport::{Body, Client};
+
+/// A line of a watch that is longer than this ends the watch.
+const WATCH_EVENT_BYTES_MAX: usize = 64 << 20;
+/// Watches ask the server to end them after about this long, so that a connection that
+/// died silently is noticed.
+const WATCH_TIMEOUT_SECONDS: u64 = 1_800;
+
+/// What caches and loops need of an object.
+pub trait Object: Serialize + DeserializeOwned + Send + Sync + 'static {
+    fn meta(&self) -> &ObjectMeta;
+}
+
+impl<K> Object for K
+where
+    K: k8s_openapi::Metadata<Ty = ObjectMeta>
+        + Serialize
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    fn meta(&self) -> &ObjectMeta {
+        self.metadata()
+    }
+}
+
+/// An object of any kind, its metadata typed and the rest as it came.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dynamic {
+    #[serde(default)]
+    pub api_version: String,
+    #[serde(default)]
+    pub kind: String,
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, Value>,
+}
+
+impl Object for Dynamic {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
+/// Only the metadata of an object of any kind; asked for as `PartialObjectMetadata`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MetaOnly {
+    #[serde(default)]
+    pub api_version: String,
+    #[serde(default)]
+    pub kind: String,
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+}
+
+impl Object for MetaOnly {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+}
+
+/// Names a resource of any kind.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceRef {
+    pub group: String,
+    pub version: String,
+    pub plural: String,
+    pub kind: String,
+    pub namespaced: bool,
+}
+
+impl ResourceRef {
+    pub fn of<K: k8s_openapi::Resource>() -> Self
+    where
+        K::Scope: ScopeOf,
+    {
+        Self {
+            group: K::GROUP.into(),
+            version: K::VERSION.into(),
+            plural: K::URL_PATH_SEGMENT.into(),
+            kind: K::KIND.into(),
+            namespaced: K::Scope::NAMESPACED,
+        }
+    }
+
+    /// `/api/v1/namespaces/NS/pods` or `/apis/apps/v1/deployments`.
+    pub fn path(&self, namespace: Option<&str>) -> String {
+        let Self { group, version, plural, .. } = self;
+        let root = if group.is_empty() {
+            format!("/api/{version}")
+        } else {
+            format!("/apis/{group}/{version}")
+        };
+        match namespace {
+            Some(ns) if self.namespaced => format!("{root}/namespaces/{ns}/{plural}"),
+            _ => format!("{root}/{plural}"),
+        }
+    }
+}
+
+/// Whether a scope of k8s-openapi has namespaces.
+pub trait ScopeOf {
+    const NAMESPACED: bool;
+}
+impl ScopeOf for k8s_openapi::NamespaceResourceScope {
+    const NAMESPACED: bool = true;
+}
+impl ScopeOf for k8s_openapi::ClusterResourceScope {
+    const NAMESPACED: bool = false;
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct ListParams {
+    pub label_selector: Option<String>,
+    pub field_selector: Option<String>,
+    pub resource_version: Option<String>,
+    pub limit: Option<u64>,
+    pub continue_token: Option<String>,
+}
+
+impl ListParams {
+    pub fn labels(selector: impl Into<String>) -> Self {
+        Self { label_selector: Some(selector.into()), ..Self::default() }
+    }
+
+    pub fn fields(selector: impl Into<String>) -> Self {
+        Self { field_selector: Some(selector.into()), ..Self::default() }
+    }
+
+    fn query(&self) -> Query {
+        let mut query = Query::default();
+        query.set("labelSelector", self.label_selector.as_deref());
+        query.set("fieldSelector", self.field_selector.as_deref());
+        query.set("resourceVersion", self.resource_version.as_deref());
+        query.set("limit", self.limit.map(|n| n.to_string()).as_deref());
+        query.set("continue", self.continue_token.as_deref());
+        query
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    Orphan,
+    Background,
+    Foreground,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct DeleteParams {
+    pub grace_period_seconds: Option<i64>,
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+    pub propagation: Option<Propagation>,
+}
+
+impl DeleteParams {
+    pub fn uid(uid: impl Into<String>) -> Self {
+        Self { uid: Some(uid.into()), ..Self::default() }
+    }
+
+    pub fn grace(mut self, seconds: i64) -> Self {
+        self.grace_period_seconds = Some(seconds);
+        self
+    }
+
+    pub fn propagation(mut self, propagation: Propagation) -> Self {
+        self.propagation = Some(propagation);
+        self
+    }
+
+    fn body(&self) -> Value {
+        let mut body = json!({"kind": "DeleteOptions", "apiVersion": "v1"});
+        if let Some(seconds) = self.grace_period_seconds {
+            body["gracePeriodSeconds"] = seconds.into();
+        }
+        if let Some(uid) = &self.uid {
+            body["preconditions"]["uid"] = uid.as_str().into();
+        }
+        if let Some(version) = &self.resource_version {
+            body["preconditions"]["resourceVersion"] = version.as_str().into();
+        }
+        if let Some(propagation) = self.propagation {
+            body["propagationPolicy"] = format!("{propagation:?}").into();
+        }
+        body
+    }
+}
+
+/// A change to an object.
+#[derive(Debug, Clone)]
+pub enum Patch {
+    /// RFC 7386.
+    Merge(Value),
+    /// RFC 6902.
+    Json(Value),
+    Strategic(Value),
+    /// Server-side apply under a field manager.
+    Apply {
+        object: Value,
+        manager: String,
+        force: bool,
+    },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct ObjectList<K> {
+    #[serde(default)]
+    pub metadata: ListMeta,
+    #[serde(default = "Vec::new")]
+    pub items: Vec<K>,
+}
+
+#[derive(Debug)]
+pub enum WatchEvent<K> {
+    Added(K),
+    Modified(K),
+    Deleted(K),
+    /// Everything up to this resourceVersion has been sent.
+    Bookmark(String),
+}
+
+/// Requests for the objects of one resource, in one namespace or in all.
+pub struct Api<K> {
+    client: Client,
+    resource: ResourceRef,
+    namespace: Option<String>,
+    accept: &'static str,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K> Clone for Api<K> {
+    fn clone(&self) -> Self {
+        Self {
+            client: self.client.clone(),
+            resource: self.resource.clone(),
+            namespace: self.namespace.clone(),
+            accept: self.accept,
+            kind: PhantomData,
+        }
+    }
+}
+
+const ACCEPT_JSON: &str = "application/json";
+const ACCEPT_META: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+const ACCEPT_META_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+
+impl Client {
+    /// The objects of a kind in one namespace; None means the cluster's own objects,
+    /// or those of all namespaces.
+    pub fn api<K>(&self, namespace: Option<&str>) -> Api<K>
+    where
+        K: k8s_openapi::Resource,
+        K::Scope: ScopeOf,
+    {
+        self.api_of(ResourceRef::of::<K>(), namespace)
+    }
+
+    /// The objects of a kind everywhere.
+    pub fn all<K>(&self) -> Api<K>
+    where
+        K: k8s_openapi::Resource,
+        K::Scope: ScopeOf,
+    {
+        self.api(None)
+    }
+
+    /// The objects of a resource that is known at run time only.
+    pub fn dynamic(&self, resource: ResourceRef, namespace: Option<&str>) -> Api<Dynamic> {
+        self.api_of(resource, namespace)
+    }
+
+    /// The same, metadata only.
+    pub fn metadata_only(&self, resource: ResourceRef, namespace: Option<&str>) -> Api<MetaOnly> {
+        Api { accept: ACCEPT_META, ..self.api_of(resource, namespace) }
+    }
+
+    fn api_of<K>(&self, resource: ResourceRef, namespace: Option<&str>) -> Api<K> {
+        Api {
+            client: self.clone(),
+            resource,
+            namespace: namespace.map(str::to_string),
+            accept: ACCEPT_JSON,
+            kind: PhantomData,
+        }
+    }
+
+    /// GET of any path, for what is not a resource (`/version`, `/healthz`).
+    pub async fn get_raw(&self, path: &str) -> Result<Bytes> {
+        self.request(build(Method::GET, path, "*/*", None, Bytes::new())?).await
+    }
+
+    /// POST of a JSON body to any path; virtual kinds (reviews, bindings, tokens) and
+    /// subresources are created so.
+    pub async fn post_raw(&self, path: &str, body: &Value) -> Result<Value> {
+        let body = serde_json::to_vec(body).map_err(Error::Encode)?;
+        let request = build(Method::POST, path, ACCEPT_JSON, Some(ACCEPT_JSON), body.into())?;
+        serde_json::from_slice(&self.request(request).await?).map_err(Error::Decode)
+    }
+}
+
+impl<K: Serialize + DeserializeOwned> Api<K> {
+    pub fn resource(&self) -> &ResourceRef {
+        &self.resource
+    }
+
+    pub async fn get(&self, name: &str) -> Result<K> {
+        self.call(Method::GET, &[name], Query::default(), None).await
+    }
+
+    /// None where the object does not exist.
+    pub async fn get_opt(&self, name: &str) -> Result<Option<K>> {
+        match self.get(name).await {
+            Ok(object) => Ok(Some(object)),
+            Err(err) if err.is_not_found() => Ok(None),
+            Err(err) => Err(err),
+        }
+    }
+
+    pub async fn list(&self, params: &ListParams) -> Result<ObjectList<K>> {
+        let accept = if self.accept == ACCEPT_META { ACCEPT_META_LIST } else { self.accept };
+        let path = self.path(&[], params.query());
+        let request = build(Method::GET, &path, accept, None, Bytes::new())?;
+        serde_json::from_slice(&self.client.request(request).await?).map_err(Error::Decode)
+    }
+
+    pub async fn create(&self, object: &K) -> Result<K> {
+        self.call(Method::POST, &[], Query::default(), Some(object)).await
+    }
+
+    pub async fn replace(&self, name: &str, object: &K) -> Result<K> {
+        self.call(Method::PUT, &[name], Query::default(), Some(object)).await
+    }
+
+    pub async fn replace_status(&self, name: &str, object: &K) -> Result<K> {
+        self.call(Method::PUT, &[name, "status"], Query::default(), Some(object)).await
+    }
+
+    pub async fn patch(&self, name: &str, patch: &Patch) -> Result<K> {
+        self.patch_at(&[name], patch).await
+    }
+
+    pub async fn patch_status(&self, name: &str, patch: &Patch) -> Result<K> {
+        self.patch_at(&[name, "status"], patch).await
+    }
+
+    pub async fn delete(&self, name: &str, params: &DeleteParams) -> Result<()> {
+        let body = serde_json::to_vec(&params.body()).map_err(Error::Encode)?;
+        let path = self.path(&[name], Query::default());
+        let request = build(Method::DELETE, &path, ACCEPT_JSON, Some(ACCEPT_JSON), body.into())?;
+        self.client.request(request).await.map(drop)
+    }
+
+    pub async fn delete_collection(&self, params: &DeleteParams, list: &ListParams) -> Result<()> {
+        let body = serde_json::to_vec(&params.body()).map_err(Error::Encode)?;
+        let path = self.path(&[], list.query());
+        let request = build(Method::DELETE, &path, ACCEPT_JSON, Some(ACCEPT_JSON), body.into())?;
+        self.client.request(request).await.map(drop)
+    }
+
+    /// Creates a subresource of an object (`token`, `binding`, `eviction`).
+    pub async fn create_subresource(
+        &self,
+        name: &str,
+        subresource: &str,
+        body: &Value,
+    ) -> Result<Value> {
+        self.client.post_raw(&self.path(&[name, subresource], Query::default()), body).await
+    }
+
+    async fn patch_at(&self, tail: &[&str], patch: &Patch) -> Result<K> {
+        let mut query = Query::default();
+        let (content_type, body) = match patch {
+            Patch::Merge(body) => ("application/merge-patch+json", body),
+            Patch::Json(body) => ("application/json-patch+json", body),
+            Patch::Strategic(body) => ("application/strategic-merge-patch+json", body),
+            Patch::Apply { object, manager, force } => {
+                query.set("fieldManager", Some(manager));
+                query.set("force", Some(if *force { "true" } else { "false" }));
+                ("application/apply-patch+yaml", object)
+            }
+        };
+        let body = serde_json::to_vec(body).map_err(Error::Encode)?;
+        let path = self.path(tail, query);
+        let request = build(Method::PATCH, &path, self.accept, Some(content_type), body.into())?;
+        serde_json::from_slice(&self.client.request(request).await?).map_err(Error::Decode)
+    }
+
+    /// Watches from `resource_version` on. The stream ends when the server ends it; an
+    /// `Err` is its last item.
+    pub async fn watch(
+        &self,
+        params: &ListParams,
+        resource_version: &str,
+    ) -> Result<Pin<Box<dyn Stream<Item = Result<WatchEvent<K>>> + Send>>>
+    where
+        K: Send + 'static,
+    {
+        let mut query = params.query();
+        query.set("watch", Some("true"));
+        query.set("allowWatchBookmarks", Some("true"));
+        query.set("resourceVersion", Some(resource_version));
+        let seconds = WATCH_TIMEOUT_SECONDS + base::rng::below(WATCH_TIMEOUT_SECONDS / 2);
+        query.set("timeoutSeconds", Some(&seconds.to_string()));
+        let path = self.path(&[], query);
+        let request = build(Method::GET, &path, self.accept, None, Bytes::new())?;
+        let response = self.client.open(request).await?;
+        // A server that is gone without a word sends nothing at all, not even the end.
+        let patience = Duration::from_secs(seconds + 60);
+        Ok(Box::pin(events(response.into_body(), patience)))
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        tail: &[&str],
+        query: Query,
+        object: Option<&K>,
+    ) -> Result<K> {
+        let (body, content_type) = match object {
+            Some(object) => {
+                let body = serde_json::to_vec(object).map_err(Error::Encode)?;
+                (Bytes::from(body), Some(ACCEPT_JSON))
+            }
+            None => (Bytes::new(), None),
+        };
+        let request = build(method, &self.path(tail, query), self.accept, content_type, body)?;
+        serde_json::from_slice(&self.client.request(request).await?).map_err(Error::Decode)
+    }
+
+    fn path(&self, tail: &[&str], query: Query) -> String {
+        let mut path = self.resource.path(self.namespace.as_deref());
+        for part in tail {
+            path.push('/');
+            path.push_str(part);
+        }
+        query.append_to(path)
+    }
+}
+
+fn build(
+    method: Method,
+    path: &str,
+    accept: &str,
+    content_type: Option<&str>,
+    body: Bytes,
+) -> Result<Request<Bytes>> {
+    let mut request = Request::builder().method(method).uri(path).header("accept", accept);
+    if let Some(content_type) = content_type {
+        request = request.header("content-type", content_type);
+    }
+    request.body(body).map_err(Error::Request)
+}
+
+#[derive(Default)]
+struct Query(Vec<(&'static str, String)>);
+
+impl Query {
+    fn set(&mut self, name: &'static str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.0.push((name, value.to_string()));
+        }
+    }
+
+    fn append_to(self, mut path: String) -> String {
+        for (n, (name, value)) in self.0.iter().enumerate() {
+            path.push(if n == 0 { '?' } else { '&' });
+            path.push_str(name);
+            path.push('=');
+            for byte in value.bytes() {
+                match byte {
+                    b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                        path.push(char::from(byte));
+                    }
+                    _ => path.push_str(&format!("%{byte:02X}")),
+                }
+            }
+        }
+        path
+    }
+}
+
+#[derive(Deserialize)]
+struct RawEvent<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(borrow)]
+    object: &'a serde_json::value::RawValue,
+}
+
+fn decode_event<K: DeserializeOwned>(line: &[u8]) -> Result<WatchEvent<K>> {
+    let raw: RawEvent<'_> = serde_json::from_slice(line).map_err(Error::Decode)?;
+    let object = raw.object.get();
+    let decode = || serde_json::from_str(object).map_err(Error::Decode);
+    match raw.kind {
+        "ADDED" => Ok(WatchEvent::Added(decode()?)),
+        "MODIFIED" => Ok(WatchEvent::Modified(decode()?)),
+        "DELETED" => Ok(WatchEvent::Deleted(decode()?)),
+        "BOOKMARK" => {
+            let object: MetaOnly = serde_json::from_str(object).map_err(Error::Decode)?;
+            Ok(WatchEvent::Bookmark(object.metadata.resource_version.unwrap_or_default()))
+        }
+        _ => {
+            let status: Status = serde_json::from_str(object).map_err(Error::Decode)?;
+            Err(Error::Api(Box::new(status)))
+        }
+    }
+}
+
+/// Cuts a body into lines and decodes each as an event.
+fn events<K: DeserializeOwned>(
+    body: Body,
+    patience: Duration,
+) -> impl Stream<Item = Result<WatchEvent<K>>> + Send {
+    let stream = match body {
+        Body::Full(bytes) => futures::stream::once(async move { Ok(bytes) }).boxed(),
+        Body::Stream(stream) => stream,
+    };
+    futures::stream::unfold(Some((stream, BytesMut::new())), move |state| async move {
+        let (mut stream, mut buffer) = state?;
+        loop {
+            if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                let line = buffer.split_to(end + 1);
+                let event = decode_event(&line);
+                let next = event.is_ok().then_some((stream, buffer));
+                return Some((event, next));
+            }
+            if buffer.len() > WATCH_EVENT_BYTES_MAX {
+                return Some((Err(Error::Transport("a watch event is too large".into())), None));
+            }
+            match tokio::time::timeout(patience, stream.next()).await {
+                Ok(Some(Ok(chunk))) => buffer.extend_from_slice(&chunk),
+                Ok(Some(Err(err))) => {
+                    return Some((Err(Error::Transport(Box::new(err))), None));
+                }
+                Ok(None) => return None,
+                Err(_) => return Some((Err(Error::Timeout(patience)), None)),
+            }
+        }
+    })
+}

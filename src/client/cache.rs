@@ -1,0 +1,393 @@
+//! Shared reflectors: one list-and-watch per kind and selector in a process, decoded
+//! once, read by every loop.
+//!
+//! A change is handed to the registered handlers synchronously and only as a hint;
+//! handlers put a key into a queue and return.
+
+use std::any::{Any, TypeId};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::backoff::Backoff;
+use base::drain::Drain;
+use base::error::chain;
+use futures::StreamExt;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use crate::api::{Api, ListParams, MetaOnly, Object, ResourceRef, ScopeOf, WatchEvent};
+use crate::error::Error;
+use crate::transport::Client;
+
+/// Objects per page of the first list.
+const LIST_PAGE: u64 = 500;
+
+/// Namespace (empty for cluster objects) and name.
+pub type Key = (String, String);
+
+pub fn key_of<K: Object>(object: &K) -> Key {
+    let meta = object.meta();
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+type Handler<K> = Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync>;
+type IndexFn<K> = fn(&K) -> Vec<String>;
+
+struct Index<K> {
+    of: IndexFn<K>,
+    keys: HashMap<String, HashSet<Key>>,
+}
+
+struct Objects<K> {
+    by_key: BTreeMap<Key, Arc<K>>,
+    indices: HashMap<&'static str, Index<K>>,
+}
+
+impl<K: Object> Objects<K> {
+    fn insert(&mut self, key: Key, object: Arc<K>) -> Option<Arc<K>> {
+        let old = self.by_key.insert(key.clone(), object.clone());
+        for index in self.indices.values_mut() {
+            if let Some(old) = &old {
+                index.forget(&key, old);
+            }
+            index.learn(&key, &object);
+        }
+        old
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Arc<K>> {
+        let old = self.by_key.remove(key)?;
+        for index in self.indices.values_mut() {
+            index.forget(key, &old);
+        }
+        Some(old)
+    }
+}
+
+impl<K> Index<K> {
+    fn learn(&mut self, key: &Key, object: &K) {
+        for value in (self.of)(object) {
+            self.keys.entry(value).or_default().insert(key.clone());
+        }
+    }
+
+    fn forget(&mut self, key: &Key, object: &K) {
+        for value in (self.of)(object) {
+            if let Some(keys) = self.keys.get_mut(&value) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.keys.remove(&value);
+                }
+            }
+        }
+    }
+}
+
+struct Inner<K> {
+    objects: RwLock<Objects<K>>,
+    /// Held while a change is stored and handed on, so that a handler registered late
+    /// sees every object exactly once before its changes.
+    handlers: Mutex<Vec<Handler<K>>>,
+    synced: watch::Sender<bool>,
+}
+
+/// A live, read-only view of the objects of one kind.
+pub struct Cache<K>(Arc<Inner<K>>);
+
+impl<K> Clone for Cache<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K: Object> Default for Cache<K> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K: Object> Cache<K> {
+    /// An empty cache that nothing feeds yet; tests fill it with `put` and `remove`.
+    pub fn new() -> Self {
+        Self(Arc::new(Inner {
+            objects: RwLock::new(Objects { by_key: BTreeMap::new(), indices: HashMap::new() }),
+            handlers: Mutex::new(Vec::new()),
+            synced: watch::Sender::new(false),
+        }))
+    }
+
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        let key = (namespace.to_string(), name.to_string());
+        self.0.objects.read().by_key.get(&key).cloned()
+    }
+
+    /// All objects in the order of their keys.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.0.objects.read().by_key.values().cloned().collect()
+    }
+
+    pub fn list_in(&self, namespace: &str) -> Vec<Arc<K>> {
+        let start = (namespace.to_string(), String::new());
+        let objects = self.0.objects.read();
+        objects
+            .by_key
+            .range(start..)
+            .take_while(|((ns, _), _)| ns == namespace)
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.objects.read().by_key.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Keeps an index under `name`; adding the same name again changes nothing.
+    pub fn add_index(&self, name: &'static str, of: IndexFn<K>) {
+        let mut objects = self.0.objects.write();
+        if objects.indices.contains_key(name) {
+            return;
+        }
+        let mut index = Index { of, keys: HashMap::new() };
+        for (key, object) in &objects.by_key {
+            index.learn(key, object);
+        }
+        objects.indices.insert(name, index);
+    }
+
+    /// The objects that the index `name` files under `value`, in the order of keys.
+    pub fn indexed(&self, name: &str, value: &str) -> Vec<Arc<K>> {
+        let objects = self.0.objects.read();
+        let Some(keys) = objects.indices.get(name).and_then(|index| index.keys.get(value)) else {
+            return Vec::new();
+        };
+        let mut keys: Vec<&Key> = keys.iter().collect();
+        keys.sort();
+        keys.iter().filter_map(|key| objects.by_key.get(*key).cloned()).collect()
+    }
+
+    /// Calls `handler(old, new)` for every object there is (old is None) and then for
+    /// every change. It runs on the reflector's task: it must be quick and must not
+    /// wait.
+    pub fn on_change(
+        &self,
+        handler: impl Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync + 'static,
+    ) {
+        let mut handlers = self.0.handlers.lock();
+        for object in self.list() {
+            handler(None, Some(&object));
+        }
+        handlers.push(Box::new(handler));
+    }
+
+    /// Returns when the first list is complete.
+    pub async fn synced(&self) {
+        let mut synced = self.0.synced.subscribe();
+        // The sender lives in self.
+        let _ = synced.wait_for(|done| *done).await;
+    }
+
+    pub fn is_synced(&self) -> bool {
+        *self.0.synced.borrow()
+    }
+
+    pub fn put(&self, object: K) {
+        let handlers = self.0.handlers.lock();
+        let object = Arc::new(object);
+        let old = self.0.objects.write().insert(key_of(&*object), object.clone());
+        for handler in handlers.iter() {
+            handler(old.as_ref(), Some(&object));
+        }
+    }
+
+    pub fn remove(&self, key: &Key) {
+        let handlers = self.0.handlers.lock();
+        let Some(old) = self.0.objects.write().remove(key) else { return };
+        for handler in handlers.iter() {
+            handler(Some(&old), None);
+        }
+    }
+
+    /// Makes the cache hold exactly `objects`.
+    pub fn reset(&self, objects: Vec<K>) {
+        let keep: HashSet<Key> = objects.iter().map(key_of).collect();
+        let gone: Vec<Key> = {
+            let held = self.0.objects.read();
+            held.by_key.keys().filter(|key| !keep.contains(*key)).cloned().collect()
+        };
+        for key in &gone {
+            self.remove(key);
+        }
+        for object in objects {
+            let key = key_of(&object);
+            let unchanged = self.get(&key.0, &key.1).is_some_and(|held| {
+                let version = &object.meta().resource_version;
+                version.is_some() && held.meta().resource_version == *version
+            });
+            if !unchanged {
+                self.put(object);
+            }
+        }
+        self.0.synced.send_replace(true);
+    }
+
+    /// Lists and watches until the drain begins.
+    pub async fn run(&self, api: Api<K>, params: ListParams, drain: Drain) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
+        let mut version: Option<String> = None;
+        loop {
+            let round = drain.until(self.round(&api, &params, &mut version, &mut backoff)).await;
+            let Some(result) = round else { return };
+            let plural = &api.resource().plural;
+            match result {
+                Ok(()) => backoff.reset(),
+                Err(err) if err.is_expired() => {
+                    debug!(resource = %plural, "watch expired, listing again");
+                    version = None;
+                }
+                Err(err) => {
+                    if backoff.failures() == 3 {
+                        warn!(resource = %plural, error = %chain(&err), "watch fails, retrying");
+                    }
+                    if err.code() != 0 {
+                        version = None;
+                    }
+                    let delay = backoff.next_delay();
+                    if drain.until(tokio::time::sleep(delay)).await.is_none() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// One list (unless a version is known) and one watch to its end.
+    async fn round(
+        &self,
+        api: &Api<K>,
+        params: &ListParams,
+        version: &mut Option<String>,
+        backoff: &mut Backoff,
+    ) -> Result<(), Error> {
+        let start = match version {
+            Some(version) => version.clone(),
+            None => {
+                let (objects, listed) = list_all(api, params).await?;
+                self.reset(objects);
+                *version = Some(listed.clone());
+                listed
+            }
+        };
+        let mut stream = api.watch(params, &start).await?;
+        while let Some(event) = stream.next().await {
+            match event? {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                    version.clone_from(&object.meta().resource_version);
+                    self.put(object);
+                }
+                WatchEvent::Deleted(object) => {
+                    version.clone_from(&object.meta().resource_version);
+                    self.remove(&key_of(&object));
+                }
+                WatchEvent::Bookmark(seen) => *version = Some(seen),
+            }
+            backoff.reset();
+        }
+        Ok(())
+    }
+}
+
+/// Lists in pages over one snapshot; also returns the snapshot's version.
+pub async fn list_all<K: Object>(
+    api: &Api<K>,
+    params: &ListParams,
+) -> Result<(Vec<K>, String), Error> {
+    let mut params = ListParams { limit: Some(LIST_PAGE), ..params.clone() };
+    let mut objects = Vec::new();
+    loop {
+        let page = api.list(&params).await?;
+        objects.extend(page.items);
+        match page.metadata.continue_ {
+            Some(token) if !token.is_empty() => params.continue_token = Some(token),
+            _ => return Ok((objects, page.metadata.resource_version.unwrap_or_default())),
+        }
+    }
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct SharedKey {
+    kind: TypeId,
+    resource: ResourceRef,
+    namespace: Option<String>,
+    params: ListParams,
+}
+
+/// The reflectors of a process under one identity, started when first asked for.
+#[derive(Clone)]
+pub struct Shared {
+    client: Client,
+    drain: Drain,
+    caches: Arc<Mutex<HashMap<SharedKey, Box<dyn Any + Send + Sync>>>>,
+}
+
+impl Shared {
+    pub fn new(client: Client, drain: Drain) -> Self {
+        Self { client, drain, caches: Arc::default() }
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// All objects of a kind.
+    pub fn cache<K>(&self) -> Cache<K>
+    where
+        K: Object + k8s_openapi::Resource,
+        K::Scope: ScopeOf,
+    {
+        self.cache_where(None, ListParams::default())
+    }
+
+    /// Those in one namespace, or that match a selector.
+    pub fn cache_where<K>(&self, namespace: Option<&str>, params: ListParams) -> Cache<K>
+    where
+        K: Object + k8s_openapi::Resource,
+        K::Scope: ScopeOf,
+    {
+        self.start(self.client.api::<K>(namespace), namespace, params)
+    }
+
+    /// The metadata of all objects of a resource known at run time only.
+    pub fn metadata(&self, resource: &ResourceRef) -> Cache<MetaOnly> {
+        let api = self.client.metadata_only(resource.clone(), None);
+        self.start(api, None, ListParams::default())
+    }
+
+    fn start<K: Object>(
+        &self,
+        api: Api<K>,
+        namespace: Option<&str>,
+        params: ListParams,
+    ) -> Cache<K> {
+        let key = SharedKey {
+            kind: TypeId::of::<K>(),
+            resource: api.resource().clone(),
+            namespace: namespace.map(str::to_string),
+            params: params.clone(),
+        };
+        let mut caches = self.caches.lock();
+        if let Some(cache) = caches.get(&key).and_then(|cache| cache.downcast_ref::<Cache<K>>()) {
+            return cache.clone();
+        }
+        let cache = Cache::<K>::new();
+        caches.insert(key, Box::new(cache.clone()));
+        let (fed, drain) = (cache.clone(), self.drain.clone());
+        tokio::spawn(async move { fed.run(api, params, drain).await });
+        cache
+    }
+}

@@ -1,0 +1,184 @@
+//! Certificate authorities and what they issue.
+
+use std::net::IpAddr;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+};
+use time::{Duration, OffsetDateTime};
+
+use crate::{Error, Result};
+
+/// Ten years, as upstream's authorities.
+const CA_DAYS: i64 = 3650;
+/// One year, as upstream's leaves.
+const LEAF_DAYS: i64 = 365;
+/// Certificates are valid from a little earlier, for clocks that run behind.
+const BACKDATE: Duration = Duration::hours(1);
+
+/// A certificate authority with its key.
+pub struct Authority {
+    pub cert_pem: String,
+    pub key_pem: String,
+}
+
+/// A certificate with its key.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    pub cert_pem: String,
+    pub key_pem: String,
+}
+
+/// What a leaf certificate should say.
+#[derive(Debug, Clone, Default)]
+pub struct Leaf {
+    /// Kubernetes' user name.
+    pub common_name: String,
+    /// Kubernetes' group; empty for none. (A second attribute of the same type cannot be
+    /// written with rcgen, and no certificate of ours needs one.)
+    pub organization: String,
+    pub dns_names: Vec<String>,
+    pub addresses: Vec<IpAddr>,
+    pub server: bool,
+    pub client: bool,
+}
+
+impl Leaf {
+    /// A client certificate for a user and its group.
+    pub fn client(user: &str, group: &str) -> Self {
+        Self {
+            common_name: user.into(),
+            organization: group.into(),
+            client: true,
+            ..Self::default()
+        }
+    }
+}
+
+impl Authority {
+    /// A new self-signed authority.
+    pub fn create(common_name: &str) -> Result<Self> {
+        let key = KeyPair::generate().map_err(Error::Make)?;
+        let mut params = params(common_name, "", CA_DAYS);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::CrlSign,
+        ];
+        let cert = params.self_signed(&key).map_err(Error::Make)?;
+        Ok(Self { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+    }
+
+    pub fn issue(&self, leaf: &Leaf) -> Result<Issued> {
+        let ca_key = KeyPair::from_pem(&self.key_pem).map_err(Error::Make)?;
+        let issuer = Issuer::from_ca_cert_pem(&self.cert_pem, ca_key).map_err(Error::Make)?;
+        let mut params = params(&leaf.common_name, &leaf.organization, LEAF_DAYS);
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        if leaf.server {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        if leaf.client {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        }
+        for name in &leaf.dns_names {
+            let name = name.clone().try_into().map_err(Error::Make)?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+        params.subject_alt_names.extend(leaf.addresses.iter().copied().map(SanType::IpAddress));
+        let key = KeyPair::generate().map_err(Error::Make)?;
+        let cert = params.signed_by(&key, &issuer).map_err(Error::Make)?;
+        Ok(Issued { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+    }
+}
+
+fn params(common_name: &str, organization: &str, days: i64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let mut name = DistinguishedName::new();
+    if !organization.is_empty() {
+        name.push(DnType::OrganizationName, organization);
+    }
+    name.push(DnType::CommonName, common_name);
+    params.distinguished_name = name;
+    let now = OffsetDateTime::from_unix_timestamp(base::time::now().as_second())
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    params.not_before = now - BACKDATE;
+    params.not_after = now + Duration::days(days);
+    let mut serial = base::rng::bytes::<16>();
+    serial[0] &= 0x7f; // a positive number (RFC 5280, 4.1.2.2)
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params
+}
+
+/// When a PEM certificate ends, in seconds since the Unix epoch.
+pub fn not_after(cert_pem: &str) -> Result<i64> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes())
+        .map_err(|err| Error::Pem(err.to_string()))?;
+    let cert = pem.parse_x509().map_err(|err| Error::Pem(err.to_string()))?;
+    Ok(cert.validity().not_after.timestamp())
+}
+
+/// The subject's common name and organizations of a DER certificate.
+pub fn subject(der: &[u8]) -> Result<(String, Vec<String>)> {
+    let (_, cert) =
+        x509_parser::parse_x509_certificate(der).map_err(|err| Error::Pem(err.to_string()))?;
+    let subject = cert.subject();
+    let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+        attribute.as_str().unwrap_or_default().to_string()
+    };
+    let common_name = subject.iter_common_name().next().map(text).unwrap_or_default();
+    Ok((common_name, subject.iter_organization().map(text).collect()))
+}
+
+/// The names and addresses a PEM certificate is for.
+pub fn alternative_names(cert_pem: &str) -> Result<(Vec<String>, Vec<IpAddr>)> {
+    use x509_parser::extensions::GeneralName;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes())
+        .map_err(|err| Error::Pem(err.to_string()))?;
+    let cert = pem.parse_x509().map_err(|err| Error::Pem(err.to_string()))?;
+    let (mut names, mut addresses) = (Vec::new(), Vec::new());
+    if let Ok(Some(extension)) = cert.subject_alternative_name() {
+        for name in &extension.value.general_names {
+            match name {
+                GeneralName::DNSName(name) => names.push((*name).to_string()),
+                GeneralName::IPAddress(raw) => {
+                    if let Ok(v4) = <[u8; 4]>::try_from(*raw) {
+                        addresses.push(IpAddr::from(v4));
+                    } else if let Ok(v6) = <[u8; 16]>::try_from(*raw) {
+                        addresses.push(IpAddr::from(v6));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok((names, addresses))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_carries_its_user_groups_and_names() {
+        let ca = Authority::create("coracle-ca").unwrap();
+        let leaf = Leaf {
+            dns_names: vec!["kubernetes".into()],
+            addresses: vec!["10.43.0.1".parse().unwrap()],
+            ..Leaf::client("admin", "system:masters")
+        };
+        let issued = ca.issue(&leaf).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(issued.cert_pem.as_bytes()).unwrap();
+        let (user, groups) = subject(&pem.contents).unwrap();
+        assert_eq!(user, "admin");
+        assert_eq!(groups, ["system:masters"]);
+        let (names, addresses) = alternative_names(&issued.cert_pem).unwrap();
+        assert_eq!(names, ["kubernetes"]);
+        assert_eq!(addresses, ["10.43.0.1".parse::<IpAddr>().unwrap()]);
+        let days = (not_after(&issued.cert_pem).unwrap() - base::time::now().as_second()) / 86400;
+        assert!((363..=365).contains(&days), "{days}");
+    }
+}
