@@ -11,7 +11,7 @@ pub enum Error {
     #[error("read kubeconfig {0}")]
     Read(String, #[source] std::io::Error),
     #[error("parse kubeconfig {0}")]
-    Parse(String, #[source] serde_saphyr::Error),
+    Parse(String, #[source] Box<serde_saphyr::Error>),
     #[error("kubeconfig {0}: {1}")]
     Incomplete(String, String),
 }
@@ -75,7 +75,7 @@ pub fn load(path: &Path) -> Result<Endpoint, Error> {
     let shown = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|err| Error::Read(shown.clone(), err))?;
     let file: File =
-        serde_saphyr::from_str(&text).map_err(|err| Error::Parse(shown.clone(), err))?;
+        serde_saphyr::from_str(&text).map_err(|err| Error::Parse(shown.clone(), Box::new(err)))?;
     let missing = |what: String| Error::Incomplete(shown.clone(), what);
     let context = find(&file.contexts, &file.current_context)
         .ok_or_else(|| missing(format!("no context {:?}", file.current_context)))?;
