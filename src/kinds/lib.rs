@@ -1,1 +1,5 @@
-//! The kinds room.
+//! The built-in kinds as data: which resources there are and the rules of each kind.
+//!
+//! Everything here is pure: no IO, no clock of its own, no knowledge of requests.
+
+pub mod resources;
