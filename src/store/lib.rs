@@ -151,6 +151,8 @@ pub struct Watch {
 pub trait Backend: Send + Sync + 'static {
     /// The newest acknowledged revision.
     fn revision(&self) -> u64;
+    /// The oldest revision whose state is still there.
+    fn oldest(&self) -> u64;
     async fn get(&self, key: &str) -> Result<Option<KeyValue>>;
     async fn range(&self, request: RangeRequest) -> Result<Range>;
     async fn write(&self, write: Write, durability: Durability) -> Result<Outcome>;

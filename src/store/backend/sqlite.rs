@@ -61,6 +61,7 @@ enum Command {
 struct Shared {
     /// Newest acknowledged revision.
     revision: AtomicU64,
+    compacted: AtomicU64,
     /// The writer holds relaxed writes that other connections cannot see.
     open_writes: AtomicBool,
 }
@@ -131,6 +132,7 @@ impl Sqlite {
 
         let shared = Arc::new(Shared {
             revision: AtomicU64::new(revision),
+            compacted: AtomicU64::new(compacted),
             open_writes: AtomicBool::new(false),
         });
         let (commands, receiver) = std_mpsc::sync_channel(QUEUE_WRITES_MAX);
@@ -200,6 +202,10 @@ impl Drop for Sqlite {
 impl Backend for Sqlite {
     fn revision(&self) -> u64 {
         self.shared.revision.load(Ordering::Acquire)
+    }
+
+    fn oldest(&self) -> u64 {
+        self.shared.compacted.load(Ordering::Acquire)
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>> {
@@ -639,6 +645,7 @@ impl Writer {
             Ok(gone) => {
                 self.committed();
                 self.compacted = self.compacted.max(revision);
+                self.shared.compacted.store(self.compacted, Ordering::Release);
                 if gone > 0
                     && let Err(err) = self.db.execute_batch("PRAGMA incremental_vacuum(1000)")
                 {

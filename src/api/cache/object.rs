@@ -1,0 +1,162 @@
+//! One stored object and its JSON bytes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+const METADATA: &[u8] = b"\"metadata\":{";
+
+/// An object in its storage version. The bytes are what a client gets: with
+/// `resourceVersion`, and with `kind` and `apiVersion` in front.
+#[derive(Debug)]
+pub struct Object {
+    pub key: Arc<str>,
+    pub revision: u64,
+    pub bytes: Bytes,
+    labels: OnceLock<Option<Box<BTreeMap<String, String>>>>,
+    fields: OnceLock<Vec<(&'static str, String)>>,
+}
+
+impl Object {
+    /// From the bytes in the store, which have no `resourceVersion`.
+    pub fn stored(key: &str, value: &[u8], revision: u64) -> Self {
+        Self::new(key.into(), splice_revision(value, revision), revision)
+    }
+
+    fn new(key: Arc<str>, bytes: Bytes, revision: u64) -> Self {
+        Self { key, revision, bytes, labels: OnceLock::new(), fields: OnceLock::new() }
+    }
+
+    /// The same object under another revision.
+    pub fn at_revision(&self, revision: u64) -> Self {
+        let mut value = self.value();
+        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.shift_remove("resourceVersion");
+        }
+        let bytes = match &value {
+            Value::Object(map) => encode(map),
+            _ => self.bytes.to_vec(),
+        };
+        Self::new(self.key.clone(), splice_revision(&bytes, revision), revision)
+    }
+
+    /// The decoded object.
+    pub fn value(&self) -> Value {
+        // The bytes are our own encoder's; anything else in the store is shown empty.
+        serde_json::from_slice(&self.bytes).unwrap_or_default()
+    }
+
+    pub fn labels(&self) -> Option<&BTreeMap<String, String>> {
+        #[derive(Deserialize)]
+        struct Outer {
+            metadata: Inner,
+        }
+        #[derive(Deserialize)]
+        struct Inner {
+            #[serde(default)]
+            labels: Option<BTreeMap<String, String>>,
+        }
+        self.labels
+            .get_or_init(|| {
+                let outer: Option<Outer> = serde_json::from_slice(&self.bytes).ok();
+                outer.and_then(|outer| outer.metadata.labels).map(Box::new)
+            })
+            .as_deref()
+    }
+
+    /// The selectable fields, as `extract` finds them; found once.
+    pub fn fields(
+        &self,
+        extract: impl FnOnce(&Value) -> Vec<(&'static str, String)>,
+    ) -> &[(&'static str, String)] {
+        self.fields.get_or_init(|| extract(&self.value()))
+    }
+
+    /// The bytes without `kind` and `apiVersion`, as items of a typed list have them;
+    /// the opening brace is left out.
+    pub fn item_tail(&self) -> Bytes {
+        match find(&self.bytes, METADATA) {
+            Some(at) => self.bytes.slice(at..),
+            None => self.bytes.slice(1..),
+        }
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+/// Encodes an object with `kind`, `apiVersion` and `metadata` in front.
+pub fn encode(object: &Map<String, Value>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    out.push(b'{');
+    let front = ["kind", "apiVersion", "metadata"];
+    let mut first = true;
+    let mut put = |key: &str, value: &Value| {
+        if !std::mem::take(&mut first) {
+            out.push(b',');
+        }
+        // Writing JSON values into memory cannot fail.
+        serde_json::to_writer(&mut out, key).expect("a string is JSON");
+        out.push(b':');
+        serde_json::to_writer(&mut out, value).expect("a value is JSON");
+    };
+    for key in front {
+        if let Some(value) = object.get(key) {
+            put(key, value);
+        }
+    }
+    for (key, value) in object {
+        if !front.contains(&key.as_str()) {
+            put(key, value);
+        }
+    }
+    out.push(b'}');
+    out
+}
+
+/// Puts `resourceVersion` into encoded metadata. `kind` and `apiVersion`, which come
+/// before it, cannot contain the marker: a quote in them would be escaped.
+pub fn splice_revision(value: &[u8], revision: u64) -> Bytes {
+    let Some(at) = find(value, METADATA) else { return Bytes::copy_from_slice(value) };
+    let at = at + METADATA.len();
+    let field = format!("\"resourceVersion\":\"{revision}\"");
+    let mut out = BytesMut::with_capacity(value.len() + field.len() + 1);
+    out.put_slice(&value[..at]);
+    out.put_slice(field.as_bytes());
+    if value.get(at) != Some(&b'}') {
+        out.put_u8(b',');
+    }
+    out.put_slice(&value[at..]);
+    out.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_revision_is_put_into_the_objects_own_metadata() {
+        let object = json!({
+            "data": {"a": {"metadata": {"x": 1}}},
+            "apiVersion": "v1", "kind": "Odd \"metadata\":{", "metadata": {"name": "n"},
+        });
+        let bytes = splice_revision(&encode(object.as_object().unwrap()), 7);
+        let back: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(back["metadata"], json!({"resourceVersion": "7", "name": "n"}));
+        assert_eq!(back["data"], object["data"]);
+    }
+
+    #[test]
+    fn a_deleted_object_shows_the_revision_of_its_deletion() {
+        let object = json!({"kind": "A", "apiVersion": "v1", "metadata": {"name": "n"}});
+        let bytes = encode(object.as_object().unwrap());
+        let deleted = Object::stored("/registry/a/n", &bytes, 3).at_revision(9);
+        assert_eq!(deleted.value()["metadata"]["resourceVersion"], "9");
+    }
+}
