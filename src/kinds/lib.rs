@@ -2,4 +2,5 @@
 //!
 //! Everything here is pure: no IO, no clock of its own, no knowledge of requests.
 
+pub mod meta;
 pub mod resources;
