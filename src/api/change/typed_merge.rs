@@ -14,7 +14,7 @@ use crate::scheme::{Class, List, ListKind, Type, Typed};
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     typed: Typed<'a>,
-    atomic: bool,
+    atomic: Option<bool>,
 }
 
 enum Form<'a> {
@@ -25,17 +25,15 @@ enum Form<'a> {
 
 impl<'a> Place<'a> {
     pub(super) fn root(typed: Typed<'a>) -> Self {
-        Self { typed, atomic: false }
+        Self { typed, atomic: None }
     }
 
     fn form(self) -> Form<'a> {
-        if self.atomic {
-            return Form::Leaf;
-        }
+        let whole = |atomic: bool| self.atomic.unwrap_or(atomic);
         match self.typed.ty() {
-            Type::Object(object) if !object.atomic => Form::Fields(self),
-            Type::Map { atomic: false, .. } => Form::Fields(self),
-            Type::List(list) if list.kind != ListKind::Atomic => {
+            Type::Object(object) if !whole(object.atomic) => Form::Fields(self),
+            Type::Map { atomic, .. } if !whole(*atomic) => Form::Fields(self),
+            Type::List(list) if !whole(list.kind == ListKind::Atomic) => {
                 Form::Items(list, self.typed.at(list.items))
             }
             _ => Form::Leaf,
@@ -48,7 +46,7 @@ impl<'a> Place<'a> {
             return (Place { typed: self.typed.at(field.ty), atomic: field.atomic }, true);
         }
         let typed = self.typed.child(name).unwrap_or_else(|| self.typed.any());
-        (Place { typed, atomic: false }, false)
+        (Place { typed, atomic: None }, false)
     }
 }
 

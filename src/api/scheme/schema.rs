@@ -66,8 +66,8 @@ pub struct Field {
     pub class: Class,
     /// Patch strategy `retainKeys`.
     pub retain_keys: bool,
-    /// The field's value is replaced as a whole, whatever its type says.
-    pub atomic: bool,
+    /// Whether the field's value is replaced as a whole, where the field overrides its type.
+    pub atomic: Option<bool>,
     /// What an absent key of a list-map element stands for.
     pub default: Option<Box<str>>,
 }
@@ -287,7 +287,10 @@ impl Loader {
                 ty,
                 class: class_of(class),
                 retain_keys: word("ps").contains("retainKeys"),
-                atomic: word("t") == "atomic",
+                atomic: match word("t") {
+                    "" => None,
+                    kind => Some(kind == "atomic"),
+                },
                 default: protocol.then(|| "TCP".into()),
             });
         }
