@@ -1,1 +1,4 @@
 //! The api room.
+
+pub mod change;
+pub mod scheme;

@@ -2,4 +2,10 @@
 //!
 //! Everything here is pure: no IO, no clock of its own, no knowledge of requests.
 
+pub mod apps;
+pub mod core;
+pub mod meta;
+pub mod policy;
 pub mod resources;
+pub mod rules;
+pub(crate) mod value;

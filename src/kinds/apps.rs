@@ -1,0 +1,3 @@
+//! Workloads: the groups `apps`, `batch` and `autoscaling`.
+
+pub mod defaults;

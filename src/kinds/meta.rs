@@ -1,0 +1,3 @@
+//! What all kinds share: names, selectors, quantities, field errors.
+
+pub mod quantity;

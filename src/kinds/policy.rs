@@ -1,0 +1,3 @@
+//! Who may do what and what may happen: rbac, admission, networking policies.
+
+pub mod defaults;
