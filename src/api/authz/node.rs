@@ -1,0 +1,229 @@
+//! What a node may do: its own objects, and what the pods bound to it refer to
+//! (documentation, "Using Node Authorization").
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Action, Decision};
+use crate::authn::User;
+use crate::cache::Cache;
+
+const NODES_GROUP: &str = "system:nodes";
+const PODS: &str = "/registry/pods/";
+
+/// The node a user is, if it is one.
+pub fn node_name(user: &User) -> Option<&str> {
+    user.is_in(NODES_GROUP).then(|| user.name.strip_prefix("system:node:")).flatten()
+}
+
+pub fn decide(cache: &Cache, user: &Arc<User>, action: &Action) -> Decision {
+    let Some(node) = node_name(user) else { return Decision::NoOpinion(String::new()) };
+    let reads = matches!(action.verb.as_str(), "get" | "list" | "watch");
+    let allowed = match (action.group.as_str(), action.resource.as_str()) {
+        ("", "secrets" | "configmaps") => reads && referenced(cache, node, action),
+        ("", "persistentvolumeclaims") => {
+            action.verb == "get" && referenced(cache, node, action)
+        }
+        ("", "serviceaccounts") => {
+            action.subresource == "token"
+                && action.verb == "create"
+                && referenced(cache, node, action)
+        }
+        ("", "persistentvolumes") => action.verb == "get" && bound_volume(cache, node, &action.name),
+        ("", "pods") if reads => pods(node, cache, action),
+        ("coordination.k8s.io", "leases") => {
+            action.namespace == "kube-node-lease"
+                && (action.verb == "create" || action.name == node)
+                && matches!(action.verb.as_str(), "get" | "create" | "update" | "patch" | "delete")
+        }
+        ("storage.k8s.io", "csinodes") => {
+            action.verb == "create"
+                || (action.name == node
+                    && matches!(action.verb.as_str(), "get" | "update" | "patch" | "delete"))
+        }
+        // What names no other node is in the role of all nodes.
+        _ => STATIC_RULES.iter().any(|(groups, resources, verbs)| {
+            *groups == action.group
+                && resources.contains(&full(action).as_str())
+                && verbs.contains(&action.verb.as_str())
+        }),
+    };
+    if allowed {
+        Decision::Allow(String::new())
+    } else {
+        Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
+    }
+}
+
+fn full(action: &Action) -> String {
+    if action.subresource.is_empty() {
+        action.resource.clone()
+    } else {
+        format!("{}/{}", action.resource, action.subresource)
+    }
+}
+
+type StaticRule =
+    (&'static str, &'static [&'static str], &'static [&'static str]);
+
+/// The rules of `system:node` that need no relationship (k8s.io/kubernetes,
+/// `bootstrappolicy.NodeRules`). Writing to nodes and pods is narrowed to the node's own
+/// by the NodeRestriction admission.
+const STATIC_RULES: &[StaticRule] = &[
+    ("authentication.k8s.io", &["tokenreviews"], &["create"]),
+    ("authorization.k8s.io", &["subjectaccessreviews", "localsubjectaccessreviews"], &["create"]),
+    ("", &["services"], &["get", "list", "watch"]),
+    ("", &["nodes"], &["create", "get", "list", "watch", "update", "patch"]),
+    ("", &["nodes/status"], &["update", "patch"]),
+    ("", &["events"], &["create", "update", "patch"]),
+    ("events.k8s.io", &["events"], &["create", "update", "patch"]),
+    ("", &["pods"], &["create", "delete"]),
+    ("", &["pods/status"], &["update", "patch"]),
+    ("", &["pods/eviction"], &["create"]),
+    ("certificates.k8s.io", &["certificatesigningrequests"], &["create", "get", "list", "watch"]),
+    ("storage.k8s.io", &["csidrivers"], &["get", "list", "watch"]),
+    ("storage.k8s.io", &["volumeattachments"], &["get"]),
+    ("node.k8s.io", &["runtimeclasses"], &["get", "list", "watch"]),
+    ("resource.k8s.io", &["resourceclaims"], &["get"]),
+    ("resource.k8s.io", &["resourceslices"], &["create", "get", "list", "watch", "update", "patch", "delete"]),
+];
+
+/// A node sees the pods bound to it: one by name, or a list that selects them.
+fn pods(node: &str, cache: &Cache, action: &Action) -> bool {
+    if action.verb == "get" && !action.name.is_empty() {
+        return cache
+            .get(PODS, &format!("{PODS}{}/{}", action.namespace, action.name))
+            .is_some_and(|pod| pod.value()["spec"]["nodeName"] == node);
+    }
+    action
+        .field_selector
+        .split(',')
+        .any(|part| part.split_once('=').is_some_and(|(field, value)| {
+            field == "spec.nodeName" && value.trim_start_matches('=') == node
+        }))
+}
+
+fn pods_of(cache: &Cache, node: &str, namespace: &str) -> Vec<Value> {
+    let start = if namespace.is_empty() { PODS.to_string() } else { format!("{PODS}{namespace}/") };
+    let (pods, _) = cache.list(PODS, &start, None);
+    pods.iter()
+        .filter(|pod| {
+            let fields = pod.fields(|value| crate::registry::strategy::fields("", "Pod", value));
+            fields.iter().any(|(field, value)| *field == "spec.nodeName" && value == node)
+        })
+        .map(|pod| pod.value())
+        .collect()
+}
+
+/// Whether a pod on the node refers to the object by name. A watch or list names it by
+/// its field selector.
+fn referenced(cache: &Cache, node: &str, action: &Action) -> bool {
+    let selected = action
+        .field_selector
+        .split(',')
+        .find_map(|part| part.strip_prefix("metadata.name="))
+        .map(|name| name.trim_start_matches('='));
+    let name = if action.name.is_empty() { selected.unwrap_or("") } else { &action.name };
+    if name.is_empty() || action.namespace.is_empty() {
+        return false;
+    }
+    pods_of(cache, node, &action.namespace)
+        .iter()
+        .any(|pod| refers(pod, &action.resource, name))
+}
+
+fn refers(pod: &Value, resource: &str, name: &str) -> bool {
+    let spec = &pod["spec"];
+    if resource == "serviceaccounts" {
+        return spec["serviceAccountName"] == name;
+    }
+    let volumes = spec["volumes"].as_array().into_iter().flatten();
+    if resource == "persistentvolumeclaims" {
+        let pod_name = pod["metadata"]["name"].as_str().unwrap_or("");
+        return volumes.clone().any(|volume| {
+            volume["persistentVolumeClaim"]["claimName"] == name
+                || (volume["ephemeral"].is_object()
+                    && volume["name"].as_str().is_some_and(|v| format!("{pod_name}-{v}") == name))
+        });
+    }
+    let (source, field, env_key, env_from) = match resource {
+        "secrets" => ("secret", "secretName", "secretKeyRef", "secretRef"),
+        _ => ("configMap", "name", "configMapKeyRef", "configMapRef"),
+    };
+    if resource == "secrets"
+        && spec["imagePullSecrets"].as_array().into_iter().flatten().any(|s| s["name"] == name)
+    {
+        return true;
+    }
+    let in_volume = |volume: &Value| {
+        volume[source][field] == name
+            || volume["projected"]["sources"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|projected| projected[source]["name"] == name)
+            || (resource == "secrets"
+                && ["csi", "iscsi", "rbd", "cephfs", "flexVolume", "scaleIO", "storageos", "azureFile"]
+                    .iter()
+                    .any(|kind| {
+                        volume[*kind]["secretRef"]["name"] == name
+                            || volume[*kind]["nodePublishSecretRef"]["name"] == name
+                            || volume[*kind]["secretName"] == name
+                    }))
+    };
+    if volumes.clone().any(in_volume) {
+        return true;
+    }
+    ["containers", "initContainers", "ephemeralContainers"].iter().any(|list| {
+        spec[*list].as_array().into_iter().flatten().any(|container| {
+            let env = container["env"].as_array().into_iter().flatten();
+            let from = container["envFrom"].as_array().into_iter().flatten();
+            env.clone().any(|env| env["valueFrom"][env_key]["name"] == name)
+                || from.clone().any(|from| from[env_from]["name"] == name)
+        })
+    })
+}
+
+/// Whether a claim of a pod on the node is bound to the volume.
+fn bound_volume(cache: &Cache, node: &str, volume: &str) -> bool {
+    const CLAIMS: &str = "/registry/persistentvolumeclaims/";
+    pods_of(cache, node, "").iter().any(|pod| {
+        let namespace = pod["metadata"]["namespace"].as_str().unwrap_or("");
+        pod["spec"]["volumes"].as_array().into_iter().flatten().any(|v| {
+            let Some(claim) = v["persistentVolumeClaim"]["claimName"].as_str() else { return false };
+            cache
+                .get(CLAIMS, &format!("{CLAIMS}{namespace}/{claim}"))
+                .is_some_and(|claim| claim.value()["spec"]["volumeName"] == volume)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_refers_to_what_it_mounts_and_reads() {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {
+            "serviceAccountName": "sa",
+            "imagePullSecrets": [{"name": "pull"}],
+            "volumes": [
+                {"name": "a", "secret": {"secretName": "s"}},
+                {"name": "b", "projected": {"sources": [{"configMap": {"name": "c"}}]}},
+                {"name": "e", "ephemeral": {}},
+            ],
+            "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "k"}}}],
+                "envFrom": [{"configMapRef": {"name": "ef"}}]}],
+        }});
+        for (resource, name) in [
+            ("serviceaccounts", "sa"), ("secrets", "pull"), ("secrets", "s"), ("secrets", "k"),
+            ("configmaps", "c"), ("configmaps", "ef"), ("persistentvolumeclaims", "p-e"),
+        ] {
+            assert!(refers(&pod, resource, name), "{resource} {name}");
+            assert!(!refers(&pod, resource, "other"), "{resource}");
+        }
+    }
+}

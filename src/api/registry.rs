@@ -1,0 +1,219 @@
+//! One registry for all kinds: create, read, list, watch, update, patch and delete are
+//! written once; what differs between kinds is data and rules in `kinds`.
+//!
+//! Never looks at HTTP: `serve` turns requests into these calls and answers into bytes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kinds::resources::{Catalog, Resource};
+use kinds::rules::{FieldError, Rules};
+use parking_lot::RwLock;
+use serde_json::{Map, Value};
+use store::{Backend, Durability};
+
+use crate::admission::{Admission, Attributes, Operation};
+use crate::authn::User;
+use crate::cache::{Cache, encode};
+use crate::error::{ApiError, Cause, Result};
+use crate::scheme::{Schema, Typed};
+
+pub mod allocate;
+pub mod convert;
+pub mod create;
+pub mod delete;
+pub mod list;
+pub mod select;
+pub mod update;
+pub mod watch;
+
+/// How often a write without an expectation of its own is tried again when another
+/// writer was faster.
+const CONFLICT_RETRIES_MAX: usize = 20;
+
+/// What a request is about.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub resource: Arc<Resource>,
+    /// The version of the request.
+    pub version: String,
+    /// Empty for cluster objects, and for lists over all namespaces.
+    pub namespace: String,
+    pub name: String,
+    /// Empty for the object itself.
+    pub subresource: String,
+}
+
+impl Target {
+    pub fn prefix(&self) -> Result<&str> {
+        self.resource.prefix.as_deref().ok_or_else(ApiError::method_not_allowed)
+    }
+
+    pub fn key(&self) -> Result<String> {
+        self.key_of(&self.name)
+    }
+
+    pub fn key_of(&self, name: &str) -> Result<String> {
+        self.resource.key(&self.namespace, name).ok_or_else(ApiError::method_not_allowed)
+    }
+
+    /// Where the keys of the namespace asked for begin.
+    pub fn start(&self) -> Result<String> {
+        let namespace = Some(self.namespace.as_str()).filter(|ns| !ns.is_empty());
+        self.resource.key_prefix(namespace).ok_or_else(ApiError::method_not_allowed)
+    }
+
+    pub fn api_version(&self) -> String {
+        self.resource.api_version(&self.version)
+    }
+
+    pub fn rules(&self) -> &'static Rules {
+        kinds::rules::of(&self.resource.group, &self.resource.kind)
+    }
+
+    pub fn typed(&self) -> Typed<'static> {
+        let (group, kind) = (&self.resource.group, &self.resource.kind);
+        Schema::built_in().kind(group, &self.version, kind).unwrap_or_else(Schema::untyped)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FieldValidation {
+    Ignore,
+    #[default]
+    Warn,
+    Strict,
+}
+
+/// How a write is to be done, and by whom.
+#[derive(Debug, Clone)]
+pub struct WriteOptions {
+    pub user: Arc<User>,
+    pub manager: String,
+    pub dry_run: bool,
+    pub force: bool,
+}
+
+/// The registry of one server.
+pub struct Registry {
+    pub cache: Cache,
+    pub catalog: RwLock<Arc<Catalog>>,
+    pub admission: Admission,
+    pub allocator: allocate::Allocator,
+}
+
+impl Registry {
+    pub fn store(&self) -> &Arc<dyn Backend> {
+        self.cache.store()
+    }
+
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.read().clone()
+    }
+
+    pub fn resource(&self, group: &str, plural: &str) -> Option<Arc<Resource>> {
+        self.catalog.read().any_version(group, plural).cloned()
+    }
+
+    /// The object a target names, in the target's version.
+    ///
+    /// # Errors
+    /// 404 if it does not exist.
+    pub async fn get(&self, target: &Target) -> Result<Value> {
+        let object = self.live(target).await?;
+        Ok(convert::from_storage(object.value(), &target.resource, &target.version))
+    }
+
+    /// The stored object a target names, as fresh as the store.
+    pub async fn live(&self, target: &Target) -> Result<Arc<crate::cache::Object>> {
+        self.cache.fresh().await?;
+        self.cache
+            .get(target.prefix()?, &target.key()?)
+            .ok_or_else(|| ApiError::not_found(&target.resource, &target.name))
+    }
+
+    fn attributes<'a>(
+        &'a self,
+        target: &'a Target,
+        options: &'a WriteOptions,
+        operation: Operation,
+        old: Option<&'a Value>,
+    ) -> Attributes<'a> {
+        Attributes {
+            operation,
+            resource: &target.resource,
+            version: &target.version,
+            namespace: &target.namespace,
+            name: &target.name,
+            subresource: &target.subresource,
+            user: &options.user,
+            dry_run: options.dry_run,
+            old,
+        }
+    }
+}
+
+/// Heartbeats and events may be a few minutes old after a power cut; everything else
+/// is on disk before it is acknowledged.
+pub(crate) fn durability(resource: &Resource) -> Durability {
+    match (resource.group.as_str(), resource.plural.as_str()) {
+        ("coordination.k8s.io", "leases") | ("", "events") | ("events.k8s.io", "events") => {
+            Durability::Relaxed
+        }
+        _ => Durability::Durable,
+    }
+}
+
+/// The value to store: storage version, no resourceVersion.
+pub(crate) fn stored_bytes(value: &Value, resource: &Resource) -> bytes::Bytes {
+    let mut value = convert::to_storage(value.clone(), resource);
+    metadata_mut(&mut value).shift_remove("resourceVersion");
+    match &value {
+        Value::Object(map) => encode(map).into(),
+        _ => bytes::Bytes::new(),
+    }
+}
+
+pub(crate) fn set_revision(value: &mut Value, revision: u64) {
+    metadata_mut(value).insert("resourceVersion".into(), revision.to_string().into());
+}
+
+/// `metadata`, made if it is missing.
+pub fn metadata_mut(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    let metadata = &mut value["metadata"];
+    if !metadata.is_object() {
+        *metadata = Value::Object(Map::new());
+    }
+    match metadata {
+        Value::Object(map) => map,
+        _ => unreachable!("it was made an object above"),
+    }
+}
+
+/// A text field of the metadata; empty where it is missing.
+pub fn metadata_str<'a>(value: &'a Value, field: &str) -> &'a str {
+    value["metadata"][field].as_str().unwrap_or("")
+}
+
+pub fn finalizers(value: &Value) -> Vec<String> {
+    let list = value["metadata"]["finalizers"].as_array();
+    list.map(|list| list.iter().filter_map(|f| f.as_str().map(str::to_string)).collect())
+        .unwrap_or_default()
+}
+
+pub(crate) fn causes(errors: Vec<FieldError>) -> Vec<Cause> {
+    errors
+        .into_iter()
+        .map(|error| Cause {
+            reason: error.reason().to_string(),
+            message: error.message(),
+            field: error.field.clone(),
+        })
+        .collect()
+}
+
+/// How long something that the registry waits for may take.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(30);

@@ -1,0 +1,175 @@
+//! Creating objects.
+
+use serde_json::{Value, json};
+use store::{Outcome, Write};
+
+use super::{Registry, Target, WriteOptions, causes, metadata_mut, metadata_str, set_revision};
+use crate::admission::Operation;
+use crate::change::apply::{Writer, reset_fields, update_managed_fields};
+use crate::error::{ApiError, Result};
+
+/// Names drawn for a generateName before giving up.
+const GENERATED_NAMES_MAX: usize = 8;
+/// A generated name's stem is cut so that the whole fits a DNS label (63 characters).
+const GENERATED_STEM_MAX: usize = 58;
+
+impl Registry {
+    /// Creates `object`, which is in the target's version. Returns it as stored.
+    ///
+    /// # Errors
+    /// 409 AlreadyExists, 422 Invalid, 403 from admission, 404 for a missing namespace.
+    pub async fn create(
+        &self,
+        target: &Target,
+        object: Value,
+        options: &WriteOptions,
+    ) -> Result<Value> {
+        let generated = metadata_str(&object, "name").is_empty()
+            && !metadata_str(&object, "generateName").is_empty();
+        let mut tries = if generated { GENERATED_NAMES_MAX } else { 1 };
+        loop {
+            tries -= 1;
+            match self.create_once(target, object.clone(), options, None).await {
+                Err(error) if error.reason == "AlreadyExists" && tries > 0 => {}
+                Err(error) if error.reason == "AlreadyExists" && generated => {
+                    let mut error = error;
+                    error.message = format!(
+                        "{}, the server was not able to generate a unique name for the object",
+                        error.message
+                    );
+                    return Err(error);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// `managed`: the writer has accounted for its fields already (server-side apply).
+    pub(crate) async fn create_once(
+        &self,
+        target: &Target,
+        mut object: Value,
+        options: &WriteOptions,
+        managed: Option<()>,
+    ) -> Result<Value> {
+        let resource = &target.resource;
+        if !metadata_str(&object, "resourceVersion").is_empty() {
+            return Err(ApiError::new(
+                500,
+                "",
+                "resourceVersion should not be set on objects to be created",
+            ));
+        }
+        let now = base::time::rfc3339(base::time::now());
+        prepare_metadata(&mut object, target, &now);
+        let target = &Target { name: metadata_str(&object, "name").to_string(), ..target.clone() };
+
+        let rules = target.rules();
+        if managed.is_none() {
+            let reset = reset_fields(
+                &resource.group,
+                &resource.kind,
+                resource.subresource("status", &target.version).is_some(),
+                "",
+            );
+            let api_version = target.api_version();
+            let writer = Writer {
+                manager: &options.manager,
+                api_version: &api_version,
+                subresource: "",
+                now: &now,
+                reset,
+            };
+            object = update_managed_fields(None, &object, target.typed(), &writer);
+        }
+        (rules.prepare_create)(&mut object);
+        (rules.default)(&mut object);
+        let attributes = self.attributes(target, options, Operation::Create, None);
+        self.admission.mutate(self, &attributes, &mut object)?;
+        (rules.default)(&mut object);
+        let allocated = self.allocator.allocate(self, target, &mut object, None)?;
+        let checked = self.check_create(target, &object, &attributes);
+        if let Err(error) = checked {
+            self.allocator.release(allocated);
+            return Err(error);
+        }
+        if options.dry_run {
+            self.allocator.release(allocated);
+            let key = target.key()?;
+            self.cache.fresh().await?;
+            if self.cache.get(target.prefix()?, &key).is_some() {
+                return Err(ApiError::already_exists(resource, &target.name));
+            }
+            return Ok(object);
+        }
+        let write = Write::Create {
+            key: target.key()?,
+            value: super::stored_bytes(&object, resource),
+        };
+        match self.store().write(write, super::durability(resource)).await {
+            Ok(Outcome::Done(revision)) => {
+                set_revision(&mut object, revision);
+                Ok(object)
+            }
+            Ok(Outcome::Conflict(there)) => {
+                self.allocator.release(allocated);
+                let deleting = there.is_some_and(|kv| {
+                    serde_json::from_slice::<Value>(&kv.value)
+                        .is_ok_and(|value| !metadata_str(&value, "deletionTimestamp").is_empty())
+                });
+                let mut error = ApiError::already_exists(resource, &target.name);
+                if deleting {
+                    error.message = format!("object is being deleted: {}", error.message);
+                }
+                Err(error)
+            }
+            Err(error) => {
+                self.allocator.release(allocated);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn check_create(
+        &self,
+        target: &Target,
+        object: &Value,
+        attributes: &crate::admission::Attributes<'_>,
+    ) -> Result<()> {
+        let mut errors =
+            kinds::rules::validate_metadata(object, target.resource.namespaced, target.rules());
+        errors.extend((target.rules().validate_create)(object));
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(&target.resource, &target.name, &causes(errors)));
+        }
+        self.admission.validate(self, attributes, object)
+    }
+}
+
+/// Sets what the server decides of an object's identity.
+fn prepare_metadata(object: &mut Value, target: &Target, now: &str) {
+    let resource = &target.resource;
+    object["apiVersion"] = target.api_version().into();
+    object["kind"] = resource.kind.as_str().into();
+    let metadata = metadata_mut(object);
+    let generate = metadata.get("generateName").and_then(Value::as_str).unwrap_or("").to_string();
+    let unnamed = metadata.get("name").and_then(Value::as_str).unwrap_or("").is_empty();
+    if unnamed && !generate.is_empty() {
+        let stem: String = generate.chars().take(GENERATED_STEM_MAX).collect();
+        metadata.insert("name".into(), format!("{stem}{}", base::rng::suffix(5)).into());
+    }
+    if resource.namespaced {
+        metadata.insert("namespace".into(), target.namespace.as_str().into());
+    } else {
+        metadata.shift_remove("namespace");
+    }
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
+        metadata.shift_remove(field);
+    }
+    metadata.insert("uid".into(), base::rng::uuid().into());
+    metadata.insert("creationTimestamp".into(), now.into());
+    metadata.shift_remove("generation");
+    if kinds::rules::of(&resource.group, &resource.kind).has_generation || resource.custom {
+        metadata.insert("generation".into(), json!(1));
+    }
+}

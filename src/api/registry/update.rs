@@ -1,0 +1,457 @@
+//! Changing objects: PUT, the four kinds of patches, and writes to subresources.
+
+use serde_json::Value;
+use store::{Outcome, Write};
+
+use super::{
+    CONFLICT_RETRIES_MAX, Registry, Target, WriteOptions, causes, convert, finalizers,
+    metadata_mut, metadata_str, set_revision,
+};
+use crate::admission::Operation;
+use crate::change::apply::{ApplyError, Writer, apply, reset_fields, update_managed_fields};
+use crate::change::{PatchError, json_patch, merge_patch, strategic};
+use crate::error::{ApiError, Cause, Result};
+
+/// Metadata that only the server sets.
+const SERVER_METADATA: [&str; 6] = [
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generation",
+    "selfLink",
+];
+
+/// A change to make.
+pub enum Change {
+    /// The whole object.
+    Put(Value),
+    Json(Value),
+    Merge(Value),
+    Strategic(Value),
+    Apply(Value),
+}
+
+/// What became of a write.
+pub struct Written {
+    pub object: Value,
+    pub created: bool,
+}
+
+impl Registry {
+    /// Makes a change to the target, or to its subresource.
+    pub async fn update(
+        &self,
+        target: &Target,
+        change: &Change,
+        options: &WriteOptions,
+    ) -> Result<Written> {
+        let mut tries = 0;
+        loop {
+            self.cache.fresh().await?;
+            let live = self.cache.get(target.prefix()?, &target.key()?);
+            let Some(live) = live else {
+                return self.create_by_update(target, change, options).await;
+            };
+            match self.update_once(target, &live, change, options).await? {
+                Some(object) => return Ok(Written { object, created: false }),
+                None => {
+                    tries += 1;
+                    if tries >= CONFLICT_RETRIES_MAX {
+                        return Err(ApiError::modified(&target.resource, &target.name));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn create_by_update(
+        &self,
+        target: &Target,
+        change: &Change,
+        options: &WriteOptions,
+    ) -> Result<Written> {
+        let missing = || ApiError::not_found(&target.resource, &target.name);
+        if !target.subresource.is_empty() {
+            return Err(missing());
+        }
+        let (object, managed) = match change {
+            Change::Put(object) if target.rules().create_on_update => {
+                if !metadata_str(object, "uid").is_empty() {
+                    return Err(ApiError::conflict(
+                        &target.resource,
+                        &target.name,
+                        &format!(
+                            "Precondition failed: UID in precondition: {}, UID in object meta: ",
+                            metadata_str(object, "uid")
+                        ),
+                    ));
+                }
+                let mut object = object.clone();
+                metadata_mut(&mut object).shift_remove("resourceVersion");
+                (object, None)
+            }
+            Change::Apply(config) => (self.apply(target, None, config, options)?, Some(())),
+            Change::Put(_) | Change::Json(_) | Change::Merge(_) | Change::Strategic(_) => {
+                return Err(missing());
+            }
+        };
+        let object = self.create_once(target, object, options, managed).await?;
+        Ok(Written { object, created: true })
+    }
+
+    /// None when another writer was faster and the change may be tried again.
+    async fn update_once(
+        &self,
+        target: &Target,
+        stored: &crate::cache::Object,
+        change: &Change,
+        options: &WriteOptions,
+    ) -> Result<Option<Value>> {
+        let resource = &target.resource;
+        let live = convert::from_storage(stored.value(), resource, &target.version);
+        let mut new = self.changed(target, &live, change, options)?;
+        let expects_version = check_preconditions(target, &live, &new, change)?;
+
+        inherit_metadata(&mut new, &live, target);
+        keep_other_half(&mut new, &live, target);
+        let rules = target.rules();
+        (rules.prepare_update)(&mut new, &live, &target.subresource);
+        (rules.default)(&mut new);
+        if !matches!(change, Change::Apply(_)) {
+            new = self.account(target, &live, &new, options);
+        }
+        let attributes = self.attributes(target, options, Operation::Update, Some(&live));
+        self.admission.mutate(self, &attributes, &mut new)?;
+        (rules.default)(&mut new);
+        bump_generation(&mut new, &live, target);
+        let allocated = self.allocator.allocate(self, target, &mut new, Some(&live))?;
+        let mut errors = kinds::rules::validate_metadata_update(&new, &live);
+        errors.extend((rules.validate_update)(&new, &live, &target.subresource));
+        if !errors.is_empty() {
+            self.allocator.release(allocated);
+            return Err(ApiError::invalid(resource, &target.name, &causes(errors)));
+        }
+        if let Err(error) = self.admission.validate(self, &attributes, &new) {
+            self.allocator.release(allocated);
+            return Err(error);
+        }
+        if unchanged(&new, &live) {
+            self.allocator.release(allocated);
+            return Ok(Some(live));
+        }
+        if options.dry_run {
+            self.allocator.release(allocated);
+            return Ok(Some(new));
+        }
+        let write = if is_released(&new, target) {
+            Write::Delete { key: stored.key.to_string(), expected: stored.revision }
+        } else {
+            Write::Update {
+                key: stored.key.to_string(),
+                value: super::stored_bytes(&new, resource),
+                expected: stored.revision,
+            }
+        };
+        let deletes = matches!(write, Write::Delete { .. });
+        match self.store().write(write, super::durability(resource)).await {
+            Ok(Outcome::Done(revision)) => {
+                self.allocator.freed(target, &live, (!deletes).then_some(&new));
+                set_revision(&mut new, revision);
+                Ok(Some(new))
+            }
+            Ok(Outcome::Conflict(_)) => {
+                self.allocator.release(allocated);
+                if expects_version {
+                    return Err(ApiError::modified(resource, &target.name));
+                }
+                Ok(None)
+            }
+            Err(error) => {
+                self.allocator.release(allocated);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The object that the change asks for, before the server's own rules.
+    fn changed(
+        &self,
+        target: &Target,
+        live: &Value,
+        change: &Change,
+        options: &WriteOptions,
+    ) -> Result<Value> {
+        let mut new = live.clone();
+        match change {
+            Change::Put(object) => return Ok(object.clone()),
+            Change::Apply(config) => return self.apply(target, Some(live), config, options),
+            Change::Json(patch) => json_patch::json_patch(&mut new, patch),
+            Change::Merge(patch) => merge_patch::merge_patch(&mut new, patch),
+            Change::Strategic(patch) => {
+                strategic::strategic_merge(&mut new, patch, target.typed())
+            }
+        }
+        .map_err(|error| patch_error(&error, target))?;
+        if let Err(mismatch) =
+            crate::scheme::shape::check_types(&new, target.typed(), &target.resource.kind)
+        {
+            return Err(ApiError::new(400, "BadRequest", mismatch.to_string()));
+        }
+        Ok(new)
+    }
+
+    fn apply(
+        &self,
+        target: &Target,
+        live: Option<&Value>,
+        config: &Value,
+        options: &WriteOptions,
+    ) -> Result<Value> {
+        let now = base::time::rfc3339(base::time::now());
+        let api_version = target.api_version();
+        let writer = Writer {
+            manager: &options.manager,
+            api_version: &api_version,
+            subresource: &target.subresource,
+            now: &now,
+            reset: reset(target),
+        };
+        apply(live, config, target.typed(), &writer, options.force).map_err(apply_error)
+    }
+
+    /// Records the writer as owner of what it changed.
+    fn account(&self, target: &Target, live: &Value, new: &Value, options: &WriteOptions) -> Value {
+        let now = base::time::rfc3339(base::time::now());
+        let api_version = target.api_version();
+        let writer = Writer {
+            manager: &options.manager,
+            api_version: &api_version,
+            subresource: &target.subresource,
+            now: &now,
+            reset: reset(target),
+        };
+        update_managed_fields(Some(live), new, target.typed(), &writer)
+    }
+}
+
+fn reset(target: &Target) -> &'static [&'static [&'static str]] {
+    let resource = &target.resource;
+    let has_status = resource.subresource("status", &target.version).is_some();
+    reset_fields(&resource.group, &resource.kind, has_status, &target.subresource)
+}
+
+/// True if the caller named the version it means to change.
+fn check_preconditions(
+    target: &Target,
+    live: &Value,
+    new: &Value,
+    change: &Change,
+) -> Result<bool> {
+    let resource = &target.resource;
+    let name = metadata_str(new, "name");
+    if name != target.name && !(name.is_empty() && !matches!(change, Change::Put(_))) {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            target.name
+        )));
+    }
+    let uid = metadata_str(new, "uid");
+    if !uid.is_empty() && uid != metadata_str(live, "uid") {
+        return Err(ApiError::conflict(
+            resource,
+            &target.name,
+            &format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                metadata_str(live, "uid")
+            ),
+        ));
+    }
+    let version = metadata_str(new, "resourceVersion");
+    if version.is_empty() {
+        if matches!(change, Change::Put(_)) && !target.rules().unconditional_update {
+            let cause = Cause {
+                reason: "FieldValueInvalid".into(),
+                message: "Invalid value: 0: must be specified for an update".into(),
+                field: "metadata.resourceVersion".into(),
+            };
+            return Err(ApiError::invalid(resource, &target.name, &[cause]));
+        }
+        return Ok(false);
+    }
+    if version.parse::<u64>().is_err() {
+        let cause = Cause {
+            reason: "FieldValueInvalid".into(),
+            message: format!("Invalid value: {version:?}: must be a valid resource version"),
+            field: "metadata.resourceVersion".into(),
+        };
+        return Err(ApiError::invalid(resource, &target.name, &[cause]));
+    }
+    if version != metadata_str(live, "resourceVersion") {
+        return Err(ApiError::modified(resource, &target.name));
+    }
+    // A patch carries the live version along without meaning to.
+    Ok(matches!(change, Change::Put(_)))
+}
+
+fn inherit_metadata(new: &mut Value, live: &Value, target: &Target) {
+    new["apiVersion"] = target.api_version().into();
+    new["kind"] = target.resource.kind.as_str().into();
+    let old = live["metadata"].as_object().cloned().unwrap_or_default();
+    let metadata = metadata_mut(new);
+    for field in SERVER_METADATA {
+        match old.get(field) {
+            Some(value) => metadata.insert(field.into(), value.clone()),
+            None => metadata.shift_remove(field),
+        };
+    }
+    metadata.insert("name".into(), target.name.as_str().into());
+    if let Some(namespace) = old.get("namespace") {
+        metadata.insert("namespace".into(), namespace.clone());
+    }
+    if let Some(version) = old.get("resourceVersion") {
+        metadata.insert("resourceVersion".into(), version.clone());
+    }
+    if metadata.get("managedFields").is_none()
+        && let Some(managed) = old.get("managedFields")
+    {
+        metadata.insert("managedFields".into(), managed.clone());
+    }
+}
+
+/// A write to the object leaves its status alone, and a write to the status leaves
+/// everything else alone.
+fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
+    let has_status = target.resource.subresource("status", &target.version).is_some();
+    match target.subresource.as_str() {
+        "" if has_status => copy_field(new, live, "status"),
+        "status" => {
+            let status = new.get("status").cloned();
+            let mut metadata = live["metadata"].clone();
+            if let Some(managed) = new["metadata"].get("managedFields") {
+                metadata["managedFields"] = managed.clone();
+            }
+            for field in target.rules().status_metadata {
+                match new["metadata"].get(*field) {
+                    Some(value) => metadata[*field] = value.clone(),
+                    None => {
+                        if let Value::Object(map) = &mut metadata {
+                            map.shift_remove(*field);
+                        }
+                    }
+                }
+            }
+            *new = live.clone();
+            new["metadata"] = metadata;
+            match status {
+                Some(status) => new["status"] = status,
+                None => {
+                    if let Value::Object(map) = new {
+                        map.shift_remove("status");
+                    }
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn copy_field(new: &mut Value, live: &Value, field: &str) {
+    match live.get(field) {
+        Some(value) => new[field] = value.clone(),
+        None => {
+            if let Value::Object(map) = new {
+                map.shift_remove(field);
+            }
+        }
+    }
+}
+
+/// A new generation for a new desired state: any change outside of metadata and status.
+fn bump_generation(new: &mut Value, live: &Value, target: &Target) {
+    let counts = target.rules().has_generation || target.resource.custom;
+    if !counts || target.subresource == "status" {
+        return;
+    }
+    let outside = ["metadata", "status", "apiVersion", "kind"];
+    let deleted_now = metadata_str(live, "deletionTimestamp").is_empty()
+        && !metadata_str(new, "deletionTimestamp").is_empty();
+    if same_but(new, live, &outside) && !deleted_now {
+        return;
+    }
+    let generation = live["metadata"]["generation"].as_i64().unwrap_or(0);
+    metadata_mut(new).insert("generation".into(), (generation + 1).into());
+}
+
+/// Whether two objects are equal but for some top-level fields.
+fn same_but(a: &Value, b: &Value, fields: &[&str]) -> bool {
+    let (Value::Object(a), Value::Object(b)) = (a, b) else { return a == b };
+    let counts = |key: &String| !fields.contains(&key.as_str());
+    a.keys().filter(|key| counts(key)).count() == b.keys().filter(|key| counts(key)).count()
+        && a.iter().all(|(key, value)| !counts(key) || b.get(key) == Some(value))
+}
+
+/// Equal but for the times in managedFields.
+fn unchanged(new: &Value, live: &Value) -> bool {
+    fn strip(value: &Value) -> Value {
+        let mut metadata = value["metadata"].clone();
+        if let Some(entries) = metadata.get_mut("managedFields").and_then(Value::as_array_mut) {
+            for entry in entries {
+                if let Value::Object(entry) = entry {
+                    entry.shift_remove("time");
+                }
+            }
+        }
+        metadata
+    }
+    same_but(new, live, &["metadata"]) && strip(new) == strip(live)
+}
+
+/// A deleted object goes for good when its last finalizer has gone.
+fn is_released(new: &Value, target: &Target) -> bool {
+    if metadata_str(new, "deletionTimestamp").is_empty() || !finalizers(new).is_empty() {
+        return false;
+    }
+    if new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) != 0 {
+        return false;
+    }
+    if target.resource.group.is_empty() && target.resource.plural == "namespaces" {
+        return new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+    }
+    true
+}
+
+pub(crate) fn patch_error(error: &PatchError, target: &Target) -> ApiError {
+    match error {
+        PatchError::Decode(_) => ApiError::bad_request(error.to_string()),
+        PatchError::Rejected => {
+            let mut rejected = ApiError::new(422, "Invalid", error.to_string());
+            let details = ApiError::not_found(&target.resource, &target.name).details;
+            rejected.details = details;
+            rejected
+        }
+        PatchError::TooManyOperations { .. } => {
+            ApiError::new(413, "RequestEntityTooLarge", error.to_string())
+        }
+        PatchError::Strategic(_) => ApiError::new(500, "", error.to_string()),
+    }
+}
+
+fn apply_error(error: ApplyError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        ApplyError::Typed { .. } => ApiError::new(500, "", message),
+        ApplyError::ManagedFieldsGiven => ApiError::bad_request(message),
+        ApplyError::Conflicts(conflicts) => {
+            let causes: Vec<Cause> = conflicts
+                .into_iter()
+                .map(|conflict| Cause {
+                    reason: "FieldManagerConflict".into(),
+                    message: conflict.message,
+                    field: conflict.field,
+                })
+                .collect();
+            ApiError::new(409, "Conflict", message).with_causes(&causes)
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Watches: what a client that watches is told, and when its watch ends.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::list::parse_version;
+use super::select::Selector;
+use super::{Registry, Target};
+use crate::cache::{Change, Event, Object};
+use crate::error::{ApiError, Result};
+
+/// Watches without a timeout of their own end after 30 to 60 minutes, at random, so
+/// that they do not all come back at once.
+const TIMEOUT_SECONDS: u64 = 1_800;
+/// A watcher that wants bookmarks gets one about this often.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Default)]
+pub struct WatchOptions {
+    pub selector: Selector,
+    pub resource_version: String,
+    pub version_match: String,
+    pub bookmarks: bool,
+    pub send_initial_events: Option<bool>,
+    pub timeout_seconds: Option<u64>,
+}
+
+/// Something to tell a watcher.
+pub enum Notice {
+    /// As it happened; the bytes may be shared with other watchers.
+    Event(Arc<Event>),
+    /// Seen through a selector, or an object of the initial state: the change that this
+    /// watcher should see.
+    Object(Change, Arc<Object>),
+    /// `initial` marks the end of the initial events.
+    Bookmark { revision: u64, initial: bool },
+}
+
+/// One watcher's view on a resource.
+pub struct Watcher {
+    start: String,
+    selector: Selector,
+    waiting: VecDeque<Notice>,
+    live: mpsc::Receiver<Arc<Event>>,
+    applied: watch::Receiver<u64>,
+    /// Everything up to this revision has been told.
+    told: u64,
+    /// When the next bookmark is due; None for a watcher that wants none.
+    bookmark_at: Option<Instant>,
+    end_at: Instant,
+}
+
+impl Registry {
+    pub async fn watch(&self, target: &Target, options: WatchOptions) -> Result<Watcher> {
+        let prefix = target.prefix()?;
+        let start = target.start()?;
+        let asked = parse_version(&options.resource_version)?;
+        check(&options)?;
+        let initial = match options.send_initial_events {
+            Some(wanted) => wanted,
+            None => asked == 0,
+        };
+        let mut waiting = VecDeque::new();
+        let subscription = if initial {
+            // A watch list is never older than what was asked for, and without a
+            // version as fresh as the store.
+            if options.resource_version.is_empty() || options.send_initial_events.is_some() && asked == 0 {
+                self.cache.fresh().await?;
+            } else {
+                self.cache.wait_for(asked).await?;
+            }
+            let (items, subscription) = self.cache.list_and_subscribe(prefix, &start)?;
+            waiting.extend(
+                items
+                    .into_iter()
+                    .filter(|object| options.selector.matches(object))
+                    .map(|object| Notice::Object(Change::Added, object)),
+            );
+            if options.send_initial_events.is_some() && options.bookmarks {
+                let revision = subscription.revision;
+                waiting.push_back(Notice::Bookmark { revision, initial: true });
+            }
+            subscription
+        } else {
+            if asked > 0 {
+                self.cache.wait_for(asked).await?;
+            } else {
+                self.cache.fresh().await?;
+            }
+            self.cache.subscribe(prefix, Some(asked).filter(|asked| *asked > 0))?
+        };
+        let now = Instant::now();
+        let seconds = options.timeout_seconds.unwrap_or_else(|| {
+            TIMEOUT_SECONDS + base::rng::below(TIMEOUT_SECONDS)
+        });
+        let mut watcher = Watcher {
+            start,
+            selector: options.selector,
+            waiting,
+            live: subscription.live,
+            applied: self.cache.applied(),
+            told: subscription.revision,
+            bookmark_at: options.bookmarks.then(|| now + BOOKMARK_INTERVAL),
+            end_at: now + Duration::from_secs(seconds),
+        };
+        for event in subscription.missed {
+            watcher.take(event);
+        }
+        Ok(watcher)
+    }
+}
+
+fn check(options: &WatchOptions) -> Result<()> {
+    let invalid = |field: &str, why: &str| {
+        let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}");
+        Err(ApiError::new(422, "Invalid", message))
+    };
+    match options.send_initial_events {
+        Some(_) if options.version_match.is_empty() => invalid(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ),
+        Some(_) if options.version_match != "NotOlderThan" => invalid(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ),
+        None if !options.version_match.is_empty() => invalid(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        ),
+        _ => Ok(()),
+    }
+}
+
+impl Watcher {
+    /// Puts an event in line if this watcher should see it.
+    fn take(&mut self, event: Arc<Event>) {
+        if !event.object.key.starts_with(&self.start) {
+            return;
+        }
+        if self.selector.is_empty() {
+            self.waiting.push_back(Notice::Event(event));
+            return;
+        }
+        let was = event.previous.as_ref().is_some_and(|old| self.selector.matches(old));
+        let is = event.change != Change::Deleted && self.selector.matches(&event.object);
+        let notice = match (was, is) {
+            (false, false) => return,
+            (false, true) => Notice::Object(Change::Added, event.object.clone()),
+            (true, true) => Notice::Object(Change::Modified, event.object.clone()),
+            // Leaving the selection shows the last state that was in it, under the
+            // revision of the change.
+            (true, false) => match &event.previous {
+                Some(old) if event.change != Change::Deleted => {
+                    Notice::Object(Change::Deleted, Arc::new(old.at_revision(event.revision)))
+                }
+                _ => Notice::Object(Change::Deleted, event.object.clone()),
+            },
+        };
+        self.waiting.push_back(notice);
+    }
+
+    /// The next notices, at most `max`. None when the watch has come to its end: its
+    /// time is up, or it was too slow.
+    pub async fn next(&mut self, max: usize) -> Option<Vec<Notice>> {
+        loop {
+            if !self.waiting.is_empty() {
+                let count = self.waiting.len().min(max);
+                return Some(self.waiting.drain(..count).collect());
+            }
+            let bookmark = async {
+                match self.bookmark_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                event = self.live.recv() => {
+                    // The cache closes a watcher that does not keep up.
+                    let event = event?;
+                    self.told = event.revision;
+                    self.take(event);
+                    while let Ok(event) = self.live.try_recv() {
+                        self.told = event.revision;
+                        self.take(event);
+                    }
+                }
+                () = bookmark => {
+                    // What is applied now has been sent to us already: the cache hands
+                    // events out before it counts them as applied.
+                    let applied = *self.applied.borrow();
+                    while let Ok(event) = self.live.try_recv() {
+                        self.told = event.revision;
+                        self.take(event);
+                    }
+                    self.told = self.told.max(applied);
+                    self.bookmark_at = Some(Instant::now() + BOOKMARK_INTERVAL);
+                    self.waiting.push_back(Notice::Bookmark { revision: self.told, initial: false });
+                }
+                () = tokio::time::sleep_until(self.end_at) => return None,
+            }
+        }
+    }
+}
