@@ -31,7 +31,7 @@ LEAVES = {
     "io.k8s.apimachinery.pkg.apis.meta.v1.Time": "t",
     "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime": "u",
 }
-EXTRA_ROOTS = ["DeleteOptions", "Status", "WatchEvent", "APIGroup", "APIGroupList",
+EXTRA_ROOTS = ["DeleteOptions", "Status", "WatchEvent", "Patch", "APIGroup", "APIGroupList",
                "APIResourceList", "APIVersions"]
 META = "io.k8s.apimachinery.pkg.apis.meta.v1."
 

@@ -3,6 +3,8 @@
 //! `schema` is the table of types, `shape` checks and normalises objects with it, `discovery`
 //! and `openapi` write what clients read. Nothing here knows requests or storage.
 
+pub mod discovery;
+pub mod openapi;
 pub mod schema;
 pub mod shape;
 

@@ -8,4 +8,5 @@ pub mod meta;
 pub mod policy;
 pub mod resources;
 pub mod rules;
+pub mod table;
 pub(crate) mod value;

@@ -11,10 +11,28 @@ const CASES: &str = include_str!("../testdata/defaults.json");
 
 /// What other stages of a create add, which this test therefore takes out on both sides.
 const LATER: &[(&str, &[&str])] = &[
-    ("Pod", &["/status", "/spec/priority", "/spec/preemptionPolicy", "/spec/serviceAccount",
-        "/spec/serviceAccountName", "/spec/tolerations", "/spec/nodeName"]),
-    ("Service", &["/spec/clusterIP", "/spec/clusterIPs", "/spec/ipFamilies",
-        "/spec/ipFamilyPolicy", "/spec/healthCheckNodePort"]),
+    (
+        "Pod",
+        &[
+            "/status",
+            "/spec/priority",
+            "/spec/preemptionPolicy",
+            "/spec/serviceAccount",
+            "/spec/serviceAccountName",
+            "/spec/tolerations",
+            "/spec/nodeName",
+        ],
+    ),
+    (
+        "Service",
+        &[
+            "/spec/clusterIP",
+            "/spec/clusterIPs",
+            "/spec/ipFamilies",
+            "/spec/ipFamilyPolicy",
+            "/spec/healthCheckNodePort",
+        ],
+    ),
     ("Namespace", &["/spec"]),
     ("Job", &["/spec/selector", "/metadata/labels", "/spec/template/metadata"]),
     ("Node", &["/spec/taints"]),

@@ -1,0 +1,209 @@
+//! Discovery documents: which groups, versions and resources there are.
+//!
+//! Made from the catalog on every call; callers that want ETags hash the bytes.
+
+use base64::Engine as _;
+use kinds::resources::{Catalog, Group, Resource, Subresource};
+use ring::digest::{SHA256, digest};
+use serde_json::{Map, Value, json};
+
+/// `/api`. `server` is `host:port`.
+pub fn api_versions(server: &str) -> Value {
+    json!({
+        "kind": "APIVersions",
+        "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": server}]
+    })
+}
+
+/// `/apis`.
+pub fn api_group_list(catalog: &Catalog) -> Value {
+    let groups = catalog.groups().iter().filter(|g| !g.name.is_empty()).map(group_value);
+    let groups: Vec<Value> = groups.collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `/apis/GROUP`; `None` if there is no such group.
+pub fn api_group(catalog: &Catalog, group: &str) -> Option<Value> {
+    let group = catalog.group(group).filter(|g| !g.name.is_empty())?;
+    let mut out = Map::new();
+    out.insert("kind".into(), json!("APIGroup"));
+    out.insert("apiVersion".into(), json!("v1"));
+    if let Value::Object(fields) = group_value(group) {
+        out.extend(fields);
+    }
+    Some(Value::Object(out))
+}
+
+fn group_value(group: &Group) -> Value {
+    let version = |v: &String| json!({"groupVersion": format!("{}/{v}", group.name), "version": v});
+    let versions: Vec<Value> = group.versions.iter().map(version).collect();
+    let preferred = versions.first().cloned().unwrap_or(Value::Null);
+    json!({"name": group.name, "versions": versions, "preferredVersion": preferred})
+}
+
+/// `/api/v1` (empty group) and `/apis/GROUP/VERSION`; `None` if it is not served.
+pub fn api_resource_list(catalog: &Catalog, group: &str, version: &str) -> Option<Value> {
+    catalog.group(group)?.versions.iter().find(|v| *v == version)?;
+    let mut resources = Vec::new();
+    for resource in sorted(catalog, group, version) {
+        resources.push(resource_value(resource));
+        for sub in resource.subresources.iter().filter(|s| s.served_in(version)) {
+            resources.push(subresource_value(resource, sub));
+        }
+    }
+    let group_version = kinds::resources::GroupVersion::new(group, version).to_string();
+    Some(json!({
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": group_version,
+        "resources": resources
+    }))
+}
+
+fn sorted<'a>(catalog: &'a Catalog, group: &'a str, version: &'a str) -> Vec<&'a Resource> {
+    let mut out: Vec<&Resource> =
+        catalog.resources_of(group, version).map(std::convert::AsRef::as_ref).collect();
+    out.sort_by(|a, b| a.plural.cmp(&b.plural));
+    out
+}
+
+fn resource_value(resource: &Resource) -> Value {
+    let mut out = json!({
+        "name": resource.plural,
+        "singularName": resource.singular,
+        "namespaced": resource.namespaced,
+        "kind": resource.kind,
+        "verbs": resource.verbs
+    });
+    if !resource.short_names.is_empty() {
+        out["shortNames"] = json!(resource.short_names);
+    }
+    if !resource.categories.is_empty() {
+        out["categories"] = json!(resource.categories);
+    }
+    if resource.prefix.is_some() {
+        out["storageVersionHash"] = json!(storage_version_hash(resource));
+    }
+    out
+}
+
+fn subresource_value(resource: &Resource, sub: &Subresource) -> Value {
+    let mut out = json!({
+        "name": format!("{}/{}", resource.plural, sub.name),
+        "singularName": "",
+        "namespaced": resource.namespaced
+    });
+    if let Some(gv) = &sub.other_gv {
+        out["group"] = json!(gv.group);
+        out["version"] = json!(gv.version);
+    }
+    out["kind"] = json!(sub.kind);
+    out["verbs"] = json!(sub.verbs);
+    out
+}
+
+/// Clients watch it to notice that a storage version changed.
+fn storage_version_hash(resource: &Resource) -> String {
+    let storage = &resource.storage;
+    let text = format!("{}/{}/{}", storage.group, storage.version, resource.kind);
+    let hash = digest(&SHA256, text.as_bytes());
+    base64::engine::general_purpose::STANDARD.encode(&hash.as_ref()[..8])
+}
+
+/// Aggregated discovery v2 for `/api` (`core`) or `/apis`: `apidiscovery.k8s.io/v2`.
+pub fn aggregated(catalog: &Catalog, core: bool) -> Value {
+    let groups = catalog.groups().iter().filter(|g| g.name.is_empty() == core);
+    let items: Vec<Value> = groups.map(|group| aggregated_group(catalog, group)).collect();
+    json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": "apidiscovery.k8s.io/v2",
+        "metadata": {},
+        "items": items
+    })
+}
+
+fn aggregated_group(catalog: &Catalog, group: &Group) -> Value {
+    let versions: Vec<Value> = group
+        .versions
+        .iter()
+        .map(|version| {
+            let resources = sorted(catalog, &group.name, version);
+            let resources: Vec<Value> =
+                resources.into_iter().map(|r| aggregated_resource(r, version)).collect();
+            json!({"version": version, "resources": resources, "freshness": "Current"})
+        })
+        .collect();
+    let metadata = match group.name.as_str() {
+        "" => json!({}),
+        name => json!({"name": name}),
+    };
+    json!({"metadata": metadata, "versions": versions})
+}
+
+/// Custom resources name their group and version; built-in ones leave the parent's out.
+fn aggregated_resource(resource: &Resource, version: &str) -> Value {
+    let own = match resource.custom {
+        true => (resource.group.as_str(), version),
+        false => ("", ""),
+    };
+    let mut out = json!({
+        "resource": resource.plural,
+        "responseKind": {"group": own.0, "version": own.1, "kind": resource.kind},
+        "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": resource.singular,
+        "verbs": resource.verbs
+    });
+    if !resource.short_names.is_empty() {
+        out["shortNames"] = json!(resource.short_names);
+    }
+    if !resource.categories.is_empty() {
+        out["categories"] = json!(resource.categories);
+    }
+    let subresources: Vec<Value> = resource
+        .subresources
+        .iter()
+        .filter(|s| s.served_in(version))
+        .map(|sub| {
+            let (group, version) = match &sub.other_gv {
+                Some(gv) => (gv.group.as_str(), gv.version.as_str()),
+                None => own,
+            };
+            json!({
+                "subresource": sub.name,
+                "responseKind": {"group": group, "version": version, "kind": sub.kind},
+                "verbs": sub.verbs
+            })
+        })
+        .collect();
+    if !subresources.is_empty() {
+        out["subresources"] = json!(subresources);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storage_version_hashes_are_upstreams() {
+        let list = api_resource_list(Catalog::built_in(), "", "v1").unwrap();
+        let pods = list["resources"].as_array().unwrap().iter().find(|r| r["name"] == "pods");
+        assert_eq!(pods.unwrap()["storageVersionHash"], "xPOwRZ+Yhw8=");
+        let list = api_resource_list(Catalog::built_in(), "events.k8s.io", "v1").unwrap();
+        assert_eq!(list["resources"][0]["storageVersionHash"], "r2yiGXH7wu8=");
+        assert!(api_resource_list(Catalog::built_in(), "apps", "v7").is_none());
+        assert!(api_group(Catalog::built_in(), "nosuch").is_none());
+    }
+
+    #[test]
+    fn aggregated_discovery_holds_every_group() {
+        let core = aggregated(Catalog::built_in(), true);
+        assert_eq!(core["items"].as_array().unwrap().len(), 1);
+        let all = aggregated(Catalog::built_in(), false);
+        assert_eq!(all["items"].as_array().unwrap().len(), Catalog::built_in().groups().len() - 1);
+        let scale = all.pointer("/items/1/versions/0/resources/2/subresources/0").unwrap();
+        assert_eq!(scale["responseKind"]["kind"], "Scale");
+    }
+}

@@ -1,0 +1,662 @@
+//! OpenAPI documents v2 and v3, made on demand from the embedded descriptions and the catalog.
+//!
+//! Nothing is kept: a document is built, sent and dropped.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kinds::resources::Catalog;
+use ring::digest::{SHA256, digest};
+use serde_json::{Map, Value, json};
+
+use super::schema::{decode, table};
+
+const DESCRIPTIONS: &[u8] = include_bytes!("../../../embedded/descriptions-1.36.json.gz");
+
+#[derive(Clone, Copy, PartialEq)]
+enum Edition {
+    V2,
+    V3,
+}
+
+/// The definitions with descriptions, decoded for the making of one document.
+struct Definitions {
+    types: Map<String, Value>,
+    words: Map<String, Value>,
+    edition: Edition,
+}
+
+/// `/openapi/v2` as JSON bytes.
+pub fn v2(catalog: &Catalog, version: &str) -> Vec<u8> {
+    let definitions = Definitions::read(Edition::V2);
+    let all: Vec<String> = definitions.types.keys().cloned().collect();
+    let mut paths = Map::new();
+    for group in catalog.groups() {
+        for served in &group.versions {
+            add_paths(&mut paths, catalog, &group.name, served, &definitions);
+        }
+    }
+    let out = json!({
+        "swagger": "2.0",
+        "info": {"title": "Kubernetes", "version": version},
+        "paths": paths,
+        "definitions": definitions.schemas(all.iter().map(String::as_str)),
+        "parameters": {},
+        "securityDefinitions": {"BearerToken": {
+            "description": "Bearer Token authentication",
+            "type": "apiKey", "name": "authorization", "in": "header"
+        }},
+        "security": [{"BearerToken": []}]
+    });
+    out.to_string().into_bytes()
+}
+
+/// `/openapi/v3`: the paths of the documents with a hash of what they hold.
+pub fn v3_index(catalog: &Catalog, version: &str) -> Vec<u8> {
+    let mut paths = BTreeMap::new();
+    for group in catalog.groups() {
+        for served in &group.versions {
+            let path = document_path(&group.name, served);
+            let hash = document_hash(catalog, &group.name, served, version);
+            let url = format!("/openapi/v3/{path}?hash={hash}");
+            paths.insert(path, json!({"serverRelativeURL": url}));
+        }
+    }
+    json!({"paths": paths}).to_string().into_bytes()
+}
+
+/// The hash the index gives for a document; depends on what makes the document differ.
+pub fn document_hash(catalog: &Catalog, group: &str, served: &str, version: &str) -> String {
+    let mut text = format!("{version} {group}/{served}");
+    for resource in catalog.resources_of(group, served) {
+        text.push_str(&format!(" {resource:?}"));
+    }
+    let hash = digest(&SHA256, text.as_bytes());
+    hash.as_ref().iter().map(|b| format!("{b:02X}")).collect()
+}
+
+fn document_path(group: &str, version: &str) -> String {
+    match group {
+        "" => format!("api/{version}"),
+        group => format!("apis/{group}/{version}"),
+    }
+}
+
+/// `/openapi/v3/api/v1`, `/openapi/v3/apis/apps/v1` …; `None` if it is not served.
+pub fn v3(catalog: &Catalog, group: &str, served: &str, version: &str) -> Option<Vec<u8>> {
+    catalog.group(group)?.versions.iter().find(|v| *v == served)?;
+    let definitions = Definitions::read(Edition::V3);
+    let mut paths = Map::new();
+    add_paths(&mut paths, catalog, group, served, &definitions);
+    let mut wanted = BTreeSet::new();
+    let mut todo: Vec<String> = ["DeleteOptions", "Patch", "Status", "WatchEvent"]
+        .iter()
+        .map(|n| format!("apimachinery.pkg.apis.meta.v1.{n}"))
+        .collect();
+    for (name, definition) in &definitions.types {
+        let gvks = definition.get("gvk").and_then(Value::as_array);
+        if gvks.into_iter().flatten().any(|gvk| gvk[0] == group && gvk[1] == served) {
+            todo.push(name.clone());
+        }
+    }
+    for resource in catalog.resources_of(group, served) {
+        for sub in &resource.subresources {
+            if let Some(gv) = &sub.other_gv {
+                todo.extend(definitions.name_of(&gv.group, &gv.version, &sub.kind));
+            }
+        }
+    }
+    while let Some(name) = todo.pop() {
+        if let Some(definition) = definitions.types.get(&name) {
+            if wanted.insert(name) {
+                references(definition, &mut todo);
+            }
+        }
+    }
+    let out = json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": version},
+        "paths": paths,
+        "components": {
+            "schemas": definitions.schemas(wanted.iter().map(String::as_str)),
+            "securitySchemes": {"BearerToken": {
+                "type": "apiKey",
+                "description": "Bearer Token authentication",
+                "name": "authorization", "in": "header"
+            }}
+        }
+    });
+    Some(out.to_string().into_bytes())
+}
+
+fn references(value: &Value, out: &mut Vec<String>) {
+    match value {
+        Value::String(text) => {
+            if let Some((_, name)) = text.split_once('@') {
+                out.push(name.to_owned());
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, out)),
+        Value::Object(map) => map.values().for_each(|item| references(item, out)),
+        _ => {}
+    }
+}
+
+impl Definitions {
+    fn read(edition: Edition) -> Self {
+        Self { types: table(), words: decode(DESCRIPTIONS), edition }
+    }
+
+    fn name_of(&self, group: &str, version: &str, kind: &str) -> Option<String> {
+        let found = self.types.iter().find(|(_, definition)| {
+            let gvks = definition.get("gvk").and_then(Value::as_array);
+            gvks.into_iter()
+                .flatten()
+                .any(|gvk| gvk[0] == group && gvk[1] == version && gvk[2] == kind)
+        });
+        found.map(|(name, _)| name.clone())
+    }
+
+    fn schemas<'a>(&self, names: impl Iterator<Item = &'a str>) -> Map<String, Value> {
+        let mut out = Map::new();
+        for name in names {
+            if let Some(definition) = self.types.get(name) {
+                out.insert(format!("io.k8s.{name}"), self.definition(name, definition));
+            }
+        }
+        for (leaf, schema) in leaves(self.edition) {
+            out.insert(leaf.to_owned(), schema);
+        }
+        out
+    }
+
+    fn definition(&self, name: &str, definition: &Value) -> Value {
+        let words = self.words.get(name).unwrap_or(&Value::Null);
+        let mut out = Map::new();
+        if let Some(text) = words.get("") {
+            out.insert("description".into(), text.clone());
+        }
+        if let Some(fields) = definition.get("p").and_then(Value::as_object) {
+            out.insert("type".into(), json!("object"));
+            if let Some(required) = definition.get("r") {
+                out.insert("required".into(), required.clone());
+            }
+            let mut properties = Map::new();
+            for (field, spec) in fields {
+                let mut schema = self.field(name, field, spec);
+                if let Some(text) = words.get(field) {
+                    schema.insert("description".into(), text.clone());
+                }
+                properties.insert(field.clone(), Value::Object(schema));
+            }
+            out.insert("properties".into(), Value::Object(properties));
+        } else if definition.get("o").is_some() || name.ends_with(".RawExtension") {
+            out.insert("type".into(), json!("object"));
+        }
+        if let Some(gvks) = definition.get("gvk").and_then(Value::as_array) {
+            let gvk = |g: &Value| json!({"group": g[0], "version": g[1], "kind": g[2]});
+            let gvks: Vec<Value> = gvks.iter().map(gvk).collect();
+            out.insert("x-kubernetes-group-version-kind".into(), Value::Array(gvks));
+        }
+        if let Some(kind) = definition.get("t") {
+            out.insert("x-kubernetes-map-type".into(), kind.clone());
+        }
+        Value::Object(out)
+    }
+
+    fn field(&self, name: &str, field: &str, spec: &Value) -> Map<String, Value> {
+        let (class, ty) = match spec {
+            Value::String(text) => (&text[..1], Value::from(&text[1..])),
+            other => {
+                let class = other.get("c").and_then(Value::as_str).unwrap_or("o");
+                (class, other.get("@").unwrap_or(other).clone())
+            }
+        };
+        let mut out = self.type_of(&ty);
+        let protocol = field == "protocol"
+            && (name.ends_with(".ContainerPort") || name.ends_with(".ServicePort"));
+        if self.edition == Edition::V3 {
+            let default = match (class, out.get("type").and_then(Value::as_str)) {
+                _ if protocol => Some(json!("TCP")),
+                ("s", _) => Some(json!({})),
+                ("z", Some("string")) => Some(json!("")),
+                ("z", Some("integer" | "number")) => Some(json!(0)),
+                ("z", Some("boolean")) => Some(json!(false)),
+                _ => None,
+            };
+            if let Some(default) = default {
+                out.insert("default".into(), default);
+            }
+        }
+        if spec.get("@").is_some() {
+            if let Some(strategy) = spec.get("ps") {
+                out.insert("x-kubernetes-patch-strategy".into(), strategy.clone());
+            }
+            if let Some(kind) = spec.get("t") {
+                out.insert("x-kubernetes-map-type".into(), kind.clone());
+            }
+        }
+        out
+    }
+
+    fn type_of(&self, ty: &Value) -> Map<String, Value> {
+        let Some(text) = ty.as_str() else { return self.composed(ty) };
+        let out = match text {
+            "s" => json!({"type": "string"}),
+            "y" => json!({"type": "string", "format": "byte"}),
+            "b" => json!({"type": "boolean"}),
+            "i" => json!({"type": "integer", "format": "int32"}),
+            "l" => json!({"type": "integer", "format": "int64"}),
+            "f" => json!({"type": "number", "format": "double"}),
+            "t" => return self.reference(TIME),
+            "u" => return self.reference(MICRO_TIME),
+            "q" => return self.reference(QUANTITY),
+            "x" => return self.reference(INT_OR_STRING),
+            other => match other.strip_prefix('@') {
+                Some(name) => return self.reference(&format!("io.k8s.{name}")),
+                None => json!({}),
+            },
+        };
+        out.as_object().cloned().unwrap_or_default()
+    }
+
+    fn reference(&self, name: &str) -> Map<String, Value> {
+        let mut out = Map::new();
+        match self.edition {
+            Edition::V2 => out.insert("$ref".into(), json!(format!("#/definitions/{name}"))),
+            // A reference has no room for a description, so it stands inside.
+            Edition::V3 => out
+                .insert("allOf".into(), json!([{"$ref": format!("#/components/schemas/{name}")}])),
+        };
+        out
+    }
+
+    fn composed(&self, ty: &Value) -> Map<String, Value> {
+        let mut out = Map::new();
+        let Some(items) = ty.get("l") else {
+            out.insert("type".into(), json!("object"));
+            let values = ty.get("m").cloned().unwrap_or(Value::Null);
+            if values != "*" {
+                out.insert("additionalProperties".into(), self.element(&values));
+            }
+            if let Some(kind) = ty.get("t").filter(|_| values != "*") {
+                out.insert("x-kubernetes-map-type".into(), kind.clone());
+            }
+            return out;
+        };
+        out.insert("type".into(), json!("array"));
+        out.insert("items".into(), self.element(items));
+        for (ours, theirs) in [
+            ("t", "list-type"),
+            ("k", "list-map-keys"),
+            ("mk", "patch-merge-key"),
+            ("ps", "patch-strategy"),
+        ] {
+            if let Some(value) = ty.get(ours) {
+                out.insert(format!("x-kubernetes-{theirs}"), value.clone());
+            }
+        }
+        out
+    }
+
+    fn element(&self, ty: &Value) -> Value {
+        let mut out = self.type_of(ty);
+        if self.edition == Edition::V3 {
+            if out.contains_key("allOf") && !matches!(ty.as_str(), Some("q" | "x")) {
+                out.insert("default".into(), json!({}));
+            } else if ty == "s" {
+                out.insert("default".into(), json!(""));
+            }
+        }
+        Value::Object(out)
+    }
+}
+
+const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
+const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
+const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
+
+fn leaves(edition: Edition) -> [(&'static str, Value); 4] {
+    let (quantity, either) = match edition {
+        Edition::V2 => {
+            (json!({"type": "string"}), json!({"type": "string", "format": "int-or-string"}))
+        }
+        Edition::V3 => (
+            json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
+            json!({
+                "format": "int-or-string",
+                "oneOf": [{"type": "integer"}, {"type": "string"}]
+            }),
+        ),
+    };
+    let time = json!({"type": "string", "format": "date-time"});
+    [(TIME, time.clone()), (MICRO_TIME, time), (QUANTITY, quantity), (INT_OR_STRING, either)]
+}
+
+/// `AppsV1`, `CoreV1`, `RbacAuthorizationV1`: the middle of operation ids.
+fn group_word(group: &str, version: &str) -> String {
+    let group = group.strip_suffix(".k8s.io").unwrap_or(group);
+    let name = if group.is_empty() { "core" } else { group };
+    let capital = |word: &str| {
+        let mut letters = word.chars();
+        letters.next().map(|c| c.to_uppercase().chain(letters).collect()).unwrap_or_default()
+    };
+    let name: String = name.split('.').map(capital).collect::<Vec<String>>().concat();
+    let name = name.strip_suffix("Apiserver").unwrap_or(&name);
+    format!("{name}{}", capital(version))
+}
+
+/// One operation: verb of HTTP, word of the operation id, action.
+const ITEM_ACTIONS: [(&str, &str, &str, &str); 4] = [
+    ("get", "get", "read", "get"),
+    ("update", "put", "replace", "put"),
+    ("patch", "patch", "patch", "patch"),
+    ("delete", "delete", "delete", "delete"),
+];
+
+fn add_paths(
+    paths: &mut Map<String, Value>,
+    catalog: &Catalog,
+    group: &str,
+    version: &str,
+    definitions: &Definitions,
+) {
+    let root = format!("/{}/", document_path(group, version));
+    for resource in catalog.resources_of(group, version) {
+        let scope = if resource.namespaced { "namespaces/{namespace}/" } else { "" };
+        let collection = format!("{root}{scope}{}", resource.plural);
+        let own = (group, version, resource.kind.as_str());
+        let word = format!(
+            "{}{}{}",
+            group_word(group, version),
+            if resource.namespaced { "Namespaced" } else { "" },
+            resource.kind
+        );
+        let mut add = |path: String, operations: Map<String, Value>, named: bool| {
+            if operations.is_empty() {
+                return;
+            }
+            let mut operations = operations;
+            operations.insert(
+                "parameters".into(),
+                path_parameters(resource.namespaced, named, definitions.edition),
+            );
+            paths.insert(path, Value::Object(operations));
+        };
+        let operation = |id: String, action: &str, gvk, method: &str| {
+            make_operation(definitions, id, action, gvk, method)
+        };
+        let mut many = Map::new();
+        if resource.has_verb("list") {
+            many.insert("get".into(), operation(format!("list{word}"), "list", own, "list"));
+        }
+        if resource.has_verb("create") {
+            many.insert("post".into(), operation(format!("create{word}"), "post", own, "post"));
+        }
+        if resource.has_verb("deletecollection") {
+            let id = format!("deleteCollection{word}");
+            let id = id.replacen("deleteCollection", "delete", 1).replacen(
+                &word,
+                &word.replacen("Namespaced", "CollectionNamespaced", 1),
+                1,
+            );
+            many.insert("delete".into(), operation(id, "deletecollection", own, "delete"));
+        }
+        add(collection.clone(), many, false);
+        let mut one = Map::new();
+        for (verb, method, start, action) in ITEM_ACTIONS {
+            if resource.has_verb(verb) {
+                let id = format!("{start}{word}");
+                one.insert(method.into(), operation(id, action, own, method));
+            }
+        }
+        add(format!("{collection}/{{name}}"), one, true);
+        for sub in resource.subresources.iter().filter(|s| s.served_in(version)) {
+            let gvk = match &sub.other_gv {
+                Some(gv) => (gv.group.as_str(), gv.version.as_str(), sub.kind.as_str()),
+                None => (group, version, sub.kind.as_str()),
+            };
+            let tail = sub_word(&sub.name);
+            let mut operations = Map::new();
+            for (verb, method, start, action) in ITEM_ACTIONS {
+                if sub.verbs.iter().any(|v| v == verb) {
+                    let id = format!("{start}{word}{tail}");
+                    operations.insert(method.into(), operation(id, action, gvk, method));
+                }
+            }
+            if sub.verbs.iter().any(|v| v == "create") {
+                let id = format!("create{word}{tail}");
+                operations.insert("post".into(), operation(id, "post", gvk, "post"));
+            }
+            add(format!("{collection}/{{name}}/{}", sub.name), operations, true);
+        }
+        if resource.namespaced && resource.has_verb("list") {
+            let id = format!("list{}{}ForAllNamespaces", group_word(group, version), resource.kind);
+            let list = json!({"get": operation(id, "list", own, "list")});
+            paths.insert(format!("{root}{}", resource.plural), list);
+        }
+    }
+}
+
+fn sub_word(name: &str) -> String {
+    let mut letters = name.chars();
+    letters.next().map(|c| c.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
+fn path_parameters(namespaced: bool, named: bool, edition: Edition) -> Value {
+    let parameter = |name: &str, description: &str| match edition {
+        Edition::V2 => json!({
+            "name": name, "in": "path", "required": true,
+            "description": description, "type": "string", "uniqueItems": true
+        }),
+        Edition::V3 => json!({
+            "name": name, "in": "path", "required": true,
+            "description": description, "schema": {"type": "string", "uniqueItems": true}
+        }),
+    };
+    let mut out = Vec::new();
+    if named {
+        out.push(parameter("name", "name of the object"));
+    }
+    if namespaced {
+        out.push(parameter(
+            "namespace",
+            "object name and auth scope, such as for teams and projects",
+        ));
+    }
+    Value::Array(out)
+}
+
+/// What a request of each method may carry in its query.
+fn query_names(method: &str) -> &'static [(&'static str, &'static str)] {
+    match method {
+        "list" => &[
+            ("allowWatchBookmarks", "boolean"),
+            ("continue", "string"),
+            ("fieldSelector", "string"),
+            ("labelSelector", "string"),
+            ("limit", "integer"),
+            ("resourceVersion", "string"),
+            ("resourceVersionMatch", "string"),
+            ("sendInitialEvents", "boolean"),
+            ("timeoutSeconds", "integer"),
+            ("watch", "boolean"),
+        ],
+        "post" | "put" => {
+            &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")]
+        }
+        "patch" => &[
+            ("dryRun", "string"),
+            ("fieldManager", "string"),
+            ("fieldValidation", "string"),
+            ("force", "boolean"),
+        ],
+        "delete" => &[
+            ("dryRun", "string"),
+            ("gracePeriodSeconds", "integer"),
+            ("orphanDependents", "boolean"),
+            ("propagationPolicy", "string"),
+        ],
+        _ => &[],
+    }
+}
+
+const PATCH_TYPES: [&str; 4] = [
+    "application/apply-patch+yaml",
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
+const MEDIA_TYPES: [&str; 3] =
+    ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
+
+fn make_operation(
+    definitions: &Definitions,
+    id: String,
+    action: &str,
+    (group, version, kind): (&str, &str, &str),
+    method: &str,
+) -> Value {
+    let name = definitions.name_of(group, version, kind);
+    let listed = match method {
+        "list" => definitions.name_of(group, version, &format!("{kind}List")),
+        "delete" => Some("apimachinery.pkg.apis.meta.v1.Status".to_owned()),
+        _ => name.clone(),
+    };
+    let schema = |name: &Option<String>| match name {
+        Some(name) => {
+            let root = match definitions.edition {
+                Edition::V2 => "#/definitions/io.k8s.",
+                Edition::V3 => "#/components/schemas/io.k8s.",
+            };
+            json!({"$ref": format!("{root}{name}")})
+        }
+        None => json!({"type": "string"}),
+    };
+    let body = match method {
+        "post" | "put" => Some(schema(&name)),
+        "patch" => Some(schema(&Some("apimachinery.pkg.apis.meta.v1.Patch".to_owned()))),
+        "delete" => Some(schema(&Some("apimachinery.pkg.apis.meta.v1.DeleteOptions".to_owned()))),
+        _ => None,
+    };
+    let media = |types: &[&str], schema: &Value| -> Value {
+        let content = types.iter().map(|t| ((*t).to_owned(), json!({"schema": schema})));
+        Value::Object(content.collect())
+    };
+    let mut parameters: Vec<Value> = query_names(method)
+        .iter()
+        .map(|(name, ty)| match definitions.edition {
+            Edition::V2 => json!({"name": name, "in": "query", "type": ty, "uniqueItems": true}),
+            Edition::V3 => {
+                json!({"name": name, "in": "query", "schema": {"type": ty, "uniqueItems": true}})
+            }
+        })
+        .collect();
+    let answer = schema(&listed);
+    let mut out = Map::new();
+    out.insert("tags".into(), json!([tag(group, version)]));
+    out.insert("operationId".into(), json!(id));
+    let codes: &[&str] = match method {
+        "post" => &["200", "201", "202"],
+        "put" | "patch" => &["200", "201"],
+        "delete" => &["200", "202"],
+        _ => &["200"],
+    };
+    let mut responses = Map::new();
+    for code in codes {
+        let text = ["OK", "Created", "Accepted"][usize::from(code.as_bytes()[2] - b'0').min(2)];
+        let response = match definitions.edition {
+            Edition::V2 => json!({"description": text, "schema": answer}),
+            Edition::V3 => json!({"description": text, "content": media(&MEDIA_TYPES, &answer)}),
+        };
+        responses.insert((*code).to_owned(), response);
+    }
+    match definitions.edition {
+        Edition::V2 => {
+            let consumes: &[&str] = if method == "patch" { &PATCH_TYPES } else { &["*/*"] };
+            out.insert("consumes".into(), json!(consumes));
+            out.insert("produces".into(), json!(MEDIA_TYPES));
+            out.insert("schemes".into(), json!(["https"]));
+            if let Some(body) = body {
+                let required = method != "delete";
+                parameters.insert(
+                    0,
+                    json!({"name": "body", "in": "body", "required": required, "schema": body}),
+                );
+            }
+        }
+        Edition::V3 => {
+            if let Some(body) = body {
+                let types: &[&str] = if method == "patch" { &PATCH_TYPES } else { &["*/*"] };
+                out.insert("requestBody".into(), json!({"content": media(types, &body)}));
+            }
+        }
+    }
+    out.insert("parameters".into(), Value::Array(parameters));
+    out.insert("responses".into(), Value::Object(responses));
+    out.insert("x-kubernetes-action".into(), json!(action));
+    out.insert(
+        "x-kubernetes-group-version-kind".into(),
+        json!({"group": group, "version": version, "kind": kind}),
+    );
+    Value::Object(out)
+}
+
+fn tag(group: &str, version: &str) -> String {
+    let word = group_word(group, version);
+    let mut out = String::new();
+    for letter in word.chars() {
+        if letter.is_uppercase() && !out.is_empty() {
+            out.push('_');
+        }
+        out.extend(letter.to_lowercase());
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v3_documents_stand_alone() {
+        let bytes = v3(Catalog::built_in(), "apps", "v1", "v1.36.2").unwrap();
+        let document: Value = serde_json::from_slice(&bytes).unwrap();
+        let path = "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale";
+        assert_eq!(
+            document["paths"][path]["get"]["operationId"],
+            "readAppsV1NamespacedDeploymentScale"
+        );
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        assert_eq!(
+            schemas["io.k8s.api.apps.v1.DeploymentSpec"]["required"],
+            json!(["selector", "template"])
+        );
+        let text = String::from_utf8(bytes).unwrap();
+        for reference in text.split("\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(schemas.contains_key(name), "{name}");
+        }
+        assert!(v3(Catalog::built_in(), "nosuch", "v1", "v1").is_none());
+    }
+
+    #[test]
+    fn v2_references_resolve() {
+        let bytes = v2(Catalog::built_in(), "v1.36.2");
+        let document: Value = serde_json::from_slice(&bytes).unwrap();
+        let definitions = document["definitions"].as_object().unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        for reference in text.split("\"#/definitions/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(definitions.contains_key(name), "{name}");
+        }
+        assert_eq!(
+            definitions["io.k8s.api.core.v1.ConfigMap"]["properties"]["data"],
+            json!({
+                "description": definitions["io.k8s.api.core.v1.ConfigMap"]["properties"]["data"]["description"],
+                "type": "object",
+                "additionalProperties": {"type": "string"}
+            })
+        );
+    }
+}
