@@ -65,11 +65,7 @@ pub struct Plugin {
     validate: Option<Validate>,
 }
 
-const fn plugin(
-    name: &'static str,
-    mutate: Option<Mutate>,
-    validate: Option<Validate>,
-) -> Plugin {
+const fn plugin(name: &'static str, mutate: Option<Mutate>, validate: Option<Validate>) -> Plugin {
     Plugin { name, mutate, validate }
 }
 

@@ -38,11 +38,7 @@ impl User {
     }
 
     pub fn anonymous() -> Self {
-        Self {
-            name: ANONYMOUS.into(),
-            groups: vec![UNAUTHENTICATED.into()],
-            ..Self::default()
-        }
+        Self { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..Self::default() }
     }
 
     pub fn is_in(&self, group: &str) -> bool {
@@ -164,9 +160,9 @@ fn bearer(headers: &http::HeaderMap) -> Option<String> {
     }
     use base64::Engine;
     let protocols = headers.get("sec-websocket-protocol")?.to_str().ok()?;
-    let encoded = protocols
-        .split(',')
-        .find_map(|protocol| protocol.trim().strip_prefix("base64url.bearer.authorization.k8s.io."))?;
+    let encoded = protocols.split(',').find_map(|protocol| {
+        protocol.trim().strip_prefix("base64url.bearer.authorization.k8s.io.")
+    })?;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded).ok()?;
     String::from_utf8(bytes).ok()
 }
@@ -191,9 +187,7 @@ pub fn impersonated(headers: &http::HeaderMap) -> Result<Option<User>> {
         if groups.is_empty() && uid.is_empty() && extra.is_empty() {
             return Ok(None);
         }
-        return Err(ApiError::internal(
-            "requested impersonation without impersonating a user",
-        ));
+        return Err(ApiError::internal("requested impersonation without impersonating a user"));
     }
     let mut user = User { name, uid, groups, extra };
     if let Some((namespace, account)) = service_account(&user.name)

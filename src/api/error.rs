@@ -47,9 +47,11 @@ impl ApiError {
             .iter()
             .map(|cause| {
                 let mut out = Map::new();
-                for (key, value) in
-                    [("reason", &cause.reason), ("message", &cause.message), ("field", &cause.field)]
-                {
+                for (key, value) in [
+                    ("reason", &cause.reason),
+                    ("message", &cause.message),
+                    ("field", &cause.field),
+                ] {
                     if !value.is_empty() {
                         out.insert(key.into(), value.as_str().into());
                     }
@@ -167,11 +169,7 @@ impl ApiError {
     }
 
     pub fn too_large() -> Self {
-        Self::new(
-            413,
-            "RequestEntityTooLarge",
-            "Request entity too large: limit is 3145728",
-        )
+        Self::new(413, "RequestEntityTooLarge", "Request entity too large: limit is 3145728")
     }
 
     pub fn timeout(message: impl Into<String>) -> Self {
@@ -209,9 +207,9 @@ impl ApiError {
 impl From<store::Error> for ApiError {
     fn from(err: store::Error) -> Self {
         match err {
-            store::Error::Compacted { .. } => Self::expired(
-                "The resourceVersion for the provided list is too old.",
-            ),
+            store::Error::Compacted { .. } => {
+                Self::expired("The resourceVersion for the provided list is too old.")
+            }
             store::Error::Future { asked, newest } => {
                 let mut error = Self::timeout(format!(
                     "Too large resource version: {asked}, current: {newest}"

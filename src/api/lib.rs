@@ -1,4 +1,12 @@
-//! The api room.
+//! The API server: from a request to the store and back, and what happened to whoever
+//! watches.
 
+pub mod admission;
+pub mod authn;
+pub mod authz;
+pub mod cache;
 pub mod change;
+pub mod error;
+pub mod registry;
 pub mod scheme;
+pub mod serve;

@@ -4,10 +4,10 @@
 //! Never looks at HTTP: `serve` turns requests into these calls and answers into bytes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use kinds::meta::error::FieldError;
+use kinds::meta::object::NameRule;
 use kinds::resources::{Catalog, Resource};
-use kinds::rules::{FieldError, Rules};
 use parking_lot::RwLock;
 use serde_json::{Map, Value};
 use store::{Backend, Durability};
@@ -24,6 +24,7 @@ pub mod create;
 pub mod delete;
 pub mod list;
 pub mod select;
+pub mod strategy;
 pub mod update;
 pub mod watch;
 
@@ -67,8 +68,29 @@ impl Target {
         self.resource.api_version(&self.version)
     }
 
-    pub fn rules(&self) -> &'static Rules {
-        kinds::rules::of(&self.resource.group, &self.resource.kind)
+    pub fn strategy(&self) -> strategy::Strategy {
+        strategy::of(&self.resource.group, &self.resource.kind, self.resource.custom)
+    }
+
+    pub fn has_status(&self) -> bool {
+        self.resource.subresource("status", &self.version).is_some()
+    }
+
+    pub fn name_rule(&self) -> NameRule {
+        strategy::name_rule(&self.resource.group, &self.resource.kind)
+    }
+
+    pub fn validate_create(&self, _object: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    pub fn validate_update(&self, _new: &Value, _live: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    /// Fills in what upstream's defaulting fills in.
+    pub fn default(&self, object: &mut Value) {
+        kinds::rules::default_of(&self.resource.group, &self.resource.kind)(object);
     }
 
     pub fn typed(&self) -> Typed<'static> {
@@ -208,12 +230,9 @@ pub(crate) fn causes(errors: Vec<FieldError>) -> Vec<Cause> {
     errors
         .into_iter()
         .map(|error| Cause {
-            reason: error.reason().to_string(),
-            message: error.message(),
-            field: error.field.clone(),
+            reason: error.reason.cause().to_string(),
+            message: error.message,
+            field: error.field,
         })
         .collect()
 }
-
-/// How long something that the registry waits for may take.
-pub(crate) const WAIT_MAX: Duration = Duration::from_secs(30);

@@ -25,7 +25,11 @@ fn is_mirror(pod: &Value) -> bool {
     pod["metadata"]["annotations"].get(MIRROR).is_some()
 }
 
-pub fn service_account(registry: &Registry, request: &Attributes<'_>, pod: &mut Value) -> Result<()> {
+pub fn service_account(
+    registry: &Registry,
+    request: &Attributes<'_>,
+    pod: &mut Value,
+) -> Result<()> {
     if !is_new_pod(request) || is_mirror(pod) {
         return Ok(());
     }
@@ -59,7 +63,8 @@ fn mount_token(spec: &mut Value) {
         let name = volume["name"].as_str()?;
         name.starts_with("kube-api-access-").then(|| name.to_string())
     });
-    let name = existing.clone().unwrap_or_else(|| format!("kube-api-access-{}", base::rng::suffix(5)));
+    let name =
+        existing.clone().unwrap_or_else(|| format!("kube-api-access-{}", base::rng::suffix(5)));
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
         for container in spec[list].as_array_mut().into_iter().flatten() {

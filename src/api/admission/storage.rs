@@ -13,7 +13,11 @@ const IS_DEFAULT: [&str; 2] = [
 ];
 
 /// DefaultStorageClass: the newest default class, by name where two are of one second.
-pub fn default_class(registry: &Registry, request: &Attributes<'_>, claim: &mut Value) -> Result<()> {
+pub fn default_class(
+    registry: &Registry,
+    request: &Attributes<'_>,
+    claim: &mut Value,
+) -> Result<()> {
     if request.operation != Operation::Create
         || !request.is("", "persistentvolumeclaims")
         || claim["spec"].get("storageClassName").is_some_and(|name| !name.is_null())

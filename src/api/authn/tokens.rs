@@ -57,8 +57,7 @@ impl ServiceAccountTokens {
     /// # Errors
     /// 422 for a lifetime out of range.
     pub fn issue(&self, request: &TokenRequest<'_>) -> Result<(String, Value, jiff::Timestamp)> {
-        let asked =
-            request.spec["expirationSeconds"].as_i64().unwrap_or(LIFETIME_SECONDS_DEFAULT);
+        let asked = request.spec["expirationSeconds"].as_i64().unwrap_or(LIFETIME_SECONDS_DEFAULT);
         if !(LIFETIME_SECONDS_MIN..=LIFETIME_SECONDS_MAX).contains(&asked) {
             let why = if asked < LIFETIME_SECONDS_MIN {
                 "may not specify a duration less than 10 minutes"
@@ -68,7 +67,9 @@ impl ServiceAccountTokens {
             return Err(ApiError::new(
                 422,
                 "Invalid",
-                format!("TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: {asked}: {why}"),
+                format!(
+                    "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: {asked}: {why}"
+                ),
             ));
         }
         let audiences = match request.spec["audiences"].as_array() {
@@ -104,8 +105,7 @@ impl ServiceAccountTokens {
             "nbf": now,
             "sub": format!("system:serviceaccount:{}:{}", request.namespace, request.account),
         });
-        let token =
-            self.key.sign(&claims).map_err(|err| ApiError::internal(err.to_string()))?;
+        let token = self.key.sign(&claims).map_err(|err| ApiError::internal(err.to_string()))?;
         let expires = jiff::Timestamp::from_second(now + asked)
             .map_err(|err| ApiError::internal(err.to_string()))?;
         Ok((token, audiences, expires))
@@ -152,7 +152,8 @@ impl ServiceAccountTokens {
             tell("credential-id", &format!("JTI={id}"));
         }
         for (kind, prefix) in [("pod", "/registry/pods/"), ("secret", "/registry/secrets/")] {
-            if let (Some(name), Some(uid)) = (bound[kind]["name"].as_str(), bound[kind]["uid"].as_str())
+            if let (Some(name), Some(uid)) =
+                (bound[kind]["name"].as_str(), bound[kind]["uid"].as_str())
             {
                 exists(cache, prefix, Some(namespace), name, uid)?;
                 if kind == "pod" {
@@ -184,7 +185,13 @@ impl ServiceAccountTokens {
 }
 
 /// Some if the object exists, with this uid and not long deleted.
-fn exists(cache: &Cache, prefix: &str, namespace: Option<&str>, name: &str, uid: &str) -> Option<()> {
+fn exists(
+    cache: &Cache,
+    prefix: &str,
+    namespace: Option<&str>,
+    name: &str,
+    uid: &str,
+) -> Option<()> {
     let key = match namespace {
         Some(namespace) => format!("{prefix}{namespace}/{name}"),
         None => format!("{prefix}{name}"),
@@ -195,7 +202,7 @@ fn exists(cache: &Cache, prefix: &str, namespace: Option<&str>, name: &str, uid:
     }
     let deleted = base::time::parse(metadata_str(&value, "deletionTimestamp"));
     // A pod that is being ended may use its token until a minute after its time.
-    let over = deleted
-        .is_some_and(|at| at.as_second() + LEEWAY_SECONDS < base::time::now().as_second());
+    let over =
+        deleted.is_some_and(|at| at.as_second() + LEEWAY_SECONDS < base::time::now().as_second());
     (!over).then_some(())
 }

@@ -22,15 +22,15 @@ pub fn decide(cache: &Cache, user: &Arc<User>, action: &Action) -> Decision {
     let reads = matches!(action.verb.as_str(), "get" | "list" | "watch");
     let allowed = match (action.group.as_str(), action.resource.as_str()) {
         ("", "secrets" | "configmaps") => reads && referenced(cache, node, action),
-        ("", "persistentvolumeclaims") => {
-            action.verb == "get" && referenced(cache, node, action)
-        }
+        ("", "persistentvolumeclaims") => action.verb == "get" && referenced(cache, node, action),
         ("", "serviceaccounts") => {
             action.subresource == "token"
                 && action.verb == "create"
                 && referenced(cache, node, action)
         }
-        ("", "persistentvolumes") => action.verb == "get" && bound_volume(cache, node, &action.name),
+        ("", "persistentvolumes") => {
+            action.verb == "get" && bound_volume(cache, node, &action.name)
+        }
         ("", "pods") if reads => pods(node, cache, action),
         ("coordination.k8s.io", "leases") => {
             action.namespace == "kube-node-lease"
@@ -64,8 +64,7 @@ fn full(action: &Action) -> String {
     }
 }
 
-type StaticRule =
-    (&'static str, &'static [&'static str], &'static [&'static str]);
+type StaticRule = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// The rules of `system:node` that need no relationship (k8s.io/kubernetes,
 /// `bootstrappolicy.NodeRules`). Writing to nodes and pods is narrowed to the node's own
@@ -86,7 +85,11 @@ const STATIC_RULES: &[StaticRule] = &[
     ("storage.k8s.io", &["volumeattachments"], &["get"]),
     ("node.k8s.io", &["runtimeclasses"], &["get", "list", "watch"]),
     ("resource.k8s.io", &["resourceclaims"], &["get"]),
-    ("resource.k8s.io", &["resourceslices"], &["create", "get", "list", "watch", "update", "patch", "delete"]),
+    (
+        "resource.k8s.io",
+        &["resourceslices"],
+        &["create", "get", "list", "watch", "update", "patch", "delete"],
+    ),
 ];
 
 /// A node sees the pods bound to it: one by name, or a list that selects them.
@@ -96,12 +99,11 @@ fn pods(node: &str, cache: &Cache, action: &Action) -> bool {
             .get(PODS, &format!("{PODS}{}/{}", action.namespace, action.name))
             .is_some_and(|pod| pod.value()["spec"]["nodeName"] == node);
     }
-    action
-        .field_selector
-        .split(',')
-        .any(|part| part.split_once('=').is_some_and(|(field, value)| {
+    action.field_selector.split(',').any(|part| {
+        part.split_once('=').is_some_and(|(field, value)| {
             field == "spec.nodeName" && value.trim_start_matches('=') == node
-        }))
+        })
+    })
 }
 
 fn pods_of(cache: &Cache, node: &str, namespace: &str) -> Vec<Value> {
@@ -128,9 +130,7 @@ fn referenced(cache: &Cache, node: &str, action: &Action) -> bool {
     if name.is_empty() || action.namespace.is_empty() {
         return false;
     }
-    pods_of(cache, node, &action.namespace)
-        .iter()
-        .any(|pod| refers(pod, &action.resource, name))
+    pods_of(cache, node, &action.namespace).iter().any(|pod| refers(pod, &action.resource, name))
 }
 
 fn refers(pod: &Value, resource: &str, name: &str) -> bool {
@@ -164,13 +164,22 @@ fn refers(pod: &Value, resource: &str, name: &str) -> bool {
                 .flatten()
                 .any(|projected| projected[source]["name"] == name)
             || (resource == "secrets"
-                && ["csi", "iscsi", "rbd", "cephfs", "flexVolume", "scaleIO", "storageos", "azureFile"]
-                    .iter()
-                    .any(|kind| {
-                        volume[*kind]["secretRef"]["name"] == name
-                            || volume[*kind]["nodePublishSecretRef"]["name"] == name
-                            || volume[*kind]["secretName"] == name
-                    }))
+                && [
+                    "csi",
+                    "iscsi",
+                    "rbd",
+                    "cephfs",
+                    "flexVolume",
+                    "scaleIO",
+                    "storageos",
+                    "azureFile",
+                ]
+                .iter()
+                .any(|kind| {
+                    volume[*kind]["secretRef"]["name"] == name
+                        || volume[*kind]["nodePublishSecretRef"]["name"] == name
+                        || volume[*kind]["secretName"] == name
+                }))
     };
     if volumes.clone().any(in_volume) {
         return true;
@@ -191,7 +200,9 @@ fn bound_volume(cache: &Cache, node: &str, volume: &str) -> bool {
     pods_of(cache, node, "").iter().any(|pod| {
         let namespace = pod["metadata"]["namespace"].as_str().unwrap_or("");
         pod["spec"]["volumes"].as_array().into_iter().flatten().any(|v| {
-            let Some(claim) = v["persistentVolumeClaim"]["claimName"].as_str() else { return false };
+            let Some(claim) = v["persistentVolumeClaim"]["claimName"].as_str() else {
+                return false;
+            };
             cache
                 .get(CLAIMS, &format!("{CLAIMS}{namespace}/{claim}"))
                 .is_some_and(|claim| claim.value()["spec"]["volumeName"] == volume)
@@ -219,8 +230,13 @@ mod tests {
                 "envFrom": [{"configMapRef": {"name": "ef"}}]}],
         }});
         for (resource, name) in [
-            ("serviceaccounts", "sa"), ("secrets", "pull"), ("secrets", "s"), ("secrets", "k"),
-            ("configmaps", "c"), ("configmaps", "ef"), ("persistentvolumeclaims", "p-e"),
+            ("serviceaccounts", "sa"),
+            ("secrets", "pull"),
+            ("secrets", "s"),
+            ("secrets", "k"),
+            ("configmaps", "c"),
+            ("configmaps", "ef"),
+            ("persistentvolumeclaims", "p-e"),
         ] {
             assert!(refers(&pod, resource, name), "{resource} {name}");
             assert!(!refers(&pod, resource, "other"), "{resource}");

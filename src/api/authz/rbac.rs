@@ -202,9 +202,14 @@ impl Rbac {
                 let Some(subject) = binding.subject_for(user, namespace) else { continue };
                 let Some(role) = self.rules_of(&binding.role_ref, namespace) else { continue };
                 let why = || {
-                    let kind = if prefix == BINDINGS { "RoleBinding" } else { "ClusterRoleBinding" };
+                    let kind =
+                        if prefix == BINDINGS { "RoleBinding" } else { "ClusterRoleBinding" };
                     let name = &binding.metadata.name;
-                    let place = if prefix == BINDINGS { format!("{name}/{namespace}") } else { name.clone() };
+                    let place = if prefix == BINDINGS {
+                        format!("{name}/{namespace}")
+                    } else {
+                        name.clone()
+                    };
                     format!(
                         "RBAC: allowed by {kind} {place:?} of {} {:?} to {}",
                         binding.role_ref.kind,
@@ -248,7 +253,10 @@ mod tests {
         };
         Rule {
             verbs: split(verbs),
-            api_groups: groups.split(' ').map(|g| if g == "core" { "" } else { g }.into()).collect(),
+            api_groups: groups
+                .split(' ')
+                .map(|g| if g == "core" { "" } else { g }.into())
+                .collect(),
             resources: split(resources),
             resource_names: split(names),
             non_resource_urls: Vec::new(),
@@ -286,7 +294,8 @@ mod tests {
             non_resource_urls: vec!["/healthz".into(), "/api/*".into()],
             ..Rule::default()
         };
-        let get = |path: &str| Action { verb: "get".into(), path: path.into(), ..Action::default() };
+        let get =
+            |path: &str| Action { verb: "get".into(), path: path.into(), ..Action::default() };
         assert!(rule.allows(&get("/healthz")));
         assert!(rule.allows(&get("/api/v1")));
         assert!(!rule.allows(&get("/healthz/x")));

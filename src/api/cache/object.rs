@@ -1,6 +1,5 @@
 //! One stored object and its JSON bytes.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -16,7 +15,7 @@ pub struct Object {
     pub key: Arc<str>,
     pub revision: u64,
     pub bytes: Bytes,
-    labels: OnceLock<Option<Box<BTreeMap<String, String>>>>,
+    labels: OnceLock<Value>,
     fields: OnceLock<Vec<(&'static str, String)>>,
 }
 
@@ -49,7 +48,8 @@ impl Object {
         serde_json::from_slice(&self.bytes).unwrap_or_default()
     }
 
-    pub fn labels(&self) -> Option<&BTreeMap<String, String>> {
+    /// The labels; null where there are none.
+    pub fn labels(&self) -> &Value {
         #[derive(Deserialize)]
         struct Outer {
             metadata: Inner,
@@ -57,14 +57,12 @@ impl Object {
         #[derive(Deserialize)]
         struct Inner {
             #[serde(default)]
-            labels: Option<BTreeMap<String, String>>,
+            labels: Value,
         }
-        self.labels
-            .get_or_init(|| {
-                let outer: Option<Outer> = serde_json::from_slice(&self.bytes).ok();
-                outer.and_then(|outer| outer.metadata.labels).map(Box::new)
-            })
-            .as_deref()
+        self.labels.get_or_init(|| {
+            let outer: Option<Outer> = serde_json::from_slice(&self.bytes).ok();
+            outer.map_or(Value::Null, |outer| outer.metadata.labels)
+        })
     }
 
     /// The selectable fields, as `extract` finds them; found once.

@@ -245,7 +245,9 @@ impl Allocator {
             ));
         }
         if !self.taken.lock().addresses.insert(wanted) {
-            return refuse(format!("failed to allocate IP {wanted}: provided IP is already allocated"));
+            return refuse(format!(
+                "failed to allocate IP {wanted}: provided IP is already allocated"
+            ));
         }
         Ok(())
     }
@@ -262,9 +264,8 @@ impl Allocator {
             kind == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] == false;
         let wants = kind == "NodePort" || (kind == "LoadBalancer" && !balancer_without);
         let held = live.map(ports_of).unwrap_or_default();
-        let old_ports: Vec<Value> = live
-            .and_then(|live| live["spec"]["ports"].as_array().cloned())
-            .unwrap_or_default();
+        let old_ports: Vec<Value> =
+            live.and_then(|live| live["spec"]["ports"].as_array().cloned()).unwrap_or_default();
         if kind == "LoadBalancer"
             && service["spec"]["externalTrafficPolicy"] == "Local"
             && service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0
@@ -288,7 +289,8 @@ impl Allocator {
             if asked == 0 && wants {
                 // The same port of before keeps its number; two protocols may share one.
                 let before = old_ports.iter().find(|old| {
-                    old["port"] == port["port"] && old["protocol"].as_str().unwrap_or("TCP") == protocol
+                    old["port"] == port["port"]
+                        && old["protocol"].as_str().unwrap_or("TCP") == protocol
                 });
                 let kept = before.and_then(|old| old["nodePort"].as_u64()).filter(|n| *n != 0);
                 let number = match kept {

@@ -41,17 +41,25 @@ pub fn is_identity(resource: &Resource, version: &str) -> bool {
     resource.storage.group == resource.group && resource.storage.version == version
 }
 
-/// The stored name of a field that a selector of this resource names.
-pub fn stored_field(resource: &Resource, field: &str) -> String {
-    if resource.group == "events.k8s.io" {
-        if let Some(rest) = field.strip_prefix("regarding.") {
-            return format!("involvedObject.{rest}");
-        }
-        if field == "reportingController" {
-            return "reportingComponent".into();
-        }
+/// A field selector in the names of the stored fields.
+pub fn stored_fields(resource: &Resource, selector: &str) -> String {
+    if resource.group != "events.k8s.io" {
+        return selector.to_string();
     }
-    field.into()
+    selector
+        .split(',')
+        .map(|part| {
+            let part = part.trim();
+            if let Some(rest) = part.strip_prefix("regarding.") {
+                return format!("involvedObject.{rest}");
+            }
+            match part.strip_prefix("reportingController") {
+                Some(rest) => format!("reportingComponent{rest}"),
+                None => part.to_string(),
+            }
+        })
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn rename(map: &mut Map<String, Value>, from: &str, to: &str) {

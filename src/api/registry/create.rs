@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use store::{Outcome, Write};
 
-use super::{Registry, Target, WriteOptions, causes, metadata_mut, metadata_str, set_revision};
+use super::{
+    Registry, Target, WriteOptions, causes, metadata_mut, metadata_str, set_revision, strategy,
+};
 use crate::admission::Operation;
 use crate::change::apply::{Writer, reset_fields, update_managed_fields};
 use crate::error::{ApiError, Result};
@@ -64,14 +66,8 @@ impl Registry {
         prepare_metadata(&mut object, target, &now);
         let target = &Target { name: metadata_str(&object, "name").to_string(), ..target.clone() };
 
-        let rules = target.rules();
         if managed.is_none() {
-            let reset = reset_fields(
-                &resource.group,
-                &resource.kind,
-                resource.subresource("status", &target.version).is_some(),
-                "",
-            );
+            let reset = reset_fields(&resource.group, &resource.kind, target.has_status(), "");
             let api_version = target.api_version();
             let writer = Writer {
                 manager: &options.manager,
@@ -82,11 +78,11 @@ impl Registry {
             };
             object = update_managed_fields(None, &object, target.typed(), &writer);
         }
-        (rules.prepare_create)(&mut object);
-        (rules.default)(&mut object);
+        strategy::prepare_create(&resource.group, &resource.kind, target.has_status(), &mut object);
+        target.default(&mut object);
         let attributes = self.attributes(target, options, Operation::Create, None);
         self.admission.mutate(self, &attributes, &mut object)?;
-        (rules.default)(&mut object);
+        target.default(&mut object);
         let allocated = self.allocator.allocate(self, target, &mut object, None)?;
         let checked = self.check_create(target, &object, &attributes);
         if let Err(error) = checked {
@@ -102,10 +98,8 @@ impl Registry {
             }
             return Ok(object);
         }
-        let write = Write::Create {
-            key: target.key()?,
-            value: super::stored_bytes(&object, resource),
-        };
+        let write =
+            Write::Create { key: target.key()?, value: super::stored_bytes(&object, resource) };
         match self.store().write(write, super::durability(resource)).await {
             Ok(Outcome::Done(revision)) => {
                 set_revision(&mut object, revision);
@@ -137,8 +131,8 @@ impl Registry {
         attributes: &crate::admission::Attributes<'_>,
     ) -> Result<()> {
         let mut errors =
-            kinds::rules::validate_metadata(object, target.resource.namespaced, target.rules());
-        errors.extend((target.rules().validate_create)(object));
+            kinds::meta::object::validate(object, target.resource.namespaced, target.name_rule());
+        errors.extend(target.validate_create(object));
         if !errors.is_empty() {
             return Err(ApiError::invalid(&target.resource, &target.name, &causes(errors)));
         }
@@ -163,13 +157,14 @@ fn prepare_metadata(object: &mut Value, target: &Target, now: &str) {
     } else {
         metadata.shift_remove("namespace");
     }
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"]
+    {
         metadata.shift_remove(field);
     }
     metadata.insert("uid".into(), base::rng::uuid().into());
     metadata.insert("creationTimestamp".into(), now.into());
     metadata.shift_remove("generation");
-    if kinds::rules::of(&resource.group, &resource.kind).has_generation || resource.custom {
+    if target.strategy().has_generation {
         metadata.insert("generation".into(), json!(1));
     }
 }

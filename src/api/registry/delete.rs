@@ -140,8 +140,9 @@ fn preconditions(target: &Target, live: &Value, delete: &DeleteOptions) -> Resul
         if wanted == is {
             return Ok(());
         }
-        let why =
-            format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
+        let why = format!(
+            "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}"
+        );
         Err(ApiError::conflict(&target.resource, &target.name, &why))
     };
     check("UID", &delete.uid, "uid")?;
@@ -268,7 +269,8 @@ mod tests {
         let (next, gone) = plan(&target, &live, &DeleteOptions::default());
         assert!(!gone);
         assert_eq!(next["metadata"]["deletionGracePeriodSeconds"], 7);
-        let (_, gone) = plan(&target, &json!({"metadata": {}, "spec": {}}), &DeleteOptions::default());
+        let (_, gone) =
+            plan(&target, &json!({"metadata": {}, "spec": {}}), &DeleteOptions::default());
         assert!(gone);
         let now = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
         assert!(plan(&target, &live, &now).1);

@@ -47,7 +47,8 @@ struct Token {
 impl Token {
     fn encode(&self, start: &str) -> String {
         let rest = self.after.strip_prefix(start).unwrap_or(&self.after);
-        let token = json!({"v": "meta.k8s.io/v1", "rv": self.revision, "start": format!("{rest}\u{0}")});
+        let token =
+            json!({"v": "meta.k8s.io/v1", "rv": self.revision, "start": format!("{rest}\u{0}")});
         URL_SAFE_NO_PAD.encode(token.to_string())
     }
 
@@ -62,7 +63,8 @@ impl Token {
         if rest.is_empty() || rest.contains("..") {
             return Err(bad("encoded start key empty (version meta.k8s.io/v1)"));
         }
-        let revision = token["rv"].as_i64().ok_or_else(|| bad("incorrect encoded start resourceVersion 0"))?;
+        let revision =
+            token["rv"].as_i64().ok_or_else(|| bad("incorrect encoded start resourceVersion 0"))?;
         Ok(Self { revision: revision.max(0) as u64, after: format!("{start}{rest}") })
     }
 }
@@ -72,7 +74,8 @@ impl ListOptions {
     /// 400 for a combination that upstream refuses, in its words.
     pub fn check(&self) -> Result<()> {
         let invalid = |field: &str, kind: &str, why: &str| {
-            let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: {kind}: {why}");
+            let message =
+                format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: {kind}: {why}");
             Err(ApiError::new(422, "Invalid", message))
         };
         match self.version_match.as_str() {

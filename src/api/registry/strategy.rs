@@ -1,6 +1,7 @@
 //! How the registry treats each kind beyond defaulting and validation: what a writer may
 //! not set, whether a PUT may create, which fields can be selected.
 
+use kinds::meta::object::NameRule;
 use serde_json::{Value, json};
 
 /// The registry's rules for one kind (k8s.io/kubernetes, `pkg/registry/*/strategy`).
@@ -97,15 +98,30 @@ pub fn of(group: &str, kind: &str, custom: bool) -> Strategy {
     }
 }
 
+/// How the names of a kind look.
+pub fn name_rule(group: &str, kind: &str) -> NameRule {
+    match (group, kind) {
+        ("", "Namespace") => NameRule::Label,
+        ("", "Service") => NameRule::Dns1035,
+        ("rbac.authorization.k8s.io", _) => NameRule::PathSegment,
+        _ => NameRule::Subdomain,
+    }
+}
+
 /// Takes out of a new object what its creator may not decide.
 pub fn prepare_create(group: &str, kind: &str, has_status: bool, object: &mut Value) {
     // A Node's creator is its kubelet, which reports the status in the same request.
     let keeps_status = (group, kind) == ("", "Node");
-    if has_status && !keeps_status && let Value::Object(map) = object {
+    if has_status
+        && !keeps_status
+        && let Value::Object(map) = object
+    {
         map.shift_remove("status");
     }
     match (group, kind) {
-        ("", "Pod") => object["status"] = json!({"phase": "Pending", "qosClass": qos_class(object)}),
+        ("", "Pod") => {
+            object["status"] = json!({"phase": "Pending", "qosClass": qos_class(object)})
+        }
         ("", "Namespace") => {
             object["status"] = json!({"phase": "Active"});
             let finalizers = &mut object["spec"]["finalizers"];
@@ -185,9 +201,17 @@ fn qos_class(pod: &Value) -> &'static str {
     }
 }
 
-/// Fields that selectors may name, beyond `metadata.name` and `metadata.namespace`, with
-/// their values; an absent one is the zero of its type.
+/// Fields that selectors may name, with their values; an absent one is the zero of its
+/// type.
 pub fn fields(group: &str, kind: &str, object: &Value) -> Vec<(&'static str, String)> {
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or("").to_string();
+    let mut fields = own_fields(group, kind, object);
+    fields.push(("metadata.name", text("name")));
+    fields.push(("metadata.namespace", text("namespace")));
+    fields
+}
+
+fn own_fields(group: &str, kind: &str, object: &Value) -> Vec<(&'static str, String)> {
     let text = |pointer: &str| match object.pointer(pointer) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Number(number)) => number.to_string(),
@@ -197,9 +221,8 @@ pub fn fields(group: &str, kind: &str, object: &Value) -> Vec<(&'static str, Str
     let flag = |pointer: &str| {
         object.pointer(pointer).and_then(Value::as_bool).unwrap_or(false).to_string()
     };
-    let number = |pointer: &str| {
-        object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0).to_string()
-    };
+    let number =
+        |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0).to_string();
     match (group, kind) {
         ("", "Pod") => vec![
             ("spec.nodeName", text("/spec/nodeName")),
@@ -233,10 +256,9 @@ pub fn fields(group: &str, kind: &str, object: &Value) -> Vec<(&'static str, Str
         }
         ("", "Node") => vec![("spec.unschedulable", flag("/spec/unschedulable"))],
         ("", "Secret") => vec![("type", text("/type"))],
-        ("", "Service") => vec![
-            ("spec.clusterIP", text("/spec/clusterIP")),
-            ("spec.type", text("/spec/type")),
-        ],
+        ("", "Service") => {
+            vec![("spec.clusterIP", text("/spec/clusterIP")), ("spec.type", text("/spec/type"))]
+        }
         ("", "PersistentVolume" | "PersistentVolumeClaim") => {
             vec![("name", text("/metadata/name"))]
         }
@@ -247,10 +269,9 @@ pub fn fields(group: &str, kind: &str, object: &Value) -> Vec<(&'static str, Str
         ("certificates.k8s.io", "CertificateSigningRequest") => {
             vec![("spec.signerName", text("/spec/signerName"))]
         }
-        ("resource.k8s.io", "ResourceSlice") => vec![
-            ("spec.nodeName", text("/spec/nodeName")),
-            ("spec.driver", text("/spec/driver")),
-        ],
+        ("resource.k8s.io", "ResourceSlice") => {
+            vec![("spec.nodeName", text("/spec/nodeName")), ("spec.driver", text("/spec/driver"))]
+        }
         _ => Vec::new(),
     }
 }

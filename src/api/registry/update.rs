@@ -30,7 +30,11 @@ pub enum Change {
     Merge(Value),
     Strategic(Value),
     Apply(Value),
+    /// A change of the server's own making, given the live object.
+    Edit(Box<Edit>),
 }
+
+pub type Edit = dyn Fn(&Value) -> Result<Value> + Send + Sync;
 
 /// What became of a write.
 pub struct Written {
@@ -76,7 +80,7 @@ impl Registry {
             return Err(missing());
         }
         let (object, managed) = match change {
-            Change::Put(object) if target.rules().create_on_update => {
+            Change::Put(object) if target.strategy().create_on_update => {
                 if !metadata_str(object, "uid").is_empty() {
                     return Err(ApiError::conflict(
                         &target.resource,
@@ -92,7 +96,11 @@ impl Registry {
                 (object, None)
             }
             Change::Apply(config) => (self.apply(target, None, config, options)?, Some(())),
-            Change::Put(_) | Change::Json(_) | Change::Merge(_) | Change::Strategic(_) => {
+            Change::Put(_)
+            | Change::Json(_)
+            | Change::Merge(_)
+            | Change::Strategic(_)
+            | Change::Edit(_) => {
                 return Err(missing());
             }
         };
@@ -115,19 +123,17 @@ impl Registry {
 
         inherit_metadata(&mut new, &live, target);
         keep_other_half(&mut new, &live, target);
-        let rules = target.rules();
-        (rules.prepare_update)(&mut new, &live, &target.subresource);
-        (rules.default)(&mut new);
+        target.default(&mut new);
         if !matches!(change, Change::Apply(_)) {
             new = self.account(target, &live, &new, options);
         }
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));
         self.admission.mutate(self, &attributes, &mut new)?;
-        (rules.default)(&mut new);
+        target.default(&mut new);
         bump_generation(&mut new, &live, target);
         let allocated = self.allocator.allocate(self, target, &mut new, Some(&live))?;
-        let mut errors = kinds::rules::validate_metadata_update(&new, &live);
-        errors.extend((rules.validate_update)(&new, &live, &target.subresource));
+        let mut errors = kinds::meta::object::validate_update(&new, &live);
+        errors.extend(target.validate_update(&new, &live));
         if !errors.is_empty() {
             self.allocator.release(allocated);
             return Err(ApiError::invalid(resource, &target.name, &causes(errors)));
@@ -185,12 +191,11 @@ impl Registry {
         let mut new = live.clone();
         match change {
             Change::Put(object) => return Ok(object.clone()),
+            Change::Edit(edit) => return edit(live),
             Change::Apply(config) => return self.apply(target, Some(live), config, options),
             Change::Json(patch) => json_patch::json_patch(&mut new, patch),
             Change::Merge(patch) => merge_patch::merge_patch(&mut new, patch),
-            Change::Strategic(patch) => {
-                strategic::strategic_merge(&mut new, patch, target.typed())
-            }
+            Change::Strategic(patch) => strategic::strategic_merge(&mut new, patch, target.typed()),
         }
         .map_err(|error| patch_error(&error, target))?;
         if let Err(mismatch) =
@@ -237,8 +242,7 @@ impl Registry {
 
 fn reset(target: &Target) -> &'static [&'static [&'static str]] {
     let resource = &target.resource;
-    let has_status = resource.subresource("status", &target.version).is_some();
-    reset_fields(&resource.group, &resource.kind, has_status, &target.subresource)
+    reset_fields(&resource.group, &resource.kind, target.has_status(), &target.subresource)
 }
 
 /// True if the caller named the version it means to change.
@@ -269,7 +273,7 @@ fn check_preconditions(
     }
     let version = metadata_str(new, "resourceVersion");
     if version.is_empty() {
-        if matches!(change, Change::Put(_)) && !target.rules().unconditional_update {
+        if matches!(change, Change::Put(_)) && !target.strategy().unconditional_update {
             let cause = Cause {
                 reason: "FieldValueInvalid".into(),
                 message: "Invalid value: 0: must be specified for an update".into(),
@@ -322,16 +326,37 @@ fn inherit_metadata(new: &mut Value, live: &Value, target: &Target) {
 /// A write to the object leaves its status alone, and a write to the status leaves
 /// everything else alone.
 fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
-    let has_status = target.resource.subresource("status", &target.version).is_some();
+    let has_status = target.has_status();
     match target.subresource.as_str() {
         "" if has_status => copy_field(new, live, "status"),
+        "ephemeralcontainers" => keep_but(new, live, &["ephemeralContainers"]),
+        "finalize" => keep_but(new, live, &["finalizers"]),
+        "resize" => {
+            let wanted = new["spec"].clone();
+            keep_but(new, live, &["resources"]);
+            for list in ["containers", "initContainers"] {
+                let containers = new["spec"][list].as_array_mut().into_iter().flatten();
+                for (at, container) in containers.enumerate() {
+                    for field in ["resources", "resizePolicy"] {
+                        copy_field(container, &wanted[list][at], field);
+                    }
+                }
+            }
+        }
+        "approval" => {
+            let conditions = new["status"]["conditions"].clone();
+            keep_but(new, live, &[]);
+            if !conditions.is_null() {
+                new["status"]["conditions"] = conditions;
+            }
+        }
         "status" => {
             let status = new.get("status").cloned();
             let mut metadata = live["metadata"].clone();
             if let Some(managed) = new["metadata"].get("managedFields") {
                 metadata["managedFields"] = managed.clone();
             }
-            for field in target.rules().status_metadata {
+            for field in target.strategy().status_metadata {
                 match new["metadata"].get(*field) {
                     Some(value) => metadata[*field] = value.clone(),
                     None => {
@@ -356,6 +381,15 @@ fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
     }
 }
 
+/// The live object with only these fields of the new spec, and its record of managers.
+fn keep_but(new: &mut Value, live: &Value, spec_fields: &[&str]) {
+    let wanted = std::mem::replace(new, live.clone());
+    copy_field(&mut new["metadata"], &wanted["metadata"], "managedFields");
+    for field in spec_fields {
+        copy_field(&mut new["spec"], &wanted["spec"], field);
+    }
+}
+
 fn copy_field(new: &mut Value, live: &Value, field: &str) {
     match live.get(field) {
         Some(value) => new[field] = value.clone(),
@@ -369,7 +403,7 @@ fn copy_field(new: &mut Value, live: &Value, field: &str) {
 
 /// A new generation for a new desired state: any change outside of metadata and status.
 fn bump_generation(new: &mut Value, live: &Value, target: &Target) {
-    let counts = target.rules().has_generation || target.resource.custom;
+    let counts = target.strategy().has_generation;
     if !counts || target.subresource == "status" {
         return;
     }

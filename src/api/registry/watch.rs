@@ -68,7 +68,9 @@ impl Registry {
         let subscription = if initial {
             // A watch list is never older than what was asked for, and without a
             // version as fresh as the store.
-            if options.resource_version.is_empty() || options.send_initial_events.is_some() && asked == 0 {
+            if options.resource_version.is_empty()
+                || options.send_initial_events.is_some() && asked == 0
+            {
                 self.cache.fresh().await?;
             } else {
                 self.cache.wait_for(asked).await?;
@@ -94,9 +96,9 @@ impl Registry {
             self.cache.subscribe(prefix, Some(asked).filter(|asked| *asked > 0))?
         };
         let now = Instant::now();
-        let seconds = options.timeout_seconds.unwrap_or_else(|| {
-            TIMEOUT_SECONDS + base::rng::below(TIMEOUT_SECONDS)
-        });
+        let seconds = options
+            .timeout_seconds
+            .unwrap_or_else(|| TIMEOUT_SECONDS + base::rng::below(TIMEOUT_SECONDS));
         let mut watcher = Watcher {
             start,
             selector: options.selector,

@@ -87,7 +87,8 @@ pub fn accept(header: Option<&str>) -> Result<Form> {
                 _ => {}
             }
         }
-        if view != View::Object && (group != "meta.k8s.io" || !matches!(version, "v1" | "v1beta1")) {
+        if view != View::Object && (group != "meta.k8s.io" || !matches!(version, "v1" | "v1beta1"))
+        {
             fits = false;
         }
         if fits {
@@ -165,8 +166,8 @@ pub fn yaml(body: &[u8]) -> Result<Value> {
 pub fn encode(encoding: Encoding, value: &Value) -> Result<Vec<u8>> {
     match encoding {
         Encoding::Json => {
-            let mut out = serde_json::to_vec(value)
-                .map_err(|err| ApiError::internal(err.to_string()))?;
+            let mut out =
+                serde_json::to_vec(value).map_err(|err| ApiError::internal(err.to_string()))?;
             out.push(b'\n');
             Ok(out)
         }
@@ -184,7 +185,10 @@ mod tests {
     fn the_best_acceptable_offer_wins() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
         assert_eq!(accept(Some(table)).unwrap().view, View::Table);
-        assert_eq!(accept(Some("application/vnd.kubernetes.protobuf,application/json")).unwrap(), Form::JSON);
+        assert_eq!(
+            accept(Some("application/vnd.kubernetes.protobuf,application/json")).unwrap(),
+            Form::JSON
+        );
         assert_eq!(accept(Some("application/yaml")).unwrap().encoding, Encoding::Yaml);
         assert_eq!(accept(None).unwrap(), Form::JSON);
         assert_eq!(accept(Some("application/*")).unwrap_err().code, 406);

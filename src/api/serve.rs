@@ -1,0 +1,48 @@
+//! Requests in, answers out: the chain a request walks, the forms answers take, and the
+//! ways in (TLS, and this process' own components).
+
+use std::sync::Arc;
+
+use crate::authn::Authenticator;
+use crate::authz::Authorizer;
+use crate::registry::Registry;
+
+pub mod answer;
+pub mod chain;
+pub mod documents;
+pub mod health;
+pub mod in_process;
+pub mod listen;
+pub mod negotiate;
+pub mod proxy;
+pub mod request;
+pub mod resources;
+pub mod reviews;
+pub mod subresources;
+pub mod watching;
+
+/// An API server.
+pub struct Server {
+    pub registry: Registry,
+    pub authenticator: Authenticator,
+    pub authorizer: Authorizer,
+    pub kubelets: proxy::Kubelets,
+    /// Reported by `/version` and in OpenAPI documents.
+    pub version: Version,
+    /// Where the API is reached, for `/api`.
+    pub advertise: String,
+    pub ready: health::Readiness,
+}
+
+/// The version that clients see.
+#[derive(Debug, Clone)]
+pub struct Version {
+    /// `v1.36.2+coracle...`
+    pub git: String,
+    pub major: &'static str,
+    pub minor: &'static str,
+    pub commit: String,
+    pub built: String,
+}
+
+pub type Shared = Arc<Server>;

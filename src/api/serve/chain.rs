@@ -1,0 +1,121 @@
+//! The ordered list that every request walks: who, as whom, whether, what.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use client::Body;
+use futures::FutureExt;
+use http::{Request, Response};
+use tracing::error;
+
+use super::answer;
+use super::request::{Query, RequestInfo};
+use super::{Shared, documents, health, resources};
+use crate::authn::{Peer, User};
+use crate::authz::{Action, Decision};
+use crate::error::{ApiError, Result};
+
+/// A request with everything that the chain has learnt of it.
+pub struct Call {
+    pub request: Request<Bytes>,
+    pub info: RequestInfo,
+    pub query: Query,
+    pub user: Arc<User>,
+}
+
+/// Answers a request. Never panics and never fails: what goes wrong is in the answer.
+pub async fn handle(server: &Shared, request: Request<Bytes>) -> Response<Body> {
+    let answered = std::panic::AssertUnwindSafe(walk(server, request)).catch_unwind().await;
+    match answered {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => answer::failure(&error),
+        Err(_) => {
+            error!("a request handler panicked");
+            answer::failure(&ApiError::internal("the request handler failed"))
+        }
+    }
+}
+
+async fn walk(server: &Shared, mut request: Request<Bytes>) -> Result<Response<Body>> {
+    let query = Query::parse(request.uri().query());
+    let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+    let peer = request.extensions_mut().remove::<Peer>().unwrap_or_default();
+
+    let cache = &server.registry.cache;
+    let user = server.authenticator.authenticate(cache, &peer, request.headers())?;
+    let user = impersonate(server, user, request.headers())?;
+
+    let mut action = Action::of(&info, query.get("fieldSelector").unwrap_or(""));
+    if action.verb == "deletecollection" || action.verb == "list" || action.verb == "watch" {
+        // A watch or list of one name may be allowed by name.
+        if let Some(name) = query
+            .get("fieldSelector")
+            .and_then(|selector| selector.strip_prefix("metadata.name="))
+            .filter(|name| !name.contains(',') && action.name.is_empty())
+        {
+            action.name = name.trim_start_matches('=').to_string();
+        }
+    }
+    authorize(server, &user, &action)?;
+
+    let call = Call { request, info, query, user };
+    if call.info.is_resource {
+        resources::serve(server, call).await
+    } else if let Some(response) = health::serve(server, &call).await {
+        Ok(response)
+    } else {
+        documents::serve(server, &call)
+    }
+}
+
+/// # Errors
+/// 403 in upstream's words.
+pub fn authorize(server: &Shared, user: &Arc<User>, action: &Action) -> Result<()> {
+    match server.authorizer.decide(user, action) {
+        Decision::Allow(_) => Ok(()),
+        Decision::NoOpinion(why) => {
+            let mut text = action.refusal(user);
+            if !why.is_empty() {
+                text.push_str(": ");
+                text.push_str(&why);
+            }
+            let (group, resource) = (&action.group, &action.resource);
+            Err(ApiError::forbidden(group, resource, &action.name, &text))
+        }
+    }
+}
+
+/// Replaces the user by the one it asks to act as, if it may.
+fn impersonate(server: &Shared, user: Arc<User>, headers: &http::HeaderMap) -> Result<Arc<User>> {
+    let Some(wanted) = crate::authn::impersonated(headers)? else { return Ok(user) };
+    let check = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
+        let action = Action {
+            verb: "impersonate".into(),
+            is_resource: true,
+            group: group.into(),
+            version: "v1".into(),
+            resource: resource.into(),
+            subresource: subresource.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            ..Action::default()
+        };
+        authorize(server, &user, &action)
+    };
+    match crate::authn::service_account(&wanted.name) {
+        Some((namespace, account)) => check("", "serviceaccounts", "", namespace, account)?,
+        None => check("", "users", "", "", &wanted.name)?,
+    }
+    for value in headers.get_all("impersonate-group") {
+        check("", "groups", "", "", value.to_str().unwrap_or(""))?;
+    }
+    if !wanted.uid.is_empty() {
+        check("authentication.k8s.io", "uids", "", "", &wanted.uid)?;
+    }
+    for (key, values) in &wanted.extra {
+        for value in values {
+            check("authentication.k8s.io", "userextras", key, "", value)?;
+        }
+    }
+    Ok(Arc::new(wanted))
+}

@@ -1,0 +1,162 @@
+//! The way in over the network: TLS, HTTP/1.1 and HTTP/2, with bounds on everything that
+//! a stranger can make large or slow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::drain::Drain;
+use bytes::{Bytes, BytesMut};
+use client::Body;
+use futures::StreamExt;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Either, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use super::{Shared, answer, chain};
+use crate::authn::Peer;
+use crate::error::ApiError;
+
+/// Larger bodies are answered with 413 (upstream's limit).
+const BODY_BYTES_MAX: usize = 3 << 20;
+/// Open connections; a further one waits for one to close.
+const CONNECTIONS_MAX: usize = 10_000;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Streams per HTTP/2 connection; the many watches of one client share a connection.
+const STREAMS_MAX: u32 = 1_000;
+/// When draining, connections get this long to finish what they are doing.
+const GRACE: Duration = Duration::from_secs(5);
+
+type Answer = Either<
+    Full<Bytes>,
+    StreamBody<
+        std::pin::Pin<Box<dyn futures::Stream<Item = std::io::Result<Frame<Bytes>>> + Send>>,
+    >,
+>;
+
+/// Accepts connections until the drain begins.
+pub async fn serve(server: Shared, listener: TcpListener, tls: Arc<ServerConfig>, drain: Drain) {
+    let acceptor = TlsAcceptor::from(tls);
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let accepted = match drain.until(listener.accept()).await {
+            None => return,
+            Some(accepted) => accepted,
+        };
+        let (tcp, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(err) => {
+                // Out of file descriptors, most likely: give those in use time to close.
+                warn!(error = %err, "accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (server, acceptor, drain) = (server.clone(), acceptor.clone(), drain.clone());
+        tokio::spawn(async move {
+            connection(server, acceptor, tcp, address, drain).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn connection(
+    server: Shared,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    address: std::net::SocketAddr,
+    mut drain: Drain,
+) {
+    // Only latency is lost where the option is refused.
+    let _ = tcp.set_nodelay(true);
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await;
+    let stream = match handshake {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(err)) => {
+            debug!(peer = %address, error = %err, "TLS handshake failed");
+            return;
+        }
+        Err(_) => return,
+    };
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .and_then(|leaf| pki::authority::subject(leaf).ok());
+    let peer = Peer { in_process: None, certificate, address: Some(address) };
+    let service = service_fn(move |request| {
+        let (server, peer) = (server.clone(), peer.clone());
+        async move { Ok::<_, std::convert::Infallible>(one(server, peer, request).await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(30));
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drain.begun() => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(GRACE, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(err) = ended {
+        debug!(peer = %address, error = %err, "connection ended");
+    }
+}
+
+async fn one(server: Shared, peer: Peer, request: Request<Incoming>) -> Response<Answer> {
+    let (parts, body) = request.into_parts();
+    let body = match tokio::time::timeout(BODY_TIMEOUT, read(body)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) => return finish(answer::failure(&error)),
+        Err(_) => {
+            return finish(answer::failure(&ApiError::timeout("the request body did not arrive")));
+        }
+    };
+    let mut request = Request::from_parts(parts, body);
+    request.extensions_mut().insert(peer);
+    finish(chain::handle(&server, request).await)
+}
+
+async fn read(mut body: Incoming) -> Result<Bytes, ApiError> {
+    let mut out = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|err| ApiError::bad_request(err.to_string()))?;
+        if let Ok(data) = frame.into_data() {
+            if out.len() + data.len() > BODY_BYTES_MAX {
+                return Err(ApiError::too_large());
+            }
+            out.extend_from_slice(&data);
+        }
+    }
+    Ok(out.freeze())
+}
+
+fn finish(response: Response<Body>) -> Response<Answer> {
+    response.map(|body| match body {
+        Body::Full(bytes) => Either::Left(Full::new(bytes)),
+        Body::Stream(stream) => {
+            Either::Right(StreamBody::new(stream.map(|chunk| chunk.map(Frame::data)).boxed()))
+        }
+    })
+}

@@ -1,0 +1,425 @@
+//! Requests about resources: the query and body are read, the registry is asked, the
+//! answer takes the form the client wants.
+
+use std::sync::Arc;
+
+use client::Body;
+use http::{Response, StatusCode};
+use kinds::resources::Resource;
+use serde_json::{Map, Value};
+
+use super::answer::{self, Include};
+use super::chain::Call;
+use super::negotiate::{self, Form};
+use super::request::Query;
+use super::{Shared, reviews, subresources, watching};
+use crate::error::{ApiError, Result};
+use crate::registry::delete::{DeleteOptions, answers_with_object, deleted_status};
+use crate::registry::list::ListOptions;
+use crate::registry::select::Selector;
+use crate::registry::update::Change;
+use crate::registry::watch::WatchOptions;
+use crate::registry::{FieldValidation, Target, WriteOptions, metadata_mut, metadata_str};
+use crate::scheme::shape;
+
+/// Field managers are cut to this many characters.
+const MANAGER_CHARS_MAX: usize = 128;
+
+pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
+    let info = &call.info;
+    let catalog = server.registry.catalog();
+    let resource = catalog
+        .by_plural(&info.group, &info.version, &info.resource)
+        .ok_or_else(ApiError::no_such_resource)?
+        .clone();
+    let scoped = !info.namespace.is_empty() && info.resource != "namespaces";
+    if scoped && !resource.namespaced {
+        return Err(ApiError::no_such_resource());
+    }
+    let target = Target {
+        version: info.version.clone(),
+        namespace: if resource.namespaced { info.namespace.clone() } else { String::new() },
+        name: info.name.clone(),
+        subresource: info.subresource.clone(),
+        resource,
+    };
+    if resource_is_unplaced(&target, info.verb) {
+        return Err(ApiError::method_not_allowed());
+    }
+    if target.resource.prefix.is_none() {
+        return reviews::serve(server, &call, &target).await;
+    }
+    if !info.subresource.is_empty() {
+        let known = target.resource.subresource(&info.subresource, &info.version);
+        let known = known.ok_or_else(ApiError::no_such_resource)?.clone();
+        if info.subresource != "status" {
+            return subresources::serve(server, call, target, &known).await;
+        }
+    } else if !target.resource.has_verb(info.verb) {
+        return Err(ApiError::method_not_allowed());
+    }
+    match info.verb {
+        "get" => get(server, &call, &target).await,
+        "list" => list(server, &call, &target).await,
+        "watch" => watch(server, &call, target).await,
+        "create" => create(server, &call, &target).await,
+        "update" | "patch" => update(server, &call, &target).await,
+        "delete" => delete(server, &call, &target).await,
+        "deletecollection" => delete_collection(server, &call, &target).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+/// Namespaced objects are written in a namespace, not in all of them.
+fn resource_is_unplaced(target: &Target, verb: &str) -> bool {
+    target.resource.namespaced
+        && target.namespace.is_empty()
+        && !matches!(verb, "list" | "watch")
+        && (target.resource.prefix.is_some() || !target.name.is_empty())
+}
+
+pub fn form(call: &Call) -> Result<Form> {
+    let accept = call.request.headers().get(http::header::ACCEPT);
+    negotiate::accept(accept.and_then(|value| value.to_str().ok()))
+}
+
+pub fn content_type(call: &Call) -> Option<&str> {
+    call.request.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
+}
+
+fn include(call: &Call) -> Result<Include> {
+    Include::parse(call.query.get("includeObject"))
+}
+
+/// How a write is to be done.
+///
+/// # Errors
+/// 422 for an unknown dryRun.
+pub fn write_options(call: &Call) -> Result<WriteOptions> {
+    let mut dry_run = false;
+    for value in call.query.all("dryRun").filter(|value| !value.is_empty()) {
+        if value != "All" {
+            let kind = match call.info.verb {
+                "create" => "CreateOptions",
+                "patch" => "PatchOptions",
+                "delete" | "deletecollection" => "DeleteOptions",
+                _ => "UpdateOptions",
+            };
+            return Err(ApiError::new(
+                422,
+                "Invalid",
+                format!(
+                    "{kind}.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: {value:?}: supported values: \"All\""
+                ),
+            ));
+        }
+        dry_run = true;
+    }
+    let agent = call.request.headers().get(http::header::USER_AGENT);
+    let agent = agent.and_then(|value| value.to_str().ok()).unwrap_or("");
+    let manager = call
+        .query
+        .set("fieldManager")
+        .map(str::to_string)
+        .unwrap_or_else(|| agent.split('/').next().unwrap_or("").to_string());
+    Ok(WriteOptions {
+        user: call.user.clone(),
+        manager: manager.chars().take(MANAGER_CHARS_MAX).collect(),
+        dry_run,
+        force: call.query.flag("force"),
+    })
+}
+
+fn field_validation(query: &Query) -> Result<FieldValidation> {
+    match query.set("fieldValidation") {
+        None | Some("Warn") => Ok(FieldValidation::Warn),
+        Some("Strict") => Ok(FieldValidation::Strict),
+        Some("Ignore") => Ok(FieldValidation::Ignore),
+        Some(other) => Err(ApiError::new(
+            422,
+            "Invalid",
+            format!(
+                "CreateOptions.meta.k8s.io \"\" is invalid: fieldValidation: Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
+            ),
+        )),
+    }
+}
+
+pub async fn get(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    let form = form(call)?;
+    let object = server.registry.live(target).await?;
+    answer::stored(form, target, &object, include(call)?)
+}
+
+fn selector(call: &Call, target: &Target) -> Result<Selector> {
+    let (labels, fields) = (call.query.get("labelSelector"), call.query.get("fieldSelector"));
+    let selector = Selector::parse(&target.resource, labels, fields)?;
+    Ok(if target.name.is_empty() { selector } else { selector.named(&target.name) })
+}
+
+async fn list(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    let form = form(call)?;
+    let text = |name: &str| call.query.get(name).unwrap_or("").to_string();
+    let options = ListOptions {
+        selector: selector(call, target)?,
+        limit: text("limit").parse().unwrap_or(0),
+        continue_token: text("continue"),
+        resource_version: text("resourceVersion"),
+        version_match: text("resourceVersionMatch"),
+    };
+    let page = server.registry.list(target, &options).await?;
+    answer::list(form, target, page, include(call)?)
+}
+
+async fn watch(server: &Shared, call: &Call, target: Target) -> Result<Response<Body>> {
+    let form = form(call)?;
+    let text = |name: &str| call.query.get(name).unwrap_or("").to_string();
+    let options = WatchOptions {
+        selector: selector(call, &target)?,
+        resource_version: text("resourceVersion"),
+        version_match: text("resourceVersionMatch"),
+        bookmarks: call.query.flag("allowWatchBookmarks"),
+        send_initial_events: call
+            .query
+            .set("sendInitialEvents")
+            .map(|_| call.query.flag("sendInitialEvents")),
+        timeout_seconds: call.query.get("timeoutSeconds").and_then(|n| n.parse().ok()),
+    };
+    let include = include(call)?;
+    let watcher = server.registry.watch(&target, options).await;
+    match watcher {
+        Ok(watcher) => watching::stream(target, form, include, watcher),
+        // A watch that cannot begin where it should says so as its only event, the way
+        // clients expect it.
+        Err(error) if error.code == 410 => {
+            let line = serde_json::json!({"type": "ERROR", "object": error.body()});
+            Ok(answer::bytes(StatusCode::OK, "application/json", format!("{line}\n")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Decodes and checks an object of the target's kind; also returns warnings.
+pub fn read_object(call: &Call, target: &Target) -> Result<(Value, Vec<String>)> {
+    let value = negotiate::decode(content_type(call), call.request.body())?;
+    checked(call, target, value)
+}
+
+fn checked(call: &Call, target: &Target, mut value: Value) -> Result<(Value, Vec<String>)> {
+    let resource = &target.resource;
+    if !value.is_object() {
+        return Err(ApiError::bad_request(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct",
+        ));
+    }
+    let expected = target.api_version();
+    check_kind(&mut value, &expected, resource)?;
+    let typed = target.typed();
+    shape::check_types(&value, typed, &resource.kind).map_err(|mismatch| {
+        ApiError::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: {mismatch}",
+            resource.kind, target.version, resource.kind
+        ))
+    })?;
+    let mut warnings = Vec::new();
+    if !resource.custom {
+        let unknown = shape::unknown_field_errors(&value, typed);
+        match field_validation(&call.query)? {
+            FieldValidation::Ignore => {}
+            FieldValidation::Warn => warnings = unknown,
+            FieldValidation::Strict if unknown.is_empty() => {}
+            FieldValidation::Strict => {
+                return Err(ApiError::bad_request(format!(
+                    "{} in version {:?} cannot be handled as a {}: strict decoding error: {}",
+                    resource.kind,
+                    target.version,
+                    resource.kind,
+                    unknown.join(", ")
+                )));
+            }
+        }
+        shape::normalise(&mut value, typed);
+    }
+    if resource.namespaced {
+        let namespace = metadata_str(&value, "namespace").to_string();
+        if namespace.is_empty() {
+            metadata_mut(&mut value).insert("namespace".into(), target.namespace.as_str().into());
+        } else if namespace != target.namespace {
+            return Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+    } else if !metadata_str(&value, "namespace").is_empty() {
+        metadata_mut(&mut value).shift_remove("namespace");
+    }
+    Ok((value, warnings))
+}
+
+fn check_kind(value: &mut Value, expected: &str, resource: &Arc<Resource>) -> Result<()> {
+    let kind = value["kind"].as_str().unwrap_or("").to_string();
+    let version = value["apiVersion"].as_str().unwrap_or("").to_string();
+    if kind.is_empty() {
+        value["kind"] = resource.kind.as_str().into();
+    } else if kind != resource.kind {
+        return Err(ApiError::bad_request(format!(
+            "no kind {kind:?} is registered for version {version:?} in this resource: expected {:?}",
+            resource.kind
+        )));
+    }
+    if version.is_empty() {
+        value["apiVersion"] = expected.into();
+    } else if version != expected {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({expected})"
+        )));
+    }
+    Ok(())
+}
+
+async fn create(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    let form = form(call)?;
+    let options = write_options(call)?;
+    let (object, warnings) = read_object(call, target)?;
+    let created = server.registry.create(target, object, &options).await?;
+    let mut response = answer::object(StatusCode::CREATED, form, target, &created, include(call)?)?;
+    answer::warn(&mut response, &warnings);
+    Ok(response)
+}
+
+/// Reads a PUT's or PATCH's body as a change.
+pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)> {
+    if call.info.verb == "update" {
+        let (object, warnings) = read_object(call, target)?;
+        return Ok((Change::Put(object), warnings));
+    }
+    let media = content_type(call).unwrap_or("").split(';').next().unwrap_or("").trim();
+    let body = call.request.body();
+    let change = match media {
+        "application/json-patch+json" => Change::Json(patch_body(body)?),
+        "application/merge-patch+json" => Change::Merge(patch_body(body)?),
+        "application/strategic-merge-patch+json" if !target.resource.custom => {
+            Change::Strategic(patch_body(body)?)
+        }
+        "application/apply-patch+yaml" => {
+            if call.query.set("fieldManager").is_none() {
+                return Err(ApiError::new(
+                    422,
+                    "Invalid",
+                    "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+                ));
+            }
+            Change::Apply(negotiate::yaml(body)?)
+        }
+        _ => {
+            let accepted = if target.resource.custom {
+                "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+            } else {
+                "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml"
+            };
+            return Err(ApiError::unsupported_media_type(accepted));
+        }
+    };
+    if let Change::Apply(config) = &change {
+        let expected = target.api_version();
+        let mut config = config.clone();
+        if config["apiVersion"].as_str().is_none() || config["kind"].as_str().is_none() {
+            return Err(ApiError::bad_request(
+                "error decoding YAML: Object 'Kind' is missing in the apply configuration",
+            ));
+        }
+        check_kind(&mut config, &expected, &target.resource)?;
+        let typed = target.typed();
+        let mut warnings = Vec::new();
+        if !target.resource.custom {
+            let unknown = shape::unknown_field_errors(&config, typed);
+            // Applying a field the schema does not know fails in the merge, unless the
+            // client asked to ignore it.
+            if field_validation(&call.query)? == FieldValidation::Ignore {
+                shape::prune(&mut config, typed);
+            } else {
+                warnings = unknown;
+            }
+        }
+        if metadata_str(&config, "name").is_empty() {
+            metadata_mut(&mut config).insert("name".into(), target.name.as_str().into());
+        }
+        if target.resource.namespaced && metadata_str(&config, "namespace").is_empty() {
+            metadata_mut(&mut config).insert("namespace".into(), target.namespace.as_str().into());
+        }
+        return Ok((Change::Apply(config), warnings));
+    }
+    if call.query.flag("force") {
+        return Err(ApiError::new(
+            422,
+            "Invalid",
+            "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
+        ));
+    }
+    Ok((change, Vec::new()))
+}
+
+fn patch_body(body: &[u8]) -> Result<Value> {
+    negotiate::json(body)
+        .map_err(|error| ApiError::bad_request(format!("error decoding patch: {}", error.message)))
+}
+
+pub async fn update(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    let form = form(call)?;
+    let options = write_options(call)?;
+    let (change, warnings) = read_change(call, target)?;
+    let written = server.registry.update(target, &change, &options).await?;
+    let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+    let mut response = answer::object(status, form, target, &written.object, include(call)?)?;
+    answer::warn(&mut response, &warnings);
+    Ok(response)
+}
+
+/// Options of a deletion, from the body, or from the query where there is none.
+pub fn delete_options(call: &Call) -> Result<DeleteOptions> {
+    let mut options = if call.request.body().is_empty() {
+        DeleteOptions::default()
+    } else {
+        let body = negotiate::decode(content_type(call), call.request.body())?;
+        let options = DeleteOptions::from_body(&body)?;
+        if body["dryRun"].as_array().into_iter().flatten().any(|value| value != "All") {
+            return Err(ApiError::new(
+                422,
+                "Invalid",
+                "DeleteOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value",
+            ));
+        }
+        options
+    };
+    if options.grace_period_seconds.is_none() {
+        options.grace_period_seconds =
+            call.query.get("gracePeriodSeconds").and_then(|n| n.parse().ok());
+    }
+    if options.propagation.is_none() {
+        options.propagation = call.query.set("propagationPolicy").map(str::to_string);
+    }
+    options.checked()
+}
+
+async fn delete(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    let form = form(call)?;
+    let options = write_options(call)?;
+    let deleted = server.registry.delete(target, &delete_options(call)?, &options).await?;
+    if answers_with_object(target, deleted.gone) {
+        return answer::object(StatusCode::OK, form, target, &deleted.object, include(call)?);
+    }
+    answer::plain(StatusCode::OK, form, &deleted_status(target, &deleted.object))
+}
+
+async fn delete_collection(
+    server: &Shared,
+    call: &Call,
+    target: &Target,
+) -> Result<Response<Body>> {
+    let form = form(call)?;
+    let options = write_options(call)?;
+    let selector = selector(call, target)?;
+    let delete = delete_options(call)?;
+    let deleted = server.registry.delete_collection(target, &selector, &delete, &options).await?;
+    let list = answer::list_value(target, Map::new(), deleted);
+    answer::plain(StatusCode::OK, form, &list)
+}

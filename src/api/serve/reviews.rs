@@ -1,0 +1,180 @@
+//! Kinds that are answered and never stored: who a token is, what somebody may do, and
+//! the binding of a pod by its own resource.
+
+use std::sync::Arc;
+
+use client::Body;
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::chain::Call;
+use super::resources::{form, read_object};
+use super::{Shared, answer, health, subresources};
+use crate::authn::{User, user_info};
+use crate::authz::{Action, Decision};
+use crate::error::{ApiError, Cause, Result};
+use crate::registry::{Target, metadata_str};
+
+pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    if target.resource.plural == "componentstatuses" {
+        return health::component_statuses(server, call, target);
+    }
+    if call.info.verb != "create" {
+        return Err(ApiError::method_not_allowed());
+    }
+    let form = form(call)?;
+    let (mut body, _) = read_object(call, target)?;
+    if target.resource.plural == "bindings" {
+        let pods = server.registry.resource("", "pods").ok_or_else(ApiError::no_such_resource)?;
+        let pod = Target {
+            resource: pods,
+            name: metadata_str(&body, "name").to_string(),
+            ..target.clone()
+        };
+        return subresources::bind(server, call, &pod, &body).await;
+    }
+    let user = &call.user;
+    body["status"] = match target.resource.plural.as_str() {
+        "tokenreviews" => token_review(server, &body)?,
+        "selfsubjectreviews" => json!({"userInfo": user_info(user)}),
+        "subjectaccessreviews" | "localsubjectaccessreviews" => {
+            let spec = &body["spec"];
+            if target.resource.namespaced
+                && spec["resourceAttributes"]["namespace"] != target.namespace.as_str()
+            {
+                return Err(ApiError::bad_request(
+                    "spec.resourceAttributes.namespace must match metadata.namespace",
+                ));
+            }
+            access(server, target, spec, &Arc::new(reviewed_user(target, spec)?))?
+        }
+        "selfsubjectaccessreviews" => access(server, target, &body["spec"], user)?,
+        "selfsubjectrulesreviews" => rules(server, &body["spec"], user)?,
+        _ => return Err(ApiError::method_not_allowed()),
+    };
+    if let Some(metadata) = body["metadata"].as_object_mut() {
+        metadata.entry("creationTimestamp").or_insert(Value::Null);
+    }
+    answer::plain(StatusCode::CREATED, form, &body)
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    let list = value.as_array().into_iter().flatten();
+    list.filter_map(|item| item.as_str().map(str::to_string)).collect()
+}
+
+fn token_review(server: &Shared, body: &Value) -> Result<Value> {
+    let token = body["spec"]["token"].as_str().unwrap_or("");
+    if token.is_empty() {
+        return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
+    }
+    let audiences = strings(&body["spec"]["audiences"]);
+    let found = server.authenticator.token(&server.registry.cache, token, &audiences);
+    Ok(match found {
+        Some((user, granted)) => {
+            json!({"authenticated": true, "user": user_info(&user), "audiences": granted})
+        }
+        None => json!({"user": {}, "error": "[invalid bearer token, token lookup failed]"}),
+    })
+}
+
+fn reviewed_user(target: &Target, spec: &Value) -> Result<User> {
+    let text = |field: &str| spec[field].as_str().unwrap_or("").to_string();
+    let user = User {
+        name: text("user"),
+        uid: text("uid"),
+        groups: strings(&spec["groups"]),
+        extra: spec["extra"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(key, values)| (key.to_lowercase(), strings(values)))
+            .collect(),
+    };
+    if user.name.is_empty() && user.groups.is_empty() {
+        let cause = Cause {
+            reason: "FieldValueInvalid".into(),
+            message: "Invalid value: \"\": at least one of user or group must be specified".into(),
+            field: "spec.user".into(),
+        };
+        return Err(ApiError::invalid(&target.resource, "", &[cause]));
+    }
+    Ok(user)
+}
+
+fn access(server: &Shared, target: &Target, spec: &Value, user: &Arc<User>) -> Result<Value> {
+    let resource = &spec["resourceAttributes"];
+    let path = &spec["nonResourceAttributes"];
+    let text = |of: &Value, field: &str| of[field].as_str().unwrap_or("").to_string();
+    let action = match (resource.is_object(), path.is_object()) {
+        (true, false) => Action {
+            verb: text(resource, "verb"),
+            is_resource: true,
+            group: text(resource, "group"),
+            version: text(resource, "version"),
+            resource: text(resource, "resource"),
+            subresource: text(resource, "subresource"),
+            namespace: text(resource, "namespace"),
+            name: text(resource, "name"),
+            path: String::new(),
+            field_selector: selector_text(&resource["fieldSelector"]),
+        },
+        (false, true) => {
+            Action { verb: text(path, "verb"), path: text(path, "path"), ..Action::default() }
+        }
+        _ => {
+            let cause = Cause {
+                reason: "FieldValueInvalid".into(),
+                message: "Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified".into(),
+                field: "spec.resourceAttributes".into(),
+            };
+            return Err(ApiError::invalid(&target.resource, "", &[cause]));
+        }
+    };
+    Ok(match server.authorizer.decide(user, &action) {
+        Decision::Allow(why) if why.is_empty() => json!({"allowed": true}),
+        Decision::Allow(why) => json!({"allowed": true, "reason": why}),
+        Decision::NoOpinion(why) if why.is_empty() => json!({"allowed": false}),
+        Decision::NoOpinion(why) => json!({"allowed": false, "reason": why}),
+    })
+}
+
+/// The requirements of a review's selector that authorizers look at: equality.
+fn selector_text(selector: &Value) -> String {
+    if let Some(raw) = selector["rawSelector"].as_str() {
+        return raw.to_string();
+    }
+    let requirements = selector["requirements"].as_array().into_iter().flatten();
+    let equal: Vec<String> = requirements
+        .filter(|requirement| requirement["operator"] == "In")
+        .filter_map(|requirement| {
+            let (key, value) = (requirement["key"].as_str()?, requirement["values"][0].as_str()?);
+            Some(format!("{key}={value}"))
+        })
+        .collect();
+    equal.join(",")
+}
+
+fn rules(server: &Shared, spec: &Value, user: &Arc<User>) -> Result<Value> {
+    let namespace = spec["namespace"].as_str().unwrap_or("");
+    if namespace.is_empty() {
+        return Err(ApiError::bad_request("no namespace on request"));
+    }
+    let (mut resources, mut paths) = (Vec::new(), Vec::new());
+    server.authorizer.rbac().visit(user, namespace, |rule, _| {
+        if !rule.resources.is_empty() {
+            let mut shown = json!({
+                "verbs": rule.verbs, "apiGroups": rule.api_groups, "resources": rule.resources,
+            });
+            if !rule.resource_names.is_empty() {
+                shown["resourceNames"] = json!(rule.resource_names);
+            }
+            resources.push(shown);
+        }
+        if !rule.non_resource_urls.is_empty() {
+            paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls}));
+        }
+        true
+    });
+    Ok(json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false}))
+}

@@ -1,0 +1,380 @@
+//! Subresources that are more than a part of their object: scale, binding, eviction,
+//! token, and the streams that go on to a kubelet.
+
+use client::Body;
+use http::{Response, StatusCode};
+use kinds::meta::selector::LabelSelector;
+use kinds::resources::Subresource;
+use serde_json::{Value, json};
+
+use super::chain::Call;
+use super::resources::{self, form, read_change, write_options};
+use super::{Shared, answer, negotiate, proxy};
+use crate::authn::tokens::TokenRequest;
+use crate::error::{ApiError, Cause, Result};
+use crate::registry::delete::DeleteOptions;
+use crate::registry::update::{Change, patch_error};
+use crate::registry::{Target, metadata_str};
+
+pub async fn serve(
+    server: &Shared,
+    call: Call,
+    target: Target,
+    known: &Subresource,
+) -> Result<Response<Body>> {
+    let streams = ["exec", "attach", "portforward", "log", "proxy"];
+    if streams.contains(&target.subresource.as_str()) {
+        return proxy::serve(server, call, target).await;
+    }
+    if !known.verbs.iter().any(|verb| verb == call.info.verb) {
+        return Err(ApiError::method_not_allowed());
+    }
+    match (target.subresource.as_str(), call.info.verb) {
+        ("scale", "get") => {
+            let parent = server.registry.get(&target).await?;
+            let form = form(&call)?;
+            answer::plain(StatusCode::OK, form, &scale_of(&parent, &target))
+        }
+        ("scale", _) => scale(server, &call, &target).await,
+        ("binding", "create") => {
+            let body = negotiate::decode(resources::content_type(&call), call.request.body())?;
+            bind(server, &call, &target, &body).await
+        }
+        ("eviction", "create") => evict(server, &call, &target).await,
+        ("token", "create") => token(server, &call, &target).await,
+        (_, "get") => resources::get(server, &call, &target).await,
+        (_, "update" | "patch") => resources::update(server, &call, &target).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+/// `autoscaling/v1 Scale` of an object.
+fn scale_of(parent: &Value, target: &Target) -> Value {
+    let metadata = &parent["metadata"];
+    let mut scale = json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1",
+        "metadata": {
+            "name": metadata["name"], "namespace": metadata["namespace"],
+            "uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"],
+            "creationTimestamp": metadata["creationTimestamp"],
+        },
+        "spec": {}, "status": {"replicas": parent["status"]["replicas"].as_i64().unwrap_or(0)},
+    });
+    if let Some(replicas) = parent["spec"]["replicas"].as_i64().filter(|n| *n != 0) {
+        scale["spec"]["replicas"] = replicas.into();
+    }
+    let selector = &parent["spec"]["selector"];
+    let text = if target.resource.kind == "ReplicationController" {
+        selector.as_object().map(LabelSelector::from_map).unwrap_or_default().to_string()
+    } else {
+        LabelSelector::from_value(selector).to_string()
+    };
+    if !text.is_empty() {
+        scale["status"]["selector"] = text.into();
+    }
+    scale
+}
+
+async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    let options = write_options(call)?;
+    let form = form(call)?;
+    let parent = server.registry.get(target).await?;
+    let live = scale_of(&parent, target);
+    let wanted = if call.info.verb == "update" {
+        negotiate::decode(resources::content_type(call), call.request.body())?
+    } else {
+        let mut scale = live.clone();
+        match read_change(call, target)?.0 {
+            Change::Json(patch) => crate::change::json_patch::json_patch(&mut scale, &patch),
+            Change::Merge(patch) | Change::Strategic(patch) | Change::Apply(patch) => {
+                crate::change::merge_patch::merge_patch(&mut scale, &patch)
+            }
+            Change::Put(_) | Change::Edit(_) => Ok(()),
+        }
+        .map_err(|error| patch_error(&error, target))?;
+        scale
+    };
+    let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
+    if replicas < 0 {
+        let cause = Cause {
+            reason: "FieldValueInvalid".into(),
+            message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
+            field: "spec.replicas".into(),
+        };
+        let mut error = ApiError::invalid(&target.resource, &target.name, &[cause]);
+        error.message = error.message.replacen(&target.resource.kind, "Scale", 1);
+        return Err(error);
+    }
+    let version = metadata_str(&wanted, "resourceVersion").to_string();
+    let by_put = call.info.verb == "update";
+    let (resource, name) = (target.resource.clone(), target.name.clone());
+    let edit = Change::Edit(Box::new(move |live| {
+        if by_put && !version.is_empty() && version != metadata_str(live, "resourceVersion") {
+            return Err(ApiError::modified(&resource, &name));
+        }
+        let mut new = live.clone();
+        new["spec"]["replicas"] = replicas.into();
+        Ok(new)
+    }));
+    let written = server.registry.update(target, &edit, &options).await?;
+    answer::plain(StatusCode::OK, form, &scale_of(&written.object, target))
+}
+
+/// Binds a pod to a node: once, and only while it is not being deleted.
+pub async fn bind(
+    server: &Shared,
+    call: &Call,
+    target: &Target,
+    binding: &Value,
+) -> Result<Response<Body>> {
+    let options = write_options(call)?;
+    let node = binding["target"]["name"].as_str().unwrap_or("").to_string();
+    if node.is_empty() {
+        let cause = Cause {
+            reason: "FieldValueRequired".into(),
+            message: "Required value".into(),
+            field: "target.name".into(),
+        };
+        let mut error = ApiError::invalid(&target.resource, &target.name, &[cause]);
+        error.message = error.message.replacen("Pod", "Binding", 1);
+        return Err(error);
+    }
+    let uid = metadata_str(binding, "uid").to_string();
+    let annotations = binding["metadata"]["annotations"].clone();
+    let (resource, name) = (target.resource.clone(), target.name.clone());
+    let now = base::time::rfc3339(base::time::now());
+    let edit = Change::Edit(Box::new(move |pod| {
+        let conflict = |why: String| {
+            let mut error = ApiError::conflict(&resource, &name, &why);
+            error.message = error.message.replacen("pods ", "pods/binding ", 1);
+            Err(error)
+        };
+        if !uid.is_empty() && uid != metadata_str(pod, "uid") {
+            return conflict(format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                metadata_str(pod, "uid")
+            ));
+        }
+        if !metadata_str(pod, "deletionTimestamp").is_empty() {
+            return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
+        }
+        let bound = pod["spec"]["nodeName"].as_str().unwrap_or("");
+        if !bound.is_empty() {
+            return conflict(format!("pod {name} is already assigned to node {bound:?}"));
+        }
+        if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+            return conflict(format!("pod {name} has non-empty .spec.schedulingGates"));
+        }
+        let mut new = pod.clone();
+        new["spec"]["nodeName"] = node.as_str().into();
+        for (key, value) in annotations.as_object().into_iter().flatten() {
+            new["metadata"]["annotations"][key] = value.clone();
+        }
+        let mut conditions = new["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.retain(|condition| condition["type"] != "PodScheduled");
+        conditions.push(json!({
+            "type": "PodScheduled", "status": "True", "lastProbeTime": null,
+            "lastTransitionTime": now,
+        }));
+        new["status"]["conditions"] = conditions.into();
+        Ok(new)
+    }));
+    let target = Target { subresource: "binding".into(), ..target.clone() };
+    server.registry.update(&target, &edit, &options).await?;
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    Ok(answer::json(StatusCode::CREATED, &status))
+}
+
+/// Deletes a pod if its disruption budgets allow it.
+async fn evict(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    const BUDGETS: &str = "/registry/poddisruptionbudgets/";
+    let options = write_options(call)?;
+    let body = negotiate::decode(resources::content_type(call), call.request.body())?;
+    let delete = DeleteOptions::from_body(&body["deleteOptions"])?;
+    let pod_target = Target { subresource: String::new(), ..target.clone() };
+    let pod = server.registry.get(&pod_target).await?;
+    let waiting =
+        matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
+    let deleting = !metadata_str(&pod, "deletionTimestamp").is_empty();
+    if !waiting && !deleting {
+        let start = format!("{BUDGETS}{}/", target.namespace);
+        let (budgets, _) = server.registry.cache.list(BUDGETS, &start, None);
+        let matching: Vec<Value> = budgets
+            .iter()
+            .map(|budget| budget.value())
+            .filter(|budget| {
+                let selector = &budget["spec"]["selector"];
+                !selector.is_null()
+                    && LabelSelector::from_value(selector).matches(&pod["metadata"]["labels"])
+            })
+            .collect();
+        if matching.len() > 1 {
+            return Err(ApiError::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
+        }
+        if let Some(budget) = matching.first() {
+            spend(server, &options, target, budget, metadata_str(&pod, "name")).await?;
+        }
+    }
+    server.registry.delete(&pod_target, &delete, &options).await?;
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    Ok(answer::json(StatusCode::CREATED, &status))
+}
+
+/// Takes one disruption from a budget.
+async fn spend(
+    server: &Shared,
+    options: &crate::registry::WriteOptions,
+    target: &Target,
+    budget: &Value,
+    pod: &str,
+) -> Result<()> {
+    let resource = server
+        .registry
+        .resource("policy", "poddisruptionbudgets")
+        .ok_or_else(ApiError::no_such_resource)?;
+    let name = metadata_str(budget, "name").to_string();
+    let budget_target = Target {
+        version: resource.versions[0].clone(),
+        resource,
+        namespace: target.namespace.clone(),
+        name: name.clone(),
+        subresource: "status".into(),
+    };
+    let pod = pod.to_string();
+    let now = base::time::rfc3339(base::time::now());
+    let edit = Change::Edit(Box::new(move |budget| {
+        let allowed = budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
+        let seen = budget["status"]["observedGeneration"].as_i64().unwrap_or(0);
+        let refuse = |text: String| {
+            let mut error = ApiError::new(
+                429,
+                "TooManyRequests",
+                "Cannot evict pod as it would violate the pod's disruption budget.",
+            );
+            error = error.with_causes(&[Cause {
+                reason: "DisruptionBudget".into(),
+                message: text,
+                field: String::new(),
+            }]);
+            Err(error)
+        };
+        if seen < budget["metadata"]["generation"].as_i64().unwrap_or(0) {
+            return refuse(format!(
+                "The disruption budget {name} is still being processed by the server."
+            ));
+        }
+        if allowed <= 0 {
+            return refuse(format!(
+                "The disruption budget {name} needs {} healthy pods and has {} currently",
+                budget["status"]["desiredHealthy"].as_i64().unwrap_or(0),
+                budget["status"]["currentHealthy"].as_i64().unwrap_or(0),
+            ));
+        }
+        let mut new = budget.clone();
+        new["status"]["disruptionsAllowed"] = (allowed - 1).into();
+        new["status"]["disruptedPods"][&pod] = now.as_str().into();
+        Ok(new)
+    }));
+    server.registry.update(&budget_target, &edit, options).await.map(drop)
+}
+
+/// Makes a token for a service account.
+async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    let mut body = negotiate::decode(resources::content_type(call), call.request.body())?;
+    let account_target = Target { subresource: String::new(), ..target.clone() };
+    let account = server.registry.get(&account_target).await?;
+    let attributes = crate::admission::Attributes {
+        operation: crate::admission::Operation::Create,
+        resource: &target.resource,
+        version: &target.version,
+        namespace: &target.namespace,
+        name: &target.name,
+        subresource: "token",
+        user: &call.user,
+        dry_run: false,
+        old: None,
+    };
+    server.registry.admission.validate(&server.registry, &attributes, &body)?;
+    let reference = body["spec"]["boundObjectRef"].clone();
+    let mut bound = None;
+    let mut node = None;
+    if let (Some(kind), Some(name)) = (reference["kind"].as_str(), reference["name"].as_str()) {
+        let object = bound_object(server, target, kind, name).await?;
+        let uid = metadata_str(&object, "uid").to_string();
+        let asked = reference["uid"].as_str().unwrap_or("");
+        if !asked.is_empty() && asked != uid {
+            return Err(ApiError::new(
+                409,
+                "Conflict",
+                format!(
+                    "the UID in the bound object reference ({asked}) does not match the UID in record. The object might have been deleted and then recreated"
+                ),
+            ));
+        }
+        if kind == "Pod" {
+            if object["spec"]["serviceAccountName"] != target.name.as_str() {
+                return Err(ApiError::bad_request(format!(
+                    "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                    target.name
+                )));
+            }
+            if let Some(name) = object["spec"]["nodeName"].as_str() {
+                let found = server
+                    .registry
+                    .cache
+                    .get("/registry/minions/", &format!("/registry/minions/{name}"));
+                let uid = found.map(|node| metadata_str(&node.value(), "uid").to_string());
+                node = uid.map(|uid| (name.to_string(), uid));
+            }
+        }
+        bound = Some((kind.to_string(), name.to_string(), uid));
+    }
+    let request = TokenRequest {
+        namespace: &target.namespace,
+        account: &target.name,
+        account_uid: metadata_str(&account, "uid"),
+        spec: &body["spec"],
+        bound: bound.as_ref().map(|(k, n, u)| (k.as_str(), n.as_str(), u.as_str())),
+        node: node.as_ref().map(|(n, u)| (n.as_str(), u.as_str())),
+    };
+    let (token, audiences, expires) = server.authenticator.tokens.issue(&request)?;
+    body["kind"] = "TokenRequest".into();
+    body["apiVersion"] = "authentication.k8s.io/v1".into();
+    body["metadata"] = json!({
+        "name": target.name, "namespace": target.namespace,
+        "creationTimestamp": base::time::rfc3339(base::time::now()),
+    });
+    body["spec"]["audiences"] = audiences;
+    if body["spec"]["expirationSeconds"].is_null() {
+        body["spec"]["expirationSeconds"] = 3600.into();
+    }
+    if body["spec"].get("boundObjectRef").is_none() {
+        body["spec"]["boundObjectRef"] = Value::Null;
+    }
+    body["status"] = json!({"token": token, "expirationTimestamp": base::time::rfc3339(expires)});
+    answer::plain(StatusCode::CREATED, form(call)?, &body)
+}
+
+async fn bound_object(server: &Shared, target: &Target, kind: &str, name: &str) -> Result<Value> {
+    let plural = match kind {
+        "Pod" => "pods",
+        "Secret" => "secrets",
+        "Node" => "nodes",
+        other => {
+            return Err(ApiError::bad_request(format!(
+                "cannot bind token to object of type {other:?}"
+            )));
+        }
+    };
+    let resource = server.registry.resource("", plural).ok_or_else(ApiError::no_such_resource)?;
+    let object = Target {
+        namespace: if resource.namespaced { target.namespace.clone() } else { String::new() },
+        resource,
+        version: "v1".into(),
+        name: name.into(),
+        subresource: String::new(),
+    };
+    server.registry.get(&object).await
+}
