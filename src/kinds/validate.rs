@@ -2,6 +2,7 @@
 
 mod config;
 mod pod;
+mod pod_more;
 mod service;
 mod workload;
 

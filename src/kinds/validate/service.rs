@@ -54,7 +54,34 @@ pub(super) fn create(service: &Value) -> Vec<FieldError> {
         }
     }
     traffic(spec, kind, &mut out);
+    addresses(spec, &mut out);
     out
+}
+
+fn addresses(spec: &Value, out: &mut Vec<FieldError>) {
+    let (first, all) = (text(spec, "clusterIP"), items(spec, "clusterIPs"));
+    if !first.is_empty() && !all.is_empty() && all[0] != *first {
+        let detail = "first value must match `clusterIP`";
+        out.push(FieldError::invalid("spec.clusterIPs", all.to_vec(), detail));
+    }
+    let listed = all.iter().filter_map(Value::as_str);
+    let listed: Vec<&str> =
+        if all.is_empty() && !first.is_empty() { vec![first] } else { listed.collect() };
+    for (index, address) in listed.into_iter().enumerate() {
+        if address != "None" && address.parse::<std::net::IpAddr>().is_err() {
+            out.push(FieldError::invalid(format!("spec.clusterIPs[{index}]"), address, IP));
+        }
+    }
+    let families: Vec<&str> = items(spec, "ipFamilies").iter().filter_map(Value::as_str).collect();
+    for (index, family) in families.iter().enumerate() {
+        let field = format!("spec.ipFamilies[{index}]");
+        if !["IPv4", "IPv6"].contains(family) {
+            out.push(FieldError::not_supported(&field, *family, &["IPv4", "IPv6"]));
+        }
+        if families[..index].contains(family) {
+            out.push(FieldError::duplicate(field, *family));
+        }
+    }
 }
 
 fn one_of(spec: &Value, key: &str, supported: &[&str], out: &mut Vec<FieldError>) {

@@ -21,7 +21,6 @@ fn selector_and_template(spec: &Value, kind: &str, out: &mut Vec<FieldError>) {
     let mut selects = true;
     if own.is_null() {
         out.push(FieldError::required("spec.selector", ""));
-        selects = false;
     } else {
         let problems = selector::validate_label_selector(own, "spec.selector");
         let wrong = !problems.is_empty();
