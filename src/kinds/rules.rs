@@ -115,7 +115,7 @@ impl Rules {
         let deleted =
             has(new, "metadata.deletionTimestamp") && !has(old, "metadata.deletionTimestamp");
         !self.generation_fields.is_empty()
-            && (deleted || self.generation_fields.iter().any(|f| differs(&f)))
+            && (deleted || self.generation_fields.iter().any(differs))
     }
 }
 
@@ -404,10 +404,10 @@ fn data_source(claim: &mut Value) {
         }
     }
     for key in ["dataSource", "dataSourceRef"] {
-        if let Some(map) = spec.as_object_mut() {
-            if map.get(key).is_some_and(Value::is_null) {
-                map.shift_remove(key);
-            }
+        if let Some(map) = spec.as_object_mut()
+            && map.get(key).is_some_and(Value::is_null)
+        {
+            map.shift_remove(key);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Replays recorded applies, patches and updates: objects, owners and errors must be upstream's.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 
 use api::change::apply::{Writer, apply, reset_fields, update_managed_fields};

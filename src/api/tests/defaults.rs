@@ -1,6 +1,8 @@
 //! Replays recorded creates: normalising, defaulting and field ownership must give upstream's
 //! answer, apart from what admission and the registry add later.
 
+#![allow(clippy::unwrap_used)]
+
 use api::change::apply::{Writer, reset_fields, update_managed_fields};
 use api::scheme::{Schema, shape};
 use kinds::resources::{Catalog, GroupVersion};
@@ -65,10 +67,10 @@ fn strip(value: &mut Value) {
             map.retain(|key, value| {
                 strip(value);
                 let empty = matches!(value, Value::Array(a) if a.is_empty());
-                key != "nodePort"
-                    && !(empty && matches!(key.as_str(), "volumes" | "volumeMounts"))
-                    && !key.ends_with("controller-uid")
-                    && !key.ends_with("job-name")
+                let mounts = empty && matches!(key.as_str(), "volumes" | "volumeMounts");
+                let later = ["controller-uid", "job-name"].iter().any(|k| key.ends_with(k));
+                let dropped = key == "nodePort" || mounts || later;
+                !dropped
             });
         }
         _ => {}

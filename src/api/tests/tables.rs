@@ -1,5 +1,7 @@
 //! Recorded rows: the cells of each kind must be upstream's. Ages and times are left out.
 
+#![allow(clippy::unwrap_used)]
+
 use api::scheme::{Schema, shape};
 use kinds::resources::GroupVersion;
 use kinds::rules::default_of;

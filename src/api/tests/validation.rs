@@ -2,6 +2,8 @@
 //!
 //! The recorded checks that are not made yet are counted, so that none gets lost unnoticed.
 
+#![allow(clippy::unwrap_used)]
+
 use api::scheme::{Schema, shape};
 use kinds::resources::GroupVersion;
 use kinds::rules::Rules;

@@ -68,9 +68,7 @@ pub(super) fn secret(object: &Value) -> Vec<FieldError> {
     let required: &[&str] = match text(object, "type") {
         "kubernetes.io/service-account-token" => {
             let account = "kubernetes.io/service-account.name";
-            if text(&object["metadata"]["annotations"], "").is_empty()
-                && object["metadata"]["annotations"].get(account).is_none()
-            {
+            if object["metadata"]["annotations"].get(account).is_none() {
                 let field = format!("metadata.annotations[{account}]");
                 out.push(FieldError::required(field, ""));
             }
@@ -150,17 +148,17 @@ pub(super) fn is_cidr(text: &str) -> bool {
 
 pub(super) fn lease(object: &Value) -> Vec<FieldError> {
     let mut out = Vec::new();
-    if let Some(seconds) = at(object, "spec.leaseDurationSeconds").as_i64() {
-        if seconds <= 0 {
-            let detail = "must be greater than 0";
-            out.push(FieldError::invalid("spec.leaseDurationSeconds", seconds, detail));
-        }
+    if let Some(seconds) = at(object, "spec.leaseDurationSeconds").as_i64()
+        && seconds <= 0
+    {
+        let detail = "must be greater than 0";
+        out.push(FieldError::invalid("spec.leaseDurationSeconds", seconds, detail));
     }
-    if let Some(count) = at(object, "spec.leaseTransitions").as_i64() {
-        if count < 0 {
-            let detail = "must be greater than or equal to 0";
-            out.push(FieldError::invalid("spec.leaseTransitions", count, detail));
-        }
+    if let Some(count) = at(object, "spec.leaseTransitions").as_i64()
+        && count < 0
+    {
+        let detail = "must be greater than or equal to 0";
+        out.push(FieldError::invalid("spec.leaseTransitions", count, detail));
     }
     out
 }

@@ -57,13 +57,11 @@ pub(super) fn update(new: &Value, old: &Value) -> Errors {
         // Only ever one second less than zero is taken back to one.
         ("terminationGracePeriodSeconds", number(&expected, "terminationGracePeriodSeconds") < 0),
     ] {
-        if allowed {
-            if let Some(map) = expected.as_object_mut() {
-                match actual.get(key) {
-                    Some(value) => map.insert(key.to_owned(), value.clone()),
-                    None => map.shift_remove(key),
-                };
-            }
+        if allowed && let Some(map) = expected.as_object_mut() {
+            match actual.get(key) {
+                Some(value) => map.insert(key.to_owned(), value.clone()),
+                None => map.shift_remove(key),
+            };
         }
     }
     // The node and ephemeral containers come by subresources, which do not ask here.

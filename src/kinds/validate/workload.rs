@@ -174,7 +174,7 @@ pub(super) fn stateful_set_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut out = stateful_set(new);
     let fixed = ["selector", "serviceName", "podManagementPolicy", "volumeClaimTemplates"];
     let differs = |key: &&str| at(at(new, "spec"), key) != at(at(old, "spec"), key);
-    if fixed.iter().any(|key| differs(&key)) {
+    if fixed.iter().any(differs) {
         out.push(FieldError::forbidden(
             "spec",
             "updates to statefulset spec for fields other than 'replicas', 'ordinals', \
