@@ -9,4 +9,5 @@ pub mod policy;
 pub mod resources;
 pub mod rules;
 pub mod table;
+pub mod validate;
 pub(crate) mod value;

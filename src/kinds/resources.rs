@@ -262,7 +262,7 @@ impl Catalog {
         names.sort_unstable();
         for name in names {
             let mut versions = custom.remove(name).unwrap_or_default();
-            versions.sort_by(|a, b| version_priority(b).cmp(&version_priority(a)));
+            versions.sort_by_key(|v| std::cmp::Reverse(version_priority(v)));
             match self.groups.iter_mut().find(|g| g.name == name) {
                 Some(group) => {
                     versions.retain(|v| !group.versions.contains(v));

@@ -1,10 +1,123 @@
 //! The rules of each kind in one table: defaults, validation, columns, selectable fields.
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::apps::defaults as apps;
 use crate::core::{defaults as core, pod_defaults};
+use crate::meta::object::NameRule;
+use crate::meta::{FieldError, object};
 use crate::policy::defaults as policy;
+use crate::resources::Catalog;
+use crate::table::{Table, table};
+use crate::validate;
+use crate::value::{at, fill, flag, has, items, items_mut, text};
+
+/// Where the `scale` subresource finds its numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    /// JSON pointers.
+    pub spec_replicas: &'static str,
+    pub status_replicas: &'static str,
+    /// A label selector, or a plain map of labels for replication controllers.
+    pub selector: &'static str,
+}
+
+/// Everything the API server asks about a kind. Kinds nothing is known about (custom ones) have
+/// rules, too: metadata is checked and `metadata.name` and `metadata.namespace` can be selected.
+#[derive(Clone, Copy)]
+pub struct Rules {
+    /// Wants a normalised object and repeats safely.
+    pub default: fn(&mut Value),
+    /// The kind's own checks, without those of the metadata.
+    pub validate_create: fn(&Value) -> Vec<FieldError>,
+    pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+    pub name: NameRule,
+    pub namespaced: bool,
+    /// What may stand in field selectors, with the object's values.
+    pub selectable: fn(&Value) -> Vec<(&'static str, String)>,
+    pub table: Table,
+    /// What upstream's strategy does to a new object after admission. The metadata is complete.
+    pub prepare_create: fn(&mut Value),
+    /// What a write of the resource itself cannot change comes back from the old object.
+    pub prepare_update: fn(&mut Value, &Value),
+    /// The same for a write of `status`.
+    pub prepare_status_update: fn(&mut Value, &Value),
+    /// A change below one of these fields makes a new generation; empty: no generation is kept.
+    pub generation_fields: &'static [&'static str],
+    pub has_status: bool,
+    pub scale: Option<Scale>,
+    /// Whether PUT may create.
+    pub create_on_update: bool,
+    /// Whether an update without resourceVersion is allowed.
+    pub unconditional_update: bool,
+}
+
+impl Rules {
+    pub fn of(group: &str, kind: &str) -> Rules {
+        let resource = Catalog::built_in().by_kind(group, kind);
+        let (validate_create, validate_update) = validate::of(group, kind);
+        Rules {
+            default: default_of(group, kind),
+            validate_create,
+            validate_update,
+            name: name_rule(group, kind),
+            namespaced: resource.is_none_or(|r| r.namespaced),
+            selectable: selectable_of(group, kind),
+            table: table(group, kind),
+            prepare_create: prepare_of(group, kind),
+            prepare_update: match resource {
+                Some(r) if r.subresources.iter().any(|s| s.name == "status") => {
+                    |new, old| restore(new, old, "status")
+                }
+                _ => |_, _| {},
+            },
+            prepare_status_update: match (group, kind) {
+                ("apps", "Deployment") => |new, old| {
+                    restore(new, old, "spec");
+                    if let (Some(new), Some(old)) = (new.get_mut("metadata"), old.get("metadata")) {
+                        restore(new, old, "labels");
+                    }
+                },
+                _ => |new, old| restore(new, old, "spec"),
+            },
+            generation_fields: generation_fields(group, kind),
+            has_status: resource.is_some_and(|r| r.subresources.iter().any(|s| s.name == "status")),
+            scale: scale_of(group, kind),
+            create_on_update: create_on_update(group, kind),
+            unconditional_update: !matches!(
+                (group, kind),
+                ("coordination.k8s.io", "Lease")
+                    | ("apiextensions.k8s.io", "CustomResourceDefinition")
+                    | ("apiregistration.k8s.io", "APIService")
+                    | ("admissionregistration.k8s.io" | "flowcontrol.apiserver.k8s.io", _)
+            ),
+        }
+    }
+
+    /// All checks of a new object.
+    pub fn check_create(&self, new: &Value) -> Vec<FieldError> {
+        let mut out = object::validate(new, self.namespaced, self.name);
+        out.extend((self.validate_create)(new));
+        out
+    }
+
+    /// All checks of a changed object.
+    pub fn check_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut out = object::validate(new, self.namespaced, self.name);
+        out.extend(object::validate_update(new, old));
+        out.extend((self.validate_update)(new, old));
+        out
+    }
+
+    /// Whether a write of the resource itself makes a new generation.
+    pub fn is_new_generation(&self, new: &Value, old: &Value) -> bool {
+        let differs = |field: &&str| at(new, field) != at(old, field);
+        let deleted =
+            has(new, "metadata.deletionTimestamp") && !has(old, "metadata.deletionTimestamp");
+        !self.generation_fields.is_empty()
+            && (deleted || self.generation_fields.iter().any(differs))
+    }
+}
 
 /// Fills in what upstream's defaulting fills in. Wants a normalised object and repeats safely.
 pub fn default_of(group: &str, kind: &str) -> fn(&mut Value) {
@@ -54,3 +167,330 @@ pub fn default_of(group: &str, kind: &str) -> fn(&mut Value) {
 }
 
 fn nothing(_: &mut Value) {}
+
+fn restore(new: &mut Value, old: &Value, key: &str) {
+    if let Some(map) = new.as_object_mut() {
+        match old.get(key) {
+            Some(value) => {
+                map.insert(key.to_owned(), value.clone());
+            }
+            None => {
+                map.shift_remove(key);
+            }
+        }
+    }
+}
+
+fn name_rule(group: &str, kind: &str) -> NameRule {
+    match (group, kind) {
+        ("", "Namespace") => NameRule::Label,
+        // Since 1.34 services are named like any DNS label.
+        ("", "Service") => NameRule::Label,
+        ("rbac.authorization.k8s.io", _) => NameRule::PathSegment,
+        _ => NameRule::Subdomain,
+    }
+}
+
+fn create_on_update(group: &str, kind: &str) -> bool {
+    matches!(
+        (group, kind),
+        ("", "Endpoints" | "Event" | "LimitRange")
+            | ("events.k8s.io", "Event")
+            | ("coordination.k8s.io", "Lease")
+            | ("rbac.authorization.k8s.io", _)
+    )
+}
+
+fn generation_fields(group: &str, kind: &str) -> &'static [&'static str] {
+    match (group, kind) {
+        ("", "Pod" | "ReplicationController") => &["spec"],
+        ("", "PodTemplate") => &["template"],
+        ("apps", "ControllerRevision") => &[],
+        ("apps" | "batch" | "policy" | "flowcontrol.apiserver.k8s.io", _) => &["spec"],
+        ("networking.k8s.io", "Ingress" | "IngressClass" | "NetworkPolicy") => &["spec"],
+        ("discovery.k8s.io", "EndpointSlice") => &["addressType", "endpoints", "ports"],
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => &["spec"],
+        ("resource.k8s.io", "DeviceClass" | "ResourceSlice") => &["spec"],
+        ("scheduling.k8s.io", "PriorityClass") => {
+            &["value", "globalDefault", "description", "preemptionPolicy"]
+        }
+        ("admissionregistration.k8s.io", kind) if kind.ends_with("WebhookConfiguration") => {
+            &["webhooks"]
+        }
+        ("admissionregistration.k8s.io", _) => &["spec"],
+        _ => &[],
+    }
+}
+
+fn scale_of(group: &str, kind: &str) -> Option<Scale> {
+    let scale = |selector| {
+        Some(Scale {
+            spec_replicas: "/spec/replicas",
+            status_replicas: "/status/replicas",
+            selector,
+        })
+    };
+    match (group, kind) {
+        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet") | ("", "ReplicationController") => {
+            scale("/spec/selector")
+        }
+        _ => None,
+    }
+}
+
+type Selectable = Vec<(&'static str, String)>;
+
+fn named(object: &Value) -> Selectable {
+    ["metadata.name", "metadata.namespace"]
+        .into_iter()
+        .map(|path| (path, text(object, path).to_owned()))
+        .collect()
+}
+
+fn with(object: &Value, paths: &[&'static str]) -> Selectable {
+    let mut out = named(object);
+    for path in paths {
+        let value = match at(object, path) {
+            Value::String(text) => text.clone(),
+            Value::Null => String::new(),
+            other => other.to_string(),
+        };
+        out.push((path, value));
+    }
+    out
+}
+
+fn selectable_of(group: &str, kind: &str) -> fn(&Value) -> Selectable {
+    match (group, kind) {
+        ("", "Pod") => |o| {
+            let mut out = with(
+                o,
+                &[
+                    "spec.nodeName",
+                    "spec.restartPolicy",
+                    "spec.schedulerName",
+                    "spec.serviceAccountName",
+                    "status.phase",
+                    "status.nominatedNodeName",
+                ],
+            );
+            out.push(("spec.hostNetwork", flag(o, "spec.hostNetwork").to_string()));
+            let address = items(o, "status.podIPs").first().map_or("", |ip| text(ip, "ip"));
+            let address = if address.is_empty() { text(o, "status.podIP") } else { address };
+            out.push(("status.podIP", address.to_owned()));
+            out
+        },
+        ("", "Node") => |o| {
+            let mut out = named(o);
+            out.push(("spec.unschedulable", flag(o, "spec.unschedulable").to_string()));
+            out
+        },
+        ("", "Namespace") => |o| {
+            let mut out = with(o, &["status.phase"]);
+            out.push(("name", text(o, "metadata.name").to_owned()));
+            out
+        },
+        ("", "Secret") => |o| with(o, &["type"]),
+        ("", "Service") => |o| with(o, &["spec.clusterIP", "spec.type"]),
+        ("", "PersistentVolume" | "PersistentVolumeClaim") => |o| {
+            let mut out = named(o);
+            out.push(("name", text(o, "metadata.name").to_owned()));
+            out
+        },
+        ("", "ReplicationController") | ("apps", "ReplicaSet") => |o| {
+            let mut out = named(o);
+            let replicas = at(o, "status.replicas").as_i64().unwrap_or_default();
+            out.push(("status.replicas", replicas.to_string()));
+            out
+        },
+        ("batch", "Job") => |o| {
+            let mut out = named(o);
+            let done = at(o, "status.succeeded").as_i64().unwrap_or_default();
+            out.push(("status.successful", done.to_string()));
+            out
+        },
+        ("certificates.k8s.io", "CertificateSigningRequest") => |o| with(o, &["spec.signerName"]),
+        ("resource.k8s.io", "ResourceSlice") => |o| with(o, &["spec.nodeName", "spec.driver"]),
+        ("networking.k8s.io", "IPAddress") => named,
+        ("" | "events.k8s.io", "Event") => event_fields,
+        _ => named,
+    }
+}
+
+fn event_fields(event: &Value) -> Selectable {
+    let mut out = with(
+        event,
+        &[
+            "involvedObject.kind",
+            "involvedObject.namespace",
+            "involvedObject.name",
+            "involvedObject.uid",
+            "involvedObject.apiVersion",
+            "involvedObject.resourceVersion",
+            "involvedObject.fieldPath",
+            "reason",
+            "reportingComponent",
+            "type",
+        ],
+    );
+    let mut source = text(event, "source.component");
+    if source.is_empty() {
+        source = text(event, "reportingComponent");
+    }
+    out.push(("source", source.to_owned()));
+    out
+}
+
+fn prepare_of(group: &str, kind: &str) -> fn(&mut Value) {
+    match (group, kind) {
+        ("", "Pod") => prepare_pod,
+        ("", "Namespace") => |o| {
+            o["status"] = json!({"phase": "Active"});
+            let finalizers = &mut crate::value::object(o, "spec")["finalizers"];
+            let kept = finalizers.as_array().cloned().unwrap_or_default();
+            if !kept.contains(&json!("kubernetes")) {
+                *finalizers = [vec![json!("kubernetes")], kept].concat().into();
+            }
+        },
+        ("", "Service") => |o| o["status"] = json!({"loadBalancer": {}}),
+        ("", "Node" | "Event") => nothing,
+        ("", "PersistentVolume" | "PersistentVolumeClaim") => |o| {
+            o["status"] = json!({"phase": "Pending"});
+            if text(o, "kind") == "PersistentVolumeClaim" {
+                data_source(o);
+            }
+        },
+        ("networking.k8s.io", "Ingress") => |o| o["status"] = json!({"loadBalancer": {}}),
+        ("batch", "Job") => prepare_job,
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => |o| {
+            let stored: Vec<Value> = items(o, "spec.versions")
+                .iter()
+                .filter(|v| flag(v, "storage"))
+                .map(|v| v["name"].clone())
+                .collect();
+            o["status"] = json!({
+                "conditions": null,
+                "acceptedNames": {"plural": "", "kind": ""},
+                "storedVersions": stored
+            });
+        },
+        ("authentication.k8s.io" | "authorization.k8s.io", _) => nothing,
+        _ => |o| {
+            // The caller normalises afterwards, which writes what an empty status looks like.
+            if let Some(map) = o.as_object_mut() {
+                map.shift_remove("status");
+            }
+        },
+    }
+}
+
+/// `dataSource` and `dataSourceRef` say the same thing unless a namespace is named.
+fn data_source(claim: &mut Value) {
+    let spec = crate::value::object(claim, "spec");
+    let (source, reference) = (spec["dataSource"].clone(), spec["dataSourceRef"].clone());
+    if source.is_object() && !reference.is_object() {
+        let mut reference = source;
+        fill(&mut reference, "apiGroup", Value::Null);
+        spec["dataSourceRef"] = reference;
+    } else if reference.is_object() && !source.is_object() && !has(&reference, "namespace") {
+        let group = text(&reference, "apiGroup").to_owned();
+        let kind = text(&reference, "kind").to_owned();
+        let known = matches!(
+            (group.as_str(), kind.as_str()),
+            ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot")
+        );
+        if known {
+            spec["dataSource"] = reference;
+        }
+    }
+    for key in ["dataSource", "dataSourceRef"] {
+        if let Some(map) = spec.as_object_mut()
+            && map.get(key).is_some_and(Value::is_null)
+        {
+            map.shift_remove(key);
+        }
+    }
+}
+
+fn prepare_pod(pod: &mut Value) {
+    let class = qos_class(pod);
+    pod["status"] = json!({"phase": "Pending", "qosClass": class});
+    let labels = at(pod, "metadata.labels").clone();
+    for constraint in items_mut(&mut pod["spec"], "topologySpreadConstraints") {
+        let keys = items(constraint, "matchLabelKeys").to_vec();
+        let expressions: Vec<Value> = keys
+            .iter()
+            .filter_map(Value::as_str)
+            .filter_map(|key| {
+                let value = labels.get(key)?;
+                Some(json!({"key": key, "operator": "In", "values": [value]}))
+            })
+            .collect();
+        if !expressions.is_empty() && has(constraint, "labelSelector") {
+            let list = &mut constraint["labelSelector"]["matchExpressions"];
+            let old = list.as_array().cloned().unwrap_or_default();
+            *list = [old, expressions].concat().into();
+        }
+    }
+}
+
+/// Guaranteed, Burstable or BestEffort, from requests and limits of cpu and memory.
+pub fn qos_class(pod: &Value) -> &'static str {
+    let spec = at(pod, "spec");
+    let positive = |value: &Value| {
+        value
+            .as_str()
+            .and_then(|t| t.parse::<crate::meta::quantity::Quantity>().ok())
+            .filter(|q| !q.is_zero())
+    };
+    let (mut any, mut guaranteed) = (false, true);
+    let mut look = |resources: &Value| {
+        for name in ["cpu", "memory"] {
+            let request = positive(at(resources, "requests").get(name).unwrap_or(&Value::Null));
+            let limit = positive(at(resources, "limits").get(name).unwrap_or(&Value::Null));
+            any |= request.is_some() || limit.is_some();
+            guaranteed &= limit.is_some() && request.is_none_or(|r| Some(r) == limit);
+        }
+    };
+    if has(spec, "resources") {
+        look(at(spec, "resources"));
+    } else {
+        for list in ["containers", "initContainers"] {
+            items(spec, list).iter().for_each(|c| look(at(c, "resources")));
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+/// A job selects its pods by its own uid unless it brings a selector.
+fn prepare_job(job: &mut Value) {
+    if let Some(map) = job.as_object_mut() {
+        map.shift_remove("status");
+    }
+    if flag(job, "spec.manualSelector") {
+        return;
+    }
+    let uid = text(job, "metadata.uid").to_owned();
+    let name = text(job, "metadata.name").to_owned();
+    let template = crate::value::object(crate::value::object(job, "spec"), "template");
+    let labels = crate::value::object(crate::value::object(template, "metadata"), "labels");
+    for (key, value) in [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("controller-uid", &uid),
+        ("job-name", &name),
+    ] {
+        fill(labels, key, value.as_str());
+    }
+    let mut own = Map::new();
+    own.insert("batch.kubernetes.io/controller-uid".into(), json!(uid));
+    let selector = crate::value::object(crate::value::object(job, "spec"), "selector");
+    match selector.get_mut("matchLabels").and_then(Value::as_object_mut) {
+        Some(labels) => labels.extend(own),
+        None => selector["matchLabels"] = Value::Object(own),
+    }
+}

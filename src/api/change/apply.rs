@@ -356,10 +356,10 @@ fn last_applied_set(live: &Value, typed: Typed<'_>) -> Vec<String> {
 
 fn set_last_applied(object: &mut Value, config: &Value) {
     let mut config = without_managed(config);
-    if let Some(annotations) = config.pointer_mut("/metadata/annotations") {
-        if let Some(map) = annotations.as_object_mut() {
-            map.shift_remove(LAST_APPLIED);
-        }
+    if let Some(annotations) = config.pointer_mut("/metadata/annotations")
+        && let Some(map) = annotations.as_object_mut()
+    {
+        map.shift_remove(LAST_APPLIED);
     }
     let text = format!("{config}\n");
     let Some(Value::Object(annotations)) = object.pointer_mut("/metadata/annotations") else {

@@ -106,10 +106,10 @@ pub fn v3(catalog: &Catalog, group: &str, served: &str, version: &str) -> Option
         }
     }
     while let Some(name) = todo.pop() {
-        if let Some(definition) = definitions.types.get(&name) {
-            if wanted.insert(name) {
-                references(definition, &mut todo);
-            }
+        if let Some(definition) = definitions.types.get(&name)
+            && wanted.insert(name)
+        {
+            references(definition, &mut todo);
         }
     }
     let out = json!({

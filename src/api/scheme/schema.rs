@@ -99,12 +99,15 @@ impl Object {
     }
 }
 
+/// Group, version, kind.
+type KindKey = (Box<str>, Box<str>, Box<str>);
+
 /// A set of types and the kinds among them.
 #[derive(Debug)]
 pub struct Schema {
     types: Vec<Type>,
     names: Vec<(Box<str>, TypeId)>,
-    kinds: HashMap<(Box<str>, Box<str>, Box<str>), TypeId>,
+    kinds: HashMap<KindKey, TypeId>,
 }
 
 /// A type together with the schema it belongs to.

@@ -69,10 +69,10 @@ pub fn job(job: &mut Value) {
     let backoff = if has(spec, "backoffLimitPerIndex") { i32::MAX } else { 6 };
     fill(spec, "backoffLimit", backoff);
     pod_defaults::template(object(spec, "template"));
-    if let Some(labels) = job.pointer("/spec/template/metadata/labels").cloned() {
-        if labels.as_object().is_some_and(|l| !l.is_empty()) {
-            fill(object(job, "metadata"), "labels", labels);
-        }
+    if let Some(labels) = job.pointer("/spec/template/metadata/labels").cloned()
+        && labels.as_object().is_some_and(|l| !l.is_empty())
+    {
+        fill(object(job, "metadata"), "labels", labels);
     }
     let spec = object(job, "spec");
     fill(spec, "completionMode", "NonIndexed");

@@ -10,10 +10,10 @@ use crate::value::{fill, fill_zero, has, items, items_mut, object, text};
 pub fn service(service: &mut Value) {
     let spec = object(service, "spec");
     fill_zero(spec, "sessionAffinity", "None");
-    if text(spec, "sessionAffinity") == "None" {
-        if let Some(map) = spec.as_object_mut() {
-            map.shift_remove("sessionAffinityConfig");
-        }
+    if text(spec, "sessionAffinity") == "None"
+        && let Some(map) = spec.as_object_mut()
+    {
+        map.shift_remove("sessionAffinityConfig");
     }
     if text(spec, "sessionAffinity") == "ClientIP" {
         let client = object(object(spec, "sessionAffinityConfig"), "clientIP");

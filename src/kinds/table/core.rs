@@ -360,9 +360,18 @@ fn node(node: &Value, now: Timestamp) -> Vec<Value> {
         address("InternalIP"),
         address("ExternalIP"),
         info("osImage"),
-        info("kernelVersion"),
+        kernel(node),
         info("containerRuntimeVersion"),
     ]
+}
+
+fn kernel(node: &Value) -> Value {
+    let info = at(node, "status.nodeInfo");
+    match (text(info, "kernelVersion"), text(info, "architecture")) {
+        ("", _) => json!("<unknown>"),
+        (kernel, "") => json!(kernel),
+        (kernel, architecture) => json!(format!("{kernel} ({architecture})")),
+    }
 }
 
 const EVENT: &[Column] = &[
