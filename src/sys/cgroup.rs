@@ -381,6 +381,17 @@ impl Group {
         }
     }
 
+    /// The group's directory per v1 controller; empty on v2.
+    pub fn controller_directories(&self) -> Vec<(String, PathBuf)> {
+        match &self.hierarchy.layout {
+            Layout::Unified { .. } => Vec::new(),
+            Layout::Split { controllers, .. } => controllers
+                .iter()
+                .map(|(name, root)| (name.clone(), root.join(&self.path)))
+                .collect(),
+        }
+    }
+
     pub fn exists(&self) -> bool {
         self.directories().iter().any(|d| d.exists())
     }

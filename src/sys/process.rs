@@ -118,6 +118,12 @@ pub fn become_subreaper() -> io::Result<()> {
     check_int(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
 }
 
+/// Makes the kernel kill this process when its parent ends.
+pub fn end_with_parent() -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check_int(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }).map(drop)
+}
+
 pub fn set_name(name: &str) {
     if let Ok(name) = c_bytes(name.as_bytes()) {
         // SAFETY: a live C string; the kernel takes 15 bytes of it.
