@@ -157,6 +157,22 @@ pub fn close_from(first: u32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
 }
 
+/// Closes every descriptor but these: what a forked child does with what it inherits and
+/// never uses.
+pub fn close_others(keep: &[i32]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    keep.sort_unstable();
+    let mut first = 0;
+    for fd in keep {
+        if fd > first {
+            // SAFETY: the caller uses none of the descriptors that it does not name.
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) })?;
+        }
+        first = fd + 1;
+    }
+    close_from(first)
+}
+
 /// Puts copies of three descriptors at 0, 1 and 2.
 pub fn set_stdio(
     stdin: BorrowedFd<'_>,

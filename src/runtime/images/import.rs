@@ -18,8 +18,6 @@ pub const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    #[serde(default)]
-    pub media_type: String,
     pub digest: String,
     #[serde(default)]
     pub size: u64,

@@ -10,7 +10,8 @@ use sys::fs::Node;
 
 use super::seccomp;
 use super::shim::proto::{
-    BindSpec, ContainerSpec, DeviceSpec, PidMode, ProcessSpec, RootSpec, SpecPropagation, UserSpec,
+    BindSpec, ContainerSpec, DeviceSpec, Filter, PidMode, ProcessSpec, RootSpec, SpecPropagation,
+    UserSpec,
 };
 use crate::cri::{
     ContainerConfig, Error, ErrorKind, MountPropagation, NamespaceMode, PodSandboxConfig, Result,
@@ -222,7 +223,7 @@ fn capabilities(config: &ContainerConfig) -> Result<Set> {
     Ok(set.and(every))
 }
 
-fn filter(config: &ContainerConfig, capabilities: Set) -> Result<Option<Vec<(u16, u8, u8, u32)>>> {
+fn filter(config: &ContainerConfig, capabilities: Set) -> Result<Option<Filter>> {
     if config.security.privileged {
         return Ok(None);
     }

@@ -5,7 +5,7 @@
 //! how the shim learns that the program runs. Never returns.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use sys::process;
@@ -26,6 +26,7 @@ pub struct Stdio {
 }
 
 pub fn run_container(spec: &ContainerSpec, stdio: Option<Stdio>, sync: &OwnedFd) -> ! {
+    close_inherited(stdio.as_ref(), &[sync.as_raw_fd()]);
     let outcome = container(spec, stdio, sync);
     report(sync, outcome)
 }
@@ -38,8 +39,21 @@ pub fn run_exec(
     init: BorrowedFd<'_>,
     sync: &OwnedFd,
 ) -> ! {
+    close_inherited(stdio.as_ref(), &[sync.as_raw_fd(), init.as_raw_fd()]);
     let outcome = exec(spec, args, stdio, init, sync);
     report(sync, outcome)
+}
+
+/// The shim's descriptors belong to other containers; held here, their streams would not
+/// end.
+fn close_inherited(stdio: Option<&Stdio>, keep: &[i32]) {
+    let mut keep = keep.to_vec();
+    keep.extend([0, 1, 2]);
+    if let Some(stdio) = stdio {
+        keep.extend([&stdio.stdin, &stdio.stdout, &stdio.stderr].map(AsRawFd::as_raw_fd));
+    }
+    // Exec closes them at the latest.
+    let _ = process::close_others(&keep);
 }
 
 fn report(sync: &OwnedFd, failure: Failure) -> ! {

@@ -163,6 +163,9 @@ pub struct UserSpec {
     pub strict: bool,
 }
 
+/// A program of classic BPF: code, jump if true, jump if false, operand.
+pub type Filter = Vec<(u16, u8, u8, u32)>;
+
 /// What a process of a container is allowed and given, also by exec.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ProcessSpec {
@@ -170,8 +173,7 @@ pub struct ProcessSpec {
     pub cwd: String,
     pub user: UserSpec,
     pub capabilities: u64,
-    /// code, jump if true, jump if false, operand
-    pub seccomp: Option<Vec<(u16, u8, u8, u32)>>,
+    pub seccomp: Option<Filter>,
     pub no_new_privs: bool,
     pub apparmor: Option<String>,
     pub oom_score_adj: i64,

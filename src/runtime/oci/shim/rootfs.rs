@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sys::fs::{Node, Root};
 use sys::mount::{self, Propagation, attr};
@@ -227,7 +227,7 @@ fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn read_only(path: &PathBuf) -> io::Result<()> {
+fn read_only(path: &Path) -> io::Result<()> {
     missing_is_fine((|| {
         let at = sys::fs::open_path(path)?;
         let tree = mount::clone_tree_at(at.as_fd(), true)?;
@@ -236,7 +236,7 @@ fn read_only(path: &PathBuf) -> io::Result<()> {
     })())
 }
 
-fn mask(path: &PathBuf) -> io::Result<()> {
+fn mask(path: &Path) -> io::Result<()> {
     missing_is_fine((|| {
         let at = sys::fs::open_path(path)?;
         let cover = if std::fs::metadata(path)?.is_dir() {

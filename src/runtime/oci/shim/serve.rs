@@ -706,6 +706,8 @@ enum PidNamespace {
 
 /// First process of a shared pid namespace: holds it and lets orphans vanish.
 fn pause() -> ! {
+    // Whatever of the shim's it held open would never come to its end.
+    let _ = process::close_others(&[]);
     process::ignore_signal(17);
     process::set_name("pause");
     let _ = process::end_with_parent();
