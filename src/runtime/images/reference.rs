@@ -55,8 +55,8 @@ impl Reference {
                 && tag.len() <= 128
                 && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
         };
-        let domain_is_good =
-            domain.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
+        let domain_is_good = domain.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
+            && domain.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
         if !domain_is_good
             || path.len() > 255
             || !path.split('/').all(part_is_good)
