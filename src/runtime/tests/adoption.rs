@@ -1,4 +1,5 @@
 //! Containers outlive the server: another one takes them up, with the same processes.
+#![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod world;
 

@@ -1,4 +1,5 @@
 //! Images from archives and from a real registry, the hostile and the broken included.
+#![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod world;
 

@@ -1,6 +1,7 @@
 //! What the tests of this room share: an image of busybox, and a runtime in a directory
 //! of its own whose traces are looked for at the end.
-#![allow(dead_code)]
+#![allow(clippy::unwrap_used, reason = "tests may")]
+#![allow(unused, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -41,8 +42,32 @@ impl PodNetwork for NoNetwork {
     }
 }
 
+/// A directory for one runtime; a test that fails leaves nothing behind either.
+pub struct Home(tempfile::TempDir);
+
+impl Home {
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let name = self.path().file_name().unwrap().to_string_lossy().replace('.', "");
+        let Ok(hierarchy) = sys::cgroup::Hierarchy::detect() else { return };
+        for kind in ["pods", "shims"] {
+            let group = hierarchy.group(&format!("coracle-test-{kind}{name}"));
+            let _ = group.kill_all(Duration::from_secs(5));
+            let _ = group.delete(Duration::from_secs(5));
+        }
+        for mount in sys::mount::mounts_below(self.path()).unwrap_or_default() {
+            let _ = sys::mount::unmount_detach(&mount);
+        }
+    }
+}
+
 pub struct World {
-    pub dir: tempfile::TempDir,
+    pub dir: Home,
     pub runtime: Arc<Runtime>,
     pub cgroup: String,
 }
@@ -66,7 +91,7 @@ pub fn config(dir: &Path, registries: Registries) -> RuntimeConfig {
 
 impl World {
     pub async fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("crt").tempdir_in("/tmp").unwrap();
+        let dir = Home(tempfile::Builder::new().prefix("crt").tempdir_in("/tmp").unwrap());
         let runtime = Runtime::open(config(dir.path(), Registries::default())).await.unwrap();
         let archive = dir.path().join("busybox.tar");
         std::fs::write(&archive, busybox_archive()).unwrap();
