@@ -1,7 +1,4 @@
 //! Images from archives and from a real registry, the hostile and the broken included.
-#![allow(clippy::unwrap_used, reason = "tests may")]
-
-mod world;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -9,9 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::world::{archive, busybox_archive, busybox_layer, oci_layout, tar_of};
 use runtime::cri::{AuthConfig, ErrorKind, ImageService};
 use runtime::images::{Images, Registries};
-use world::{archive, busybox_archive, busybox_layer, oci_layout, tar_of};
 
 async fn images(dir: &Path) -> Images {
     Images::open(&dir.join("images"), Registries::default()).await.unwrap()
@@ -242,7 +239,7 @@ async fn a_real_registry_is_pulled_from() {
     let id = images.pull_image(&name, &[]).await.unwrap();
     let image = images.image_status(&name).await.unwrap().unwrap();
     assert_eq!(image.id, id);
-    assert_eq!(image.repo_tags, [name.clone()]);
+    assert_eq!(image.repo_tags, [name.as_str()]);
     assert!(image.repo_digests[0].contains("/team/busybox@sha256:"));
     let by_digest = image.repo_digests[0].clone();
     assert_eq!(images.pull_image(&by_digest, &[]).await.unwrap(), id);

@@ -1,14 +1,11 @@
 //! Containers outlive the server: another one takes them up, with the same processes.
-#![allow(clippy::unwrap_used, reason = "tests may")]
-
-mod world;
 
 use std::time::Duration;
 
+use crate::world::World;
 use runtime::Runtime;
 use runtime::cri::*;
 use runtime::images::Registries;
-use world::World;
 
 /// A server of its own, which goes away without a word when it is dropped.
 fn server() -> tokio::runtime::Runtime {
@@ -37,7 +34,7 @@ fn another_server_takes_the_containers_up() {
     let second = server();
     second.block_on(async {
         let runtime =
-            Runtime::open(world::config(dir.path(), Registries::default())).await.unwrap();
+            Runtime::open(crate::world::config(dir.path(), Registries::default())).await.unwrap();
         let world = World { dir, runtime, cgroup };
         let status = world.runtime.container_status(&id).await.unwrap();
         assert_eq!((status.state, status.pid), (ContainerState::Running, pid));

@@ -1,7 +1,5 @@
 //! What the tests of this room share: an image of busybox, and a runtime in a directory
 //! of its own whose traces are looked for at the end.
-#![allow(clippy::unwrap_used, reason = "tests may")]
-#![allow(unused, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

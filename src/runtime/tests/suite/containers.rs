@@ -1,13 +1,10 @@
 //! Real containers on this kernel: what they see, what they may do, how they end.
-#![allow(clippy::unwrap_used, reason = "tests may")]
-
-mod world;
 
 use std::time::{Duration, Instant};
 
+use crate::world::World;
 use runtime::cri::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use world::World;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_runs_logs_and_exits() {
