@@ -119,6 +119,15 @@ impl ImageService for crate::oci::Runtime {
     }
 
     async fn remove_image(&self, image: &str) -> Result<()> {
+        // An overlay breaks when its lower directories go.
+        if let Some(found) = self.images().find(image)
+            && let Some(container) = self.user_of_image(&found.id)
+        {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("image \"{image}\" is in use by container \"{container}\""),
+            ));
+        }
         self.images().remove_image(image).await
     }
 

@@ -148,6 +148,15 @@ impl Runtime {
         Ok(runtime)
     }
 
+    /// The container that uses an image, whose layers must then stay.
+    pub(crate) fn user_of_image(&self, image_id: &str) -> Option<String> {
+        self.tables()
+            .containers
+            .values()
+            .find(|c| self.images.find(&c.record.config.image).is_some_and(|i| i.id == image_id))
+            .map(|c| c.record.id.clone())
+    }
+
     pub(crate) fn writable_layers_dir(&self) -> PathBuf {
         self.config.state_dir.join("containers")
     }

@@ -363,7 +363,7 @@ impl Store {
         self.sweep().map_err(|err| failed("remove layers", err))
     }
 
-    /// Removes layers that no image uses; a running container keeps its own open.
+    /// Removes layers that no image uses. Images that containers use are not removed.
     fn sweep(&self) -> io::Result<()> {
         let used: HashSet<String> = self.lock().values().flat_map(|i| i.layers.clone()).collect();
         for entry in std::fs::read_dir(self.layers_dir())?.flatten() {

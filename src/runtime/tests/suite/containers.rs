@@ -18,6 +18,8 @@ async fn a_container_runs_logs_and_exits() {
     config.envs = vec![("MINE".into(), "too".into())];
     let id = world.start(&sandbox, config).await;
     let ended = world.ended(&id).await;
+    let err = world.runtime.remove_image(crate::world::IMAGE).await.unwrap_err();
+    assert!(err.message.contains("in use"), "{err}");
     assert_eq!((ended.exit_code, ended.reason.as_str()), (7, "Error"));
     assert!(ended.started_at > 0 && ended.finished_at >= ended.started_at);
     let log = world.log("main");
