@@ -1,0 +1,140 @@
+//! Images on this node: import, pull, unpack, look up, remove.
+//!
+//! Containers get layers by name; nothing here mounts or runs them.
+
+mod import;
+pub mod reference;
+mod registries;
+mod registry;
+mod store;
+mod transport;
+mod unpack;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+pub use registries::{Endpoint, HostAuth, HostConfig, HostTls, Mirror, Registries};
+pub use store::{ImageConfig, StoredImage, bytes_below};
+
+use crate::cri::{AuthConfig, Error, ErrorKind, Image, ImageService, Result};
+use store::{Store, failed};
+
+pub struct Images {
+    store: Arc<Store>,
+    registries: Registries,
+}
+
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "a worker thread panicked")))
+}
+
+impl Images {
+    pub async fn open(directory: &Path, registries: Registries) -> Result<Self> {
+        let directory = directory.to_path_buf();
+        let store = beside(move || Store::open(&directory)).await?;
+        Ok(Self { store: Arc::new(store), registries })
+    }
+
+    pub fn find(&self, name: &str) -> Option<StoredImage> {
+        self.store.find(name)
+    }
+
+    pub fn layers_dir(&self) -> PathBuf {
+        self.store.layers_dir()
+    }
+
+    /// Gives the ids of the images in an archive. A bad one leaves nothing behind.
+    pub async fn import_file(&self, path: &Path) -> Result<Vec<String>> {
+        let (store, path) = (self.store.clone(), path.to_path_buf());
+        beside(move || import::import(&store, &path)).await
+    }
+
+    /// Imports every archive of a directory, in order of names; a directory that is not
+    /// there holds none. Gives each file's outcome: one bad archive stops no other.
+    pub async fn import_dir(&self, path: &Path) -> Result<Vec<(PathBuf, Result<Vec<String>>)>> {
+        let mut files: Vec<PathBuf> = match std::fs::read_dir(path) {
+            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(err) => return Err(failed(&format!("read {}", path.display()), err)),
+        };
+        let is_archive = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst"].iter().any(|end| name.ends_with(end))
+        };
+        files.retain(is_archive);
+        files.sort();
+        let mut outcomes = Vec::new();
+        for file in files {
+            let outcome = self.import_file(&file).await;
+            if let Err(err) = &outcome {
+                tracing::warn!(file = %file.display(), error = %err, "archive not imported");
+            }
+            outcomes.push((file, outcome));
+        }
+        Ok(outcomes)
+    }
+}
+
+#[async_trait]
+impl ImageService for Images {
+    async fn list_images(&self) -> Result<Vec<Image>> {
+        Ok(self.store.all().iter().map(StoredImage::describe).collect())
+    }
+
+    async fn image_status(&self, image: &str) -> Result<Option<Image>> {
+        Ok(self.store.find(image).map(|image| image.describe()))
+    }
+
+    async fn pull_image(&self, image: &str, auth: &[AuthConfig]) -> Result<String> {
+        registry::pull(&self.store, &self.registries, image, auth).await
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<()> {
+        let (store, image) = (self.store.clone(), image.to_string());
+        beside(move || store.remove(&image)).await
+    }
+
+    async fn image_fs_usage(&self) -> Result<(u64, PathBuf)> {
+        let root = self.store.root().to_path_buf();
+        beside(move || Ok((bytes_below(&root), root))).await
+    }
+}
+
+#[async_trait]
+impl ImageService for crate::oci::Runtime {
+    async fn list_images(&self) -> Result<Vec<Image>> {
+        self.images().list_images().await
+    }
+
+    async fn image_status(&self, image: &str) -> Result<Option<Image>> {
+        self.images().image_status(image).await
+    }
+
+    async fn pull_image(&self, image: &str, auth: &[AuthConfig]) -> Result<String> {
+        self.images().pull_image(image, auth).await
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<()> {
+        // An overlay breaks when its lower directories go.
+        if let Some(found) = self.images().find(image)
+            && let Some(container) = self.user_of_image(&found.id)
+        {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("image \"{image}\" is in use by container \"{container}\""),
+            ));
+        }
+        self.images().remove_image(image).await
+    }
+
+    async fn image_fs_usage(&self) -> Result<(u64, PathBuf)> {
+        let (bytes, path) = self.images().image_fs_usage().await?;
+        let containers = self.writable_layers_dir();
+        let written = beside(move || Ok(bytes_below(&containers))).await?;
+        Ok((bytes + written, path))
+    }
+}

@@ -1,0 +1,401 @@
+//! Pulls from registries (OCI distribution): manifests by platform, blobs to files,
+//! tokens and passwords. What a registry says of a refusal is passed on in its words.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use serde::Deserialize;
+
+use super::import::{DOCUMENT_BYTES_MAX, Document, for_this_platform};
+use super::reference::{Reference, digest_hex};
+use super::registries::{Endpoint, Registries};
+use super::store::{Store, digest_of, failed, hex};
+use super::transport::exchange;
+use crate::cri::{AuthConfig, Error, ErrorKind, Result};
+
+/// A registry that sends nothing for this long is given up.
+const IDLE_PATIENCE: Duration = Duration::from_secs(60);
+const REDIRECTS_MAX: usize = 5;
+const INDEX_DEPTH_MAX: usize = 4;
+/// Words of a refusal that are passed on.
+const WORDS_BYTES_MAX: usize = 512;
+
+const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
+
+fn refused(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::ImagePull, message)
+}
+
+/// The credentials to try, in order: those given, those of the endpoint, none.
+pub async fn pull(
+    store: &std::sync::Arc<Store>,
+    registries: &Registries,
+    image: &str,
+    auth: &[AuthConfig],
+) -> Result<String> {
+    let reference = Reference::parse(image)?;
+    let mut last = None;
+    for endpoint in registries.endpoints(&reference.domain) {
+        let configured = registries.configs.get(&endpoint.authority);
+        let mut tries: Vec<Option<AuthConfig>> = auth.iter().cloned().map(Some).collect();
+        if let Some(own) = configured.and_then(|c| c.auth.as_ref()) {
+            tries.push(Some(AuthConfig {
+                username: own.username.clone(),
+                password: own.password.clone(),
+                auth: own.auth.clone(),
+                identity_token: own.identity_token.clone(),
+                registry_token: String::new(),
+            }));
+        }
+        tries.push(None);
+        for credentials in tries {
+            let mut session = Session {
+                registries,
+                endpoint: endpoint.clone(),
+                reference: &reference,
+                credentials,
+                authorization: None,
+            };
+            match session.pull(store).await {
+                Ok(id) => return Ok(id),
+                Err(err) if err.kind == ErrorKind::ImagePull => {
+                    // The first refusal of an endpoint says most.
+                    last.get_or_insert(err);
+                }
+                Err(err) => return Err(err),
+            }
+        }
+    }
+    let err = last.unwrap_or_else(|| refused("no endpoint is configured"));
+    Err(Error {
+        message: format!(
+            "failed to pull and unpack image \"{}\": {}",
+            reference.tagged().unwrap_or_else(|| image.to_string()),
+            err.message
+        ),
+        ..err
+    })
+}
+
+struct Session<'a> {
+    registries: &'a Registries,
+    endpoint: Endpoint,
+    reference: &'a Reference,
+    credentials: Option<AuthConfig>,
+    authorization: Option<String>,
+}
+
+struct Url {
+    scheme: String,
+    authority: String,
+    path: String,
+}
+
+impl Url {
+    fn parse(text: &str) -> Option<Self> {
+        let (scheme, rest) = text.split_once("://")?;
+        let at = rest.find('/').unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(at);
+        let path = if path.is_empty() { "/" } else { path };
+        Some(Self { scheme: scheme.into(), authority: authority.into(), path: path.into() })
+    }
+}
+
+impl Session<'_> {
+    async fn pull(&mut self, store: &std::sync::Arc<Store>) -> Result<String> {
+        let wanted = self.reference.digest.clone().or_else(|| self.reference.tag.clone());
+        let wanted = wanted.unwrap_or_else(|| "latest".into());
+        let (first, top) = self.manifest(&wanted).await?;
+        let mut document = first;
+        for _ in 0..INDEX_DEPTH_MAX {
+            let Some(manifests) = &document.manifests else { break };
+            let chosen = for_this_platform(manifests)
+                .ok_or_else(|| refused("no match for platform in manifest: not found"))?;
+            document = self.manifest(&chosen.digest.clone()).await?.0;
+        }
+        let (Some(config), Some(layers)) = (document.config, document.layers) else {
+            return Err(refused("the manifest has no configuration or no layers"));
+        };
+        let scratch = store.temporary();
+        std::fs::create_dir(&scratch).map_err(|err| failed("make download directory", err))?;
+        let outcome = async {
+            let config = self.blob(&config.digest, config.size, &scratch).await?;
+            let mut files: Vec<PathBuf> = Vec::new();
+            for layer in &layers {
+                files.push(self.blob(&layer.digest, layer.size, &scratch).await?);
+            }
+            let config = std::fs::read(config).map_err(|err| failed("read configuration", err))?;
+            let tags: Vec<String> = self.reference.tagged().into_iter().collect();
+            let digests = vec![format!("{}@{top}", self.reference.repository())];
+            let store = store.clone();
+            tokio::task::spawn_blocking(move || store.add(&config, &files, &tags, &digests))
+                .await
+                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "unpacking panicked")))
+        }
+        .await;
+        let _ = std::fs::remove_dir_all(&scratch);
+        outcome
+    }
+
+    /// A manifest or index, checked against the digest that was asked for, and its digest.
+    async fn manifest(&mut self, wanted: &str) -> Result<(Document, String)> {
+        let path = format!("/v2/{}/manifests/{wanted}", self.reference.path);
+        let response = self.get(&path, ACCEPT).await?;
+        let bytes = body(response, DOCUMENT_BYTES_MAX).await?;
+        let digest = format!("sha256:{}", hex(&<sha2::Sha256 as sha2::Digest>::digest(&bytes)));
+        if digest_hex(wanted).is_some() && wanted != digest {
+            return Err(refused(format!("manifest {wanted} has digest {digest}")));
+        }
+        let document = serde_json::from_slice(&bytes)
+            .map_err(|err| refused(format!("the registry sent a malformed manifest: {err}")))?;
+        Ok((document, digest))
+    }
+
+    async fn blob(&mut self, digest: &str, size: u64, scratch: &Path) -> Result<PathBuf> {
+        let digits = digest_hex(digest)
+            .ok_or_else(|| refused(format!("digest {digest:?} is malformed or not sha256")))?;
+        let target = scratch.join(digits);
+        if target.exists() {
+            return Ok(target);
+        }
+        let path = format!("/v2/{}/blobs/{digest}", self.reference.path);
+        let mut response = self.get(&path, "*/*").await?;
+        let mut file =
+            std::fs::File::create(&target).map_err(|err| failed("make download file", err))?;
+        let mut length = 0;
+        while let Some(chunk) = next(&mut response).await? {
+            length += chunk.len() as u64;
+            if length > size {
+                return Err(refused(format!("blob {digest} is longer than its {size} bytes")));
+            }
+            file.write_all(&chunk).map_err(|err| failed("write blob", err))?;
+        }
+        drop(file);
+        let (path, expected) = (target.clone(), digest.to_string());
+        let found = tokio::task::spawn_blocking(move || digest_of(&path))
+            .await
+            .unwrap_or_else(|_| Err(std::io::Error::other("hashing panicked")))
+            .map_err(|err| failed("read blob", err))?;
+        if found != expected {
+            return Err(refused(format!("blob {expected} has digest {found}")));
+        }
+        Ok(target)
+    }
+
+    /// Follows redirects and answers one demand for credentials.
+    async fn get(&mut self, path: &str, accept: &str) -> Result<Response<Incoming>> {
+        let mut url = Url {
+            scheme: self.endpoint.scheme.clone(),
+            authority: self.endpoint.authority.clone(),
+            path: path.to_string(),
+        };
+        let mut asked_for_token = false;
+        for _ in 0..REDIRECTS_MAX {
+            // Credentials go to the registry only, never to where it sends us.
+            let own = url.authority == self.endpoint.authority;
+            let authorization = self.authorization.clone().filter(|_| own);
+            let response = self.once(&url, accept, authorization.as_deref()).await?;
+            match response.status() {
+                StatusCode::OK => return Ok(response),
+                StatusCode::UNAUTHORIZED if own && !asked_for_token => {
+                    asked_for_token = true;
+                    let challenge = header_text(&response, header::WWW_AUTHENTICATE);
+                    let Some(authorization) = self.authorize(&challenge).await? else {
+                        return Err(refusal(&url, response).await);
+                    };
+                    self.authorization = Some(authorization);
+                }
+                status if status.is_redirection() => {
+                    let location = header_text(&response, header::LOCATION);
+                    url = if location.starts_with('/') {
+                        Url { path: location, ..url }
+                    } else {
+                        Url::parse(&location).ok_or_else(|| {
+                            refused(format!("the registry redirects to {location:?}"))
+                        })?
+                    };
+                }
+                _ => return Err(refusal(&url, response).await),
+            }
+        }
+        Err(refused("the registry redirects without end"))
+    }
+
+    async fn once(
+        &self,
+        url: &Url,
+        accept: &str,
+        authorization: Option<&str>,
+    ) -> Result<Response<Incoming>> {
+        let mut request = Request::get(&url.path)
+            .header(header::HOST, &url.authority)
+            .header(header::ACCEPT, accept)
+            .header(header::USER_AGENT, concat!("coracle/", env!("CARGO_PKG_VERSION")));
+        if let Some(value) = authorization {
+            request = request.header(header::AUTHORIZATION, value);
+        }
+        let request = request
+            .body(Empty::<Bytes>::new())
+            .map_err(|err| refused(format!("request to {}: {err}", url.authority)))?;
+        let tls = self.registries.configs.get(&url.authority).and_then(|c| c.tls.as_ref());
+        exchange(&url.scheme, &url.authority, request, tls).await.map_err(|err| {
+            let message = format!(
+                "failed to do request: Get \"{}://{}{}\": {err}",
+                url.scheme, url.authority, url.path
+            );
+            Error::with_source(ErrorKind::ImagePull, message, err)
+        })
+    }
+
+    /// What to answer to a challenge; None if we have nothing.
+    async fn authorize(&self, challenge: &str) -> Result<Option<String>> {
+        let basic = self.credentials.as_ref().and_then(basic_credentials);
+        let (scheme, rest) = challenge.split_once(' ').unwrap_or((challenge, ""));
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Ok(basic.map(|b| format!("Basic {b}")));
+        }
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Ok(None);
+        }
+        if let Some(token) = self.credentials.as_ref().map(|c| &c.registry_token)
+            && !token.is_empty()
+        {
+            return Ok(Some(format!("Bearer {token}")));
+        }
+        let parameter = |name: &str| {
+            rest.split(',').find_map(|part| {
+                let (key, value) = part.trim().split_once('=')?;
+                (key == name).then(|| value.trim_matches('"').to_string())
+            })
+        };
+        let Some(realm) = parameter("realm") else { return Ok(None) };
+        let scope = format!("repository:{}:pull", self.reference.path);
+        let mut query = format!("scope={}", escape(&scope));
+        if let Some(service) = parameter("service") {
+            query.push_str(&format!("&service={}", escape(&service)));
+        }
+        let join = if realm.contains('?') { '&' } else { '?' };
+        let url = Url::parse(&format!("{realm}{join}{query}"))
+            .ok_or_else(|| refused(format!("the registry names a malformed realm {realm:?}")))?;
+        let authorization = basic.map(|b| format!("Basic {b}"));
+        let response = self.once(&url, "application/json", authorization.as_deref()).await?;
+        if response.status() != StatusCode::OK {
+            let err = refusal(&url, response).await;
+            return Err(refused(format!("failed to fetch token: {}", err.message)));
+        }
+        #[derive(Deserialize)]
+        struct Token {
+            #[serde(default)]
+            token: String,
+            #[serde(default)]
+            access_token: String,
+        }
+        let bytes = body(response, DOCUMENT_BYTES_MAX).await?;
+        let token: Token = serde_json::from_slice(&bytes)
+            .map_err(|err| refused(format!("the registry sent a malformed token: {err}")))?;
+        let token = if token.token.is_empty() { token.access_token } else { token.token };
+        Ok(Some(format!("Bearer {token}")))
+    }
+}
+
+fn basic_credentials(auth: &AuthConfig) -> Option<String> {
+    if !auth.auth.is_empty() {
+        return Some(auth.auth.clone());
+    }
+    let plain = if !auth.username.is_empty() {
+        format!("{}:{}", auth.username, auth.password)
+    } else if !auth.identity_token.is_empty() {
+        format!("<token>:{}", auth.identity_token)
+    } else {
+        return None;
+    };
+    Some(base64::engine::general_purpose::STANDARD.encode(plain))
+}
+
+fn escape(text: &str) -> String {
+    text.bytes()
+        .map(|b| match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(b).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect()
+}
+
+fn header_text(response: &Response<Incoming>, name: header::HeaderName) -> String {
+    let value = response.headers().get(name).and_then(|v| v.to_str().ok());
+    value.unwrap_or_default().to_string()
+}
+
+async fn next(response: &mut Response<Incoming>) -> Result<Option<Bytes>> {
+    loop {
+        let frame = tokio::time::timeout(IDLE_PATIENCE, response.body_mut().frame())
+            .await
+            .map_err(|_| refused("the registry has stopped sending"))?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(err)) => {
+                return Err(refused(format!("the registry broke off: {err}")));
+            }
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+async fn body(mut response: Response<Incoming>, bytes_max: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = next(&mut response).await? {
+        if (bytes.len() + chunk.len()) as u64 > bytes_max {
+            return Err(refused("the registry's answer is too long"));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// The registry's own words, where it has some.
+async fn refusal(url: &Url, response: Response<Incoming>) -> Error {
+    #[derive(Deserialize)]
+    struct Words {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    #[derive(Deserialize)]
+    struct Refusal {
+        errors: Vec<Words>,
+    }
+    let status = response.status();
+    let bytes = body(response, DOCUMENT_BYTES_MAX).await.unwrap_or_default();
+    let said = match serde_json::from_slice::<Refusal>(&bytes) {
+        Ok(refusal) => refusal
+            .errors
+            .iter()
+            .map(|e| format!("{}: {}", e.code, e.message))
+            .collect::<Vec<_>>()
+            .join("; "),
+        Err(_) => {
+            String::from_utf8_lossy(&bytes[..bytes.len().min(WORDS_BYTES_MAX)]).trim().to_string()
+        }
+    };
+    let what = if status == StatusCode::NOT_FOUND { ": not found" } else { "" };
+    refused(format!(
+        "unexpected status from GET request to {}://{}{}: {status}{what}: {said}",
+        url.scheme, url.authority, url.path
+    ))
+}

@@ -1,0 +1,229 @@
+//! Unpacks one layer into a directory that overlayfs can take as a lower one.
+//!
+//! A layer is hostile: every path is resolved inside the directory, with links followed
+//! as the container would; a path that climbs is an error, and nothing outside is touched.
+
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use sys::fs::{Kind, Node, Root};
+use tar::EntryType;
+
+/// Entries of one layer; a longer one is refused.
+const ENTRIES_MAX: usize = 4_000_000;
+const WHITEOUT: &str = ".wh.";
+const OPAQUE: &str = ".wh..wh..opq";
+
+fn refuse(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+/// `lower` are the layers below, topmost first; gives the bytes of the files.
+pub fn unpack(reader: impl Read, target: &Path, lower: &[PathBuf]) -> io::Result<u64> {
+    let root = Root::open(target)?;
+    let mut archive = tar::Archive::new(reader);
+    let mut directories: Vec<(PathBuf, i64)> = Vec::new();
+    let mut bytes = 0;
+    for (count, entry) in archive.entries()?.enumerate() {
+        if count >= ENTRIES_MAX {
+            return Err(refuse(format!("a layer has more than {ENTRIES_MAX} entries")));
+        }
+        let mut entry = entry?;
+        let kind = entry.header().entry_type();
+        if matches!(kind, EntryType::XGlobalHeader) {
+            continue;
+        }
+        let path = inside(&entry.path_bytes())?;
+        let Some(name) = path.file_name().map(OsStr::to_os_string) else {
+            set_attributes(&mut entry, &root, &path)?;
+            continue;
+        };
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let dir = make_parents(&root, parent, lower)?;
+        if let Some(hidden) = name.to_str().and_then(|n| n.strip_prefix(WHITEOUT)) {
+            whiteout(&dir, hidden)?;
+            continue;
+        }
+        let present = sys::fs::kind_at(dir.as_fd(), &name)?;
+        let keep = kind == EntryType::Directory && present == Some(Kind::Directory);
+        if present.is_some() && !keep {
+            sys::fs::remove_all_at(dir.as_fd(), &name)?;
+        }
+        match kind {
+            EntryType::Directory => {
+                if !keep {
+                    sys::fs::make_directory_at(dir.as_fd(), &name, 0o755)?;
+                }
+                directories.push((path.clone(), mtime(&entry)));
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                let mut file = sys::fs::create_file_at(dir.as_fd(), &name)?;
+                bytes += io::copy(&mut entry, &mut file)?;
+                file.flush()?;
+            }
+            EntryType::Symlink => {
+                let goal = entry
+                    .link_name_bytes()
+                    .ok_or_else(|| refuse(format!("link {} has no goal", path.display())))?;
+                sys::fs::symlink_at(OsStr::from_bytes(&goal), dir.as_fd(), &name)?;
+            }
+            EntryType::Link => {
+                let goal = entry
+                    .link_name_bytes()
+                    .ok_or_else(|| refuse(format!("link {} has no goal", path.display())))?;
+                let goal = inside(&goal)?;
+                let from = root.directory(goal.parent().unwrap_or(Path::new("")))?;
+                let from_name = goal.file_name().unwrap_or_default();
+                sys::fs::link_at(from.as_fd(), from_name, dir.as_fd(), &name)?;
+                // The attributes are those of the file that is linked to.
+                continue;
+            }
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                let number = |n: io::Result<Option<u32>>| n.map(Option::unwrap_or_default);
+                let major = number(entry.header().device_major())?;
+                let minor = number(entry.header().device_minor())?;
+                let node = match kind {
+                    EntryType::Char => Node::Character { major, minor },
+                    EntryType::Block => Node::Block { major, minor },
+                    _ => Node::Fifo,
+                };
+                sys::fs::make_node_at(dir.as_fd(), &name, node, 0o600)?;
+            }
+            other => {
+                return Err(refuse(format!("{} has an unknown type {other:?}", path.display())));
+            }
+        }
+        attributes(&mut entry, &dir, &name, kind == EntryType::Symlink)?;
+    }
+    // Last, for every entry made in a directory changes its time.
+    for (path, seconds) in directories.iter().rev() {
+        if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
+            && let Ok(dir) = root.directory(parent)
+        {
+            sys::fs::set_modified_at(dir.as_fd(), name, *seconds)?;
+        }
+    }
+    Ok(bytes)
+}
+
+/// The path below the root; an error for one that names what is above.
+pub fn inside(bytes: &[u8]) -> io::Result<PathBuf> {
+    let mut clean = PathBuf::new();
+    for part in Path::new(OsStr::from_bytes(bytes)).components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+            Component::ParentDir => {
+                return Err(refuse(format!(
+                    "entry {:?} climbs out of its root",
+                    String::from_utf8_lossy(bytes)
+                )));
+            }
+        }
+    }
+    Ok(clean)
+}
+
+fn mtime<R: Read>(entry: &tar::Entry<'_, R>) -> i64 {
+    entry.header().mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or(0)
+}
+
+/// Directories that the layer uses without carrying them look as in the layers below.
+fn make_parents(root: &Root, path: &Path, lower: &[PathBuf]) -> io::Result<OwnedFd> {
+    if let Ok(found) = root.directory(path) {
+        return Ok(found);
+    }
+    let mut at = PathBuf::new();
+    for part in path.components() {
+        at.push(part);
+        if root.directory(&at).is_ok() {
+            continue;
+        }
+        let made = root.make_directories(&at)?;
+        for below in lower {
+            let Ok(handle) = Root::open(below).and_then(|below| below.directory(&at)) else {
+                continue;
+            };
+            let meta = std::fs::File::from(handle).metadata()?;
+            let proc = sys::fs::descriptor_path(made.as_fd());
+            std::os::unix::fs::chown(&proc, Some(meta.uid()), Some(meta.gid()))?;
+            std::fs::set_permissions(&proc, std::fs::Permissions::from_mode(meta.mode() & 0o7777))?;
+            break;
+        }
+    }
+    root.directory(path)
+}
+
+fn whiteout(dir: &OwnedFd, hidden: &str) -> io::Result<()> {
+    if format!("{WHITEOUT}{hidden}") == OPAQUE {
+        let path = sys::fs::descriptor_path(dir.as_fd());
+        let itself = sys::fs::open_path(&path)?;
+        return sys::fs::set_xattr_at(
+            itself.as_fd(),
+            OsStr::new("."),
+            b"trusted.overlay.opaque",
+            b"y",
+        );
+    }
+    if hidden.starts_with(WHITEOUT) {
+        // Notes of other storage drivers.
+        return Ok(());
+    }
+    if hidden.is_empty() || hidden == "." || hidden == ".." {
+        return Err(refuse("a whiteout names nothing".into()));
+    }
+    let name = OsStr::new(hidden);
+    sys::fs::remove_all_at(dir.as_fd(), name)?;
+    sys::fs::make_node_at(dir.as_fd(), name, Node::Character { major: 0, minor: 0 }, 0)
+}
+
+fn set_attributes<R: Read>(
+    entry: &mut tar::Entry<'_, R>,
+    root: &Root,
+    path: &Path,
+) -> io::Result<()> {
+    if entry.header().entry_type() != EntryType::Directory {
+        return Err(refuse("the root of a layer is not a directory".into()));
+    }
+    let dir = root.directory(path)?;
+    attributes(entry, &dir, OsStr::new("."), false)
+}
+
+fn attributes<R: Read>(
+    entry: &mut tar::Entry<'_, R>,
+    dir: &OwnedFd,
+    name: &OsStr,
+    is_link: bool,
+) -> io::Result<()> {
+    let id = |value: u64| u32::try_from(value).map_err(|_| refuse("an owner is too large".into()));
+    let (uid, gid) = (id(entry.header().uid()?)?, id(entry.header().gid()?)?);
+    sys::fs::set_owner_at(dir.as_fd(), name, uid, gid)?;
+    if !is_link {
+        sys::fs::set_mode_at(dir.as_fd(), name, entry.header().mode()?)?;
+    }
+    let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    if let Some(extensions) = entry.pax_extensions()? {
+        for extension in extensions {
+            let extension = extension?;
+            if let Some(key) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") {
+                xattrs.push((key.to_vec(), extension.value_bytes().to_vec()));
+            }
+        }
+    }
+    for (key, value) in xattrs {
+        // What steers the overlay is ours to set, not the image's.
+        if key.starts_with(b"trusted.") {
+            continue;
+        }
+        match sys::fs::set_xattr_at(dir.as_fd(), name, &key, &value) {
+            // A file system without them still holds the file.
+            Err(err) if matches!(err.raw_os_error(), Some(95 | 1)) => {}
+            other => other?,
+        }
+    }
+    sys::fs::set_modified_at(dir.as_fd(), name, mtime(entry))
+}

@@ -1,0 +1,280 @@
+//! The forked child on its way to becoming a container's process.
+//!
+//! Talks to the shim over one socket: `C` (set up, with who it is, and the terminal if it
+//! has one), then waits for `G`; `E` with a failure. The socket closes on exec, which is
+//! how the shim learns that the program runs. Never returns.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use sys::process;
+
+use super::identity::{self, Identity};
+use super::proto::{ContainerSpec, Failure, FailureKind, ProcessSpec, words};
+use super::rootfs;
+
+/// What every container may open; clamped where the host gives less.
+const OPEN_FILES: u64 = 1 << 20;
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The descriptors that become 0, 1 and 2.
+pub struct Stdio {
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+pub fn run_container(spec: &ContainerSpec, stdio: Option<Stdio>, sync: &OwnedFd) -> ! {
+    close_inherited(stdio.as_ref(), &[sync.as_raw_fd()]);
+    let outcome = container(spec, stdio, sync);
+    report(sync, outcome)
+}
+
+/// `init` names the container's first process (a pidfd).
+pub fn run_exec(
+    spec: &ContainerSpec,
+    args: &[String],
+    stdio: Option<Stdio>,
+    init: BorrowedFd<'_>,
+    sync: &OwnedFd,
+) -> ! {
+    close_inherited(stdio.as_ref(), &[sync.as_raw_fd(), init.as_raw_fd()]);
+    let outcome = exec(spec, args, stdio, init, sync);
+    report(sync, outcome)
+}
+
+/// The shim's descriptors belong to other containers; held here, their streams would not
+/// end.
+fn close_inherited(stdio: Option<&Stdio>, keep: &[i32]) {
+    let mut keep = keep.to_vec();
+    keep.extend([0, 1, 2]);
+    if let Some(stdio) = stdio {
+        keep.extend([&stdio.stdin, &stdio.stdout, &stdio.stderr].map(AsRawFd::as_raw_fd));
+    }
+    // Exec closes them at the latest.
+    let _ = process::close_others(&keep);
+}
+
+fn report(sync: &OwnedFd, failure: Failure) -> ! {
+    let mut message = vec![b'E'];
+    if serde_json::to_writer(&mut message, &failure).is_ok() {
+        // The shim is gone if this fails, and then nobody is left to tell.
+        let _ = sys::socket::send(sync.as_fd(), &message, &[]);
+    }
+    process::exit_now(1)
+}
+
+fn container(spec: &ContainerSpec, stdio: Option<Stdio>, sync: &OwnedFd) -> Failure {
+    let prepared = (|| {
+        base(&spec.cgroup_files, spec.process.oom_score_adj)?;
+        rootfs::enter(spec)?;
+        let identity = identity::resolve(&spec.process.user)?;
+        let (stdio, master) = match stdio {
+            Some(stdio) => (stdio, None),
+            None => terminal(&identity, true).map(|(stdio, master)| (stdio, Some(master)))?,
+        };
+        rootfs::seal(spec)?;
+        announce(sync, &identity, master.as_ref())?;
+        Ok((identity, stdio))
+    })();
+    let (identity, stdio) = match prepared {
+        Ok(prepared) => prepared,
+        Err(failure) => return failure,
+    };
+    let mut go = [0; 1];
+    match sys::socket::receive(sync.as_fd(), &mut go, &mut Vec::new()) {
+        Ok(1) if go == *b"G" => become_program(&spec.process, &spec.args, &identity, &stdio),
+        // The shim is gone or has given the container up.
+        _ => process::exit_now(0),
+    }
+}
+
+fn exec(
+    spec: &ContainerSpec,
+    args: &[String],
+    stdio: Option<Stdio>,
+    init: BorrowedFd<'_>,
+    sync: &OwnedFd,
+) -> Failure {
+    let prepared = (|| {
+        base(&spec.cgroup_files, spec.process.oom_score_adj)?;
+        let mut kinds = sys::namespace::kind::MOUNT;
+        if spec.cgroup_binds.is_empty() {
+            kinds |= sys::namespace::kind::CGROUP;
+        }
+        sys::namespace::enter(init, kinds)
+            .map_err(|err| start("enter the container's namespaces", &err))?;
+        let identity = identity::resolve(&spec.process.user)?;
+        let (stdio, master) = match stdio {
+            Some(stdio) => (stdio, None),
+            None => terminal(&identity, false).map(|(stdio, master)| (stdio, Some(master)))?,
+        };
+        announce(sync, &identity, master.as_ref())?;
+        Ok((identity, stdio))
+    })();
+    match prepared {
+        Ok((identity, stdio)) => become_program(&spec.process, args, &identity, &stdio),
+        Err(failure) => failure,
+    }
+}
+
+fn start(doing: impl std::fmt::Display, err: &io::Error) -> Failure {
+    Failure::new(FailureKind::Start, format!("{doing}: {}", words(err)))
+}
+
+/// Before anything of the image is touched.
+fn base(cgroup_files: &[PathBuf], oom_score_adj: i64) -> Result<(), Failure> {
+    // A process of the container must not reach the shim's memory through this child.
+    process::set_undumpable().map_err(|err| Failure::create("protect the init", &err))?;
+    process::new_session().map_err(|err| Failure::create("create session", &err))?;
+    process::set_umask(0);
+    // A node without CAP_SYS_RESOURCE cannot lower it; the server says so once.
+    process::set_oom_score_adj(oom_score_adj)
+        .map_err(|err| Failure::create("set oom_score_adj", &err))?;
+    sys::cgroup::join(cgroup_files).map_err(|err| Failure::create("join cgroup", &err))
+}
+
+/// A terminal of the container's own devpts. The first process's is `/dev/console` too.
+fn terminal(identity: &Identity, console: bool) -> Result<(Stdio, OwnedFd), Failure> {
+    let open = || -> io::Result<(Stdio, OwnedFd)> {
+        let (master, number) = sys::pty::open(Path::new("/dev/pts/ptmx"))?;
+        let peer = sys::pty::open_peer(master.as_fd())?;
+        std::os::unix::fs::fchown(&peer, Some(identity.uid), None)?;
+        sys::pty::take_control(peer.as_fd())?;
+        if console {
+            std::fs::OpenOptions::new().create(true).append(true).open("/dev/console")?;
+            let terminal = PathBuf::from(format!("/dev/pts/{number}"));
+            sys::mount::bind(&terminal, Path::new("/dev/console"))?;
+        }
+        let stdio = Stdio { stdin: peer.try_clone()?, stdout: peer.try_clone()?, stderr: peer };
+        Ok((stdio, master))
+    };
+    open().map_err(|err| Failure::create("open terminal", &err))
+}
+
+fn announce(sync: &OwnedFd, identity: &Identity, master: Option<&OwnedFd>) -> Result<(), Failure> {
+    let mut message = vec![b'C'];
+    serde_json::to_writer(&mut message, identity)
+        .map_err(|err| Failure::new(FailureKind::Internal, err.to_string()))?;
+    let fds: Vec<BorrowedFd<'_>> = master.iter().map(|fd| fd.as_fd()).collect();
+    sys::socket::send(sync.as_fd(), &message, &fds)
+        .map(drop)
+        .map_err(|err| Failure::create("report to the shim", &err))
+}
+
+/// Gives everything up that the container does not get, and executes.
+fn become_program(
+    spec: &ProcessSpec,
+    args: &[String],
+    identity: &Identity,
+    stdio: &Stdio,
+) -> Failure {
+    match give_up(spec, identity, stdio).and_then(|()| load(spec, args, identity)) {
+        Ok(never) => never,
+        Err(failure) => failure,
+    }
+}
+
+fn give_up(spec: &ProcessSpec, identity: &Identity, stdio: &Stdio) -> Result<(), Failure> {
+    let filter: Option<Vec<sys::seccomp::Instruction>> = spec.seccomp.as_ref().map(|program| {
+        program
+            .iter()
+            .map(|(code, jump_true, jump_false, operand)| sys::seccomp::Instruction {
+                code: *code,
+                jump_true: *jump_true,
+                jump_false: *jump_false,
+                operand: *operand,
+            })
+            .collect()
+    });
+    let filter_now = || match &filter {
+        Some(program) => sys::seccomp::load(program).map_err(|e| start("load seccomp filter", &e)),
+        None => Ok(()),
+    };
+    process::set_stdio(stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd())
+        .map_err(|err| start("set standard streams", &err))?;
+    process::set_umask(0o022);
+    process::set_open_files(OPEN_FILES, OPEN_FILES)
+        .map_err(|err| start("set the limit of open files", &err))?;
+    if let Some(profile) = &spec.apparmor {
+        std::fs::write("/proc/thread-self/attr/apparmor/exec", format!("exec {profile}"))
+            .map_err(|err| start(format!("apply apparmor profile {profile:?}"), &err))?;
+    }
+    if !spec.no_new_privs {
+        // Needs CAP_SYS_ADMIN, which is about to go.
+        filter_now()?;
+    }
+    let capabilities = sys::caps::Set(spec.capabilities);
+    let drop = || -> io::Result<()> {
+        sys::caps::limit_bounding(capabilities)?;
+        sys::caps::keep_over_setuid(true)?;
+        process::set_groups(&identity.groups)?;
+        process::set_gid(identity.gid)?;
+        process::set_uid(identity.uid)?;
+        let present = capabilities.and(sys::caps::Set::bounding());
+        sys::caps::set(present, present)?;
+        sys::caps::keep_over_setuid(false)
+    };
+    drop().map_err(|err| start("take the container's user and capabilities", &err))?;
+    if spec.no_new_privs {
+        process::set_no_new_privs().map_err(|err| start("set no_new_privs", &err))?;
+        filter_now()?;
+    }
+    process::reset_signals();
+    Ok(())
+}
+
+fn load(spec: &ProcessSpec, args: &[String], identity: &Identity) -> Result<Failure, Failure> {
+    let cwd = if spec.cwd.is_empty() { "/" } else { &spec.cwd };
+    std::env::set_current_dir(cwd).map_err(|err| {
+        start(format!("chdir to cwd (\"{cwd}\") set in config.json failed"), &err)
+    })?;
+    let mut env = spec.env.clone();
+    let value = |env: &[String], key: &str| {
+        env.iter().find_map(|pair| pair.strip_prefix(key)?.strip_prefix('=').map(str::to_string))
+    };
+    if value(&env, "HOME").is_none_or(|home| home.is_empty()) {
+        env.push(format!("HOME={}", identity.home));
+    }
+    let path = value(&env, "PATH").unwrap_or_else(|| DEFAULT_PATH.to_string());
+    let Some(name) = args.first() else {
+        return Err(Failure::new(FailureKind::Create, "no command specified"));
+    };
+    let program = find(name, &path)?;
+    let list = |items: &[String]| {
+        process::c_strings(items).map_err(|err| start("arguments and environment", &err))
+    };
+    let err = process::execute(&program, &list(args)?, &list(&env)?);
+    Ok(start(format!("exec {}", program.display()), &err))
+}
+
+/// Where a command is, with the words that people know from other runtimes.
+fn find(name: &str, path: &str) -> Result<PathBuf, Failure> {
+    let refuse =
+        |reason: &str| Failure::new(FailureKind::Start, format!("exec: \"{name}\": {reason}"));
+    if name.contains('/') {
+        let meta = std::fs::metadata(name)
+            .map_err(|err| refuse(&format!("stat {name}: {}", words(&err))))?;
+        if meta.is_dir() {
+            return Err(refuse("is a directory"));
+        }
+        return match process::may_execute(Path::new(name)) {
+            Ok(()) => Ok(name.into()),
+            Err(err) => Err(refuse(&words(&err))),
+        };
+    }
+    let mut denied = false;
+    for directory in path.split(':') {
+        let directory = if directory.is_empty() { "." } else { directory };
+        let candidate = Path::new(directory).join(name);
+        if !std::fs::metadata(&candidate).is_ok_and(|m| m.is_file()) {
+            continue;
+        }
+        match process::may_execute(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(_) => denied = true,
+        }
+    }
+    Err(refuse(if denied { "permission denied" } else { "executable file not found in $PATH" }))
+}

@@ -1,0 +1,249 @@
+//! Builds what a container sees as its root, inside a mount namespace of its own.
+//!
+//! Runs in the forked child. Nothing it mounts shows on the node, and all of it is gone
+//! when the container's last process is.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use sys::fs::{Node, Root};
+use sys::mount::{self, Propagation, attr};
+use sys::namespace;
+
+use super::proto::{ContainerSpec, Failure, SpecPropagation};
+
+const RESTRICTED: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+
+const LINKS: [(&str, &str); 6] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("/proc/kcore", "core"),
+    ("pts/ptmx", "ptmx"),
+];
+
+/// Afterwards this process's root is the container's.
+pub fn enter(spec: &ContainerSpec) -> Result<(), Failure> {
+    // Shared mounts must be taken before the namespace changes, to stay peers of the
+    // node's own.
+    let shared: Vec<Option<OwnedFd>> = spec
+        .binds
+        .iter()
+        .map(|bind| match bind.propagation {
+            SpecPropagation::Shared => mount::clone_tree(&bind.source, true)
+                .map(Some)
+                .map_err(|err| Failure::create(format!("mount {}", bind.source.display()), &err)),
+            SpecPropagation::Private | SpecPropagation::Slave => Ok(None),
+        })
+        .collect::<Result<_, _>>()?;
+    let cgroup_namespace =
+        if spec.cgroup_binds.is_empty() && !spec.privileged { namespace::kind::CGROUP } else { 0 };
+    namespace::unshare(namespace::kind::MOUNT | cgroup_namespace)
+        .map_err(|err| Failure::create("create mount namespace", &err))?;
+    mount::set_propagation(Path::new("/"), Propagation::Slave)
+        .map_err(|err| Failure::create("detach mounts from the node's", &err))?;
+    mount::overlay(
+        &mount::Overlay {
+            layers: &spec.root.layers,
+            lower: &spec.root.lower,
+            upper: &spec.root.upper,
+            work: &spec.root.work,
+        },
+        &spec.root.target,
+    )
+    .map_err(|err| Failure::create("mount root file system", &err))?;
+    let root = Root::open(&spec.root.target)
+        .map_err(|err| Failure::create("open root file system", &err))?;
+    system_mounts(spec, &root)?;
+    devices(spec, &root)?;
+    binds(spec, &root, shared)?;
+    drop(root);
+    mount::pivot_root(&spec.root.target)
+        .map_err(|err| Failure::create("pivot into root file system", &err))?;
+    if !spec.process.cwd.is_empty() {
+        // As other runtimes do: a working directory that the image lacks is made.
+        std::fs::create_dir_all(&spec.process.cwd)
+            .map_err(|err| Failure::create(format!("mkdir {}", spec.process.cwd), &err))?;
+    }
+    for path in &spec.readonly {
+        read_only(path)
+            .map_err(|err| Failure::create(format!("make {} read-only", path.display()), &err))?;
+    }
+    for path in &spec.masked {
+        mask(path).map_err(|err| Failure::create(format!("mask {}", path.display()), &err))?;
+    }
+    Ok(())
+}
+
+/// Last, once everything that is made in the root has been made.
+pub fn seal(spec: &ContainerSpec) -> Result<(), Failure> {
+    if !spec.root.readonly {
+        return Ok(());
+    }
+    sys::fs::open_path(Path::new("/"))
+        .and_then(|root| mount::set_attributes(root.as_fd(), false, attr::RDONLY, None))
+        .map_err(|err| Failure::create("make root file system read-only", &err))
+}
+
+fn system_mounts(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
+    let readonly = if spec.privileged { 0 } else { attr::RDONLY };
+    let place = |kind: &str, target: &str, options: &[(&str, &str)], attributes: u64| {
+        mount::filesystem(kind, kind, options, attributes)
+            .and_then(|made| {
+                let at = root.make_directories(Path::new(target))?;
+                mount::attach(made.as_fd(), at.as_fd())
+            })
+            .map_err(|err| Failure::create(format!("mount {kind} to {target}"), &err))
+    };
+    place("proc", "/proc", &[], RESTRICTED)?;
+    let dev = [("mode", "755"), ("size", "65536k")];
+    place("tmpfs", "/dev", &dev, attr::NOSUID | attr::STRICTATIME)?;
+    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    place("devpts", "/dev/pts", &pts, attr::NOSUID | attr::NOEXEC)?;
+    // Kernels without POSIX message queues run containers all the same.
+    let _ = place("mqueue", "/dev/mqueue", &[], RESTRICTED);
+    place("sysfs", "/sys", &[], RESTRICTED | readonly)?;
+    if let Some(shm) = &spec.shm {
+        bind_plain(root, shm, Path::new("/dev/shm"), 0)
+            .map_err(|err| Failure::create("mount /dev/shm", &err))?;
+    }
+    if spec.cgroup_binds.is_empty() {
+        // Not every kernel has the directory; a container can do without.
+        let _ = place("cgroup2", "/sys/fs/cgroup", &[], RESTRICTED | readonly);
+        return Ok(());
+    }
+    place("tmpfs", "/sys/fs/cgroup", &[("mode", "755")], RESTRICTED)?;
+    for (name, source) in &spec.cgroup_binds {
+        let target = Path::new("/sys/fs/cgroup").join(name);
+        bind_plain(root, source, &target, RESTRICTED | readonly)
+            .map_err(|err| Failure::create(format!("mount {}", target.display()), &err))?;
+    }
+    Ok(())
+}
+
+fn bind_plain(root: &Root, source: &Path, target: &Path, attributes: u64) -> io::Result<()> {
+    let tree = mount::clone_tree(source, false)?;
+    if attributes != 0 {
+        mount::set_attributes(tree.as_fd(), false, attributes, None)?;
+    }
+    let at = root.make_directories(target)?;
+    mount::attach(tree.as_fd(), at.as_fd())
+}
+
+fn devices(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
+    let fail = |path: &Path, err: &io::Error| {
+        Failure::create(format!("create device {}", path.display()), err)
+    };
+    for device in &spec.devices {
+        let (Some(parent), Some(name)) = (device.path.parent(), device.path.file_name()) else {
+            continue;
+        };
+        let node = if device.block {
+            Node::Block { major: device.major, minor: device.minor }
+        } else {
+            Node::Character { major: device.major, minor: device.minor }
+        };
+        let made = root.make_directories(parent).and_then(|dir| {
+            match sys::fs::make_node_at(dir.as_fd(), name, node, device.mode) {
+                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                other => other,
+            }
+        });
+        made.map_err(|err| fail(&device.path, &err))?;
+    }
+    let dev = root
+        .make_directories(Path::new("/dev"))
+        .map_err(|err| Failure::create("open /dev", &err))?;
+    for (goal, name) in LINKS {
+        match sys::fs::symlink_at(OsStr::new(goal), dev.as_fd(), OsStr::new(name)) {
+            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(fail(Path::new(name), &err));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn binds(
+    spec: &ContainerSpec,
+    root: &Root,
+    mut shared: Vec<Option<OwnedFd>>,
+) -> Result<(), Failure> {
+    // A mount on /a must come before one on /a/b.
+    let mut order: Vec<usize> = (0..spec.binds.len()).collect();
+    order.sort_by_key(|i| spec.binds[*i].target.components().count());
+    for i in order {
+        let bind = &spec.binds[i];
+        let mounted = (|| {
+            let tree = match shared[i].take() {
+                Some(tree) => tree,
+                None => mount::clone_tree(&bind.source, true)?,
+            };
+            let propagation = match bind.propagation {
+                SpecPropagation::Private => Some(Propagation::Private),
+                SpecPropagation::Slave => Some(Propagation::Slave),
+                SpecPropagation::Shared => None,
+            };
+            if propagation.is_some() {
+                mount::set_attributes(tree.as_fd(), true, 0, propagation)?;
+            }
+            if bind.readonly {
+                let whole = bind.recursive_readonly;
+                mount::set_attributes(tree.as_fd(), whole, attr::RDONLY, None)?;
+            }
+            let at = if std::fs::metadata(&bind.source)?.is_dir() {
+                root.make_directories(&bind.target)?
+            } else {
+                root.make_file(&bind.target)?
+            };
+            mount::attach(tree.as_fd(), at.as_fd())
+        })();
+        mounted.map_err(|err| {
+            Failure::create(
+                format!(
+                    "error mounting \"{}\" to rootfs at \"{}\"",
+                    bind.source.display(),
+                    bind.target.display()
+                ),
+                &err,
+            )
+        })?;
+    }
+    Ok(())
+}
+
+fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(err)
+            if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn read_only(path: &Path) -> io::Result<()> {
+    missing_is_fine((|| {
+        let at = sys::fs::open_path(path)?;
+        let tree = mount::clone_tree_at(at.as_fd(), true)?;
+        mount::set_attributes(tree.as_fd(), true, attr::RDONLY, None)?;
+        mount::attach(tree.as_fd(), at.as_fd())
+    })())
+}
+
+fn mask(path: &Path) -> io::Result<()> {
+    missing_is_fine((|| {
+        let at = sys::fs::open_path(path)?;
+        let cover = if std::fs::metadata(path)?.is_dir() {
+            mount::filesystem("tmpfs", "tmpfs", &[("mode", "755")], RESTRICTED | attr::RDONLY)?
+        } else {
+            mount::clone_tree(Path::new("/dev/null"), false)?
+        };
+        mount::attach(cover.as_fd(), at.as_fd())
+    })())
+}

@@ -1,0 +1,371 @@
+//! From a container's configuration and its image to what the shim is told.
+//!
+//! Pure but for looking at devices of the node: makes nothing.
+
+use std::path::{Path, PathBuf};
+
+use sys::bpf::{DeviceKind, DeviceRule};
+use sys::caps::{self, Set};
+use sys::fs::Node;
+
+use super::seccomp;
+use super::shim::proto::{
+    BindSpec, ContainerSpec, DeviceSpec, Filter, PidMode, ProcessSpec, RootSpec, SpecPropagation,
+    UserSpec,
+};
+use crate::cri::{
+    ContainerConfig, Error, ErrorKind, MountPropagation, NamespaceMode, PodSandboxConfig, Result,
+    SeccompProfile,
+};
+use crate::images::StoredImage;
+
+/// A log that no kubelet rotates is cut here.
+const LOG_BYTES_MAX: u64 = 256 << 20;
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+const MASKED: [&str; 11] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Name, major, minor.
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+/// Paths that belong to one container.
+pub struct Places {
+    pub state: PathBuf,
+    pub layers: PathBuf,
+    /// Files of the sandbox: `hostname` and `resolv.conf`.
+    pub sandbox: PathBuf,
+    pub shm: Option<PathBuf>,
+}
+
+pub fn plan(
+    id: &str,
+    sandbox: &PodSandboxConfig,
+    config: &ContainerConfig,
+    image: &StoredImage,
+    group: &sys::cgroup::Group,
+    places: &Places,
+) -> Result<ContainerSpec> {
+    let args = command(config, image)?;
+    let capabilities = capabilities(config)?;
+    let security = &config.security;
+    let cwd = [&config.working_dir, &image.config.working_dir]
+        .into_iter()
+        .find(|dir| !dir.is_empty())
+        .cloned()
+        .unwrap_or_else(|| "/".into());
+    if !cwd.starts_with('/') {
+        return Err(Error::new(
+            ErrorKind::Create,
+            format!("working directory \"{cwd}\" is not an absolute path"),
+        ));
+    }
+    let unmasked = security.privileged || security.unmasked_proc;
+    let list = |paths: &[&str]| -> Vec<PathBuf> {
+        if unmasked { Vec::new() } else { paths.iter().map(PathBuf::from).collect() }
+    };
+    Ok(ContainerSpec {
+        id: id.to_string(),
+        state_dir: places.state.clone(),
+        args,
+        process: ProcessSpec {
+            env: environment(sandbox, config, image),
+            cwd,
+            user: user(config, image)?,
+            capabilities: capabilities.0,
+            seccomp: filter(config, capabilities)?,
+            no_new_privs: security.no_new_privs,
+            apparmor: apparmor(&security.apparmor_profile),
+            oom_score_adj: config.resources.oom_score_adj,
+        },
+        tty: config.tty,
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+        root: RootSpec {
+            layers: places.layers.clone(),
+            lower: image.layers.iter().rev().cloned().collect(),
+            upper: places.state.join("upper"),
+            work: places.state.join("work"),
+            target: places.state.join("rootfs"),
+            readonly: security.readonly_rootfs,
+        },
+        binds: binds(config, places),
+        devices: devices(config)?,
+        shm: places.shm.clone(),
+        masked: list(&MASKED),
+        readonly: list(&READONLY),
+        privileged: security.privileged,
+        pid: match (&config.target_container, config.pid) {
+            (Some(target), _) => PidMode::Target(target.clone()),
+            (None, NamespaceMode::Pod) => PidMode::Pod,
+            (None, NamespaceMode::Container) => PidMode::Own,
+            (None, NamespaceMode::Node) => PidMode::Node,
+        },
+        cgroup_files: group.join_files(),
+        cgroup_binds: group.controller_directories(),
+        oom_file: group.oom_file(),
+        log_path: if config.log_path.as_os_str().is_empty() {
+            PathBuf::new()
+        } else {
+            sandbox.log_directory.join(&config.log_path)
+        },
+        log_bytes_max: LOG_BYTES_MAX,
+    })
+}
+
+fn command(config: &ContainerConfig, image: &StoredImage) -> Result<Vec<String>> {
+    let (mut command, mut args) = (config.command.clone(), config.args.clone());
+    if command.is_empty() {
+        if args.is_empty() {
+            args = image.config.cmd.clone();
+        }
+        command = image.config.entrypoint.clone();
+    }
+    command.extend(args);
+    if command.is_empty() || command[0].is_empty() {
+        return Err(Error::new(ErrorKind::Create, "no command specified"));
+    }
+    Ok(command)
+}
+
+fn environment(
+    sandbox: &PodSandboxConfig,
+    config: &ContainerConfig,
+    image: &StoredImage,
+) -> Vec<String> {
+    let hostname = if sandbox.hostname.is_empty() {
+        std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string()
+    } else {
+        sandbox.hostname.clone()
+    };
+    let mut env = vec![PATH.to_string(), format!("HOSTNAME={hostname}")];
+    if config.tty {
+        env.push("TERM=xterm".into());
+    }
+    let more = config.envs.iter().map(|(name, value)| format!("{name}={value}"));
+    for pair in image.config.env.iter().cloned().chain(more) {
+        let key = pair.split_once('=').map_or(pair.as_str(), |(key, _)| key);
+        let same = |old: &String| old.split_once('=').is_some_and(|(name, _)| name == key);
+        match env.iter().position(same) {
+            Some(at) => env[at] = pair,
+            None => env.push(pair),
+        }
+    }
+    env
+}
+
+fn user(config: &ContainerConfig, image: &StoredImage) -> Result<UserSpec> {
+    let number = |value: i64, what: &str| {
+        u32::try_from(value)
+            .map_err(|_| Error::new(ErrorKind::Create, format!("{what} {value} is out of range")))
+    };
+    let security = &config.security;
+    let uid = security.run_as_user.map(|uid| number(uid, "user id")).transpose()?;
+    let gid = security.run_as_group.map(|gid| number(gid, "group id")).transpose()?;
+    let groups = security
+        .supplemental_groups
+        .iter()
+        .map(|gid| number(*gid, "group id"))
+        .collect::<Result<_>>()?;
+    let name = if uid.is_none() && !security.run_as_username.is_empty() {
+        security.run_as_username.clone()
+    } else {
+        image.config.user.clone()
+    };
+    Ok(UserSpec { uid, gid, name, groups, strict: security.supplemental_groups_strict })
+}
+
+fn capabilities(config: &ContainerConfig) -> Result<Set> {
+    let security = &config.security;
+    let every = Set::all_known().and(Set::bounding());
+    if security.privileged {
+        return Ok(every);
+    }
+    let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
+    let number = |name: &String| {
+        caps::number(name).ok_or_else(|| {
+            Error::new(ErrorKind::Create, format!("unknown capability \"CAP_{name}\""))
+        })
+    };
+    let mut set = if security.add_capabilities.iter().any(is_all) {
+        every
+    } else if security.drop_capabilities.iter().any(is_all) {
+        Set::EMPTY
+    } else {
+        Set::container_default()
+    };
+    for name in security.drop_capabilities.iter().filter(|n| !is_all(n)) {
+        set = set.without(number(name)?);
+    }
+    for name in security.add_capabilities.iter().filter(|n| !is_all(n)) {
+        set = set.with(number(name)?);
+    }
+    Ok(set.and(every))
+}
+
+fn filter(config: &ContainerConfig, capabilities: Set) -> Result<Option<Filter>> {
+    if config.security.privileged {
+        return Ok(None);
+    }
+    let profile = match &config.security.seccomp {
+        SeccompProfile::Unconfined => return Ok(None),
+        SeccompProfile::RuntimeDefault => sys::seccomp::runtime_default(capabilities),
+        SeccompProfile::Localhost(path) => seccomp::load(path, capabilities)?,
+    };
+    let program = sys::seccomp::assemble(&profile).map_err(|err| {
+        Error::with_source(ErrorKind::Create, format!("seccomp profile: {err}"), err)
+    })?;
+    Ok(Some(program.iter().map(|i| (i.code, i.jump_true, i.jump_false, i.operand)).collect()))
+}
+
+fn apparmor(profile: &str) -> Option<String> {
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|text| text.starts_with('Y'));
+    profile.strip_prefix("localhost/").filter(|_| enabled).map(str::to_string)
+}
+
+fn binds(config: &ContainerConfig, places: &Places) -> Vec<BindSpec> {
+    let mut binds = Vec::new();
+    for name in ["hostname", "resolv.conf"] {
+        let target = Path::new("/etc").join(name);
+        let source = places.sandbox.join(name);
+        if source.exists() && !config.mounts.iter().any(|m| m.container_path == target) {
+            binds.push(BindSpec {
+                source,
+                target,
+                readonly: config.security.readonly_rootfs,
+                recursive_readonly: false,
+                propagation: SpecPropagation::Private,
+            });
+        }
+    }
+    binds.extend(config.mounts.iter().map(|mount| BindSpec {
+        // A link of the node is followed on the node.
+        source: std::fs::canonicalize(&mount.host_path).unwrap_or_else(|_| mount.host_path.clone()),
+        target: mount.container_path.clone(),
+        readonly: mount.readonly,
+        recursive_readonly: mount.recursive_readonly,
+        propagation: match mount.propagation {
+            MountPropagation::Private => SpecPropagation::Private,
+            MountPropagation::HostToContainer => SpecPropagation::Slave,
+            MountPropagation::Bidirectional => SpecPropagation::Shared,
+        },
+    }));
+    binds
+}
+
+fn devices(config: &ContainerConfig) -> Result<Vec<DeviceSpec>> {
+    let mut devices: Vec<DeviceSpec> = DEVICES
+        .iter()
+        .map(|(path, major, minor)| DeviceSpec {
+            path: path.into(),
+            block: false,
+            major: *major,
+            minor: *minor,
+            mode: 0o666,
+        })
+        .collect();
+    if config.security.privileged {
+        node_devices(Path::new("/dev"), 0, &mut devices);
+    }
+    for device in &config.devices {
+        let found = sys::fs::device_of(&device.host_path).map_err(|err| {
+            let message =
+                format!("error gathering device information {}: {err}", device.host_path.display());
+            Error::with_source(ErrorKind::Create, message, err)
+        })?;
+        let (block, major, minor) = match found {
+            Some(Node::Character { major, minor }) => (false, major, minor),
+            Some(Node::Block { major, minor }) => (true, major, minor),
+            Some(Node::Fifo) | None => {
+                return Err(Error::new(
+                    ErrorKind::Create,
+                    format!("{} is not a device node", device.host_path.display()),
+                ));
+            }
+        };
+        let path = device.container_path.clone();
+        devices.push(DeviceSpec { path, block, major, minor, mode: 0o666 });
+    }
+    Ok(devices)
+}
+
+/// A privileged container sees the node's devices.
+fn node_devices(directory: &Path, depth: usize, devices: &mut Vec<DeviceSpec>) {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let Ok(kind) = entry.file_type() else { continue };
+        let skip = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console", "/dev/ptmx"];
+        if skip.iter().any(|s| path == Path::new(s)) || devices.iter().any(|d| d.path == path) {
+            continue;
+        }
+        if kind.is_dir() && depth < 4 {
+            node_devices(&path, depth + 1, devices);
+        } else if !kind.is_symlink()
+            && let Ok(Some(node)) = sys::fs::device_of(&path)
+        {
+            let mode = entry.metadata().map_or(0o600, |m| m.mode() & 0o777);
+            match node {
+                Node::Character { major, minor } => {
+                    devices.push(DeviceSpec { path, block: false, major, minor, mode });
+                }
+                Node::Block { major, minor } => {
+                    devices.push(DeviceSpec { path, block: true, major, minor, mode });
+                }
+                Node::Fifo => {}
+            }
+        }
+    }
+}
+
+/// None lets the container use every device.
+pub fn device_rules(config: &ContainerConfig, spec: &ContainerSpec) -> Option<Vec<DeviceRule>> {
+    if config.security.privileged {
+        return None;
+    }
+    let rule = |kind, major, minor, access: &str| DeviceRule {
+        kind,
+        major,
+        minor,
+        read: access.contains('r'),
+        write: access.contains('w'),
+        mknod: access.contains('m'),
+    };
+    // Making any node is harmless as long as it cannot be opened.
+    let mut rules = vec![
+        rule(DeviceKind::Character, None, None, "m"),
+        rule(DeviceKind::Block, None, None, "m"),
+        rule(DeviceKind::Character, Some(5), Some(1), "rwm"),
+        rule(DeviceKind::Character, Some(5), Some(2), "rwm"),
+        rule(DeviceKind::Character, Some(136), None, "rwm"),
+    ];
+    for device in &spec.devices {
+        let asked = config.devices.iter().find(|d| d.container_path == device.path);
+        let kind = if device.block { DeviceKind::Block } else { DeviceKind::Character };
+        let access = asked.map(|d| d.permissions.as_str()).filter(|p| !p.is_empty());
+        rules.push(rule(kind, Some(device.major), Some(device.minor), access.unwrap_or("rwm")));
+    }
+    Some(rules)
+}

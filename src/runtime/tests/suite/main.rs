@@ -1,0 +1,7 @@
+//! The tests of the runtime against this kernel and a real registry, as one program.
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+mod adoption;
+mod containers;
+mod images;
+mod world;
