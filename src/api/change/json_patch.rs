@@ -9,7 +9,9 @@ use super::PatchError;
 
 /// More operations are refused.
 pub const OPERATIONS_MAX: usize = 10_000;
-/// A patch may not make more JSON nodes than this by copying.
+/// An object may not get deeper than this by a patch, or recursion would exhaust the stack.
+const DEPTH_MAX: usize = 256;
+/// A patch may not copy or move more JSON nodes than this.
 const COPIED_NODES_MAX: usize = 1_000_000;
 
 const FIELDS: [&str; 4] = ["op", "path", "from", "value"];
@@ -58,6 +60,10 @@ fn step(object: &mut Value, operation: &Value, copied: &mut usize) -> Option<()>
         "test" => test(object, &path, operation.get("value")),
         "move" => {
             let moved = remove(object, &pointer(word("from")?)?)?;
+            *copied += nodes(&moved);
+            if *copied > COPIED_NODES_MAX {
+                return None;
+            }
             add(object, &path, moved)
         }
         "copy" => {
@@ -85,6 +91,14 @@ fn nodes(value: &Value) -> usize {
         Value::Array(items) => 1 + items.iter().map(nodes).sum::<usize>(),
         Value::Object(map) => 1 + map.values().map(nodes).sum::<usize>(),
         _ => 1,
+    }
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        _ => 0,
     }
 }
 
@@ -124,6 +138,9 @@ fn parent<'a, 'p>(
 }
 
 fn add(object: &mut Value, path: &[String], value: Value) -> Option<()> {
+    if path.len() + depth(&value) > DEPTH_MAX {
+        return None;
+    }
     if path.is_empty() {
         *object = value;
         return Some(());
@@ -148,6 +165,9 @@ fn add(object: &mut Value, path: &[String], value: Value) -> Option<()> {
 }
 
 fn replace(object: &mut Value, path: &[String], value: Value) -> Option<()> {
+    if path.len() + depth(&value) > DEPTH_MAX {
+        return None;
+    }
     if path.is_empty() {
         *object = value;
         return Some(());
@@ -227,5 +247,16 @@ mod tests {
             unknown_patch_fields(&json!([{"op": "add", "path": "/a", "value": 1, "nosuch": 1}])),
             ["json patch unknown field \"[0].nosuch\""]
         );
+    }
+
+    #[test]
+    fn a_patch_cannot_make_an_object_too_deep() {
+        let deep = "[".repeat(100) + &"]".repeat(100);
+        let value: Value = serde_json::from_str(&deep).unwrap();
+        let path = |steps: usize| "/0".repeat(steps);
+        let grow =
+            |steps| json!({"op": "add", "path": format!("/a{}", path(steps)), "value": value});
+        assert!(check(json!({}), json!([grow(0), grow(99)])).is_some());
+        assert!(check(json!({}), json!([grow(0), grow(99), grow(198)])).is_none());
     }
 }
