@@ -2,11 +2,15 @@
 //! watches.
 
 pub mod admission;
+pub mod assemble;
 pub mod authn;
 pub mod authz;
+pub mod bootstrap;
 pub mod cache;
 pub mod change;
 pub mod error;
 pub mod registry;
 pub mod scheme;
 pub mod serve;
+
+pub use assemble::{Config, build};

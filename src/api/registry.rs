@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use kinds::meta::error::FieldError;
-use kinds::meta::object::NameRule;
+use kinds::meta::FieldError;
 use kinds::resources::{Catalog, Resource};
+use kinds::rules::Rules;
 use parking_lot::RwLock;
 use serde_json::{Map, Value};
 use store::{Backend, Durability};
@@ -16,7 +16,7 @@ use crate::admission::{Admission, Attributes, Operation};
 use crate::authn::User;
 use crate::cache::{Cache, encode};
 use crate::error::{ApiError, Cause, Result};
-use crate::scheme::{Schema, Typed};
+use crate::scheme::{Schema, Typed, shape};
 
 pub mod allocate;
 pub mod convert;
@@ -24,7 +24,6 @@ pub mod create;
 pub mod delete;
 pub mod list;
 pub mod select;
-pub mod strategy;
 pub mod update;
 pub mod watch;
 
@@ -68,29 +67,19 @@ impl Target {
         self.resource.api_version(&self.version)
     }
 
-    pub fn strategy(&self) -> strategy::Strategy {
-        strategy::of(&self.resource.group, &self.resource.kind, self.resource.custom)
+    pub fn rules(&self) -> Rules {
+        Rules::of(&self.resource.group, &self.resource.kind)
     }
 
     pub fn has_status(&self) -> bool {
         self.resource.subresource("status", &self.version).is_some()
     }
 
-    pub fn name_rule(&self) -> NameRule {
-        strategy::name_rule(&self.resource.group, &self.resource.kind)
-    }
-
-    pub fn validate_create(&self, _object: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
-
-    pub fn validate_update(&self, _new: &Value, _live: &Value) -> Vec<FieldError> {
-        Vec::new()
-    }
-
-    /// Fills in what upstream's defaulting fills in.
-    pub fn default(&self, object: &mut Value) {
-        kinds::rules::default_of(&self.resource.group, &self.resource.kind)(object);
+    /// Brings an object into the form upstream writes it in.
+    pub fn normalise(&self, object: &mut Value) {
+        if !self.resource.custom {
+            shape::normalise(object, self.typed());
+        }
     }
 
     pub fn typed(&self) -> Typed<'static> {

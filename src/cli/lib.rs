@@ -1,7 +1,103 @@
-//! The cli room: arguments, configuration, and the wiring of the other rooms.
+//! The command line: arguments, configuration, and the wiring of the other rooms.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use base::error::chain;
+use clap::Parser;
+
+mod args;
+mod check_config;
+mod config;
+mod host;
+mod images;
+mod paths;
+mod reset;
+mod server;
+mod version;
+
+use args::{Cli, Command};
 
 /// Runs the command line `argv` (program name first).
-pub fn run(argv: impl IntoIterator<Item = std::ffi::OsString>) -> std::process::ExitCode {
-    let _ = argv.into_iter();
-    std::process::ExitCode::SUCCESS
+pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let argv: Vec<OsString> = argv.into_iter().collect();
+    // The shim forks: nothing may have started a thread before it.
+    if argv.get(1).is_some_and(|word| word == "shim") {
+        return runtime::shim_main(argv.into_iter().skip(2).collect());
+    }
+    let cli = match Cli::try_parse_from(config::merged(argv)) {
+        Ok(cli) => cli,
+        Err(err) => {
+            // Help and version come this way too, with exit code 0.
+            let code = if err.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            if err.print().is_err() {
+                return ExitCode::FAILURE;
+            }
+            return code;
+        }
+    };
+    let done = match cli.command {
+        Command::Server(flags) => server::run(*flags),
+        Command::Images(command) => images::run(command),
+        Command::Reset(flags) => reset::run(&flags),
+        Command::CheckConfig(flags) => check_config::run(&flags),
+        Command::Version => {
+            version::print();
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("coracle: {}", chain(&err));
+            if let Some(fix) = err.fix() {
+                eprintln!("  {fix}");
+            }
+            ExitCode::FAILURE
+        }
+    }
 }
+
+/// Why a command ended early, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Usage(String),
+    #[error("{what}")]
+    Failed {
+        what: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+        fix: Option<String>,
+    },
+    #[error("{what}")]
+    Unfit { what: String, fix: String },
+}
+
+impl Error {
+    fn failed(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Failed { what: what.into(), source: source.into(), fix: None }
+    }
+
+    fn with_fix(self, text: impl Into<String>) -> Self {
+        match self {
+            Self::Failed { what, source, .. } => {
+                Self::Failed { what, source, fix: Some(text.into()) }
+            }
+            other => other,
+        }
+    }
+
+    fn fix(&self) -> Option<&str> {
+        match self {
+            Self::Usage(_) => None,
+            Self::Failed { fix, .. } => fix.as_deref(),
+            Self::Unfit { fix, .. } => Some(fix),
+        }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Error>;

@@ -111,7 +111,7 @@ fn pods_of(cache: &Cache, node: &str, namespace: &str) -> Vec<Value> {
     let (pods, _) = cache.list(PODS, &start, None);
     pods.iter()
         .filter(|pod| {
-            let fields = pod.fields(|value| crate::registry::strategy::fields("", "Pod", value));
+            let fields = pod.fields(|value| (kinds::rules::Rules::of("", "Pod").selectable)(value));
             fields.iter().any(|(field, value)| *field == "spec.nodeName" && value == node)
         })
         .map(|pod| pod.value())

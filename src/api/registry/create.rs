@@ -3,9 +3,7 @@
 use serde_json::{Value, json};
 use store::{Outcome, Write};
 
-use super::{
-    Registry, Target, WriteOptions, causes, metadata_mut, metadata_str, set_revision, strategy,
-};
+use super::{Registry, Target, WriteOptions, causes, metadata_mut, metadata_str, set_revision};
 use crate::admission::Operation;
 use crate::change::apply::{Writer, reset_fields, update_managed_fields};
 use crate::error::{ApiError, Result};
@@ -66,6 +64,11 @@ impl Registry {
         prepare_metadata(&mut object, target, &now);
         let target = &Target { name: metadata_str(&object, "name").to_string(), ..target.clone() };
 
+        let attributes = self.attributes(target, options, Operation::Create, None);
+        let rules = target.rules();
+        (rules.default)(&mut object);
+        self.admission.mutate(self, &attributes, &mut object)?;
+        (rules.default)(&mut object);
         if managed.is_none() {
             let reset = reset_fields(&resource.group, &resource.kind, target.has_status(), "");
             let api_version = target.api_version();
@@ -78,11 +81,10 @@ impl Registry {
             };
             object = update_managed_fields(None, &object, target.typed(), &writer);
         }
-        strategy::prepare_create(&resource.group, &resource.kind, target.has_status(), &mut object);
-        target.default(&mut object);
-        let attributes = self.attributes(target, options, Operation::Create, None);
-        self.admission.mutate(self, &attributes, &mut object)?;
-        target.default(&mut object);
+        (rules.prepare_create)(&mut object);
+        target.normalise(&mut object);
+        // Statuses have defaults too.
+        (rules.default)(&mut object);
         let allocated = self.allocator.allocate(self, target, &mut object, None)?;
         let checked = self.check_create(target, &object, &attributes);
         if let Err(error) = checked {
@@ -130,9 +132,7 @@ impl Registry {
         object: &Value,
         attributes: &crate::admission::Attributes<'_>,
     ) -> Result<()> {
-        let mut errors =
-            kinds::meta::object::validate(object, target.resource.namespaced, target.name_rule());
-        errors.extend(target.validate_create(object));
+        let errors = target.rules().check_create(object);
         if !errors.is_empty() {
             return Err(ApiError::invalid(&target.resource, &target.name, &causes(errors)));
         }
@@ -164,7 +164,7 @@ fn prepare_metadata(object: &mut Value, target: &Target, now: &str) {
     metadata.insert("uid".into(), base::rng::uuid().into());
     metadata.insert("creationTimestamp".into(), now.into());
     metadata.shift_remove("generation");
-    if target.strategy().has_generation {
+    if resource.custom || !target.rules().generation_fields.is_empty() {
         metadata.insert("generation".into(), json!(1));
     }
 }

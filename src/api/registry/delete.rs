@@ -6,7 +6,7 @@ use store::{Outcome, Write};
 use super::select::Selector;
 use super::{
     CONFLICT_RETRIES_MAX, Registry, Target, WriteOptions, convert, finalizers, metadata_mut,
-    metadata_str, set_revision, strategy,
+    metadata_str, set_revision,
 };
 use crate::admission::Operation;
 use crate::error::{ApiError, Result};
@@ -231,7 +231,16 @@ fn pod_grace(pod: &Value, delete: &DeleteOptions) -> i64 {
 /// Whether the answer to a deletion is the object rather than a Status.
 pub fn answers_with_object(target: &Target, gone: bool) -> bool {
     let resource = &target.resource;
-    !gone || strategy::of(&resource.group, &resource.kind, resource.custom).returns_deleted
+    const KINDS: [&str; 7] = [
+        "PersistentVolume",
+        "PersistentVolumeClaim",
+        "Pod",
+        "PodTemplate",
+        "ResourceQuota",
+        "Service",
+        "ServiceAccount",
+    ];
+    !gone || (resource.group.is_empty() && KINDS.contains(&resource.kind.as_str()))
 }
 
 /// The Status that tells of a finished deletion.

@@ -2,8 +2,9 @@
 
 use kinds::meta::selector::{FieldSelector, LabelSelector};
 use kinds::resources::Resource;
+use kinds::rules::Rules;
 
-use super::{convert, strategy};
+use super::convert;
 use crate::cache::Object;
 use crate::error::{ApiError, Result};
 
@@ -78,6 +79,6 @@ impl Selector {
     }
 
     fn fields_of(&self, value: &serde_json::Value) -> Vec<(&'static str, String)> {
-        strategy::fields(&self.group, &self.kind, value)
+        (Rules::of(&self.group, &self.kind).selectable)(value)
     }
 }

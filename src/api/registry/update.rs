@@ -80,7 +80,7 @@ impl Registry {
             return Err(missing());
         }
         let (object, managed) = match change {
-            Change::Put(object) if target.strategy().create_on_update => {
+            Change::Put(object) if target.rules().create_on_update => {
                 if !metadata_str(object, "uid").is_empty() {
                     return Err(ApiError::conflict(
                         &target.resource,
@@ -123,17 +123,18 @@ impl Registry {
 
         inherit_metadata(&mut new, &live, target);
         keep_other_half(&mut new, &live, target);
-        target.default(&mut new);
+        target.normalise(&mut new);
+        let rules = target.rules();
+        (rules.default)(&mut new);
+        let attributes = self.attributes(target, options, Operation::Update, Some(&live));
+        self.admission.mutate(self, &attributes, &mut new)?;
+        (rules.default)(&mut new);
         if !matches!(change, Change::Apply(_)) {
             new = self.account(target, &live, &new, options);
         }
-        let attributes = self.attributes(target, options, Operation::Update, Some(&live));
-        self.admission.mutate(self, &attributes, &mut new)?;
-        target.default(&mut new);
         bump_generation(&mut new, &live, target);
         let allocated = self.allocator.allocate(self, target, &mut new, Some(&live))?;
-        let mut errors = kinds::meta::object::validate_update(&new, &live);
-        errors.extend(target.validate_update(&new, &live));
+        let errors = rules.check_update(&new, &live);
         if !errors.is_empty() {
             self.allocator.release(allocated);
             return Err(ApiError::invalid(resource, &target.name, &causes(errors)));
@@ -273,7 +274,7 @@ fn check_preconditions(
     }
     let version = metadata_str(new, "resourceVersion");
     if version.is_empty() {
-        if matches!(change, Change::Put(_)) && !target.strategy().unconditional_update {
+        if matches!(change, Change::Put(_)) && !target.rules().unconditional_update {
             let cause = Cause {
                 reason: "FieldValueInvalid".into(),
                 message: "Invalid value: 0: must be specified for an update".into(),
@@ -323,12 +324,17 @@ fn inherit_metadata(new: &mut Value, live: &Value, target: &Target) {
     }
 }
 
-/// A write to the object leaves its status alone, and a write to the status leaves
+/// A write to the object leaves its status alone, and a write to a subresource leaves
 /// everything else alone.
 fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
-    let has_status = target.has_status();
+    let rules = target.rules();
     match target.subresource.as_str() {
-        "" if has_status => copy_field(new, live, "status"),
+        "" if target.resource.custom => {
+            if target.has_status() {
+                copy_field(new, live, "status");
+            }
+        }
+        "" => (rules.prepare_update)(new, live),
         "ephemeralcontainers" => keep_but(new, live, &["ephemeralContainers"]),
         "finalize" => keep_but(new, live, &["finalizers"]),
         "resize" => {
@@ -350,33 +356,12 @@ fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
                 new["status"]["conditions"] = conditions;
             }
         }
-        "status" => {
+        "status" if target.resource.custom => {
             let status = new.get("status").cloned();
-            let mut metadata = live["metadata"].clone();
-            if let Some(managed) = new["metadata"].get("managedFields") {
-                metadata["managedFields"] = managed.clone();
-            }
-            for field in target.strategy().status_metadata {
-                match new["metadata"].get(*field) {
-                    Some(value) => metadata[*field] = value.clone(),
-                    None => {
-                        if let Value::Object(map) = &mut metadata {
-                            map.shift_remove(*field);
-                        }
-                    }
-                }
-            }
-            *new = live.clone();
-            new["metadata"] = metadata;
-            match status {
-                Some(status) => new["status"] = status,
-                None => {
-                    if let Value::Object(map) = new {
-                        map.shift_remove("status");
-                    }
-                }
-            }
+            keep_but(new, live, &[]);
+            copy_field(new, &serde_json::json!({"status": status}), "status");
         }
+        "status" => (rules.prepare_status_update)(new, live),
         _ => {}
     }
 }
@@ -401,20 +386,20 @@ fn copy_field(new: &mut Value, live: &Value, field: &str) {
     }
 }
 
-/// A new generation for a new desired state: any change outside of metadata and status.
+/// A new generation for a new desired state.
 fn bump_generation(new: &mut Value, live: &Value, target: &Target) {
-    let counts = target.strategy().has_generation;
-    if !counts || target.subresource == "status" {
+    if target.subresource == "status" {
         return;
     }
-    let outside = ["metadata", "status", "apiVersion", "kind"];
-    let deleted_now = metadata_str(live, "deletionTimestamp").is_empty()
-        && !metadata_str(new, "deletionTimestamp").is_empty();
-    if same_but(new, live, &outside) && !deleted_now {
-        return;
+    let changed = if target.resource.custom {
+        !same_but(new, live, &["metadata", "status", "apiVersion", "kind"])
+    } else {
+        target.rules().is_new_generation(new, live)
+    };
+    if changed {
+        let generation = live["metadata"]["generation"].as_i64().unwrap_or(0);
+        metadata_mut(new).insert("generation".into(), (generation + 1).into());
     }
-    let generation = live["metadata"]["generation"].as_i64().unwrap_or(0);
-    metadata_mut(new).insert("generation".into(), (generation + 1).into());
 }
 
 /// Whether two objects are equal but for some top-level fields.

@@ -1,0 +1,107 @@
+//! Puts an API server together from its configuration.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::drain::Drain;
+use base::error::chain;
+use kinds::resources::Catalog;
+use parking_lot::RwLock;
+use pki::jwt::SigningKey;
+use store::Backend;
+use tracing::{debug, warn};
+
+use crate::admission::Admission;
+use crate::authn::{Authenticator, ServiceAccountTokens, TokenFileError};
+use crate::authz::Authorizer;
+use crate::cache::Cache;
+use crate::error::ApiError;
+use crate::registry::Registry;
+use crate::registry::allocate::{Allocator, Network};
+use crate::serve::proxy::Kubelets;
+use crate::serve::{Server, Shared, Version};
+
+/// History older than this is compacted away (upstream's interval).
+const COMPACT_INTERVAL: Duration = Duration::from_secs(300);
+/// A quiet store is left alone: fewer new revisions than this are not worth a write.
+const COMPACT_REVISIONS_MIN: u64 = 1_000;
+
+pub struct Config {
+    pub store: Arc<dyn Backend>,
+    pub service_network: Network,
+    pub node_ports: RangeInclusive<u16>,
+    /// Issuer and audience of service-account tokens.
+    pub issuer: String,
+    /// PEM of the key that signs them.
+    pub signing_key: String,
+    pub token_file: Option<PathBuf>,
+    pub disabled_admission: Vec<String>,
+    pub kubelet_tls: rustls::ClientConfig,
+    /// `ADDRESS:PORT` that clients are told.
+    pub advertise: String,
+    pub version: Version,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("load the datastore: {}", .0.message)]
+    Cache(ApiError),
+    #[error("read the service account key")]
+    Key(#[source] pki::Error),
+    #[error(transparent)]
+    TokenFile(TokenFileError),
+    #[error("unknown admission plugin {0:?}")]
+    UnknownPlugin(String),
+}
+
+/// Builds the server: its watch cache is filled when this returns.
+pub async fn build(config: Config) -> Result<Shared, Error> {
+    let catalog = Catalog::built_in();
+    let prefixes = catalog.resources().filter_map(|resource| resource.prefix.clone()).collect();
+    let cache = Cache::start(config.store, prefixes).await.map_err(Error::Cache)?;
+    let allocator = Allocator::new(config.service_network, config.node_ports);
+    const SERVICES: &str = "/registry/services/specs/";
+    let services: Vec<_> =
+        cache.list(SERVICES, SERVICES, None).0.iter().map(|service| service.value()).collect();
+    allocator.recount(services.iter());
+
+    let key = SigningKey::from_pem(&config.signing_key).map_err(Error::Key)?;
+    let tokens = ServiceAccountTokens::new(key, &config.issuer, vec![config.issuer.clone()]);
+    let mut authenticator = Authenticator::new(tokens);
+    if let Some(path) = &config.token_file {
+        authenticator.load_token_file(path).map_err(Error::TokenFile)?;
+    }
+    let admission = Admission::without(&config.disabled_admission).map_err(Error::UnknownPlugin)?;
+    Ok(Arc::new(Server {
+        authorizer: Authorizer::new(cache.clone()),
+        registry: Registry {
+            cache,
+            catalog: RwLock::new(Arc::new(catalog.clone())),
+            admission,
+            allocator,
+        },
+        authenticator,
+        kubelets: Kubelets::new(config.kubelet_tls),
+        version: config.version,
+        advertise: config.advertise,
+        ready: Default::default(),
+    }))
+}
+
+/// Compacts the store while it is written to, keeping the last interval's history.
+pub async fn compact(server: Shared, drain: Drain) {
+    let store = server.registry.store().clone();
+    let mut keep_from = store.revision();
+    while drain.until(tokio::time::sleep(COMPACT_INTERVAL)).await.is_some() {
+        let now = store.revision();
+        if keep_from.saturating_sub(store.oldest()) >= COMPACT_REVISIONS_MIN {
+            match store.compact(keep_from).await {
+                Ok(gone) => debug!(revision = keep_from, values = gone, "compacted"),
+                Err(err) => warn!(error = %chain(&err), "compaction failed, trying again later"),
+            }
+        }
+        keep_from = now;
+    }
+}

@@ -1,0 +1,183 @@
+//! What every cluster has from its first moment: namespaces, roles, priority classes,
+//! flow schemas, and the `kubernetes` service that leads to this server.
+//!
+//! Runs at every start and creates what is missing; what somebody changed stays.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use serde_json::{Value, json};
+use tracing::info;
+
+use crate::authn::{MASTERS, User};
+use crate::error::{ApiError, Result};
+use crate::registry::update::Change;
+use crate::registry::{Target, WriteOptions, metadata_str};
+use crate::serve::Shared;
+
+const RBAC: &str = include_str!("../../embedded/bootstrap-rbac.json");
+const FLOW_CONTROL: &str = include_str!("../../embedded/bootstrap-flowcontrol.json");
+const NAMESPACES: [&str; 4] = ["kube-system", "default", "kube-public", "kube-node-lease"];
+/// Creations under way at once; they share commits.
+const CONCURRENCY: usize = 64;
+
+/// Where this server is reached from inside the cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Advertised {
+    pub address: Ipv4Addr,
+    pub port: u16,
+    /// Cluster IP of the `kubernetes` service.
+    pub service: Ipv4Addr,
+}
+
+fn options() -> WriteOptions {
+    WriteOptions {
+        user: Arc::new(User::new("system:apiserver", &[MASTERS])),
+        manager: "kube-apiserver".into(),
+        dry_run: false,
+        force: false,
+    }
+}
+
+fn target(server: &Shared, object: &Value) -> Result<Target> {
+    let api_version = object["apiVersion"].as_str().unwrap_or("");
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let kind = object["kind"].as_str().unwrap_or("");
+    let catalog = server.registry.catalog();
+    let resource = catalog.by_kind(group, kind).ok_or_else(ApiError::no_such_resource)?;
+    Ok(Target {
+        resource: resource.clone(),
+        version: version.into(),
+        namespace: metadata_str(object, "namespace").into(),
+        name: metadata_str(object, "name").into(),
+        subresource: String::new(),
+    })
+}
+
+/// Creates what is missing of `objects`. Returns how many that were.
+async fn ensure(server: &Shared, objects: Vec<Value>) -> Result<usize> {
+    let created: Vec<bool> = stream::iter(objects)
+        .map(|mut object| async move {
+            let target = target(server, &object)?;
+            if server.registry.cache.get(target.prefix()?, &target.key()?).is_some() {
+                return Ok(false);
+            }
+            target.normalise(&mut object);
+            match server.registry.create(&target, object, &options()).await {
+                Ok(_) => Ok(true),
+                Err(error) if error.reason == "AlreadyExists" => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+        .buffer_unordered(CONCURRENCY)
+        .try_collect()
+        .await?;
+    Ok(created.iter().filter(|created| **created).count())
+}
+
+fn embedded(text: &str) -> Result<Vec<Value>> {
+    serde_json::from_str(text).map_err(|err| ApiError::internal(err.to_string()))
+}
+
+/// Makes the cluster's first objects and marks the server as bootstrapped.
+pub async fn run(server: &Shared, advertised: Advertised) -> Result<()> {
+    let namespaces = NAMESPACES
+        .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    let mut made = ensure(server, namespaces.to_vec()).await?;
+    server.registry.cache.fresh().await?;
+    let mut objects = embedded(RBAC)?;
+    objects.extend(embedded(FLOW_CONTROL)?);
+    objects.extend(priority_classes());
+    made += ensure(server, objects).await?;
+    made += ensure(server, vec![kubernetes_service(advertised)]).await?;
+    server.registry.cache.fresh().await?;
+    for object in kubernetes_endpoints(advertised) {
+        let target = target(server, &object)?;
+        match server.registry.cache.get(target.prefix()?, &target.key()?) {
+            None => made += ensure(server, vec![object]).await?,
+            // The address may have changed since the last start.
+            Some(_) => {
+                let parts: Value = ["subsets", "endpoints", "ports"]
+                    .iter()
+                    .filter_map(|f| object.get(*f).map(|v| ((*f).to_string(), v.clone())))
+                    .collect::<serde_json::Map<_, _>>()
+                    .into();
+                let change = Change::Merge(parts);
+                server.registry.update(&target, &change, &options()).await?;
+            }
+        }
+    }
+    server.ready.bootstrapped.store(true, Ordering::Release);
+    if made > 0 {
+        info!(objects = made, "cluster bootstrapped");
+    }
+    Ok(())
+}
+
+fn priority_classes() -> [Value; 2] {
+    let class = |name: &str, value: i64, description: &str| {
+        json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": name}, "value": value, "description": description,
+            "preemptionPolicy": "PreemptLowerPriority",
+        })
+    };
+    [
+        class(
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+        class(
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+    ]
+}
+
+fn kubernetes_service(advertised: Advertised) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"},
+        },
+        "spec": {
+            "clusterIP": advertised.service.to_string(),
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertised.port}],
+            "sessionAffinity": "None", "type": "ClusterIP",
+        },
+    })
+}
+
+/// Endpoints and EndpointSlice of the `kubernetes` service, which no controller keeps:
+/// the service has no selector.
+fn kubernetes_endpoints(advertised: Advertised) -> [Value; 2] {
+    let address = advertised.address.to_string();
+    [
+        json!({
+            "apiVersion": "v1", "kind": "Endpoints",
+            "metadata": {
+                "name": "kubernetes", "namespace": "default",
+                "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+            },
+            "subsets": [{
+                "addresses": [{"ip": address}],
+                "ports": [{"name": "https", "port": advertised.port, "protocol": "TCP"}],
+            }],
+        }),
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {
+                "name": "kubernetes", "namespace": "default",
+                "labels": {"kubernetes.io/service-name": "kubernetes"},
+            },
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+            "ports": [{"name": "https", "port": advertised.port, "protocol": "TCP"}],
+        }),
+    ]
+}

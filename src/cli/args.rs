@@ -1,0 +1,179 @@
+//! The flags and commands, as the user sees them. Names and meanings follow k3s where it
+//! has the same thing.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "coracle",
+    version = crate::version::VERSION,
+    about = "A Kubernetes that one person can carry",
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the control plane and a node
+    Server(Box<ServerFlags>),
+    /// Look at and import container images
+    #[command(subcommand)]
+    Images(ImagesCommand),
+    /// Leave no trace: stop the pods, remove the network, the rules and the data
+    Reset(ResetFlags),
+    /// Is this host fit? Says what is missing and what to do
+    CheckConfig(HostFlags),
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Flags that several commands share.
+#[derive(Debug, Clone, Args)]
+pub struct HostFlags {
+    /// Configuration file
+    #[arg(short = 'c', long, env = "CORACLE_CONFIG", default_value = "/etc/coracle/config.yaml")]
+    pub config: PathBuf,
+    /// Folder that holds state
+    #[arg(long, env = "CORACLE_DATA_DIR", default_value = "/var/lib/coracle")]
+    pub data_dir: PathBuf,
+    /// Folder of sockets and network namespaces
+    #[arg(long, env = "CORACLE_RUN_DIR", default_value = "/run/coracle", hide = true)]
+    pub run_dir: PathBuf,
+    /// Name of the pods' bridge
+    #[arg(long, env = "CORACLE_BRIDGE", default_value = "coracle0", hide = true)]
+    pub bridge: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ServerFlags {
+    #[command(flatten)]
+    pub host: HostFlags,
+
+    /// Address the API listens on
+    #[arg(long, env = "CORACLE_BIND_ADDRESS", default_value = "0.0.0.0")]
+    pub bind_address: Ipv4Addr,
+    /// Port of the API
+    #[arg(long, env = "CORACLE_HTTPS_LISTEN_PORT", default_value_t = 6443)]
+    pub https_listen_port: u16,
+    /// Address that others reach this server at (default: the node's)
+    #[arg(long, env = "CORACLE_ADVERTISE_ADDRESS")]
+    pub advertise_address: Option<Ipv4Addr>,
+    /// Port that others reach this server at (default: the listener's)
+    #[arg(long, env = "CORACLE_ADVERTISE_PORT")]
+    pub advertise_port: Option<u16>,
+    /// Further names and addresses in the server's certificate
+    #[arg(long, env = "CORACLE_TLS_SAN", value_delimiter = ',')]
+    pub tls_san: Vec<String>,
+    /// Where to write the administrator's kubeconfig
+    #[arg(long, env = "CORACLE_WRITE_KUBECONFIG", default_value = "/etc/coracle/kubeconfig.yaml")]
+    pub write_kubeconfig: PathBuf,
+    /// Mode of the kubeconfig, octal
+    #[arg(long, env = "CORACLE_WRITE_KUBECONFIG_MODE", default_value = "0600")]
+    pub write_kubeconfig_mode: String,
+
+    /// Network of the pods
+    #[arg(long, env = "CORACLE_CLUSTER_CIDR", default_value = "10.42.0.0/16")]
+    pub cluster_cidr: String,
+    /// Network of the services
+    #[arg(long, env = "CORACLE_SERVICE_CIDR", default_value = "10.43.0.0/16")]
+    pub service_cidr: String,
+    /// Ports of services of type NodePort
+    #[arg(long, env = "CORACLE_SERVICE_NODE_PORT_RANGE", default_value = "30000-32767")]
+    pub service_node_port_range: String,
+    /// Address of the cluster's DNS (default: the tenth of the service network)
+    #[arg(long, env = "CORACLE_CLUSTER_DNS")]
+    pub cluster_dns: Option<Ipv4Addr>,
+    /// Domain of the cluster's names
+    #[arg(long, env = "CORACLE_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+
+    /// Name of this node (default: the host's)
+    #[arg(long, env = "CORACLE_NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Labels of this node, KEY=VALUE
+    #[arg(long, env = "CORACLE_NODE_LABEL", value_delimiter = ',')]
+    pub node_label: Vec<String>,
+    /// Taints of this node, KEY=VALUE:EFFECT
+    #[arg(long, env = "CORACLE_NODE_TAINT", value_delimiter = ',')]
+    pub node_taint: Vec<String>,
+    /// Address of this node (default: that of the default route)
+    #[arg(long, env = "CORACLE_NODE_IP")]
+    pub node_ip: Option<Ipv4Addr>,
+    /// The host's resolver configuration
+    #[arg(long, env = "CORACLE_RESOLV_CONF", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    /// Port of the kubelet
+    #[arg(long, env = "CORACLE_KUBELET_PORT", default_value_t = 10250, hide = true)]
+    pub kubelet_port: u16,
+    /// Registries, mirrors and their credentials
+    #[arg(long, env = "CORACLE_PRIVATE_REGISTRY", default_value = "/etc/coracle/registries.yaml")]
+    pub private_registry: PathBuf,
+    /// Run no node in this process
+    #[arg(long, env = "CORACLE_DISABLE_AGENT")]
+    pub disable_agent: bool,
+    /// Run no scheduler in this process
+    #[arg(long, env = "CORACLE_DISABLE_SCHEDULER")]
+    pub disable_scheduler: bool,
+    /// Run no controllers in this process
+    #[arg(long, env = "CORACLE_DISABLE_CONTROLLER_MANAGER")]
+    pub disable_controller_manager: bool,
+    /// Leave a part out: dns
+    #[arg(long, env = "CORACLE_DISABLE", value_delimiter = ',')]
+    pub disable: Vec<String>,
+    /// A kube-apiserver flag, NAME=VALUE: token-auth-file, disable-admission-plugins
+    #[arg(long, env = "CORACLE_KUBE_APISERVER_ARG")]
+    pub kube_apiserver_arg: Vec<String>,
+    /// Audit policy
+    #[arg(long, env = "CORACLE_AUDIT_POLICY_FILE", requires = "audit_log_path")]
+    pub audit_policy_file: Option<PathBuf>,
+    /// Where audit events go, `-` for standard output
+    #[arg(long, env = "CORACLE_AUDIT_LOG_PATH", requires = "audit_policy_file")]
+    pub audit_log_path: Option<PathBuf>,
+
+    /// More words in the log; twice for all of them
+    #[arg(short = 'v', action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// The same as -v
+    #[arg(long, env = "CORACLE_DEBUG")]
+    pub debug: bool,
+    /// Form of the log
+    #[arg(long, env = "CORACLE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImagesCommand {
+    /// Import image archives (OCI or docker; tar, gz, zst)
+    Import {
+        #[command(flatten)]
+        host: HostFlags,
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// List the images on this node
+    List {
+        #[command(flatten)]
+        host: HostFlags,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ResetFlags {
+    #[command(flatten)]
+    pub host: HostFlags,
+    /// Keep the datastore, the certificates and the images
+    #[arg(long)]
+    pub keep_data: bool,
+}

@@ -1,0 +1,3 @@
+pub fn run(_: &crate::args::HostFlags) -> crate::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! Where things lie on disk, in one place.
+
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Clone)]
+pub struct Paths {
+    pub data: PathBuf,
+    pub run: PathBuf,
+}
+
+impl Paths {
+    pub fn new(data: &Path, run: &Path) -> Self {
+        Self { data: data.into(), run: run.into() }
+    }
+
+    pub fn db(&self) -> PathBuf {
+        self.data.join("server/db")
+    }
+
+    pub fn tls(&self) -> PathBuf {
+        self.data.join("server/tls")
+    }
+
+    pub fn manifests(&self) -> PathBuf {
+        self.data.join("server/manifests")
+    }
+
+    pub fn agent(&self) -> PathBuf {
+        self.data.join("agent")
+    }
+
+    /// Archives that are imported at start.
+    pub fn images(&self) -> PathBuf {
+        self.data.join("agent/images")
+    }
+
+    /// Unpacked images.
+    pub fn image_store(&self) -> PathBuf {
+        self.data.join("agent/image-store")
+    }
+
+    pub fn containers(&self) -> PathBuf {
+        self.data.join("agent/containers")
+    }
+
+    pub fn network(&self) -> PathBuf {
+        self.data.join("agent/network")
+    }
+
+    pub fn static_pods(&self) -> PathBuf {
+        self.data.join("agent/static-pods")
+    }
+}

@@ -1,0 +1,103 @@
+//! `coracle server`: configuration, build, spawn, wait, drain.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base::drain::{self, Drain};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use crate::args::{LogFormat, ServerFlags};
+use crate::{Error, Result};
+
+mod control_plane;
+mod credentials;
+mod settings;
+
+use settings::Settings;
+
+/// Worker threads of the runtime; more would only cost memory on the boards we run on.
+const WORKERS_MAX: usize = 4;
+/// Tasks get this long to finish when the process is told to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub fn run(flags: ServerFlags) -> Result<()> {
+    let format = match flags.log_format {
+        LogFormat::Text => base::log::Format::Text,
+        LogFormat::Json => base::log::Format::Json,
+    };
+    base::log::init(format, flags.verbose.max(u8::from(flags.debug)));
+    let settings = Settings::new(flags)?;
+    let workers = std::thread::available_parallelism().map_or(2, |n| n.get().min(WORKERS_MAX));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()
+        .map_err(|err| Error::failed("start the runtime", err))?;
+    let done = runtime.block_on(serve(settings));
+    // What still runs is detached work of pods; it must not hold the process up.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+async fn serve(settings: Settings) -> Result<()> {
+    let started = Instant::now();
+    let settings = Arc::new(settings);
+    let (trigger, drain) = drain::channel();
+    let mut signals = Signals::new()?;
+
+    let work = async {
+        let control_plane = control_plane::start(&settings, &drain).await?;
+        info!(
+            kubeconfig = %settings.kubeconfig.display(),
+            milliseconds = started.elapsed().as_millis() as u64,
+            "API server is ready"
+        );
+        Ok::<_, Error>(control_plane)
+    };
+    let control_plane = tokio::select! {
+        started = work => started?,
+        () = signals.ended() => return Ok(()),
+    };
+    signals.ended().await;
+    info!("draining; pods keep running");
+    control_plane.server.ready.draining.store(true, std::sync::atomic::Ordering::Release);
+    trigger.drain();
+    finish(control_plane, drain).await;
+    Ok(())
+}
+
+/// Gives tasks their time to end and puts what is not yet on disk there.
+async fn finish(control_plane: control_plane::ControlPlane, _drain: Drain) {
+    let tasks = control_plane.tasks;
+    let ended = tokio::time::timeout(DRAIN_TIMEOUT, futures::future::join_all(tasks)).await;
+    if ended.is_err() {
+        tracing::warn!("some tasks did not end in time");
+    }
+    if let Err(err) = control_plane.server.registry.store().flush().await {
+        tracing::error!(error = %base::error::chain(&err), "flush the datastore");
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let install =
+            |kind| signal(kind).map_err(|err| Error::failed("install a signal handler", err));
+        Ok(Self {
+            terminate: install(SignalKind::terminate())?,
+            interrupt: install(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn ended(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The control plane of one server: datastore, API, scheduler, controllers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use api::serve::Shared;
+use base::drain::Drain;
+use store::backend::sqlite::Sqlite;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tracing::info;
+
+use super::credentials::{self, Credentials};
+use super::settings::Settings;
+use crate::{Error, Result, version};
+
+/// Issuer of service-account tokens, as upstream's default for clusters.
+fn issuer(settings: &Settings) -> String {
+    format!("https://kubernetes.default.svc.{}", settings.cluster_domain)
+}
+
+pub struct ControlPlane {
+    pub server: Shared,
+    pub credentials: Credentials,
+    pub tasks: Vec<JoinHandle<()>>,
+}
+
+/// Starts everything and returns when the API answers.
+pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
+    let address = SocketAddr::from((settings.bind_address, settings.port));
+    // The port first: a second server on this host should say so before it does anything.
+    let listener = TcpListener::bind(address).await.map_err(|err| {
+        Error::failed(format!("listen on {address}"), err).with_fix(format!(
+            "is another server running? see what holds the port, or choose one with --https-listen-port (now {})",
+            settings.port
+        ))
+    })?;
+    let store = open_store(settings)?;
+    let credentials = credentials::prepare(settings)?;
+    let tls_failed = |err: pki::Error| Error::failed("set up TLS", err);
+    let kubelet_tls = pki::tls::client_config(
+        Some(credentials.server_ca.cert_pem.as_bytes()),
+        Some((
+            credentials.kubelet_client.cert_pem.as_bytes(),
+            credentials.kubelet_client.key_pem.as_bytes(),
+        )),
+        false,
+    )
+    .map_err(tls_failed)?;
+    let config = api::Config {
+        store,
+        service_network: settings.service_network,
+        node_ports: settings.node_ports.clone(),
+        issuer: issuer(settings),
+        signing_key: credentials.service_account_key.clone(),
+        token_file: settings.token_file.clone(),
+        disabled_admission: settings.disabled_admission.clone(),
+        kubelet_tls,
+        advertise: format!("{}:{}", settings.advertise_address, settings.advertise_port),
+        version: version::api(),
+    };
+    let server =
+        api::build(config).await.map_err(|err| Error::failed("start the API server", err))?;
+    let advertised = api::bootstrap::Advertised {
+        address: settings.advertise_address,
+        port: settings.advertise_port,
+        service: settings.api_service(),
+    };
+    api::bootstrap::run(&server, advertised)
+        .await
+        .map_err(|err| Error::failed("bootstrap the cluster", err.message))?;
+
+    let tls = pki::tls::server_config(
+        credentials.server.cert_pem.as_bytes(),
+        credentials.server.key_pem.as_bytes(),
+        Some(credentials.client_ca.cert_pem.as_bytes()),
+    )
+    .map_err(tls_failed)?;
+    let tasks = vec![
+        tokio::spawn(api::serve::listen::serve(
+            server.clone(),
+            listener,
+            Arc::new(tls),
+            drain.clone(),
+        )),
+        tokio::spawn(api::assemble::compact(server.clone(), drain.clone())),
+    ];
+    credentials::write_kubeconfig(settings, &credentials)?;
+    info!(address = %address, "API server listens");
+    Ok(ControlPlane { server, credentials, tasks })
+}
+
+fn open_store(settings: &Settings) -> Result<Arc<Sqlite>> {
+    let dir = settings.paths.db();
+    match Sqlite::open(&dir) {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(store::Error::InUse(dir)) => Err(Error::Unfit {
+            what: format!("the data directory is in use: {dir}"),
+            fix: "another coracle server runs on it; stop that one, or choose another --data-dir"
+                .into(),
+        }),
+        Err(err) => Err(Error::failed("open the datastore", err)),
+    }
+}
