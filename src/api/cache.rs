@@ -154,6 +154,7 @@ impl Cache {
         for shelf in cache.0.shelves.read().values() {
             shelf.write().ring_floor = start;
         }
+        cache.0.applied.send_replace(start);
         let newest = store.revision();
         let watch = store.watch(start).await?;
         let follower = cache.clone();

@@ -8,6 +8,7 @@ pub mod authz;
 pub mod bootstrap;
 pub mod cache;
 pub mod change;
+pub mod codec;
 pub mod error;
 pub mod registry;
 pub mod scheme;

@@ -8,7 +8,7 @@ use crate::error::{ApiError, Result};
 /// What upstream lists when nothing it has is acceptable.
 const OFFERED: &str =
     "application/json, application/yaml, application/vnd.kubernetes.protobuf, application/cbor";
-const READABLE: &str = "application/json, application/yaml";
+const READABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 /// JSON and YAML deeper than this are refused.
 const DEPTH_MAX: usize = 500;
 
@@ -107,6 +107,8 @@ pub fn decode(content_type: Option<&str>, body: &Bytes) -> Result<Value> {
     let value = match media {
         "" | "application/json" => json(body)?,
         "application/yaml" => yaml(body)?,
+        "application/vnd.kubernetes.protobuf" => crate::codec::protobuf::decode(body)
+            .map_err(|err| ApiError::bad_request(err.to_string()))?,
         _ => return Err(ApiError::unsupported_media_type(READABLE)),
     };
     Ok(value)

@@ -1,0 +1,479 @@
+//! Reads `application/vnd.kubernetes.protobuf`: an envelope around a message whose field
+//! numbers come from an embedded table.
+//!
+//! Gives the JSON form. Zero values that Go always writes are left in; bringing an object
+//! into upstream's shape takes them out.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+const TABLE: &[u8] = include_bytes!("../../../embedded/protobuf-1.36.json.gz");
+/// The four bytes that every message begins with.
+const MAGIC: &[u8] = b"k8s\0";
+/// Messages nested deeper are refused; no built-in kind comes near.
+const DEPTH_MAX: usize = 64;
+const META: &str = "k8s.io.apimachinery.pkg.apis.meta.v1";
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    #[error(
+        "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"
+    )]
+    NoMagic,
+    #[error("proto: unexpected end of message")]
+    Truncated,
+    #[error("proto: illegal wire type or field")]
+    Malformed,
+    #[error("no kind {kind:?} is registered for version {version:?}")]
+    UnknownKind { kind: String, version: String },
+    #[error("proto: message nested too deeply")]
+    TooDeep,
+}
+
+#[derive(Deserialize)]
+struct File {
+    groups: HashMap<String, String>,
+    messages: HashMap<String, Vec<(u32, String, String, char)>>,
+}
+
+struct Field {
+    /// JSON name; empty for a message whose fields belong to the one around it.
+    name: String,
+    kind: Kind,
+    shape: Shape,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    One,
+    Many,
+    Map,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Bytes,
+    Flag,
+    Integer,
+    Double,
+    Message(usize),
+}
+
+/// How a message is shown in JSON.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Quantity,
+    Time,
+    MicroTime,
+    Duration,
+    IntOrString,
+    /// JSON bytes in field 1.
+    Raw,
+    /// A list of strings in field 1.
+    Strings,
+}
+
+struct Message {
+    form: Form,
+    fields: HashMap<u32, Field>,
+}
+
+struct Table {
+    messages: Vec<Message>,
+    /// `apps/v1` and `Deployment`.
+    by_kind: HashMap<(String, String), usize>,
+}
+
+static MESSAGES: LazyLock<Table> = LazyLock::new(|| {
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(TABLE)
+        .read_to_string(&mut text)
+        .expect("the embedded table is gzip");
+    let file: File = serde_json::from_str(&text).expect("the embedded table is JSON");
+    Table::new(file)
+});
+
+impl Table {
+    fn new(file: File) -> Self {
+        let mut names: Vec<&String> = file.messages.keys().collect();
+        names.sort();
+        let index: HashMap<&str, usize> =
+            names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+        let mut by_kind = HashMap::new();
+        let mut messages = Vec::with_capacity(names.len());
+        for (at, name) in names.iter().enumerate() {
+            let (package, kind) = name.rsplit_once('.').unwrap_or(("", name));
+            let version = package.rsplit('.').next().unwrap_or("");
+            if let Some(group) = file.groups.get(package) {
+                let api_version =
+                    if group.is_empty() { version.into() } else { format!("{group}/{version}") };
+                by_kind.insert((api_version, kind.to_string()), at);
+            }
+            let fields = file.messages[*name]
+                .iter()
+                .filter_map(|(number, name, kind, shape)| {
+                    let kind = match kind.as_str() {
+                        "s" => Kind::Text,
+                        "y" => Kind::Bytes,
+                        "b" => Kind::Flag,
+                        "i" => Kind::Integer,
+                        "d" => Kind::Double,
+                        message => Kind::Message(*index.get(message)?),
+                    };
+                    let shape = match shape {
+                        'r' => Shape::Many,
+                        'm' => Shape::Map,
+                        _ => Shape::One,
+                    };
+                    Some((*number, Field { name: name.clone(), kind, shape }))
+                })
+                .collect();
+            messages.push(Message { form: form_of(name), fields });
+        }
+        Self { messages, by_kind }
+    }
+
+    fn find(&self, api_version: &str, kind: &str) -> Option<usize> {
+        let key = |version: &str| (version.to_string(), kind.to_string());
+        // Options of a request carry the version of the resource they are for.
+        self.by_kind
+            .get(&key(api_version))
+            .or_else(|| self.by_kind.get(&key("meta.k8s.io/v1")))
+            .copied()
+    }
+}
+
+fn form_of(name: &str) -> Form {
+    match name {
+        "k8s.io.apimachinery.pkg.api.resource.Quantity" => Form::Quantity,
+        "k8s.io.apimachinery.pkg.util.intstr.IntOrString" => Form::IntOrString,
+        "k8s.io.apimachinery.pkg.runtime.RawExtension" => Form::Raw,
+        _ => match name.strip_prefix(META).unwrap_or("") {
+            ".Time" => Form::Time,
+            ".MicroTime" => Form::MicroTime,
+            ".Duration" => Form::Duration,
+            ".FieldsV1" => Form::Raw,
+            ".Verbs" => Form::Strings,
+            _ if name.ends_with(".ExtraValue") => Form::Strings,
+            _ => Form::Plain,
+        },
+    }
+}
+
+/// Decodes a body into the JSON form, with `apiVersion` and `kind`.
+pub fn decode(body: &[u8]) -> Result<Value, Error> {
+    let envelope = body.strip_prefix(MAGIC).ok_or(Error::NoMagic)?;
+    let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
+    let mut reader = Reader(envelope);
+    while let Some((number, wire)) = reader.field()? {
+        match (number, wire) {
+            (1, Wire::Bytes(meta)) => {
+                let mut meta = Reader(meta);
+                while let Some((number, wire)) = meta.field()? {
+                    match (number, wire) {
+                        (1, Wire::Bytes(text)) => api_version = utf8(text)?,
+                        (2, Wire::Bytes(text)) => kind = utf8(text)?,
+                        _ => {}
+                    }
+                }
+            }
+            (2, Wire::Bytes(message)) => raw = message,
+            _ => {}
+        }
+    }
+    let table = &*MESSAGES;
+    let Some(message) = table.find(&api_version, &kind) else {
+        return Err(Error::UnknownKind { kind, version: api_version });
+    };
+    let mut object = Map::new();
+    object.insert("kind".into(), kind.into());
+    object.insert("apiVersion".into(), api_version.into());
+    read_into(table, message, raw, &mut object, 0)?;
+    Ok(Value::Object(object))
+}
+
+fn utf8(bytes: &[u8]) -> Result<String, Error> {
+    String::from_utf8(bytes.to_vec()).map_err(|_| Error::Malformed)
+}
+
+fn read_into(
+    table: &Table,
+    message: usize,
+    bytes: &[u8],
+    out: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<(), Error> {
+    if depth > DEPTH_MAX {
+        return Err(Error::TooDeep);
+    }
+    let mut reader = Reader(bytes);
+    while let Some((number, wire)) = reader.field()? {
+        // A field of a newer version is skipped, as Go does.
+        let Some(field) = table.messages[message].fields.get(&number) else { continue };
+        match (field.shape, field.kind, wire) {
+            (Shape::Map, kind, Wire::Bytes(entry)) => {
+                let (key, value) = map_entry(table, kind, entry, depth)?;
+                let map = out.entry(&*field.name).or_insert_with(|| json!({}));
+                map[key] = value;
+            }
+            (_, Kind::Message(inner), Wire::Bytes(bytes)) if field.name.is_empty() => {
+                read_into(table, inner, bytes, out, depth + 1)?;
+            }
+            (Shape::Many, Kind::Integer, Wire::Bytes(packed)) => {
+                let list = out.entry(&*field.name).or_insert_with(|| json!([]));
+                let mut packed = Reader(packed);
+                while !packed.0.is_empty() {
+                    let number = packed.varint()? as i64;
+                    push(list, number.into());
+                }
+            }
+            (Shape::Many, kind, wire) => {
+                let value = one(table, kind, wire, depth)?;
+                push(out.entry(&*field.name).or_insert_with(|| json!([])), value);
+            }
+            (Shape::One, kind, wire) => {
+                out.insert(field.name.clone(), one(table, kind, wire, depth)?);
+            }
+            (Shape::Map, _, _) => return Err(Error::Malformed),
+        }
+    }
+    Ok(())
+}
+
+fn push(list: &mut Value, value: Value) {
+    if let Value::Array(list) = list {
+        list.push(value);
+    }
+}
+
+fn map_entry(
+    table: &Table,
+    kind: Kind,
+    entry: &[u8],
+    depth: usize,
+) -> Result<(String, Value), Error> {
+    let (mut key, mut value) = (String::new(), None);
+    let mut reader = Reader(entry);
+    while let Some((number, wire)) = reader.field()? {
+        match (number, wire) {
+            (1, Wire::Bytes(text)) => key = utf8(text)?,
+            (2, wire) => value = Some(one(table, kind, wire, depth)?),
+            _ => {}
+        }
+    }
+    let value = match (value, kind) {
+        (Some(value), _) => value,
+        (None, Kind::Text | Kind::Bytes) => "".into(),
+        (None, Kind::Flag) => false.into(),
+        (None, Kind::Integer | Kind::Double) => 0.into(),
+        (None, Kind::Message(message)) => shown(table, message, &[], depth + 1)?,
+    };
+    Ok((key, value))
+}
+
+fn one(table: &Table, kind: Kind, wire: Wire<'_>, depth: usize) -> Result<Value, Error> {
+    Ok(match (kind, wire) {
+        (Kind::Text, Wire::Bytes(text)) => utf8(text)?.into(),
+        (Kind::Bytes, Wire::Bytes(bytes)) => STANDARD.encode(bytes).into(),
+        (Kind::Flag, Wire::Varint(number)) => (number != 0).into(),
+        (Kind::Integer, Wire::Varint(number)) => (number as i64).into(),
+        (Kind::Double, Wire::Fixed64(bits)) => f64::from_bits(bits).into(),
+        (Kind::Message(message), Wire::Bytes(bytes)) => shown(table, message, bytes, depth + 1)?,
+        _ => return Err(Error::Malformed),
+    })
+}
+
+/// A message in its JSON form.
+fn shown(table: &Table, message: usize, bytes: &[u8], depth: usize) -> Result<Value, Error> {
+    let form = table.messages[message].form;
+    if form == Form::Plain {
+        let mut out = Map::new();
+        read_into(table, message, bytes, &mut out, depth)?;
+        return Ok(Value::Object(out));
+    }
+    let (mut numbers, mut texts) = ([0i64; 4], Vec::new());
+    let mut last = &[][..];
+    let mut reader = Reader(bytes);
+    while let Some((number, wire)) = reader.field()? {
+        match wire {
+            Wire::Varint(value) => {
+                if let Some(slot) = numbers.get_mut(number as usize) {
+                    *slot = value as i64;
+                }
+            }
+            Wire::Bytes(text) => {
+                last = text;
+                if form != Form::Raw {
+                    texts.push(utf8(text)?);
+                }
+            }
+            Wire::Fixed64(_) | Wire::Fixed32 => {}
+        }
+    }
+    Ok(match form {
+        Form::Quantity => texts.pop().unwrap_or_else(|| "0".into()).into(),
+        Form::IntOrString if numbers[1] == 0 => numbers[2].into(),
+        Form::IntOrString => texts.pop().unwrap_or_default().into(),
+        Form::Strings => texts.into(),
+        Form::Raw if last.is_empty() => Value::Null,
+        Form::Raw => serde_json::from_slice(last).map_err(|_| Error::Malformed)?,
+        Form::Duration => go_duration(numbers[1]).into(),
+        Form::Time | Form::MicroTime => {
+            // Go's zero time is an empty message, or the year 1.
+            if bytes.is_empty() || numbers[1] <= GO_ZERO_SECONDS {
+                return Ok(Value::Null);
+            }
+            let nanos = i32::try_from(numbers[2]).map_err(|_| Error::Malformed)?;
+            let at = jiff::Timestamp::new(numbers[1], nanos).map_err(|_| Error::Malformed)?;
+            if form == Form::Time {
+                base::time::rfc3339(at).into()
+            } else {
+                base::time::rfc3339_micro(at).into()
+            }
+        }
+        Form::Plain => Value::Null,
+    })
+}
+
+const GO_ZERO_SECONDS: i64 = -62_135_596_800;
+
+/// A duration as Go writes it; configurations use whole seconds and below.
+fn go_duration(nanos: i64) -> String {
+    if nanos % 1_000_000_000 != 0 {
+        return format!("{}ms", nanos / 1_000_000);
+    }
+    let seconds = nanos / 1_000_000_000;
+    let (h, m, s) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (h, m) {
+        (0, 0) => format!("{s}s"),
+        (0, _) => format!("{m}m{s}s"),
+        _ => format!("{h}h{m}m{s}s"),
+    }
+}
+
+enum Wire<'a> {
+    Varint(u64),
+    Fixed64(u64),
+    Fixed32,
+    Bytes(&'a [u8]),
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn varint(&mut self) -> Result<u64, Error> {
+        let mut out = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (first, rest) = self.0.split_first().ok_or(Error::Truncated)?;
+            self.0 = rest;
+            out |= u64::from(first & 0x7f) << shift;
+            if first & 0x80 == 0 {
+                return Ok(out);
+            }
+        }
+        Err(Error::Malformed)
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], Error> {
+        if length > self.0.len() {
+            return Err(Error::Truncated);
+        }
+        let (head, rest) = self.0.split_at(length);
+        self.0 = rest;
+        Ok(head)
+    }
+
+    /// The next field's number and value; None at the end.
+    fn field(&mut self) -> Result<Option<(u32, Wire<'a>)>, Error> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let tag = self.varint()?;
+        let number = u32::try_from(tag >> 3).map_err(|_| Error::Malformed)?;
+        let wire = match tag & 7 {
+            0 => Wire::Varint(self.varint()?),
+            1 => {
+                let bytes = self.take(8)?;
+                Wire::Fixed64(u64::from_le_bytes(bytes.try_into().map_err(|_| Error::Truncated)?))
+            }
+            2 => {
+                let length = usize::try_from(self.varint()?).map_err(|_| Error::Malformed)?;
+                Wire::Bytes(self.take(length)?)
+            }
+            5 => {
+                self.take(4)?;
+                Wire::Fixed32
+            }
+            _ => return Err(Error::Malformed),
+        };
+        Ok(Some((number, wire)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(number: u8, content: &[u8]) -> Vec<u8> {
+        let mut out = vec![number << 3 | 2, content.len() as u8];
+        out.extend_from_slice(content);
+        out
+    }
+
+    fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
+        let meta = [bytes(1, api_version.as_bytes()), bytes(2, kind.as_bytes())].concat();
+        [MAGIC.to_vec(), bytes(1, &meta), bytes(2, message)].concat()
+    }
+
+    #[test]
+    fn maps_bytes_and_times_become_json() {
+        let meta = [bytes(1, b"a"), bytes(8, &[0x08, 0x01])].concat();
+        let entry = [bytes(1, b"k"), bytes(2, b"v")].concat();
+        let config = [
+            bytes(1, &meta),
+            bytes(2, &entry),
+            bytes(3, &[bytes(1, b"b"), bytes(2, &[1, 2])].concat()),
+        ]
+        .concat();
+        let value = decode(&envelope("v1", "ConfigMap", &config)).unwrap();
+        assert_eq!(value["metadata"]["name"], "a");
+        assert_eq!(value["metadata"]["creationTimestamp"], "1970-01-01T00:00:01Z");
+        assert_eq!(value["data"], json!({"k": "v"}));
+        assert_eq!(value["binaryData"], json!({"b": "AQI="}));
+    }
+
+    #[test]
+    fn inlined_messages_and_unions_stand_where_json_has_them() {
+        // Service.spec.ports[0]: port 80, targetPort "http".
+        let target = [vec![0x08, 1, 0x10, 0], bytes(3, b"http")].concat();
+        let port = [vec![0x18, 80], bytes(4, &target)].concat();
+        let service = bytes(2, &bytes(1, &port));
+        let value = decode(&envelope("v1", "Service", &service)).unwrap();
+        assert_eq!(value["spec"]["ports"][0], json!({"port": 80, "targetPort": "http"}));
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_never_a_panic() {
+        assert_eq!(decode(b"{}"), Err(Error::NoMagic));
+        let good = envelope("v1", "ConfigMap", &bytes(1, &bytes(1, b"a")));
+        for end in 4..good.len() {
+            let _ = decode(&good[..end]);
+        }
+        let mut seed = 1u64;
+        for _ in 0..20_000 {
+            let mut junk = good.clone();
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let at = 4 + (seed >> 33) as usize % (junk.len() - 4);
+            junk[at] = (seed >> 20) as u8;
+            let _ = decode(&junk);
+        }
+    }
+}
