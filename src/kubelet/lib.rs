@@ -1,1 +1,8 @@
-//! The kubelet room.
+//! The kubelet room: the pods of one node.
+
+mod backoff;
+mod observed;
+mod plan;
+mod pod;
+mod quantity;
+mod resources;
