@@ -30,7 +30,12 @@ fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
 impl Backoffs {
     /// The current delay of `key` and what is left of it, if the failure at `since`
     /// must still wait.
-    pub fn waiting(&self, key: &str, since: Timestamp, now: Timestamp) -> Option<(Duration, Duration)> {
+    pub fn waiting(
+        &self,
+        key: &str,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Option<(Duration, Duration)> {
         let entry = self.entries.get(key)?;
         if elapsed(entry.last, since) > 2 * MAX {
             return None;

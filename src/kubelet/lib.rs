@@ -1,8 +1,10 @@
 //! The kubelet room: the pods of one node.
 
 mod backoff;
+mod env;
 mod observed;
 mod plan;
 mod pod;
 mod quantity;
 mod resources;
+mod status;

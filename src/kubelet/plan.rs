@@ -173,7 +173,8 @@ fn plan_init_containers(
             }
             ContainerState::Exited if role == Role::Init && status.exit_code == 0 => advance = true,
             ContainerState::Exited | ContainerState::Unknown => {
-                let code = if status.state == ContainerState::Unknown { 137 } else { status.exit_code };
+                let code =
+                    if status.state == ContainerState::Unknown { 137 } else { status.exit_code };
                 if !pod::restarts_after(pod, role, container, code) {
                     *plan = Plan { stop_pod: true, ..Plan::default() };
                     return false;
@@ -198,10 +199,11 @@ fn plan_init_containers(
     }
     starts.sort_unstable();
     starts.dedup();
-    plan.start.extend(starts.into_iter().map(|index| Start {
-        role: init_role(&init[index]),
-        name: init[index].name.clone(),
-    }));
+    plan.start.extend(
+        starts
+            .into_iter()
+            .map(|index| Start { role: init_role(&init[index]), name: init[index].name.clone() }),
+    );
     initialized
 }
 
@@ -228,7 +230,13 @@ fn failed_probe(status: &cri::Container, verdicts: &Verdicts) -> Option<KillCaus
     }
 }
 
-fn kill(container: &Container, status: &cri::Container, cause: KillCause, noun: &str, restart: bool) -> Kill {
+fn kill(
+    container: &Container,
+    status: &cri::Container,
+    cause: KillCause,
+    noun: &str,
+    restart: bool,
+) -> Kill {
     let what = match cause {
         KillCause::Liveness => "failed liveness probe",
         KillCause::Startup => "failed startup probe",
@@ -248,7 +256,11 @@ fn unknown(container: &Container, status: &cri::Container) -> Kill {
     kill(container, status, KillCause::Unknown, "Container", false)
 }
 
-fn sidecar_kill(container: &Container, status: &cri::Container, verdicts: &Verdicts) -> Option<Kill> {
+fn sidecar_kill(
+    container: &Container,
+    status: &cri::Container,
+    verdicts: &Verdicts,
+) -> Option<Kill> {
     let cause = if has_changed(container, status) {
         KillCause::Changed
     } else {
@@ -293,8 +305,8 @@ fn plan_main_container(
         },
     };
     // 137 is how it will have ended.
-    let restart = cause == KillCause::Changed
-        || pod::restarts_after(pod, Role::Main, container, 137);
+    let restart =
+        cause == KillCause::Changed || pod::restarts_after(pod, Role::Main, container, 137);
     plan.kill.push(kill(container, status, cause, "Container", restart));
     if restart {
         plan.start.push(start);
@@ -349,7 +361,11 @@ pub(crate) mod samples {
             state,
             created_at: 1_800_000_000_000_000_000,
             started_at: 1_800_000_001_000_000_000,
-            finished_at: if state == ContainerState::Exited { 1_800_000_002_000_000_000 } else { 0 },
+            finished_at: if state == ContainerState::Exited {
+                1_800_000_002_000_000_000
+            } else {
+                0
+            },
             exit_code,
             reason: match (state, exit_code) {
                 (ContainerState::Exited, 0) => "Completed".into(),
@@ -460,7 +476,11 @@ mod tests {
             ("Always", with(vec![container("i1", Exited, 0)]), "Init:i2"),
             ("Always", with(vec![container("i1", Exited, 1)]), "Init:i1"),
             ("Never", with(vec![container("i1", Exited, 1)]), "stop"),
-            ("Always", with(vec![container("i1", Exited, 0), container("i2", Exited, 0)]), "Main:m"),
+            (
+                "Always",
+                with(vec![container("i1", Exited, 0), container("i2", Exited, 0)]),
+                "Main:m",
+            ),
             ("Always", with(vec![container("i2", Exited, 0)]), "Main:m"),
             ("Always", with(vec![container("m", Running, 0)]), ""),
         ];
@@ -482,11 +502,7 @@ mod tests {
         let cases = [
             (with(vec![running.clone()]), Verdicts::new(), ""),
             (with(vec![running.clone()]), started.clone(), "Init:i"),
-            (
-                with(vec![running]),
-                failed,
-                "kill(Init container s failed startup probe) Sidecar:s",
-            ),
+            (with(vec![running]), failed, "kill(Init container s failed startup probe) Sidecar:s"),
             (with(vec![container("s", Exited, 0), m.clone()]), started.clone(), "Sidecar:s"),
             (with(vec![m]), started, "Sidecar:s"),
         ];
@@ -523,10 +539,7 @@ mod tests {
         let pod = pod(json!({"containers": [{"name": "a"}],
             "ephemeralContainers": [{"name": "debug"}]}));
         let a = container("a", Running, 0);
-        assert_eq!(
-            says(&plan(&pod, &with(vec![a.clone()]), &Verdicts::new())),
-            "Ephemeral:debug"
-        );
+        assert_eq!(says(&plan(&pod, &with(vec![a.clone()]), &Verdicts::new())), "Ephemeral:debug");
         let ended = with(vec![a, container("debug", Exited, 1)]);
         assert_eq!(says(&plan(&pod, &ended, &Verdicts::new())), "");
     }

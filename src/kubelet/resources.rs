@@ -49,18 +49,18 @@ pub fn qos(pod: &Pod) -> Qos {
         Some("BestEffort") => return Qos::BestEffort,
         _ => {}
     }
-    let pairs: Vec<(Option<&ResourceList>, Option<&ResourceList>)> =
-        match &pod::spec(pod).resources {
-            Some(level) if level.requests.is_some() || level.limits.is_some() => {
-                vec![(level.requests.as_ref(), level.limits.as_ref())]
-            }
-            _ => pod::spec(pod)
-                .containers
-                .iter()
-                .chain(pod::init_containers(pod))
-                .map(|container| (requests(container), limits(container)))
-                .collect(),
-        };
+    let pairs: Vec<(Option<&ResourceList>, Option<&ResourceList>)> = match &pod::spec(pod).resources
+    {
+        Some(level) if level.requests.is_some() || level.limits.is_some() => {
+            vec![(level.requests.as_ref(), level.limits.as_ref())]
+        }
+        _ => pod::spec(pod)
+            .containers
+            .iter()
+            .chain(pod::init_containers(pod))
+            .map(|container| (requests(container), limits(container)))
+            .collect(),
+    };
     let mut any = false;
     let mut guaranteed = true;
     for (requests, limits) in pairs {
@@ -182,8 +182,7 @@ pub fn container_resources(
 ) -> LinuxResources {
     let limit = quantity::milli_of(limits(container), "cpu");
     let has_request = requests(container).is_some_and(|list| list.contains_key("cpu"));
-    let request =
-        if has_request { quantity::milli_of(requests(container), "cpu") } else { limit };
+    let request = if has_request { quantity::milli_of(requests(container), "cpu") } else { limit };
     LinuxResources {
         cpu_shares: cpu_shares(request),
         cpu_quota: cpu_quota(limit),
@@ -206,8 +205,7 @@ pub fn oom_score_adj(pod: &Pod, role: Role, container: &Container, capacity_byte
         if capacity_bytes <= 0 {
             return BEST_EFFORT - 1;
         }
-        let score =
-            1000 - (1000i128 * i128::from(request) / i128::from(capacity_bytes)) as i64;
+        let score = 1000 - (1000i128 * i128::from(request) / i128::from(capacity_bytes)) as i64;
         score.clamp(1000 + GUARANTEED, BEST_EFFORT - 1)
     };
     match qos(pod) {
