@@ -37,6 +37,10 @@ impl Backoffs {
         now: Timestamp,
     ) -> Option<(Duration, Duration)> {
         let entry = self.entries.get(key)?;
+        // The retry of this very failure has begun.
+        if entry.last == since {
+            return None;
+        }
         if elapsed(entry.last, since) > 2 * MAX {
             return None;
         }
@@ -47,18 +51,11 @@ impl Backoffs {
     /// Another try begins for a failure at `since`: the next one waits longer.
     pub fn next(&mut self, key: &str, since: Timestamp) {
         let delay = match self.entries.get(key) {
+            Some(entry) if entry.last == since => return,
             Some(entry) if elapsed(entry.last, since) <= 2 * MAX => (entry.delay * 2).min(MAX),
             _ => INITIAL,
         };
         self.entries.insert(key.to_owned(), Entry { delay, last: since });
-    }
-
-    pub fn forget(&mut self, key: &str) {
-        self.entries.remove(key);
-    }
-
-    pub fn expire(&mut self, now: Timestamp) {
-        self.entries.retain(|_, entry| elapsed(entry.last, now) <= 2 * MAX);
     }
 }
 

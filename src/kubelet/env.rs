@@ -50,6 +50,10 @@ impl Variables {
         self.at.get(name).map(|index| self.list[*index].1.as_str())
     }
 
+    pub fn list(&self) -> &[(String, String)] {
+        &self.list
+    }
+
     pub fn into_list(self) -> Vec<(String, String)> {
         self.list
     }
