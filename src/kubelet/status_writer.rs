@@ -65,6 +65,11 @@ impl StatusWriter {
         self.queue.add(uid);
     }
 
+    /// The newest status of a pod.
+    pub fn last(&self, uid: &str) -> Option<PodStatus> {
+        self.entries.lock().get(uid).map(|entry| entry.status.clone())
+    }
+
     /// Sends it again, for a mirror pod that has just been made.
     pub fn again(&self, uid: &str) {
         if let Some(entry) = self.entries.lock().get_mut(uid) {
