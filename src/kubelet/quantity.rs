@@ -28,15 +28,6 @@ pub fn value_of(list: Option<&ResourceList>, name: &str) -> i64 {
     list.and_then(|list| list.get(name)).and_then(value).unwrap_or(0)
 }
 
-/// CPU in cores or `m`, as upstream prints it.
-pub fn from_milli(milli: i64) -> Quantity {
-    if milli % 1000 == 0 {
-        Quantity((milli / 1000).to_string())
-    } else {
-        Quantity(format!("{milli}m"))
-    }
-}
-
 /// Bytes in `Ki`, as upstream's node status shows memory; plain when not a multiple.
 pub fn from_bytes(bytes: i64) -> Quantity {
     if bytes != 0 && bytes % 1024 == 0 {
@@ -120,7 +111,6 @@ mod tests {
             assert_eq!(milli(&q(text)), want_milli, "{text}");
             assert_eq!(value(&q(text)), want, "{text}");
         }
-        assert_eq!(from_milli(1500).0, "1500m");
         assert_eq!(from_bytes(2048).0, "2Ki");
     }
 }

@@ -45,6 +45,8 @@ const RUN_SECONDS_MAX: u64 = 60;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 type Answer = Response<Body>;
+/// Status and one line that says why not.
+type Refusal = (StatusCode, String);
 
 struct Server {
     node: Arc<Node>,
@@ -264,26 +266,22 @@ impl Server {
         }))
     }
 
-    fn pod(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, Answer> {
-        self.node
-            .pods
-            .find(namespace, name)
-            .ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("pod \"{name}\" not found")))
+    fn pod(&self, namespace: &str, name: &str) -> Result<Arc<Pod>, Refusal> {
+        let found = self.node.pods.find(namespace, name);
+        found.ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{name}\" not found")))
     }
 
     /// The running container of that name.
-    fn running(&self, namespace: &str, name: &str, container: &str) -> Result<Container, Answer> {
+    fn running(&self, namespace: &str, name: &str, container: &str) -> Result<Container, Refusal> {
         let pod = self.pod(namespace, name)?;
         let runtime = self.node.observed.pod(pod::uid(&pod));
         match runtime.container(container) {
             Some(found) if found.state == ContainerState::Running => Ok(found.clone()),
-            Some(_) => Err(refuse(
+            Some(_) => Err((
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("container {container} in pod {name} is not running"),
             )),
-            None => {
-                Err(refuse(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")))
-            }
+            None => Err((StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"))),
         }
     }
 
@@ -300,7 +298,7 @@ impl Server {
         };
         let pod = match self.pod(namespace, name) {
             Ok(pod) => pod,
-            Err(answer) => return answer,
+            Err((status, why)) => return refuse(status, why),
         };
         if pod::container(&pod, container).is_none() {
             let message = format!("container \"{container}\" not found in pod \"{name}\"");
@@ -390,7 +388,7 @@ impl Server {
         }
         let found = match self.running(namespace, name, container) {
             Ok(found) => found,
-            Err(answer) => return answer,
+            Err((status, why)) => return refuse(status, why),
         };
         if is_attach {
             let pod = self.pod(namespace, name).ok();
@@ -485,7 +483,7 @@ impl Server {
     fn port_forward(&self, mut request: Request<Incoming>, namespace: &str, name: &str) -> Answer {
         let pod = match self.pod(namespace, name) {
             Ok(pod) => pod,
-            Err(answer) => return answer,
+            Err((status, why)) => return refuse(status, why),
         };
         let runtime = self.node.observed.pod(pod::uid(&pod));
         let Some(sandbox) = runtime.ready_sandbox() else {
@@ -563,7 +561,7 @@ impl Server {
         };
         let found = match self.running(namespace, name, container) {
             Ok(found) => found,
-            Err(answer) => return answer,
+            Err((status, why)) => return refuse(status, why),
         };
         let command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
         match self.node.runtime.exec_sync(&found.id, command, RUN_SECONDS_MAX).await {

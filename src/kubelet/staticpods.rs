@@ -173,7 +173,7 @@ fn watch(dir: &Path) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
             | WatchFlags::ATTRIB
             | WatchFlags::ONLYDIR,
     )?;
-    AsyncFd::new(fd)
+    Ok(AsyncFd::register(fd)?)
 }
 
 /// Returns when the directory may have changed.

@@ -296,7 +296,7 @@ fn watch(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
         dir,
         WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE,
     )?;
-    AsyncFd::new(fd)
+    Ok(AsyncFd::register(fd)?)
 }
 
 async fn changed(watch: &AsyncFd<OwnedFd>) {

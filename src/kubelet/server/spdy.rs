@@ -515,7 +515,7 @@ impl Reader {
 
     async fn open(&mut self, stream: u32, headers: Headers, fin: bool) -> io::Result<()> {
         let newest = *self.last.lock();
-        if stream % 2 == 0 || stream <= newest {
+        if stream.is_multiple_of(2) || stream <= newest {
             return self.put(Out::Reset { stream, code: RST_PROTOCOL_ERROR }).await;
         }
         if self.open.len() >= STREAMS_MAX {

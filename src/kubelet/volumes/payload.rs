@@ -62,7 +62,6 @@ pub fn payload(
     if let Some(source) = &volume.config_map {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         return Some(config_map(
-            pod,
             &source.name,
             source.items.as_deref(),
             mode,
@@ -73,7 +72,7 @@ pub fn payload(
     if let Some(source) = &volume.secret {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         let name = source.secret_name.as_deref().unwrap_or_default();
-        return Some(secret(pod, name, source.items.as_deref(), mode, source.optional, referred));
+        return Some(secret(name, source.items.as_deref(), mode, source.optional, referred));
     }
     if let Some(source) = &volume.downward_api {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
@@ -93,23 +92,9 @@ fn projected(
     let mut out = Payload::new();
     for source in source.sources.iter().flatten() {
         if let Some(map) = &source.config_map {
-            out.extend(config_map(
-                pod,
-                &map.name,
-                map.items.as_deref(),
-                mode,
-                map.optional,
-                referred,
-            )?);
+            out.extend(config_map(&map.name, map.items.as_deref(), mode, map.optional, referred)?);
         } else if let Some(from) = &source.secret {
-            out.extend(secret(
-                pod,
-                &from.name,
-                from.items.as_deref(),
-                mode,
-                from.optional,
-                referred,
-            )?);
+            out.extend(secret(&from.name, from.items.as_deref(), mode, from.optional, referred)?);
         } else if let Some(from) = &source.downward_api {
             out.extend(downward(pod, from.items.as_deref().unwrap_or_default(), mode, facts)?);
         } else if let Some(token) = &source.service_account_token {
@@ -145,7 +130,6 @@ fn token_file(pod: &Pod, token: &str, mode: i32) -> File {
 }
 
 fn config_map(
-    pod: &Pod,
     name: &str,
     items: Option<&[KeyToPath]>,
     mode: i32,
@@ -154,16 +138,15 @@ fn config_map(
 ) -> Result<Payload, String> {
     match referred.config_maps.get(name).and_then(Option::as_ref) {
         Some(map) => {
-            let place = format!("configmap references non-existent config key: ");
-            choose(config_map_bytes(map), items, mode, optional, &place)
+            let place = "configmap references non-existent config key: ";
+            choose(config_map_bytes(map), items, mode, optional, place)
         }
         None if optional == Some(true) => Ok(Payload::new()),
-        None => Err(not_found("configmap", pod, name)),
+        None => Err(not_found("configmap", name)),
     }
 }
 
 fn secret(
-    pod: &Pod,
     name: &str,
     items: Option<&[KeyToPath]>,
     mode: i32,
@@ -179,11 +162,11 @@ fn secret(
             "references non-existent secret key: ",
         ),
         None if optional == Some(true) => Ok(Payload::new()),
-        None => Err(not_found("secret", pod, name)),
+        None => Err(not_found("secret", name)),
     }
 }
 
-fn not_found(kind: &str, _pod: &Pod, name: &str) -> String {
+fn not_found(kind: &str, name: &str) -> String {
     format!("{kind} \"{name}\" not found")
 }
 
