@@ -4,7 +4,6 @@
 //! as a pod is told in the log and changes nothing else.
 
 use std::collections::BTreeMap;
-use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +12,13 @@ use base::drain::Drain;
 use client::DeleteParams;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use rustix::fs::inotify;
 use sha2::{Digest, Sha256};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot};
 use tracing::warn;
 
 use crate::node::Node;
 use crate::pod::{self, CONFIG_HASH, CONFIG_MIRROR, CONFIG_SOURCE};
+use crate::watched_dir::{WatchFlags, WatchedDir};
 use crate::worker;
 
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
@@ -160,40 +158,23 @@ async fn sleep(duration: Option<Duration>) {
     }
 }
 
-fn watch(dir: &Path) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
-    use inotify::{CreateFlags, WatchFlags};
-    let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-    inotify::add_watch(
-        &fd,
-        dir,
-        WatchFlags::CLOSE_WRITE
-            | WatchFlags::MOVED_TO
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::DELETE
-            | WatchFlags::ATTRIB
-            | WatchFlags::ONLYDIR,
-    )?;
-    Ok(AsyncFd::register(fd)?)
+fn watch(dir: &Path) -> std::io::Result<WatchedDir> {
+    let flags = WatchFlags::CLOSE_WRITE
+        | WatchFlags::MOVED_TO
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::DELETE
+        | WatchFlags::ATTRIB;
+    WatchedDir::new(dir, flags)
 }
 
 /// Returns when the directory may have changed.
-async fn changed(watch: Option<&AsyncFd<std::os::fd::OwnedFd>>) {
-    let Some(watch) = watch else { return tokio::time::sleep(REREAD_PERIOD).await };
-    loop {
-        let Ok(mut ready) = watch.readable().await else {
-            return tokio::time::sleep(REREAD_PERIOD).await;
-        };
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
-        let mut any = false;
-        let mut reader = inotify::Reader::new(watch.get_ref(), &mut buffer);
-        while reader.next().is_ok() {
-            any = true;
-        }
-        ready.clear_ready();
-        if any {
-            return;
-        }
+async fn changed(watch: Option<&WatchedDir>) {
+    if let Some(watch) = watch
+        && watch.changed().await.is_ok()
+    {
+        return;
     }
+    tokio::time::sleep(REREAD_PERIOD).await;
 }
 
 /// Makes the mirrors be exactly those of the static pods. False if some are missing.

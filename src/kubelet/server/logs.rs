@@ -4,20 +4,18 @@
 //! Following sleeps until the directory changes or the container ends.
 
 use std::io::{self, SeekFrom};
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use rustix::fs::inotify;
 use tokio::fs::File;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::{broadcast, mpsc};
 
 use runtime::cri::ContainerEvent;
+
+use crate::watched_dir::{WatchFlags, WatchedDir};
 
 const BLOCK_BYTES: usize = 64 << 10;
 /// A longer line is passed on in parts.
@@ -264,7 +262,7 @@ async fn copy(
             continue;
         }
         tokio::select! {
-            () = changed(watch) => {}
+            changed = watch.changed() => changed?,
             () = ended(follow) => {}
             () = out.closed() => return Ok(()),
         }
@@ -288,23 +286,9 @@ async fn ended(follow: &mut Follow) {
     }
 }
 
-fn watch(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    use inotify::{CreateFlags, WatchFlags};
-    let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-    inotify::add_watch(
-        &fd,
-        dir,
-        WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE,
-    )?;
-    Ok(AsyncFd::register(fd)?)
-}
-
-async fn changed(watch: &AsyncFd<OwnedFd>) {
-    let Ok(mut ready) = watch.readable().await else { return };
-    let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
-    let mut reader = inotify::Reader::new(watch.get_ref(), &mut buffer);
-    while reader.next().is_ok() {}
-    ready.clear_ready();
+fn watch(dir: &Path) -> io::Result<WatchedDir> {
+    let flags = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
+    WatchedDir::new(dir, flags)
 }
 
 #[cfg(test)]

@@ -5,12 +5,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
+use sys::mount::{mounts_below, unmount_detach};
 
 /// True if something is mounted on `path` itself.
 pub fn is_mount_point(path: &Path) -> io::Result<bool> {
@@ -33,50 +32,14 @@ pub fn tmpfs(dir: &Path, bytes_max: u64) -> io::Result<()> {
     if bytes_max > 0 {
         options.push_str(&format!(",size={bytes_max}"));
     }
-    let options = std::ffi::CString::new(options)?;
-    rustix::mount::mount("tmpfs", dir, "tmpfs", MountFlags::empty(), Some(options.as_c_str()))?;
-    Ok(())
-}
-
-/// Mount points at or below `path`, the deepest first.
-pub fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let text = std::fs::read("/proc/self/mountinfo")?;
-    let mut found: Vec<PathBuf> = text
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(|field| PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(field))))
-        .filter(|mount| mount.starts_with(path))
-        .collect();
-    found.sort();
-    found.reverse();
-    Ok(found)
-}
-
-/// mountinfo writes blanks and backslashes as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        if *first == b'\\'
-            && let Some(digits) = tail.get(..3)
-            && digits.iter().all(|digit| (b'0'..=b'7').contains(digit))
-        {
-            let value = digits.iter().fold(0u32, |sum, digit| sum * 8 + u32::from(digit - b'0'));
-            out.push(value as u8);
-            rest = &tail[3..];
-        } else {
-            out.push(*first);
-            rest = tail;
-        }
-    }
-    out
+    sys::mount::mount("tmpfs", dir, "tmpfs", 0, &options)
 }
 
 /// Unmounts everything at and below `dir`, then removes it. Refuses to remove anything
 /// while a mount is left, since what lies behind it is not ours.
 pub fn remove_tree(dir: &Path) -> io::Result<()> {
     for mount in mounts_below(dir)? {
-        rustix::mount::unmount(&mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+        unmount_detach(&mount)?;
     }
     if let Some(left) = mounts_below(dir)?.first() {
         return Err(io::Error::other(format!("{} is still mounted", left.display())));
@@ -140,8 +103,7 @@ pub fn bind_sub_path(root: &Path, sub_path: &Path, target: &Path) -> io::Result<
         std::fs::create_dir_all(parent)?;
     }
     if std::fs::symlink_metadata(target).is_ok() {
-        // EINVAL: nothing was mounted on it.
-        let _ = rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        unmount_detach(target)?;
         if target.is_dir() { std::fs::remove_dir(target)? } else { std::fs::remove_file(target)? }
     }
     if is_dir {

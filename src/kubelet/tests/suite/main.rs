@@ -1,0 +1,5 @@
+//! The kubelet with the real runtime: real containers, against an API server in memory.
+
+mod apiserver;
+mod pods;
+mod world;
