@@ -218,6 +218,9 @@ fn busybox_archive() -> Vec<u8> {
     let mut put = |name: &str, bytes: &[u8], mode: u32, goal: Option<&str>| {
         let mut header = tar::Header::new_gnu();
         header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
         if let Some(goal) = goal {
             header.set_entry_type(tar::EntryType::Symlink);
             header.set_size(0);
@@ -251,6 +254,9 @@ fn busybox_archive() -> Vec<u8> {
     ] {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
         header.set_size(bytes.len() as u64);
         out.append_data(&mut header, name, bytes.as_slice()).unwrap();
     }
