@@ -489,11 +489,11 @@ impl Server {
         let Some(sandbox) = runtime.ready_sandbox() else {
             return bad(format!("pod \"{name}\" is not running"));
         };
-        let goal = portforward::Goal {
-            runtime: self.node.runtime.clone(),
-            sandbox_id: sandbox.id.clone(),
-            pod_uid: pod::uid(&pod).to_owned(),
-        };
+        let goal = portforward::goal(
+            self.node.runtime.clone(),
+            sandbox.id.clone(),
+            pod::uid(&pod).to_owned(),
+        );
         if is_spdy(&request) {
             let asked = protocols(&request);
             if !asked.is_empty() && !asked.iter().any(|it| it == portforward::SPDY_PROTOCOL) {

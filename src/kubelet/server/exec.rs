@@ -441,4 +441,69 @@ mod tests {
         ]));
         assert_eq!(wants, Wants { stdin: true, stdout: true, stderr: false, tty: true });
     }
+
+    #[tokio::test]
+    async fn a_spdy_client_hears_everything_and_the_end() {
+        use super::super::spdy::samples::{Peer, Seen};
+        let (mut shell_out, stdout) = tokio::io::duplex(1024);
+        let (stdin, mut shell_in) = tokio::io::duplex(1024);
+        let (resize, _sizes) = mpsc::channel(8);
+        let (end, exit) = oneshot::channel();
+        let session = Session {
+            stdin: Some(Box::new(stdin)),
+            stdout: Some(Box::new(stdout)),
+            stderr: None,
+            resize,
+            exit,
+        };
+        tokio::spawn(async move {
+            let mut text = String::new();
+            shell_in.read_to_string(&mut text).await.unwrap();
+            shell_out.write_all(text.as_bytes()).await.unwrap();
+            drop(shell_out);
+            end.send(Ok(7)).unwrap();
+        });
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let wants = Wants { stdin: true, stdout: true, ..Wants::default() };
+        let serving = tokio::spawn(async move {
+            over_spdy(session, spdy::serve(server), wants, "v4.channel.k8s.io").await;
+        });
+        let mut peer = Peer::new(client);
+        peer.open(1, &[("streamtype", "error")]).await;
+        peer.open(3, &[("streamtype", "stdin")]).await;
+        peer.open(5, &[("streamtype", "stdout")]).await;
+        peer.data(3, b"hello", true).await;
+        let (mut out, mut status, mut ended) = (Vec::new(), Vec::new(), 0);
+        while ended < 2 {
+            match peer.next().await.unwrap() {
+                Seen::Data(1, bytes, fin) => {
+                    status.extend(bytes);
+                    ended += usize::from(fin);
+                }
+                Seen::Data(5, bytes, fin) => {
+                    out.extend(bytes);
+                    ended += usize::from(fin);
+                }
+                Seen::Reply(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(out, b"hello");
+        let status: Value = serde_json::from_slice(&status).unwrap();
+        assert_eq!(status, exit_status(7));
+        drop(peer);
+        tokio::time::timeout(Duration::from_secs(5), serving).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_ends_the_session() {
+        let (resize, _sizes) = mpsc::channel(8);
+        let (_end, exit) = oneshot::channel();
+        let (stdout, _shell) = tokio::io::duplex(64);
+        let session =
+            Session { stdin: None, stdout: Some(Box::new(stdout)), stderr: None, resize, exit };
+        let Ends { pipes, alive, .. } = ends();
+        drop(alive);
+        tokio::time::timeout(Duration::from_secs(5), run(session, pipes)).await.unwrap();
+    }
 }

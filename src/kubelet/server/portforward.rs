@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::BoxFuture;
 use futures::{SinkExt, StreamExt};
 use runtime::cri::{Duplex, RuntimeService};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,25 +27,23 @@ const PORTS_MAX: usize = 120;
 /// A stream whose partner does not come is reset.
 const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where ports lead.
-#[derive(Clone)]
-pub struct Goal {
-    pub runtime: Arc<dyn RuntimeService>,
-    pub sandbox_id: String,
-    pub pod_uid: String,
-}
+/// Connects to a port of the pod; the error is what the client's error stream says.
+pub type Goal =
+    Arc<dyn Fn(u16) -> BoxFuture<'static, Result<Box<dyn Duplex>, String>> + Send + Sync>;
 
-impl Goal {
-    async fn connect(&self, port: u16) -> Result<Box<dyn Duplex>, String> {
-        self.runtime.port_forward(&self.sandbox_id, port).await.map_err(|error| {
-            format!(
-                "error forwarding port {port} to pod {}, uid {}: {}",
-                self.sandbox_id,
-                self.pod_uid,
-                base::error::chain(&error)
-            )
+/// The ports of a sandbox.
+pub fn goal(runtime: Arc<dyn RuntimeService>, sandbox_id: String, pod_uid: String) -> Goal {
+    Arc::new(move |port| {
+        let (runtime, sandbox_id, pod_uid) = (runtime.clone(), sandbox_id.clone(), pod_uid.clone());
+        Box::pin(async move {
+            runtime.port_forward(&sandbox_id, port).await.map_err(|error| {
+                format!(
+                    "error forwarding port {port} to pod {sandbox_id}, uid {pod_uid}: {}",
+                    base::error::chain(&error)
+                )
+            })
         })
-    }
+    })
 }
 
 fn port(text: Option<&String>) -> Result<u16, String> {
@@ -114,7 +113,7 @@ pub async fn over_spdy(goal: Goal, mut accept: mpsc::Receiver<spdy::Stream>) {
 
 async fn pair(goal: Goal, mut data: spdy::Stream, error: spdy::Stream) {
     let connected = match port(data.headers.get("port")) {
-        Ok(port) => goal.connect(port).await,
+        Ok(port) => goal(port).await,
         Err(error) => Err(error),
     };
     match connected {
@@ -219,7 +218,7 @@ async fn channel(
             return;
         }
     }
-    let connection = match goal.connect(port).await {
+    let connection = match goal(port).await {
         Ok(connection) => connection,
         Err(message) => {
             let _ = out.send((number + 1, message.into())).await;
@@ -247,5 +246,65 @@ async fn channel(
     tokio::select! {
         () = outwards => {}
         () = inwards => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spdy::samples::{Peer, Seen};
+    use super::*;
+
+    /// Port 80 echoes in capitals; others refuse.
+    fn shouting() -> Goal {
+        Arc::new(|port| {
+            Box::pin(async move {
+                if port != 80 {
+                    return Err(format!("error forwarding port {port}: connection refused"));
+                }
+                let (near, mut far) = tokio::io::duplex(1024);
+                tokio::spawn(async move {
+                    let mut text = String::new();
+                    far.read_to_string(&mut text).await.unwrap();
+                    far.write_all(text.to_uppercase().as_bytes()).await.unwrap();
+                });
+                Ok(Box::new(near) as Box<dyn Duplex>)
+            })
+        })
+    }
+
+    async fn forwarded(port: &str, send: &[u8]) -> (String, String) {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let serving = tokio::spawn(over_spdy(shouting(), spdy::serve(server)));
+        let mut peer = Peer::new(client);
+        peer.open(1, &[("streamtype", "error"), ("port", port), ("requestid", "0")]).await;
+        peer.data(1, b"", true).await;
+        peer.open(3, &[("streamtype", "data"), ("port", port), ("requestid", "0")]).await;
+        peer.data(3, send, true).await;
+        let (mut data, mut error, mut ended) = (Vec::new(), Vec::new(), 0);
+        while ended < 2 {
+            match peer.next().await.unwrap() {
+                Seen::Data(1, bytes, fin) => {
+                    error.extend(bytes);
+                    ended += usize::from(fin);
+                }
+                Seen::Data(3, bytes, fin) => {
+                    data.extend(bytes);
+                    ended += usize::from(fin);
+                }
+                Seen::Reply(_) | Seen::Window(..) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        drop(peer);
+        tokio::time::timeout(Duration::from_secs(5), serving).await.unwrap().unwrap();
+        (String::from_utf8(data).unwrap(), String::from_utf8(error).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_pair_of_streams_carries_one_connection() {
+        assert_eq!(forwarded("80", b"hello").await, ("HELLO".into(), String::new()));
+        let refused = "error forwarding port 81: connection refused";
+        assert_eq!(forwarded("81", b"hello").await, (String::new(), refused.into()));
+        assert_eq!(forwarded("0", b"").await.1, "invalid port \"0\"");
     }
 }

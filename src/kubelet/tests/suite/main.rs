@@ -2,4 +2,5 @@
 
 mod apiserver;
 mod pods;
+mod server;
 mod world;
