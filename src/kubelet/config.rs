@@ -27,6 +27,8 @@ pub struct KubeletConfig {
     /// The host's resolver configuration.
     pub resolv_conf: PathBuf,
     pub max_pods: u32,
+    /// Cgroup of all pods below the root of every hierarchy: `kubepods`.
+    pub cgroup_root: String,
     /// Most processes of a pod; 0 is unlimited.
     pub pod_pids_limit: i64,
     /// Where logs, exec and statistics are served.
@@ -59,6 +61,7 @@ impl KubeletConfig {
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
             max_pods: 110,
+            cgroup_root: "kubepods".into(),
             pod_pids_limit: 0,
             listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
             tls,

@@ -79,13 +79,13 @@ pub fn qos(pod: &Pod) -> Qos {
     }
 }
 
-/// `kubepods/burstable/podUID`
-pub fn cgroup_parent(pod: &Pod) -> String {
+/// `kubepods/burstable/podUID`, below `root`.
+pub fn cgroup_parent(pod: &Pod, root: &str) -> String {
     let uid = pod::uid(pod);
     match qos(pod) {
-        Qos::Guaranteed => format!("kubepods/pod{uid}"),
-        Qos::Burstable => format!("kubepods/burstable/pod{uid}"),
-        Qos::BestEffort => format!("kubepods/besteffort/pod{uid}"),
+        Qos::Guaranteed => format!("{root}/pod{uid}"),
+        Qos::Burstable => format!("{root}/burstable/pod{uid}"),
+        Qos::BestEffort => format!("{root}/besteffort/pod{uid}"),
     }
 }
 
@@ -230,13 +230,13 @@ mod tests {
     fn class_parent_and_limits_follow_requests() {
         let best = pod(json!({"containers": [{"name": "a"}]}));
         assert_eq!(qos(&best), Qos::BestEffort);
-        assert_eq!(cgroup_parent(&best), "kubepods/besteffort/poduid-1");
+        assert_eq!(cgroup_parent(&best, "kubepods"), "kubepods/besteffort/poduid-1");
         assert_eq!(pod_resources(&best, 0).cpu_shares, 2);
 
         let sure = pod(json!({"containers": [{"name": "a",
             "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}}]}));
         assert_eq!(qos(&sure), Qos::Guaranteed);
-        assert_eq!(cgroup_parent(&sure), "kubepods/poduid-1");
+        assert_eq!(cgroup_parent(&sure, "kubepods"), "kubepods/poduid-1");
         let limits = pod_resources(&sure, 100);
         assert_eq!((limits.cpu_shares, limits.cpu_quota), (512, 50_000));
         assert_eq!((limits.memory_limit, limits.pids_limit), (64 << 20, 100));

@@ -61,7 +61,7 @@ pub fn config(
         ),
         ipc: node_or(spec.host_ipc == Some(true), NamespaceMode::Pod),
         sysctls,
-        cgroup_parent: resources::cgroup_parent(pod),
+        cgroup_parent: resources::cgroup_parent(pod, &config.cgroup_root),
         resources: resources::pod_resources(pod, config.pod_pids_limit),
         seccomp: seccomp(context.and_then(|context| context.seccomp_profile.as_ref()), config),
         runtime_handler: runtime_handler.to_owned(),

@@ -168,3 +168,76 @@ async fn volumes_follow_their_objects_and_static_pods_their_files() {
     world.until("fixed-n1", |pod| pod.is_none()).await;
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_hooks_sidecars_and_lost_sandboxes_are_handled() {
+    log();
+    let world = World::new().await;
+    let shared = world.dir.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let mounts = json!([{"name": "shared", "mountPath": "/shared"}]);
+    let forever = |name: &str| {
+        json!([
+            "sh",
+            "-c",
+            format!(
+                "trap 'echo {name} >> /shared/order; exit 0' TERM; while true; do sleep 0.1; done"
+            )
+        ])
+    };
+    world.create_pod(
+        "app",
+        json!({
+            "terminationGracePeriodSeconds": 10,
+            "initContainers": [
+                {"name": "side1", "restartPolicy": "Always", "command": forever("side1"), "volumeMounts": mounts,
+                 "startupProbe": {"exec": {"command": ["test", "-d", "/shared"]}, "periodSeconds": 1}},
+                {"name": "side2", "restartPolicy": "Always", "command": forever("side2"), "volumeMounts": mounts}],
+            "containers": [{"name": "main", "command": forever("main"), "volumeMounts": mounts,
+                "livenessProbe": {"exec": {"command": ["test", "!", "-f", "/shared/sick"]},
+                                  "periodSeconds": 1, "failureThreshold": 1},
+                "lifecycle": {
+                    "postStart": {"exec": {"command": ["touch", "/shared/started"]}},
+                    "preStop": {"exec": {"command": ["sh", "-c", "echo hook >> /shared/order"]}}}}],
+            "volumes": [{"name": "shared", "hostPath": {"path": shared.display().to_string(), "type": "Directory"}}],
+        }),
+    );
+    world.until_ready("app").await;
+    assert!(shared.join("started").exists());
+    std::fs::write(shared.join("sick"), "").unwrap();
+    let restarted = |count: i64| {
+        move |pod: Option<&serde_json::Value>| {
+            let status = &pod.unwrap()["status"]["containerStatuses"][0];
+            status["restartCount"] == count && status["ready"] == true
+        }
+    };
+    world
+        .until("app", |_| {
+            world
+                .api
+                .events()
+                .iter()
+                .any(|it| it.contains("failed liveness probe, will be restarted"))
+        })
+        .await;
+    std::fs::remove_file(shared.join("sick")).unwrap();
+    world.until("app", restarted(1)).await;
+    let order = || std::fs::read_to_string(shared.join("order")).unwrap_or_default();
+    assert_eq!(order(), "hook\nmain\n");
+    std::fs::remove_file(shared.join("order")).unwrap();
+
+    // The sandbox's end is not the pod's.
+    use runtime::cri::RuntimeService;
+    let sandboxes = world.runtime.list_pod_sandboxes().await.unwrap();
+    world.runtime.stop_pod_sandbox(&sandboxes[0].id).await.unwrap();
+    world
+        .until("app", |_| world.api.events().iter().any(|it| it.starts_with("SandboxChanged: ")))
+        .await;
+    world.until_ready("app").await;
+    let _ = std::fs::remove_file(shared.join("order"));
+
+    world.api.delete_gracefully(&World::pod_path("app"), 10);
+    world.until("app", |pod| pod.is_none()).await;
+    assert_eq!(order(), "hook\nmain\nside2\nside1\n");
+    world.finish().await;
+}

@@ -54,9 +54,10 @@ pub struct World {
     _runtime: Trigger,
 }
 
-fn shims(dir: &Path) -> String {
+/// The cgroup of this world's pods or shims.
+fn group(kind: &str, dir: &Path) -> String {
     let name = dir.file_name().unwrap().to_string_lossy().replace('.', "");
-    format!("coracle-test-kubelet{name}")
+    format!("coracle-test-kubelet-{kind}{name}")
 }
 
 impl World {
@@ -70,7 +71,7 @@ impl World {
             shim_command: vec![OsString::from(env!("CARGO_BIN_EXE_kubelet-test-shim"))],
             network: Arc::new(NoNetwork),
             registries: Registries::default(),
-            shim_cgroup: shims(at),
+            shim_cgroup: group("shims", at),
         })
         .await
         .unwrap();
@@ -110,6 +111,7 @@ impl World {
         config.pod_log_dir = at.join("logs");
         config.container_log_dir = at.join("links");
         config.static_pod_dir = Some(at.join("static"));
+        config.cgroup_root = group("pods", at);
         config.listen = self.listen;
         let client = Client::new(self.api.clone(), "kubelet");
         let (trigger, drain) = drain::channel();
@@ -202,9 +204,11 @@ impl Drop for World {
     /// A test that fails leaves nothing behind either.
     fn drop(&mut self) {
         let Ok(hierarchy) = sys::cgroup::Hierarchy::detect() else { return };
-        let group = hierarchy.group(&shims(self.dir.path()));
-        let _ = group.kill_all(Duration::from_secs(5));
-        let _ = group.delete(Duration::from_secs(5));
+        for kind in ["pods", "shims"] {
+            let group = hierarchy.group(&group(kind, self.dir.path()));
+            let _ = group.kill_all(Duration::from_secs(5));
+            let _ = group.delete(Duration::from_secs(5));
+        }
         for mount in sys::mount::mounts_below(self.dir.path()).unwrap_or_default() {
             let _ = sys::mount::unmount_detach(&mount);
         }
