@@ -228,6 +228,17 @@ fn default_policy(image: &str) -> &'static str {
     }
 }
 
+/// An image with the registry, repository and tag that it leaves out:
+/// `docker.io/library/nginx:latest` for `nginx`.
+pub fn full_name(image: &str) -> String {
+    let registry = registry_of(image);
+    let rest = image.strip_prefix(registry).unwrap_or(image).trim_start_matches('/');
+    let library = if registry == "docker.io" && !rest.contains('/') { "library/" } else { "" };
+    let last = rest.rsplit('/').next().unwrap_or(rest);
+    let tag = if last.contains([':', '@']) || rest.is_empty() { "" } else { ":latest" };
+    format!("{registry}/{library}{rest}{tag}")
+}
+
 /// The registry host of an image reference.
 fn registry_of(image: &str) -> &str {
     match image.split_once('/') {
@@ -323,6 +334,20 @@ mod tests {
         ];
         for (image, want) in cases {
             assert_eq!(default_policy(image), want, "{image}");
+        }
+    }
+
+    #[test]
+    fn names_are_shown_in_full() {
+        let cases = [
+            ("nginx", "docker.io/library/nginx:latest"),
+            ("nginx:1.25", "docker.io/library/nginx:1.25"),
+            ("docker.io/a/b", "docker.io/a/b:latest"),
+            ("localhost:5000/x", "localhost:5000/x:latest"),
+            ("r.example/x@sha256:0", "r.example/x@sha256:0"),
+        ];
+        for (image, want) in cases {
+            assert_eq!(full_name(image), want, "{image}");
         }
     }
 

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node as NodeObject, NodeAddress, NodeCondition,
-    NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    NodeDaemonEndpoints, NodeSpec, NodeStatus, ObjectReference,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use serde_json::json;
@@ -87,6 +87,13 @@ pub async fn run(node: Arc<Node>, drain: Drain) {
             }
         }
         info!(node = node.config.node_name, "node registered");
+        let about = ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(node.config.node_name.clone()),
+            uid: Some(node.config.node_name.clone()),
+            ..ObjectReference::default()
+        };
+        node.recorder.normal(&about, "Starting", "Starting kubelet.");
         tokio::join!(keep_status(&node), keep_lease(&node));
     };
     drain.until(work).await;

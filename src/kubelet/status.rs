@@ -17,7 +17,7 @@ use runtime::cri;
 use crate::observed::{self, PodRuntime};
 use crate::plan::{self, Verdicts};
 use crate::pod::{self, ProbeKind, Role};
-use crate::resources;
+use crate::{images, resources};
 
 /// Why a container does not run yet: reason and message, by container name.
 pub type Waiting = HashMap<String, (String, String)>;
@@ -232,9 +232,14 @@ fn container_status(
 fn read_current(out: &mut ContainerStatus, current: &cri::Container) {
     out.container_id = Some(container_id(current));
     out.image_id = current.image_ref.clone();
-    if !current.image.is_empty() {
-        out.image = current.image.clone();
-    }
+    // A runtime that names the image by its id says what the user wrote beside it.
+    out.image = match (current.image.as_str(), current.user_specified_image.as_str()) {
+        ("", user) if user.is_empty() => std::mem::take(&mut out.image),
+        (id, user) if (id.is_empty() || id.starts_with("sha256:")) && !user.is_empty() => {
+            images::full_name(user)
+        }
+        (name, _) => name.to_owned(),
+    };
     out.restart_count = observed::restart_count(current) as i32;
     match current.state {
         cri::ContainerState::Running => {

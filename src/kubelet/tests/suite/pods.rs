@@ -36,6 +36,7 @@ async fn a_pod_runs_survives_a_restart_of_the_kubelet_and_goes() {
     assert_eq!(status["podIP"], "10.99.0.2");
     assert_eq!(status["hostIP"], "192.0.2.1");
     assert_eq!(status["initContainerStatuses"][0]["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(status["containerStatuses"][0]["image"], "docker.io/library/busybox:test");
     let id = status["containerStatuses"][0]["containerID"].clone();
     assert!(id.as_str().unwrap().starts_with("coracle://"));
     world.stop().await;
