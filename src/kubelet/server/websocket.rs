@@ -6,7 +6,7 @@ use futures::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -65,7 +65,10 @@ pub async fn open(upgrade: OnUpgrade) -> Result<Socket, hyper::Error> {
 }
 
 /// The bytes of a socket's binary messages as one stream, both ways.
-pub fn tunnel(socket: Socket) -> DuplexStream {
+pub fn tunnel<S>(socket: WebSocketStream<S>) -> DuplexStream
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (near, far) = tokio::io::duplex(TUNNEL_BYTES_MAX);
     let (mut read_far, mut write_far) = tokio::io::split(far);
     let (mut sink, mut source) = socket.split();
@@ -99,4 +102,49 @@ pub fn tunnel(socket: Socket) -> DuplexStream {
         tokio::join!(inwards, outwards);
     });
     near
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spdy;
+    use super::super::spdy::samples::{Peer, Seen};
+    use super::*;
+
+    #[tokio::test]
+    async fn spdy_goes_through_the_messages_of_a_websocket() {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        let server = WebSocketStream::from_raw_socket(server, Role::Server, None).await;
+        let mut accept = spdy::serve(tunnel(server));
+        let mut peer = Peer::new(tunnel(client));
+        peer.open(1, &[("streamtype", "data"), ("port", "80")]).await;
+        peer.data(1, b"ping", true).await;
+        let mut stream = accept.recv().await.unwrap();
+        assert_eq!(stream.headers["port"], "80");
+        assert_eq!(stream.data.recv().await.unwrap(), "ping");
+        assert!(stream.data.recv().await.is_none());
+        stream.sender.send("pong".into()).await.unwrap();
+        stream.sender.finish().await.unwrap();
+        assert_eq!(peer.next().await, Some(Seen::Reply(1)));
+        assert_eq!(peer.next().await, Some(Seen::Data(1, b"pong".to_vec(), false)));
+        assert_eq!(peer.next().await, Some(Seen::Data(1, vec![], true)));
+        drop(peer);
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(5), accept.recv()).await;
+        assert!(ended.unwrap().is_none(), "the connection ends with the socket");
+    }
+
+    #[test]
+    fn the_clients_first_known_protocol_is_taken() {
+        let headers = |value: &'static str| -> HeaderMap {
+            [(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(value))]
+                .into_iter()
+                .collect()
+        };
+        let ours = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+        assert_eq!(
+            choose(&headers("x, v4.channel.k8s.io, v5.channel.k8s.io"), &ours),
+            Some(ours[1])
+        );
+        assert_eq!(choose(&headers("x"), &ours), None);
+    }
 }
