@@ -1,6 +1,7 @@
 //! The kubelet's life: read what runs, register, follow pods and events, serve, drain.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use base::drain::Drain;
@@ -67,6 +68,7 @@ impl Kubelet {
             volumes: Volumes::default(),
             status: Arc::new(StatusWriter::new(client.clone(), pods.clone())),
             pods,
+            burstable_shares: AtomicU64::new(0),
             labels: Mutex::default(),
             drain: drain.clone(),
             runtime,

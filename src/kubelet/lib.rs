@@ -18,6 +18,7 @@ mod plan;
 mod pod;
 mod pods;
 mod probes;
+mod qos;
 mod quantity;
 mod register;
 mod resources;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use base::drain::Drain;
 use client::{Cache, Client, Recorder};
@@ -36,6 +37,8 @@ pub struct Node {
     pub pods: Arc<Pods>,
     pub status: Arc<StatusWriter>,
     pub machine: Machine,
+    /// CPU weight last given to the Burstable class; 0 before the first.
+    pub burstable_shares: AtomicU64,
     /// The labels of our Node object, once known.
     pub labels: Mutex<BTreeMap<String, String>>,
     pub drain: Drain,

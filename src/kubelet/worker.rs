@@ -26,7 +26,7 @@ use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::start::log_link;
 use crate::status::{self, Inputs, Waiting};
-use crate::{admission, sandbox, stop};
+use crate::{admission, qos, sandbox, stop};
 
 /// Bytes of a termination message (core/v1 ContainerStateTerminated).
 const MESSAGE_BYTES_MAX: u64 = 4096;
@@ -144,13 +144,19 @@ impl Worker {
         self.pod = wanted.pod.clone();
         let now = base::time::now();
         if self.stage == Stage::Syncing && self.must_end(&wanted, now) {
-            self.stage = Stage::Ending;
+            self.begin_end();
         }
         match self.stage {
             Stage::Syncing => self.sync(now).await,
             Stage::Ending => self.end(&wanted).await,
             Stage::Ended => self.clean(&wanted).await,
         }
+    }
+
+    fn begin_end(&mut self) {
+        self.stage = Stage::Ending;
+        // What failed before says nothing about stopping.
+        self.failures = 0;
     }
 
     fn must_end(&mut self, wanted: &Wanted, now: Timestamp) -> bool {
@@ -267,7 +273,7 @@ impl Worker {
                 .pods
                 .list()
                 .into_iter()
-                .filter(|it| !it.gone && pod::phase(&it.pod) == "Running")
+                .filter(|it| !it.gone && self.has_room_of_its_own(&it.pod))
                 .map(|it| it.pod)
                 .collect();
             let labels = self.node.machine_labels();
@@ -297,10 +303,16 @@ impl Worker {
         true
     }
 
+    /// Admitted here and not ended: what it asks for is taken.
+    fn has_room_of_its_own(&self, pod: &Pod) -> bool {
+        let phase = self.node.status.last(pod::uid(pod)).and_then(|status| status.phase);
+        phase.is_some_and(|phase| !pod::is_terminal_phase(&phase))
+    }
+
     async fn sync(&mut self, now: Timestamp) -> Next {
         let mut runtime = self.runtime();
         if !self.begun && !self.begin(&runtime) {
-            self.stage = Stage::Ending;
+            self.begin_end();
             return Next::Again(Some(Duration::ZERO));
         }
         self.watch_probes(&runtime, false);
@@ -330,7 +342,7 @@ impl Worker {
         let plan = plan::plan(&self.pod, &runtime, &self.probes.verdicts());
         if plan.stop_pod {
             let Some(_) = plan.create_sandbox else {
-                self.stage = Stage::Ending;
+                self.begin_end();
                 return Next::Again(Some(Duration::ZERO));
             };
             if !self.stop_old_sandboxes(&runtime).await {
@@ -339,6 +351,7 @@ impl Worker {
             runtime = self.runtime();
         }
         if let Some(attempt) = plan.create_sandbox {
+            qos::update(&self.node).await;
             match self.create_sandbox(attempt).await {
                 Ok(()) => runtime = self.runtime(),
                 Err(error) => {
@@ -566,6 +579,7 @@ impl Worker {
             }
             node.objects.release(&self.uid);
             node.images.release(&self.uid);
+            qos::update(&node).await;
             self.cleaned = true;
         }
         let deleting = wanted.pod.metadata.deletion_timestamp.is_some();
