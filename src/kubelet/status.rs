@@ -234,7 +234,7 @@ fn read_current(out: &mut ContainerStatus, current: &cri::Container) {
     out.image_id = current.image_ref.clone();
     // A runtime that names the image by its id says what the user wrote beside it.
     out.image = match (current.image.as_str(), current.user_specified_image.as_str()) {
-        ("", user) if user.is_empty() => std::mem::take(&mut out.image),
+        ("", "") => std::mem::take(&mut out.image),
         (id, user) if (id.is_empty() || id.starts_with("sha256:")) && !user.is_empty() => {
             images::full_name(user)
         }
