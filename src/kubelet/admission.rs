@@ -1,0 +1,110 @@
+//! Whether a pod that was bound to this node may run here.
+//!
+//! Pure. The scheduler has looked before; this catches what changed since, and pods
+//! that no scheduler saw.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::quantity::{self, ResourceList};
+use crate::{pod, resources};
+
+/// Reason and message of the refusal.
+pub fn refuse(
+    pod: &Pod,
+    others: &[Arc<Pod>],
+    labels: &BTreeMap<String, String>,
+    allocatable: &ResourceList,
+) -> Option<(String, String)> {
+    let spec = pod::spec(pod);
+    if let Some(os) = &spec.os
+        && os.name != "linux"
+    {
+        return Some((
+            "PodOSNotSupported".into(),
+            "Failed to admit pod as the OS field doesn't match node OS".into(),
+        ));
+    }
+    let mismatch =
+        spec.node_selector.iter().flatten().any(|(key, value)| labels.get(key) != Some(value));
+    if mismatch && !labels.is_empty() {
+        return Some((
+            "NodeAffinity".into(),
+            "Pod was rejected: Predicate NodeAffinity failed: \
+             node(s) didn't match Pod's node affinity/selector"
+                .into(),
+        ));
+    }
+    let running: Vec<&Arc<Pod>> = others
+        .iter()
+        .filter(|other| {
+            pod::uid(other) != pod::uid(pod) && !pod::is_terminal_phase(pod::phase(other))
+        })
+        .collect();
+    let pods = quantity::value_of(Some(allocatable), "pods");
+    if running.len() as i64 >= pods {
+        return Some(out_of("pods", 1, running.len() as i64, pods));
+    }
+    for name in ["cpu", "memory"] {
+        let wanted = resources::pod_request_milli(pod, name);
+        if wanted == 0 {
+            continue;
+        }
+        let used: i64 = running.iter().map(|it| resources::pod_request_milli(it, name)).sum();
+        let there = quantity::milli_of(Some(allocatable), name);
+        if used.saturating_add(wanted) > there {
+            // CPU is told in thousandths, memory in bytes.
+            let unit = if name == "cpu" { 1 } else { 1000 };
+            return Some(out_of(name, wanted / unit, used / unit, there / unit));
+        }
+    }
+    None
+}
+
+fn out_of(name: &str, wanted: i64, used: i64, there: i64) -> (String, String) {
+    (
+        format!("OutOf{name}"),
+        format!(
+            "Pod was rejected: Node didn't have enough resource: {name}, \
+             requested: {wanted}, used: {used}, capacity: {there}"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::samples::pod;
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+    use serde_json::json;
+
+    #[test]
+    fn a_pod_that_does_not_fit_is_refused_with_its_reason() {
+        let allocatable: ResourceList = [("cpu", "2"), ("memory", "1Gi"), ("pods", "2")]
+            .map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())))
+            .into();
+        let labels: BTreeMap<String, String> = [("zone".to_owned(), "a".to_owned())].into();
+        let asks = |cpu: &str| {
+            pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}]}))
+        };
+        let other = |uid: &str| {
+            let mut other = asks("1500m");
+            other.metadata.uid = Some(uid.into());
+            Arc::new(other)
+        };
+        let refused = |pod: &Pod, others: &[Arc<Pod>]| {
+            refuse(pod, others, &labels, &allocatable)
+                .map(|(reason, message)| format!("{reason}: {message}"))
+        };
+        assert_eq!(refused(&asks("500m"), &[other("x")]), None);
+        assert_eq!(
+            refused(&asks("1"), &[other("x")]).unwrap(),
+            "OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu, requested: 1000, used: 1500, capacity: 2000"
+        );
+        assert!(refused(&asks("0"), &[other("x"), other("y")]).unwrap().starts_with("OutOfpods"));
+        let elsewhere = pod(json!({"containers": [], "nodeSelector": {"zone": "b"}}));
+        assert!(refused(&elsewhere, &[]).unwrap().starts_with("NodeAffinity"));
+    }
+}

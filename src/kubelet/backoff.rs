@@ -1,0 +1,127 @@
+//! How long a failing container or image waits before the next try.
+//!
+//! Upstream's rule: the first failure retries at once, then 10 s doubling to 5 min
+//! counted from the failure; ten minutes without one forget all. Holds values, never sleeps.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+pub const INITIAL: Duration = Duration::from_secs(10);
+pub const MAX: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    delay: Duration,
+    last: Timestamp,
+}
+
+/// Bounded by what its owner keeps: entries go with their pod, or by `expire`.
+#[derive(Debug, Default)]
+pub struct Backoffs {
+    entries: HashMap<String, Entry>,
+}
+
+fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(since)).unwrap_or_default()
+}
+
+impl Backoffs {
+    /// The current delay of `key` and what is left of it, if the failure at `since`
+    /// must still wait.
+    pub fn waiting(
+        &self,
+        key: &str,
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Option<(Duration, Duration)> {
+        let entry = self.entries.get(key)?;
+        // The retry of this very failure has begun.
+        if entry.last == since {
+            return None;
+        }
+        if elapsed(entry.last, since) > 2 * MAX {
+            return None;
+        }
+        let left = entry.delay.checked_sub(elapsed(since, now))?;
+        (!left.is_zero()).then_some((entry.delay, left))
+    }
+
+    /// Another try begins for a failure at `since`: the next one waits longer.
+    pub fn next(&mut self, key: &str, since: Timestamp) {
+        let delay = match self.entries.get(key) {
+            Some(entry) if entry.last == since => return,
+            Some(entry) if elapsed(entry.last, since) <= 2 * MAX => (entry.delay * 2).min(MAX),
+            _ => INITIAL,
+        };
+        self.entries.insert(key.to_owned(), Entry { delay, last: since });
+    }
+}
+
+/// A duration as Go prints it in messages: `10s`, `1m20s`, `5m0s`.
+pub fn go_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 => format!("{}ms", duration.as_millis()),
+        1..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{}m{}s", seconds / 3600, seconds % 3600 / 60, seconds % 60),
+    }
+}
+
+/// A measured duration as Go prints one rounded to milliseconds: `1.234s`, `56ms`.
+pub fn go_elapsed(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis < 1000 {
+        return format!("{millis}ms");
+    }
+    let fraction = format!("{:03}", millis % 1000);
+    let fraction = fraction.trim_end_matches('0');
+    let seconds = millis / 1000;
+    let dot = if fraction.is_empty() { "" } else { "." };
+    if seconds < 60 {
+        format!("{seconds}{dot}{fraction}s")
+    } else {
+        format!("{}m{}{dot}{fraction}s", seconds / 60, seconds % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    #[test]
+    fn the_second_failure_waits_and_waits_double() {
+        let mut backoffs = Backoffs::default();
+        assert_eq!(backoffs.waiting("a", at(0), at(0)), None);
+        backoffs.next("a", at(0));
+        let (delay, left) = backoffs.waiting("a", at(1), at(4)).unwrap();
+        assert_eq!((delay.as_secs(), left.as_secs()), (10, 7));
+        assert_eq!(backoffs.waiting("a", at(1), at(11)), None);
+        backoffs.next("a", at(1));
+        assert_eq!(backoffs.waiting("a", at(12), at(12)).unwrap().0.as_secs(), 20);
+        for round in 0..10 {
+            backoffs.next("a", at(20 + round));
+        }
+        assert_eq!(backoffs.waiting("a", at(40), at(40)).unwrap().0, MAX);
+        assert_eq!(backoffs.waiting("a", at(4000), at(4000)), None, "forgotten after a good run");
+        backoffs.next("a", at(4000));
+        assert_eq!(backoffs.waiting("a", at(4001), at(4001)).unwrap().0, INITIAL);
+    }
+
+    #[test]
+    fn durations_read_as_go_prints_them() {
+        let cases = [(10, "10s"), (80, "1m20s"), (300, "5m0s"), (3661, "1h1m1s")];
+        for (seconds, text) in cases {
+            assert_eq!(go_duration(Duration::from_secs(seconds)), text);
+        }
+        assert_eq!(go_elapsed(Duration::from_millis(1200)), "1.2s");
+        assert_eq!(go_elapsed(Duration::from_millis(56)), "56ms");
+        assert_eq!(go_elapsed(Duration::from_millis(61_000)), "1m1s");
+    }
+}

@@ -1,0 +1,84 @@
+//! What the kubelet is told at start.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Taint;
+
+pub const KUBELET_VERSION: &str = "v1.36.2";
+
+#[derive(Clone)]
+pub struct KubeletConfig {
+    pub node_name: String,
+    /// The primary address first; at least one.
+    pub node_ips: Vec<IpAddr>,
+    /// Pod directories lie below it: `/var/lib/coracle/agent`.
+    pub root_dir: PathBuf,
+    /// `/var/log/pods`
+    pub pod_log_dir: PathBuf,
+    /// `/var/log/containers`: links to the logs by pod name.
+    pub container_log_dir: PathBuf,
+    /// Manifests of static pods; None has none.
+    pub static_pod_dir: Option<PathBuf>,
+    pub cluster_dns: Vec<IpAddr>,
+    /// `cluster.local`
+    pub cluster_domain: String,
+    /// The host's resolver configuration.
+    pub resolv_conf: PathBuf,
+    pub max_pods: u32,
+    /// Cgroup of all pods below the root of every hierarchy: `kubepods`.
+    pub cgroup_root: String,
+    /// Most processes of a pod; 0 is unlimited.
+    pub pod_pids_limit: i64,
+    /// Where logs, exec and statistics are served.
+    pub listen: SocketAddr,
+    /// With a client verifier that asks for, but does not demand, a certificate.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// Added to the node's labels at registration.
+    pub node_labels: Vec<(String, String)>,
+    /// Set when the node is created.
+    pub register_taints: Vec<Taint>,
+    /// Bytes of a container's log after which a new file begins.
+    pub log_bytes_max: u64,
+    /// Files kept of a container's log, the current one included.
+    pub log_files_max: usize,
+    /// Percent of the image disk above which unused images are removed, and down to which.
+    pub image_gc_percent: (u8, u8),
+}
+
+impl KubeletConfig {
+    /// Upstream's defaults, and Coracle's places.
+    pub fn new(node_name: &str, node_ips: Vec<IpAddr>, tls: Arc<rustls::ServerConfig>) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            node_ips,
+            root_dir: "/var/lib/coracle/agent".into(),
+            pod_log_dir: "/var/log/pods".into(),
+            container_log_dir: "/var/log/containers".into(),
+            static_pod_dir: None,
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            max_pods: 110,
+            cgroup_root: "kubepods".into(),
+            pod_pids_limit: 0,
+            listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
+            tls,
+            node_labels: Vec::new(),
+            register_taints: Vec::new(),
+            log_bytes_max: 10 << 20,
+            log_files_max: 5,
+            image_gc_percent: (85, 80),
+        }
+    }
+
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.root_dir.join("pods").join(uid)
+    }
+
+    /// `NAMESPACE_NAME_UID` below the pods' log directory.
+    pub fn log_dir(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.pod_log_dir.join(format!("{namespace}_{name}_{uid}"))
+    }
+}

@@ -1,0 +1,63 @@
+//! Runs what a container wants done after it starts and before it stops.
+//!
+//! Deadlines are the caller's; dropping the future ends the wait.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use runtime::cri::RuntimeService;
+
+use crate::probes::http;
+
+const AGENT: &str = "kube-lifecycle/1.36";
+
+pub async fn run(
+    runtime: &Arc<dyn RuntimeService>,
+    container_id: &str,
+    container: &Container,
+    handler: &LifecycleHandler,
+    pod_ip: Option<IpAddr>,
+) -> Result<(), String> {
+    if let Some(exec) = &handler.exec {
+        let command = exec.command.clone().unwrap_or_default();
+        let shown = command.join(" ");
+        let result = runtime
+            .exec_sync(container_id, command, 0)
+            .await
+            .map_err(|error| format!("Exec lifecycle hook ({shown}) failed - error: {error}"))?;
+        if result.exit_code != 0 {
+            let mut output = result.stdout;
+            output.extend_from_slice(&result.stderr);
+            output.truncate(1024);
+            return Err(format!(
+                "Exec lifecycle hook ({shown}) exited with {}, message: {:?}",
+                result.exit_code,
+                String::from_utf8_lossy(&output)
+            ));
+        }
+        return Ok(());
+    }
+    if let Some(action) = &handler.http_get {
+        let target = http::Target::new(action, container, pod_ip)?;
+        let url = target.url();
+        let (status, _) = http::get(target, AGENT).await?;
+        if status >= 400 {
+            return Err(format!("Http lifecycle hook ({url}) answered {status}"));
+        }
+        return Ok(());
+    }
+    if let Some(action) = &handler.tcp_socket {
+        let host = match action.host.clone().filter(|host| !host.is_empty()) {
+            Some(host) => host,
+            None => pod_ip.ok_or("the pod has no address")?.to_string(),
+        };
+        return http::tcp(&host, http::port(&action.port, container)?).await;
+    }
+    if let Some(action) = &handler.sleep {
+        tokio::time::sleep(Duration::from_secs(action.seconds.max(0) as u64)).await;
+        return Ok(());
+    }
+    Err("invalid handler: it names nothing to run".into())
+}

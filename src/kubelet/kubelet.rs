@@ -1,0 +1,238 @@
+//! The kubelet's life: read what runs, register, follow pods and events, serve, drain.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use base::drain::Drain;
+use client::{Client, ListParams, Recorder, Shared};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use parking_lot::Mutex;
+use runtime::cri::{ContainerEvent, ImageService, RuntimeService};
+use tokio::sync::{Notify, broadcast, oneshot};
+use tracing::{info, warn};
+
+use crate::config::KubeletConfig;
+use crate::images::Images;
+use crate::machine::Machine;
+use crate::node::Node;
+use crate::objects::Objects;
+use crate::observed::Observed;
+use crate::pods::Pods;
+use crate::status_writer::StatusWriter;
+use crate::volumes::Volumes;
+use crate::{garbage, logs, pod, register, server, staticpods, worker};
+
+/// A safety net under the event stream.
+const RELIST_PERIOD: Duration = Duration::from_secs(300);
+/// First and longest wait for a runtime that cannot be read.
+const RUNTIME_RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("listen on {address}")]
+    Listen {
+        address: std::net::SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+pub struct Kubelet {
+    node: Arc<Node>,
+    shared: Shared,
+    drain: Drain,
+}
+
+impl Kubelet {
+    /// Must be called within the async runtime: the event recorder and the caches of
+    /// services start here. `drain` ends everything; pods go on running.
+    pub fn new(
+        config: KubeletConfig,
+        client: Client,
+        runtime: Arc<dyn RuntimeService>,
+        images: Arc<dyn ImageService>,
+        drain: Drain,
+    ) -> Self {
+        let shared = Shared::new(client.clone(), drain.clone());
+        let pods = Arc::new(Pods::default());
+        let (name, version) = runtime.version();
+        let woken = pods.clone();
+        let node = Node {
+            machine: Machine::read(&config, &name, &version),
+            images: Images::new(images),
+            observed: Observed::new(runtime.clone()),
+            recorder: Recorder::new(client.clone(), "kubelet", &config.node_name, drain.clone()),
+            objects: Objects::new(client.clone(), Arc::new(move |uid: &str| woken.wake(uid))),
+            services: shared.cache::<Service>(),
+            volumes: Volumes::default(),
+            status: Arc::new(StatusWriter::new(client.clone(), pods.clone())),
+            pods,
+            burstable_shares: AtomicU64::new(0),
+            labels: Mutex::default(),
+            drain: drain.clone(),
+            runtime,
+            client,
+            config,
+        };
+        Self { node: Arc::new(node), shared, drain }
+    }
+
+    /// Runs until the drain begins.
+    ///
+    /// # Errors
+    /// When the listening address cannot be had.
+    pub async fn run(self) -> Result<(), Error> {
+        let Self { node, shared, drain } = self;
+        let address = node.config.listen;
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .map_err(|source| Error::Listen { address, source })?;
+        let events = node.runtime.events();
+        if drain.until(first_list(&node)).await.is_none() {
+            return Ok(());
+        }
+        let mirrors = Arc::new(Notify::new());
+        let (is_read, files_read) = oneshot::channel();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(follow_runtime(node.clone(), events, drain.clone()));
+        tasks.spawn(server::run(node.clone(), listener, drain.clone()));
+        tasks.spawn(register::run(node.clone(), drain.clone()));
+        tasks.spawn(node.status.clone().run(drain.clone()));
+        tasks.spawn(garbage::run(node.clone(), drain.clone()));
+        let (rotating, draining) = (node.clone(), drain.clone());
+        tasks.spawn(async move { logs::run(&rotating, draining).await });
+        let (closing, draining) = (node.clone(), drain.clone());
+        tasks.spawn(async move { closing.objects.close_at(draining).await });
+        if let Some(dir) = node.config.static_pod_dir.clone() {
+            let (from, mirrors) = (node.clone(), mirrors.clone());
+            tasks.spawn(staticpods::run(from, dir, mirrors, is_read, drain.clone()));
+        } else {
+            drop(is_read);
+        }
+        tasks.spawn(follow_pods(node.clone(), shared, mirrors, files_read, drain.clone()));
+        while tasks.join_next().await.is_some() {}
+        info!("kubelet drained; its pods go on");
+        Ok(())
+    }
+}
+
+async fn first_list(node: &Node) {
+    loop {
+        match node.observed.relist().await {
+            Ok(pods) => {
+                info!(pods = pods.len(), "took up what the runtime holds");
+                return;
+            }
+            Err(error) => {
+                warn!(error = %base::error::chain(&error), "the runtime cannot be read yet");
+                tokio::time::sleep(RUNTIME_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Pods of this node as the API server has them. Orphans are removed only after the
+/// first complete list.
+async fn follow_pods(
+    node: Arc<Node>,
+    shared: Shared,
+    mirrors: Arc<Notify>,
+    files_read: oneshot::Receiver<()>,
+    drain: Drain,
+) {
+    let params = ListParams::fields(format!("spec.nodeName={}", node.config.node_name));
+    let cache = shared.cache_where::<Pod>(None, params);
+    // A pod's environment names the services there are when it starts.
+    if drain.until(node.services.synced()).await.is_none() {
+        return;
+    }
+    let to = node.clone();
+    cache.on_change(move |old, new| match (old, new) {
+        (_, Some(new)) if pod::is_mirror(new) => {
+            to.pods.put_mirror(new.clone());
+            mirrors.notify_one();
+        }
+        (Some(old), None) if pod::is_mirror(old) => {
+            to.pods.remove_mirror(old);
+            mirrors.notify_one();
+        }
+        (old, Some(new)) => {
+            // Deleted and made anew between two lists.
+            if let Some(old) = old.filter(|old| pod::uid(old) != pod::uid(new)) {
+                to.pods.gone(pod::uid(old));
+            }
+            if let Some(begun) = to.pods.put(new.clone()) {
+                worker::spawn(to.clone(), begun);
+            }
+        }
+        (Some(old), None) => to.pods.gone(pod::uid(old)),
+        (None, None) => {}
+    });
+    // Without static pods the sender is dropped at once.
+    let all_known = async {
+        cache.synced().await;
+        let _ = files_read.await;
+    };
+    if drain.until(all_known).await.is_some() {
+        garbage::remove_orphans(&node).await;
+    }
+    drain.clone().begun().await;
+}
+
+async fn follow_runtime(
+    node: Arc<Node>,
+    mut events: broadcast::Receiver<ContainerEvent>,
+    drain: Drain,
+) {
+    let work = async {
+        let mut relist = tokio::time::interval(RELIST_PERIOD);
+        relist.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        relist.tick().await;
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                _ = relist.tick() => Err(broadcast::error::RecvError::Lagged(0)),
+            };
+            match event {
+                Ok(event) => look(&node, event).await,
+                Err(broadcast::error::RecvError::Lagged(_)) => match node.observed.relist().await {
+                    Ok(uids) => uids.iter().for_each(|uid| node.pods.wake(uid)),
+                    Err(error) => {
+                        warn!(error = %base::error::chain(&error), "the runtime cannot be read");
+                    }
+                },
+                Err(broadcast::error::RecvError::Closed) => {
+                    warn!("the runtime's events have ended; reading it at intervals");
+                    tokio::time::sleep(RUNTIME_RETRY).await;
+                    events = node.runtime.events();
+                }
+            }
+        }
+    };
+    drain.until(work).await;
+}
+
+async fn look(node: &Node, event: ContainerEvent) {
+    let read = match &event {
+        ContainerEvent::Started { container_id, .. }
+        | ContainerEvent::Stopped { container_id, .. } => {
+            node.observed.refresh_container(container_id).await
+        }
+        ContainerEvent::SandboxStopped { sandbox_id } => {
+            for container in node.observed.containers() {
+                if container.sandbox_id == *sandbox_id
+                    && let Err(error) = node.observed.refresh_container(&container.id).await
+                {
+                    warn!(container = container.id, error = %error, "container not read");
+                }
+            }
+            node.observed.refresh_sandbox(sandbox_id).await
+        }
+    };
+    match read {
+        Ok(Some(uid)) => node.pods.wake(&uid),
+        Ok(None) => {}
+        Err(error) => warn!(?event, error = %base::error::chain(&error), "event not followed"),
+    }
+}

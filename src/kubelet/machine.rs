@@ -1,0 +1,143 @@
+//! What this machine is and has, as the Node object tells it.
+//!
+//! Read once at start; a machine that grows is read anew at the next start.
+
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::NodeSystemInfo;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::config::{KUBELET_VERSION, KubeletConfig};
+use crate::quantity::{self, ResourceList};
+
+#[derive(Debug, Clone, Default)]
+pub struct Machine {
+    pub memory_bytes: i64,
+    pub capacity: ResourceList,
+    pub allocatable: ResourceList,
+    pub info: NodeSystemInfo,
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+/// The value of `name` in /proc/meminfo, in bytes.
+pub fn meminfo(text: &str, name: &str) -> Option<i64> {
+    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
+    let kib: i64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The nice name in os-release(5).
+fn os_image(text: &str) -> String {
+    text.lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .map(|name| name.trim_matches(['"', '\'']).to_owned())
+        .unwrap_or_else(|| "Linux".to_owned())
+}
+
+/// Go's name of the architecture.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+fn disk_bytes(path: &Path) -> Option<i64> {
+    let mut here = path;
+    loop {
+        match rustix::fs::statvfs(here) {
+            Ok(stat) => return i64::try_from(stat.f_blocks.checked_mul(stat.f_frsize)?).ok(),
+            // Not made yet: it will lie on the same disk as its parent.
+            Err(_) => here = here.parent()?,
+        }
+    }
+}
+
+impl Machine {
+    pub fn read(config: &KubeletConfig, runtime_name: &str, runtime_version: &str) -> Self {
+        let memory_bytes = meminfo(&read("/proc/meminfo"), "MemTotal").unwrap_or(0);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let disk = disk_bytes(&config.root_dir).unwrap_or(0);
+        let mut capacity: ResourceList = [
+            ("cpu".to_owned(), Quantity(cpus.to_string())),
+            ("memory".to_owned(), quantity::from_bytes(memory_bytes)),
+            ("ephemeral-storage".to_owned(), quantity::from_bytes(disk)),
+            ("pods".to_owned(), Quantity(config.max_pods.to_string())),
+        ]
+        .into();
+        for (name, amount) in huge_pages() {
+            capacity.insert(name, amount);
+        }
+        let mut allocatable = capacity.clone();
+        // Upstream keeps 100Mi of memory and a tenth of the disk for the node itself.
+        let memory = memory_bytes.saturating_sub(100 << 20).max(0);
+        allocatable.insert("memory".into(), quantity::from_bytes(memory));
+        allocatable.insert("ephemeral-storage".into(), Quantity((disk / 10 * 9).to_string()));
+        let machine_id = read("/etc/machine-id");
+        let boot_id = read("/proc/sys/kernel/random/boot_id");
+        let system_uuid = read("/sys/class/dmi/id/product_uuid");
+        Self {
+            memory_bytes,
+            capacity,
+            allocatable,
+            info: NodeSystemInfo {
+                architecture: architecture().to_owned(),
+                boot_id,
+                container_runtime_version: format!("{runtime_name}://{runtime_version}"),
+                kernel_version: read("/proc/sys/kernel/osrelease"),
+                kube_proxy_version: String::new(),
+                kubelet_version: KUBELET_VERSION.to_owned(),
+                system_uuid: if system_uuid.is_empty() { machine_id.clone() } else { system_uuid },
+                machine_id,
+                operating_system: "linux".to_owned(),
+                os_image: os_image(&read("/etc/os-release")),
+                swap: None,
+            },
+        }
+    }
+}
+
+/// `hugepages-2Mi` and so on, for each size the kernel offers.
+fn huge_pages() -> Vec<(String, Quantity)> {
+    let mut out = Vec::new();
+    let Ok(entries) = std::fs::read_dir("/sys/kernel/mm/hugepages") else { return out };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let size =
+            name.to_str().and_then(|name| name.strip_prefix("hugepages-")?.strip_suffix("kB"));
+        let Some(kib) = size.and_then(|size| size.parse::<i64>().ok()) else { continue };
+        let count: i64 = std::fs::read_to_string(entry.path().join("nr_hugepages"))
+            .ok()
+            .and_then(|count| count.trim().parse().ok())
+            .unwrap_or(0);
+        let size = match kib {
+            kib if kib % (1 << 20) == 0 => format!("{}Gi", kib >> 20),
+            kib if kib % 1024 == 0 => format!("{}Mi", kib >> 10),
+            kib => format!("{kib}Ki"),
+        };
+        let bytes = kib.saturating_mul(1024).saturating_mul(count);
+        out.push((format!("hugepages-{size}"), quantity::from_bytes(bytes)));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_read_from_its_files() {
+        assert_eq!(meminfo("MemTotal:  16 kB\nMemFree: 2 kB\n", "MemFree"), Some(2048));
+        assert_eq!(os_image("ID=x\nPRETTY_NAME=\"Debian 12\"\n"), "Debian 12");
+        let machine = Machine::read(&crate::sandbox::samples::config(), "coracle", "0.1.0");
+        assert!(machine.memory_bytes > 0);
+        assert_eq!(machine.info.container_runtime_version, "coracle://0.1.0");
+        assert_eq!(machine.capacity["pods"].0, "110");
+    }
+}

@@ -1,0 +1,99 @@
+//! What the parts of one kubelet share: its configuration, its handles, what it knows.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use base::drain::Drain;
+use client::{Cache, Client, Recorder};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use parking_lot::Mutex;
+use runtime::cri::{DnsConfig, RuntimeService};
+use tracing::warn;
+
+use crate::config::KubeletConfig;
+use crate::env::Facts;
+use crate::images::Images;
+use crate::machine::Machine;
+use crate::objects::Objects;
+use crate::observed::{Observed, PodRuntime};
+use crate::pods::Pods;
+use crate::status_writer::StatusWriter;
+use crate::volumes::Volumes;
+use crate::{pod, sandbox};
+
+pub struct Node {
+    pub config: KubeletConfig,
+    pub client: Client,
+    pub runtime: Arc<dyn RuntimeService>,
+    pub images: Images,
+    pub observed: Observed,
+    pub recorder: Recorder,
+    pub objects: Objects,
+    pub services: Cache<Service>,
+    pub volumes: Volumes,
+    pub pods: Arc<Pods>,
+    pub status: Arc<StatusWriter>,
+    pub machine: Machine,
+    /// CPU weight last given to the Burstable class; 0 before the first.
+    pub burstable_shares: AtomicU64,
+    /// The labels of our Node object, once known.
+    pub labels: Mutex<BTreeMap<String, String>>,
+    pub drain: Drain,
+}
+
+impl Node {
+    /// The address by which the node reaches the pod.
+    pub fn pod_ip(&self, pod: &Pod, runtime: &PodRuntime) -> Option<IpAddr> {
+        if pod::is_host_network(pod) {
+            return self.config.node_ips.first().copied();
+        }
+        runtime.newest_sandbox().and_then(|sandbox| sandbox.ips.first().copied())
+    }
+
+    pub fn pod_ips(&self, pod: &Pod, runtime: &PodRuntime) -> Vec<String> {
+        if pod::is_host_network(pod) {
+            return self.config.node_ips.iter().map(ToString::to_string).collect();
+        }
+        let ips = runtime.newest_sandbox().map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
+        ips.iter().map(ToString::to_string).collect()
+    }
+
+    pub fn facts(&self, pod: &Pod, runtime: &PodRuntime) -> Facts<'_> {
+        Facts {
+            pod_ips: self.pod_ips(pod, runtime),
+            host_ips: self.config.node_ips.iter().map(ToString::to_string).collect(),
+            allocatable: Some(&self.machine.allocatable),
+        }
+    }
+
+    pub fn machine_labels(&self) -> BTreeMap<String, String> {
+        self.labels.lock().clone()
+    }
+
+    /// The handler of the pod's RuntimeClass; empty is the default.
+    pub async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
+        let name = pod::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
+        if name.is_empty() {
+            return Ok(String::new());
+        }
+        match self.client.all::<RuntimeClass>().get_opt(name).await {
+            Ok(Some(class)) => Ok(class.handler),
+            Ok(None) => Err(format!("RuntimeClass \"{name}\" not found")),
+            Err(error) => Err(format!("failed to get RuntimeClass \"{name}\": {error}")),
+        }
+    }
+
+    /// The host's resolver as it is now; the file may change while we run.
+    pub async fn host_resolver(&self) -> DnsConfig {
+        match tokio::fs::read_to_string(&self.config.resolv_conf).await {
+            Ok(text) => sandbox::parse_resolv_conf(&text),
+            Err(error) => {
+                warn!(path = %self.config.resolv_conf.display(), %error, "no host resolver");
+                DnsConfig::default()
+            }
+        }
+    }
+}

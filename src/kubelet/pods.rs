@@ -1,0 +1,134 @@
+//! The pods this node should run, from the API server and from files, and the wakers of
+//! their workers.
+//!
+//! Holds the desired state only; what happens to it is the workers' business.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use crate::pod;
+
+/// What a worker sees of its pod.
+#[derive(Clone)]
+pub struct Wanted {
+    pub pod: Arc<Pod>,
+    /// The object or file is gone.
+    pub gone: bool,
+}
+
+struct Held {
+    wanted: Wanted,
+    wake: Arc<Notify>,
+    /// True once the pod is being deleted or gone.
+    doomed: watch::Sender<bool>,
+}
+
+/// What a new worker is given.
+pub struct Begun {
+    pub uid: String,
+    pub wake: Arc<Notify>,
+    pub doomed: watch::Receiver<bool>,
+}
+
+#[derive(Default)]
+pub struct Pods {
+    held: Mutex<HashMap<String, Held>>,
+    /// Mirror pods by namespace and name.
+    mirrors: Mutex<HashMap<(String, String), Arc<Pod>>>,
+}
+
+impl Pods {
+    /// Takes a pod in or renews it. Some if it is new and needs a worker.
+    pub fn put(&self, pod: Arc<Pod>) -> Option<Begun> {
+        let uid = pod::uid(&pod).to_owned();
+        let dying = pod.metadata.deletion_timestamp.is_some();
+        let mut held = self.held.lock();
+        if let Some(known) = held.get_mut(&uid) {
+            known.wanted = Wanted { pod, gone: false };
+            if dying {
+                known.doomed.send_replace(true);
+            }
+            known.wake.notify_one();
+            return None;
+        }
+        let wake = Arc::new(Notify::new());
+        let (doomed, receiver) = watch::channel(dying);
+        held.insert(
+            uid.clone(),
+            Held { wanted: Wanted { pod, gone: false }, wake: wake.clone(), doomed },
+        );
+        Some(Begun { uid, wake, doomed: receiver })
+    }
+
+    /// The object or file has gone; the worker ends the pod.
+    pub fn gone(&self, uid: &str) {
+        if let Some(held) = self.held.lock().get_mut(uid) {
+            held.wanted.gone = true;
+            held.doomed.send_replace(true);
+            held.wake.notify_one();
+        }
+    }
+
+    /// The worker has finished. False if the pod came back meanwhile.
+    pub fn forget(&self, uid: &str) -> bool {
+        let mut held = self.held.lock();
+        match held.get(uid) {
+            Some(known) if !known.wanted.gone => false,
+            _ => {
+                held.remove(uid);
+                true
+            }
+        }
+    }
+
+    pub fn wake(&self, uid: &str) {
+        if let Some(held) = self.held.lock().get(uid) {
+            held.wake.notify_one();
+        }
+    }
+
+    pub fn get(&self, uid: &str) -> Option<Wanted> {
+        self.held.lock().get(uid).map(|held| held.wanted.clone())
+    }
+
+    pub fn list(&self) -> Vec<Wanted> {
+        self.held.lock().values().map(|held| held.wanted.clone()).collect()
+    }
+
+    /// By namespace and name; one that is not going away first.
+    pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let held = self.held.lock();
+        let mut found: Vec<&Wanted> = held
+            .values()
+            .map(|held| &held.wanted)
+            .filter(|it| pod::namespace(&it.pod) == namespace && pod::name(&it.pod) == name)
+            .collect();
+        found.sort_by_key(|it| (it.gone, it.pod.metadata.deletion_timestamp.is_some()));
+        found.first().map(|it| it.pod.clone())
+    }
+
+    pub fn put_mirror(&self, pod: Arc<Pod>) {
+        let key = (pod::namespace(&pod).to_owned(), pod::name(&pod).to_owned());
+        self.mirrors.lock().insert(key, pod);
+    }
+
+    pub fn remove_mirror(&self, pod: &Pod) {
+        let key = (pod::namespace(pod).to_owned(), pod::name(pod).to_owned());
+        let mut mirrors = self.mirrors.lock();
+        if mirrors.get(&key).is_some_and(|held| pod::uid(held) == pod::uid(pod)) {
+            mirrors.remove(&key);
+        }
+    }
+
+    pub fn mirror(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.mirrors.lock().get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    pub fn mirrors(&self) -> Vec<Arc<Pod>> {
+        self.mirrors.lock().values().cloned().collect()
+    }
+}

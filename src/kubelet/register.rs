@@ -1,0 +1,450 @@
+//! Makes this machine a Node of the cluster and keeps its status and lease current.
+//!
+//! Survives an absent API server: everything is tried again. Writes the status only when
+//! something changed, or every five minutes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::backoff::Backoff;
+use base::drain::Drain;
+use client::Patch;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node as NodeObject, NodeAddress, NodeCondition,
+    NodeDaemonEndpoints, NodeSpec, NodeStatus, ObjectReference,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
+use serde_json::json;
+use tracing::{info, warn};
+
+use crate::machine::{architecture, meminfo};
+use crate::node::Node;
+use crate::status::seconds;
+
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+const LEASE_SECONDS: i32 = 40;
+/// A quarter of the lease's life, as upstream.
+const LEASE_PERIOD: Duration = Duration::from_secs(10);
+/// How often the status is looked at, and how old a written one may grow unchanged.
+const STATUS_PERIOD: Duration = Duration::from_secs(10);
+const STATUS_AGE_MAX: Duration = Duration::from_secs(300);
+/// Images told in the status, the largest first.
+const IMAGES_MAX: usize = 50;
+const NAMES_PER_IMAGE_MAX: usize = 5;
+/// Upstream's hard eviction thresholds.
+const MEMORY_FREE_BYTES_MIN: i64 = 100 << 20;
+const DISK_FREE_PERCENT_MIN: u64 = 10;
+
+/// What the conditions are judged by.
+struct Health {
+    runtime: Option<String>,
+    memory_free_bytes: i64,
+    disk_free_percent: u64,
+    processes_full: bool,
+}
+
+impl Node {
+    fn wanted_labels(&self) -> BTreeMap<String, String> {
+        let own = [
+            ("beta.kubernetes.io/arch", architecture()),
+            ("beta.kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", architecture()),
+            ("kubernetes.io/hostname", &self.config.node_name),
+            ("kubernetes.io/os", "linux"),
+        ];
+        own.into_iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .chain(self.config.node_labels.iter().cloned())
+            .collect()
+    }
+
+    fn addresses(&self) -> Vec<NodeAddress> {
+        let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
+        self.config
+            .node_ips
+            .iter()
+            .map(|ip| address("InternalIP", ip.to_string()))
+            .chain([address("Hostname", self.config.node_name.clone())])
+            .collect()
+    }
+}
+
+/// Registers, then keeps status and lease until the drain begins.
+pub async fn run(node: Arc<Node>, drain: Drain) {
+    let work = async {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(7));
+        loop {
+            match register(&node).await {
+                Ok(()) => break,
+                Err(error) => {
+                    warn!(error = %base::error::chain(&error), "node not registered yet");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
+        }
+        info!(node = node.config.node_name, "node registered");
+        let about = ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(node.config.node_name.clone()),
+            uid: Some(node.config.node_name.clone()),
+            ..ObjectReference::default()
+        };
+        node.recorder.normal(&about, "Starting", "Starting kubelet.");
+        tokio::join!(keep_status(&node), keep_lease(&node));
+    };
+    drain.until(work).await;
+}
+
+async fn register(node: &Node) -> client::error::Result<()> {
+    let api = node.client.all::<NodeObject>();
+    let name = &node.config.node_name;
+    let labels = node.wanted_labels();
+    if let Some(there) = api.get_opt(name).await? {
+        let held = there.metadata.labels.unwrap_or_default();
+        let differs = labels.iter().any(|(key, value)| held.get(key) != Some(value));
+        let mut all = held;
+        all.extend(labels.clone());
+        *node.labels.lock() = all;
+        if differs {
+            api.patch(name, &Patch::Merge(json!({"metadata": {"labels": labels}}))).await?;
+        }
+        return Ok(());
+    }
+    let health = health(node).await;
+    let object = NodeObject {
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            labels: Some(labels.clone()),
+            annotations: Some(
+                [(
+                    "volumes.kubernetes.io/controller-managed-attach-detach".to_owned(),
+                    "true".to_owned(),
+                )]
+                .into(),
+            ),
+            ..ObjectMeta::default()
+        },
+        spec: Some(NodeSpec {
+            taints: (!node.config.register_taints.is_empty())
+                .then(|| node.config.register_taints.clone()),
+            ..NodeSpec::default()
+        }),
+        status: Some(status(node, &health, None, base::time::now()).await),
+    };
+    match api.create(&object).await {
+        Ok(_) => {
+            *node.labels.lock() = labels;
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn keep_status(node: &Node) {
+    let api = node.client.all::<NodeObject>();
+    let mut written: Option<(NodeStatus, Timestamp)> = None;
+    loop {
+        let now = base::time::now();
+        let health = health(node).await;
+        let new = status(node, &health, written.as_ref().map(|(status, _)| status), now).await;
+        let is_old = written.as_ref().is_none_or(|(_, at)| {
+            Duration::try_from(now.duration_since(*at)).unwrap_or_default() >= STATUS_AGE_MAX
+        });
+        let differs = written
+            .as_ref()
+            .is_none_or(|(old, _)| without_heartbeats(old) != without_heartbeats(&new));
+        if is_old || differs {
+            match write_status(node, &api, new.clone(), written.is_none()).await {
+                Ok(told) => written = Some((told, now)),
+                Err(error) if error.is_not_found() => {
+                    // Somebody deleted the Node: register anew.
+                    written = None;
+                    if let Err(error) = register(node).await {
+                        warn!(error = %base::error::chain(&error), "node not registered");
+                    }
+                }
+                Err(error) => {
+                    warn!(error = %base::error::chain(&error), "node status not written");
+                }
+            }
+        }
+        tokio::time::sleep(STATUS_PERIOD).await;
+    }
+}
+
+async fn write_status(
+    node: &Node,
+    api: &client::Api<NodeObject>,
+    mut new: NodeStatus,
+    first: bool,
+) -> client::error::Result<NodeStatus> {
+    let name = &node.config.node_name;
+    if first {
+        // Transitions that happened before this process keep their times.
+        let held = api.get(name).await?;
+        let labels = held.metadata.labels.unwrap_or_default();
+        *node.labels.lock() = labels;
+        keep_transitions(&mut new, held.status.as_ref());
+    }
+    let mut body = json!({"status": new});
+    if let Some(addresses) = body.pointer_mut("/status/addresses").and_then(|it| it.as_array_mut())
+    {
+        addresses.push(json!({"$patch": "replace"}));
+    }
+    let answer = api.patch_status(name, &Patch::Strategic(body)).await?;
+    *node.labels.lock() = answer.metadata.labels.unwrap_or_default();
+    Ok(new)
+}
+
+fn without_heartbeats(status: &NodeStatus) -> NodeStatus {
+    let mut out = status.clone();
+    for condition in out.conditions.iter_mut().flatten() {
+        condition.last_heartbeat_time = None;
+    }
+    out
+}
+
+fn keep_transitions(new: &mut NodeStatus, old: Option<&NodeStatus>) {
+    let old = old.and_then(|old| old.conditions.as_ref());
+    for condition in new.conditions.iter_mut().flatten() {
+        let before = old.into_iter().flatten().find(|old| old.type_ == condition.type_);
+        if let Some(before) = before.filter(|before| before.status == condition.status) {
+            condition.last_transition_time = before.last_transition_time.clone();
+        }
+    }
+}
+
+async fn health(node: &Node) -> Health {
+    let runtime = match tokio::time::timeout(
+        Duration::from_secs(10),
+        node.runtime.list_pod_sandboxes(),
+    )
+    .await
+    {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(format!("container runtime is down: {error}")),
+        Err(_) => Some("container runtime is down: it does not answer".to_owned()),
+    };
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let number =
+        |path: &str| -> Option<i64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
+    let loadavg = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let processes = loadavg
+        .split_whitespace()
+        .nth(3)
+        .and_then(|field| field.split('/').nth(1)?.parse::<i64>().ok())
+        .unwrap_or(0);
+    let pid_max = number("/proc/sys/kernel/pid_max").unwrap_or(i64::MAX);
+    let threads_max = number("/proc/sys/kernel/threads-max").unwrap_or(i64::MAX);
+    Health {
+        runtime,
+        memory_free_bytes: meminfo(&text, "MemAvailable").unwrap_or(i64::MAX),
+        disk_free_percent: disk_free_percent(&node.config.root_dir).unwrap_or(100),
+        processes_full: processes >= pid_max.min(threads_max) / 100 * 95,
+    }
+}
+
+fn disk_free_percent(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    (stat.f_blocks > 0).then(|| stat.f_bavail * 100 / stat.f_blocks)
+}
+
+fn conditions(health: &Health, now: Timestamp) -> Vec<NodeCondition> {
+    let now: Time = seconds(now);
+    let condition = |type_: &str, status: bool, reason: &str, message: &str| NodeCondition {
+        type_: type_.into(),
+        status: if status { "True" } else { "False" }.into(),
+        reason: Some(reason.into()),
+        message: Some(message.into()),
+        last_heartbeat_time: Some(now.clone()),
+        last_transition_time: Some(now.clone()),
+    };
+    let memory = if health.memory_free_bytes < MEMORY_FREE_BYTES_MIN {
+        condition(
+            "MemoryPressure",
+            true,
+            "KubeletHasInsufficientMemory",
+            "kubelet has insufficient memory available",
+        )
+    } else {
+        condition(
+            "MemoryPressure",
+            false,
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        )
+    };
+    let disk = if health.disk_free_percent < DISK_FREE_PERCENT_MIN {
+        condition("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure")
+    } else {
+        condition("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
+    };
+    let pids = if health.processes_full {
+        condition(
+            "PIDPressure",
+            true,
+            "KubeletHasInsufficientPID",
+            "kubelet has insufficient PID available",
+        )
+    } else {
+        condition(
+            "PIDPressure",
+            false,
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        )
+    };
+    let ready = match &health.runtime {
+        None => condition("Ready", true, "KubeletReady", "kubelet is posting ready status"),
+        Some(why) => condition("Ready", false, "KubeletNotReady", why),
+    };
+    vec![memory, disk, pids, ready]
+}
+
+async fn status(
+    node: &Node,
+    health: &Health,
+    old: Option<&NodeStatus>,
+    now: Timestamp,
+) -> NodeStatus {
+    let mut status = NodeStatus {
+        addresses: Some(node.addresses()),
+        allocatable: Some(node.machine.allocatable.clone()),
+        capacity: Some(node.machine.capacity.clone()),
+        conditions: Some(conditions(health, now)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: node.config.listen.port().into() }),
+        }),
+        images: Some(images(node).await),
+        node_info: Some(node.machine.info.clone()),
+        ..NodeStatus::default()
+    };
+    keep_transitions(&mut status, old);
+    status
+}
+
+async fn images(node: &Node) -> Vec<ContainerImage> {
+    let mut list = node.images.service.list_images().await.unwrap_or_default();
+    list.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    list.truncate(IMAGES_MAX);
+    list.into_iter()
+        .map(|image| {
+            let mut names = image.repo_digests;
+            names.extend(image.repo_tags);
+            names.truncate(NAMES_PER_IMAGE_MAX);
+            ContainerImage {
+                names: Some(names),
+                size_bytes: Some(i64::try_from(image.size).unwrap_or(i64::MAX)),
+            }
+        })
+        .collect()
+}
+
+async fn keep_lease(node: &Node) {
+    let api = node.client.api::<Lease>(Some(LEASE_NAMESPACE));
+    let mut held: Option<Lease> = None;
+    let mut ticks = tokio::time::interval(LEASE_PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match renew(node, &api, held.take()).await {
+            Ok(lease) => held = Some(lease),
+            Err(error) => warn!(error = %base::error::chain(&error), "node lease not renewed"),
+        }
+    }
+}
+
+/// A lease that was read before is replaced; one that is missing is created.
+async fn renew(
+    node: &Node,
+    api: &client::Api<Lease>,
+    held: Option<Lease>,
+) -> client::error::Result<Lease> {
+    let name = &node.config.node_name;
+    let held = match held {
+        Some(held) => Some(held),
+        None => api.get_opt(name).await?,
+    };
+    let spec = LeaseSpec {
+        holder_identity: Some(name.clone()),
+        lease_duration_seconds: Some(LEASE_SECONDS),
+        renew_time: Some(MicroTime(base::time::now())),
+        ..LeaseSpec::default()
+    };
+    match held {
+        Some(mut lease) => {
+            lease.spec = Some(spec);
+            api.replace(name, &lease).await
+        }
+        None => {
+            let owner = node.client.all::<NodeObject>().get_opt(name).await?;
+            let owner = owner.and_then(|owner| owner.metadata.uid).map(|uid| OwnerReference {
+                api_version: "v1".into(),
+                kind: "Node".into(),
+                name: name.clone(),
+                uid,
+                ..OwnerReference::default()
+            });
+            let lease = Lease {
+                metadata: ObjectMeta {
+                    name: Some(name.clone()),
+                    namespace: Some(LEASE_NAMESPACE.into()),
+                    owner_references: owner.map(|owner| vec![owner]),
+                    ..ObjectMeta::default()
+                },
+                spec: Some(spec),
+            };
+            api.create(&lease).await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_say_what_is_wrong() {
+        let now = base::time::now();
+        let shows = |health: Health| -> Vec<String> {
+            conditions(&health, now)
+                .into_iter()
+                .map(|it| format!("{}={}:{}", it.type_, it.status, it.reason.unwrap()))
+                .collect()
+        };
+        let good = Health {
+            runtime: None,
+            memory_free_bytes: 1 << 30,
+            disk_free_percent: 50,
+            processes_full: false,
+        };
+        assert_eq!(
+            shows(good),
+            [
+                "MemoryPressure=False:KubeletHasSufficientMemory",
+                "DiskPressure=False:KubeletHasNoDiskPressure",
+                "PIDPressure=False:KubeletHasSufficientPID",
+                "Ready=True:KubeletReady"
+            ]
+        );
+        let bad = Health {
+            runtime: Some("down".into()),
+            memory_free_bytes: 0,
+            disk_free_percent: 1,
+            processes_full: true,
+        };
+        assert_eq!(
+            shows(bad),
+            [
+                "MemoryPressure=True:KubeletHasInsufficientMemory",
+                "DiskPressure=True:KubeletHasDiskPressure",
+                "PIDPressure=True:KubeletHasInsufficientPID",
+                "Ready=False:KubeletNotReady"
+            ]
+        );
+    }
+}

@@ -1,0 +1,264 @@
+//! What a pod and its containers may use, in the kernel's numbers: QoS class, cgroup
+//! parent, CPU shares and quota, memory limit, OOM score.
+//!
+//! Pure. Requests that the scheduler counts are summed by the same rules here.
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use runtime::cri::LinuxResources;
+
+use crate::pod::{self, Role};
+use crate::quantity::{self, ResourceList};
+
+const CPU_PERIOD_MICROSECONDS: i64 = 100_000;
+const CPU_QUOTA_MIN_MICROSECONDS: i64 = 1_000;
+const CPU_SHARES_MIN: u64 = 2;
+const CPU_SHARES_MAX: u64 = 262_144;
+/// Priority from which a pod is node critical.
+const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Qos {
+    Guaranteed,
+    Burstable,
+    BestEffort,
+}
+
+impl Qos {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "Guaranteed",
+            Self::Burstable => "Burstable",
+            Self::BestEffort => "BestEffort",
+        }
+    }
+}
+
+fn requests(container: &Container) -> Option<&ResourceList> {
+    container.resources.as_ref().and_then(|resources| resources.requests.as_ref())
+}
+
+fn limits(container: &Container) -> Option<&ResourceList> {
+    container.resources.as_ref().and_then(|resources| resources.limits.as_ref())
+}
+
+/// The pod's class; the API server's answer where it already gave one.
+pub fn qos(pod: &Pod) -> Qos {
+    match pod.status.as_ref().and_then(|status| status.qos_class.as_deref()) {
+        Some("Guaranteed") => return Qos::Guaranteed,
+        Some("Burstable") => return Qos::Burstable,
+        Some("BestEffort") => return Qos::BestEffort,
+        _ => {}
+    }
+    let pairs: Vec<(Option<&ResourceList>, Option<&ResourceList>)> = match &pod::spec(pod).resources
+    {
+        Some(level) if level.requests.is_some() || level.limits.is_some() => {
+            vec![(level.requests.as_ref(), level.limits.as_ref())]
+        }
+        _ => pod::spec(pod)
+            .containers
+            .iter()
+            .chain(pod::init_containers(pod))
+            .map(|container| (requests(container), limits(container)))
+            .collect(),
+    };
+    let mut any = false;
+    let mut guaranteed = true;
+    for (requests, limits) in pairs {
+        for name in ["cpu", "memory"] {
+            let request = quantity::milli_of(requests, name);
+            let limit = quantity::milli_of(limits, name);
+            any |= request > 0 || limit > 0;
+            let requested = if request == 0 { limit } else { request };
+            guaranteed &= limit > 0 && requested == limit;
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => Qos::BestEffort,
+        (true, true) => Qos::Guaranteed,
+        (true, false) => Qos::Burstable,
+    }
+}
+
+/// `kubepods/burstable/podUID`, below `root`.
+pub fn cgroup_parent(pod: &Pod, root: &str) -> String {
+    let uid = pod::uid(pod);
+    match qos(pod) {
+        Qos::Guaranteed => format!("{root}/pod{uid}"),
+        Qos::Burstable => format!("{root}/burstable/pod{uid}"),
+        Qos::BestEffort => format!("{root}/besteffort/pod{uid}"),
+    }
+}
+
+pub fn cpu_shares(milli: i64) -> u64 {
+    if milli <= 0 {
+        return CPU_SHARES_MIN;
+    }
+    (milli as u64 * 1024 / 1000).clamp(CPU_SHARES_MIN, CPU_SHARES_MAX)
+}
+
+pub fn cpu_quota(milli: i64) -> i64 {
+    if milli <= 0 {
+        return 0;
+    }
+    (milli * CPU_PERIOD_MICROSECONDS / 1000).max(CPU_QUOTA_MIN_MICROSECONDS)
+}
+
+/// What the pod asks of `name`: containers and sidecars together, or more if an init
+/// container needs more while it runs.
+pub fn pod_request_milli(pod: &Pod, name: &str) -> i64 {
+    sum_milli(pod, name, |container| {
+        let request = quantity::milli_of(requests(container), name);
+        if request == 0 { quantity::milli_of(limits(container), name) } else { request }
+    })
+}
+
+fn sum_milli(pod: &Pod, name: &str, of: impl Fn(&Container) -> i64) -> i64 {
+    let spec = pod::spec(pod);
+    let overhead = quantity::milli_of(spec.overhead.as_ref(), name);
+    if let Some(level) = &spec.resources {
+        let asked = quantity::milli_of(level.requests.as_ref(), name);
+        let asked =
+            if asked == 0 { quantity::milli_of(level.limits.as_ref(), name) } else { asked };
+        if asked > 0 {
+            return asked + overhead;
+        }
+    }
+    let main: i64 = spec.containers.iter().map(&of).sum();
+    let mut sidecars = 0;
+    let mut while_starting = 0;
+    for container in pod::init_containers(pod) {
+        if pod::is_sidecar(container) {
+            sidecars += of(container);
+            while_starting = while_starting.max(sidecars);
+        } else {
+            while_starting = while_starting.max(sidecars + of(container));
+        }
+    }
+    (main + sidecars).max(while_starting) + overhead
+}
+
+/// Some when every container (or the pod itself) has a limit of `name`.
+fn pod_limit_milli(pod: &Pod, name: &str) -> Option<i64> {
+    if let Some(level) = &pod::spec(pod).resources {
+        let limit = quantity::milli_of(level.limits.as_ref(), name);
+        if limit > 0 {
+            return Some(limit);
+        }
+    }
+    let bounded = |container: &Container| quantity::milli_of(limits(container), name) > 0;
+    let all = pod::spec(pod).containers.iter().all(bounded)
+        && pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c)).all(bounded);
+    let sum = sum_milli(pod, name, |container| quantity::milli_of(limits(container), name));
+    (all && sum > 0).then_some(sum)
+}
+
+/// Limits of the pod's own cgroup.
+pub fn pod_resources(pod: &Pod, pids_limit: i64) -> LinuxResources {
+    let class = qos(pod);
+    let cpu = pod_request_milli(pod, "cpu");
+    let (quota, memory) = match class {
+        Qos::BestEffort => (0, 0),
+        Qos::Guaranteed | Qos::Burstable => (
+            pod_limit_milli(pod, "cpu").map(cpu_quota).unwrap_or(0),
+            pod_limit_milli(pod, "memory").map(|milli| milli / 1000).unwrap_or(0),
+        ),
+    };
+    LinuxResources {
+        cpu_shares: if class == Qos::BestEffort { CPU_SHARES_MIN } else { cpu_shares(cpu) },
+        cpu_quota: quota,
+        cpu_period: CPU_PERIOD_MICROSECONDS as u64,
+        memory_limit: memory,
+        pids_limit,
+        ..LinuxResources::default()
+    }
+}
+
+/// Limits of one container.
+pub fn container_resources(
+    pod: &Pod,
+    role: Role,
+    container: &Container,
+    memory_capacity_bytes: i64,
+) -> LinuxResources {
+    let limit = quantity::milli_of(limits(container), "cpu");
+    let has_request = requests(container).is_some_and(|list| list.contains_key("cpu"));
+    let request = if has_request { quantity::milli_of(requests(container), "cpu") } else { limit };
+    LinuxResources {
+        cpu_shares: cpu_shares(request),
+        cpu_quota: cpu_quota(limit),
+        cpu_period: CPU_PERIOD_MICROSECONDS as u64,
+        memory_limit: quantity::value_of(limits(container), "memory"),
+        oom_score_adj: oom_score_adj(pod, role, container, memory_capacity_bytes),
+        ..LinuxResources::default()
+    }
+}
+
+/// Who dies first when the node runs out of memory (upstream's qos policy).
+pub fn oom_score_adj(pod: &Pod, role: Role, container: &Container, capacity_bytes: i64) -> i64 {
+    const GUARANTEED: i64 = -997;
+    const BEST_EFFORT: i64 = 1000;
+    if pod::spec(pod).priority.is_some_and(|priority| priority >= SYSTEM_CRITICAL_PRIORITY) {
+        return GUARANTEED;
+    }
+    let burstable = |container: &Container| {
+        let request = quantity::value_of(requests(container), "memory");
+        if capacity_bytes <= 0 {
+            return BEST_EFFORT - 1;
+        }
+        let score = 1000 - (1000i128 * i128::from(request) / i128::from(capacity_bytes)) as i64;
+        score.clamp(1000 + GUARANTEED, BEST_EFFORT - 1)
+    };
+    match qos(pod) {
+        Qos::Guaranteed => GUARANTEED,
+        Qos::BestEffort => BEST_EFFORT,
+        Qos::Burstable if role == Role::Sidecar => {
+            // A sidecar must not die before what it serves.
+            let served = pod::spec(pod).containers.iter().map(burstable).min();
+            burstable(container).min(served.unwrap_or(BEST_EFFORT))
+        }
+        Qos::Burstable => burstable(container),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::samples::pod;
+    use serde_json::json;
+
+    #[test]
+    fn class_parent_and_limits_follow_requests() {
+        let best = pod(json!({"containers": [{"name": "a"}]}));
+        assert_eq!(qos(&best), Qos::BestEffort);
+        assert_eq!(cgroup_parent(&best, "kubepods"), "kubepods/besteffort/poduid-1");
+        assert_eq!(pod_resources(&best, 0).cpu_shares, 2);
+
+        let sure = pod(json!({"containers": [{"name": "a",
+            "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}}]}));
+        assert_eq!(qos(&sure), Qos::Guaranteed);
+        assert_eq!(cgroup_parent(&sure, "kubepods"), "kubepods/poduid-1");
+        let limits = pod_resources(&sure, 100);
+        assert_eq!((limits.cpu_shares, limits.cpu_quota), (512, 50_000));
+        assert_eq!((limits.memory_limit, limits.pids_limit), (64 << 20, 100));
+
+        let burst = pod(json!({"containers": [
+            {"name": "a", "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}}},
+            {"name": "b"}]}));
+        assert_eq!(qos(&burst), Qos::Burstable);
+        assert_eq!(pod_resources(&burst, 0).cpu_quota, 0);
+        let spec = pod::spec(&burst);
+        assert_eq!(oom_score_adj(&burst, Role::Main, &spec.containers[0], 4 << 30), 750);
+        assert_eq!(oom_score_adj(&burst, Role::Main, &spec.containers[1], 4 << 30), 999);
+    }
+
+    #[test]
+    fn a_pod_needs_the_larger_of_starting_and_running() {
+        let request = |cpu: &str| json!({"requests": {"cpu": cpu}});
+        let it = pod(json!({
+            "initContainers": [
+                {"name": "side", "restartPolicy": "Always", "resources": request("100m")},
+                {"name": "init", "resources": request("2")}],
+            "containers": [{"name": "a", "resources": request("500m")}]}));
+        assert_eq!(pod_request_milli(&it, "cpu"), 2100);
+    }
+}

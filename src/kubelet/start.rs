@@ -1,0 +1,373 @@
+//! Starts one container of a pod: image, configuration, creation, start, postStart hook.
+//!
+//! Part of the worker; each failure becomes a waiting reason and a time to try again.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, ObjectReference};
+use runtime::cri::{self, ContainerState, Image};
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::backoff::{INITIAL, go_duration};
+use crate::container_config::{self, DEFAULT_MESSAGE_PATH, Parts};
+use crate::env::{self, Referred};
+use crate::images::{self, Request, Step};
+use crate::observed::{self, PodRuntime};
+use crate::plan::Start;
+use crate::pod::{self, Role};
+use crate::worker::Worker;
+use crate::{hooks, probes, sandbox, stop};
+
+/// Why a container waits: reason, message, when to try again.
+struct Wait {
+    reason: &'static str,
+    message: String,
+    again: Option<Duration>,
+}
+
+impl Wait {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), again: Some(INITIAL) }
+    }
+}
+
+impl Worker {
+    /// Tries to start a container. Some says when to try again; the reason is kept for
+    /// the pod's status.
+    pub(crate) async fn start_container(
+        &mut self,
+        start: &Start,
+        runtime: &PodRuntime,
+        now: Timestamp,
+    ) -> Option<Duration> {
+        let (role, container) = pod::container(&self.pod, &start.name)?;
+        let is_init = matches!(role, Role::Init | Role::Sidecar);
+        let about = probes::container_reference(&self.pod, &container.name, is_init);
+        match self.try_start(role, &container, runtime, &about, now).await {
+            Ok(()) => {
+                self.waiting.remove(&container.name);
+                None
+            }
+            Err(wait) => {
+                if wait.reason.is_empty() {
+                    // A pull is under way; what was wrong before is being tried again.
+                    if self
+                        .waiting
+                        .get(&container.name)
+                        .is_some_and(|(r, _)| r != "CrashLoopBackOff")
+                    {
+                        self.waiting.remove(&container.name);
+                    }
+                } else {
+                    let reason = (wait.reason.to_owned(), wait.message);
+                    self.waiting.insert(container.name.clone(), reason);
+                }
+                wait.again
+            }
+        }
+    }
+
+    async fn try_start(
+        &mut self,
+        role: Role,
+        container: &Container,
+        runtime: &PodRuntime,
+        about: &ObjectReference,
+        now: Timestamp,
+    ) -> Result<(), Wait> {
+        let node = self.node.clone();
+        let sandbox = runtime
+            .ready_sandbox()
+            .ok_or_else(|| Wait::new("ContainerCreating", "the sandbox is not ready"))?;
+        let last = runtime.container(&container.name);
+        if let Some(last) = last.filter(|last| last.state == ContainerState::Exited) {
+            self.check_crash_loop(container, last, about, now)?;
+        }
+        let image = self.image(container, about, now).await?;
+        let restarts = match last {
+            Some(last) if last.state == ContainerState::Created => {
+                // It was never started: its place is taken, not counted.
+                let _ = node.runtime.remove_container(&last.id).await;
+                node.observed.forget(&last.id);
+                observed::restart_count(last)
+            }
+            Some(last) => observed::restart_count(last) + 1,
+            None => self.restarts_told(&container.name),
+        };
+        let failed = |what: &'static str, reason: &'static str, message: String| {
+            node.recorder.warning(about, what, format!("Error: {message}"));
+            Wait::new(reason, message)
+        };
+        let config = self
+            .configure(role, container, runtime, &image, restarts)
+            .await
+            .map_err(|message| failed("Failed", "CreateContainerConfigError", message))?;
+        let log_path = sandbox_log(&node.config, &self.pod).join(&config.log_path);
+        let id = node.runtime.create_container(&sandbox.id, config).await.map_err(|error| {
+            let message = base::error::chain(&error).to_string();
+            failed("Failed", "CreateContainerError", message)
+        })?;
+        node.recorder.normal(about, "Created", "Container created");
+        let started = node.runtime.start_container(&id).await;
+        if let Err(error) = node.observed.refresh_container(&id).await {
+            warn!(container = id, error = %error, "container not read");
+        }
+        started.map_err(|error| {
+            let message = base::error::chain(&error).to_string();
+            failed("Failed", "RunContainerError", message)
+        })?;
+        node.recorder.normal(about, "Started", "Container started");
+        self.link_log(container, &id, &log_path);
+        self.post_start(container, &id, runtime, about).await
+    }
+
+    fn check_crash_loop(
+        &mut self,
+        container: &Container,
+        last: &cri::Container,
+        about: &ObjectReference,
+        now: Timestamp,
+    ) -> Result<(), Wait> {
+        let ended = Timestamp::from_nanosecond(i128::from(last.finished_at)).unwrap_or(now);
+        if let Some((delay, left)) = self.backoffs.waiting(&container.name, ended, now) {
+            let place = pod::display(&self.pod);
+            if self.told_backoff.insert(container.name.clone(), last.id.clone()).as_ref()
+                != Some(&last.id)
+            {
+                let text = format!(
+                    "Back-off restarting failed container {} in pod {place}",
+                    container.name
+                );
+                self.node.recorder.warning(about, "BackOff", text);
+            }
+            return Err(Wait {
+                reason: "CrashLoopBackOff",
+                message: format!(
+                    "back-off {} restarting failed container={} pod={place}",
+                    go_duration(delay),
+                    container.name
+                ),
+                again: Some(left),
+            });
+        }
+        self.backoffs.next(&container.name, ended);
+        Ok(())
+    }
+
+    /// Restarts that the API server was told of, when the runtime has forgotten them.
+    fn restarts_told(&self, name: &str) -> u32 {
+        let lists = [&self.old.container_statuses, &self.old.init_container_statuses];
+        lists
+            .into_iter()
+            .flatten()
+            .flatten()
+            .find(|status| status.name == name)
+            .map_or(0, |status| u32::try_from(status.restart_count).unwrap_or(0))
+    }
+
+    async fn image(
+        &mut self,
+        container: &Container,
+        about: &ObjectReference,
+        now: Timestamp,
+    ) -> Result<Box<Image>, Wait> {
+        let node = self.node.clone();
+        let namespace = pod::namespace(&self.pod).to_owned();
+        let mut secrets = Vec::new();
+        for wanted in pod::spec(&self.pod).image_pull_secrets.iter().flatten() {
+            match node.objects.secret(&self.uid, &namespace, &wanted.name).await {
+                Ok(secret) => secrets.extend(secret),
+                Err(error) => {
+                    warn!(pod = %pod::display(&self.pod), secret = wanted.name,
+                          error = %base::error::chain(&error), "pull secret not read");
+                }
+            }
+        }
+        let image = container.image.as_deref().unwrap_or_default();
+        let request = Request {
+            uid: &self.uid,
+            container,
+            about,
+            recorder: &node.recorder,
+            auth: images::credentials(image, secrets.iter().map(AsRef::as_ref)),
+            wake: self.wake.clone(),
+        };
+        match node.images.ensure(request, &mut self.pulls, now).await {
+            Step::Ready(image) => Ok(image),
+            Step::Pulling => Err(Wait { reason: "", message: String::new(), again: None }),
+            Step::Failed { reason, message, again } => {
+                Err(Wait { reason, message, again: Some(again) })
+            }
+        }
+    }
+
+    async fn configure(
+        &self,
+        role: Role,
+        container: &Container,
+        runtime: &PodRuntime,
+        image: &Image,
+        restart_count: u32,
+    ) -> Result<cri::ContainerConfig, String> {
+        let node = &self.node;
+        let pod = &*self.pod;
+        let referred = self.referred(container).await?;
+        let links = pod::spec(pod).enable_service_links.unwrap_or(true);
+        let services = env::service_variables(&node.services.list(), pod::namespace(pod), links);
+        let facts = node.facts(pod, runtime);
+        let variables = env::environment(pod, container, &referred, &services, &facts)?;
+        let mut mounts = node.volumes.mounts(&node.config, pod, container, variables.list())?;
+        self.own_mounts(container, &facts.pod_ips, &mut mounts)
+            .map_err(|error| format!("make the pod's own files: {error}"))?;
+        let target_container = pod::spec(pod)
+            .ephemeral_containers
+            .iter()
+            .flatten()
+            .find(|it| it.name == container.name)
+            .and_then(|it| it.target_container_name.as_deref())
+            .filter(|name| !name.is_empty())
+            .map(|name| {
+                runtime
+                    .container(name)
+                    .filter(|it| it.state == ContainerState::Running)
+                    .map(|it| it.id.clone())
+                    .ok_or_else(|| format!("unable to find target container {name}"))
+            })
+            .transpose()?;
+        container_config::build(Parts {
+            pod,
+            role,
+            container,
+            image,
+            restart_count,
+            variables,
+            mounts,
+            config: &node.config,
+            memory_capacity_bytes: node.machine.memory_bytes,
+            target_container,
+        })
+    }
+
+    async fn referred(&self, container: &Container) -> Result<Referred, String> {
+        let (objects, namespace) = (&self.node.objects, pod::namespace(&self.pod));
+        let (mut maps, mut secrets) = (Vec::new(), Vec::new());
+        for source in container.env_from.iter().flatten() {
+            maps.extend(source.config_map_ref.as_ref().map(|it| it.name.clone()));
+            secrets.extend(source.secret_ref.as_ref().map(|it| it.name.clone()));
+        }
+        for source in container.env.iter().flatten().filter_map(|it| it.value_from.as_ref()) {
+            maps.extend(source.config_map_key_ref.as_ref().map(|it| it.name.clone()));
+            secrets.extend(source.secret_key_ref.as_ref().map(|it| it.name.clone()));
+        }
+        let mut out = Referred::default();
+        for name in maps {
+            let found = objects.config_map(&self.uid, namespace, &name).await;
+            out.config_maps.insert(name, found.map_err(|error| error.to_string())?);
+        }
+        for name in secrets {
+            let found = objects.secret(&self.uid, namespace, &name).await;
+            out.secrets.insert(name, found.map_err(|error| error.to_string())?);
+        }
+        Ok(out)
+    }
+
+    /// `/etc/hosts` and the file for the termination message.
+    fn own_mounts(
+        &self,
+        container: &Container,
+        pod_ips: &[String],
+        mounts: &mut Vec<cri::Mount>,
+    ) -> io::Result<()> {
+        let config = &self.node.config;
+        let dir = config.pod_dir(&self.uid);
+        fs::create_dir_all(&dir)?;
+        let is_mounted = |mounts: &[cri::Mount], path: &str| {
+            mounts.iter().any(|it| it.container_path == Path::new(path))
+        };
+        if !is_mounted(mounts, "/etc/hosts") {
+            let host_path = dir.join("etc-hosts");
+            let host_file = if pod::is_host_network(&self.pod) {
+                fs::read_to_string("/etc/hosts").unwrap_or_default()
+            } else {
+                String::new()
+            };
+            let text = sandbox::hosts_file(&self.pod, pod_ips, &host_file, &config.cluster_domain);
+            // Written in place: containers that run already have this very file mounted.
+            fs::write(&host_path, text)?;
+            mounts.push(plain_mount(host_path, Path::new("/etc/hosts")));
+        }
+        let path = container.termination_message_path.as_deref().unwrap_or(DEFAULT_MESSAGE_PATH);
+        if !path.is_empty() && !is_mounted(mounts, path) {
+            let dir = dir.join("containers").join(&container.name);
+            fs::create_dir_all(&dir)?;
+            let host_path = dir.join(base::rng::hex::<4>());
+            fs::File::create(&host_path)?.set_permissions(fs::Permissions::from_mode(0o666))?;
+            mounts.push(plain_mount(host_path, Path::new(path)));
+        }
+        Ok(())
+    }
+
+    /// `/var/log/containers/POD_NAMESPACE_CONTAINER-ID.log`, which log collectors read.
+    fn link_log(&self, container: &Container, id: &str, log: &Path) {
+        let dir = &self.node.config.container_log_dir;
+        let link =
+            log_link(dir, pod::name(&self.pod), pod::namespace(&self.pod), &container.name, id);
+        let made = fs::create_dir_all(dir).and_then(|()| symlink(log, &link));
+        if let Err(error) = made {
+            warn!(link = %link.display(), %error, "log not linked");
+        }
+    }
+
+    async fn post_start(
+        &mut self,
+        container: &Container,
+        id: &str,
+        runtime: &PodRuntime,
+        about: &ObjectReference,
+    ) -> Result<(), Wait> {
+        let Some(hook) = container.lifecycle.as_ref().and_then(|it| it.post_start.as_ref()) else {
+            return Ok(());
+        };
+        let node = self.node.clone();
+        let pod_ip = node.pod_ip(&self.pod, runtime);
+        let mut doomed = self.doomed.clone();
+        let result = tokio::select! {
+            result = hooks::run(&node.runtime, id, container, hook, pod_ip) => result,
+            // The pod is going away; so is the container.
+            _ = doomed.wait_for(|doomed| *doomed) => return Ok(()),
+        };
+        let Err(error) = result else { return Ok(()) };
+        warn!(pod = %pod::display(&self.pod), container = container.name, error, "postStart hook failed");
+        node.recorder.warning(about, "FailedPostStartHook", "PostStartHook failed");
+        if let Ok(running) = node.runtime.container_status(id).await {
+            let (_keep, grace) = watch::channel(pod::grace_period_seconds(&self.pod));
+            let message = "FailedPostStartHook";
+            stop::container(&node, &self.pod, &running, message, pod_ip, grace).await;
+        }
+        Err(Wait::new("PostStartHookError", error))
+    }
+}
+
+pub fn log_link(dir: &Path, pod: &str, namespace: &str, container: &str, id: &str) -> PathBuf {
+    let mut stem = format!("{pod}_{namespace}_{container}");
+    // A file name has at most 255 bytes.
+    stem.truncate(255 - id.len().min(200) - 5);
+    dir.join(format!("{stem}-{id}.log"))
+}
+
+fn sandbox_log(
+    config: &crate::config::KubeletConfig,
+    pod: &k8s_openapi::api::core::v1::Pod,
+) -> PathBuf {
+    config.log_dir(pod::namespace(pod), pod::name(pod), pod::uid(pod))
+}
+
+fn plain_mount(host_path: PathBuf, container_path: &Path) -> cri::Mount {
+    cri::Mount { container_path: container_path.to_path_buf(), host_path, ..cri::Mount::default() }
+}

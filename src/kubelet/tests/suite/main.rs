@@ -1,0 +1,7 @@
+//! The kubelet with the real runtime: real containers, against an API server in memory.
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+mod apiserver;
+mod pods;
+mod server;
+mod world;

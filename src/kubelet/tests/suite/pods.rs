@@ -1,0 +1,244 @@
+//! Pods from their creation to their end.
+
+use serde_json::json;
+
+use crate::world::World;
+
+fn log() {
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_test_writer()
+        .try_init();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_runs_survives_a_restart_of_the_kubelet_and_goes() {
+    log();
+    let mut world = World::new().await;
+    world.create_pod(
+        "web",
+        json!({
+            "terminationGracePeriodSeconds": 1,
+            "initContainers": [{"name": "init", "command": ["sh", "-c", "echo made > /work/file"],
+                "volumeMounts": [{"name": "work", "mountPath": "/work"}]}],
+            "containers": [{"name": "main",
+                "command": ["sh", "-c", "cat /work/file; echo $WHO; trap 'exit 0' TERM; while true; do sleep 0.1; done"],
+                "env": [{"name": "WHO", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+                "readinessProbe": {"exec": {"command": ["test", "-f", "/work/file"]}, "periodSeconds": 1},
+                "volumeMounts": [{"name": "work", "mountPath": "/work"}]}],
+            "volumes": [{"name": "work", "emptyDir": {}}],
+        }),
+    );
+    let ready = world.until_ready("web").await;
+    let status = &ready["status"];
+    assert_eq!(status["phase"], "Running");
+    assert_eq!(status["qosClass"], "BestEffort");
+    assert_eq!(status["podIP"], "10.99.0.2");
+    assert_eq!(status["hostIP"], "192.0.2.1");
+    assert_eq!(status["initContainerStatuses"][0]["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(status["containerStatuses"][0]["image"], "docker.io/library/busybox:test");
+    let id = status["containerStatuses"][0]["containerID"].clone();
+    assert!(id.as_str().unwrap().starts_with("coracle://"));
+    world.stop().await;
+    world.start();
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    let after = world.until_ready("web").await;
+    assert_eq!(after["status"]["containerStatuses"][0]["containerID"], id);
+    assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
+    let events = world.api.events();
+    for want in [
+        "Created: Container created",
+        "Started: Container started",
+        "Pulled: Container image \"busybox:test\" already present on machine and can be accessed by the pod",
+    ] {
+        assert!(events.iter().any(|it| it == want), "{want}: {events:#?}");
+    }
+    world.delete("web").await;
+    assert!(world.api.events().iter().any(|it| it == "Killing: Stopping container main"));
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_show_their_reasons() {
+    log();
+    let world = World::new().await;
+    let script = |text: &str| json!(["sh", "-c", text]);
+    world.create_pod(
+        "crash",
+        json!({"restartPolicy": "Always",
+               "containers": [{"name": "a", "command": script("echo why > /dev/termination-log; exit 3")}]}),
+    );
+    world.create_pod(
+        "never",
+        json!({"restartPolicy": "Never", "containers": [{"name": "a", "command": script("exit 0")}]}),
+    );
+    world.create_pod(
+        "config",
+        json!({"containers": [{"name": "a", "command": script("sleep 60"),
+            "env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]}]}),
+    );
+    world.create_pod(
+        "start",
+        json!({"containers": [{"name": "a", "command": ["/no/such/program"]}]}),
+    );
+    let waits = |pod: Option<&serde_json::Value>, reason: &str| {
+        pod.is_some_and(|pod| {
+            pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == reason
+        })
+    };
+    let crash = world.until("crash", |pod| waits(pod, "CrashLoopBackOff")).await.unwrap();
+    let container = &crash["status"]["containerStatuses"][0];
+    assert_eq!(container["lastState"]["terminated"]["exitCode"], 3);
+    assert_eq!(container["lastState"]["terminated"]["message"], "why\n");
+    assert_eq!(container["restartCount"], 1);
+    assert_eq!(crash["status"]["phase"], "Running");
+    let never = world.until("never", |pod| pod.unwrap()["status"]["phase"] == "Succeeded").await;
+    assert_eq!(
+        never.unwrap()["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"],
+        0
+    );
+    let config =
+        world.until("config", |pod| waits(pod, "CreateContainerConfigError")).await.unwrap();
+    assert_eq!(
+        config["status"]["containerStatuses"][0]["state"]["waiting"]["message"],
+        "configmap \"cm\" not found"
+    );
+    // The object comes, and the pod goes on by itself.
+    world.api.put(
+        "/api/v1/namespaces/default/configmaps/cm",
+        json!({"metadata": {"name": "cm", "namespace": "default"}, "data": {"k": "v"}}),
+    );
+    world.until_ready("config").await;
+    world
+        .until("start", |pod| {
+            waits(pod, "RunContainerError")
+                || waits(pod, "CrashLoopBackOff")
+                || waits(pod, "CreateContainerError")
+        })
+        .await;
+    for name in ["crash", "never", "config", "start"] {
+        world.delete(name).await;
+    }
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_follow_their_objects_and_static_pods_their_files() {
+    log();
+    let world = World::new().await;
+    let cm = |value: &str| json!({"metadata": {"name": "cm", "namespace": "default"}, "data": {"k": value}});
+    let path = "/api/v1/namespaces/default/configmaps/cm";
+    world.api.put(path, cm("one"));
+    world.create_pod(
+        "vol",
+        json!({
+            "terminationGracePeriodSeconds": 0, "serviceAccountName": "default",
+            "containers": [{"name": "a", "command": ["sleep", "1000"],
+                "livenessProbe": {"exec": {"command": ["test", "-f", "/cfg/k"]}, "periodSeconds": 1},
+                "volumeMounts": [{"name": "cfg", "mountPath": "/cfg"}, {"name": "tok", "mountPath": "/tok"}]}],
+            "volumes": [{"name": "cfg", "configMap": {"name": "cm"}},
+                {"name": "tok", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}],
+        }),
+    );
+    world.until_ready("vol").await;
+    let id = world.pod("vol").unwrap()["status"]["containerStatuses"][0]["containerID"].clone();
+    let id = id.as_str().unwrap().trim_start_matches("coracle://").to_owned();
+    let read = async |file: &str| {
+        use runtime::cri::RuntimeService;
+        let command = vec!["cat".to_owned(), file.to_owned()];
+        let result = world.runtime.exec_sync(&id, command, 5).await.unwrap();
+        String::from_utf8(result.stdout).unwrap()
+    };
+    assert_eq!(read("/cfg/k").await, "one");
+    assert_eq!(read("/tok/token").await, "a-token");
+    world.api.put(path, cm("two"));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while read("/cfg/k").await != "two" {
+        assert!(std::time::Instant::now() < deadline, "the file does not follow");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    world.delete("vol").await;
+
+    let file = world.dir.path().join("static/s.yaml");
+    let manifest = "apiVersion: v1\nkind: Pod\nmetadata: {name: fixed}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+                    containers: [{name: a, image: 'busybox:test', imagePullPolicy: Never, command: [sleep, '1000']}]\n";
+    std::fs::write(&file, manifest).unwrap();
+    let mirror = world.until_ready("fixed-n1").await;
+    assert_eq!(mirror["metadata"]["annotations"]["kubernetes.io/config.source"], "file");
+    std::fs::remove_file(&file).unwrap();
+    world.until("fixed-n1", |pod| pod.is_none()).await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_hooks_sidecars_and_lost_sandboxes_are_handled() {
+    log();
+    let world = World::new().await;
+    let shared = world.dir.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let mounts = json!([{"name": "shared", "mountPath": "/shared"}]);
+    let forever = |name: &str| {
+        json!([
+            "sh",
+            "-c",
+            format!(
+                "trap 'echo {name} >> /shared/order; exit 0' TERM; while true; do sleep 0.1; done"
+            )
+        ])
+    };
+    world.create_pod(
+        "app",
+        json!({
+            "terminationGracePeriodSeconds": 10,
+            "initContainers": [
+                {"name": "side1", "restartPolicy": "Always", "command": forever("side1"), "volumeMounts": mounts,
+                 "startupProbe": {"exec": {"command": ["test", "-d", "/shared"]}, "periodSeconds": 1}},
+                {"name": "side2", "restartPolicy": "Always", "command": forever("side2"), "volumeMounts": mounts}],
+            "containers": [{"name": "main", "command": forever("main"), "volumeMounts": mounts,
+                "livenessProbe": {"exec": {"command": ["test", "!", "-f", "/shared/sick"]},
+                                  "periodSeconds": 1, "failureThreshold": 1},
+                "lifecycle": {
+                    "postStart": {"exec": {"command": ["touch", "/shared/started"]}},
+                    "preStop": {"exec": {"command": ["sh", "-c", "echo hook >> /shared/order"]}}}}],
+            "volumes": [{"name": "shared", "hostPath": {"path": shared.display().to_string(), "type": "Directory"}}],
+        }),
+    );
+    world.until_ready("app").await;
+    assert!(shared.join("started").exists());
+    std::fs::write(shared.join("sick"), "").unwrap();
+    let restarted = |count: i64| {
+        move |pod: Option<&serde_json::Value>| {
+            let status = &pod.unwrap()["status"]["containerStatuses"][0];
+            status["restartCount"] == count && status["ready"] == true
+        }
+    };
+    world
+        .until("app", |_| {
+            world
+                .api
+                .events()
+                .iter()
+                .any(|it| it.contains("failed liveness probe, will be restarted"))
+        })
+        .await;
+    std::fs::remove_file(shared.join("sick")).unwrap();
+    world.until("app", restarted(1)).await;
+    let order = || std::fs::read_to_string(shared.join("order")).unwrap_or_default();
+    assert_eq!(order(), "hook\nmain\n");
+    std::fs::remove_file(shared.join("order")).unwrap();
+
+    // The sandbox's end is not the pod's.
+    use runtime::cri::RuntimeService;
+    let sandboxes = world.runtime.list_pod_sandboxes().await.unwrap();
+    world.runtime.stop_pod_sandbox(&sandboxes[0].id).await.unwrap();
+    world
+        .until("app", |_| world.api.events().iter().any(|it| it.starts_with("SandboxChanged: ")))
+        .await;
+    world.until_ready("app").await;
+    let _ = std::fs::remove_file(shared.join("order"));
+
+    world.api.delete_gracefully(&World::pod_path("app"), 10);
+    world.until("app", |pod| pod.is_none()).await;
+    assert_eq!(order(), "hook\nmain\nside2\nside1\n");
+    world.finish().await;
+}

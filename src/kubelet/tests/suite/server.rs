@@ -1,0 +1,121 @@
+//! Logs, exec and port-forward over the node's own HTTPS server.
+
+use std::sync::Arc;
+
+use futures::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::world::World;
+
+async fn connect(world: &World) -> TlsStream<TcpStream> {
+    let tls = pki::tls::client_config(None, None, true).unwrap();
+    let mut tls = tls;
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let tcp = TcpStream::connect(world.listen).await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, tcp).await.unwrap()
+}
+
+/// Status and body of a GET.
+async fn get(world: &World, path: &str, token: &str) -> (u16, String) {
+    let mut stream = connect(world).await;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: n1\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // The end of a TLS stream without a word is the server's close.
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
+
+async fn open(
+    world: &World,
+    path: &str,
+    protocol: &str,
+) -> tokio_tungstenite::WebSocketStream<TlsStream<TcpStream>> {
+    let mut request = format!("ws://{}{path}", world.listen).into_client_request().unwrap();
+    request.headers_mut().insert("Authorization", "Bearer good".parse().unwrap());
+    request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().unwrap());
+    let (socket, answer) =
+        tokio_tungstenite::client_async(request, connect(world).await).await.unwrap();
+    assert_eq!(answer.headers()["sec-websocket-protocol"], protocol);
+    socket
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_exec_and_ports_are_served_to_those_who_may() {
+    let world = World::new().await;
+    world.create_pod(
+        "web",
+        json!({"terminationGracePeriodSeconds": 0, "containers": [{"name": "a",
+            "command": ["sh", "-c", "echo one; echo two; while true; do echo served | nc -l -p 8080; done"]}]}),
+    );
+    world.until_ready("web").await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+
+    let logs = "/containerLogs/default/web/a";
+    assert_eq!(get(&world, logs, "bad").await.0, 401);
+    let (status, body) = get(&world, &format!("{logs}?tailLines=1"), "good").await;
+    assert_eq!(status, 200);
+    assert!(body.contains("two\n") && !body.contains("one\n"), "{body}");
+    assert_eq!(get(&world, "/containerLogs/default/web/none", "good").await.0, 404);
+    assert_eq!(get(&world, "/containerLogs/default/web/a?previous=true", "good").await.0, 400);
+    assert_eq!(get(&world, "/exec/default/web/a?command=sh&stdout=1", "good").await.0, 400);
+    let (status, summary) = get(&world, "/stats/summary", "good").await;
+    assert!(status == 200 && summary.contains("\"podRef\""), "{summary}");
+    assert!(
+        get(&world, "/metrics/resource", "good")
+            .await
+            .1
+            .contains("container_cpu_usage_seconds_total{container=\"a\"")
+    );
+    assert!(get(&world, "/pods", "good").await.1.contains("PodList"));
+    assert!(get(&world, "/runningpods/", "good").await.1.contains("web"));
+
+    let path = "/exec/default/web/a?command=sh&command=-c&command=cat%3B%20echo%20err%20%3E%262%3B%20exit%207\
+                &input=1&output=1&error=1";
+    let mut socket = open(&world, path, "v5.channel.k8s.io").await;
+    let send = async |socket: &mut tokio_tungstenite::WebSocketStream<_>, bytes: &[u8]| {
+        socket.send(Message::Binary(bytes.to_vec().into())).await.unwrap();
+    };
+    send(&mut socket, b"\x00hello").await;
+    send(&mut socket, &[255, 0]).await;
+    let (mut out, mut err, mut status) = (Vec::new(), Vec::new(), Vec::new());
+    while let Some(Ok(message)) = socket.next().await {
+        let Message::Binary(bytes) = message else { continue };
+        match bytes[0] {
+            1 => out.extend_from_slice(&bytes[1..]),
+            2 => err.extend_from_slice(&bytes[1..]),
+            3 => status.extend_from_slice(&bytes[1..]),
+            other => panic!("channel {other}"),
+        }
+    }
+    assert_eq!((out.as_slice(), err.as_slice()), (b"hello".as_slice(), b"err\n".as_slice()));
+    let status: Value = serde_json::from_slice(&status).unwrap();
+    assert_eq!(status["details"]["causes"][0], json!({"reason": "ExitCode", "message": "7"}));
+
+    let mut socket = open(&world, "/portForward/default/web?port=8080", "v4.channel.k8s.io").await;
+    let (mut data, mut error) = (Vec::new(), Vec::new());
+    while !data.ends_with(b"served\n") {
+        let message = tokio::time::timeout(std::time::Duration::from_secs(10), socket.next());
+        match message.await.unwrap().unwrap().unwrap() {
+            Message::Binary(bytes) if bytes[0] == 0 => data.extend_from_slice(&bytes[1..]),
+            Message::Binary(bytes) => error.extend_from_slice(&bytes[1..]),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(data, b"\x90\x1fserved\n", "the port comes first");
+    assert_eq!(error, b"\x90\x1f");
+    drop(socket);
+    world.delete("web").await;
+    world.finish().await;
+}

@@ -1,0 +1,273 @@
+//! A kubelet with the built-in runtime in a directory of its own, against an API server
+//! in memory. What it made is gone when the test has ended.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base::drain::{self, Trigger};
+use client::Client;
+use kubelet::{Kubelet, KubeletConfig};
+use runtime::cri::{PodNetwork, PodSandboxMetadata, Result, RuntimeService};
+use runtime::images::Registries;
+use runtime::{Runtime, RuntimeConfig};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::apiserver::ApiServer;
+
+pub const NODE: &str = "n1";
+
+/// Leaves pods with loopback only.
+struct NoNetwork;
+
+#[async_trait::async_trait]
+impl PodNetwork for NoNetwork {
+    async fn attach(
+        &self,
+        _: &str,
+        _: &PodSandboxMetadata,
+        _: &BTreeMap<String, String>,
+        _: &Path,
+    ) -> Result<Vec<IpAddr>> {
+        Ok(vec![IpAddr::from([10, 99, 0, 2])])
+    }
+
+    async fn detach(&self, _: &str, _: &Path) -> Result<()> {
+        Ok(())
+    }
+
+    async fn status(&self) -> Option<String> {
+        None
+    }
+}
+
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub api: Arc<ApiServer>,
+    pub runtime: Arc<Runtime>,
+    pub listen: SocketAddr,
+    kubelet: Option<(Trigger, JoinHandle<()>)>,
+    _runtime: Trigger,
+}
+
+/// The cgroup of this world's pods or shims.
+fn group(kind: &str, dir: &Path) -> String {
+    let name = dir.file_name().unwrap().to_string_lossy().replace('.', "");
+    format!("coracle-test-kubelet-{kind}{name}")
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("ckt").tempdir_in("/tmp").unwrap();
+        let at = dir.path();
+        let runtime = Runtime::open(RuntimeConfig {
+            state_dir: at.join("state"),
+            data_dir: at.join("images"),
+            run_dir: at.join("run"),
+            shim_command: vec![OsString::from(env!("CARGO_BIN_EXE_kubelet-test-shim"))],
+            network: Arc::new(NoNetwork),
+            registries: Registries::default(),
+            shim_cgroup: group("shims", at),
+        })
+        .await
+        .unwrap();
+        let archive = at.join("busybox.tar");
+        std::fs::write(&archive, busybox_archive()).unwrap();
+        runtime.images().import_file(&archive).await.unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = listener.local_addr().unwrap();
+        drop(listener);
+        let (trigger, _) = drain::channel();
+        let mut world =
+            Self { api: ApiServer::new(), runtime, listen, kubelet: None, dir, _runtime: trigger };
+        world.start();
+        world
+    }
+
+    pub fn start(&mut self) {
+        let authority = pki::Authority::create("test").unwrap();
+        let leaf = pki::Leaf {
+            common_name: "node".into(),
+            addresses: vec!["127.0.0.1".parse().unwrap()],
+            server: true,
+            ..pki::Leaf::default()
+        };
+        let leaf = authority.issue(&leaf).unwrap();
+        let mut tls = pki::tls::server_config(
+            leaf.cert_pem.as_bytes(),
+            leaf.key_pem.as_bytes(),
+            Some(authority.cert_pem.as_bytes()),
+        )
+        .unwrap();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let at = self.dir.path();
+        let mut config =
+            KubeletConfig::new(NODE, vec!["192.0.2.1".parse().unwrap()], Arc::new(tls));
+        config.root_dir = at.join("agent");
+        config.pod_log_dir = at.join("logs");
+        config.container_log_dir = at.join("links");
+        config.static_pod_dir = Some(at.join("static"));
+        config.cgroup_root = group("pods", at);
+        config.listen = self.listen;
+        let client = Client::new(self.api.clone(), "kubelet");
+        let (trigger, drain) = drain::channel();
+        let kubelet =
+            Kubelet::new(config, client, self.runtime.clone(), self.runtime.clone(), drain);
+        let task = tokio::spawn(async move { kubelet.run().await.unwrap() });
+        self.kubelet = Some((trigger, task));
+    }
+
+    /// Ends the kubelet as a restart of the process would; pods stay.
+    pub async fn stop(&mut self) {
+        let (trigger, task) = self.kubelet.take().unwrap();
+        trigger.drain();
+        tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap();
+    }
+
+    pub fn pod_path(name: &str) -> String {
+        format!("/api/v1/namespaces/default/pods/{name}")
+    }
+
+    pub fn create_pod(&self, name: &str, mut spec: Value) {
+        spec["nodeName"] = json!(NODE);
+        for list in ["containers", "initContainers"] {
+            for container in spec[list].as_array_mut().into_iter().flatten() {
+                container["image"] = json!("busybox:test");
+                container["imagePullPolicy"] = json!("IfNotPresent");
+            }
+        }
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "generation": 1,
+                         "labels": {"app": name}},
+            "spec": spec, "status": {"phase": "Pending"},
+        });
+        self.api.put(&Self::pod_path(name), pod);
+    }
+
+    pub fn pod(&self, name: &str) -> Option<Value> {
+        self.api.get(&Self::pod_path(name))
+    }
+
+    /// Waits until `test` holds of the pod; None stands for a pod that is gone.
+    pub async fn until(&self, name: &str, test: impl Fn(Option<&Value>) -> bool) -> Option<Value> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let pod = self.pod(name);
+            if test(pod.as_ref()) {
+                return pod;
+            }
+            if Instant::now() > deadline {
+                panic!(
+                    "{name} stays {:#}\nevents {:#?}",
+                    pod.map(|pod| pod["status"].clone()).unwrap_or_default(),
+                    self.api.events()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn until_ready(&self, name: &str) -> Value {
+        let is_ready = |pod: Option<&Value>| {
+            pod.and_then(|pod| pod["status"]["conditions"].as_array()).is_some_and(|it| {
+                it.iter().any(|it| it["type"] == "Ready" && it["status"] == "True")
+            })
+        };
+        self.until(name, is_ready).await.unwrap()
+    }
+
+    pub async fn delete(&self, name: &str) {
+        self.api.delete_gracefully(&Self::pod_path(name), 1);
+        self.until(name, |pod| pod.is_none()).await;
+    }
+
+    pub async fn finish(mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.runtime.list_pod_sandboxes().await.unwrap().is_empty() {
+            assert!(Instant::now() < deadline, "sandboxes are left");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.stop().await;
+        let at = self.dir.path();
+        assert_eq!(sys::mount::mounts_below(at).unwrap(), Vec::<PathBuf>::new());
+        let left = |dir: &str| std::fs::read_dir(at.join(dir)).map_or(0, Iterator::count);
+        assert_eq!((left("agent/pods"), left("logs")), (0, 0));
+    }
+}
+
+impl Drop for World {
+    /// A test that fails leaves nothing behind either.
+    fn drop(&mut self) {
+        let Ok(hierarchy) = sys::cgroup::Hierarchy::detect() else { return };
+        for kind in ["pods", "shims"] {
+            let group = hierarchy.group(&group(kind, self.dir.path()));
+            let _ = group.kill_all(Duration::from_secs(5));
+            let _ = group.delete(Duration::from_secs(5));
+        }
+        for mount in sys::mount::mounts_below(self.dir.path()).unwrap_or_default() {
+            let _ = sys::mount::unmount_detach(&mount);
+        }
+    }
+}
+
+/// An archive as `docker save` writes it, of busybox alone.
+fn busybox_archive() -> Vec<u8> {
+    let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+    let mut layer = tar::Builder::new(Vec::new());
+    let mut put = |name: &str, bytes: &[u8], mode: u32, goal: Option<&str>| {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        if let Some(goal) = goal {
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            layer.append_link(&mut header, name, goal).unwrap();
+        } else {
+            header.set_size(bytes.len() as u64);
+            layer.append_data(&mut header, name, bytes).unwrap();
+        }
+    };
+    put("bin/busybox", &busybox, 0o755, None);
+    for applet in [
+        "sh", "cat", "sleep", "echo", "id", "test", "touch", "stat", "nc", "hostname", "ls",
+        "mount", "grep",
+    ] {
+        put(&format!("bin/{applet}"), b"", 0o777, Some("busybox"));
+    }
+    let layer = layer.into_inner().unwrap();
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": {"Cmd": ["sh"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&layer))]},
+    });
+    let manifest =
+        json!([{"Config": "config.json", "RepoTags": ["busybox:test"], "Layers": ["layer.tar"]}]);
+    let mut out = tar::Builder::new(Vec::new());
+    for (name, bytes) in [
+        ("config.json", config.to_string().into_bytes()),
+        ("layer.tar", layer),
+        ("manifest.json", manifest.to_string().into_bytes()),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(bytes.len() as u64);
+        out.append_data(&mut header, name, bytes.as_slice()).unwrap();
+    }
+    out.into_inner().unwrap()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

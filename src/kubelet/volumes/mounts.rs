@@ -1,0 +1,164 @@
+//! The few mounts that volumes need: memory file systems and safe sub-paths.
+//!
+//! Never follows a link out of a volume.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use sys::mount::{mounts_below, unmount_detach};
+
+/// True if something is mounted on `path` itself.
+pub fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let here = match std::fs::symlink_metadata(path) {
+        Ok(here) => here,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let Some(parent) = path.parent() else { return Ok(true) };
+    Ok(here.dev() != std::fs::metadata(parent)?.dev())
+}
+
+/// Mounts a memory file system on `dir` unless one is there; 0 bytes is the kernel's
+/// default size.
+pub fn tmpfs(dir: &Path, bytes_max: u64) -> io::Result<()> {
+    if is_mount_point(dir)? {
+        return Ok(());
+    }
+    let mut options = String::from("mode=0777");
+    if bytes_max > 0 {
+        options.push_str(&format!(",size={bytes_max}"));
+    }
+    sys::mount::mount("tmpfs", dir, "tmpfs", 0, &options)
+}
+
+/// Unmounts everything at and below `dir`, then removes it. Refuses to remove anything
+/// while a mount is left, since what lies behind it is not ours.
+pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    for mount in mounts_below(dir)? {
+        unmount_detach(&mount)?;
+    }
+    if let Some(left) = mounts_below(dir)?.first() {
+        return Err(io::Error::other(format!("{} is still mounted", left.display())));
+    }
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Opens `path` inside the tree at `root`; links cannot lead out of it.
+fn open_inside(root: &OwnedFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat2(
+        root,
+        path,
+        flags | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )?)
+}
+
+/// Makes `path` below `root` (directories only, with the root's mode) where it is missing.
+fn make_inside(root: &OwnedFd, path: &Path) -> io::Result<()> {
+    let stat = rustix::fs::fstat(root)?;
+    let mut done = PathBuf::new();
+    for part in path.components() {
+        let Component::Normal(name) = part else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a sub-path must stay inside"));
+        };
+        let parent = if done.as_os_str().is_empty() { Path::new(".") } else { done.as_path() };
+        let parent = open_inside(root, parent, OFlags::PATH | OFlags::DIRECTORY)?;
+        done.push(name);
+        if open_inside(root, &done, OFlags::PATH).is_ok() {
+            continue;
+        }
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o777);
+        match rustix::fs::mkdirat(&parent, name, mode) {
+            Ok(()) => {
+                rustix::fs::chmodat(&parent, name, mode, AtFlags::empty())?;
+                let group = rustix::fs::Gid::from_raw(stat.st_gid);
+                rustix::fs::chownat(&parent, name, None, Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Binds `sub_path` of the volume at `root` onto `target`, making both as needed; what
+/// was bound there before is replaced. Afterwards `target` is what a container mounts.
+pub fn bind_sub_path(root: &Path, sub_path: &Path, target: &Path) -> io::Result<()> {
+    let root = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    if open_inside(&root, sub_path, OFlags::PATH).is_err() {
+        make_inside(&root, sub_path)?;
+    }
+    let source = open_inside(&root, sub_path, OFlags::PATH)?;
+    let is_dir = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode)
+        == rustix::fs::FileType::Directory;
+    if let Some(parent) = target.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    if std::fs::symlink_metadata(target).is_ok() {
+        unmount_detach(target)?;
+        if target.is_dir() { std::fs::remove_dir(target)? } else { std::fs::remove_file(target)? }
+    }
+    if is_dir {
+        std::fs::create_dir(target)?;
+    } else {
+        File::create(target)?;
+    }
+    let source = format!("/proc/self/fd/{}", source.as_fd().as_raw_fd());
+    rustix::mount::mount_bind_recursive(source, target)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_sub_path_stays_inside_and_goes_with_its_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, pod) = (dir.path().join("volume"), dir.path().join("pod"));
+        std::fs::create_dir_all(&volume).unwrap();
+        std::fs::create_dir_all(&pod).unwrap();
+        std::fs::write(dir.path().join("secret"), "outside").unwrap();
+        std::fs::write(volume.join("file"), "inside").unwrap();
+        symlink("../secret", volume.join("escape")).unwrap();
+
+        bind_sub_path(&volume, Path::new("file"), &pod.join("0")).unwrap();
+        assert_eq!(std::fs::read_to_string(pod.join("0")).unwrap(), "inside");
+        bind_sub_path(&volume, Path::new("new/deep"), &pod.join("1")).unwrap();
+        std::fs::write(pod.join("1/x"), "y").unwrap();
+        assert_eq!(std::fs::read_to_string(volume.join("new/deep/x")).unwrap(), "y");
+        // The link resolves inside the volume, where there is no such file.
+        let escaped = bind_sub_path(&volume, Path::new("escape"), &pod.join("2"));
+        let shown = std::fs::read_to_string(pod.join("2")).unwrap_or_default();
+        assert!(escaped.is_err() || shown != "outside");
+        assert!(
+            bind_sub_path(&volume, Path::new("../secret"), &pod.join("3")).is_err()
+                || std::fs::read_to_string(pod.join("3")).unwrap_or_default() != "outside"
+        );
+
+        remove_tree(&pod).unwrap();
+        assert!(!pod.exists());
+        assert!(volume.join("new/deep/x").exists(), "what was mounted is not removed");
+    }
+
+    #[test]
+    fn memory_is_bounded_by_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().join("m");
+        std::fs::create_dir(&mount).unwrap();
+        tmpfs(&mount, 65536).unwrap();
+        tmpfs(&mount, 65536).unwrap();
+        assert!(std::fs::write(mount.join("big"), vec![0u8; 1 << 20]).is_err());
+        remove_tree(&mount).unwrap();
+        assert!(!is_mount_point(&mount).unwrap());
+    }
+}

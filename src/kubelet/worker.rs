@@ -1,0 +1,673 @@
+//! Brings one pod to its desired state and keeps it there: one task per pod.
+//!
+//! Wakes on its key (the pod changed, a container ended, a probe turned, a pull is done)
+//! or at a time it set itself; then looks again, plans and applies. Never blocks on a
+//! grace period or a pull.
+
+use std::collections::HashMap;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use runtime::cri::{self, ContainerState, SandboxState};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tracing::warn;
+
+use crate::backoff::Backoffs;
+use crate::images::Pulls;
+use crate::node::Node;
+use crate::observed::{ANNOTATION_MESSAGE_PATH, ANNOTATION_MESSAGE_POLICY, PodRuntime};
+use crate::plan::{self, Kill, KillCause};
+use crate::pod::{self, ProbeKind};
+use crate::pods::{Begun, Wanted};
+use crate::probes::{self, Probes};
+use crate::start::log_link;
+use crate::status::{self, Inputs, Waiting};
+use crate::{admission, qos, sandbox, stop};
+
+/// Bytes of a termination message (core/v1 ContainerStateTerminated).
+const MESSAGE_BYTES_MAX: u64 = 4096;
+/// Bytes of the log's end that stand in for a missing message.
+const MESSAGE_LOG_BYTES_MAX: u64 = 2048;
+/// First and longest wait after a volume, a sandbox or a clean-up failed.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// Grace of a pod whose object vanished without a word.
+const GONE_GRACE_SECONDS: i64 = 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Syncing,
+    /// Being stopped; nothing is started again.
+    Ending,
+    /// Nothing runs any more.
+    Ended,
+}
+
+enum Next {
+    /// Look again when woken, or after this long.
+    Again(Option<Duration>),
+    Done,
+}
+
+struct Ending {
+    task: JoinHandle<()>,
+    grace: watch::Sender<i64>,
+}
+
+pub(crate) struct Worker {
+    pub node: Arc<Node>,
+    pub uid: String,
+    pub pod: Arc<Pod>,
+    pub wake: Arc<Notify>,
+    pub doomed: watch::Receiver<bool>,
+    /// The status last published.
+    pub old: PodStatus,
+    pub waiting: Waiting,
+    pub pulls: Pulls,
+    pub backoffs: Backoffs,
+    /// Per container name, the failed container whose back-off was told as an event.
+    pub told_backoff: HashMap<String, String>,
+    stage: Stage,
+    begun: bool,
+    cleaned: bool,
+    probes: Probes,
+    kills: HashMap<String, JoinHandle<()>>,
+    ending: Option<Ending>,
+    /// Why the pod is Failed, when it is not its containers' doing.
+    failure: Option<(String, String)>,
+    start_time: Timestamp,
+    messages: HashMap<String, String>,
+    failures: u32,
+}
+
+/// Starts the worker of a pod that has just become known.
+pub fn spawn(node: Arc<Node>, begun: Begun) {
+    let Some(wanted) = node.pods.get(&begun.uid) else { return };
+    let old = wanted.pod.status.clone().unwrap_or_default();
+    let start_time = old.start_time.as_ref().map_or_else(base::time::now, |time| time.0);
+    let failure = pod::is_terminal_phase(old.phase.as_deref().unwrap_or_default())
+        .then(|| Some((old.reason.clone()?, old.message.clone().unwrap_or_default())))
+        .flatten();
+    let worker = Worker {
+        node,
+        uid: begun.uid,
+        pod: wanted.pod,
+        wake: begun.wake,
+        doomed: begun.doomed,
+        old,
+        waiting: Waiting::new(),
+        pulls: Pulls::default(),
+        backoffs: Backoffs::default(),
+        told_backoff: HashMap::new(),
+        stage: Stage::Syncing,
+        begun: false,
+        cleaned: false,
+        probes: Probes::default(),
+        kills: HashMap::new(),
+        ending: None,
+        failure,
+        start_time,
+        messages: HashMap::new(),
+        failures: 0,
+    };
+    tokio::spawn(worker.run());
+}
+
+impl Worker {
+    async fn run(mut self) {
+        let mut drain = self.node.drain.clone();
+        loop {
+            let after = match self.step().await {
+                Next::Again(after) => after,
+                Next::Done => return,
+            };
+            let sleep = async move {
+                match after {
+                    Some(after) => tokio::time::sleep(after).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // Containers stay; the next process takes them up.
+                () = drain.begun() => return,
+                () = self.wake.notified() => {}
+                () = sleep => {}
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Next {
+        let Some(wanted) = self.node.pods.get(&self.uid) else { return Next::Done };
+        self.pod = wanted.pod.clone();
+        let now = base::time::now();
+        if self.stage == Stage::Syncing && self.must_end(&wanted, now) {
+            self.begin_end();
+        }
+        match self.stage {
+            Stage::Syncing => self.sync(now).await,
+            Stage::Ending => self.end(&wanted).await,
+            Stage::Ended => self.clean(&wanted).await,
+        }
+    }
+
+    fn begin_end(&mut self) {
+        self.stage = Stage::Ending;
+        // What failed before says nothing about stopping.
+        self.failures = 0;
+    }
+
+    fn must_end(&mut self, wanted: &Wanted, now: Timestamp) -> bool {
+        let pod = &wanted.pod;
+        if wanted.gone
+            || pod.metadata.deletion_timestamp.is_some()
+            || pod::is_terminal_phase(pod::phase(pod))
+            || self.failure.is_some()
+        {
+            return true;
+        }
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            let message = "Pod was active on the node longer than the specified deadline";
+            self.node.recorder.normal(
+                &client::recorder::reference(&**pod),
+                "DeadlineExceeded",
+                message,
+            );
+            self.failure = Some(("DeadlineExceeded".into(), message.into()));
+            return true;
+        }
+        false
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        let seconds = pod::spec(&self.pod).active_deadline_seconds?;
+        self.start_time.checked_add(SignedDuration::from_secs(seconds)).ok()
+    }
+
+    /// What the runtime holds of the pod, with termination messages filled in.
+    fn runtime(&mut self) -> PodRuntime {
+        let mut runtime = self.node.observed.pod(&self.uid);
+        self.messages.retain(|id, _| runtime.containers.iter().any(|it| it.id == *id));
+        for container in &mut runtime.containers {
+            if container.state != ContainerState::Exited {
+                continue;
+            }
+            let read = || {
+                termination_message(
+                    container,
+                    &self.node.config.log_dir(
+                        pod::namespace(&self.pod),
+                        pod::name(&self.pod),
+                        &self.uid,
+                    ),
+                )
+            };
+            let message = match self.messages.get(&container.id) {
+                Some(message) => message.clone(),
+                None => {
+                    let message = read();
+                    self.messages.insert(container.id.clone(), message.clone());
+                    message
+                }
+            };
+            if !message.is_empty() {
+                container.message = message;
+            }
+        }
+        runtime
+    }
+
+    fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
+        let verdicts = self.probes.verdicts();
+        let mut new = status::build(&Inputs {
+            pod: &self.pod,
+            old: &self.old,
+            runtime,
+            verdicts: &verdicts,
+            waiting: &self.waiting,
+            host_ips: &self.node.config.node_ips,
+            start_time: self.start_time,
+            ended,
+            now: base::time::now(),
+        });
+        let before = self.old.phase.clone().unwrap_or_default();
+        let turned = new.phase.as_ref() != Some(&before);
+        if pod::is_terminal_phase(&before) && turned {
+            // An end is final, whatever the runtime still remembers of the pod.
+            new.phase = Some(before);
+        }
+        if ended && let Some((reason, message)) = &self.failure {
+            new = status::failed(new, reason, message);
+        }
+        if new != self.old {
+            self.old = new.clone();
+            self.node.status.set(&self.pod, new);
+        }
+    }
+
+    fn retry(&mut self) -> Duration {
+        let delay = RETRY.0 * 2u32.saturating_pow(self.failures.min(16));
+        self.failures = self.failures.saturating_add(1);
+        delay.min(RETRY.1)
+    }
+
+    fn watch_probes(&mut self, runtime: &PodRuntime, stopping: bool) {
+        let context = probes::Context {
+            runtime: self.node.runtime.clone(),
+            recorder: self.node.recorder.clone(),
+            wake: self.wake.clone(),
+        };
+        let host_ip = self.node.config.node_ips.first().copied();
+        self.probes.reconcile(&context, &self.pod, runtime, host_ip, stopping);
+    }
+
+    /// What holds once per life of the worker: admission, and what is taken over from
+    /// an earlier process.
+    fn begin(&mut self, runtime: &PodRuntime) -> bool {
+        self.begun = true;
+        if runtime.sandboxes.is_empty() && runtime.containers.is_empty() {
+            let others: Vec<Arc<Pod>> = self
+                .node
+                .pods
+                .list()
+                .into_iter()
+                .filter(|it| !it.gone && self.has_room_of_its_own(&it.pod))
+                .map(|it| it.pod)
+                .collect();
+            let labels = self.node.machine_labels();
+            let refusal =
+                admission::refuse(&self.pod, &others, &labels, &self.node.machine.allocatable);
+            if let Some((reason, message)) = refusal {
+                let about = client::recorder::reference(&*self.pod);
+                self.node.recorder.warning(&about, &reason, message.clone());
+                self.failure = Some((reason, message));
+                return false;
+            }
+        }
+        let told = [&self.old.container_statuses, &self.old.init_container_statuses];
+        for told in told.into_iter().flatten().flatten() {
+            let Some(id) =
+                told.container_id.as_deref().and_then(|id| id.strip_prefix("coracle://"))
+            else {
+                continue;
+            };
+            if runtime.running().any(|it| it.id == id) {
+                if told.started == Some(true) {
+                    self.probes.remember(id, ProbeKind::Startup, true);
+                }
+                self.probes.remember(id, ProbeKind::Readiness, told.ready);
+            }
+        }
+        true
+    }
+
+    /// Admitted here and not ended: what it asks for is taken.
+    fn has_room_of_its_own(&self, pod: &Pod) -> bool {
+        let phase = self.node.status.last(pod::uid(pod)).and_then(|status| status.phase);
+        phase.is_some_and(|phase| !pod::is_terminal_phase(&phase))
+    }
+
+    async fn sync(&mut self, now: Timestamp) -> Next {
+        let mut runtime = self.runtime();
+        if !self.begun && !self.begin(&runtime) {
+            self.begin_end();
+            return Next::Again(Some(Duration::ZERO));
+        }
+        self.watch_probes(&runtime, false);
+        let mut again = self.deadline().map(|deadline| until(deadline, now));
+        if self.old.start_time.is_none() {
+            self.publish(&runtime, false);
+        }
+        match self.volumes(&runtime, now).await {
+            Some(Ok(renew)) => again = sooner(again, renew.map(|at| until(at, now))),
+            Some(Err(failed)) => {
+                let text = format!(
+                    "MountVolume.SetUp failed for volume \"{}\" : {}",
+                    failed.volume, failed.message
+                );
+                let about = client::recorder::reference(&*self.pod);
+                self.node.recorder.warning(&about, "FailedMount", text);
+                // What runs goes on running with the files it has.
+                if runtime.running().next().is_none() {
+                    self.publish(&runtime, false);
+                    return Next::Again(sooner(again, Some(self.retry())));
+                }
+                again = sooner(again, Some(self.retry()));
+            }
+            // The pod is going away.
+            None => return Next::Again(Some(Duration::ZERO)),
+        }
+        let plan = plan::plan(&self.pod, &runtime, &self.probes.verdicts());
+        if plan.stop_pod {
+            let Some(_) = plan.create_sandbox else {
+                self.begin_end();
+                return Next::Again(Some(Duration::ZERO));
+            };
+            if !self.stop_old_sandboxes(&runtime).await {
+                return Next::Again(Some(Duration::ZERO));
+            }
+            runtime = self.runtime();
+        }
+        if let Some(attempt) = plan.create_sandbox {
+            qos::update(&self.node).await;
+            match self.create_sandbox(attempt).await {
+                Ok(()) => runtime = self.runtime(),
+                Err(error) => {
+                    let text = format!("Failed to create pod sandbox: {error}");
+                    let about = client::recorder::reference(&*self.pod);
+                    self.node.recorder.warning(&about, "FailedCreatePodSandBox", text);
+                    self.publish(&runtime, false);
+                    return Next::Again(sooner(again, Some(self.retry())));
+                }
+            }
+        }
+        self.failures = 0;
+        self.begin_kills(plan.kill, &runtime);
+        for start in &plan.start {
+            let busy = runtime.container(&start.name).is_some_and(|it| {
+                it.state == ContainerState::Running || self.kills.contains_key(&it.id)
+            });
+            if busy || *self.doomed.borrow() {
+                continue;
+            }
+            again = sooner(again, self.start_container(start, &runtime, now).await);
+        }
+        self.prune().await;
+        runtime = self.runtime();
+        self.watch_probes(&runtime, false);
+        self.publish(&runtime, false);
+        Next::Again(again)
+    }
+
+    /// None when the pod is found to be going away meanwhile.
+    async fn volumes(
+        &self,
+        runtime: &PodRuntime,
+        now: Timestamp,
+    ) -> Option<Result<Option<Timestamp>, crate::volumes::Failed>> {
+        let node = &self.node;
+        let facts = node.facts(&self.pod, runtime);
+        let mut doomed = self.doomed.clone();
+        tokio::select! {
+            result = node.volumes.ensure(
+                &node.config, &node.client, &node.objects, &self.pod, &facts, now,
+            ) => Some(result),
+            _ = doomed.wait_for(|doomed| *doomed) => None,
+        }
+    }
+
+    /// False when the pod is going away meanwhile.
+    async fn stop_old_sandboxes(&mut self, runtime: &PodRuntime) -> bool {
+        let about = client::recorder::reference(&*self.pod);
+        let text = "Pod sandbox changed, it will be killed and re-created.";
+        self.node.recorder.normal(&about, "SandboxChanged", text);
+        let (_keep, grace) = watch::channel(pod::grace_period_seconds(&self.pod));
+        let mut doomed = self.doomed.clone();
+        tokio::select! {
+            () = stop::pod(&self.node, &self.pod, runtime, grace) => true,
+            _ = doomed.wait_for(|doomed| *doomed) => false,
+        }
+    }
+
+    async fn create_sandbox(&mut self, attempt: u32) -> Result<(), String> {
+        let node = &self.node;
+        let resolver = node.host_resolver().await;
+        let handler = node.runtime_handler(&self.pod).await?;
+        let config = sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler);
+        tokio::fs::create_dir_all(&config.log_directory)
+            .await
+            .map_err(|error| format!("create {}: {error}", config.log_directory.display()))?;
+        let id = node
+            .runtime
+            .run_pod_sandbox(config)
+            .await
+            .map_err(|error| base::error::chain(&error).to_string())?;
+        node.observed.refresh_sandbox(&id).await.map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    fn begin_kills(&mut self, kills: Vec<Kill>, runtime: &PodRuntime) {
+        self.kills.retain(|_, task| !task.is_finished());
+        for kill in kills {
+            let Some(container) = runtime.containers.iter().find(|it| it.id == kill.container_id)
+            else {
+                continue;
+            };
+            if self.kills.contains_key(&kill.container_id) {
+                continue;
+            }
+            let grace = self.kill_grace(&kill);
+            let pod_ip = self.node.pod_ip(&self.pod, runtime);
+            let (node, pod, container) = (self.node.clone(), self.pod.clone(), container.clone());
+            let wake = self.wake.clone();
+            let task = tokio::spawn(async move {
+                let (_keep, grace) = watch::channel(grace);
+                stop::container(&node, &pod, &container, &kill.message, pod_ip, grace).await;
+                wake.notify_one();
+            });
+            self.kills.insert(kill.container_id, task);
+        }
+    }
+
+    /// The probe's own grace where it has one.
+    fn kill_grace(&self, kill: &Kill) -> i64 {
+        let kind = match kill.cause {
+            KillCause::Liveness => Some(ProbeKind::Liveness),
+            KillCause::Startup => Some(ProbeKind::Startup),
+            KillCause::Changed | KillCause::Unknown => None,
+        };
+        let container = pod::container(&self.pod, &kill.name);
+        kind.zip(container.as_ref())
+            .and_then(|(kind, (_, container))| kind.of(container)?.termination_grace_period_seconds)
+            .unwrap_or_else(|| pod::grace_period_seconds(&self.pod))
+    }
+
+    /// Keeps one dead container per name, and no dead sandbox without containers.
+    async fn prune(&mut self) {
+        let node = self.node.clone();
+        let runtime = node.observed.pod(&self.uid);
+        let mut seen: HashMap<&str, u32> = HashMap::new();
+        for container in &runtime.containers {
+            let count = seen.entry(&container.metadata.name).or_default();
+            *count += 1;
+            if *count > 2 && container.state == ContainerState::Exited {
+                self.remove_container(container).await;
+            }
+        }
+        let runtime = node.observed.pod(&self.uid);
+        for sandbox in runtime.sandboxes.iter().skip(1) {
+            let is_empty = !runtime.containers.iter().any(|it| it.sandbox_id == sandbox.id);
+            if is_empty && sandbox.state == SandboxState::NotReady {
+                if let Err(error) = node.runtime.remove_pod_sandbox(&sandbox.id).await {
+                    warn!(sandbox = sandbox.id, error = %error, "sandbox not removed");
+                    continue;
+                }
+                node.observed.forget(&sandbox.id);
+            }
+        }
+    }
+
+    async fn remove_container(&self, container: &cri::Container) {
+        let node = &self.node;
+        if let Err(error) = node.runtime.remove_container(&container.id).await
+            && error.kind != cri::ErrorKind::NotFound
+        {
+            warn!(container = container.id, error = %error, "container not removed");
+            return;
+        }
+        node.observed.forget(&container.id);
+        let (name, namespace) = (pod::name(&self.pod), pod::namespace(&self.pod));
+        let log = node.config.log_dir(namespace, name, &self.uid).join(&container.log_path);
+        crate::logs::remove_files(&log);
+        let dir = &node.config.container_log_dir;
+        // It may never have been made.
+        let _ = std::fs::remove_file(log_link(
+            dir,
+            name,
+            namespace,
+            &container.metadata.name,
+            &container.id,
+        ));
+    }
+
+    fn end_grace(&self, wanted: &Wanted) -> i64 {
+        if wanted.gone && !pod::is_static(&wanted.pod) {
+            return wanted
+                .pod
+                .metadata
+                .deletion_grace_period_seconds
+                .unwrap_or(GONE_GRACE_SECONDS)
+                .max(0);
+        }
+        pod::grace_period_seconds(&wanted.pod)
+    }
+
+    async fn end(&mut self, wanted: &Wanted) -> Next {
+        let runtime = self.runtime();
+        if let Some(ending) = &self.ending {
+            let grace = self.end_grace(wanted);
+            ending.grace.send_if_modified(|current| {
+                let shorter = grace < *current;
+                if shorter {
+                    *current = grace;
+                }
+                shorter
+            });
+        }
+        match &self.ending {
+            Some(ending) if !ending.task.is_finished() => {
+                self.watch_probes(&runtime, true);
+                self.publish(&runtime, false);
+                return Next::Again(None);
+            }
+            _ => self.ending = None,
+        }
+        if runtime.is_stopped() {
+            self.stage = Stage::Ended;
+            for task in self.kills.drain() {
+                task.1.abort();
+            }
+            self.probes = Probes::default();
+            return Next::Again(Some(Duration::ZERO));
+        }
+        let (grace, receiver) = watch::channel(self.end_grace(wanted));
+        let delay = if self.failures > 0 { self.retry() } else { Duration::ZERO };
+        self.failures = self.failures.saturating_add(1);
+        let (node, pod, wake) = (self.node.clone(), self.pod.clone(), self.wake.clone());
+        let stopping = runtime.clone();
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            stop::pod(&node, &pod, &stopping, receiver).await;
+            wake.notify_one();
+        });
+        self.ending = Some(Ending { task, grace });
+        self.watch_probes(&runtime, true);
+        self.publish(&runtime, false);
+        Next::Again(None)
+    }
+
+    async fn clean(&mut self, wanted: &Wanted) -> Next {
+        let node = self.node.clone();
+        let runtime = self.runtime();
+        if !self.cleaned {
+            self.publish(&runtime, true);
+            if let Err(error) = node.volumes.remove(&node.config, &self.uid).await {
+                warn!(pod = %pod::display(&self.pod), error, "pod directory not removed");
+                return Next::Again(Some(self.retry()));
+            }
+            node.objects.release(&self.uid);
+            node.images.release(&self.uid);
+            qos::update(&node).await;
+            self.cleaned = true;
+        }
+        let deleting = wanted.pod.metadata.deletion_timestamp.is_some();
+        if !wanted.gone && !deleting {
+            return Next::Again(None);
+        }
+        for container in &runtime.containers {
+            self.remove_container(container).await;
+        }
+        for sandbox in &runtime.sandboxes {
+            if let Err(error) = node.runtime.remove_pod_sandbox(&sandbox.id).await
+                && error.kind != cri::ErrorKind::NotFound
+            {
+                warn!(pod = %pod::display(&self.pod), error = %base::error::chain(&error),
+                      "sandbox not removed");
+                return Next::Again(Some(self.retry()));
+            }
+            node.observed.forget(&sandbox.id);
+        }
+        let logs = node.config.log_dir(pod::namespace(&self.pod), pod::name(&self.pod), &self.uid);
+        if let Err(error) = tokio::fs::remove_dir_all(&logs).await
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            warn!(path = %logs.display(), %error, "logs not removed");
+        }
+        if wanted.gone {
+            node.status.forget(&self.uid);
+            if node.pods.forget(&self.uid) {
+                return Next::Done;
+            }
+            // A static pod's file came back.
+            self.stage = Stage::Syncing;
+            (self.begun, self.cleaned, self.failure) = (false, false, None);
+            self.old = PodStatus::default();
+            return Next::Again(Some(Duration::ZERO));
+        }
+        node.status.finish(&self.pod, self.old.clone());
+        Next::Again(None)
+    }
+}
+
+fn until(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(now)).unwrap_or_default()
+}
+
+fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// What the container wrote to its termination message file, or the end of its log.
+fn termination_message(container: &cri::Container, log_dir: &std::path::Path) -> String {
+    let get = |key: &str| container.annotations.get(key).map(String::as_str).unwrap_or_default();
+    let path = get(ANNOTATION_MESSAGE_PATH);
+    let mount = container.mounts.iter().find(|it| it.container_path == std::path::Path::new(path));
+    let text = mount.and_then(|mount| tail(&mount.host_path, MESSAGE_BYTES_MAX, false));
+    if let Some(text) = text.filter(|text| !text.is_empty()) {
+        return text;
+    }
+    if get(ANNOTATION_MESSAGE_POLICY) != "FallbackToLogsOnError" || container.exit_code == 0 {
+        return String::new();
+    }
+    let raw = tail(&log_dir.join(&container.log_path), MESSAGE_LOG_BYTES_MAX * 2, true);
+    let lines: Vec<String> = raw
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.splitn(4, ' ').nth(3).map(str::to_owned))
+        .collect();
+    let mut text = lines[lines.len().saturating_sub(80)..].join("\n");
+    if !lines.is_empty() {
+        text.push('\n');
+    }
+    let cut = text.len().saturating_sub(MESSAGE_LOG_BYTES_MAX as usize);
+    text.split_off(text.ceil_char_boundary(cut))
+}
+
+/// At most `bytes_max` of a regular file, from its start or its end.
+fn tail(path: &std::path::Path, bytes_max: u64, from_end: bool) -> Option<String> {
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    if !meta.is_file() {
+        return None;
+    }
+    let file = std::fs::File::open(path).ok()?;
+    let start = if from_end { meta.len().saturating_sub(bytes_max) } else { 0 };
+    let mut buffer = vec![0; meta.len().min(bytes_max) as usize];
+    let read = file.read_at(&mut buffer, start).ok()?;
+    buffer.truncate(read);
+    Some(String::from_utf8_lossy(&buffer).into_owned())
+}
