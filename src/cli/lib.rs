@@ -9,6 +9,7 @@ use clap::Parser;
 mod args;
 mod check_config;
 mod config;
+mod control;
 mod host;
 mod images;
 mod paths;

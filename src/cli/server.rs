@@ -8,11 +8,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::args::{LogFormat, ServerFlags};
-use crate::{Error, Result};
+use crate::{Error, Result, control};
 
 mod control_plane;
 mod credentials;
+mod node;
 mod settings;
+
+pub use node::{SHIM_CGROUP, Unplug, shim_command};
 
 use settings::Settings;
 
@@ -47,12 +50,27 @@ async fn serve(settings: Settings) -> Result<()> {
     let mut signals = Signals::new()?;
 
     let work = async {
-        let control_plane = control_plane::start(&settings, &drain).await?;
+        let mut control_plane = control_plane::start(&settings, &drain).await?;
         info!(
             kubeconfig = %settings.kubeconfig.display(),
             milliseconds = started.elapsed().as_millis() as u64,
             "API server is ready"
         );
+        let node = match settings.agent {
+            true => Some(node::start(&settings, &control_plane, &drain).await?),
+            false => None,
+        };
+        if let Some(node) = &node {
+            let run = &settings.paths.run;
+            control_plane.tasks.push(control::serve(run, node.runtime.clone(), drain.clone())?);
+        }
+        tell_supervisor();
+        info!(
+            milliseconds = started.elapsed().as_millis() as u64,
+            "ready; use it with: export KUBECONFIG={}",
+            settings.kubeconfig.display()
+        );
+        control_plane.tasks.extend(node.into_iter().flat_map(|node| node.tasks));
         Ok::<_, Error>(control_plane)
     };
     let control_plane = tokio::select! {
@@ -65,6 +83,13 @@ async fn serve(settings: Settings) -> Result<()> {
     trigger.drain();
     finish(control_plane, drain).await;
     Ok(())
+}
+
+/// Tells systemd, where it started us, that we are ready.
+fn tell_supervisor() {
+    if let Err(err) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(error = %err, "systemd was not told");
+    }
 }
 
 /// Gives tasks their time to end and puts what is not yet on disk there.

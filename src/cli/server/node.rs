@@ -1,0 +1,255 @@
+//! The node of this server: pod network, container runtime, kubelet.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base::drain::Drain;
+use client::{Cache, ListParams, Shared};
+use k8s_openapi::api::core::v1::{Node as NodeObject, Taint};
+use network::{Network, NetworkConfig};
+use runtime::cri::{self, ErrorKind, PodSandboxMetadata};
+use runtime::images::Registries;
+use runtime::{Runtime, RuntimeConfig};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::control_plane::ControlPlane;
+use super::credentials::component;
+use super::settings::Settings;
+use crate::{Error, Result};
+
+/// A node that is not ready by then is reported, and the server goes on.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Cgroup of the shims below the root of every hierarchy.
+pub const SHIM_CGROUP: &str = "coracle-shims";
+
+pub struct Node {
+    pub runtime: Arc<Runtime>,
+    pub tasks: Vec<JoinHandle<()>>,
+}
+
+/// Lends the pod network to the runtime, which knows only its own contract.
+pub struct Plug(pub Arc<Network>);
+
+#[async_trait]
+impl cri::PodNetwork for Plug {
+    async fn attach(
+        &self,
+        sandbox_id: &str,
+        _: &PodSandboxMetadata,
+        _: &BTreeMap<String, String>,
+        netns: &Path,
+    ) -> cri::Result<Vec<IpAddr>> {
+        self.0.attach(sandbox_id, netns).await.map_err(|err| {
+            let text = format!("set up the pod's network: {}", base::error::chain(&err));
+            cri::Error::with_source(ErrorKind::Internal, text, err)
+        })
+    }
+
+    async fn detach(&self, sandbox_id: &str, netns: &Path) -> cri::Result<()> {
+        self.0.detach(sandbox_id, netns).await.map_err(|err| {
+            let text = format!("take the pod's network down: {}", base::error::chain(&err));
+            cri::Error::with_source(ErrorKind::Internal, text, err)
+        })
+    }
+
+    async fn status(&self) -> Option<String> {
+        self.0.status().await
+    }
+}
+
+/// The pod network while everything is taken down: the runtime only detaches, and what
+/// is left goes with the bridge.
+pub struct Unplug {
+    pub bridge: String,
+}
+
+#[async_trait]
+impl cri::PodNetwork for Unplug {
+    async fn attach(
+        &self,
+        _: &str,
+        _: &PodSandboxMetadata,
+        _: &BTreeMap<String, String>,
+        _: &Path,
+    ) -> cri::Result<Vec<IpAddr>> {
+        let text = format!("{} is being removed", self.bridge);
+        Err(cri::Error::new(ErrorKind::Internal, text))
+    }
+
+    async fn detach(&self, _: &str, _: &Path) -> cri::Result<()> {
+        Ok(())
+    }
+
+    async fn status(&self) -> Option<String> {
+        Some(format!("{} is being removed", self.bridge))
+    }
+}
+
+fn network_config(settings: &Settings) -> NetworkConfig {
+    let cidr = |network: api::registry::allocate::Network| {
+        format!("{}/{}", network.address, network.prefix)
+    };
+    NetworkConfig {
+        node_name: settings.node_name.clone(),
+        node_ip: settings.node_ip,
+        bridge: settings.bridge.clone(),
+        pod_cidr: cidr(settings.pod_network()),
+        cluster_cidr: cidr(settings.cluster_network),
+        service_cidr: cidr(settings.service_network),
+        dns_address: settings.dns.then_some(settings.cluster_dns),
+        cluster_domain: settings.cluster_domain.clone(),
+        resolv_conf: settings.resolv_conf.clone(),
+        state_dir: settings.paths.network(),
+    }
+}
+
+/// What to execute for a shim.
+pub fn shim_command() -> Result<Vec<std::ffi::OsString>> {
+    let exe = std::env::current_exe().map_err(|err| Error::failed("find this executable", err))?;
+    Ok(vec![exe.into(), "shim".into()])
+}
+
+fn registries(settings: &Settings) -> Result<Registries> {
+    let path = &settings.registries;
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Registries::default()),
+        Err(err) => return Err(Error::failed(format!("read {}", path.display()), err)),
+    };
+    serde_saphyr::from_str(&text)
+        .map_err(|err| Error::failed(format!("parse {}", path.display()), err))
+}
+
+/// Starts the node and returns when it is Ready, or has failed to become so in time.
+pub async fn start(
+    settings: &Arc<Settings>,
+    control_plane: &ControlPlane,
+    drain: &Drain,
+) -> Result<Node> {
+    let server = &control_plane.server;
+    let proxy = component(server, "system:kube-proxy", &[], "kube-proxy");
+    let network =
+        Network::start(network_config(settings), Shared::new(proxy, drain.clone()), drain.clone())
+            .await
+            .map_err(|err| Error::failed("start the pod network", err))?;
+    let config = RuntimeConfig {
+        state_dir: settings.paths.containers(),
+        data_dir: settings.paths.image_store(),
+        run_dir: settings.paths.run.clone(),
+        shim_command: shim_command()?,
+        network: Arc::new(Plug(network.clone())),
+        registries: registries(settings)?,
+        shim_cgroup: SHIM_CGROUP.into(),
+    };
+    let runtime = Runtime::open(config)
+        .await
+        .map_err(|err| Error::failed("start the container runtime", err))?;
+    keep_only_living(&runtime, &network).await?;
+    import_archives(settings, &runtime).await;
+
+    let node_user = format!("system:node:{}", settings.node_name);
+    let kubelet_client = component(server, &node_user, &["system:nodes"], "kubelet");
+    let kubelet = kubelet::Kubelet::new(
+        kubelet_config(settings, control_plane)?,
+        kubelet_client,
+        runtime.clone(),
+        runtime.clone(),
+        drain.clone(),
+    );
+    let task = tokio::spawn(async move {
+        if let Err(err) = kubelet.run().await {
+            tracing::error!(error = %base::error::chain(&err), "the kubelet has stopped");
+        }
+    });
+    let watcher = component(server, "system:kube-controller-manager", &[], "coracle");
+    wait_until_ready(settings, watcher, drain).await;
+    Ok(Node { runtime, tasks: vec![task] })
+}
+
+fn kubelet_config(settings: &Settings, control_plane: &ControlPlane) -> Result<kubelet::KubeletConfig> {
+    let credentials = &control_plane.credentials;
+    let tls = pki::tls::server_config(
+        credentials.kubelet.cert_pem.as_bytes(),
+        credentials.kubelet.key_pem.as_bytes(),
+        Some(credentials.client_ca.cert_pem.as_bytes()),
+    )
+    .map_err(|err| Error::failed("set up TLS", err))?;
+    let addresses = vec![settings.node_ip.into()];
+    let mut config = kubelet::KubeletConfig::new(&settings.node_name, addresses, Arc::new(tls));
+    config.root_dir = settings.paths.agent();
+    config.static_pod_dir = Some(settings.paths.static_pods());
+    config.cluster_dns =
+        if settings.dns { vec![settings.cluster_dns.into()] } else { Vec::new() };
+    config.cluster_domain = settings.cluster_domain.clone();
+    config.resolv_conf = settings.resolv_conf.clone();
+    config.listen = SocketAddr::from((settings.bind_address, settings.kubelet_port));
+    config.node_labels = settings.node_labels.clone();
+    config.register_taints = settings
+        .node_taints
+        .iter()
+        .map(|taint| Taint {
+            key: taint.key.clone(),
+            value: Some(taint.value.clone()).filter(|value| !value.is_empty()),
+            effect: taint.effect.clone(),
+            time_added: None,
+        })
+        .collect();
+    Ok(config)
+}
+
+/// Addresses of sandboxes that are gone are free again.
+async fn keep_only_living(runtime: &Runtime, network: &Network) -> Result<()> {
+    let sandboxes = cri::RuntimeService::list_pod_sandboxes(runtime)
+        .await
+        .map_err(|err| Error::failed("list the pods of before", err))?;
+    let living: Vec<String> = sandboxes.into_iter().map(|sandbox| sandbox.id).collect();
+    network
+        .reconcile(&living)
+        .await
+        .map_err(|err| Error::failed("clean up the pod network", err))
+}
+
+async fn import_archives(settings: &Settings, runtime: &Runtime) {
+    match runtime.images().import_dir(&settings.paths.images()).await {
+        Ok(outcomes) => {
+            let good = outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).count();
+            if good > 0 {
+                info!(archives = good, "images imported");
+            }
+        }
+        Err(err) => warn!(error = %base::error::chain(&err), "images not imported"),
+    }
+}
+
+async fn wait_until_ready(settings: &Settings, client: client::Client, drain: &Drain) {
+    let params = ListParams::fields(format!("metadata.name={}", settings.node_name));
+    let shared = Shared::new(client, drain.clone());
+    let nodes: Cache<NodeObject> = shared.cache_where(None, params);
+    let (told, mut ready) = tokio::sync::watch::channel(false);
+    nodes.on_change(move |_, new| {
+        if let Some(node) = new {
+            told.send_replace(is_ready(node));
+        }
+    });
+    let waited = drain.until(tokio::time::timeout(READY_TIMEOUT, ready.wait_for(|ready| *ready)));
+    match waited.await {
+        None => {}
+        Some(Ok(Ok(_))) => info!(node = %settings.node_name, "node is Ready"),
+        Some(_) => warn!(
+            node = %settings.node_name,
+            seconds = READY_TIMEOUT.as_secs(),
+            "node is not Ready yet; `kubectl describe node` tells why"
+        ),
+    }
+}
+
+fn is_ready(node: &NodeObject) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions
+        .is_some_and(|list| list.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
