@@ -8,6 +8,7 @@ pub mod api;
 pub mod cache;
 pub mod error;
 pub mod kubeconfig;
+pub mod labels;
 pub mod queue;
 pub mod recorder;
 pub mod remote;

@@ -1,1 +1,23 @@
-//! The scheduler room.
+//! Gives every pending pod a node.
+//!
+//! Observes nodes and pods through shared caches, plans purely (filter, score, pick) and
+//! applies one binding per pod. Talks to nothing but the API server; starts nothing.
+
+mod bind;
+mod facts;
+mod filter;
+mod line;
+mod plan;
+mod pod;
+mod preempt;
+mod resources;
+mod run;
+mod score;
+mod snapshot;
+mod state;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use run::{Config, Scheduler};

@@ -1,6 +1,6 @@
 //! Label and field selectors: parsing, validation, matching.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
@@ -40,7 +40,11 @@ pub struct SelectorError(String);
 impl Requirement {
     /// `labels` is the object's map, null if it has none.
     pub fn matches(&self, labels: &Value) -> bool {
-        let value = labels.get(&self.key).and_then(Value::as_str);
+        self.holds(labels.get(&self.key).and_then(Value::as_str))
+    }
+
+    /// Whether the label's value, None where there is none, is as required.
+    pub fn holds(&self, value: Option<&str>) -> bool {
         let number = |text: &str| text.parse::<i64>().ok();
         let bound = || self.values.first().and_then(|v| number(v));
         match self.operator {
@@ -59,6 +63,12 @@ impl Requirement {
 impl LabelSelector {
     pub fn matches(&self, labels: &Value) -> bool {
         !self.nothing && self.requirements.iter().all(|r| r.matches(labels))
+    }
+
+    /// The same for labels as the typed kinds hold them.
+    pub fn matches_map(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
+        let value = |key: &String| labels.and_then(|l| l.get(key)).map(String::as_str);
+        !self.nothing && self.requirements.iter().all(|r| r.holds(value(&r.key)))
     }
 
     pub fn is_everything(&self) -> bool {

@@ -1,0 +1,259 @@
+//! Writes what was planned: a binding, or the refusal and the removal of victims.
+//!
+//! Each write may be repeated; a failure hands the pod back to the line.
+
+use std::time::Duration;
+
+use base::error::chain;
+use client::recorder::reference;
+use client::{DeleteParams, Patch};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::facts::{Facts, VolumeNeed};
+use crate::plan::Unschedulable;
+use crate::pod::PodInfo;
+use crate::preempt::Victims;
+use crate::run::Scheduler;
+
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+/// How long a provisioner may take (upstream, `bindTimeoutSeconds`).
+const VOLUME_TIMEOUT: Duration = Duration::from_secs(600);
+
+#[derive(Debug, thiserror::Error)]
+enum BindError {
+    #[error("binding rejected")]
+    Rejected(#[source] client::Error),
+    #[error("select node {node} for claim {claim}")]
+    Claim {
+        node: String,
+        claim: String,
+        #[source]
+        source: client::Error,
+    },
+    #[error("binding volumes: timed out waiting for the condition")]
+    VolumesLate,
+    #[error("binding volumes: claim {0} is to be provisioned elsewhere")]
+    VolumesElsewhere(String),
+}
+
+/// Binds `pod`, which is assumed on `node`.
+pub async fn bind(
+    scheduler: &Scheduler,
+    pod: &PodInfo,
+    node: &str,
+    facts: &Facts,
+    permit: OwnedSemaphorePermit,
+) {
+    let waits = facts.volumes.iter().any(|need| matches!(need, VolumeNeed::Provision { .. }));
+    // Whoever waits for a provisioner must not keep others from writing.
+    let permit = (!waits).then_some(permit);
+    let result = async {
+        provision(scheduler, pod, node, facts).await?;
+        post(scheduler, pod, node).await
+    };
+    let result = result.await;
+    drop(permit);
+    match result {
+        Ok(()) => {
+            let text = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
+            scheduler.0.recorder.normal(&reference(&*pod.pod), "Scheduled", text);
+        }
+        Err(err) => {
+            let gone = matches!(&err, BindError::Rejected(source) if source.is_not_found());
+            {
+                let mut state = scheduler.0.state.lock();
+                // If it is not assumed any more, the cache knows better already.
+                if state.assumed.remove(&pod.uid) {
+                    state.snapshot.remove_pod(&pod.uid);
+                    if gone {
+                        state.line.remove(&pod.uid);
+                    } else {
+                        state.line.retry(&pod.uid, Instant::now());
+                    }
+                }
+            }
+            scheduler.0.wake.notify_one();
+            if gone {
+                debug!(pod = %pod.name, "pod is gone");
+                return;
+            }
+            let text = chain(&err).to_string();
+            warn!(pod = %format!("{}/{}", pod.namespace, pod.name), node, error = text, "bind failed");
+            scheduler.0.recorder.warning(&reference(&*pod.pod), "FailedScheduling", text.clone());
+            write_condition(scheduler, pod, "SchedulerError", &text, None).await;
+        }
+    }
+}
+
+async fn post(scheduler: &Scheduler, pod: &PodInfo, node: &str) -> Result<(), BindError> {
+    let body = json!({
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+    });
+    let api = scheduler.0.client.api::<Pod>(Some(&pod.namespace));
+    let answer = api.create_subresource(&pod.name, "binding", &body).await;
+    answer.map(drop).map_err(BindError::Rejected)
+}
+
+/// Tells the provisioners which node the claims are wanted on, and waits for them.
+async fn provision(
+    scheduler: &Scheduler,
+    pod: &PodInfo,
+    node: &str,
+    facts: &Facts,
+) -> Result<(), BindError> {
+    let mut claims = Vec::new();
+    for need in &facts.volumes {
+        let VolumeNeed::Provision { claim, .. } = need else { continue };
+        let patch = json!({"metadata": {"annotations": {SELECTED_NODE: node}}});
+        let api = scheduler.0.client.api::<PersistentVolumeClaim>(Some(&pod.namespace));
+        api.patch(claim, &Patch::Merge(patch)).await.map_err(|source| BindError::Claim {
+            node: node.to_string(),
+            claim: claim.clone(),
+            source,
+        })?;
+        claims.push(claim);
+    }
+    if claims.is_empty() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + VOLUME_TIMEOUT;
+    let mut selected = false;
+    loop {
+        let changed = scheduler.0.claims_changed.notified();
+        tokio::pin!(changed);
+        // From here on no change is missed.
+        changed.as_mut().enable();
+        let mut bound = 0;
+        for claim in &claims {
+            let Some(held) = scheduler.0.caches.claims.get(&pod.namespace, claim) else {
+                return Err(BindError::VolumesElsewhere((*claim).clone()));
+            };
+            if held.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound") {
+                bound += 1;
+                continue;
+            }
+            let annotations = held.metadata.annotations.as_ref();
+            let here = annotations.and_then(|a| a.get(SELECTED_NODE)).is_some_and(|n| n == node);
+            // A provisioner that gives up on the node takes the annotation away.
+            if selected && !here {
+                return Err(BindError::VolumesElsewhere((*claim).clone()));
+            }
+            selected |= here;
+        }
+        if bound == claims.len() {
+            return Ok(());
+        }
+        if tokio::time::timeout_at(deadline, changed).await.is_err() {
+            return Err(BindError::VolumesLate);
+        }
+    }
+}
+
+/// Says why the pod waits, and removes the victims that make room for it.
+pub async fn refuse(scheduler: &Scheduler, pod: &PodInfo, refusal: &Unschedulable) {
+    scheduler.0.recorder.warning(
+        &reference(&*pod.pod),
+        "FailedScheduling",
+        refusal.message.clone(),
+    );
+    let nominated = refusal.victims.as_ref().map(|victims| victims.node.as_str());
+    write_condition(scheduler, pod, "Unschedulable", &refusal.message, nominated).await;
+    if let Some(victims) = &refusal.victims {
+        evict(scheduler, pod, victims).await;
+    }
+}
+
+async fn evict(scheduler: &Scheduler, pod: &PodInfo, victims: &Victims) {
+    for victim in &victims.pods {
+        if victim.terminating {
+            continue;
+        }
+        let text = "default-scheduler: preempting to accommodate a higher priority pod";
+        let condition = condition("DisruptionTarget", "True", "PreemptionByScheduler", text);
+        let api = scheduler.0.client.api::<Pod>(Some(&victim.namespace));
+        let patch = json!({
+            "metadata": {"uid": victim.uid},
+            "status": {"conditions": [condition]},
+        });
+        let removed = async {
+            api.patch_status(&victim.name, &Patch::Strategic(patch)).await?;
+            api.delete(&victim.name, &DeleteParams::uid(victim.uid.clone())).await
+        };
+        match removed.await {
+            Ok(()) => {
+                let text = format!("Preempted by pod {} on node {}", pod.uid, victims.node);
+                scheduler.0.recorder.normal(&reference(&*victim.pod), "Preempted", text);
+            }
+            Err(err) if err.is_not_found() || err.is_conflict() => {}
+            Err(err) => {
+                warn!(pod = %victim.name, error = %chain(&err), "preemption failed");
+                let mut state = scheduler.0.state.lock();
+                state.snapshot.forget_nomination(&pod.uid);
+                state.line.retry(&pod.uid, Instant::now());
+                drop(state);
+                scheduler.0.wake.notify_one();
+                return;
+            }
+        }
+    }
+}
+
+fn condition(kind: &str, status: &str, reason: &str, message: &str) -> Value {
+    json!({
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": base::time::rfc3339(base::time::now()),
+    })
+}
+
+/// Writes `PodScheduled` False, unless the pod says so already.
+async fn write_condition(
+    scheduler: &Scheduler,
+    pod: &PodInfo,
+    reason: &str,
+    message: &str,
+    nominated: Option<&str>,
+) {
+    let status = pod.pod.status.as_ref();
+    let held = status.and_then(|s| s.conditions.as_ref()).into_iter().flatten();
+    let held = held.into_iter().find(|condition| condition.type_ == "PodScheduled");
+    let promised = status.and_then(|s| s.nominated_node_name.as_deref());
+    let says_so = held.is_some_and(|held| {
+        held.status == "False"
+            && held.reason.as_deref() == Some(reason)
+            && held.message.as_deref() == Some(message)
+    });
+    if says_so && (nominated.is_none() || nominated == promised) {
+        return;
+    }
+    let mut condition = condition("PodScheduled", "False", reason, message);
+    if let Some(since) = held.filter(|held| held.status == "False") {
+        condition["lastTransitionTime"] = json!(since.last_transition_time);
+    }
+    let generation = pod.pod.metadata.generation;
+    if let Some(generation) = generation {
+        condition["observedGeneration"] = generation.into();
+    }
+    let mut patch = json!({
+        "metadata": {"uid": pod.uid},
+        "status": {"conditions": [condition]},
+    });
+    if let Some(node) = nominated {
+        patch["status"]["nominatedNodeName"] = node.into();
+    }
+    let api = scheduler.0.client.api::<Pod>(Some(&pod.namespace));
+    match api.patch_status(&pod.name, &Patch::Strategic(patch)).await {
+        Ok(_) => {}
+        Err(err) if err.is_not_found() || err.is_conflict() => {}
+        Err(err) => warn!(pod = %pod.name, error = %chain(&err), "pod condition not written"),
+    }
+}

@@ -1,0 +1,118 @@
+//! Which nodes can take a pod: each rule in a file of its own, in upstream's order.
+//!
+//! Pure; `plan.rs` asks, nobody else.
+
+pub mod inter_pod_affinity;
+pub mod node_affinity;
+pub mod node_name;
+pub mod node_ports;
+pub mod node_resources;
+pub mod node_unschedulable;
+pub mod taints;
+pub mod topology_spread;
+pub mod volumes;
+
+use crate::facts::Facts;
+use crate::pod::PodInfo;
+use crate::snapshot::{NodeInfo, Snapshot};
+
+/// The rules, as upstream names its plugins. The value is a bit of [`Rules`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rule {
+    NodeUnschedulable = 1,
+    NodeName = 2,
+    TaintToleration = 4,
+    NodeAffinity = 8,
+    NodePorts = 16,
+    NodeResourcesFit = 32,
+    Volumes = 64,
+    PodTopologySpread = 128,
+    InterPodAffinity = 256,
+}
+
+/// A set of rules.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rules(pub u16);
+
+impl Rules {
+    pub const ALL: Self = Self(511);
+
+    pub fn of(rules: &[Rule]) -> Self {
+        Self(rules.iter().fold(0, |bits, rule| bits | *rule as u16))
+    }
+
+    pub fn add(&mut self, rule: Rule) {
+        self.0 |= rule as u16;
+    }
+
+    pub fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// Why a node cannot take the pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reject {
+    pub rule: Rule,
+    pub reasons: Vec<String>,
+    /// False where removing other pods from the node cannot help.
+    pub resolvable: bool,
+}
+
+impl Reject {
+    pub fn for_now(rule: Rule, reason: impl Into<String>) -> Self {
+        Self { rule, reasons: vec![reason.into()], resolvable: true }
+    }
+
+    pub fn for_good(rule: Rule, reason: impl Into<String>) -> Self {
+        Self { rule, reasons: vec![reason.into()], resolvable: false }
+    }
+}
+
+/// What the rules that look at many nodes counted before the nodes are asked.
+#[derive(Debug, Clone, Default)]
+pub struct Counted {
+    pub spread: topology_spread::Counted,
+    pub affinity: inter_pod_affinity::Counted,
+}
+
+impl Counted {
+    pub fn new(pod: &PodInfo, facts: &Facts, snapshot: &Snapshot) -> Self {
+        Self {
+            spread: topology_spread::count(pod, snapshot),
+            affinity: inter_pod_affinity::count(pod, facts, snapshot),
+        }
+    }
+
+    /// Counts `other` on `node` in (1) or out (-1), for a node that is not the
+    /// snapshot's.
+    pub fn shift(
+        &mut self,
+        pod: &PodInfo,
+        facts: &Facts,
+        other: &PodInfo,
+        node: &NodeInfo,
+        by: i64,
+    ) {
+        self.spread.shift(pod, other, node, by);
+        self.affinity.shift(pod, facts, other, node, by);
+    }
+}
+
+/// Asks every rule until one refuses.
+pub fn check(
+    pod: &PodInfo,
+    facts: &Facts,
+    counted: &Counted,
+    node: &NodeInfo,
+) -> Result<(), Reject> {
+    node_unschedulable::check(pod, node)?;
+    node_name::check(pod, node)?;
+    taints::check(pod, node)?;
+    node_affinity::check(pod, node)?;
+    node_ports::check(pod, node)?;
+    node_resources::check(pod, node)?;
+    volumes::check(facts, node)?;
+    topology_spread::check(&counted.spread, node)?;
+    inter_pod_affinity::check(pod, facts, &counted.affinity, node)
+}

@@ -1,0 +1,184 @@
+//! Decides where a pod goes: filter, score, pick; and if nowhere, whom to preempt.
+//!
+//! Pure: chance comes in as an argument, nothing is written.
+
+use std::collections::BTreeMap;
+
+use crate::facts::Facts;
+use crate::filter::{self, Counted, Reject, Rules};
+use crate::pod::PodInfo;
+use crate::preempt::{self, Budgets, Victims};
+use crate::score::{self, Contest};
+use crate::snapshot::{NodeInfo, Snapshot};
+
+/// With fewer nodes than this all are looked at; with more a part suffices (upstream,
+/// `percentageOfNodesToScore`).
+const NODES_LOOKED_AT_MIN: usize = 100;
+const NODES_LOOKED_AT_MIN_PERCENT: usize = 5;
+
+#[derive(Debug)]
+pub enum Plan {
+    /// Bind the pod to this node.
+    Bind { node: String },
+    /// No node will do now.
+    Wait(Unschedulable),
+}
+
+#[derive(Debug)]
+pub struct Unschedulable {
+    /// Upstream's sentence.
+    pub message: String,
+    /// The rules that refused; changes that concern none of them do not wake the pod.
+    pub rules: Rules,
+    /// Pods to remove so that the pod fits next time.
+    pub victims: Option<Victims>,
+}
+
+/// Where a plan starts to look, and its dice.
+pub struct Chance<'a> {
+    pub start: &'a mut usize,
+    /// A number below the one given.
+    pub below: &'a mut dyn FnMut(u64) -> u64,
+}
+
+pub fn plan(
+    pod: &PodInfo,
+    facts: &Result<Facts, String>,
+    snapshot: &Snapshot,
+    budgets: &dyn Fn() -> Budgets,
+    chance: &mut Chance<'_>,
+) -> Plan {
+    let all = snapshot.nodes().len();
+    if all == 0 {
+        return Plan::Wait(Unschedulable {
+            message: "no nodes available to schedule pods".into(),
+            rules: Rules::ALL,
+            victims: None,
+        });
+    }
+    let facts = match facts {
+        Ok(facts) => facts,
+        Err(reason) => return nowhere(all, reason),
+    };
+    let counted = Counted::new(pod, facts, snapshot);
+    let (able, rejects) = filter_nodes(pod, facts, &counted, snapshot, chance);
+    if able.is_empty() {
+        return refuse(pod, facts, &counted, snapshot, budgets, &rejects);
+    }
+    Plan::Bind { node: pick(pod, facts, snapshot, &able, chance).name.clone() }
+}
+
+fn enough(all: usize) -> usize {
+    if all < NODES_LOOKED_AT_MIN {
+        return all;
+    }
+    let percent = 50usize.saturating_sub(all / 125).max(NODES_LOOKED_AT_MIN_PERCENT);
+    (all * percent / 100).max(NODES_LOOKED_AT_MIN)
+}
+
+fn filter_nodes<'a>(
+    pod: &PodInfo,
+    facts: &Facts,
+    counted: &Counted,
+    snapshot: &'a Snapshot,
+    chance: &mut Chance<'_>,
+) -> (Vec<&'a NodeInfo>, Vec<(&'a NodeInfo, Reject)>) {
+    let nodes = snapshot.nodes();
+    let wanted = enough(nodes.len());
+    let (mut able, mut rejects) = (Vec::new(), Vec::new());
+    let mut looked_at = 0;
+    for offset in 0..nodes.len() {
+        let node = &nodes[(*chance.start + offset) % nodes.len()];
+        looked_at += 1;
+        match check_with_nominated(pod, facts, counted, snapshot, node) {
+            Ok(()) => able.push(node),
+            Err(reject) => rejects.push((node, reject)),
+        }
+        if able.len() >= wanted {
+            break;
+        }
+    }
+    *chance.start = (*chance.start + looked_at) % nodes.len();
+    (able, rejects)
+}
+
+/// A node must do with and without the pods that preemption has promised it.
+fn check_with_nominated(
+    pod: &PodInfo,
+    facts: &Facts,
+    counted: &Counted,
+    snapshot: &Snapshot,
+    node: &NodeInfo,
+) -> Result<(), Reject> {
+    let nominated = snapshot.nominated_before(&node.name, pod);
+    if !nominated.is_empty() {
+        let (mut crowded, mut counted) = (node.clone(), counted.clone());
+        for other in nominated {
+            counted.shift(pod, facts, &other, node, 1);
+            crowded.add_pod(other);
+        }
+        filter::check(pod, facts, &counted, &crowded)?;
+    }
+    filter::check(pod, facts, counted, node)
+}
+
+fn pick<'a>(
+    pod: &PodInfo,
+    facts: &Facts,
+    snapshot: &Snapshot,
+    able: &[&'a NodeInfo],
+    chance: &mut Chance<'_>,
+) -> &'a NodeInfo {
+    if let [only] = able {
+        return only;
+    }
+    let totals = score::totals(&Contest { pod, facts, snapshot, nodes: able });
+    let best = totals.iter().max().copied().unwrap_or(0);
+    let tied: Vec<usize> = (0..able.len()).filter(|at| totals[*at] == best).collect();
+    let dice = (chance.below)(tied.len() as u64) as usize;
+    able[tied[dice.min(tied.len() - 1)]]
+}
+
+/// No node was even asked.
+fn nowhere(all: usize, reason: &str) -> Plan {
+    let none = preempt::message_for(all, 0, all);
+    Plan::Wait(Unschedulable {
+        message: format!("0/{all} nodes are available: {reason}. {none}"),
+        rules: Rules::of(&[filter::Rule::Volumes]),
+        victims: None,
+    })
+}
+
+fn refuse(
+    pod: &PodInfo,
+    facts: &Facts,
+    counted: &Counted,
+    snapshot: &Snapshot,
+    budgets: &dyn Fn() -> Budgets,
+    rejects: &[(&NodeInfo, Reject)],
+) -> Plan {
+    let all = snapshot.nodes().len();
+    let mut rules = Rules::default();
+    for (_, reject) in rejects {
+        rules.add(reject.rule);
+    }
+    let outcome = preempt::plan(pod, facts, counted, snapshot, budgets, rejects);
+    let reasons = histogram(rejects.iter().flat_map(|(_, r)| r.reasons.iter().map(String::as_str)));
+    let mut message = format!("0/{all} nodes are available: {reasons}.");
+    if let Some(said) = outcome.message {
+        message = format!("{message} {said}");
+    }
+    Plan::Wait(Unschedulable { message, rules, victims: outcome.victims })
+}
+
+/// `1 Insufficient cpu, 2 node(s) were unschedulable`, sorted as text.
+pub fn histogram<'a>(reasons: impl Iterator<Item = &'a str>) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for reason in reasons {
+        *counts.entry(reason).or_default() += 1;
+    }
+    let mut words: Vec<String> =
+        counts.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    words.sort();
+    words.join(", ")
+}

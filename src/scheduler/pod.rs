@@ -1,0 +1,175 @@
+//! A pod as the plan sees it: what it asks for, parsed once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, Toleration};
+use kinds::meta::LabelSelector;
+
+use crate::resources::{Requests, requests_of};
+
+/// A host port: address (`0.0.0.0` is every one), protocol, number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    pub address: String,
+    pub protocol: String,
+    pub port: i32,
+}
+
+impl HostPort {
+    pub fn clashes(&self, other: &Self) -> bool {
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.address == other.address
+                || self.address == "0.0.0.0"
+                || other.address == "0.0.0.0")
+    }
+}
+
+/// A pod (anti-)affinity term.
+#[derive(Debug, Clone)]
+pub struct Term {
+    pub selector: LabelSelector,
+    pub topology_key: String,
+    pub namespaces: BTreeSet<String>,
+    /// Namespaces whose labels match belong to the term too.
+    pub namespace_selector: Option<LabelSelector>,
+    /// 0 for required terms.
+    pub weight: i64,
+}
+
+impl Term {
+    /// Whether the term speaks of `pod`, whose namespace has `namespace_labels`.
+    pub fn selects(&self, pod: &PodInfo, namespace_labels: Option<&Labels>) -> bool {
+        (self.namespaces.contains(&pod.namespace)
+            || self.namespace_selector.as_ref().is_some_and(|s| s.matches_map(namespace_labels)))
+            && self.selector.matches_map(pod.labels())
+    }
+}
+
+pub type Labels = BTreeMap<String, String>;
+
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    pub affinity: Vec<Term>,
+    pub anti_affinity: Vec<Term>,
+    pub prefers: Vec<Term>,
+    pub prefers_not: Vec<Term>,
+}
+
+#[derive(Debug)]
+pub struct PodInfo {
+    pub pod: Arc<Pod>,
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub priority: i32,
+    pub requests: Requests,
+    pub ports: Vec<HostPort>,
+    /// None for the many pods without any.
+    pub terms: Option<Box<Terms>>,
+    pub terminating: bool,
+}
+
+impl PodInfo {
+    pub fn new(pod: Arc<Pod>) -> Self {
+        let meta = &pod.metadata;
+        let namespace = meta.namespace.clone().unwrap_or_default();
+        let mut requests = requests_of(&pod);
+        requests.asked.pods = 1;
+        Self {
+            uid: uid_of(&pod),
+            name: meta.name.clone().unwrap_or_default(),
+            priority: pod.spec.as_ref().and_then(|s| s.priority).unwrap_or_default(),
+            requests,
+            ports: pod.spec.as_ref().map(host_ports).unwrap_or_default(),
+            terms: terms(&pod, &namespace).map(Box::new),
+            terminating: meta.deletion_timestamp.is_some(),
+            namespace,
+            pod,
+        }
+    }
+
+    pub fn labels(&self) -> Option<&Labels> {
+        self.pod.metadata.labels.as_ref()
+    }
+
+    pub fn spec(&self) -> Option<&PodSpec> {
+        self.pod.spec.as_ref()
+    }
+
+    pub fn tolerations(&self) -> &[Toleration] {
+        self.spec().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
+    }
+}
+
+/// The uid; a pod without one (only in tests) is known by its name.
+pub fn uid_of(pod: &Pod) -> String {
+    pod.metadata.uid.clone().or_else(|| pod.metadata.name.clone()).unwrap_or_default()
+}
+
+/// Succeeded and failed pods hold nothing on their node.
+pub fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+pub fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    let taken = ports.filter_map(|port| {
+        let number = port.host_port.filter(|number| *number > 0)?;
+        let address = port.host_ip.clone().filter(|ip| !ip.is_empty());
+        Some(HostPort {
+            address: address.unwrap_or_else(|| "0.0.0.0".into()),
+            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+            port: number,
+        })
+    });
+    taken.collect()
+}
+
+fn terms(pod: &Pod, namespace: &str) -> Option<Terms> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?;
+    let mut out = Terms::default();
+    let term = |term: &PodAffinityTerm, weight: i32| term_of(term, namespace, weight);
+    if let Some(near) = &affinity.pod_affinity {
+        let required = near.required_during_scheduling_ignored_during_execution.iter().flatten();
+        out.affinity = required.map(|t| term(t, 0)).collect();
+        let preferred = near.preferred_during_scheduling_ignored_during_execution.iter().flatten();
+        out.prefers = preferred.map(|t| term(&t.pod_affinity_term, t.weight)).collect();
+    }
+    if let Some(far) = &affinity.pod_anti_affinity {
+        let required = far.required_during_scheduling_ignored_during_execution.iter().flatten();
+        out.anti_affinity = required.map(|t| term(t, 0)).collect();
+        let preferred = far.preferred_during_scheduling_ignored_during_execution.iter().flatten();
+        out.prefers_not = preferred.map(|t| term(&t.pod_affinity_term, t.weight)).collect();
+    }
+    let any = !out.affinity.is_empty()
+        || !out.anti_affinity.is_empty()
+        || !out.prefers.is_empty()
+        || !out.prefers_not.is_empty();
+    any.then_some(out)
+}
+
+fn term_of(term: &PodAffinityTerm, namespace: &str, weight: i32) -> Term {
+    let mut namespaces: BTreeSet<String> = term.namespaces.iter().flatten().cloned().collect();
+    if namespaces.is_empty() && term.namespace_selector.is_none() {
+        namespaces.insert(namespace.to_string());
+    }
+    Term {
+        selector: client::labels::selector(term.label_selector.as_ref()),
+        topology_key: term.topology_key.clone(),
+        namespaces,
+        namespace_selector: term
+            .namespace_selector
+            .as_ref()
+            .map(|selector| client::labels::selector(Some(selector))),
+        weight: i64::from(weight),
+    }
+}

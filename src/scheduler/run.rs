@@ -1,0 +1,190 @@
+//! The loop: take the next pod, plan, assume, and bind it on a task of its own.
+
+use std::sync::Arc;
+
+use base::drain::Drain;
+use client::{Cache, Recorder, Shared};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use crate::bind;
+use crate::facts::{self, Caches, Facts};
+use crate::filter::{Rule, Rules};
+use crate::plan::{Chance, Plan, Unschedulable, plan};
+use crate::pod::PodInfo;
+use crate::preempt::Budget;
+use crate::state::State;
+
+/// Writes under way at a time; the loop waits for one to end before it plans more.
+const WRITES_MAX: usize = 128;
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Only pods whose `schedulerName` is this are scheduled.
+    pub scheduler_name: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { scheduler_name: "default-scheduler".into() }
+    }
+}
+
+/// Cheap to clone; clones are the same scheduler.
+#[derive(Clone)]
+pub struct Scheduler(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub client: client::Client,
+    pub recorder: Recorder,
+    pub caches: Caches,
+    pub state: parking_lot::Mutex<State>,
+    pods: Cache<Pod>,
+    nodes: Cache<Node>,
+    budgets: Cache<PodDisruptionBudget>,
+    /// The line may have something new.
+    pub wake: Notify,
+    /// A claim has changed; pods that wait for theirs look again.
+    pub claims_changed: Notify,
+    pub writes: Arc<Semaphore>,
+}
+
+impl Scheduler {
+    /// Starts the caches it needs, unless `shared` has them already.
+    pub fn new(shared: Shared, recorder: Recorder, config: Config) -> Self {
+        Self(Arc::new(Inner {
+            client: shared.client().clone(),
+            recorder,
+            caches: Caches::new(&shared),
+            state: parking_lot::Mutex::new(State::new(&config.scheduler_name)),
+            pods: shared.cache(),
+            nodes: shared.cache(),
+            budgets: shared.cache(),
+            wake: Notify::new(),
+            claims_changed: Notify::new(),
+            writes: Arc::new(Semaphore::new(WRITES_MAX)),
+        }))
+    }
+
+    /// Schedules until the drain begins. Bindings under way are finished by their own
+    /// tasks or tried again after the next start.
+    pub async fn run(self, drain: Drain) {
+        if drain.until(self.synced()).await.is_none() {
+            return;
+        }
+        self.listen();
+        info!("scheduler runs");
+        drain.until(self.schedule(&drain)).await;
+    }
+
+    async fn synced(&self) {
+        self.0.caches.synced().await;
+        self.0.nodes.synced().await;
+        self.0.pods.synced().await;
+        self.0.budgets.synced().await;
+    }
+
+    /// Nodes first, so that pods find theirs.
+    fn listen(&self) {
+        let me = self.clone();
+        self.0.nodes.on_change(move |old, new| {
+            me.0.state.lock().node_changed(old, new, Instant::now());
+            me.0.wake.notify_one();
+        });
+        let me = self.clone();
+        self.0.pods.on_change(move |old, new| {
+            me.0.state.lock().pod_changed(old, new, Instant::now());
+            me.0.wake.notify_one();
+        });
+        let me = self.clone();
+        self.0.caches.claims.on_change(move |_, _| {
+            me.0.claims_changed.notify_waiters();
+            me.wake(Rule::Volumes);
+        });
+        let me = self.clone();
+        self.0.caches.volumes.on_change(move |_, _| me.wake(Rule::Volumes));
+        let me = self.clone();
+        self.0.caches.classes.on_change(move |_, _| me.wake(Rule::Volumes));
+        let me = self.clone();
+        self.0.caches.namespaces.on_change(move |_, _| me.wake(Rule::InterPodAffinity));
+    }
+
+    fn wake(&self, rule: Rule) {
+        self.0.state.lock().line.wake(Rules::of(&[rule]), Instant::now());
+        self.0.wake.notify_one();
+    }
+
+    async fn schedule(&self, drain: &Drain) {
+        loop {
+            // The semaphore is never closed.
+            let Ok(permit) = self.0.writes.clone().acquire_owned().await else { return };
+            let notified = self.0.wake.notified();
+            let Some((pod, outcome)) = self.next() else {
+                drop(permit);
+                let due = self.0.state.lock().line.next_due();
+                match due {
+                    Some(due) => tokio::select! {
+                        () = notified => {}
+                        () = tokio::time::sleep_until(due) => {}
+                    },
+                    None => notified.await,
+                }
+                continue;
+            };
+            let (me, drain) = (self.clone(), drain.clone());
+            tokio::spawn(async move {
+                match outcome {
+                    Outcome::Bind(node, facts) => {
+                        drain.until(bind::bind(&me, &pod, &node, &facts, permit)).await;
+                    }
+                    Outcome::Wait(refusal) => {
+                        drain.until(bind::refuse(&me, &pod, &refusal)).await;
+                    }
+                }
+            });
+        }
+    }
+
+    /// Plans for the next pod and assumes the outcome.
+    fn next(&self) -> Option<(Arc<PodInfo>, Outcome)> {
+        let mut state = self.0.state.lock();
+        let pod = state.line.pop(Instant::now())?;
+        let facts = facts::observe(&pod, &self.0.caches);
+        let budgets = || self.0.budgets.list().iter().map(|b| Budget::new(b)).collect();
+        let mut start = state.start;
+        let mut chance = Chance { start: &mut start, below: &mut base::rng::below };
+        let planned = plan(&pod, &facts, &state.snapshot, &budgets, &mut chance);
+        state.start = start;
+        let outcome = match (planned, facts) {
+            (Plan::Bind { node }, Ok(facts)) => {
+                debug!(pod = %pod.name, node, "planned");
+                state.snapshot.place(pod.clone(), &node);
+                state.snapshot.forget_nomination(&pod.uid);
+                state.assumed.insert(pod.uid.clone());
+                Outcome::Bind(node, facts)
+            }
+            (Plan::Bind { .. }, Err(reason)) => {
+                // A plan never binds without facts.
+                debug!(reason, "a plan without facts");
+                state.line.retry(&pod.uid, Instant::now());
+                return None;
+            }
+            (Plan::Wait(refusal), _) => {
+                state.line.park(&pod.uid, refusal.rules, Instant::now());
+                if let Some(victims) = &refusal.victims {
+                    state.snapshot.nominate(pod.clone(), &victims.node);
+                }
+                Outcome::Wait(refusal)
+            }
+        };
+        Some((pod, outcome))
+    }
+}
+
+enum Outcome {
+    Bind(String, Facts),
+    Wait(Unschedulable),
+}

@@ -1,0 +1,255 @@
+//! The nodes and what runs on them, kept up to date change by change.
+//!
+//! Never walks all nodes because one changed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Taint};
+
+use crate::pod::{HostPort, Labels, PodInfo};
+use crate::resources::Resources;
+
+#[derive(Debug, Clone)]
+pub struct NodeInfo {
+    pub name: String,
+    pub node: Arc<Node>,
+    pub allocatable: Resources,
+    /// Sum over `pods`.
+    pub used: Resources,
+    pub weighed_cpu: i64,
+    pub weighed_memory: i64,
+    pub pods: BTreeMap<String, Arc<PodInfo>>,
+    /// Bytes by every name of an image.
+    pub images: Arc<HashMap<String, i64>>,
+    /// How many of `pods` have (anti-)affinity terms.
+    pub with_terms: usize,
+}
+
+impl NodeInfo {
+    pub fn new(node: Arc<Node>) -> Self {
+        let mut out = Self {
+            name: node.metadata.name.clone().unwrap_or_default(),
+            node: Arc::default(),
+            allocatable: Resources::default(),
+            used: Resources::default(),
+            weighed_cpu: 0,
+            weighed_memory: 0,
+            pods: BTreeMap::new(),
+            images: Arc::default(),
+            with_terms: 0,
+        };
+        out.set_node(node);
+        out
+    }
+
+    pub fn set_node(&mut self, node: Arc<Node>) {
+        let status = node.status.as_ref();
+        self.allocatable = Resources::parse(status.and_then(|s| s.allocatable.as_ref()));
+        let mut images = HashMap::new();
+        for image in status.and_then(|s| s.images.as_ref()).into_iter().flatten() {
+            for name in image.names.iter().flatten() {
+                images.insert(name.clone(), image.size_bytes.unwrap_or_default());
+            }
+        }
+        self.images = Arc::new(images);
+        self.node = node;
+    }
+
+    pub fn labels(&self) -> Option<&Labels> {
+        self.node.metadata.labels.as_ref()
+    }
+
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels()?.get(key).map(String::as_str)
+    }
+
+    pub fn taints(&self) -> &[Taint] {
+        self.node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default()
+    }
+
+    pub fn is_unschedulable(&self) -> bool {
+        self.node.spec.as_ref().and_then(|s| s.unschedulable).unwrap_or_default()
+    }
+
+    pub fn add_pod(&mut self, pod: Arc<PodInfo>) {
+        self.remove_pod(&pod.uid);
+        self.used.add(&pod.requests.asked);
+        self.weighed_cpu += pod.requests.weighed_cpu;
+        self.weighed_memory += pod.requests.weighed_memory;
+        self.with_terms += usize::from(pod.terms.is_some());
+        self.pods.insert(pod.uid.clone(), pod);
+    }
+
+    pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let pod = self.pods.remove(uid)?;
+        self.used.subtract(&pod.requests.asked);
+        self.weighed_cpu -= pod.requests.weighed_cpu;
+        self.weighed_memory -= pod.requests.weighed_memory;
+        self.with_terms -= usize::from(pod.terms.is_some());
+        Some(pod)
+    }
+
+    pub fn ports(&self) -> impl Iterator<Item = &HostPort> {
+        self.pods.values().flat_map(|pod| &pod.ports)
+    }
+}
+
+/// All nodes of the cluster. Pods may come before their node; they wait in `strays`.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    nodes: Vec<NodeInfo>,
+    at: HashMap<String, usize>,
+    /// Where each pod is, by uid.
+    placed: HashMap<String, String>,
+    strays: HashMap<String, HashMap<String, Arc<PodInfo>>>,
+    /// Nodes that hold each image, for spreading an image's score.
+    image_nodes: HashMap<String, usize>,
+    /// Pods with terms, over all nodes.
+    pub with_terms: usize,
+    /// Pods that preemption has promised a node, by node.
+    nominated: HashMap<String, Vec<Arc<PodInfo>>>,
+}
+
+impl Snapshot {
+    pub fn nodes(&self) -> &[NodeInfo] {
+        &self.nodes
+    }
+
+    pub fn get(&self, name: &str) -> Option<&NodeInfo> {
+        self.at.get(name).map(|at| &self.nodes[*at])
+    }
+
+    pub fn set_node(&mut self, node: Arc<Node>) {
+        let name = node.metadata.name.clone().unwrap_or_default();
+        if let Some(at) = self.at.get(&name) {
+            let at = *at;
+            self.count_images(at, false);
+            self.nodes[at].set_node(node);
+            self.count_images(at, true);
+            return;
+        }
+        let mut info = NodeInfo::new(node);
+        for pod in self.strays.remove(&name).into_iter().flat_map(HashMap::into_values) {
+            self.with_terms += usize::from(pod.terms.is_some());
+            info.add_pod(pod);
+        }
+        self.at.insert(name, self.nodes.len());
+        self.nodes.push(info);
+        self.count_images(self.nodes.len() - 1, true);
+    }
+
+    pub fn remove_node(&mut self, name: &str) {
+        let Some(at) = self.at.remove(name) else { return };
+        self.count_images(at, false);
+        let gone = self.nodes.swap_remove(at);
+        if let Some(moved) = self.nodes.get(at) {
+            self.at.insert(moved.name.clone(), at);
+        }
+        self.with_terms -= gone.with_terms;
+        if !gone.pods.is_empty() {
+            self.strays.insert(name.to_string(), gone.pods.into_iter().collect());
+        }
+    }
+
+    fn count_images(&mut self, at: usize, here: bool) {
+        for image in self.nodes[at].images.clone().keys() {
+            let count = self.image_nodes.entry(image.clone()).or_default();
+            if here {
+                *count += 1;
+            } else {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.image_nodes.remove(image);
+                }
+            }
+        }
+    }
+
+    pub fn nodes_with_image(&self, image: &str) -> usize {
+        self.image_nodes.get(image).copied().unwrap_or_default()
+    }
+
+    pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.remove_pod(&pod.uid);
+        self.placed.insert(pod.uid.clone(), node.to_string());
+        match self.at.get(node) {
+            Some(at) => {
+                self.with_terms += usize::from(pod.terms.is_some());
+                self.nodes[*at].add_pod(pod);
+            }
+            None => {
+                let strays = self.strays.entry(node.to_string()).or_default();
+                strays.insert(pod.uid.clone(), pod);
+            }
+        }
+    }
+
+    /// The node a pod was on, if it was on any.
+    pub fn remove_pod(&mut self, uid: &str) -> Option<String> {
+        let node = self.placed.remove(uid)?;
+        if let Some(at) = self.at.get(&node) {
+            if let Some(pod) = self.nodes[*at].remove_pod(uid) {
+                self.with_terms -= usize::from(pod.terms.is_some());
+            }
+        } else if let Some(strays) = self.strays.get_mut(&node) {
+            strays.remove(uid);
+            if strays.is_empty() {
+                self.strays.remove(&node);
+            }
+        }
+        Some(node)
+    }
+
+    pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.forget_nomination(&pod.uid);
+        self.nominated.entry(node.to_string()).or_default().push(pod);
+    }
+
+    pub fn forget_nomination(&mut self, uid: &str) {
+        self.nominated.retain(|_, pods| {
+            pods.retain(|pod| pod.uid != uid);
+            !pods.is_empty()
+        });
+    }
+
+    /// Pods promised this node that `pod` must leave room for.
+    pub fn nominated_before(&self, node: &str, pod: &PodInfo) -> Vec<Arc<PodInfo>> {
+        let Some(pods) = self.nominated.get(node) else { return Vec::new() };
+        let ahead = |other: &&Arc<PodInfo>| other.priority >= pod.priority && other.uid != pod.uid;
+        pods.iter().filter(ahead).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{node, pod};
+
+    #[test]
+    fn pods_that_come_before_their_node_are_counted_when_it_comes() {
+        let mut snapshot = Snapshot::default();
+        snapshot.place(Arc::new(PodInfo::new(Arc::new(pod("a", "1", "0")))), "n");
+        assert!(snapshot.get("n").is_none());
+        snapshot.set_node(Arc::new(node("n", "4", "8Gi")));
+        assert_eq!(snapshot.get("n").unwrap().used.cpu, 1000);
+        snapshot.remove_node("n");
+        snapshot.set_node(Arc::new(node("n", "4", "8Gi")));
+        assert_eq!(snapshot.get("n").unwrap().used.cpu, 1000);
+        assert_eq!(snapshot.remove_pod("a").as_deref(), Some("n"));
+        assert_eq!(snapshot.get("n").unwrap().used.cpu, 0);
+        assert_eq!(snapshot.get("n").unwrap().used.pods, 0);
+    }
+
+    #[test]
+    fn a_removed_node_leaves_the_others_in_reach() {
+        let mut snapshot = Snapshot::default();
+        for name in ["a", "b", "c"] {
+            snapshot.set_node(Arc::new(node(name, "1", "1Gi")));
+        }
+        snapshot.remove_node("a");
+        assert!(snapshot.get("a").is_none());
+        assert_eq!(snapshot.get("c").unwrap().name, "c");
+        assert_eq!(snapshot.get("b").unwrap().name, "b");
+    }
+}
