@@ -38,6 +38,8 @@ pub struct Config {
     pub signing_key: String,
     pub token_file: Option<PathBuf>,
     pub disabled_admission: Vec<String>,
+    /// Policy file and log file.
+    pub audit: Option<(PathBuf, PathBuf)>,
     pub kubelet_tls: rustls::ClientConfig,
     /// `ADDRESS:PORT` that clients are told.
     pub advertise: String,
@@ -52,6 +54,8 @@ pub enum Error {
     Key(#[source] pki::Error),
     #[error(transparent)]
     TokenFile(TokenFileError),
+    #[error(transparent)]
+    Audit(crate::audit::Error),
     #[error("unknown admission plugin {0:?}")]
     UnknownPlugin(String),
 }
@@ -74,7 +78,12 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         authenticator.load_token_file(path).map_err(Error::TokenFile)?;
     }
     let admission = Admission::without(&config.disabled_admission).map_err(Error::UnknownPlugin)?;
+    let audit = match &config.audit {
+        Some((policy, log)) => Some(crate::audit::Audit::open(policy, log).map_err(Error::Audit)?),
+        None => None,
+    };
     Ok(Arc::new(Server {
+        audit,
         authorizer: Authorizer::new(cache.clone()),
         registry: Registry {
             cache,

@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod assemble;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;

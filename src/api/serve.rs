@@ -27,6 +27,7 @@ pub struct Server {
     pub authenticator: Authenticator,
     pub authorizer: Authorizer,
     pub kubelets: proxy::Kubelets,
+    pub audit: Option<crate::audit::Audit>,
     /// Reported by `/version` and in OpenAPI documents.
     pub version: Version,
     /// Where the API is reached, for `/api`.

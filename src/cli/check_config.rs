@@ -113,8 +113,7 @@ fn module_exists(name: &str) -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let file = |list: &str| format!("/lib/modules/{release}/{list}");
     ["modules.builtin", "modules.dep"].iter().any(|list| {
-        std::fs::read_to_string(file(list))
-            .is_ok_and(|text| text.contains(&format!("/{name}.ko")))
+        std::fs::read_to_string(file(list)).is_ok_and(|text| text.contains(&format!("/{name}.ko")))
     })
 }
 

@@ -30,7 +30,11 @@ pub fn socket(run: &Path) -> PathBuf {
 }
 
 /// Answers on the socket until the drain begins.
-pub fn serve(run: &Path, runtime: Arc<Runtime>, drain: Drain) -> Result<tokio::task::JoinHandle<()>> {
+pub fn serve(
+    run: &Path,
+    runtime: Arc<Runtime>,
+    drain: Drain,
+) -> Result<tokio::task::JoinHandle<()>> {
     let path = socket(run);
     let failed = |err| Error::failed(format!("listen on {}", path.display()), err);
     // The datastore's lock says that no other server is alive: a socket there is stale.

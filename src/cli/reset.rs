@@ -44,7 +44,8 @@ pub fn run(flags: &ResetFlags) -> Result<()> {
         trees.push(paths.data.clone());
     }
     for tree in trees {
-        remove_tree(&tree).map_err(|err| Error::failed(format!("remove {}", tree.display()), err))?;
+        remove_tree(&tree)
+            .map_err(|err| Error::failed(format!("remove {}", tree.display()), err))?;
     }
     remove_logs();
     if !flags.keep_data {
@@ -66,7 +67,10 @@ pub fn run(flags: &ResetFlags) -> Result<()> {
 /// Ends a server that runs as a service, in the background, or from a shell.
 fn stop_service(paths: &Paths) -> Result<()> {
     for (file, words) in [
-        ("/etc/systemd/system/coracle.service", ["systemctl", "disable", "--now", "coracle"].as_slice()),
+        (
+            "/etc/systemd/system/coracle.service",
+            ["systemctl", "disable", "--now", "coracle"].as_slice(),
+        ),
         ("/etc/init.d/coracle", ["rc-service", "coracle", "stop"].as_slice()),
     ] {
         if Path::new(file).exists() {
@@ -123,12 +127,11 @@ async fn remove_pods(paths: &Paths, bridge: &str) -> Result<()> {
     };
     let runtime =
         Runtime::open(config).await.map_err(|err| Error::failed("open the pods' state", err))?;
-    let sandboxes = runtime
-        .list_pod_sandboxes()
-        .await
-        .map_err(|err| Error::failed("list the pods", err))?;
+    let sandboxes =
+        runtime.list_pod_sandboxes().await.map_err(|err| Error::failed("list the pods", err))?;
     for sandbox in sandboxes {
-        for step in [runtime.stop_pod_sandbox(&sandbox.id), runtime.remove_pod_sandbox(&sandbox.id)] {
+        for step in [runtime.stop_pod_sandbox(&sandbox.id), runtime.remove_pod_sandbox(&sandbox.id)]
+        {
             if let Err(err) = step.await {
                 warn!(pod = %sandbox.metadata.name, error = %base::error::chain(&err), "pod not removed");
             }
@@ -155,8 +158,8 @@ fn remove_cgroups() -> Result<()> {
 /// Takes down what is mounted below our directories, the deepest first.
 fn unmount(paths: &Paths) -> Result<()> {
     for root in [&paths.run, &paths.agent()] {
-        let mut mounts = sys::mount::mounts_below(root)
-            .map_err(|err| Error::failed("read the mounts", err))?;
+        let mut mounts =
+            sys::mount::mounts_below(root).map_err(|err| Error::failed("read the mounts", err))?;
         mounts.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
         for mount in mounts.iter().filter(|mount| *mount != root) {
             if let Err(err) = sys::mount::unmount_detach(mount) {

@@ -344,6 +344,12 @@ impl Shared {
         &self.client
     }
 
+    /// The same caches for a component that writes under another identity. A cache is
+    /// filled under the identity that asks for it first.
+    pub fn acting_as(&self, client: Client) -> Self {
+        Self { client, ..self.clone() }
+    }
+
     /// All objects of a kind.
     pub fn cache<K>(&self) -> Cache<K>
     where

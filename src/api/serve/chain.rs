@@ -43,9 +43,23 @@ async fn walk(server: &Shared, mut request: Request<Bytes>) -> Result<Response<B
 
     let cache = &server.registry.cache;
     let user = server.authenticator.authenticate(cache, &peer, request.headers())?;
-    let user = impersonate(server, user, request.headers())?;
+    let as_user = impersonate(server, &user, request.headers())?;
 
-    let mut action = Action::of(&info, query.get("fieldSelector").unwrap_or(""));
+    let audit = server.audit.as_ref();
+    let record =
+        audit.and_then(|audit| audit.begin(&info, &user, as_user.as_deref(), &peer, &request));
+    let user = as_user.unwrap_or(user);
+    let answered = decide(server, Call { request, info, query, user }).await;
+    let (Some(audit), Some(mut record)) = (audit, record) else { return answered };
+    let response = answered.unwrap_or_else(|error| answer::failure(&error));
+    audit.answered(&mut record, &response);
+    Ok(response)
+}
+
+/// Whether, and what.
+async fn decide(server: &Shared, call: Call) -> Result<Response<Body>> {
+    let Call { info, query, .. } = &call;
+    let mut action = Action::of(info, query.get("fieldSelector").unwrap_or(""));
     if action.verb == "deletecollection" || action.verb == "list" || action.verb == "watch" {
         // A watch or list of one name may be allowed by name.
         if let Some(name) = query
@@ -56,9 +70,7 @@ async fn walk(server: &Shared, mut request: Request<Bytes>) -> Result<Response<B
             action.name = name.trim_start_matches('=').to_string();
         }
     }
-    authorize(server, &user, &action)?;
-
-    let call = Call { request, info, query, user };
+    authorize(server, &call.user, &action)?;
     if call.info.is_resource {
         resources::serve(server, call).await
     } else if let Some(response) = health::serve(server, &call).await {
@@ -85,9 +97,13 @@ pub fn authorize(server: &Shared, user: &Arc<User>, action: &Action) -> Result<(
     }
 }
 
-/// Replaces the user by the one it asks to act as, if it may.
-fn impersonate(server: &Shared, user: Arc<User>, headers: &http::HeaderMap) -> Result<Arc<User>> {
-    let Some(wanted) = crate::authn::impersonated(headers)? else { return Ok(user) };
+/// The user that `user` asks to act as, if it asks and may.
+fn impersonate(
+    server: &Shared,
+    user: &Arc<User>,
+    headers: &http::HeaderMap,
+) -> Result<Option<Arc<User>>> {
+    let Some(wanted) = crate::authn::impersonated(headers)? else { return Ok(None) };
     let check = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
         let action = Action {
             verb: "impersonate".into(),
@@ -100,7 +116,7 @@ fn impersonate(server: &Shared, user: Arc<User>, headers: &http::HeaderMap) -> R
             name: name.into(),
             ..Action::default()
         };
-        authorize(server, &user, &action)
+        authorize(server, user, &action)
     };
     match crate::authn::service_account(&wanted.name) {
         Some((namespace, account)) => check("", "serviceaccounts", "", namespace, account)?,
@@ -117,5 +133,5 @@ fn impersonate(server: &Shared, user: Arc<User>, headers: &http::HeaderMap) -> R
             check("authentication.k8s.io", "userextras", key, "", value)?;
         }
     }
-    Ok(Arc::new(wanted))
+    Ok(Some(Arc::new(wanted)))
 }

@@ -55,6 +55,7 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
         signing_key: credentials.service_account_key.clone(),
         token_file: settings.token_file.clone(),
         disabled_admission: settings.disabled_admission.clone(),
+        audit: settings.audit.clone(),
         kubelet_tls,
         advertise: format!("{}:{}", settings.advertise_address, settings.advertise_port),
         version: version::api(),

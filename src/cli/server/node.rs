@@ -171,7 +171,10 @@ pub async fn start(
     Ok(Node { runtime, tasks: vec![task] })
 }
 
-fn kubelet_config(settings: &Settings, control_plane: &ControlPlane) -> Result<kubelet::KubeletConfig> {
+fn kubelet_config(
+    settings: &Settings,
+    control_plane: &ControlPlane,
+) -> Result<kubelet::KubeletConfig> {
     let credentials = &control_plane.credentials;
     let tls = pki::tls::server_config(
         credentials.kubelet.cert_pem.as_bytes(),
@@ -183,8 +186,7 @@ fn kubelet_config(settings: &Settings, control_plane: &ControlPlane) -> Result<k
     let mut config = kubelet::KubeletConfig::new(&settings.node_name, addresses, Arc::new(tls));
     config.root_dir = settings.paths.agent();
     config.static_pod_dir = Some(settings.paths.static_pods());
-    config.cluster_dns =
-        if settings.dns { vec![settings.cluster_dns.into()] } else { Vec::new() };
+    config.cluster_dns = if settings.dns { vec![settings.cluster_dns.into()] } else { Vec::new() };
     config.cluster_domain = settings.cluster_domain.clone();
     config.resolv_conf = settings.resolv_conf.clone();
     config.listen = SocketAddr::from((settings.bind_address, settings.kubelet_port));
@@ -208,10 +210,7 @@ async fn keep_only_living(runtime: &Runtime, network: &Network) -> Result<()> {
         .await
         .map_err(|err| Error::failed("list the pods of before", err))?;
     let living: Vec<String> = sandboxes.into_iter().map(|sandbox| sandbox.id).collect();
-    network
-        .reconcile(&living)
-        .await
-        .map_err(|err| Error::failed("clean up the pod network", err))
+    network.reconcile(&living).await.map_err(|err| Error::failed("clean up the pod network", err))
 }
 
 async fn import_archives(settings: &Settings, runtime: &Runtime) {
@@ -250,6 +249,5 @@ async fn wait_until_ready(settings: &Settings, client: client::Client, drain: &D
 
 fn is_ready(node: &NodeObject) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions
-        .is_some_and(|list| list.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+    conditions.is_some_and(|list| list.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
 }
