@@ -17,6 +17,28 @@ pub struct ApiError {
 
 pub type Result<T> = std::result::Result<T, ApiError>;
 
+impl Cause {
+    pub fn forbidden(field: &str, why: &str) -> Self {
+        Self {
+            reason: "FieldValueForbidden".into(),
+            message: format!("Forbidden: {why}"),
+            field: field.into(),
+        }
+    }
+
+    pub fn not_supported(field: &str, value: &str, supported: &[&str]) -> Self {
+        let supported: Vec<String> = supported.iter().map(|word| format!("{word:?}")).collect();
+        Self {
+            reason: "FieldValueNotSupported".into(),
+            message: format!(
+                "Unsupported value: {value:?}: supported values: {}",
+                supported.join(", ")
+            ),
+            field: field.into(),
+        }
+    }
+}
+
 /// One field that is wrong, in the form of a Status cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
@@ -118,6 +140,19 @@ impl ApiError {
             .with_causes(causes)
     }
 
+    /// 422 about the options of a request (`PatchOptions`, `ListOptions`, ...).
+    pub fn invalid_options(options: &str, causes: &[Cause]) -> Self {
+        let said: Vec<String> =
+            causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+        let all = match said.as_slice() {
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
+        };
+        Self::new(422, "Invalid", format!("{options}.meta.k8s.io \"\" is invalid: {all}"))
+            .about("meta.k8s.io", options, "")
+            .with_causes(causes)
+    }
+
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(400, "BadRequest", message)
     }
@@ -191,8 +226,11 @@ impl ApiError {
     pub fn body(&self) -> Value {
         let mut body = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason,
+            "message": self.message,
         });
+        if !self.reason.is_empty() {
+            body["reason"] = self.reason.into();
+        }
         if let Some(details) = &self.details {
             body["details"] = details.clone();
         }

@@ -129,6 +129,9 @@ pub struct ServerFlags {
     /// Run no controllers in this process
     #[arg(long, env = "CORACLE_DISABLE_CONTROLLER_MANAGER")]
     pub disable_controller_manager: bool,
+    /// Run no service proxy in this process
+    #[arg(long, env = "CORACLE_DISABLE_KUBE_PROXY")]
+    pub disable_kube_proxy: bool,
     /// Leave a part out: dns
     #[arg(long, env = "CORACLE_DISABLE", value_delimiter = ',')]
     pub disable: Vec<String>,

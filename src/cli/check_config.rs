@@ -144,7 +144,7 @@ fn path(file: &str, option: &str) -> Problem {
 }
 
 fn nf_tables() -> Problem {
-    match network::probe() {
+    match network::check() {
         Ok(()) => None,
         Err(err) => problem(
             base::error::chain(&err).to_string(),

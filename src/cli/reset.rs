@@ -15,7 +15,7 @@ use tracing::warn;
 
 use crate::args::ResetFlags;
 use crate::paths::Paths;
-use crate::server::{SHIM_CGROUP, Unplug};
+use crate::server::{NFT_TABLE, SHIM_CGROUP, Unplug};
 use crate::{Error, Result};
 
 /// A server that was told to end gets this long.
@@ -34,7 +34,7 @@ pub fn run(flags: &ResetFlags) -> Result<()> {
         .map_err(|err| Error::failed("start the runtime", err))?;
     runtime.block_on(remove_pods(&paths, &flags.host.bridge))?;
     drop(runtime);
-    network::reset(&flags.host.bridge, &paths.network())
+    network::reset(&flags.host.bridge, NFT_TABLE, &paths.network())
         .map_err(|err| Error::failed("remove the pod network", err))?;
     remove_cgroups()?;
     unmount(&paths)?;

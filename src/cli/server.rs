@@ -15,7 +15,7 @@ mod credentials;
 mod node;
 mod settings;
 
-pub use node::{SHIM_CGROUP, Unplug, shim_command};
+pub use node::{NFT_TABLE, SHIM_CGROUP, Unplug, shim_command};
 
 use settings::Settings;
 

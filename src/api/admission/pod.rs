@@ -67,7 +67,8 @@ fn mount_token(spec: &mut Value) {
         existing.clone().unwrap_or_else(|| format!("kube-api-access-{}", base::rng::suffix(5)));
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
+        let containers = spec.get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
             let mounts = &mut container["volumeMounts"];
             if !mounts.is_array() {
                 *mounts = json!([]);

@@ -67,8 +67,6 @@ impl Registry {
         let attributes = self.attributes(target, options, Operation::Create, None);
         let rules = target.rules();
         (rules.default)(&mut object);
-        self.admission.mutate(self, &attributes, &mut object)?;
-        (rules.default)(&mut object);
         if managed.is_none() {
             let reset = reset_fields(&resource.group, &resource.kind, target.has_status(), "");
             let api_version = target.api_version();
@@ -81,6 +79,10 @@ impl Registry {
             };
             object = update_managed_fields(None, &object, target.typed(), &writer);
         }
+        // Admission looks at namespaces, accounts and classes that may be brand new.
+        self.cache.fresh().await?;
+        self.admission.mutate(self, &attributes, &mut object)?;
+        (rules.default)(&mut object);
         (rules.prepare_create)(&mut object);
         target.normalise(&mut object);
         // Statuses have defaults too.

@@ -134,16 +134,24 @@ impl Registry {
 }
 
 fn preconditions(target: &Target, live: &Value, delete: &DeleteOptions) -> Result<()> {
+    let kind = &target.resource.kind;
     let check = |what: &str, wanted: &Option<String>, field: &str| {
         let Some(wanted) = wanted else { return Ok(()) };
         let is = metadata_str(live, field);
         if wanted == is {
             return Ok(());
         }
-        let why = format!(
-            "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}"
+        let end = if what == "UID" { "deleted and then recreated" } else { "modified" };
+        let message = format!(
+            "Operation cannot be fulfilled on {kind} {:?}: the {what} in the precondition ({wanted}) does not match the {what} in record ({is}). The object might have been {end}",
+            target.name
         );
-        Err(ApiError::conflict(&target.resource, &target.name, &why))
+        let mut error = ApiError::conflict(&target.resource, &target.name, "");
+        error.message = message;
+        if let Some(details) = &mut error.details {
+            details["kind"] = kind.as_str().into();
+        }
+        Err(error)
     };
     check("UID", &delete.uid, "uid")?;
     check("ResourceVersion", &delete.resource_version, "resourceVersion")
@@ -167,10 +175,14 @@ fn plan(target: &Target, live: &Value, delete: &DeleteOptions) -> (Value, bool) 
     let namespace = core && resource.plural == "namespaces";
     let held = !kept.is_empty()
         || (namespace && live["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty()));
+    let now = base::time::now();
     if grace == 0 && !held {
+        if core && resource.plural == "pods" {
+            // Whoever watches learns that it was deleted, not only that it is gone.
+            mark_deleted(&mut next, now, 0);
+        }
         return (next, true);
     }
-    let now = base::time::now();
     let already = live["metadata"]["deletionGracePeriodSeconds"].as_i64();
     let deleting = !metadata_str(live, "deletionTimestamp").is_empty();
     // A later request may shorten the grace of an earlier one, never lengthen it.
@@ -185,18 +197,24 @@ fn plan(target: &Target, live: &Value, delete: &DeleteOptions) -> (Value, bool) 
             now.as_second() + grace
         };
         let at = jiff::Timestamp::from_second(at).unwrap_or(now);
-        let generation = live["metadata"]["generation"].as_i64();
-        let metadata = metadata_mut(&mut next);
-        metadata.insert("deletionTimestamp".into(), base::time::rfc3339(at).into());
-        metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
-        if let (Some(generation), false) = (generation, deleting) {
-            metadata.insert("generation".into(), (generation + 1).into());
-        }
+        mark_deleted(&mut next, at, grace);
     }
     if namespace {
         next["status"]["phase"] = "Terminating".into();
     }
     (next, false)
+}
+
+/// Sets when and how the object ends; the first time that is a new generation.
+fn mark_deleted(object: &mut Value, at: jiff::Timestamp, grace: i64) {
+    let generation = object["metadata"]["generation"].as_i64();
+    let metadata = metadata_mut(object);
+    let first = !metadata.contains_key("deletionTimestamp");
+    metadata.insert("deletionTimestamp".into(), base::time::rfc3339(at).into());
+    metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
+    if let (Some(generation), true) = (generation, first) {
+        metadata.insert("generation".into(), (generation + 1).into());
+    }
 }
 
 /// The finalizers after a request with this propagation.

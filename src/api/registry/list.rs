@@ -10,7 +10,7 @@ use store::RangeRequest;
 use super::select::Selector;
 use super::{Registry, Target};
 use crate::cache::Object;
-use crate::error::{ApiError, Result};
+use crate::error::{ApiError, Cause, Result};
 
 /// Objects read from the store at once while a page is filled.
 const STORE_PAGE: usize = 500;
@@ -73,42 +73,32 @@ impl ListOptions {
     /// # Errors
     /// 400 for a combination that upstream refuses, in its words.
     pub fn check(&self) -> Result<()> {
-        let invalid = |field: &str, kind: &str, why: &str| {
-            let message =
-                format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: {kind}: {why}");
-            Err(ApiError::new(422, "Invalid", message))
-        };
+        let field = "resourceVersionMatch";
+        let refuse = |cause| Err(ApiError::invalid_options("ListOptions", &[cause]));
         match self.version_match.as_str() {
             "" => {}
             "Exact" if self.resource_version == "0" => {
-                return invalid(
-                    "resourceVersionMatch",
-                    "Forbidden",
+                return refuse(Cause::forbidden(
+                    field,
                     "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-                );
+                ));
             }
             "Exact" | "NotOlderThan" => {
                 if self.resource_version.is_empty() {
-                    return invalid(
-                        "resourceVersionMatch",
-                        "Forbidden",
+                    return refuse(Cause::forbidden(
+                        field,
                         "resourceVersionMatch is forbidden unless resourceVersion is provided",
-                    );
+                    ));
                 }
                 if !self.continue_token.is_empty() {
-                    return invalid(
-                        "resourceVersionMatch",
-                        "Forbidden",
+                    return refuse(Cause::forbidden(
+                        field,
                         "resourceVersionMatch is forbidden when continue is provided",
-                    );
+                    ));
                 }
             }
             other => {
-                return invalid(
-                    "resourceVersionMatch",
-                    "Unsupported value",
-                    &format!("{other:?}: supported values: \"Exact\", \"NotOlderThan\", \"\""),
-                );
+                return refuse(Cause::not_supported(field, other, &["Exact", "NotOlderThan", ""]));
             }
         }
         if !self.continue_token.is_empty()

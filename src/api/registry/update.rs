@@ -126,12 +126,12 @@ impl Registry {
         target.normalise(&mut new);
         let rules = target.rules();
         (rules.default)(&mut new);
-        let attributes = self.attributes(target, options, Operation::Update, Some(&live));
-        self.admission.mutate(self, &attributes, &mut new)?;
-        (rules.default)(&mut new);
         if !matches!(change, Change::Apply(_)) {
             new = self.account(target, &live, &new, options);
         }
+        let attributes = self.attributes(target, options, Operation::Update, Some(&live));
+        self.admission.mutate(self, &attributes, &mut new)?;
+        (rules.default)(&mut new);
         bump_generation(&mut new, &live, target);
         let allocated = self.allocator.allocate(self, target, &mut new, Some(&live))?;
         let errors = rules.check_update(&new, &live);
@@ -164,7 +164,9 @@ impl Registry {
         match self.store().write(write, super::durability(resource)).await {
             Ok(Outcome::Done(revision)) => {
                 self.allocator.freed(target, &live, (!deletes).then_some(&new));
-                set_revision(&mut new, revision);
+                if !deletes {
+                    set_revision(&mut new, revision);
+                }
                 Ok(Some(new))
             }
             Ok(Outcome::Conflict(_)) => {
@@ -198,7 +200,7 @@ impl Registry {
             Change::Merge(patch) => merge_patch::merge_patch(&mut new, patch),
             Change::Strategic(patch) => strategic::strategic_merge(&mut new, patch, target.typed()),
         }
-        .map_err(|error| patch_error(&error, target))?;
+        .map_err(|error| patch_error(&error))?;
         if let Err(mismatch) =
             crate::scheme::shape::check_types(&new, target.typed(), &target.resource.kind)
         {
@@ -440,13 +442,12 @@ fn is_released(new: &Value, target: &Target) -> bool {
     true
 }
 
-pub(crate) fn patch_error(error: &PatchError, target: &Target) -> ApiError {
+pub(crate) fn patch_error(error: &PatchError) -> ApiError {
     match error {
         PatchError::Decode(_) => ApiError::bad_request(error.to_string()),
         PatchError::Rejected => {
             let mut rejected = ApiError::new(422, "Invalid", error.to_string());
-            let details = ApiError::not_found(&target.resource, &target.name).details;
-            rejected.details = details;
+            rejected.details = Some(serde_json::json!({}));
             rejected
         }
         PatchError::TooManyOperations { .. } => {

@@ -11,7 +11,7 @@ use super::list::parse_version;
 use super::select::Selector;
 use super::{Registry, Target};
 use crate::cache::{Change, Event, Object};
-use crate::error::{ApiError, Result};
+use crate::error::{ApiError, Cause, Result};
 
 /// Watches without a timeout of their own end after 30 to 60 minutes, at random, so
 /// that they do not all come back at once.
@@ -117,25 +117,29 @@ impl Registry {
 }
 
 fn check(options: &WatchOptions) -> Result<()> {
-    let invalid = |field: &str, why: &str| {
-        let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}");
-        Err(ApiError::new(422, "Invalid", message))
-    };
-    match options.send_initial_events {
-        Some(_) if options.version_match.is_empty() => invalid(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ),
-        Some(_) if options.version_match != "NotOlderThan" => invalid(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ),
-        None if !options.version_match.is_empty() => invalid(
-            "resourceVersionMatch",
+    let field = "resourceVersionMatch";
+    let wanted = options.version_match.as_str();
+    let mut causes = Vec::new();
+    if options.send_initial_events.is_some() {
+        if wanted != "NotOlderThan" {
+            causes.push(Cause::forbidden(
+                field,
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            ));
+        }
+        if !matches!(wanted, "" | "NotOlderThan") {
+            causes.push(Cause::not_supported(field, wanted, &["NotOlderThan"]));
+        }
+    } else if !wanted.is_empty() {
+        causes.push(Cause::forbidden(
+            field,
             "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        ),
-        _ => Ok(()),
+        ));
     }
+    if causes.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::invalid_options("ListOptions", &causes))
 }
 
 impl Watcher {

@@ -146,7 +146,7 @@ pub fn table(target: &Target, objects: &[Value], list: &Value, include: Include)
         .map(|object| {
             let mut row = json!({"cells": (table.cells)(&stored_shape(object, resource), now)});
             match include {
-                Include::None => {}
+                Include::None => row["object"] = Value::Null,
                 Include::Metadata => row["object"] = partial(object),
                 Include::Object => row["object"] = object.clone(),
             }

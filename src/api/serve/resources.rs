@@ -13,7 +13,7 @@ use super::chain::Call;
 use super::negotiate::{self, Form};
 use super::request::Query;
 use super::{Shared, reviews, subresources, watching};
-use crate::error::{ApiError, Result};
+use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::{DeleteOptions, answers_with_object, deleted_status};
 use crate::registry::list::ListOptions;
 use crate::registry::select::Selector;
@@ -105,12 +105,9 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
                 "delete" | "deletecollection" => "DeleteOptions",
                 _ => "UpdateOptions",
             };
-            return Err(ApiError::new(
-                422,
-                "Invalid",
-                format!(
-                    "{kind}.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: {value:?}: supported values: \"All\""
-                ),
+            return Err(ApiError::invalid_options(
+                kind,
+                &[Cause::not_supported("dryRun", value, &["All"])],
             ));
         }
         dry_run = true;
@@ -302,10 +299,13 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
         }
         "application/apply-patch+yaml" => {
             if call.query.set("fieldManager").is_none() {
-                return Err(ApiError::new(
-                    422,
-                    "Invalid",
-                    "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+                return Err(ApiError::invalid_options(
+                    "PatchOptions",
+                    &[Cause {
+                        reason: "FieldValueRequired".into(),
+                        message: "Required value: is required for apply patch".into(),
+                        field: "fieldManager".into(),
+                    }],
                 ));
             }
             Change::Apply(negotiate::yaml(body)?)
@@ -349,10 +349,9 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
         return Ok((Change::Apply(config), warnings));
     }
     if call.query.flag("force") {
-        return Err(ApiError::new(
-            422,
-            "Invalid",
-            "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
+        return Err(ApiError::invalid_options(
+            "PatchOptions",
+            &[Cause::forbidden("force", "may not be specified for non-apply patch")],
         ));
     }
     Ok((change, Vec::new()))

@@ -91,7 +91,7 @@ async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response
             }
             Change::Put(_) | Change::Edit(_) => Ok(()),
         }
-        .map_err(|error| patch_error(&error, target))?;
+        .map_err(|error| patch_error(&error))?;
         scale
     };
     let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);

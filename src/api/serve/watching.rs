@@ -87,7 +87,7 @@ impl Lines {
     fn bookmark(&mut self, revision: u64, initial: bool) -> Bytes {
         let mut object = json!({
             "kind": self.target.resource.kind, "apiVersion": self.target.api_version(),
-            "metadata": {"resourceVersion": revision.to_string(), "creationTimestamp": null},
+            "metadata": {"resourceVersion": revision.to_string()},
         });
         if initial {
             object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});

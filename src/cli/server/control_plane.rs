@@ -3,14 +3,15 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use api::serve::Shared;
+use api::serve::Shared as ApiServer;
+use client::{Recorder, Shared};
 use base::drain::Drain;
 use store::backend::sqlite::Sqlite;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tracing::info;
 
-use super::credentials::{self, Credentials};
+use super::credentials::{self, Credentials, component};
 use super::settings::Settings;
 use crate::{Error, Result, version};
 
@@ -20,8 +21,10 @@ fn issuer(settings: &Settings) -> String {
 }
 
 pub struct ControlPlane {
-    pub server: Shared,
+    pub server: ApiServer,
     pub credentials: Credentials,
+    /// The typed caches that all components of this process share.
+    pub shared: Shared,
     pub tasks: Vec<JoinHandle<()>>,
 }
 
@@ -77,7 +80,7 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
         Some(credentials.client_ca.cert_pem.as_bytes()),
     )
     .map_err(tls_failed)?;
-    let tasks = vec![
+    let mut tasks = vec![
         tokio::spawn(api::serve::listen::serve(
             server.clone(),
             listener,
@@ -88,7 +91,28 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
     ];
     credentials::write_kubeconfig(settings, &credentials)?;
     info!(address = %address, "API server listens");
-    Ok(ControlPlane { server, credentials, tasks })
+    let reader = component(&server, "system:kube-controller-manager", &[], "coracle");
+    let shared = Shared::new(reader, drain.clone());
+    if settings.scheduler {
+        tasks.push(tokio::spawn(schedule(&server, &shared, drain.clone())));
+    }
+    Ok(ControlPlane { server, credentials, shared, tasks })
+}
+
+/// The scheduler under its own name.
+fn schedule(
+    server: &ApiServer,
+    shared: &Shared,
+    drain: Drain,
+) -> impl Future<Output = ()> + use<> {
+    let client = component(server, "system:kube-scheduler", &[], "kube-scheduler");
+    let recorder = Recorder::new(client.clone(), "default-scheduler", "", drain.clone());
+    let scheduler = scheduler::Scheduler::new(
+        shared.acting_as(client),
+        recorder,
+        scheduler::Config::default(),
+    );
+    scheduler.run(drain)
 }
 
 fn open_store(settings: &Settings) -> Result<Arc<Sqlite>> {

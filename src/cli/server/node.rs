@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base::drain::Drain;
-use client::{Cache, ListParams, Shared};
+use client::{Cache, Shared};
 use k8s_openapi::api::core::v1::{Node as NodeObject, Taint};
 use network::{Network, NetworkConfig};
 use runtime::cri::{self, ErrorKind, PodSandboxMetadata};
@@ -24,6 +24,8 @@ use crate::{Error, Result};
 
 /// A node that is not ready by then is reported, and the server goes on.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// The one nf_tables table of ours.
+pub const NFT_TABLE: &str = "coracle";
 /// Cgroup of the shims below the root of every hierarchy.
 pub const SHIM_CGROUP: &str = "coracle-shims";
 
@@ -91,20 +93,24 @@ impl cri::PodNetwork for Unplug {
 }
 
 fn network_config(settings: &Settings) -> NetworkConfig {
-    let cidr = |network: api::registry::allocate::Network| {
-        format!("{}/{}", network.address, network.prefix)
+    let prefix = |network: api::registry::allocate::Network| network::Prefix {
+        address: network.address,
+        length: network.prefix,
     };
+    let cluster_cidr = prefix(settings.cluster_network);
     NetworkConfig {
         node_name: settings.node_name.clone(),
-        node_ip: settings.node_ip,
         bridge: settings.bridge.clone(),
-        pod_cidr: cidr(settings.pod_network()),
-        cluster_cidr: cidr(settings.cluster_network),
-        service_cidr: cidr(settings.service_network),
+        table: NFT_TABLE.into(),
+        pod_cidr: network::first_node_range(cluster_cidr),
+        cluster_cidr,
+        service_cidr: prefix(settings.service_network),
         dns_address: settings.dns.then_some(settings.cluster_dns),
         cluster_domain: settings.cluster_domain.clone(),
         resolv_conf: settings.resolv_conf.clone(),
         state_dir: settings.paths.network(),
+        mtu: None,
+        proxy: settings.proxy,
     }
 }
 
@@ -133,9 +139,9 @@ pub async fn start(
 ) -> Result<Node> {
     let server = &control_plane.server;
     let proxy = component(server, "system:kube-proxy", &[], "kube-proxy");
-    let network =
-        Network::start(network_config(settings), Shared::new(proxy, drain.clone()), drain.clone())
-            .await
+    let shared = control_plane.shared.acting_as(proxy);
+    let network = Network::start(network_config(settings), &shared, drain.clone())
+        .await
             .map_err(|err| Error::failed("start the pod network", err))?;
     let config = RuntimeConfig {
         state_dir: settings.paths.containers(),
@@ -166,8 +172,7 @@ pub async fn start(
             tracing::error!(error = %base::error::chain(&err), "the kubelet has stopped");
         }
     });
-    let watcher = component(server, "system:kube-controller-manager", &[], "coracle");
-    wait_until_ready(settings, watcher, drain).await;
+    wait_until_ready(settings, &control_plane.shared, drain).await;
     Ok(Node { runtime, tasks: vec![task] })
 }
 
@@ -225,13 +230,12 @@ async fn import_archives(settings: &Settings, runtime: &Runtime) {
     }
 }
 
-async fn wait_until_ready(settings: &Settings, client: client::Client, drain: &Drain) {
-    let params = ListParams::fields(format!("metadata.name={}", settings.node_name));
-    let shared = Shared::new(client, drain.clone());
-    let nodes: Cache<NodeObject> = shared.cache_where(None, params);
+async fn wait_until_ready(settings: &Settings, shared: &Shared, drain: &Drain) {
+    let nodes: Cache<NodeObject> = shared.cache();
+    let name = settings.node_name.clone();
     let (told, mut ready) = tokio::sync::watch::channel(false);
     nodes.on_change(move |_, new| {
-        if let Some(node) = new {
+        if let Some(node) = new.filter(|node| node.metadata.name.as_ref() == Some(&name)) {
             told.send_replace(is_ready(node));
         }
     });

@@ -41,6 +41,7 @@ pub struct Settings {
     pub scheduler: bool,
     pub controllers: bool,
     pub dns: bool,
+    pub proxy: bool,
     pub token_file: Option<PathBuf>,
     pub disabled_admission: Vec<String>,
     pub audit: Option<(PathBuf, PathBuf)>,
@@ -135,16 +136,12 @@ impl Settings {
             agent: !flags.disable_agent,
             scheduler: !flags.disable_scheduler,
             controllers: !flags.disable_controller_manager,
+            proxy: !flags.disable_kube_proxy,
             dns: !flags.disable.iter().any(|part| part == "dns"),
             token_file,
             disabled_admission,
             audit: flags.audit_policy_file.zip(flags.audit_log_path),
         })
-    }
-
-    /// The pods' network of this node: the first /24 of the cluster's.
-    pub fn pod_network(&self) -> Network {
-        Network { address: self.cluster_network.address, prefix: 24 }
     }
 
     /// The cluster IP of the `kubernetes` service.
