@@ -143,7 +143,7 @@ impl Router {
         tolerate_existing(self.0.execute(message))
     }
 
-    /// Makes both ends, up, in one request; the near end is a port of the bridge. An
+    /// Makes both ends in one request; the near end is up and a port of the bridge. An
     /// existing name is an error: what it leads to is unknown.
     pub fn add_veth(&mut self, veth: &Veth<'_>) -> Result<()> {
         let mut message = Message::new(
@@ -159,7 +159,8 @@ impl Router {
             info.attr_str(libc::IFLA_INFO_KIND, "veth");
             info.nest(libc::IFLA_INFO_DATA, |data| {
                 data.nest(VETH_INFO_PEER, |peer| {
-                    peer.raw(&link_body(0, UP, UP));
+                    // An end cannot be up before it knows its other end.
+                    peer.raw(&link_body(0, 0, 0));
                     peer.attr_str(libc::IFLA_IFNAME, veth.peer_name);
                     peer.attr_u32(libc::IFLA_MTU, veth.mtu);
                     peer.attr(libc::IFLA_ADDRESS, &veth.peer_mac);

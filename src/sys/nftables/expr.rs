@@ -66,8 +66,9 @@ pub enum Expr<'a> {
     },
     Equal(Register, &'a [u8]),
     Different(Register, &'a [u8]),
-    /// Keeps the bits of the mask.
-    Mask(Register, &'a [u8]),
+    /// Keeps the bits of the mask, then flips those of the second.
+    Mask(Register, &'a [u8], &'a [u8]),
+    SetMark(Register),
     /// Ends the rule unless the key is in the set.
     Lookup {
         set: &'a str,
@@ -122,7 +123,7 @@ fn data(message: &mut Message, kind: u16, bytes: &[u8]) {
 impl Expr<'_> {
     fn name(&self) -> &'static str {
         match self {
-            Self::Meta(..) => "meta",
+            Self::Meta(..) | Self::SetMark(_) => "meta",
             Self::Payload { .. } => "payload",
             Self::Equal(..) | Self::Different(..) => "cmp",
             Self::Mask(..) => "bitwise",
@@ -167,12 +168,16 @@ impl Expr<'_> {
                 m.attr_be32(2, 1);
                 data(m, 3, bytes);
             }
-            Self::Mask(at, mask) => {
+            Self::SetMark(from) => {
+                m.attr_be32(2, Meta::Mark as u32);
+                register(m, 3, *from);
+            }
+            Self::Mask(at, mask, flip) => {
                 register(m, 1, *at);
                 register(m, 2, *at);
                 m.attr_be32(3, mask.len() as u32);
                 data(m, 4, mask);
-                data(m, 5, &vec![0; mask.len()]);
+                data(m, 5, flip);
             }
             Self::Lookup { set, key } => {
                 m.attr_str(1, set);
