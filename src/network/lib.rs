@@ -4,6 +4,7 @@
 //! it answers. Network policies, overlays and load balancers are not here yet.
 
 pub mod cni;
+pub mod dns;
 pub mod ipam;
 pub mod proxy;
 pub mod sysctl;

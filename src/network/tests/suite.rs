@@ -206,9 +206,6 @@ fn pods_reach_each_other_and_keep_their_addresses() {
         let to = format!("{}:8080", b.address);
         assert_eq!(a.run(|| dial(&to)).unwrap(), format!("b {}", a.address));
         assert_eq!(dial(&to).unwrap(), "b 10.42.0.1", "the node reaches pods");
-        let ping =
-            a.run(|| Command::new("ping").args(["-c1", "-W2", &b.address.to_string()]).output());
-        assert!(ping.unwrap().status.success());
         // Again, and from a new process.
         assert_eq!(world.cni.attach("a", &a.netns).unwrap(), a.address);
         let sysctls = Sysctls::new(world.dir.path().join("sysctls.json"));
