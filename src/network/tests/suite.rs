@@ -296,7 +296,6 @@ fn clients_stay_with_their_backend() {
         world.service("web", spec.clone(), "TCP", &[&a, &b]);
         world.with_proxy(async || {
             until("the service", || dial("10.43.0.20:80").is_ok()).await;
-            println!("{}", nft(&["list", "table", "ip", "coracle"]));
             let first = c.run(|| dial("10.43.0.20:80")).unwrap();
             for _ in 0..20 {
                 assert_eq!(c.run(|| dial("10.43.0.20:80")).unwrap(), first);
@@ -416,5 +415,124 @@ fn ten_thousand_services() {
         table.apply(&changes).unwrap();
         println!("changing one took {:?}", started.elapsed());
         assert!(nft(&["list", "map", "ip", "coracle", "services"]).contains("default/s9999"));
+    });
+}
+
+fn dns_ask(to: &str, name: &str, kind: u16, tcp: bool) -> (u8, Vec<Vec<u8>>) {
+    use network::dns::wire;
+    let request = wire::question(name, kind);
+    let mut buffer = vec![0; 4096];
+    let answer = if tcp {
+        let mut stream = TcpStream::connect(to).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(&(request.len() as u16).to_be_bytes()).unwrap();
+        stream.write_all(&request).unwrap();
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).unwrap();
+        buffer.truncate(u16::from_be_bytes(length).into());
+        stream.read_exact(&mut buffer).unwrap();
+        buffer
+    } else {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.send_to(&request, to).unwrap();
+        let length = socket.recv(&mut buffer).unwrap();
+        buffer.truncate(length);
+        buffer
+    };
+    let records = wire::records(&answer).unwrap();
+    let found = records.iter().filter(|record| record.section == 0);
+    let data = found.map(|record| answer[record.data.clone()].to_vec()).collect();
+    (wire::code_of(&answer).unwrap(), data)
+}
+
+#[test]
+fn names_are_answered_in_pods_and_nothing_is_left_behind() {
+    on_node(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let resolv_conf = dir.path().join("resolv.conf");
+        std::fs::write(&resolv_conf, "nameserver 10.43.0.10\nnameserver 127.0.0.2\n").unwrap();
+        // A resolver of the host's: it answers every question with 192.0.2.77.
+        let upstream = UdpSocket::bind("127.0.0.2:53").unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((length, from)) = upstream.recv_from(&mut buffer) {
+                let query = network::dns::wire::read(&buffer[..length]).unwrap();
+                let record = network::dns::wire::Record {
+                    name: query.labels.join("."),
+                    ttl_seconds: 60,
+                    data: network::dns::wire::Data::A(Ipv4Addr::new(192, 0, 2, 77)),
+                };
+                let code = network::dns::wire::Code::Success;
+                let answer = network::dns::wire::write(&query, code, false, &[record], &[], 512);
+                let _ = upstream.send_to(&answer, from);
+            }
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (services, slices) = (Cache::<Service>::new(), Cache::<EndpointSlice>::new());
+        let service = |name: &str, spec: Value| -> Service {
+            let meta = json!({"namespace": "default", "name": name});
+            serde_json::from_value(json!({"metadata": meta, "spec": spec})).unwrap()
+        };
+        services.reset(vec![
+            service("web", json!({"clusterIP": "10.43.0.20", "ports": [{"port": 80}]})),
+            service("away", json!({"type": "ExternalName", "externalName": "example.org"})),
+        ]);
+        slices.reset(Vec::new());
+        let config = network::NetworkConfig {
+            node_name: "node".into(),
+            bridge: "cor-test0".into(),
+            table: "coracle".into(),
+            pod_cidr: range("10.42.0.0/24"),
+            cluster_cidr: range("10.42.0.0/16"),
+            service_cidr: range("10.43.0.0/16"),
+            dns_address: Some(Ipv4Addr::new(10, 43, 0, 10)),
+            cluster_domain: "cluster.local".into(),
+            resolv_conf,
+            state_dir: dir.path().join("network"),
+            mtu: None,
+            proxy: true,
+        };
+        let state = config.state_dir.clone();
+        let netns = dir.path().join("pod.netns");
+        namespace::create_network(&netns, || Ok(())).unwrap();
+        let pod = Pod { netns: netns.clone(), address: Ipv4Addr::UNSPECIFIED };
+        runtime.block_on(async {
+            let (trigger, drain) = base::drain::channel();
+            let network =
+                network::Network::start_with(config, services, slices, drain).await.unwrap();
+            network.attach("pod", &netns).await.unwrap();
+            assert_eq!(network.status().await, None);
+            let path = pod.netns.clone();
+            let asked = tokio::task::spawn_blocking(move || {
+                namespace::within(&path, kind::NETWORK, || {
+                    let to = "10.43.0.10:53";
+                    for tcp in [false, true] {
+                        let web = dns_ask(to, "web.default.svc.cluster.local", 1, tcp);
+                        assert_eq!(web, (0, vec![vec![10, 43, 0, 20]]));
+                        assert_eq!(
+                            dns_ask(to, "no.default.svc.cluster.local", 1, tcp),
+                            (3, vec![])
+                        );
+                    }
+                    for _ in 0..2 {
+                        let far = dns_ask(to, "example.org", 1, false);
+                        assert_eq!(far, (0, vec![vec![192, 0, 2, 77]]));
+                    }
+                    let away = dns_ask(to, "away.default.svc.cluster.local", 1, false);
+                    assert_eq!(away.1[1], [192, 0, 2, 77]);
+                    Ok(())
+                })
+            });
+            asked.await.unwrap().unwrap();
+            network.detach("pod", &netns).await.unwrap();
+            trigger.drain();
+        });
+        drop(runtime);
+        network::reset("cor-test0", "coracle", &state).unwrap();
+        network::reset("cor-test0", "coracle", &state).unwrap();
+        assert_eq!(nft(&["list", "ruleset"]), "");
+        let links = Router::open().unwrap().links().unwrap();
+        assert_eq!(links.len(), 1, "{links:?}");
     });
 }
