@@ -12,6 +12,8 @@ pub mod cgroup;
 pub mod fs;
 pub mod mount;
 pub mod namespace;
+pub mod netlink;
+pub mod nftables;
 pub mod process;
 pub mod pty;
 pub mod seccomp;
