@@ -144,8 +144,9 @@ fn path(file: &str, option: &str) -> Problem {
 }
 
 fn nf_tables() -> Problem {
-    match network::check() {
-        Ok(()) => None,
+    let family = sys::nftables::Family::Ipv4;
+    match sys::nftables::exists(family, crate::server::NFT_TABLE) {
+        Ok(_) => None,
         Err(err) => problem(
             base::error::chain(&err).to_string(),
             "modprobe nf_tables, or a kernel with CONFIG_NF_TABLES",

@@ -45,6 +45,11 @@ pub fn run(flags: ServerFlags) -> Result<()> {
 
 async fn serve(settings: Settings) -> Result<()> {
     let started = Instant::now();
+    if settings.agent
+        && let Some(problem) = crate::check_config::first_problem(&settings.paths.data)
+    {
+        return Err(problem);
+    }
     let settings = Arc::new(settings);
     let (trigger, drain) = drain::channel();
     let mut signals = Signals::new()?;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use api::serve::Shared as ApiServer;
-use client::{Recorder, Shared};
 use base::drain::Drain;
+use client::{Recorder, Shared};
 use store::backend::sqlite::Sqlite;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -100,18 +100,11 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
 }
 
 /// The scheduler under its own name.
-fn schedule(
-    server: &ApiServer,
-    shared: &Shared,
-    drain: Drain,
-) -> impl Future<Output = ()> + use<> {
+fn schedule(server: &ApiServer, shared: &Shared, drain: Drain) -> impl Future<Output = ()> + use<> {
     let client = component(server, "system:kube-scheduler", &[], "kube-scheduler");
     let recorder = Recorder::new(client.clone(), "default-scheduler", "", drain.clone());
-    let scheduler = scheduler::Scheduler::new(
-        shared.acting_as(client),
-        recorder,
-        scheduler::Config::default(),
-    );
+    let scheduler =
+        scheduler::Scheduler::new(shared.acting_as(client), recorder, scheduler::Config::default());
     scheduler.run(drain)
 }
 

@@ -142,7 +142,7 @@ pub async fn start(
     let shared = control_plane.shared.acting_as(proxy);
     let network = Network::start(network_config(settings), &shared, drain.clone())
         .await
-            .map_err(|err| Error::failed("start the pod network", err))?;
+        .map_err(|err| Error::failed("start the pod network", err))?;
     let config = RuntimeConfig {
         state_dir: settings.paths.containers(),
         data_dir: settings.paths.image_store(),
@@ -196,6 +196,7 @@ fn kubelet_config(
     config.resolv_conf = settings.resolv_conf.clone();
     config.listen = SocketAddr::from((settings.bind_address, settings.kubelet_port));
     config.node_labels = settings.node_labels.clone();
+    config.node_labels.push(("node-role.kubernetes.io/control-plane".into(), "true".into()));
     config.register_taints = settings
         .node_taints
         .iter()

@@ -312,7 +312,8 @@ pub async fn over_websocket(session: Session, socket: Socket, wants: Wants, prot
             }
         }
         // A client that does not hear of the end is cut off.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, sink.close()).await;
+        let goodbye = super::websocket::say_goodbye(&mut sink);
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
     };
     let reader = tokio::spawn(reading);
     tokio::join!(run(session, pipes), writing);

@@ -178,7 +178,7 @@ pub async fn over_channels(goal: Goal, socket: Socket, ports: Vec<u16>) {
                 return;
             }
         }
-        let _ = sink.close().await;
+        super::websocket::say_goodbye(&mut sink).await;
     };
     let reading = async {
         while let Some(Ok(message)) = source.next().await {

@@ -10,7 +10,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
 /// A larger message ends the connection.
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
@@ -18,6 +19,14 @@ const MESSAGE_BYTES_MAX: usize = 32 << 20;
 const TUNNEL_BYTES_MAX: usize = 64 << 10;
 
 pub type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
+
+/// Says goodbye in the way that clients take for a good end: code 1000 (RFC 6455, 7.4.1).
+/// Without a code kubectl reports an error.
+pub async fn say_goodbye(sink: &mut (impl futures::Sink<Message> + Unpin)) {
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    // A client that is gone already needs no goodbye.
+    let _ = sink.send(Message::Close(Some(frame))).await;
+}
 
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
     headers
@@ -97,7 +106,7 @@ where
                     return;
                 }
             }
-            let _ = sink.close().await;
+            say_goodbye(&mut sink).await;
         };
         tokio::join!(inwards, outwards);
     });
