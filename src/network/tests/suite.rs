@@ -111,10 +111,11 @@ impl World {
     fn pod(&self, name: &str) -> Pod {
         let netns = self.dir.path().join(format!("{name}.netns"));
         namespace::create_network(&netns, || Ok(())).unwrap();
+        let mut pod = Pod { netns, address: Ipv4Addr::UNSPECIFIED };
         let started = Instant::now();
-        let address = self.cni.attach(name, &netns).unwrap();
+        pod.address = self.cni.attach(name, &pod.netns).unwrap();
         println!("attach took {:?}", started.elapsed());
-        Pod { netns, address }
+        pod
     }
 
     /// Sets a service with one port 80 to 8080, and its endpoints.
