@@ -126,7 +126,8 @@ impl Registry {
         target.normalise(&mut new);
         let rules = target.rules();
         (rules.default)(&mut new);
-        if !matches!(change, Change::Apply(_)) {
+        // Nobody comes to own what a binding sets (upstream records no manager for it).
+        if !matches!(change, Change::Apply(_)) && target.subresource != "binding" {
             new = self.account(target, &live, &new, options);
         }
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));

@@ -419,6 +419,8 @@ async fn delete_collection(
     let selector = selector(call, target)?;
     let delete = delete_options(call)?;
     let deleted = server.registry.delete_collection(target, &selector, &delete, &options).await?;
-    let list = answer::list_value(target, Map::new(), deleted);
+    let revision = server.registry.store().revision();
+    let metadata = Map::from_iter([("resourceVersion".to_string(), revision.to_string().into())]);
+    let list = answer::list_value(target, metadata, deleted);
     answer::plain(StatusCode::OK, form, &list)
 }
