@@ -21,10 +21,6 @@ impl Paths {
         self.data.join("server/tls")
     }
 
-    pub fn manifests(&self) -> PathBuf {
-        self.data.join("server/manifests")
-    }
-
     pub fn agent(&self) -> PathBuf {
         self.data.join("agent")
     }

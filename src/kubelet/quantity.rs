@@ -8,14 +8,18 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 pub type ResourceList = BTreeMap<String, Quantity>;
 
+fn parse(quantity: &Quantity) -> Option<kinds::meta::quantity::Quantity> {
+    quantity.0.trim().parse().ok()
+}
+
 /// Thousandths, rounded up.
 pub fn milli(quantity: &Quantity) -> Option<i64> {
-    scaled(&quantity.0, 1000)
+    parse(quantity).map(|quantity| quantity.millis())
 }
 
 /// Whole units, rounded up.
 pub fn value(quantity: &Quantity) -> Option<i64> {
-    scaled(&quantity.0, 1)
+    parse(quantity).map(|quantity| quantity.value())
 }
 
 /// Thousandths of `name` in `list`; 0 when it is absent or unreadable.
@@ -34,57 +38,6 @@ pub fn from_bytes(bytes: i64) -> Quantity {
         Quantity(format!("{}Ki", bytes / 1024))
     } else {
         Quantity(bytes.to_string())
-    }
-}
-
-fn scaled(text: &str, scale: i128) -> Option<i64> {
-    let text = text.trim();
-    let (negative, text) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, suffix) = text.split_at(split);
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || number.len() > 30 {
-        return None;
-    }
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let (mut numerator, mut denominator) = factor(suffix)?;
-    denominator = denominator.checked_mul(10i128.checked_pow(fraction.len() as u32)?)?;
-    numerator = numerator.checked_mul(scale)?.checked_mul(digits)?;
-    let up = numerator.checked_add(denominator - 1)? / denominator;
-    let down = numerator / denominator;
-    let out = if negative { -down } else { up };
-    Some(out.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64)
-}
-
-/// The suffix as numerator and denominator.
-fn factor(suffix: &str) -> Option<(i128, i128)> {
-    let binary = |power: u32| Some((1i128 << (10 * power), 1));
-    let decimal = |power: u32| Some((10i128.pow(power), 1));
-    match suffix {
-        "" => Some((1, 1)),
-        "n" => Some((1, 1_000_000_000)),
-        "u" => Some((1, 1_000_000)),
-        "m" => Some((1, 1000)),
-        "k" => decimal(3),
-        "M" => decimal(6),
-        "G" => decimal(9),
-        "T" => decimal(12),
-        "P" => decimal(15),
-        "E" => decimal(18),
-        "Ki" => binary(1),
-        "Mi" => binary(2),
-        "Gi" => binary(3),
-        "Ti" => binary(4),
-        "Pi" => binary(5),
-        "Ei" => binary(6),
-        _ => {
-            let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let power = 10i128.checked_pow(exponent.unsigned_abs().min(30))?;
-            Some(if exponent < 0 { (1, power) } else { (power, 1) })
-        }
     }
 }
 
