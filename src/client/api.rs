@@ -354,6 +354,16 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.call(Method::PUT, &[name, "status"], Query::default(), Some(object)).await
     }
 
+    /// Replaces a subresource of an object (`finalize`, `scale`).
+    pub async fn replace_subresource(
+        &self,
+        name: &str,
+        subresource: &str,
+        object: &K,
+    ) -> Result<K> {
+        self.call(Method::PUT, &[name, subresource], Query::default(), Some(object)).await
+    }
+
     pub async fn patch(&self, name: &str, patch: &Patch) -> Result<K> {
         self.patch_at(&[name], patch).await
     }
