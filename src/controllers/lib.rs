@@ -1,1 +1,20 @@
-//! The controllers room.
+//! The loops that make the cluster what its objects say.
+//!
+//! Each controller observes shared caches, plans purely and applies steps that may be
+//! repeated. They meet only through API objects.
+
+mod aggregation;
+mod deployment;
+mod discovery;
+mod endpoints;
+mod expect;
+mod harness;
+mod namespace;
+mod owner;
+mod pod;
+mod pod_collector;
+mod replicaset;
+mod root_ca;
+mod service_account;
+
+pub use harness::{Config, Controllers};

@@ -1,0 +1,202 @@
+//! Says behind which addresses a service's pods are, as EndpointSlices and as Endpoints.
+//!
+//! `plan.rs` decides what they should be, `slices.rs` how to get there with few writes.
+
+mod legacy;
+mod plan;
+mod slices;
+
+use std::sync::Arc;
+
+use client::api::Object;
+use client::cache::{Cache, Key, key_of};
+use client::{DeleteParams, Queue};
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::expect::Expectations;
+use crate::harness::{Context, Doing, Outcome, Settled};
+use crate::owner::{name, namespace, uid};
+use crate::pod;
+
+/// Services worked on at a time.
+const WORKERS: usize = 5;
+/// Index of slices by namespace and service.
+const BY_SERVICE: &str = "service";
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub const MANAGER: &str = "endpointslice-controller.k8s.io";
+
+fn by_service(slice: &EndpointSlice) -> Vec<String> {
+    let labels = slice.metadata.labels.as_ref();
+    let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
+    service.map(|service| format!("{}/{service}", namespace(&slice.metadata))).into_iter().collect()
+}
+
+fn is_ours(slice: &EndpointSlice) -> bool {
+    let labels = slice.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|manager| manager == MANAGER)
+}
+
+/// Puts the services that a change of pods or of themselves concerns into the queue.
+fn listen(services: &Cache<Service>, pods: &Cache<Pod>, queue: &Queue<Key>) {
+    let again = queue.clone();
+    services.on_change(move |old, new| {
+        for service in [old, new].into_iter().flatten() {
+            again.add(key_of(&**service));
+        }
+    });
+    let (again, services) = (queue.clone(), services.clone());
+    pods.on_change(move |old, new| {
+        if old.zip(new).is_some_and(|(old, new)| !plan::differ(old, new)) {
+            return;
+        }
+        let Some(pod) = new.or(old) else { return };
+        for service in services.list_in(namespace(&pod.metadata)) {
+            let selects = |pod: &Arc<Pod>| plan::selects(&service, pod);
+            if [old, new].into_iter().flatten().any(selects) {
+                again.add(key_of(&*service));
+            }
+        }
+    });
+}
+
+fn selected(service: &Service, pods: &Cache<Pod>) -> Vec<Arc<Pod>> {
+    let mut pods = pods.list_in(namespace(&service.metadata));
+    pods.retain(|pod| plan::selects(service, pod) && !pod::is_finished(pod));
+    pods
+}
+
+pub async fn run_slices(context: Context) {
+    let services: Cache<Service> = context.shared.cache();
+    let pods: Cache<Pod> = context.shared.cache();
+    let nodes: Cache<Node> = context.shared.cache();
+    let slices: Cache<EndpointSlice> = context.shared.cache();
+    slices.add_index(BY_SERVICE, by_service);
+    let synced = async {
+        services.synced().await;
+        pods.synced().await;
+        nodes.synced().await;
+        slices.synced().await;
+    };
+    if context.drain.until(synced).await.is_none() {
+        return;
+    }
+    let queue = Queue::new();
+    listen(&services, &pods, &queue);
+    let expected = Arc::new(Expectations::default());
+    let (again, seen) = (queue.clone(), expected.clone());
+    slices.on_change(move |old, new| {
+        if let Some(new) = new {
+            seen.saw(uid(&new.metadata));
+        }
+        if let (Some(old), None) = (old, new) {
+            seen.gone(uid(&old.metadata));
+        }
+        let Some(slice) = new.or(old).filter(|slice| is_ours(slice)) else { return };
+        if let Some(service) = slice.metadata.labels.as_ref().and_then(|l| l.get(SERVICE_NAME)) {
+            again.add((namespace(&slice.metadata).to_string(), service.clone()));
+        }
+    });
+    let sync = |key: Key| {
+        let (context, services, pods, nodes) = (&context, &services, &pods, &nodes);
+        let (slices, expected, queue) = (&slices, &expected, &queue);
+        async move {
+            let Some(service) = services.get(&key.0, &key.1) else { return Ok(()) };
+            if !plan::has_endpoints(&service) || !expected.are_met(&key, queue) {
+                return Ok(());
+            }
+            let mut held = slices.indexed(BY_SERVICE, &format!("{}/{}", key.0, key.1));
+            held.retain(|slice| is_ours(slice) && !expected.deleted(uid(&slice.metadata)));
+            let zone = |node: &str| {
+                let node = nodes.get("", node)?;
+                node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone").cloned()
+            };
+            let wanted = plan::wanted(&service, &selected(&service, pods), &zone);
+            apply(context, expected, &key, slices::plan(&service, wanted, &held)).await
+        }
+    };
+    context.work(&queue, WORKERS, sync).await;
+}
+
+async fn apply(
+    context: &Context,
+    expected: &Expectations,
+    key: &Key,
+    steps: Vec<slices::Step>,
+) -> Outcome {
+    let api = context.client.api::<EndpointSlice>(Some(&key.0));
+    let creating = expected.creating(key);
+    let (api, creating) = (&api, &creating);
+    let one = |step: slices::Step| async move {
+        match step {
+            slices::Step::Create(slice) => {
+                let made = api.create(&slice).await.doing(|| "create an endpoint slice".into())?;
+                creating.made(uid(&made.metadata));
+                Ok(())
+            }
+            slices::Step::Replace(slice) => {
+                let answer = api.replace(name(&slice.metadata), &slice).await;
+                answer.map(drop).doing(|| "replace an endpoint slice".into())
+            }
+            slices::Step::Delete(slice) => {
+                let meta = slice.meta();
+                expected.deleting(uid(meta));
+                let answer = api.delete(name(meta), &DeleteParams::uid(uid(meta))).await;
+                if answer.is_err() {
+                    expected.gone(uid(meta));
+                }
+                answer.doing(|| "delete an endpoint slice".into()).or_gone()
+            }
+        }
+    };
+    try_join_all(steps.into_iter().map(one)).await.map(drop)
+}
+
+pub async fn run_endpoints(context: Context) {
+    let services: Cache<Service> = context.shared.cache();
+    let pods: Cache<Pod> = context.shared.cache();
+    let endpoints: Cache<Endpoints> = context.shared.cache();
+    let synced = async {
+        services.synced().await;
+        pods.synced().await;
+        endpoints.synced().await;
+    };
+    if context.drain.until(synced).await.is_none() {
+        return;
+    }
+    let queue = Queue::new();
+    listen(&services, &pods, &queue);
+    let again = queue.clone();
+    endpoints.on_change(move |old, new| {
+        if let Some(endpoints) = new.or(old) {
+            again.add(key_of(&**endpoints));
+        }
+    });
+    let sync = |key: Key| {
+        let (context, services, pods, endpoints) = (&context, &services, &pods, &endpoints);
+        async move {
+            let api = context.client.api::<Endpoints>(Some(&key.0));
+            let held = endpoints.get(&key.0, &key.1);
+            let Some(service) = services.get(&key.0, &key.1) else {
+                // Only what this controller made goes with its service.
+                let Some(held) = held.filter(|held| legacy::is_ours(held)) else { return Ok(()) };
+                let params = DeleteParams::uid(uid(&held.metadata));
+                let answer = api.delete(&key.1, &params).await;
+                return answer.doing(|| "delete endpoints".into()).or_gone();
+            };
+            if !plan::has_endpoints(&service) {
+                return Ok(());
+            }
+            let pods = selected(&service, pods);
+            let Some(new) = legacy::plan(&service, &pods, held.as_deref()) else { return Ok(()) };
+            let answer = match held {
+                Some(_) => api.replace(&key.1, &new).await,
+                None => api.create(&new).await,
+            };
+            answer.map(drop).doing(|| "write endpoints".into())
+        }
+    };
+    context.work(&queue, WORKERS, sync).await;
+}

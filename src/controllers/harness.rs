@@ -1,0 +1,169 @@
+//! Starts the controllers and runs their keyed loops.
+//!
+//! Knows nothing of any kind.
+
+use std::sync::Arc;
+
+use base::drain::Drain;
+use base::error::chain;
+use client::cache::Key;
+use client::{Client, Queue, Recorder, Shared};
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+/// What controllers cannot read from the API.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Networks that nodes get their pod networks from, at most one of each family;
+    /// none: nodes get none.
+    pub cluster_cidrs: Vec<String>,
+    /// Certificates that clients in pods trust, as PEM.
+    pub root_ca_pem: String,
+    /// Finished pods beyond this number are removed, the oldest first; 0 keeps all.
+    pub finished_pods_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { cluster_cidrs: Vec::new(), root_ca_pem: String::new(), finished_pods_max: 12_500 }
+    }
+}
+
+/// What a controller works with.
+#[derive(Clone)]
+pub struct Context {
+    pub shared: Shared,
+    /// Writes in the controller's own name.
+    pub client: Client,
+    pub recorder: Recorder,
+    pub config: Arc<Config>,
+    pub drain: Drain,
+    /// For logs.
+    pub name: &'static str,
+}
+
+/// The running controllers.
+pub struct Controllers(JoinSet<()>);
+
+impl Controllers {
+    /// Starts all of them. `shared` reads (list and watch of everything), `make_client`
+    /// gives the client that writes in the name of a service account of `kube-system`,
+    /// such as `deployment-controller`.
+    pub fn start(
+        shared: &Shared,
+        make_client: impl Fn(&str) -> Client,
+        config: Config,
+        drain: &Drain,
+    ) -> Self {
+        let config = Arc::new(config);
+        let mut tasks = JoinSet::new();
+        let context = |name: &'static str| {
+            let client = make_client(name);
+            Context {
+                shared: shared.clone(),
+                recorder: Recorder::new(client.clone(), name, "", drain.clone()),
+                client,
+                config: config.clone(),
+                drain: drain.clone(),
+                name,
+            }
+        };
+        tasks.spawn(deployment::run(context("deployment-controller")));
+        tasks.spawn(replicaset::run_replica_sets(context("replicaset-controller")));
+        tasks.spawn(replicaset::run_replication_controllers(context("replication-controller")));
+        tasks.spawn(endpoints::run_slices(context("endpointslice-controller")));
+        tasks.spawn(endpoints::run_endpoints(context("endpoint-controller")));
+        tasks.spawn(service_account::run(context("service-account-controller")));
+        tasks.spawn(root_ca::run(context("root-ca-cert-publisher")));
+        tasks.spawn(namespace::run(context("namespace-controller")));
+        tasks.spawn(pod_collector::run(context("pod-garbage-collector")));
+        tasks.spawn(aggregation::run(context("clusterrole-aggregation-controller")));
+        Self(tasks)
+    }
+
+    /// Returns when all have ended, which they do when the drain begins.
+    pub async fn join(mut self) {
+        while let Some(ended) = self.0.join_next().await {
+            if let Err(err) = ended {
+                warn!(error = %err, "a controller ended by a panic");
+            }
+        }
+    }
+}
+
+use crate::{
+    aggregation, deployment, endpoints, namespace, pod_collector, replicaset, root_ca,
+    service_account,
+};
+
+/// A request that failed, and what it was for.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}")]
+pub struct Failed {
+    pub doing: String,
+    #[source]
+    pub source: client::Error,
+}
+
+pub type Outcome = Result<(), Failed>;
+
+pub trait Doing<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Failed>;
+}
+
+impl<T> Doing<T> for client::error::Result<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T, Failed> {
+        self.map_err(|source| Failed { doing: what(), source })
+    }
+}
+
+/// Turns "it is gone" and "somebody was faster, its change will wake us" into success.
+pub trait Settled {
+    fn or_gone(self) -> Outcome;
+}
+
+impl<T> Settled for Result<T, Failed> {
+    fn or_gone(self) -> Outcome {
+        match self {
+            Ok(_) => Ok(()),
+            Err(err) if err.source.is_not_found() => Ok(()),
+            Err(err) => Err(err),
+        }
+    }
+}
+
+impl Context {
+    /// Works on keys, `workers` at a time, until the drain begins. A failed key comes
+    /// back later; the failure is logged here and nowhere else.
+    pub async fn work<F, Fut>(&self, queue: &Queue<Key>, workers: usize, sync: F)
+    where
+        F: Fn(Key) -> Fut,
+        Fut: Future<Output = Outcome>,
+    {
+        let name = self.name;
+        let work = |key: Key| {
+            let sync = sync(key.clone());
+            async move {
+                let result = sync.await;
+                if let Err(err) = &result {
+                    report(name, &key, err);
+                }
+                match result {
+                    // Nothing can be made in a namespace that goes away.
+                    Err(err) if err.source.is_namespace_terminating() => Ok(()),
+                    other => other,
+                }
+            }
+        };
+        queue.run(workers, self.drain.clone(), work).await;
+    }
+}
+
+fn report(controller: &str, (namespace, name): &Key, err: &Failed) {
+    let source = &err.source;
+    if source.is_conflict() || source.is_already_exists() || source.is_namespace_terminating() {
+        debug!(controller, namespace, name, error = %chain(err), "sync again");
+    } else {
+        warn!(controller, namespace, name, error = %chain(err), "sync failed");
+    }
+}
