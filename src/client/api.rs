@@ -21,6 +21,9 @@ const WATCH_EVENT_BYTES_MAX: usize = 64 << 20;
 /// died silently is noticed.
 const WATCH_TIMEOUT_SECONDS: u64 = 1_800;
 
+/// How often [`Api::merge`] reads again when another writer was faster.
+const MERGE_TRIES_MAX: usize = 5;
+
 /// What caches and loops need of an object.
 pub trait Object: Serialize + DeserializeOwned + Send + Sync + 'static {
     fn meta(&self) -> &ObjectMeta;
@@ -372,6 +375,38 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.patch_at(&[name, "status"], patch).await
     }
 
+    /// Merges `patch` (RFC 7386) into the live object by reading and replacing it, for
+    /// components whose role lets them update but not patch. `subresource` may be empty.
+    ///
+    /// # Errors
+    /// Conflict, if others keep being faster.
+    pub async fn merge(&self, name: &str, subresource: &str, patch: &Value) -> Result<K> {
+        let mut tail = vec![name];
+        tail.extend(Some(subresource).filter(|part| !part.is_empty()));
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let get = build(
+                Method::GET,
+                &self.path(&[name], Query::default()),
+                ACCEPT_JSON,
+                None,
+                Bytes::new(),
+            )?;
+            let live = self.client.request(get).await?;
+            let mut object: Value = serde_json::from_slice(&live).map_err(Error::Decode)?;
+            merge_into(&mut object, patch);
+            let body = serde_json::to_vec(&object).map_err(Error::Encode)?;
+            let path = self.path(&tail, Query::default());
+            let put = build(Method::PUT, &path, self.accept, Some(ACCEPT_JSON), body.into())?;
+            match self.client.request(put).await {
+                Ok(bytes) => return serde_json::from_slice(&bytes).map_err(Error::Decode),
+                Err(err) if err.is_conflict() && tries < MERGE_TRIES_MAX => {}
+                Err(err) => return Err(err),
+            }
+        }
+    }
+
     pub async fn delete(&self, name: &str, params: &DeleteParams) -> Result<()> {
         let body = serde_json::to_vec(&params.body()).map_err(Error::Encode)?;
         let path = self.path(&[name], Query::default());
@@ -463,6 +498,26 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
             path.push_str(part);
         }
         query.append_to(path)
+    }
+}
+
+/// Applies a JSON merge patch (RFC 7386).
+fn merge_into(object: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *object = patch.clone();
+        return;
+    };
+    if !object.is_object() {
+        *object = json!({});
+    }
+    for (key, value) in patch {
+        if value.is_null() {
+            if let Value::Object(map) = object {
+                map.shift_remove(key);
+            }
+        } else {
+            merge_into(&mut object[key], value);
+        }
     }
 }
 

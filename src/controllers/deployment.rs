@@ -207,7 +207,7 @@ impl Controller {
                 Ok(())
             }
             Step::Annotate(patch) => {
-                let answer = api.patch(name(meta), &Patch::Merge(patch)).await;
+                let answer = api.merge(name(meta), "", &patch).await;
                 answer.map(drop).doing(|| "write the revision".into())
             }
             Step::Delete(set) => {
@@ -219,7 +219,7 @@ impl Controller {
             }
             Step::Status(status) => {
                 let patch = json!({"metadata": {"uid": meta.uid}, "status": status});
-                let answer = api.patch_status(name(meta), &Patch::Merge(patch)).await;
+                let answer = api.merge(name(meta), "status", &patch).await;
                 answer.doing(|| "write the status".into()).or_gone()
             }
         }
@@ -262,7 +262,7 @@ impl Controller {
         let meta = &deployment.metadata;
         let api = self.context.client.api::<Deployment>(Some(namespace(meta)));
         let patch = json!({"metadata": {"uid": meta.uid}, "status": status});
-        let answer = api.patch_status(name(meta), &Patch::Merge(patch)).await;
+        let answer = api.merge(name(meta), "status", &patch).await;
         answer.doing(|| "write the status".into()).or_gone()
     }
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::Queue;
 use client::api::{DeleteParams, ListParams, MetaOnly, Propagation};
 use client::cache::{Cache, Key, list_all};
-use client::{Patch, Queue};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde_json::{Value, json};
 
@@ -191,7 +191,7 @@ async fn write_conditions(
     }
     let patch = json!({"status": {"conditions": conditions}});
     let api = context.client.all::<Namespace>();
-    let answer = api.patch_status(name(&namespace.metadata), &Patch::Merge(patch)).await;
+    let answer = api.merge(name(&namespace.metadata), "status", &patch).await;
     answer.doing(|| "write the namespace's conditions".into()).or_gone()
 }
 

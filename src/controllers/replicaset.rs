@@ -285,7 +285,7 @@ impl<K: Replicated> Controller<K> {
         let meta = owner.meta();
         let api = self.context.client.api::<K>(Some(namespace(meta)));
         let patch = json!({"metadata": {"uid": meta.uid}, "status": status});
-        let answer = api.patch_status(name(meta), &Patch::Merge(patch)).await;
+        let answer = api.merge(name(meta), "status", &patch).await;
         answer.doing(|| "write the status".into()).or_gone()
     }
 }

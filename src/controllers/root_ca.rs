@@ -1,7 +1,7 @@
 //! Every namespace has the cluster's CA certificates in a ConfigMap.
 
 use client::api::ListParams;
-use client::{Cache, Patch, Queue};
+use client::{Cache, Queue};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use serde_json::json;
 
@@ -77,6 +77,6 @@ async fn publish(context: &Context, namespace: &str, held: Option<&ConfigMap>) -
     for other in data.into_iter().flatten().map(|(key, _)| key).filter(|key| *key != FILE) {
         patch["data"][other] = serde_json::Value::Null;
     }
-    let answer = api.patch(NAME, &Patch::Merge(patch)).await;
+    let answer = api.merge(NAME, "", &patch).await;
     answer.doing(|| "publish the CA certificates".into()).or_gone()
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use api::serve::Shared as ApiServer;
 use base::drain::Drain;
 use client::{Recorder, Shared};
+use controllers::Controllers;
 use store::backend::sqlite::Sqlite;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -96,7 +97,32 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
     if settings.scheduler {
         tasks.push(tokio::spawn(schedule(&server, &shared, drain.clone())));
     }
+    if settings.controllers {
+        let controllers = control(settings, &server, &credentials, &shared, drain);
+        tasks.push(tokio::spawn(controllers.join()));
+    }
     Ok(ControlPlane { server, credentials, shared, tasks })
+}
+
+/// The controllers, each under the service account that upstream gives it.
+fn control(
+    settings: &Settings,
+    server: &ApiServer,
+    credentials: &Credentials,
+    shared: &Shared,
+    drain: &Drain,
+) -> Controllers {
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+    let make_client = |name: &str| {
+        component(server, &format!("system:serviceaccount:kube-system:{name}"), &groups, name)
+    };
+    let network = settings.cluster_network;
+    let config = controllers::Config {
+        cluster_cidrs: vec![format!("{}/{}", network.address, network.prefix)],
+        root_ca_pem: credentials.server_ca.cert_pem.clone(),
+        ..controllers::Config::default()
+    };
+    Controllers::start(shared, make_client, config, drain)
 }
 
 /// The scheduler under its own name.
