@@ -271,10 +271,10 @@ impl Cache {
                     "Too large resource version: {revision}, current: {}",
                     self.revision()
                 ));
-                error.details = Some(serde_json::json!({"causes": [{
+                error.details = Some(Box::new(serde_json::json!({"causes": [{
                     "reason": "ResourceVersionTooLarge",
                     "message": "Too large resource version",
-                }]}));
+                }]})));
                 Err(error)
             }
         }

@@ -10,7 +10,7 @@ pub struct ApiError {
     pub code: u16,
     pub reason: &'static str,
     pub message: String,
-    pub details: Option<Value>,
+    pub details: Option<Box<Value>>,
     /// Seconds, for the `Retry-After` header.
     pub retry_after: Option<u64>,
 }
@@ -59,7 +59,7 @@ impl ApiError {
                 details.insert(key.into(), value.into());
             }
         }
-        self.details = Some(Value::Object(details));
+        self.details = Some(Box::new(Value::Object(details)));
         self
     }
 
@@ -82,7 +82,8 @@ impl ApiError {
             })
             .collect();
         if !causes.is_empty() {
-            self.details.get_or_insert_with(|| json!({}))["causes"] = Value::Array(causes);
+            self.details.get_or_insert_with(|| Box::new(json!({})))["causes"] =
+                Value::Array(causes);
         }
         self
     }
@@ -175,12 +176,12 @@ impl ApiError {
 
     pub fn method_not_allowed() -> Self {
         let message = "the server does not allow this method on the requested resource";
-        Self { details: Some(json!({})), ..Self::new(405, "MethodNotAllowed", message) }
+        Self { details: Some(Box::new(json!({}))), ..Self::new(405, "MethodNotAllowed", message) }
     }
 
     pub fn no_such_resource() -> Self {
         let message = "the server could not find the requested resource";
-        Self { details: Some(json!({})), ..Self::new(404, "NotFound", message) }
+        Self { details: Some(Box::new(json!({}))), ..Self::new(404, "NotFound", message) }
     }
 
     pub fn expired(message: impl Into<String>) -> Self {
@@ -215,7 +216,7 @@ impl ApiError {
         let message = message.into();
         let details = json!({"causes": [{"message": message}]});
         let text = format!("Internal error occurred: {message}");
-        Self { details: Some(details), ..Self::new(500, "InternalError", text) }
+        Self { details: Some(Box::new(details)), ..Self::new(500, "InternalError", text) }
     }
 
     pub fn unavailable(message: impl Into<String>) -> Self {
@@ -232,7 +233,7 @@ impl ApiError {
             body["reason"] = self.reason.into();
         }
         if let Some(details) = &self.details {
-            body["details"] = details.clone();
+            body["details"] = (**details).clone();
         }
         if let Some(seconds) = self.retry_after {
             body["details"]["retryAfterSeconds"] = seconds.into();
@@ -252,10 +253,10 @@ impl From<store::Error> for ApiError {
                 let mut error = Self::timeout(format!(
                     "Too large resource version: {asked}, current: {newest}"
                 ));
-                error.details = Some(json!({"causes": [{
+                error.details = Some(Box::new(json!({"causes": [{
                     "reason": "ResourceVersionTooLarge",
                     "message": "Too large resource version",
-                }]}));
+                }]})));
                 error
             }
             store::Error::Stopped => Self::unavailable("the server is shutting down"),

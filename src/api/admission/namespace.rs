@@ -46,6 +46,6 @@ pub fn lifecycle(registry: &Registry, request: &Attributes<'_>, _: &Value) -> Re
         field: "metadata.namespace".into(),
     };
     let mut error = request.forbidden(why);
-    error.details.get_or_insert_with(|| json!({}));
+    error.details.get_or_insert_with(|| Box::new(json!({})));
     Err(error.with_causes(&[cause]))
 }

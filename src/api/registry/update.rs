@@ -262,7 +262,8 @@ fn check_preconditions(
 ) -> Result<bool> {
     let resource = &target.resource;
     let name = metadata_str(new, "name");
-    if name != target.name && !(name.is_empty() && !matches!(change, Change::Put(_))) {
+    let named = !name.is_empty() || matches!(change, Change::Put(_));
+    if named && name != target.name {
         return Err(ApiError::bad_request(format!(
             "the name of the object ({name}) does not match the name on the URL ({})",
             target.name
@@ -336,11 +337,8 @@ fn inherit_metadata(new: &mut Value, live: &Value, target: &Target) {
 fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
     let rules = target.rules();
     match target.subresource.as_str() {
-        "" if target.resource.custom => {
-            if target.has_status() {
-                copy_field(new, live, "status");
-            }
-        }
+        "" if target.resource.custom && target.has_status() => copy_field(new, live, "status"),
+        "" if target.resource.custom => {}
         "" => (rules.prepare_update)(new, live),
         "ephemeralcontainers" => keep_but(new, live, &["ephemeralContainers"]),
         "finalize" => keep_but(new, live, &["finalizers"]),
@@ -452,7 +450,7 @@ pub(crate) fn patch_error(error: &PatchError) -> ApiError {
         PatchError::Decode(_) => ApiError::bad_request(error.to_string()),
         PatchError::Rejected => {
             let mut rejected = ApiError::new(422, "Invalid", error.to_string());
-            rejected.details = Some(serde_json::json!({}));
+            rejected.details = Some(Box::new(serde_json::json!({})));
             rejected
         }
         PatchError::TooManyOperations { .. } => {

@@ -269,7 +269,7 @@ fn service_endpoint(
     let wanted = if port.is_empty() {
         ports.first()?
     } else {
-        ports.iter().find(|p| p["name"] == port || p["port"].to_string() == port)?
+        ports.iter().find(|p| p["name"] == port || p["port"].as_u64() == port.parse().ok())?
     };
     let port_name = wanted["name"].as_str().unwrap_or("");
     let start = format!("{SLICES}{}/", target.namespace);

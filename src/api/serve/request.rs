@@ -127,16 +127,15 @@ impl RequestInfo {
             info.verb = "watch";
             rest = &rest[1..];
         }
-        if rest.first().is_some_and(|part| part == "namespaces") && info.group.is_empty()
-            || rest.first().is_some_and(|part| part == "namespaces") && rest.len() > 2
+        if rest.first().is_some_and(|part| part == "namespaces")
+            && (info.group.is_empty() || rest.len() > 2)
+            && let Some(namespace) = rest.get(1)
         {
-            if let Some(namespace) = rest.get(1) {
-                info.namespace = namespace.to_string();
-                // `/namespaces/NAME/status` and `/finalize` belong to the namespace.
-                let own = matches!(rest.get(2).map(Cow::as_ref), Some("status" | "finalize"));
-                if rest.len() > 2 && !own {
-                    rest = &rest[2..];
-                }
+            info.namespace = namespace.to_string();
+            // `/namespaces/NAME/status` and `/finalize` belong to the namespace.
+            let own = matches!(rest.get(2).map(Cow::as_ref), Some("status" | "finalize"));
+            if rest.len() > 2 && !own {
+                rest = &rest[2..];
             }
         }
         info.resource = rest.first().map(ToString::to_string).unwrap_or_default();
