@@ -76,6 +76,9 @@ impl Controllers {
         tasks.spawn(service_account::run(context("service-account-controller")));
         tasks.spawn(root_ca::run(context("root-ca-cert-publisher")));
         tasks.spawn(namespace::run(context("namespace-controller")));
+        tasks.spawn(node::run_lifecycle(context("node-controller")));
+        tasks.spawn(node::run_ipam(context("node-controller")));
+        tasks.spawn(garbage::run(context("generic-garbage-collector")));
         tasks.spawn(pod_collector::run(context("pod-garbage-collector")));
         tasks.spawn(aggregation::run(context("clusterrole-aggregation-controller")));
         Self(tasks)
@@ -92,8 +95,8 @@ impl Controllers {
 }
 
 use crate::{
-    aggregation, deployment, endpoints, namespace, pod_collector, replicaset, root_ca,
-    service_account,
+    aggregation, deployment, endpoints, garbage, namespace, node, pod_collector, replicaset,
+    root_ca, service_account,
 };
 
 /// A request that failed, and what it was for.

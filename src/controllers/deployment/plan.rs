@@ -127,14 +127,14 @@ impl Rollout<'_> {
             Some(name) => name,
             None => self.newest.as_ref().map(|n| name(&n.metadata).into()).unwrap_or_default(),
         };
-        let (status, look_again_in) = status::status(
-            self.world.deployment,
-            self.newest.as_ref(),
-            &newest_name,
-            &self.sets,
-            self.news,
-            self.world.now,
-        );
+        let (status, look_again_in) = status::status(&status::View {
+            deployment: self.world.deployment,
+            newest: self.newest.as_ref(),
+            newest_name: &newest_name,
+            all: &self.sets,
+            news: self.news,
+            now: self.world.now,
+        });
         self.steps.extend(status.map(Step::Status));
         Plan { steps: self.steps, look_again_in }
     }

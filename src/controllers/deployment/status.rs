@@ -44,15 +44,19 @@ pub enum News {
     Found,
 }
 
+/// What a status is made of.
+pub struct View<'a> {
+    pub deployment: &'a Deployment,
+    pub newest: Option<&'a Arc<ReplicaSet>>,
+    pub newest_name: &'a str,
+    pub all: &'a [Arc<ReplicaSet>],
+    pub news: News,
+    pub now: Timestamp,
+}
+
 /// The status to write, if it changes, and the seconds until the deadline of progress.
-pub fn status(
-    deployment: &Deployment,
-    newest: Option<&Arc<ReplicaSet>>,
-    newest_name: &str,
-    all: &[Arc<ReplicaSet>],
-    news: News,
-    now: Timestamp,
-) -> (Option<Value>, Option<u64>) {
+pub fn status(view: &View<'_>) -> (Option<Value>, Option<u64>) {
+    let View { deployment, newest, all, now, .. } = *view;
     let counts = count(newest, all);
     let held = deployment.status.clone().unwrap_or_default();
     let mut conditions = held.conditions.clone().unwrap_or_default();
@@ -63,8 +67,7 @@ pub fn status(
         ("False", "MinimumReplicasUnavailable", text)
     };
     set_condition(&mut conditions, "Available", available.0, available.1, available.2, now);
-    let remaining =
-        progress(deployment, newest, newest_name, all, &counts, news, &mut conditions, now);
+    let remaining = progress(view, &counts, &mut conditions);
     replica_failure(all, newest, &mut conditions, now);
     let generation = deployment.metadata.generation.unwrap_or(0);
     let unchanged = held.observed_generation.unwrap_or(0) == generation
@@ -111,17 +114,12 @@ pub fn is_complete(deployment: &Deployment, counts: &Counts) -> bool {
     counts.updated == wanted && counts.replicas == wanted && counts.available == wanted
 }
 
-#[allow(clippy::too_many_arguments)]
 fn progress(
-    deployment: &Deployment,
-    newest: Option<&Arc<ReplicaSet>>,
-    newest_name: &str,
-    all: &[Arc<ReplicaSet>],
+    view: &View<'_>,
     counts: &Counts,
-    news: News,
     conditions: &mut Vec<DeploymentCondition>,
-    now: Timestamp,
 ) -> Option<u64> {
+    let View { deployment, newest, newest_name, all, news, now } = *view;
     let paused = deployment.spec.as_ref().and_then(|s| s.paused).unwrap_or(false);
     let limit = deadline(deployment)?;
     let held = conditions.iter().find(|c| c.type_ == "Progressing").cloned();

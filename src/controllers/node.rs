@@ -1,0 +1,8 @@
+//! Nodes: whether they live, what that means for their pods, and their pod networks.
+
+mod ipam;
+mod lifecycle;
+mod plan;
+
+pub use ipam::run as run_ipam;
+pub use lifecycle::run as run_lifecycle;
