@@ -2,6 +2,7 @@
 //! the node, further ones are pods. The machine's own namespace is never changed.
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -284,6 +285,49 @@ fn services_answer_from_pods_and_from_the_node() {
         proxy::cleanup("coracle").unwrap();
         assert_eq!(nft(&["list", "ruleset"]), "");
     });
+}
+
+/// Whether frames between ports of a bridge pass the packet filter: so it is on a host with
+/// Docker, not so on a bare one. A switch of the namespace.
+fn filter_bridges(on: bool) {
+    let file = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    std::fs::write(file, if on { "1" } else { "0" }).expect("br_netfilter is there");
+}
+
+#[test]
+fn a_pod_reaches_itself_through_its_service() {
+    for filtered in [true, false] {
+        on_node(|| {
+            filter_bridges(filtered);
+            let world = World::new();
+            let (a, b, c) = (world.pod("a"), world.pod("b"), world.pod("c"));
+            for (pod, name) in [(&a, "a"), (&b, "b"), (&c, "c")] {
+                pod.serve(name);
+            }
+            let sticky = json!({"clusterIP": "10.43.0.22", "sessionAffinity": "ClientIP"});
+            world.service("alone", json!({"clusterIP": "10.43.0.20"}), "TCP", &[&a]);
+            world.service("three", json!({"clusterIP": "10.43.0.21"}), "TCP", &[&a, &b, &c]);
+            world.service("sticky", sticky, "TCP", &[&a]);
+            world.service("udp", json!({"clusterIP": "10.43.0.23"}), "UDP", &[&a]);
+            world.with_proxy(async || {
+                until("the services", || dial("10.43.0.20:80").is_ok()).await;
+                // Itself, it sees as the node; the others see it as it is.
+                for _ in 0..3 {
+                    assert_eq!(a.run(|| dial("10.43.0.20:80")).unwrap(), "a 10.42.0.1");
+                    assert_eq!(a.run(|| dial("10.43.0.22:80")).unwrap(), "a 10.42.0.1");
+                }
+                let mut seen = BTreeSet::new();
+                for _ in 0..60 {
+                    seen.insert(a.run(|| dial("10.43.0.21:80")).unwrap());
+                }
+                let from = |name: &str| format!("{name} {}", a.address);
+                assert_eq!(seen, BTreeSet::from(["a 10.42.0.1".into(), from("b"), from("c")]));
+                let socket = a.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+                assert_eq!(ask(&socket, "10.43.0.23:80").unwrap(), "a 10.42.0.1");
+                assert_eq!(c.run(|| dial("10.43.0.20:80")).unwrap(), format!("a {}", c.address));
+            });
+        });
+    }
 }
 
 #[test]
