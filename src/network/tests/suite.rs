@@ -348,6 +348,9 @@ fn clients_stay_with_their_backend() {
             // More backends change nothing for a bound client; losing its own does.
             let (kept, name) = if first.starts_with('a') { (&b, "b") } else { (&a, "a") };
             world.service("web", spec.clone(), "TCP", &[kept]);
+            let listed = nft(&["list", "table", "ip", "coracle"]);
+            assert!(listed.contains("update @services-affinity"), "{listed}");
+            assert!(listed.contains("expires"), "{listed}");
             until("the other", || {
                 c.run(|| dial("10.43.0.20:80")).is_ok_and(|answer| answer.starts_with(name))
             })
@@ -357,6 +360,24 @@ fn clients_stay_with_their_backend() {
             for _ in 0..20 {
                 assert!(c.run(|| dial("10.43.0.20:80")).unwrap().starts_with(name));
             }
+        });
+        // Through a node port as well, whatever a service port of the same number does.
+        let ports = json!([{"name": "http", "port": 80, "nodePort": 30080}]);
+        let spec = json!({"type": "NodePort", "clusterIP": "10.43.0.20", "ports": ports,
+            "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local"});
+        world.service("web", spec, "TCP", &[&a, &b]);
+        let ports = json!([{"name": "http", "port": 30080}]);
+        let spec = json!({"clusterIP": "10.43.0.21", "ports": ports});
+        world.service("same", spec, "TCP", &[&a, &b]);
+        world.with_proxy(async || {
+            until("the node port", || dial("10.42.0.1:30080").is_ok()).await;
+            let first = c.run(|| dial("10.42.0.1:30080")).unwrap();
+            for _ in 0..20 {
+                assert_eq!(c.run(|| dial("10.42.0.1:30080")).unwrap(), first);
+                c.run(|| dial("10.43.0.21:30080")).unwrap();
+            }
+            let bound = nft(&["list", "map", "ip", "coracle", "node-ports-affinity"]);
+            assert_eq!(bound.matches(" expires ").count(), 2, "{bound}");
         });
         // A new process does not make clients forget.
         world.with_proxy(async || {
