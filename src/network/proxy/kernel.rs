@@ -11,7 +11,7 @@ use sys::netlink::conntrack::{Entry, Tracker};
 use sys::netlink::route::Prefix;
 use sys::nftables::expr::{Header, Meta, TYPE_LOCAL};
 use sys::nftables::{
-    self, Base, Batch, Element, Expr, Family, Field, Holds, Hook, Set, Value, Verdict,
+    self, Base, Batch, Element, Expr, Family, Field, Holds, Hook, Set, Value, Verdict, Writer,
 };
 
 use super::plan::{Change, Fate, Front, Layer, Plan, Target};
@@ -47,6 +47,8 @@ pub struct Table {
     chains: HashSet<String>,
     /// How many fronts lead to each backend on this node.
     hairpins: HashMap<Ipv4Addr, usize>,
+    /// Opened with the first change, and anew after an error.
+    writer: Option<Writer>,
 }
 
 fn map_name(layer: Layer) -> &'static str {
@@ -218,7 +220,17 @@ fn padded(name: &str) -> [u8; 16] {
 
 impl Table {
     pub fn new(config: TableConfig) -> Self {
-        Self { config, chains: HashSet::new(), hairpins: HashMap::new() }
+        Self { config, chains: HashSet::new(), hairpins: HashMap::new(), writer: None }
+    }
+
+    fn commit(&mut self, batch: Batch) -> Result<()> {
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => Writer::open()?,
+        };
+        batch.commit_through(&mut writer)?;
+        self.writer = Some(writer);
+        Ok(())
     }
 
     fn batch(&self) -> Batch {
@@ -267,7 +279,7 @@ impl Table {
             .map(|address| hairpin_element(*address))
             .collect();
         batch.add_elements("hairpins", &hairpins);
-        batch.commit()
+        self.commit(batch)
     }
 
     /// Writes what differs. After an error nothing has changed, and only `replace` is sure
@@ -308,7 +320,7 @@ impl Table {
             }
         }
         self.count_hairpins(&mut batch, &fewer, &more);
-        batch.commit()
+        self.commit(batch)
     }
 
     fn count_hairpins(&mut self, batch: &mut Batch, fewer: &[Ipv4Addr], more: &[Ipv4Addr]) {
@@ -553,7 +565,7 @@ impl Table {
 
     /// Makes clients forget backends that are gone. The next connection binds
     /// them to another.
-    pub fn forget_clients(&self, changes: &[Change]) -> Result<()> {
+    pub fn forget_clients(&mut self, changes: &[Change]) -> Result<()> {
         let mut layers: BTreeMap<Layer, HashMap<Vec<u8>, HashSet<Vec<u8>>>> = BTreeMap::new();
         for change in changes {
             let old = change.old.iter().filter(|old| old.affinity_seconds.is_some());
@@ -567,10 +579,10 @@ impl Table {
         for (layer, bonds) in layers {
             let mut found = self.clients(layer)?;
             found.retain(|element| bond(element, &bonds) == Some(false));
-            let delete = |elements: &[Element]| {
+            let mut delete = |elements: &[Element]| {
                 let mut batch = self.batch();
                 batch.delete_elements(&affinity_name(layer), elements);
-                batch.commit()
+                self.commit(batch)
             };
             match delete(&found) {
                 // One may have run out by itself meanwhile.
