@@ -172,6 +172,7 @@ impl Cni {
             let plugged =
                 link.master == Some(self.bridge) && self.configure(netns, address).map_err(fail)?;
             if plugged {
+                router.set_hairpin(link.index, true)?;
                 return Ok(address);
             }
             router.delete_link(link.index)?;
@@ -185,6 +186,11 @@ impl Cni {
             peer_mac: pod_mac(address),
             peer_namespace: namespace.as_fd(),
         })?;
+        // Where br_netfilter is loaded (Docker does so), a bridge that has seen a destination
+        // rewritten hands the frame straight to the right port instead of the node's routing.
+        // A pod that is balanced to itself would then be cut off.
+        let link = router.require(&name)?;
+        router.set_hairpin(link.index, true)?;
         match self.configure(netns, address) {
             Ok(true) => Ok(address),
             Ok(false) => Err(fail(io::Error::other("eth0 vanished while it was configured"))),

@@ -88,7 +88,7 @@ impl State {
             self.in_step = false;
             self.table.apply(changes)?;
             self.in_step = true;
-            self.table.forget_clients(&self.plan, changes)?;
+            self.table.forget_clients(changes)?;
             if self.removed.is_empty() {
                 return Ok(());
             }

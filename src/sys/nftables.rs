@@ -272,13 +272,32 @@ impl Batch {
 
     /// Makes the changes. On an error nothing has changed; the error names the message that
     /// the kernel refused first.
-    pub fn commit(mut self) -> Result<()> {
+    pub fn commit(self) -> Result<()> {
+        match self.is_empty() {
+            true => Ok(()),
+            false => self.commit_through(&mut Writer::open()?),
+        }
+    }
+
+    /// As `commit`, for those who change a table often.
+    pub fn commit_through(mut self, writer: &mut Writer) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
         self.messages.push(Message::new(BATCH_END, 0, "commit", &[0, 0, 0, 10]));
         let what = format!("change table {}", self.table);
-        Socket::open(libc::NETLINK_NETFILTER)?.transact(&what, self.messages)
+        writer.0.transact(&what, self.messages)
+    }
+}
+
+/// A connection to nf_tables that stays. Closing one makes the kernel clear away what was
+/// deleted before, and waits for that: some milliseconds.
+#[derive(Debug)]
+pub struct Writer(Socket);
+
+impl Writer {
+    pub fn open() -> Result<Self> {
+        Socket::open(libc::NETLINK_NETFILTER).map(Self)
     }
 }
 

@@ -4,14 +4,14 @@
 //! endpoints, and from front and a random index to an endpoint. So a service costs
 //! elements, never chains or rules. Decides nothing; see `plan.rs`.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use sys::netlink::conntrack::{Entry, Tracker};
 use sys::netlink::route::Prefix;
 use sys::nftables::expr::{Header, Meta, TYPE_LOCAL};
 use sys::nftables::{
-    self, Base, Batch, Element, Expr, Family, Field, Holds, Hook, Set, Value, Verdict,
+    self, Base, Batch, Element, Expr, Family, Field, Holds, Hook, Set, Value, Verdict, Writer,
 };
 
 use super::plan::{Change, Fate, Front, Layer, Plan, Target};
@@ -47,6 +47,8 @@ pub struct Table {
     chains: HashSet<String>,
     /// How many fronts lead to each backend on this node.
     hairpins: HashMap<Ipv4Addr, usize>,
+    /// Opened with the first change, and anew after an error.
+    writer: Option<Writer>,
 }
 
 fn map_name(layer: Layer) -> &'static str {
@@ -64,6 +66,15 @@ fn endpoints_name(layer: Layer) -> String {
 
 fn affinity_name(layer: Layer) -> String {
     format!("{}-affinity", map_name(layer))
+}
+
+/// Leads from sticky fronts to the chain that remembers their clients.
+fn sticky_name(layer: Layer) -> String {
+    format!("{}-sticky", map_name(layer))
+}
+
+fn remember_name(layer: Layer, seconds: u32) -> String {
+    format!("{}-remember-{seconds}", map_name(layer))
 }
 
 fn chain_name(layer: Layer, count: usize, affinity: Option<u32>) -> String {
@@ -107,6 +118,21 @@ fn backend_bytes(address: Ipv4Addr, port: u16) -> Vec<u8> {
     vec![a, b, c, d, high, low, 0, 0]
 }
 
+fn sticky_elements(front: &Front, target: Option<&Target>) -> BTreeMap<Vec<u8>, Value> {
+    let seconds = target.filter(|target| !target.backends().is_empty());
+    let seconds = seconds.and_then(|target| target.affinity_seconds);
+    let chain = |seconds| Value::Verdict(Verdict::Goto(remember_name(front.layer, seconds)));
+    seconds.into_iter().map(|seconds| (front_key(front), chain(seconds))).collect()
+}
+
+/// The elements of `some` that `others` lack.
+fn lacking(some: &BTreeMap<Vec<u8>, Value>, others: &BTreeMap<Vec<u8>, Value>) -> Vec<Element> {
+    some.iter()
+        .filter(|(key, value)| others.get(*key) != Some(*value))
+        .map(|(key, value)| element(key.clone(), value.clone()))
+        .collect()
+}
+
 fn verdict(front: &Front, target: &Target) -> Verdict {
     match &target.fate {
         Fate::Balance(backends) => {
@@ -144,6 +170,21 @@ fn load_key(layer: Layer, mut at: u32, expressions: &mut Vec<Expr<'_>>) -> u32 {
     at + 2
 }
 
+/// The same key when the destination has been rewritten already.
+fn load_original_key(layer: Layer, mut at: u32, expressions: &mut Vec<Expr<'_>>) {
+    if layer.has_address() {
+        expressions.push(Expr::OriginalTarget(at));
+        at += 1;
+    }
+    expressions.push(Expr::Meta(Meta::Protocol, at));
+    expressions.push(Expr::OriginalPort(at + 1));
+}
+
+/// The bit that says which kind of front a sticky client has dialled.
+fn sticky_mark(layer: Layer) -> u32 {
+    if layer.has_address() { MARK >> 1 } else { MARK >> 2 }
+}
+
 fn mask(length: u8) -> [u8; 4] {
     u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0).to_be_bytes()
 }
@@ -179,7 +220,17 @@ fn padded(name: &str) -> [u8; 16] {
 
 impl Table {
     pub fn new(config: TableConfig) -> Self {
-        Self { config, chains: HashSet::new(), hairpins: HashMap::new() }
+        Self { config, chains: HashSet::new(), hairpins: HashMap::new(), writer: None }
+    }
+
+    fn commit(&mut self, batch: Batch) -> Result<()> {
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => Writer::open()?,
+        };
+        batch.commit_through(&mut writer)?;
+        self.writer = Some(writer);
+        Ok(())
     }
 
     fn batch(&self) -> Batch {
@@ -198,11 +249,13 @@ impl Table {
         let mut batch = self.batch();
         batch.add_table().delete_table().add_table();
         self.write_frame(&mut batch);
-        let mut elements: HashMap<Layer, (Vec<Element>, Vec<Element>)> = HashMap::new();
+        let mut elements: HashMap<Layer, [Vec<Element>; 3]> = HashMap::new();
         for (front, target) in plan.all() {
             self.ensure_chain(&mut batch, front.layer, target);
-            let (fronts, endpoints) = elements.entry(front.layer).or_default();
+            let [fronts, endpoints, sticky] = elements.entry(front.layer).or_default();
             fronts.push(front_element(front, target));
+            let remembered = sticky_elements(front, Some(target)).into_iter();
+            sticky.extend(remembered.map(|(key, value)| element(key, value)));
             for index in 0..target.backends().len() {
                 endpoints.push(endpoint_element(front, index, target));
             }
@@ -211,11 +264,12 @@ impl Table {
             }
         }
         for layer in Layer::ALL {
-            if let Some((fronts, endpoints)) = elements.get(&layer) {
+            if let Some([fronts, endpoints, sticky]) = elements.get(&layer) {
                 batch.add_elements(&endpoints_name(layer), endpoints);
+                batch.add_elements(&sticky_name(layer), sticky);
                 batch.add_elements(map_name(layer), fronts);
             }
-            let bound = self.bound_clients(plan, layer, true)?;
+            let bound = self.bound_clients(plan, layer)?;
             batch.add_elements(&affinity_name(layer), &bound);
         }
         let hairpins: Vec<Element> = self
@@ -225,7 +279,7 @@ impl Table {
             .map(|address| hairpin_element(*address))
             .collect();
         batch.add_elements("hairpins", &hairpins);
-        batch.commit()
+        self.commit(batch)
     }
 
     /// Writes what differs. After an error nothing has changed, and only `replace` is sure
@@ -239,6 +293,9 @@ impl Table {
             let new = change.new.as_ref();
             let (gone, _) = endpoint_changes(&change.front, old, new);
             batch.delete_elements(&endpoints_name(change.front.layer), &gone);
+            let sticky = |target| sticky_elements(&change.front, target);
+            let gone = lacking(&sticky(old), &sticky(new));
+            batch.delete_elements(&sticky_name(change.front.layer), &gone);
             if let Some(old) = old
                 && new.is_none_or(|new| verdict(&change.front, new) != verdict(&change.front, old))
             {
@@ -254,13 +311,16 @@ impl Table {
             self.ensure_chain(&mut batch, change.front.layer, new);
             let (_, fresh) = endpoint_changes(&change.front, old, Some(new));
             batch.add_elements(&endpoints_name(change.front.layer), &fresh);
+            let sticky = |target| sticky_elements(&change.front, target);
+            let fresh = lacking(&sticky(Some(new)), &sticky(old));
+            batch.add_elements(&sticky_name(change.front.layer), &fresh);
             if old.is_none_or(|old| verdict(&change.front, old) != verdict(&change.front, new)) {
                 let element = front_element(&change.front, new);
                 batch.add_elements(map_name(change.front.layer), &[element]);
             }
         }
         self.count_hairpins(&mut batch, &fewer, &more);
-        batch.commit()
+        self.commit(batch)
     }
 
     fn count_hairpins(&mut self, batch: &mut Batch, fewer: &[Ipv4Addr], more: &[Ipv4Addr]) {
@@ -305,6 +365,8 @@ impl Table {
             batch.add_set(&Set { name, key: &key, holds: Holds::Verdicts, dynamic });
             let name = endpoints_name(layer);
             batch.add_set(&Set { name: &name, key: &indexed, holds: values, dynamic });
+            let (name, holds) = (sticky_name(layer), Holds::Verdicts);
+            batch.add_set(&Set { name: &name, key: &key, holds, dynamic });
             let (name, dynamic) = (affinity_name(layer), Some(AFFINITY_CLIENTS_MAX));
             batch.add_set(&Set { name: &name, key: &client, holds: values, dynamic });
         }
@@ -316,12 +378,49 @@ impl Table {
             ("guard", "filter", Hook::Prerouting, PRIORITY_RAW),
             ("prerouting", "nat", Hook::Prerouting, PRIORITY_DESTINATION),
             ("output", "nat", Hook::Output, PRIORITY_DESTINATION),
+            ("remember-prerouting", "filter", Hook::Prerouting, PRIORITY_DESTINATION + 1),
+            ("remember-output", "filter", Hook::Output, PRIORITY_DESTINATION + 1),
             ("postrouting", "nat", Hook::Postrouting, PRIORITY_SOURCE),
         ] {
             batch.add_base_chain(name, Base { kind, hook, priority });
         }
         self.write_destination_rules(batch);
+        self.write_memory_rules(batch);
         self.write_source_rules(batch);
+    }
+
+    /// Clients of sticky fronts are remembered after the destination was rewritten, from the
+    /// packet itself: `nft` aborts on rules that remember what came out of a map.
+    fn write_memory_rules(&self, batch: &mut Batch) {
+        let none = 0u32.to_ne_bytes();
+        let cluster = Range::new(self.config.cluster_range);
+        let maps = Layer::ALL.map(sticky_name);
+        batch.add_chain("remember");
+        // Local layers first, as in prerouting.
+        for index in [2, 0, 3, 1] {
+            let layer = Layer::ALL[index];
+            let mark = sticky_mark(layer).to_ne_bytes();
+            let mut rule = vec![
+                Expr::Meta(Meta::Mark, 0),
+                Expr::Mask(0, &mark, &none),
+                Expr::Different(0, &none),
+            ];
+            if matches!(layer, Layer::LocalServices | Layer::LocalNodePorts) {
+                rule.extend(cluster.lacks(SOURCE));
+            }
+            load_original_key(layer, 0, &mut rule);
+            rule.push(Expr::LookupVerdict { map: &maps[index], key: 0 });
+            batch.add_rule("remember", &rule);
+        }
+        // Only the first packet of a connection carries the mark.
+        let sticky = (sticky_mark(Layer::Services) | sticky_mark(Layer::NodePorts)).to_ne_bytes();
+        let rule = [
+            Expr::Meta(Meta::Mark, 0),
+            Expr::Mask(0, &sticky, &none),
+            Expr::Different(0, &none),
+            Expr::Verdict(Verdict::Jump("remember".into())),
+        ];
+        batch.add_rule("remember-prerouting", &rule).add_rule("remember-output", &rule);
     }
 
     fn write_destination_rules(&self, batch: &mut Batch) {
@@ -407,36 +506,36 @@ impl Table {
         if !self.chains.insert(chain.clone()) {
             return;
         }
-        let (keep, set) = ((!MARK).to_ne_bytes(), MARK.to_ne_bytes());
+        let sticky = target.affinity_seconds.map_or(0, |_| sticky_mark(layer));
+        let mark = MARK | sticky;
+        let (keep, set) = ((!mark).to_ne_bytes(), mark.to_ne_bytes());
         batch.add_chain(&chain).add_rule(
             &chain,
             &[Expr::Meta(Meta::Mark, 0), Expr::Mask(0, &keep, &set), Expr::SetMark(0)],
         );
-        let (endpoints, affinity) = (endpoints_name(layer), affinity_name(layer));
+        let endpoints = endpoints_name(layer);
         let redirect = Expr::Redirect { address: 12, port: 13 };
         let pick = |at: u32, rule: &mut Vec<Expr<'_>>| {
             let next = load_key(layer, at, rule);
             rule.push(Expr::Random(count as u32, next));
         };
         if let Some(seconds) = target.affinity_seconds {
+            let (affinity, client) = (affinity_name(layer), address(SOURCE, 0));
             let (map, timeout_ms) = (affinity.as_str(), u64::from(seconds) * 1000);
-            let remember = Expr::Update { map, key: 0, value: 12, timeout_ms };
-            let client = || {
-                let mut rule = vec![address(SOURCE, 0)];
-                load_key(layer, 1, &mut rule);
-                rule
-            };
-            let known = [Expr::LookupValue { map, key: 0, to: 12 }, redirect.clone()];
-            let renew = [known[0].clone(), remember.clone()];
-            batch.add_rule(&chain, &[client(), renew.to_vec()].concat());
-            batch.add_rule(&chain, &[client(), known.to_vec()].concat());
-            let mut bind = client();
-            pick(4, &mut bind);
-            bind.push(Expr::LookupValue { map: &endpoints, key: 4, to: 12 });
-            bind.push(remember);
-            batch.add_rule(&chain, &bind);
-            // What was remembered counts: another packet may have been first.
-            batch.add_rule(&chain, &[client(), known.to_vec()].concat());
+            let mut rule = vec![client.clone()];
+            load_key(layer, 1, &mut rule);
+            rule.push(Expr::LookupValue { map, key: 0, to: 12 });
+            rule.push(redirect.clone());
+            batch.add_rule(&chain, &rule);
+            let remember = remember_name(layer, seconds);
+            if self.chains.insert(remember.clone()) {
+                let mut rule = vec![client];
+                load_original_key(layer, 1, &mut rule);
+                rule.push(address(TARGET, 12));
+                rule.push(Expr::Payload { header: Header::Transport, offset: 2, bytes: 2, to: 13 });
+                rule.push(Expr::Update { map, key: 0, value: 12, timeout_ms });
+                batch.add_chain(&remember).add_rule(&remember, &rule);
+            }
         }
         let mut rule = Vec::new();
         pick(0, &mut rule);
@@ -445,43 +544,54 @@ impl Table {
         batch.add_rule(&chain, &rule);
     }
 
-    /// The remembered clients of a layer whose backend is still (or no longer) one.
-    fn bound_clients(&self, plan: &Plan, layer: Layer, valid: bool) -> Result<Vec<Element>> {
-        let fronts: HashMap<Vec<u8>, &Target> = plan
-            .all()
-            .filter(|(front, target)| front.layer == layer && target.affinity_seconds.is_some())
-            .map(|(front, target)| (front_key(front), target))
+    /// The remembered clients of a layer whose backend is still one.
+    fn bound_clients(&self, plan: &Plan, layer: Layer) -> Result<Vec<Element>> {
+        let sticky = plan.all().filter(|(front, _)| front.layer == layer);
+        let bonds: HashMap<Vec<u8>, HashSet<Vec<u8>>> = sticky
+            .filter(|(_, target)| target.affinity_seconds.is_some())
+            .map(|(front, target)| (front_key(front), memories(target)))
             .collect();
-        if fronts.is_empty() && valid {
+        if bonds.is_empty() {
             return Ok(Vec::new());
         }
-        let mut found =
-            nftables::elements(Family::Ipv4, &self.config.table, &affinity_name(layer))?;
-        found.retain(|element| {
-            let target = element.key.get(4..).and_then(|key| fronts.get(key));
-            let serves = target.is_some_and(|target| {
-                target.backends().iter().any(|(address, port)| {
-                    element.value == Value::Bytes(backend_bytes(*address, *port))
-                })
-            });
-            serves == valid
-        });
+        let mut found = self.clients(layer)?;
+        found.retain(|element| bond(element, &bonds) == Some(true));
         Ok(found)
     }
 
-    /// Makes clients forget backends that are gone.
-    pub fn forget_clients(&self, plan: &Plan, changes: &[Change]) -> Result<()> {
-        let layers: BTreeSet<Layer> = changes
-            .iter()
-            .filter(|change| change.old.as_ref().is_some_and(|old| old.affinity_seconds.is_some()))
-            .map(|change| change.front.layer)
-            .collect();
-        for layer in layers {
-            for element in self.bound_clients(plan, layer, false)? {
+    fn clients(&self, layer: Layer) -> Result<Vec<Element>> {
+        nftables::elements(Family::Ipv4, &self.config.table, &affinity_name(layer))
+    }
+
+    /// Makes clients forget backends that are gone. The next connection binds
+    /// them to another.
+    pub fn forget_clients(&mut self, changes: &[Change]) -> Result<()> {
+        let mut layers: BTreeMap<Layer, HashMap<Vec<u8>, HashSet<Vec<u8>>>> = BTreeMap::new();
+        for change in changes {
+            let old = change.old.iter().filter(|old| old.affinity_seconds.is_some());
+            let old: HashSet<Vec<u8>> = old.flat_map(memories).collect();
+            let new = change.new.iter().filter(|new| new.affinity_seconds.is_some());
+            let new: HashSet<Vec<u8>> = new.flat_map(memories).collect();
+            if !old.is_subset(&new) {
+                layers.entry(change.front.layer).or_default().insert(front_key(&change.front), new);
+            }
+        }
+        for (layer, bonds) in layers {
+            let mut found = self.clients(layer)?;
+            found.retain(|element| bond(element, &bonds) == Some(false));
+            let mut delete = |elements: &[Element]| {
                 let mut batch = self.batch();
-                batch.delete_elements(&affinity_name(layer), &[element]);
-                // It may have run out by itself meanwhile.
-                sys::netlink::ignore_missing(batch.commit())?;
+                batch.delete_elements(&affinity_name(layer), elements);
+                self.commit(batch)
+            };
+            match delete(&found) {
+                // One may have run out by itself meanwhile.
+                Err(err) if err.is_missing() => {
+                    for element in &found {
+                        sys::netlink::ignore_missing(delete(std::slice::from_ref(element)))?;
+                    }
+                }
+                other => other?,
             }
         }
         Ok(())
@@ -513,6 +623,17 @@ impl Table {
         }
         Ok(())
     }
+}
+
+fn memories(target: &Target) -> HashSet<Vec<u8>> {
+    target.backends().iter().map(|(address, port)| backend_bytes(*address, *port)).collect()
+}
+
+/// Whether a remembered client's backend is among those of its front; None for a front that
+/// is not listed.
+fn bond(client: &Element, bonds: &HashMap<Vec<u8>, HashSet<Vec<u8>>>) -> Option<bool> {
+    let backends = bonds.get(client.key.get(4..)?)?;
+    Some(matches!(&client.value, Value::Bytes(backend) if backends.contains(backend)))
 }
 
 /// Whether a change can leave UDP flows behind.

@@ -89,6 +89,10 @@ pub enum Expr<'a> {
     Random(u32, Register),
     /// `ct status`.
     TrackedStatus(Register),
+    /// Where a tracked packet's first one was sent, before any translation: IPv4 address.
+    OriginalTarget(Register),
+    /// Likewise, the port.
+    OriginalPort(Register),
     /// The kind of the destination address.
     DestinationType(Register),
     /// Adds an element, or renews the lifetime of the one that is there.
@@ -130,7 +134,7 @@ impl Expr<'_> {
             Self::Lookup { .. } | Self::LookupValue { .. } | Self::LookupVerdict { .. } => "lookup",
             Self::Immediate(..) | Self::Verdict(_) => "immediate",
             Self::Random(..) => "numgen",
-            Self::TrackedStatus(_) => "ct",
+            Self::TrackedStatus(_) | Self::OriginalTarget(_) | Self::OriginalPort(_) => "ct",
             Self::DestinationType(_) => "fib",
             Self::Update { .. } => "dynset",
             Self::Redirect { .. } => "nat",
@@ -208,6 +212,14 @@ impl Expr<'_> {
             Self::TrackedStatus(to) => {
                 register(m, 1, *to);
                 m.attr_be32(2, 2);
+            }
+            Self::OriginalTarget(to) => {
+                register(m, 1, *to);
+                m.attr_be32(2, 20).attr(3, &[0]);
+            }
+            Self::OriginalPort(to) => {
+                register(m, 1, *to);
+                m.attr_be32(2, 12).attr(3, &[0]);
             }
             Self::DestinationType(to) => {
                 register(m, 1, *to);
