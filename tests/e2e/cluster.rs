@@ -154,7 +154,12 @@ impl Cluster {
     /// kubectl, which must fail; gives what it said.
     pub fn refused(&self, args: &[&str]) -> String {
         let output = self.output(args);
-        assert!(!output.status.success(), "kubectl {} succeeded\n{}", args.join(" "), told(&output));
+        assert!(
+            !output.status.success(),
+            "kubectl {} succeeded\n{}",
+            args.join(" "),
+            told(&output)
+        );
         told(&output)
     }
 

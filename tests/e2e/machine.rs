@@ -79,7 +79,12 @@ impl Machine {
         self.dir.join("data")
     }
 
-    /// Shows a directory of the host's as `/mnt/checkout`.
+    /// What is `/mnt/checkout` inside.
+    pub fn checkout(&self) -> PathBuf {
+        self.dir.join("checkout")
+    }
+
+    /// What is `/mnt/coracle` inside; holds the executable.
     pub fn bin(&self) -> PathBuf {
         self.dir.join("bin")
     }

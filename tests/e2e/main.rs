@@ -2,7 +2,11 @@
 //! containers, on machines that the tests make themselves.
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
+mod bad_days;
 mod cluster;
 mod images;
+mod install;
+mod labs;
 mod machine;
+mod restart;
 mod story;

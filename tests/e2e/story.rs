@@ -53,7 +53,8 @@ fn an_application_runs() {
 
     // The service, by name and by address from a pod, by node port from the host.
     let address = cluster.k("get service web -o jsonpath={.spec.clusterIP}");
-    for url in ["http://web", "http://web.default.svc.cluster.local", &format!("http://{address}")] {
+    for url in ["http://web", "http://web.default.svc.cluster.local", &format!("http://{address}")]
+    {
         let said = cluster.in_pod(pod, &format!("wget -q -T 5 -O - {url}"));
         assert_eq!(said, "version 1\n", "{url}");
     }
@@ -181,7 +182,8 @@ fn a_rolling_update_loses_no_request() {
     let said = cluster.machine.sh(&format!("curl -fsS http://{ADDRESS}:30080/"));
     assert_eq!(said, "version 1\n");
     // Another manager's field is not taken silently.
-    let other = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {replicas: 4}\n";
+    let other =
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {replicas: 4}\n";
     let refused = cluster.try_apply(&["--server-side", "--field-manager=other"], other);
     let told = crate::machine::told(&refused);
     assert!(!refused.status.success() && told.contains("conflict"), "{told}");
