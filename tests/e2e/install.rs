@@ -101,5 +101,5 @@ fn a_server_that_does_not_start_fails_the_installation() {
     let cluster = Cluster::with(machine(), &["--disable-agent", "--run-dir=/run/other"]);
     let output = cluster.machine.run(&["bash", "-c", INSTALL]);
     assert!(!output.status.success(), "{}", told(&output));
-    assert!(told(&output).contains("/var/lib/coracle"), "{}", told(&output));
+    assert!(told(&output).contains("listen on 0.0.0.0:6443"), "{}", told(&output));
 }
