@@ -21,6 +21,11 @@ impl Paths {
         self.data.join("server/tls")
     }
 
+    /// Holds the process id of the running server.
+    pub fn server_pid(&self) -> PathBuf {
+        self.run.join("server.pid")
+    }
+
     pub fn agent(&self) -> PathBuf {
         self.data.join("agent")
     }

@@ -82,7 +82,7 @@ fn stop_service(paths: &Paths) -> Result<()> {
         }
     }
     // The installer's supervisor would start the server again: it goes first.
-    for file in [paths.run.join("supervisor.pid"), paths.run.join("server.pid")] {
+    for file in [paths.run.join("supervisor.pid"), paths.server_pid()] {
         stop_process(&file)?;
     }
     Ok(())

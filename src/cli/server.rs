@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::args::{LogFormat, ServerFlags};
+use crate::paths::Paths;
 use crate::{Error, Result, control};
 
 mod control_plane;
@@ -56,6 +57,7 @@ async fn serve(settings: Settings) -> Result<()> {
 
     let work = async {
         let mut control_plane = control_plane::start(&settings, &drain).await?;
+        note_pid(&settings.paths)?;
         info!(
             kubeconfig = %settings.kubeconfig.display(),
             milliseconds = started.elapsed().as_millis() as u64,
@@ -88,6 +90,14 @@ async fn serve(settings: Settings) -> Result<()> {
     trigger.drain();
     finish(control_plane, drain).await;
     Ok(())
+}
+
+/// For `coracle reset`. The datastore's lock is held: no other server writes this file.
+fn note_pid(paths: &Paths) -> Result<()> {
+    let file = paths.server_pid();
+    std::fs::create_dir_all(&paths.run)
+        .and_then(|()| std::fs::write(&file, format!("{}\n", std::process::id())))
+        .map_err(|err| Error::failed(format!("write {}", file.display()), err))
 }
 
 /// Tells systemd, where it started us, that we are ready.

@@ -1,0 +1,229 @@
+//! The labs with which people learn what a cluster is, as they type them.
+
+use std::io::Read;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+use crate::machine::{Machine, eventually, told};
+
+const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: RequestResponse\n  \
+     resources: [{group: \"\", resources: [pods]}]\n- level: Metadata\n";
+
+/// Lab 1: a pod's way.
+#[test]
+fn lab_1_a_pods_way() {
+    let machine = Machine::new();
+    machine.write("/etc/audit/policy.yaml", AUDIT_POLICY.as_bytes());
+    let cluster = Cluster::with(
+        machine,
+        &["--audit-policy-file=/etc/audit/policy.yaml", "--audit-log-path=/tmp/audit.log"],
+    );
+    let mut watcher = cluster
+        .command(60, &["get", "events", "-w", "--no-headers"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut output = watcher.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let (mut text, mut chunk) = (String::new(), [0u8; 4096]);
+        while !text.contains("Started") {
+            match output.read(&mut chunk) {
+                Ok(0) | Err(_) => break,
+                Ok(n) => text.push_str(&String::from_utf8_lossy(&chunk[..n])),
+            }
+        }
+        text
+    });
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    cluster.k("run web --image=web:1");
+    cluster.k("wait --for=condition=Ready pod/web --timeout=30s");
+    let events = reader.join().unwrap();
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+    let mut rest = events.as_str();
+    for reason in ["Scheduled", "Pulled", "Created", "Started"] {
+        let at = rest.find(reason).unwrap_or_else(|| panic!("{reason} in its order:\n{events}"));
+        rest = &rest[at..];
+    }
+    assert!(events.contains("already present on machine"), "{events}");
+    let about = cluster.k("describe pod web");
+    for reason in ["Scheduled", "Pulled", "Created", "Started"] {
+        assert!(about.contains(reason), "{about}");
+    }
+    let query = "jq -r 'select(.verb == \"create\" and .objectRef.resource == \"pods\" \
+         and .objectRef.name == \"web\") | .stage + \" \" + .user.username' /tmp/audit.log";
+    let audited = cluster.machine.sh(query);
+    assert!(audited.contains("ResponseComplete"), "{audited}");
+
+    let began = std::time::Instant::now();
+    cluster.k("delete pod web");
+    assert!(began.elapsed().as_secs() < 20, "the pod ends when it is told to");
+    let events = cluster.k("get events");
+    assert!(events.contains("Killing"), "{events}");
+    cluster.machine.sh("rm -r /etc/audit");
+    cluster.reset();
+}
+
+/// Lab 2: a service's inside.
+#[test]
+fn lab_2_a_services_inside() {
+    let cluster = Cluster::new();
+    cluster.k("create deployment web --image=web:1 --replicas=3");
+    cluster.k("expose deployment web --port=80 --target-port=80");
+    cluster.rollout("web");
+    assert!(cluster.k("get svc -o wide").contains("app=web"));
+    let addresses = "get pods -l app=web -o jsonpath={.items[*].status.podIP}";
+    let endpoints = |count: usize| {
+        let mut pods: Vec<String> =
+            cluster.k(addresses).split_whitespace().map(str::to_string).collect();
+        pods.sort();
+        let line = "get endpointslices -l kubernetes.io/service-name=web -o \
+             jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].addresses[0]}";
+        cluster.until(line, 20, |text| {
+            let mut found: Vec<&str> = text.split_whitespace().collect();
+            found.sort_unstable();
+            found.len() == count && (count != 3 || found == pods)
+        });
+        cluster.until("get endpoints web -o jsonpath={.subsets[*].addresses[*].ip}", 20, |text| {
+            text.split_whitespace().count() == count
+        });
+        pods
+    };
+    let pods = endpoints(3);
+    let address = cluster.k("get svc web -o jsonpath={.spec.clusterIP}");
+    eventually("the packet rules show the service and its backends", 10, || {
+        let rules = cluster.machine.sh("nft list ruleset");
+        let tables: Vec<&str> = rules.lines().filter(|line| line.starts_with("table")).collect();
+        let all = rules.contains(&address)
+            && pods.iter().all(|pod| rules.contains(pod.as_str()))
+            && tables.iter().all(|table| table.contains("coracle"));
+        if all { Ok(()) } else { Err(rules) }
+    });
+    let from_pod = |words: &[&str]| {
+        let mut args =
+            vec!["run", "t", "--rm", "-i", "--restart=Never", "--image=web:1", "--quiet"];
+        args.extend(["--command", "--"]);
+        args.extend(words);
+        cluster.kubectl(&args)
+    };
+    let said = from_pod(&["nslookup", "web.default.svc.cluster.local"]);
+    assert!(said.contains(&address), "{said}");
+    let said = from_pod(&["wget", "-q", "-O", "-", "http://web"]);
+    assert_eq!(said, "version 1\n");
+    cluster.k("scale deployment web --replicas=5");
+    endpoints(5);
+    cluster.k("scale deployment web --replicas=3");
+    endpoints(3);
+    cluster.k("delete pods -l app=web --wait=false --grace-period=1");
+    cluster.rollout("web");
+    let after = endpoints(3);
+    assert!(after.iter().all(|pod| !pods.contains(pod)) || after != pods, "{after:?}");
+    cluster.reset();
+}
+
+fn spec(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec:\n  \
+         terminationGracePeriodSeconds: 2\n  containers: [{{name: main, image: \"web:1\"}}]\n{spec}"
+    )
+}
+
+/// Lab 3: the scheduler's mind.
+#[test]
+fn lab_3_the_schedulers_mind() {
+    let cluster = Cluster::new();
+    let node = cluster.k("get node -o jsonpath={.items[0].metadata.name}");
+    let labels = cluster.k("get nodes --show-labels");
+    assert!(labels.contains(&format!("kubernetes.io/hostname={node}")), "{labels}");
+    let scheduled = |pod: &str| {
+        let line = format!("wait --for=condition=Ready pod/{pod} --timeout=30s");
+        cluster.k(&line);
+        let on = cluster.k(&format!("get pod {pod} -o jsonpath={{.spec.nodeName}}"));
+        assert_eq!(on, node, "{pod}");
+    };
+    let pending = |pod: &str, words: &str| {
+        eventually(&format!("{pod} stays Pending"), 30, || {
+            let about = cluster.k(&format!("describe pod {pod}"));
+            let told = about.contains("FailedScheduling") && about.contains(words);
+            if told && about.contains("Pending") { Ok(()) } else { Err(about) }
+        });
+    };
+    cluster.apply(&spec("here", &format!("  nodeSelector: {{kubernetes.io/hostname: {node}}}\n")));
+    scheduled("here");
+    cluster.apply(&spec("nowhere", "  nodeSelector: {disk: golden}\n"));
+    pending(
+        "nowhere",
+        "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.",
+    );
+    cluster.k(&format!("label node {node} disk=golden"));
+    scheduled("nowhere");
+
+    cluster.k(&format!("taint node {node} team=red:NoSchedule"));
+    cluster.apply(&spec("tainted", ""));
+    pending("tainted", "untolerated taint");
+    let toleration = "  tolerations: [{key: team, value: red, effect: NoSchedule}]\n";
+    cluster.apply(&spec("tolerant", toleration));
+    scheduled("tolerant");
+    cluster.k(&format!("taint node {node} team=red:NoSchedule-"));
+    scheduled("tainted");
+
+    let near = "  affinity: {podAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+         [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: here}}}]}}\n";
+    cluster.apply(&spec("near", near));
+    scheduled("near");
+    let far = near.replace("podAffinity", "podAntiAffinity");
+    cluster.apply(&spec("far", &far));
+    pending("far", "didn't match pod anti-affinity rules");
+    let spread = "  topologySpreadConstraints: [{maxSkew: 1, topologyKey: zone, \
+         whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: spread}}}]\n";
+    cluster.apply(&spec("spread", spread));
+    pending("spread", "didn't match pod topology spread constraints");
+    cluster.k(&format!("label node {node} zone=a"));
+    scheduled("spread");
+    let greedy = spec("greedy", "")
+        .replace("image: \"web:1\"", "image: \"web:1\", resources: {requests: {cpu: \"1000\"}}");
+    cluster.apply(&greedy);
+    pending("greedy", "Insufficient cpu");
+    cluster.k("delete pod far greedy");
+
+    cluster.k(&format!("taint node {node} fire=yes:NoExecute"));
+    cluster.until("get pods --no-headers", 60, |text| text.trim().is_empty());
+    cluster.k(&format!("taint node {node} fire-"));
+    cluster.reset();
+}
+
+/// Lab 5, as far as it exists: the control plane from outside.
+#[test]
+fn lab_5_the_control_plane() {
+    let cluster = Cluster::new();
+    for path in ["/healthz", "/livez?verbose", "/readyz?verbose"] {
+        let said = cluster.kubectl(&["get", "--raw", path]);
+        assert!(said.contains("ok"), "{path}\n{said}");
+    }
+    let version: Value = serde_json::from_str(&cluster.k("get --raw /version")).unwrap();
+    assert_eq!((&version["major"], &version["minor"]), (&"1".into(), &"36".into()));
+    let core: Value = serde_json::from_str(&cluster.k("get --raw /api/v1")).unwrap();
+    assert_eq!(core["kind"], "APIResourceList");
+    let metrics = cluster.k("get --raw /metrics");
+    assert!(metrics.lines().any(|line| line.starts_with("# TYPE")), "{metrics}");
+    let node = cluster.k("describe node");
+    for condition in ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"] {
+        assert!(node.contains(condition), "{condition} in\n{node}");
+    }
+    let name = cluster.k("get node -o jsonpath={.items[0].metadata.name}");
+    cluster.k(&format!("get lease -n kube-node-lease {name}"));
+
+    let file = "/var/lib/coracle/agent/static-pods/web.yaml";
+    cluster.machine.write(file, spec("static", "").as_bytes());
+    let mirror = format!("get pod static-{name} --no-headers");
+    cluster.until(&mirror, 30, |text| text.contains("1/1"));
+    let output = cluster.output(&["delete", "pod", &format!("static-{name}"), "--wait=false"]);
+    assert!(output.status.success(), "{}", told(&output));
+    cluster.until(&mirror, 30, |text| text.contains("1/1"));
+    cluster.machine.sh(&format!("rm {file}"));
+    cluster.until("get pods --no-headers", 30, |text| text.trim().is_empty());
+    cluster.reset();
+}

@@ -1,0 +1,12 @@
+//! The whole product as its users meet it: the real executable, the real kubectl, real
+//! containers, on machines that the tests make themselves.
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+mod bad_days;
+mod cluster;
+mod images;
+mod install;
+mod labs;
+mod machine;
+mod restart;
+mod story;
