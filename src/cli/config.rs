@@ -193,14 +193,14 @@ mod tests {
         )
         .unwrap();
         std::fs::create_dir(dir.path().join("config.yaml.d")).unwrap();
-        std::fs::write(dir.path().join("config.yaml.d/1.yaml"), "tls-san+: y\n").unwrap();
+        std::fs::write(dir.path().join("config.yaml.d/1.yaml"), "tls-san+: other\n").unwrap();
         let config = format!("--config={}", path.display());
         let got = try_merged(words(&["coracle", "server", &config, "--node-name", "b"])).unwrap();
         let expected = [
             "coracle",
             "server",
             "--tls-san=x",
-            "--tls-san=y",
+            "--tls-san=other",
             "--disable-agent",
             "--https-listen-port=7000",
             &config,

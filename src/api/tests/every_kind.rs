@@ -1,6 +1,7 @@
 //! Every kind that is stored can be created, read, listed, watched, patched and deleted,
 //! through the same chain as any request and by a user with rights.
 
+#![allow(clippy::unwrap_used)]
 use std::sync::Arc;
 
 use api::authn::{MASTERS, User};
