@@ -5,6 +5,7 @@
 
 pub mod cni;
 pub mod dns;
+pub mod forward;
 pub mod ipam;
 pub mod proxy;
 pub mod sysctl;
@@ -122,10 +123,13 @@ impl Network {
             mtu: config.mtu,
         };
         let state = config.state_dir.clone();
+        let link = config.bridge.clone();
         let started = tokio::task::spawn_blocking(move || {
             std::fs::create_dir_all(&state)
                 .map_err(|source| Error::State { directory: state.clone(), source })?;
-            Ok::<_, Error>(Cni::start(bridge, &state, &sysctls(&state))?)
+            let cni = Cni::start(bridge, &state, &sysctls(&state))?;
+            forward::warn_if_blocked(&link);
+            Ok::<_, Error>(cni)
         });
         let cni = Arc::new(started.await??);
         if let Some(address) = config.dns_address {

@@ -495,6 +495,45 @@ fn a_pod_cannot_dial_the_nodes_loopback() {
     });
 }
 
+fn run(command: &str) {
+    let status = Command::new("sh").args(["-ec", command]).status().unwrap();
+    assert!(status.success(), "{command}");
+}
+
+#[test]
+fn a_foreign_filter_in_the_way_is_named_and_its_remedy_helps() {
+    for (make, name) in [
+        ("iptables-nft -P FORWARD DROP", "FORWARD"),
+        ("iptables-legacy -P FORWARD DROP", "FORWARD"),
+        (
+            "nft 'add table inet fw; add chain inet fw out { type filter hook forward priority 0; \
+          policy drop; }'",
+            "out",
+        ),
+    ] {
+        on_node(|| {
+            let world = World::new();
+            filter_bridges(false);
+            let (a, b) = (world.pod("a"), world.pod("b"));
+            b.serve("b");
+            let to = format!("{}:8080", b.address);
+            let reach = || {
+                a.run(|| TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(1)))
+            };
+            assert_eq!(network::forward::blockers("cor-test0").unwrap(), []);
+            reach().unwrap();
+            run(make);
+            assert!(reach().is_err());
+            let found = network::forward::blockers("cor-test0").unwrap();
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].chain, name);
+            run(&network::forward::remedy(&found[0], "cor-test0"));
+            reach().unwrap();
+            assert_eq!(network::forward::blockers("cor-test0").unwrap(), []);
+        });
+    }
+}
+
 #[test]
 fn ten_thousand_services() {
     on_node(|| {
