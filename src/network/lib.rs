@@ -5,6 +5,7 @@
 
 pub mod cni;
 pub mod dns;
+pub mod forward;
 pub mod ipam;
 pub mod proxy;
 pub mod sysctl;
@@ -15,14 +16,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::drain::Drain;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use sys::netlink::route::Prefix;
 
 use cni::{BridgeConfig, Cni};
 use dns::answers::Zone;
 use dns::forward::Forwarder;
-use proxy::{ProxyConfig, TableConfig};
+use proxy::{ProxyConfig, Sources, TableConfig};
 use sysctl::Sysctls;
 
 #[derive(Debug, Clone)]
@@ -91,22 +92,27 @@ fn sysctls(state: &Path) -> Sysctls {
 
 impl Network {
     /// Brings the bridge up, then starts proxy and DNS, which wait for the API server by
-    /// themselves. Needs no default route.
+    /// themselves. Needs no default route. `shared` reads services and endpoint slices;
+    /// `node` reads the pods that are bound to this node.
     pub async fn start(
         config: NetworkConfig,
         shared: &client::Shared,
+        node: &client::Shared,
         drain: Drain,
     ) -> Result<Arc<Self>, Error> {
-        let services = shared.cache::<Service>();
-        let slices = shared.cache::<EndpointSlice>();
-        Self::start_with(config, services, slices, drain).await
+        let pods = proxy::host_ports::pods_of(&config.node_name);
+        let sources = Sources {
+            services: shared.cache::<Service>(),
+            slices: shared.cache::<EndpointSlice>(),
+            pods: node.cache_where::<Pod>(None, pods),
+        };
+        Self::start_with(config, sources, drain).await
     }
 
     /// As `start`, with caches that somebody else feeds.
     pub async fn start_with(
         config: NetworkConfig,
-        services: client::Cache<Service>,
-        slices: client::Cache<EndpointSlice>,
+        sources: Sources,
         drain: Drain,
     ) -> Result<Arc<Self>, Error> {
         let bridge = BridgeConfig {
@@ -117,10 +123,13 @@ impl Network {
             mtu: config.mtu,
         };
         let state = config.state_dir.clone();
+        let link = config.bridge.clone();
         let started = tokio::task::spawn_blocking(move || {
             std::fs::create_dir_all(&state)
                 .map_err(|source| Error::State { directory: state.clone(), source })?;
-            Ok::<_, Error>(Cni::start(bridge, &state, &sysctls(&state))?)
+            let cni = Cni::start(bridge, &state, &sysctls(&state))?;
+            forward::warn_if_blocked(&link);
+            Ok::<_, Error>(cni)
         });
         let cni = Arc::new(started.await??);
         if let Some(address) = config.dns_address {
@@ -129,8 +138,8 @@ impl Network {
                 &config.cluster_domain,
                 ranges,
                 Some(address),
-                services.clone(),
-                slices.clone(),
+                sources.services.clone(),
+                sources.slices.clone(),
             );
             let own = vec![SocketAddr::new(address.into(), dns::PORT)];
             let forwarder = Forwarder::new(config.resolv_conf.clone(), own);
@@ -145,11 +154,11 @@ impl Network {
                     pod_range: config.pod_cidr,
                     cluster_range: config.cluster_cidr,
                     service_range: config.service_cidr,
+                    own_address: config.dns_address,
                 },
                 node_name: config.node_name,
-                own_address: config.dns_address,
             };
-            tokio::spawn(proxy::run(proxy, services, slices, drain));
+            tokio::spawn(proxy::run(proxy, sources, drain));
         }
         Ok(Arc::new(Self { cni }))
     }

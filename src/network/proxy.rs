@@ -1,14 +1,14 @@
-//! The service proxy: follows services and endpoint slices and keeps the kernel's rules
+//! The service proxy: follows services, endpoint slices and this node's pods and keeps the kernel's rules
 //! right, with one batch per change and nothing to do in between.
 //!
 //! Packets never pass this process. Rules of a former process stay in force until there is
 //! an API server to ask.
 
+pub mod host_ports;
 pub mod kernel;
 pub mod plan;
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use base::backoff::Backoff;
 use base::drain::Drain;
 use base::error::chain;
 use client::Cache;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 pub use kernel::TableConfig;
 use kernel::{Table, cuts_flows};
-use plan::{Change, Front, Plan, ServiceKey};
+use plan::{Change, Front, Owner, Plan, ServiceKey};
 
 /// The label that ties a slice to its service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -39,8 +39,15 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 pub struct ProxyConfig {
     pub table: TableConfig,
     pub node_name: String,
-    /// An address of a service that this node serves itself: the cluster's DNS.
-    pub own_address: Option<Ipv4Addr>,
+}
+
+/// What the rules follow from.
+#[derive(Clone)]
+pub struct Sources {
+    pub services: Cache<Service>,
+    pub slices: Cache<EndpointSlice>,
+    /// Those bound to this node; see [`host_ports::pods_of`].
+    pub pods: Cache<Pod>,
 }
 
 pub fn service_of(slice: &EndpointSlice) -> Option<ServiceKey> {
@@ -52,20 +59,20 @@ pub fn index_of_service(slice: &EndpointSlice) -> Vec<String> {
     service_of(slice).map(|(namespace, name)| format!("{namespace}/{name}")).into_iter().collect()
 }
 
-/// Services that have to be looked at again.
+/// Services and pods that have to be looked at again.
 #[derive(Default)]
 struct Dirty {
-    keys: Mutex<HashSet<ServiceKey>>,
+    keys: Mutex<HashSet<Owner>>,
     wake: Notify,
 }
 
 impl Dirty {
-    fn add(&self, key: ServiceKey) {
+    fn add(&self, key: Owner) {
         self.keys.lock().insert(key);
         self.wake.notify_one();
     }
 
-    fn take(&self) -> HashSet<ServiceKey> {
+    fn take(&self) -> HashSet<Owner> {
         std::mem::take(&mut *self.keys.lock())
     }
 }
@@ -103,26 +110,9 @@ impl State {
 }
 
 /// Keeps the rules until the drain begins, and leaves them in force then.
-pub async fn run(
-    config: ProxyConfig,
-    services: Cache<Service>,
-    slices: Cache<EndpointSlice>,
-    drain: Drain,
-) {
+pub async fn run(config: ProxyConfig, sources: Sources, drain: Drain) {
     let dirty = Arc::new(Dirty::default());
-    slices.add_index(BY_SERVICE, index_of_service);
-    let hint = dirty.clone();
-    services.on_change(move |old, new| {
-        for object in old.into_iter().chain(new) {
-            hint.add(client::cache::key_of(&**object));
-        }
-    });
-    let hint = dirty.clone();
-    slices.on_change(move |old, new| {
-        for key in old.into_iter().chain(new).filter_map(|slice| service_of(slice)) {
-            hint.add(key);
-        }
-    });
+    follow(&sources, &dirty);
     let table = Table::new(config.table.clone());
     let state = Arc::new(Mutex::new(State {
         table,
@@ -141,8 +131,9 @@ pub async fn run(
         warn!(error = %chain(&err), "service rules cannot be written yet");
     }
     let synced = async {
-        services.synced().await;
-        slices.synced().await;
+        sources.services.synced().await;
+        sources.slices.synced().await;
+        sources.pods.synced().await;
     };
     if drain.until(synced).await.is_none() {
         return;
@@ -153,7 +144,7 @@ pub async fn run(
         let keys = dirty.take();
         let changes = {
             let mut state = state.lock();
-            let observe = |key: &ServiceKey| observe(&config, &services, &slices, key);
+            let observe = |key: &Owner| observe(&config, &sources, key);
             keys.iter().flat_map(|key| state.plan.update(key, observe(key))).collect::<Vec<_>>()
         };
         let result = if changes.is_empty() && state.lock().in_step {
@@ -166,7 +157,7 @@ pub async fn run(
                 backoff.reset();
                 if std::mem::take(&mut first) {
                     let fronts = state.lock().plan.all().count();
-                    info!(services = services.len(), fronts, "service rules are in force");
+                    info!(services = sources.services.len(), fronts, "service rules are in force");
                 }
                 if drain.until(dirty.wake.notified()).await.is_none() {
                     return;
@@ -182,15 +173,40 @@ pub async fn run(
     }
 }
 
-fn observe(
-    config: &ProxyConfig,
-    services: &Cache<Service>,
-    slices: &Cache<EndpointSlice>,
-    key: &ServiceKey,
-) -> Vec<(Front, plan::Target)> {
-    let Some(service) = services.get(&key.0, &key.1) else { return Vec::new() };
-    let slices = slices.indexed(BY_SERVICE, &format!("{}/{}", key.0, key.1));
-    plan::fronts(&service, &slices, &config.node_name, config.own_address)
+fn follow(sources: &Sources, dirty: &Arc<Dirty>) {
+    sources.slices.add_index(BY_SERVICE, index_of_service);
+    let hint = dirty.clone();
+    sources.services.on_change(move |old, new| {
+        for object in old.into_iter().chain(new) {
+            hint.add(Owner::Service(client::cache::key_of(&**object)));
+        }
+    });
+    let hint = dirty.clone();
+    sources.slices.on_change(move |old, new| {
+        for key in old.into_iter().chain(new).filter_map(|slice| service_of(slice)) {
+            hint.add(Owner::Service(key));
+        }
+    });
+    let hint = dirty.clone();
+    sources.pods.on_change(move |old, new| {
+        for pod in old.into_iter().chain(new).filter(|pod| host_ports::has_any(pod)) {
+            hint.add(Owner::Pod(client::cache::key_of(&**pod)));
+        }
+    });
+}
+
+fn observe(config: &ProxyConfig, sources: &Sources, owner: &Owner) -> Vec<(Front, plan::Target)> {
+    match owner {
+        Owner::Service((namespace, name)) => {
+            let Some(service) = sources.services.get(namespace, name) else { return Vec::new() };
+            let slices = sources.slices.indexed(BY_SERVICE, &format!("{namespace}/{name}"));
+            plan::fronts(&service, &slices, &config.node_name, config.table.own_address)
+        }
+        Owner::Pod((namespace, name)) => {
+            let pod = sources.pods.get(namespace, name);
+            pod.map(|pod| host_ports::fronts(&pod, config.table.pod_range)).unwrap_or_default()
+        }
+    }
 }
 
 async fn blocking(

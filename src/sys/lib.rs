@@ -9,6 +9,7 @@
 pub mod bpf;
 pub mod caps;
 pub mod cgroup;
+pub mod firewall;
 pub mod fs;
 pub mod mount;
 pub mod namespace;

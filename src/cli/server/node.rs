@@ -140,7 +140,10 @@ pub async fn start(
     let server = &control_plane.server;
     let proxy = component(server, "system:kube-proxy", &[], "kube-proxy");
     let shared = control_plane.shared.acting_as(proxy);
-    let network = Network::start(network_config(settings), &shared, drain.clone())
+    let node_user = format!("system:node:{}", settings.node_name);
+    let kubelet_client = component(server, &node_user, &["system:nodes"], "kubelet");
+    let node = control_plane.shared.acting_as(kubelet_client.clone());
+    let network = Network::start(network_config(settings), &shared, &node, drain.clone())
         .await
         .map_err(|err| Error::failed("start the pod network", err))?;
     let config = RuntimeConfig {
@@ -158,8 +161,6 @@ pub async fn start(
     keep_only_living(&runtime, &network).await?;
     import_archives(settings, &runtime).await;
 
-    let node_user = format!("system:node:{}", settings.node_name);
-    let kubelet_client = component(server, &node_user, &["system:nodes"], "kubelet");
     let kubelet = kubelet::Kubelet::new(
         kubelet_config(settings, control_plane)?,
         kubelet_client,

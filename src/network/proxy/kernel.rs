@@ -38,6 +38,8 @@ pub struct TableConfig {
     pub pod_range: Prefix,
     pub cluster_range: Prefix,
     pub service_range: Prefix,
+    /// An address of a service that this node serves itself: the cluster's DNS.
+    pub own_address: Option<Ipv4Addr>,
 }
 
 /// What we have written.
@@ -57,6 +59,7 @@ fn map_name(layer: Layer) -> &'static str {
         Layer::NodePorts => "node-ports",
         Layer::LocalServices => "local-services",
         Layer::LocalNodePorts => "local-node-ports",
+        Layer::HostPorts => "host-ports",
     }
 }
 
@@ -83,6 +86,7 @@ fn chain_name(layer: Layer, count: usize, affinity: Option<u32>) -> String {
         Layer::NodePorts => "node-port-lb",
         Layer::LocalServices => "local-lb",
         Layer::LocalNodePorts => "local-node-port-lb",
+        Layer::HostPorts => "host-port-lb",
     };
     match affinity {
         Some(seconds) => format!("{prefix}-{count}-sticky-{seconds}"),
@@ -365,6 +369,9 @@ impl Table {
             batch.add_set(&Set { name, key: &key, holds: Holds::Verdicts, dynamic });
             let name = endpoints_name(layer);
             batch.add_set(&Set { name: &name, key: &indexed, holds: values, dynamic });
+            if !layer.has_memory() {
+                continue;
+            }
             let (name, holds) = (sticky_name(layer), Holds::Verdicts);
             batch.add_set(&Set { name: &name, key: &key, holds, dynamic });
             let (name, dynamic) = (affinity_name(layer), Some(AFFINITY_CLIENTS_MAX));
@@ -394,26 +401,26 @@ impl Table {
     fn write_memory_rules(&self, batch: &mut Batch) {
         let none = 0u32.to_ne_bytes();
         let cluster = Range::new(self.config.cluster_range);
-        let maps = Layer::ALL.map(sticky_name);
         batch.add_chain("remember");
         // Local layers first, as in prerouting.
-        for index in [2, 0, 3, 1] {
-            let layer = Layer::ALL[index];
+        use Layer::{LocalNodePorts, LocalServices, NodePorts, Services};
+        for layer in [LocalServices, Services, LocalNodePorts, NodePorts] {
+            let map = sticky_name(layer);
             let mark = sticky_mark(layer).to_ne_bytes();
             let mut rule = vec![
                 Expr::Meta(Meta::Mark, 0),
                 Expr::Mask(0, &mark, &none),
                 Expr::Different(0, &none),
             ];
-            if matches!(layer, Layer::LocalServices | Layer::LocalNodePorts) {
+            if matches!(layer, LocalServices | LocalNodePorts) {
                 rule.extend(cluster.lacks(SOURCE));
             }
             load_original_key(layer, 0, &mut rule);
-            rule.push(Expr::LookupVerdict { map: &maps[index], key: 0 });
+            rule.push(Expr::LookupVerdict { map: &map, key: 0 });
             batch.add_rule("remember", &rule);
         }
         // Only the first packet of a connection carries the mark.
-        let sticky = (sticky_mark(Layer::Services) | sticky_mark(Layer::NodePorts)).to_ne_bytes();
+        let sticky = (sticky_mark(Services) | sticky_mark(NodePorts)).to_ne_bytes();
         let rule = [
             Expr::Meta(Meta::Mark, 0),
             Expr::Mask(0, &sticky, &none),
@@ -439,13 +446,20 @@ impl Table {
             if from_outside {
                 rule.extend(cluster.lacks(SOURCE));
             }
-            if !layer.has_address() {
+            if layer.is_of_node() {
                 rule.extend([Expr::DestinationType(0), Expr::Equal(0, &local)]);
             }
             load_key(layer, 0, &mut rule);
             rule.push(Expr::LookupVerdict { map: map_name(layer), key: 0 });
             rule
         };
+        // Otherwise a pod with host port 53 would get all questions to the cluster's DNS.
+        let own = self.config.own_address.map(|address| address.octets());
+        if let Some(own) = &own {
+            let accept = Expr::Verdict(Verdict::Accept);
+            let rule = [address(TARGET, 0), Expr::Equal(0, own), accept];
+            batch.add_rule("prerouting", &rule).add_rule("output", &rule);
+        }
         let jump = Expr::Verdict(Verdict::Jump("services".into()));
         batch
             .add_rule("prerouting", &lookup(Layer::LocalServices, true))
@@ -453,6 +467,7 @@ impl Table {
             .add_rule("prerouting", std::slice::from_ref(&jump))
             .add_rule("output", &[jump])
             .add_rule("services", &lookup(Layer::Services, false))
+            .add_rule("services", &lookup(Layer::HostPorts, false))
             .add_rule("services", &lookup(Layer::NodePorts, false));
         // A service address or port that nobody has.
         let mut rule = services.holds(TARGET).to_vec();

@@ -12,6 +12,15 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 /// Namespace and name.
 pub type ServiceKey = (String, String);
+
+/// Whose fronts they are. Where two want the same, services come first.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Owner {
+    Service(ServiceKey),
+    /// Namespace and name of a pod with host ports.
+    Pod((String, String)),
+}
+
 pub type Backend = (Ipv4Addr, u16);
 
 const AFFINITY_SECONDS_DEFAULT: u32 = 10_800;
@@ -27,14 +36,31 @@ pub enum Layer {
     /// Local, these win.
     LocalServices,
     LocalNodePorts,
+    /// To a port of one of the node's own addresses, from anywhere: `hostIP` of a pod.
+    HostPorts,
 }
 
 impl Layer {
-    pub const ALL: [Self; 4] =
-        [Self::Services, Self::NodePorts, Self::LocalServices, Self::LocalNodePorts];
+    pub const ALL: [Self; 5] = [
+        Self::Services,
+        Self::NodePorts,
+        Self::LocalServices,
+        Self::LocalNodePorts,
+        Self::HostPorts,
+    ];
 
     pub fn has_address(self) -> bool {
-        matches!(self, Self::Services | Self::LocalServices)
+        matches!(self, Self::Services | Self::LocalServices | Self::HostPorts)
+    }
+
+    /// Only for packets to addresses that the node itself has, whatever is claimed.
+    pub fn is_of_node(self) -> bool {
+        matches!(self, Self::NodePorts | Self::LocalNodePorts | Self::HostPorts)
+    }
+
+    /// Services may bind clients; pods' own ports have one backend.
+    pub fn has_memory(self) -> bool {
+        self != Self::HostPorts
     }
 }
 
@@ -258,12 +284,12 @@ fn arrange(old: &[Backend], new: &[Backend]) -> Vec<Backend> {
     places.into_iter().filter_map(|place| place.or_else(|| waiting.pop_first())).collect()
 }
 
-/// What is decided for all services.
+/// What is decided for all services and pods.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// Two services may claim one front; the first in the order of keys has it.
-    claims: BTreeMap<Front, BTreeMap<ServiceKey, Target>>,
-    by_service: HashMap<ServiceKey, Vec<Front>>,
+    /// Two owners may claim one front; the first in their order has it.
+    claims: BTreeMap<Front, BTreeMap<Owner, Target>>,
+    by_owner: HashMap<Owner, Vec<Front>>,
 }
 
 impl Plan {
@@ -276,10 +302,10 @@ impl Plan {
         self.claims.iter().filter_map(|(front, claims)| Some((front, claims.values().next()?)))
     }
 
-    /// Replaces what is decided for one service; gives what differs.
-    pub fn update(&mut self, key: &ServiceKey, fronts: Vec<(Front, Target)>) -> Vec<Change> {
+    /// Replaces what is decided for one owner; gives what differs.
+    pub fn update(&mut self, key: &Owner, fronts: Vec<(Front, Target)>) -> Vec<Change> {
         let mut touched: BTreeSet<Front> =
-            self.by_service.remove(key).unwrap_or_default().into_iter().collect();
+            self.by_owner.remove(key).unwrap_or_default().into_iter().collect();
         touched.extend(fronts.iter().map(|(front, _)| *front));
         let before: Vec<(Front, Option<Target>)> =
             touched.into_iter().map(|front| (front, self.get(&front).cloned())).collect();
@@ -294,7 +320,7 @@ impl Plan {
             self.claims.entry(front).or_default().insert(key.clone(), target);
         }
         if !own.is_empty() {
-            self.by_service.insert(key.clone(), own);
+            self.by_owner.insert(key.clone(), own);
         }
         let mut changes = Vec::new();
         for (front, old) in before {
@@ -434,7 +460,8 @@ mod tests {
             affinity_seconds: None,
             fate: Fate::Reject,
         };
-        let (a, b) = (("x".to_string(), "a".to_string()), ("x".to_string(), "b".to_string()));
+        let key = |name: &str| ("x".to_string(), name.to_string());
+        let (a, b) = (Owner::Service(key("b")), Owner::Pod(key("a")));
         let mut plan = Plan::default();
         assert_eq!(plan.update(&a, vec![(front, target("a"))]).len(), 1);
         assert_eq!(plan.update(&b, vec![(front, target("b"))]), []);

@@ -10,10 +10,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use client::Cache;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod as ApiPod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use network::cni::{self, BridgeConfig, Cni};
-use network::proxy::{self, ProxyConfig, TableConfig};
+use network::proxy::plan::Owner;
+use network::proxy::{self, ProxyConfig, Sources, TableConfig};
 use network::sysctl::Sysctls;
 use serde_json::{Value, json};
 use sys::namespace::{self, kind};
@@ -79,6 +80,7 @@ struct World {
     cni: Cni,
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
+    pods: Cache<ApiPod>,
 }
 
 fn bridge_config() -> BridgeConfig {
@@ -98,6 +100,7 @@ fn table_config() -> TableConfig {
         pod_range: range("10.42.0.0/24"),
         cluster_range: range("10.42.0.0/16"),
         service_range: range("10.43.0.0/16"),
+        own_address: Some(Ipv4Addr::new(10, 43, 0, 10)),
     }
 }
 
@@ -106,7 +109,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let sysctls = Sysctls::new(dir.path().join("sysctls.json"));
         let cni = Cni::start(bridge_config(), dir.path(), &sysctls).unwrap();
-        Self { dir, cni, services: Cache::new(), slices: Cache::new() }
+        Self { dir, cni, services: Cache::new(), slices: Cache::new(), pods: Cache::new() }
     }
 
     fn pod(&self, name: &str) -> Pod {
@@ -145,19 +148,17 @@ impl World {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (trigger, drain) = base::drain::channel();
-            let config = ProxyConfig {
-                table: table_config(),
-                node_name: "node".into(),
-                own_address: Some(Ipv4Addr::new(10, 43, 0, 10)),
-            };
+            let config = ProxyConfig { table: table_config(), node_name: "node".into() };
             let services: Vec<Service> =
                 self.services.list().iter().map(|service| (**service).clone()).collect();
             let slices: Vec<EndpointSlice> =
                 self.slices.list().iter().map(|slice| (**slice).clone()).collect();
             self.services.reset(services);
             self.slices.reset(slices);
-            let running =
-                tokio::spawn(proxy::run(config, self.services.clone(), self.slices.clone(), drain));
+            self.pods.reset(self.pods.list().iter().map(|pod| (**pod).clone()).collect());
+            let (services, slices) = (self.services.clone(), self.slices.clone());
+            let sources = Sources { services, slices, pods: self.pods.clone() };
+            let running = tokio::spawn(proxy::run(config, sources, drain));
             test().await;
             trigger.drain();
             running.await.unwrap();
@@ -331,6 +332,59 @@ fn a_pod_reaches_itself_through_its_service() {
 }
 
 #[test]
+fn host_ports_lead_to_pods_of_this_node() {
+    on_node(|| {
+        let world = World::new();
+        let (a, b, c) = (world.pod("a"), world.pod("b"), world.pod("c"));
+        a.serve("a");
+        b.serve("b");
+        let pod = |name: &str, address: Ipv4Addr, ports: Value| {
+            let pod = json!({"metadata": {"namespace": "default", "name": name},
+                "spec": {"containers": [{"name": "main", "ports": ports}]},
+                "status": {"phase": "Running", "podIP": address.to_string()}});
+            world.pods.put(serde_json::from_value(pod).unwrap());
+        };
+        let ports = json!([
+            {"containerPort": 8080, "hostPort": 80},
+            {"containerPort": 8080, "hostPort": 53, "protocol": "UDP"},
+            {"containerPort": 8080, "hostPort": 81, "hostIP": "127.0.0.1"},
+            {"containerPort": 8080, "hostPort": 81, "hostIP": "192.0.2.9"}]);
+        pod("a", a.address, ports.clone());
+        // The cluster's DNS, which the node serves itself.
+        let dns = UdpSocket::bind("10.43.0.10:53").unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, from)) = dns.recv_from(&mut buffer) {
+                let _ = dns.send_to(b"dns", from);
+            }
+        });
+        world.with_proxy(async || {
+            until("the port", || dial("10.42.0.1:80").is_ok()).await;
+            assert_eq!(dial("127.0.0.1:80").unwrap(), "a 10.42.0.1");
+            assert_eq!(c.run(|| dial("10.42.0.1:80")).unwrap(), format!("a {}", c.address));
+            assert_eq!(a.run(|| dial("10.42.0.1:80")).unwrap(), "a 10.42.0.1");
+            let socket = c.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+            assert_eq!(ask(&socket, "10.42.0.1:53").unwrap(), format!("a {}", c.address));
+            let socket = c.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+            assert_eq!(ask(&socket, "10.43.0.10:53").unwrap(), "dns");
+            // Only the address that was named, and only if it is the node's.
+            assert_eq!(dial("127.0.0.1:81").unwrap(), "a 10.42.0.1");
+            assert!(dial("10.42.0.1:81").is_err());
+            let stolen = c.run(|| {
+                let to = "192.0.2.9:81".parse().unwrap();
+                TcpStream::connect_timeout(&to, Duration::from_millis(300))
+            });
+            assert!(stolen.is_err());
+            // The next pod with that port.
+            world.pods.remove(&("default".into(), "a".into()));
+            until("nobody", || dial("10.42.0.1:80").is_err()).await;
+            pod("b", b.address, ports);
+            until("b", || dial("10.42.0.1:80").is_ok_and(|answer| answer.starts_with('b'))).await;
+        });
+    });
+}
+
+#[test]
 fn clients_stay_with_their_backend() {
     on_node(|| {
         let world = World::new();
@@ -441,6 +495,45 @@ fn a_pod_cannot_dial_the_nodes_loopback() {
     });
 }
 
+fn run(command: &str) {
+    let status = Command::new("sh").args(["-ec", command]).status().unwrap();
+    assert!(status.success(), "{command}");
+}
+
+#[test]
+fn a_foreign_filter_in_the_way_is_named_and_its_remedy_helps() {
+    for (make, name) in [
+        ("iptables-nft -P FORWARD DROP", "FORWARD"),
+        ("iptables-legacy -P FORWARD DROP", "FORWARD"),
+        (
+            "nft 'add table inet fw; add chain inet fw out { type filter hook forward priority 0; \
+          policy drop; }'",
+            "out",
+        ),
+    ] {
+        on_node(|| {
+            let world = World::new();
+            filter_bridges(false);
+            let (a, b) = (world.pod("a"), world.pod("b"));
+            b.serve("b");
+            let to = format!("{}:8080", b.address);
+            let reach = || {
+                a.run(|| TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(1)))
+            };
+            assert_eq!(network::forward::blockers("cor-test0").unwrap(), []);
+            reach().unwrap();
+            run(make);
+            assert!(reach().is_err());
+            let found = network::forward::blockers("cor-test0").unwrap();
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].chain, name);
+            run(&network::forward::remedy(&found[0], "cor-test0"));
+            reach().unwrap();
+            assert_eq!(network::forward::blockers("cor-test0").unwrap(), []);
+        });
+    }
+}
+
 #[test]
 fn ten_thousand_services() {
     on_node(|| {
@@ -465,7 +558,8 @@ fn ten_thousand_services() {
         for service in world.services.list() {
             let key = client::cache::key_of(&*service);
             let slices = world.slices.indexed(proxy::BY_SERVICE, &format!("{}/{}", key.0, key.1));
-            plan.update(&key, proxy::plan::fronts(&service, &slices, "node", None));
+            let fronts = proxy::plan::fronts(&service, &slices, "node", None);
+            plan.update(&Owner::Service(key), fronts);
         }
         println!("planning 10,000 services took {:?}", started.elapsed());
         let mut table = proxy::kernel::Table::new(table_config());
@@ -481,7 +575,7 @@ fn ten_thousand_services() {
                 let other = format!("default/s{}", 78 - turn % 2);
                 let slices = world.slices.indexed(proxy::BY_SERVICE, &other);
                 let fronts = proxy::plan::fronts(&service, &slices, "node", None);
-                let changes = plan.update(&key, fronts);
+                let changes = plan.update(&Owner::Service(key.clone()), fronts);
                 assert_eq!(changes.len(), 1);
                 table.apply(&changes).unwrap();
                 table.forget_clients(&changes).unwrap();
@@ -560,6 +654,9 @@ fn names_are_answered_in_pods_and_nothing_is_left_behind() {
             service("away", json!({"type": "ExternalName", "externalName": "example.org"})),
         ]);
         slices.reset(Vec::new());
+        let pods = Cache::<ApiPod>::new();
+        pods.reset(Vec::new());
+        let sources = Sources { services, slices, pods };
         let config = network::NetworkConfig {
             node_name: "node".into(),
             bridge: "cor-test0".into(),
@@ -580,8 +677,7 @@ fn names_are_answered_in_pods_and_nothing_is_left_behind() {
         let pod = Pod { netns: netns.clone(), address: Ipv4Addr::UNSPECIFIED };
         runtime.block_on(async {
             let (trigger, drain) = base::drain::channel();
-            let network =
-                network::Network::start_with(config, services, slices, drain).await.unwrap();
+            let network = network::Network::start_with(config, sources, drain).await.unwrap();
             network.attach("pod", &netns).await.unwrap();
             assert_eq!(network.status().await, None);
             let path = pod.netns.clone();
