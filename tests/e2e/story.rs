@@ -25,7 +25,8 @@ fn an_application_runs() {
     let applied = cluster.apply(APP);
     assert!(applied.contains("deployment.apps/web created"), "{applied}");
     cluster.rollout("web");
-    assert!(cluster.apply(APP).contains("deployment.apps/web unchanged"));
+    let applied = cluster.apply(APP);
+    assert!(applied.contains("deployment.apps/web unchanged"), "{applied}");
 
     let all = cluster.k("get all -o wide");
     for part in ["pod/web-", "service/web", "deployment.apps/web", "replicaset.apps/web-", "3/3"] {
