@@ -53,7 +53,7 @@ fn a_host_without_a_route_is_a_cluster_too() {
     let cluster = Cluster::with(Machine::offline(), &[]);
     cluster.k("run web --image=web:1");
     cluster.k("wait --for=condition=Ready pod/web --timeout=30s");
-    assert_eq!(cluster.in_pod("web", "wget -q -O - http://127.0.0.1/"), "version 1\n");
+    assert_eq!(cluster.in_pod("web", "/bin/wget -q -O - http://127.0.0.1/"), "version 1\n");
     cluster.reset();
 }
 
