@@ -142,11 +142,14 @@ flags() {
 SUPERVISOR='
 bin=/usr/local/bin/coracle log=/var/log/coracle.log
 echo $$ > /run/coracle/supervisor.pid
-trap "kill \$server \$trim 2> /dev/null; wait \$server; rm -f /run/coracle/supervisor.pid; exit 0" TERM INT
+trap "kill \$server \$trim 2> /dev/null; wait; rm -f /run/coracle/supervisor.pid; exit 0" TERM INT
 trap "" HUP
-while sleep 3600; do
-    if [ "$(wc -c < $log)" -gt 10485760 ]; then cp $log $log.1 && : > $log; fi
-done &
+(
+    trap "kill \$! 2> /dev/null; exit 0" TERM
+    while sleep 3600 & wait $!; do
+        if [ "$(wc -c < $log)" -gt 10485760 ]; then cp $log $log.1 && : > $log; fi
+    done
+) &
 trim=$!
 while :; do
     $bin server "$@" &

@@ -189,10 +189,11 @@ fn remove_below(directory: &Path, device: u64) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         let (path, about) = (entry.path(), entry.metadata()?);
-        if about.dev() != device {
-            return Err(io::Error::other(format!("{} is another file system", path.display())));
-        }
         if about.is_dir() {
+            // Files tell nothing: on an overlay each shows its layer's device.
+            if about.dev() != device {
+                return Err(io::Error::other(format!("{} is another file system", path.display())));
+            }
             remove_below(&path, device)?;
             std::fs::remove_dir(&path)?;
         } else {
@@ -226,6 +227,10 @@ fn remove_logs() {
         if ours {
             remove_file(&entry.path());
         }
+    }
+    // The installer's supervisor writes these.
+    for log in ["/var/log/coracle.log", "/var/log/coracle.log.1"] {
+        remove_file(Path::new(log));
     }
     for directory in ["/var/log/pods", "/var/log/containers"] {
         // Somebody else's logs keep it.

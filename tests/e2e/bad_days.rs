@@ -53,7 +53,7 @@ fn a_host_without_a_route_is_a_cluster_too() {
     let cluster = Cluster::with(Machine::offline(), &[]);
     cluster.k("run web --image=web:1");
     cluster.k("wait --for=condition=Ready pod/web --timeout=30s");
-    assert_eq!(cluster.in_pod("web", "wget -q -O - http://127.0.0.1/"), "version 1\n");
+    assert_eq!(cluster.in_pod("web", "/bin/wget -q -O - http://127.0.0.1/"), "version 1\n");
     cluster.reset();
 }
 
@@ -153,7 +153,9 @@ fn images_come_from_a_registry_or_the_registry_says_why_not() {
     for word in ["ErrImagePull", "ImagePullBackOff", "manifest unknown", "Failed to pull image"] {
         assert!(about.contains(word), "{word} in\n{about}");
     }
-    cluster.k("run misnamed --image=UPPER:case:wrong");
+    let misnamed = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "misnamed"},
+        "spec": {"containers": [{"name": "main", "image": "UPPER:case:wrong"}]}}"#;
+    cluster.apply(misnamed);
     cluster.until("get pod misnamed --no-headers", 30, |text| text.contains("InvalidImageName"));
     cluster.k("run never --image=web:99 --image-pull-policy=Never");
     cluster.until("get pod never --no-headers", 30, |text| text.contains("ErrImageNeverPull"));
@@ -291,6 +293,6 @@ fn a_full_disk_refuses_writes_and_recovers() {
     eventually("writes work again", 30, || cluster.try_kubectl(&["create", "configmap", "after"]));
     let pid_gone = cluster.machine.run(&[CORACLE, "reset", "--data-dir=/mnt/small/data"]);
     assert!(pid_gone.status.success(), "{}", told(&pid_gone));
-    cluster.machine.sh("umount /mnt/small && rmdir /mnt/small");
     cluster.assert_clean();
+    cluster.machine.sh("umount /mnt/small && rmdir /mnt/small");
 }

@@ -56,8 +56,9 @@ impl Cluster {
     pub fn not_started(machine: Machine, flags: &[&str]) -> Self {
         let before = machine.traces();
         let folder = machine.data().join("agent/images");
-        std::fs::create_dir_all(&folder).unwrap();
-        for version in ["1", "2"] {
+        let versions = if flags.contains(&"--disable-agent") { &[][..] } else { &["1", "2"] };
+        for version in versions {
+            std::fs::create_dir_all(&folder).unwrap();
             let archive = images::web(version).archive();
             std::fs::write(folder.join(format!("web{version}.tar")), archive).unwrap();
         }
@@ -223,14 +224,6 @@ impl Cluster {
     }
 
     pub fn assert_clean(&self) {
-        let after = self.machine.traces();
-        let new: Vec<&String> = after.iter().filter(|line| !self.before.contains(line)).collect();
-        let gone: Vec<&String> = self
-            .before
-            .iter()
-            // The data directory is a mount here; it is emptied, not removed.
-            .filter(|line| !after.contains(line))
-            .collect();
-        assert!(new.is_empty() && gone.is_empty(), "left behind: {new:#?}\ntaken away: {gone:#?}");
+        self.machine.assert_unchanged(&self.before);
     }
 }

@@ -1,6 +1,12 @@
-//! Images packed from Debian's static busybox: a web server that says which version it is.
+//! Images packed from Debian packages: a web server that says which version it is.
+//!
+//! Almost all of it is the static busybox; `wget` is GNU's with its libraries, because a
+//! static glibc finds no host by name. Scripts call it by its path: busybox's shell takes
+//! its own.
 
 use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::LazyLock;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -15,7 +21,7 @@ child=$!
 wait $child
 "#;
 const APPLETS: &str = "sh cat ls echo id sleep mount touch grep kill ps true false hostname dd tail \
-     env pwd mkdir nc stty head readlink wc wget nslookup httpd date rm test seq awk cut sed";
+     env pwd mkdir nc stty head readlink wc nslookup httpd date rm test seq awk cut sed";
 
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -34,6 +40,21 @@ fn header(mode: u32, size: u64) -> tar::Header {
     header.set_size(size);
     header
 }
+
+/// GNU wget and what it is linked with, as paths in the image and contents.
+static WGET: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
+    let linked = Command::new("ldd").arg("/usr/bin/wget").output().unwrap();
+    let linked = String::from_utf8(linked.stdout).unwrap();
+    let libraries = linked.split_whitespace().filter(|word| word.starts_with('/'));
+    libraries
+        .chain(["/usr/bin/wget"])
+        .map(|path| {
+            let content = std::fs::read(path).expect("wget is installed");
+            let inside = if path == "/usr/bin/wget" { "/bin/wget" } else { path };
+            (inside.trim_start_matches('/').to_string(), content)
+        })
+        .collect()
+});
 
 fn layer(version: &str) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
@@ -55,6 +76,9 @@ fn layer(version: &str) -> Vec<u8> {
     ];
     for (name, mode, content) in files {
         builder.append_data(&mut header(mode, content.len() as u64), name, content).unwrap();
+    }
+    for (name, content) in WGET.iter() {
+        builder.append_data(&mut header(0o755, content.len() as u64), name, &content[..]).unwrap();
     }
     for applet in APPLETS.split_whitespace() {
         let mut header = header(0o777, 0);

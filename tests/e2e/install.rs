@@ -66,7 +66,7 @@ fn install_upgrade_reset() {
     assert_eq!(web(), running);
 
     machine.sh("coracle reset && rm /usr/local/bin/coracle");
-    assert_eq!(machine.traces(), before);
+    machine.assert_unchanged(&before);
 }
 
 const INSTALL_WITH: &str = "cd /mnt/checkout && INSTALL_CORACLE_EXEC='--node-label tier=edge' \
@@ -92,7 +92,7 @@ fn unfit_hosts_are_refused_untouched() {
         let output = machine.run(&["bash", "-c", &script]);
         assert!(!output.status.success() && told(&output).contains(word), "{}", told(&output));
     }
-    assert_eq!(machine.traces(), before);
+    machine.assert_unchanged(&before);
 }
 
 /// A server that cannot start is an installation that failed, with the server's words.

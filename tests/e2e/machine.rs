@@ -184,6 +184,16 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Fails if anything was left behind, or taken that was not ours, since `before`.
+    pub fn assert_unchanged(&self, before: &[String]) {
+        let after = self.traces();
+        let new: Vec<&String> = after.iter().filter(|line| !before.contains(line)).collect();
+        let gone: Vec<&String> = before.iter().filter(|line| !after.contains(line)).collect();
+        assert!(new.is_empty() && gone.is_empty(), "left behind: {new:#?}\ntaken away: {gone:#?}");
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         drop(self.hold.take());

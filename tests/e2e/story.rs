@@ -25,7 +25,8 @@ fn an_application_runs() {
     let applied = cluster.apply(APP);
     assert!(applied.contains("deployment.apps/web created"), "{applied}");
     cluster.rollout("web");
-    assert!(cluster.apply(APP).contains("deployment.apps/web unchanged"));
+    let applied = cluster.apply(APP);
+    assert!(applied.contains("deployment.apps/web unchanged"), "{applied}");
 
     let all = cluster.k("get all -o wide");
     for part in ["pod/web-", "service/web", "deployment.apps/web", "replicaset.apps/web-", "3/3"] {
@@ -55,7 +56,7 @@ fn an_application_runs() {
     let address = cluster.k("get service web -o jsonpath={.spec.clusterIP}");
     for url in ["http://web", "http://web.default.svc.cluster.local", &format!("http://{address}")]
     {
-        let said = cluster.in_pod(pod, &format!("wget -q -T 5 -O - {url}"));
+        let said = cluster.in_pod(pod, &format!("/bin/wget -q -T 5 -O - {url}"));
         assert_eq!(said, "version 1\n", "{url}");
     }
     let from_host = format!("curl -fsS -m 5 http://{ADDRESS}:30080/");
@@ -118,7 +119,7 @@ fn logs_follow(cluster: &Cluster, pod: &str) {
         text
     });
     std::thread::sleep(Duration::from_millis(500));
-    cluster.in_pod(pod, "wget -q -O /dev/null http://127.0.0.1/a-line-of-its-own; true");
+    cluster.in_pod(pod, "/bin/wget -q -O /dev/null http://127.0.0.1/a-line-of-its-own; true");
     let text = reader.join().unwrap();
     follower.kill().unwrap();
     follower.wait().unwrap();
