@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use base::drain::Drain;
-use client::{Client, ListParams, Recorder, Shared};
+use client::{ListParams, Recorder, Shared};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use parking_lot::Mutex;
 use runtime::cri::{ContainerEvent, ImageService, RuntimeService};
@@ -45,16 +45,17 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// Must be called within the async runtime: the event recorder and the caches of
-    /// services start here. `drain` ends everything; pods go on running.
+    /// `shared` reads and writes as the node; what else runs in the process may share its
+    /// caches. Must be called within the async runtime: the event recorder and the caches
+    /// of services start here. `drain` ends everything; pods go on running.
     pub fn new(
         config: KubeletConfig,
-        client: Client,
+        shared: Shared,
         runtime: Arc<dyn RuntimeService>,
         images: Arc<dyn ImageService>,
         drain: Drain,
     ) -> Self {
-        let shared = Shared::new(client.clone(), drain.clone());
+        let client = shared.client().clone();
         let pods = Arc::new(Pods::default());
         let (name, version) = runtime.version();
         let woken = pods.clone();

@@ -142,7 +142,7 @@ pub async fn start(
     let shared = control_plane.shared.acting_as(proxy);
     let node_user = format!("system:node:{}", settings.node_name);
     let kubelet_client = component(server, &node_user, &["system:nodes"], "kubelet");
-    let node = control_plane.shared.acting_as(kubelet_client.clone());
+    let node = control_plane.shared.acting_as(kubelet_client);
     let network = Network::start(network_config(settings), &shared, &node, drain.clone())
         .await
         .map_err(|err| Error::failed("start the pod network", err))?;
@@ -163,7 +163,7 @@ pub async fn start(
 
     let kubelet = kubelet::Kubelet::new(
         kubelet_config(settings, control_plane)?,
-        kubelet_client,
+        node,
         runtime.clone(),
         runtime.clone(),
         drain.clone(),

@@ -115,8 +115,9 @@ impl World {
         config.listen = self.listen;
         let client = Client::new(self.api.clone(), "kubelet");
         let (trigger, drain) = drain::channel();
+        let shared = client::Shared::new(client, drain.clone());
         let kubelet =
-            Kubelet::new(config, client, self.runtime.clone(), self.runtime.clone(), drain);
+            Kubelet::new(config, shared, self.runtime.clone(), self.runtime.clone(), drain);
         let task = tokio::spawn(async move { kubelet.run().await.unwrap() });
         self.kubelet = Some((trigger, task));
     }
