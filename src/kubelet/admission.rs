@@ -11,6 +11,9 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::quantity::{self, ResourceList};
 use crate::{pod, resources};
 
+/// The reason of a refusal by the node's labels.
+pub const AFFINITY: &str = "NodeAffinity";
+
 /// Reason and message of the refusal.
 pub fn refuse(
     pod: &Pod,
@@ -31,7 +34,7 @@ pub fn refuse(
         spec.node_selector.iter().flatten().any(|(key, value)| labels.get(key) != Some(value));
     if mismatch && !labels.is_empty() {
         return Some((
-            "NodeAffinity".into(),
+            AFFINITY.into(),
             "Pod was rejected: Predicate NodeAffinity failed: \
              node(s) didn't match Pod's node affinity/selector"
                 .into(),

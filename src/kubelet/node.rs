@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use base::drain::Drain;
 use client::{Cache, Client, Recorder};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use parking_lot::Mutex;
 use runtime::cri::{DnsConfig, RuntimeService};
@@ -71,6 +71,18 @@ impl Node {
 
     pub fn machine_labels(&self) -> BTreeMap<String, String> {
         self.labels.lock().clone()
+    }
+
+    /// The labels as the API server has them now, or the last known where it cannot tell.
+    pub async fn refreshed_labels(&self) -> BTreeMap<String, String> {
+        match self.client.all::<NodeObject>().get_opt(&self.config.node_name).await {
+            Ok(Some(node)) => {
+                *self.labels.lock() = node.metadata.labels.unwrap_or_default();
+            }
+            Ok(None) => {}
+            Err(error) => warn!(error = %base::error::chain(&error), "labels not refreshed"),
+        }
+        self.machine_labels()
     }
 
     /// The handler of the pod's RuntimeClass; empty is the default.

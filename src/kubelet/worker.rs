@@ -265,7 +265,7 @@ impl Worker {
 
     /// What holds once per life of the worker: admission, and what is taken over from
     /// an earlier process.
-    fn begin(&mut self, runtime: &PodRuntime) -> bool {
+    async fn begin(&mut self, runtime: &PodRuntime) -> bool {
         self.begun = true;
         if runtime.sandboxes.is_empty() && runtime.containers.is_empty() {
             let others: Vec<Arc<Pod>> = self
@@ -276,9 +276,14 @@ impl Worker {
                 .filter(|it| !it.gone && self.has_room_of_its_own(&it.pod))
                 .map(|it| it.pod)
                 .collect();
-            let labels = self.node.machine_labels();
-            let refusal =
-                admission::refuse(&self.pod, &others, &labels, &self.node.machine.allocatable);
+            let decide = |labels| {
+                admission::refuse(&self.pod, &others, &labels, &self.node.machine.allocatable)
+            };
+            let mut refusal = decide(self.node.machine_labels());
+            // The scheduler may know of labels that are newer than ours.
+            if refusal.as_ref().is_some_and(|(reason, _)| reason == admission::AFFINITY) {
+                refusal = decide(self.node.refreshed_labels().await);
+            }
             if let Some((reason, message)) = refusal {
                 let about = client::recorder::reference(&*self.pod);
                 self.node.recorder.warning(&about, &reason, message.clone());
@@ -311,7 +316,7 @@ impl Worker {
 
     async fn sync(&mut self, now: Timestamp) -> Next {
         let mut runtime = self.runtime();
-        if !self.begun && !self.begin(&runtime) {
+        if !self.begun && !self.begin(&runtime).await {
             self.begin_end();
             return Next::Again(Some(Duration::ZERO));
         }
