@@ -16,7 +16,7 @@ const ENTRY: &str = r#"#!/bin/sh
 trap 'kill $child; echo "web ends"; exit 0' TERM
 hostname > /www/hostname
 echo "web $(cat /www/version) starts"
-httpd -f -v -p "${PORT:-80}" -h /www &
+httpd -f -vv -p "${PORT:-80}" -h /www &
 child=$!
 wait $child
 "#;

@@ -155,9 +155,13 @@ impl Machine {
         String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
     }
 
+    /// A process whose first thread has ended may live on in the others.
     pub fn is_alive(&self, pid: u32) -> bool {
-        let state = self.read(&format!("/proc/{pid}/stat"));
-        !state.is_empty() && !state.contains(") Z ")
+        let tasks = format!("/proc/{}/root/proc/{pid}/task", self.pid);
+        let states = fs::read_dir(tasks).into_iter().flatten().flatten();
+        states
+            .filter_map(|task| fs::read_to_string(task.path().join("stat")).ok())
+            .any(|stat| !stat.contains(") Z ") && !stat.contains(") X "))
     }
 
     /// What a program could leave behind, one line each.
@@ -176,7 +180,7 @@ impl Machine {
                 | grep -v -e neigh -e conf/coracle -e count$ -e random -e flush \
                 | while read -r f; do echo sysctl $f $(cat $f 2>/dev/null); done)
             ps -e -o args= | grep -v -e '^ps ' -e '^bash' -e '^sed ' -e '^grep ' -e '^timeout' \
-                -e '^sort' | sed 's/^/process /'
+                -e '^sort' -e '<defunct>' | sed 's/^/process /'
         ";
         let mut lines: Vec<String> = self.sh(script).lines().map(str::to_string).collect();
         lines.sort();

@@ -101,7 +101,7 @@ fn an_application_runs() {
 
 fn logs_follow(cluster: &Cluster, pod: &str) {
     let mut follower = cluster
-        .command(30, &["logs", "-f", pod, "--tail=20"])
+        .command(30, &["logs", "-f", pod])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
