@@ -104,17 +104,17 @@ fn lab_2_a_services_inside() {
             && tables.iter().all(|table| table.contains("coracle"));
         if all { Ok(()) } else { Err(rules) }
     });
-    let from_pod = |words: &[&str]| {
-        let mut args =
-            vec!["run", "t", "--rm", "-i", "--restart=Never", "--image=web:1", "--quiet"];
-        args.extend(["--command", "--"]);
-        args.extend(words);
-        cluster.kubectl(&args)
-    };
-    let said = from_pod(&["nslookup", "web.default.svc.cluster.local"]);
-    assert!(said.contains(&address), "{said}");
-    let said = from_pod(&["wget", "-q", "-O", "-", "http://web"]);
-    assert_eq!(said, "version 1\n");
+    // A shell in a pod, as one would type into it.
+    let typed = "nslookup web.default.svc.cluster.local\n/bin/wget -q -O - http://web\nexit\n";
+    let words =
+        ["run", "t", "--rm", "-i", "--restart=Never", "--image=web:1", "--command", "--", "sh"];
+    let mut command = vec![cluster.kubectl.as_str(), "--kubeconfig", crate::cluster::KUBECONFIG];
+    command.extend(words);
+    let output = cluster.machine.run_with_input(&command, typed);
+    let said = told(&output);
+    assert!(output.status.success() && said.contains(&address), "{said}");
+    assert!(said.contains("version 1"), "{said}");
+    assert!(said.contains("pod \"t\" deleted"), "{said}");
     cluster.k("scale deployment web --replicas=5");
     endpoints(5);
     cluster.k("scale deployment web --replicas=3");

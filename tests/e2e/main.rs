@@ -4,6 +4,7 @@
 
 mod bad_days;
 mod cluster;
+mod figures;
 mod images;
 mod install;
 mod labs;
