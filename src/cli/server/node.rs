@@ -168,12 +168,23 @@ pub async fn start(
         runtime.clone(),
         drain.clone(),
     );
+    let (ended, mut has_ended) = tokio::sync::oneshot::channel();
     let task = tokio::spawn(async move {
-        if let Err(err) = kubelet.run().await {
+        let Err(err) = kubelet.run().await else { return };
+        // Once the node has been ready nobody waits for this any more.
+        if let Err(err) = ended.send(err) {
             tracing::error!(error = %base::error::chain(&err), "the kubelet has stopped");
         }
     });
-    wait_until_ready(settings, &control_plane.shared, drain).await;
+    tokio::select! {
+        Ok(err) = &mut has_ended => {
+            let port = settings.kubelet_port;
+            return Err(Error::failed("start the kubelet", err)
+                .with_fix(format!("if another kubelet holds port {port}, stop that one")));
+        }
+        () = wait_until_ready(settings, &control_plane.shared, drain) => {}
+    }
+    drop(has_ended);
     Ok(Node { runtime, tasks: vec![task] })
 }
 
