@@ -82,10 +82,12 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         Some((policy, log)) => Some(crate::audit::Audit::open(policy, log).map_err(Error::Audit)?),
         None => None,
     };
+    let authorizer = Arc::new(Authorizer::new(cache.clone()));
     Ok(Arc::new(Server {
         audit,
-        authorizer: Authorizer::new(cache.clone()),
+        authorizer: authorizer.clone(),
         registry: Registry {
+            authorizer,
             cache,
             catalog: RwLock::new(Arc::new(catalog.clone())),
             admission,

@@ -6,6 +6,7 @@ use crate::authn::{MASTERS, User};
 use crate::cache::Cache;
 use crate::serve::request::RequestInfo;
 
+pub mod escalation;
 pub mod node;
 pub mod rbac;
 

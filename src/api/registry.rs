@@ -14,6 +14,7 @@ use store::{Backend, Durability};
 
 use crate::admission::{Admission, Attributes, Operation};
 use crate::authn::User;
+use crate::authz::Authorizer;
 use crate::cache::{Cache, encode};
 use crate::error::{ApiError, Cause, Result};
 use crate::scheme::{Schema, Typed, shape};
@@ -110,6 +111,7 @@ pub struct Registry {
     pub cache: Cache,
     pub catalog: RwLock<Arc<Catalog>>,
     pub admission: Admission,
+    pub authorizer: Arc<Authorizer>,
     pub allocator: allocate::Allocator,
 }
 

@@ -7,5 +7,6 @@ pub mod discovery;
 pub mod openapi;
 pub mod schema;
 pub mod shape;
+pub mod words;
 
 pub use schema::{Class, Field, List, ListKind, Object, Schema, Type, TypeId, Typed};

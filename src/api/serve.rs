@@ -25,7 +25,7 @@ pub mod watching;
 pub struct Server {
     pub registry: Registry,
     pub authenticator: Authenticator,
-    pub authorizer: Authorizer,
+    pub authorizer: Arc<Authorizer>,
     pub kubelets: proxy::Kubelets,
     pub audit: Option<crate::audit::Audit>,
     /// Reported by `/version` and in OpenAPI documents.

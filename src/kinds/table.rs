@@ -6,11 +6,13 @@
 mod apps;
 mod core;
 mod rest;
+mod words;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::value::{at, text};
+pub use words::{Words, words};
 
 /// A column; `priority` 1 is shown by `-o wide` only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -64,8 +64,14 @@ impl Rule {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Role {
+pub(super) struct Role {
     rules: Option<Vec<Rule>>,
+}
+
+impl Role {
+    pub(super) fn rules(&self) -> &[Rule] {
+        self.rules.as_deref().unwrap_or_default()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -92,9 +98,9 @@ struct Subject {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct RoleRef {
-    kind: String,
-    name: String,
+pub(super) struct RoleRef {
+    pub(super) kind: String,
+    pub(super) name: String,
 }
 
 impl Subject {
@@ -178,7 +184,7 @@ impl Rbac {
         binding
     }
 
-    fn rules_of(&self, role: &RoleRef, namespace: &str) -> Option<Arc<Role>> {
+    pub(super) fn rules_of(&self, role: &RoleRef, namespace: &str) -> Option<Arc<Role>> {
         let (prefix, key) = if role.kind == "ClusterRole" {
             (CLUSTER_ROLES, format!("{CLUSTER_ROLES}{}", role.name))
         } else {
@@ -228,6 +234,31 @@ impl Rbac {
         if look(CLUSTER_BINDINGS, CLUSTER_BINDINGS.to_string(), "") && !namespace.is_empty() {
             look(BINDINGS, format!("{BINDINGS}{namespace}/"), namespace);
         }
+    }
+
+    /// The role references of a user's bindings that lead nowhere, as errors say it.
+    pub(super) fn dangling(&self, user: &User, namespace: &str) -> Vec<String> {
+        let mut places = vec![(CLUSTER_BINDINGS, CLUSTER_BINDINGS.to_string(), "")];
+        if !namespace.is_empty() {
+            places.push((BINDINGS, format!("{BINDINGS}{namespace}/"), namespace));
+        }
+        let mut out = Vec::new();
+        for (prefix, start, namespace) in places {
+            for object in self.cache.list(prefix, &start, None).0 {
+                let binding = self.binding(&object);
+                let role = &binding.role_ref;
+                if binding.subject_for(user, namespace).is_some()
+                    && self.rules_of(role, namespace).is_none()
+                {
+                    let plural = if role.kind == "ClusterRole" { "clusterroles" } else { "roles" };
+                    out.push(format!(
+                        "{plural}.rbac.authorization.k8s.io {:?} not found",
+                        role.name
+                    ));
+                }
+            }
+        }
+        out
     }
 
     pub fn decide(&self, user: &User, action: &Action) -> Decision {

@@ -5,6 +5,7 @@ use store::{Outcome, Write};
 
 use super::{Registry, Target, WriteOptions, causes, metadata_mut, metadata_str, set_revision};
 use crate::admission::Operation;
+use crate::authz::escalation;
 use crate::change::apply::{Writer, reset_fields, update_managed_fields};
 use crate::error::{ApiError, Result};
 
@@ -82,6 +83,7 @@ impl Registry {
         // Admission looks at namespaces, accounts and classes that may be brand new.
         self.cache.fresh().await?;
         self.admission.mutate(self, &attributes, &mut object)?;
+        escalation::check(&self.authorizer, &attributes, &target.name, &object)?;
         (rules.default)(&mut object);
         (rules.prepare_create)(&mut object);
         target.normalise(&mut object);

@@ -8,6 +8,7 @@ use super::{
     metadata_mut, metadata_str, set_revision,
 };
 use crate::admission::Operation;
+use crate::authz::escalation;
 use crate::change::apply::{ApplyError, Writer, apply, reset_fields, update_managed_fields};
 use crate::change::{PatchError, json_patch, merge_patch, strategic};
 use crate::error::{ApiError, Cause, Result};
@@ -132,6 +133,7 @@ impl Registry {
         }
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));
         self.admission.mutate(self, &attributes, &mut new)?;
+        escalation::check(&self.authorizer, &attributes, &target.name, &new)?;
         (rules.default)(&mut new);
         bump_generation(&mut new, &live, target);
         let allocated = self.allocator.allocate(self, target, &mut new, Some(&live))?;

@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 
 use super::schema::{decode, table};
 
-const DESCRIPTIONS: &[u8] = include_bytes!("../../../embedded/descriptions-1.36.json.gz");
+pub(super) const DESCRIPTIONS: &[u8] =
+    include_bytes!("../../../embedded/descriptions-1.36.json.gz");
 
 #[derive(Clone, Copy, PartialEq)]
 enum Edition {

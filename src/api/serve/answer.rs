@@ -13,6 +13,7 @@ use crate::cache::Object;
 use crate::error::{ApiError, Result};
 use crate::registry::list::Page;
 use crate::registry::{Target, convert};
+use crate::scheme::words;
 
 /// A list is sent in pieces of about this many bytes.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -112,7 +113,7 @@ impl Include {
             "None" => Ok(Self::None),
             "Object" => Ok(Self::Object),
             other => Err(ApiError::bad_request(format!(
-                "Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty"
+                "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', 'Object', 'None', or empty"
             ))),
         }
     }
@@ -134,10 +135,11 @@ pub fn table(target: &Target, objects: &[Value], list: &Value, include: Include)
     let columns: Vec<Value> = table
         .columns
         .iter()
-        .map(|column| {
+        .zip(words::of_columns(&resource.group, &resource.kind, table.columns))
+        .map(|(column, description)| {
             json!({
                 "name": column.name, "type": column.kind, "format": column.format,
-                "description": description(target, column.name), "priority": column.priority,
+                "description": description, "priority": column.priority,
             })
         })
         .collect();
@@ -168,16 +170,6 @@ pub fn table(target: &Target, objects: &[Value], list: &Value, include: Include)
 /// Columns are drawn from the stored shape, whatever version is spoken.
 fn stored_shape(object: &Value, resource: &Resource) -> Value {
     convert::to_storage(object.clone(), resource)
-}
-
-fn description(target: &Target, column: &str) -> String {
-    // The two that every table has carry the API's own words; kubectl shows none.
-    let field = match column {
-        "Name" => "metadata.name",
-        "Age" | "Created At" => "metadata.creationTimestamp",
-        other => return format!("{other} of the {}", target.resource.kind),
-    };
-    format!("{field} of the {}", target.resource.kind)
 }
 
 /// A page of stored objects.
