@@ -228,28 +228,40 @@ impl Runtime {
 
     /// Notes an end once; later reports of it change nothing.
     fn note_exit(&self, container: &Container, exit: Exit) {
-        let mut first = false;
-        container.status.send_if_modified(|status| {
-            first = status.state != ContainerState::Exited;
+        let first = container.status.send_if_modified(|status| {
+            let (first, unstarted) =
+                (status.state != ContainerState::Exited, status.state == ContainerState::Created);
             if first {
+                let ran = exit.started_at != 0;
                 status.state = ContainerState::Exited;
                 status.pid = 0;
-                if exit.started_at != 0 {
+                if ran {
                     status.started_at = exit.started_at;
                 }
                 status.exit = exit;
+                // A short life may be over before its start is told: that comes first.
+                if unstarted && ran {
+                    self.tell_started(&container.record);
+                }
+                // No listener is no loss: they list when they come.
+                let _ = self.events.send(ContainerEvent::Stopped {
+                    sandbox_id: container.record.sandbox_id.clone(),
+                    container_id: container.record.id.clone(),
+                });
             }
             first
         });
         if first {
-            let record = &container.record;
-            // No listener is no loss: they list when they come.
-            let _ = self.events.send(ContainerEvent::Stopped {
-                sandbox_id: record.sandbox_id.clone(),
-                container_id: record.id.clone(),
-            });
-            self.clear_cgroup(record.cgroup.clone());
+            self.clear_cgroup(container.record.cgroup.clone());
         }
+    }
+
+    /// Only while the status changes to it, so that events come in the order of life.
+    fn tell_started(&self, record: &ContainerRecord) {
+        let _ = self.events.send(ContainerEvent::Started {
+            sandbox_id: record.sandbox_id.clone(),
+            container_id: record.id.clone(),
+        });
     }
 
     /// Kills what is left in a cgroup and removes it, beside.

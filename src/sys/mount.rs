@@ -303,12 +303,16 @@ pub fn unmount_detach(path: &Path) -> io::Result<bool> {
 pub fn pivot_root(root: &Path) -> io::Result<()> {
     let root = c_path(root)?;
     let dot = c_path(Path::new("."))?;
-    // SAFETY: live C strings; the calls only change this process's view of the tree.
+    let old = crate::fs::open_path(Path::new("/"))?;
+    // SAFETY: live C strings and a live descriptor; the calls only change this process's
+    // view of the tree.
     unsafe {
         check_int(libc::chdir(root.as_ptr()))?;
         check(libc::syscall(libc::SYS_pivot_root, dot.as_ptr(), dot.as_ptr()))?;
-        // The old root now lies over the new one at "."; its unmounting must not reach
-        // the host through propagation.
+        // The old root now lies over the new one; its unmounting must not reach the host
+        // through propagation. From inside the old root, "." is that and nothing of the
+        // new one, whose shared mounts stay shared.
+        check_int(libc::fchdir(old.as_raw_fd()))?;
         let empty = CString::default();
         check_int(libc::mount(
             empty.as_ptr(),

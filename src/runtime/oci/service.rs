@@ -345,19 +345,18 @@ impl RuntimeService for Runtime {
         }
         match link.call(Verb::Start { id: id.to_string() }, &[]).await {
             Ok((answer, _)) => {
-                entry.status.send_modify(|status| {
+                entry.status.send_if_modified(|status| {
                     // Its end may have been told already.
-                    if status.state == ContainerState::Created {
+                    let first = status.state == ContainerState::Created;
+                    if first {
                         status.state = ContainerState::Running;
                         status.started_at = super::shim::log::now();
                         if let Answer::Process { pid } = answer {
                             status.pid = pid;
                         }
+                        self.tell_started(&entry.record);
                     }
-                });
-                let _ = self.events.send(ContainerEvent::Started {
-                    sandbox_id: entry.record.sandbox_id.clone(),
-                    container_id: id.to_string(),
+                    first
                 });
                 Ok(())
             }

@@ -3,5 +3,6 @@
 
 mod adoption;
 mod containers;
+mod features;
 mod images;
 mod world;

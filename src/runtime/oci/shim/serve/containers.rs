@@ -1,0 +1,268 @@
+//! What a server asks of the shim's containers: create, start, attach, kill, delete.
+//!
+//! Forks the first processes and hears what they say until they are their programs.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use sys::process::{self, Ended, Fork};
+use sys::socket;
+
+use super::super::child;
+use super::super::log::{self, LINE_BYTES_MAX, Log};
+use super::super::proto::{self, Answer, ContainerSpec, Failure, FailureKind, Message, PidMode};
+use super::container::{ATTACH_PIPE_BYTES, ATTACHED_MAX, Attached, Container, Phase, Streams};
+use super::{Outcome, Shim, Waiter, failure_from};
+
+enum PidNamespace {
+    Keep,
+    New,
+    Of(OwnedFd),
+}
+
+impl Shim {
+    pub(super) fn find(&mut self, id: &str) -> Result<&mut Container, Failure> {
+        self.containers.get_mut(id).ok_or_else(|| {
+            Failure::new(FailureKind::NotFound, format!("the shim holds no container {id}"))
+        })
+    }
+
+    pub(super) fn create(&mut self, spec: ContainerSpec, waiter: Waiter) -> Result<(), Failure> {
+        let failed = |doing: &str, err: io::Error| Failure::create(doing, &err);
+        if self.containers.contains_key(&spec.id) {
+            return Err(Failure::new(FailureKind::Create, "the container exists already"));
+        }
+        let log = if spec.log_path.as_os_str().is_empty() {
+            None
+        } else {
+            let opened = Log::open(&spec.log_path, spec.log_bytes_max);
+            Some(opened.map_err(|e| failed("open log", e))?)
+        };
+        let streams =
+            Streams::for_container(&spec).map_err(|err| failed("create standard streams", err))?;
+        let (ours, theirs) = socket::message_pair().map_err(|err| failed("create socket", err))?;
+        let namespace = self.pid_namespace_of(&spec.pid).map_err(|e| failed("pid namespace", e))?;
+        let forked = match namespace {
+            PidNamespace::Keep => process::fork(),
+            PidNamespace::New => sys::namespace::unshare(sys::namespace::kind::PID)
+                .and_then(|()| self.fork_and_return()),
+            PidNamespace::Of(target) => {
+                sys::namespace::enter(target.as_fd(), sys::namespace::kind::PID)
+                    .and_then(|()| self.fork_and_return())
+            }
+        };
+        let pid = match forked.map_err(|err| failed("fork", err))? {
+            Fork::Child => {
+                drop(ours);
+                child::run_container(&spec, streams.theirs, &theirs)
+            }
+            Fork::Parent(pid) => pid,
+        };
+        drop(theirs);
+        let pidfd = process::pidfd(pid).map_err(|err| failed("open the init process", err))?;
+        socket::set_nonblocking(ours.as_fd(), true).map_err(|err| failed("socket", err))?;
+        let id = spec.id.clone();
+        let container = Container {
+            spec,
+            phase: Phase::Creating(waiter),
+            pid,
+            pidfd,
+            sync: Some(ours),
+            stdin: streams.stdin,
+            outputs: streams.outputs,
+            log,
+            attached: Vec::new(),
+            started_at: 0,
+        };
+        self.containers.insert(id, container);
+        Ok(())
+    }
+
+    /// Forks and, in the shim, makes later children come into its own pid namespace again.
+    pub(super) fn fork_and_return(&self) -> io::Result<Fork> {
+        let forked = process::fork();
+        if !matches!(forked, Ok(Fork::Child)) {
+            sys::namespace::enter(self.own_pid_namespace.as_fd(), sys::namespace::kind::PID)?;
+        }
+        forked
+    }
+
+    fn pid_namespace_of(&mut self, mode: &PidMode) -> io::Result<PidNamespace> {
+        match mode {
+            PidMode::Own => Ok(PidNamespace::New),
+            PidMode::Node => Ok(PidNamespace::Keep),
+            PidMode::Target(id) => match self.containers.get(id) {
+                Some(target) if matches!(target.phase, Phase::Running) => {
+                    target.pidfd.try_clone().map(PidNamespace::Of)
+                }
+                _ => Err(io::Error::other(format!("target container {id} is not running"))),
+            },
+            PidMode::Pod => {
+                if self.pause.is_none() {
+                    sys::namespace::unshare(sys::namespace::kind::PID)?;
+                    match self.fork_and_return()? {
+                        Fork::Child => pause(),
+                        Fork::Parent(pid) => self.pause = Some((pid, process::pidfd(pid)?)),
+                    }
+                }
+                match &self.pause {
+                    Some((_, pidfd)) => pidfd.try_clone().map(PidNamespace::Of),
+                    None => Ok(PidNamespace::New),
+                }
+            }
+        }
+    }
+
+    pub(super) fn start(&mut self, id: &str, waiter: Waiter) -> Result<(), Failure> {
+        let container = self.find(id)?;
+        let (Phase::Created, Some(sync)) = (&container.phase, &container.sync) else {
+            return Err(Failure::new(FailureKind::Start, "the container is not in created state"));
+        };
+        socket::send(sync.as_fd(), b"G", &[]).map_err(|err| {
+            Failure::new(FailureKind::Start, format!("start: {}", proto::words(&err)))
+        })?;
+        container.phase = Phase::Starting(waiter);
+        container.started_at = log::now();
+        Ok(())
+    }
+
+    pub(super) fn kill(&mut self, id: &str, signal: i32) -> Outcome {
+        let container = self.find(id)?;
+        if matches!(container.phase, Phase::Exited(_)) {
+            return Ok(Answer::Done);
+        }
+        process::signal_pidfd(container.pidfd.as_fd(), signal)
+            .map(|()| Answer::Done)
+            .map_err(|err| Failure::new(FailureKind::Internal, proto::words(&err)))
+    }
+
+    pub(super) fn delete(&mut self, id: &str) -> Outcome {
+        if let Some(container) = self.containers.remove(id)
+            && !matches!(container.phase, Phase::Exited(_))
+        {
+            let _ = process::signal_pidfd(container.pidfd.as_fd(), 9);
+        }
+        process::trim_heap();
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn reopen_log(&mut self, id: &str) -> Outcome {
+        match &mut self.find(id)?.log {
+            Some(log) => log
+                .reopen()
+                .map(|()| Answer::Done)
+                .map_err(|err| Failure::new(FailureKind::Internal, proto::words(&err))),
+            None => Ok(Answer::Done),
+        }
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        id: &str,
+        stdin: bool,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Option<OwnedFd>, Failure> {
+        let container = self.find(id)?;
+        if !matches!(container.phase, Phase::Running) {
+            return Err(Failure::new(FailureKind::NotFound, "the container is not running"));
+        }
+        if container.attached.len() >= ATTACHED_MAX {
+            return Err(Failure::new(FailureKind::Internal, "too many clients are attached"));
+        }
+        let mut fds = fds.into_iter();
+        let mut next = || {
+            fds.next().inspect(|fd| {
+                socket::grow_pipe(fd.as_fd(), ATTACH_PIPE_BYTES);
+                let _ = socket::set_nonblocking(fd.as_fd(), true);
+            })
+        };
+        container.attached.push(Attached { stdout: next(), stderr: next() });
+        if !stdin && !container.spec.tty {
+            return Ok(None);
+        }
+        if container.spec.stdin_once && !container.spec.tty {
+            return Ok(container.stdin.take());
+        }
+        Ok(container.stdin.as_ref().and_then(|fd| fd.try_clone().ok()))
+    }
+
+    /// What a container's child says until it has become the program.
+    pub(super) fn hear_container(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(sync) = &container.sync else { return };
+        let (mut bytes, mut fds) = (vec![0; LINE_BYTES_MAX], Vec::new());
+        let length = match socket::receive(sync.as_fd(), &mut bytes, &mut fds) {
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => 0,
+            Ok(length) => length,
+        };
+        let pid = container.pid;
+        match (bytes[..length].split_first(), &container.phase) {
+            (Some((b'C', _)), Phase::Creating(waiter)) => {
+                let waiter = *waiter;
+                if let Some(master) = fds.pop()
+                    && let Err(err) = container.take_terminal(master)
+                {
+                    container.phase = Phase::Created;
+                    self.answer(waiter, Err(Failure::create("terminal", &err)), None);
+                    return;
+                }
+                container.phase = Phase::Created;
+                self.answer(waiter, Ok(Answer::Process { pid }), None);
+            }
+            (Some((b'E', text)), Phase::Creating(waiter) | Phase::Starting(waiter)) => {
+                let failure = failure_from(text);
+                let waiter = *waiter;
+                container.sync = None;
+                container.end(128, "StartError", &failure.message);
+                self.answer(waiter, Err(failure), None);
+            }
+            (None, Phase::Creating(waiter)) => {
+                let waiter = *waiter;
+                container.sync = None;
+                let text = "the container's first process died while it was set up";
+                container.end(128, "StartError", text);
+                self.answer(waiter, Err(Failure::new(FailureKind::Create, text)), None);
+            }
+            (None, Phase::Starting(waiter)) => {
+                let waiter = *waiter;
+                container.sync = None;
+                container.phase = Phase::Running;
+                self.answer(waiter, Ok(Answer::Process { pid }), None);
+            }
+            (None, Phase::Created | Phase::Running | Phase::Exited(_)) => container.sync = None,
+            (Some(_), _) => {}
+        }
+    }
+
+    pub(super) fn container_ended(&mut self, id: &str, ended: Ended, buffer: &mut [u8]) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.kill_rest();
+        container.drain(buffer);
+        let killed_for_memory =
+            container.spec.oom_file.as_ref().is_some_and(|f| sys::cgroup::oom_kills_in(f) > 0);
+        let reason = match ended.code() {
+            0 => "Completed",
+            _ if killed_for_memory => "OOMKilled",
+            _ => "Error",
+        };
+        container.end(ended.code(), reason, "");
+        if let Phase::Exited(exit) = &container.phase {
+            let message = Message::Exited { id: id.to_string(), exit: exit.clone() };
+            self.tell_all(&message);
+        }
+        process::trim_heap();
+    }
+}
+
+/// First process of a shared pid namespace: holds it and lets orphans vanish.
+fn pause() -> ! {
+    // Whatever of the shim's it held open would never come to its end.
+    let _ = process::close_others(&[]);
+    process::ignore_signal(17);
+    process::set_name("pause");
+    let _ = process::end_with_parent();
+    loop {
+        let _ = process::poll(&[], -1, &mut Vec::new());
+    }
+}
