@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
+use sys::memory::FilePages;
 use sys::process::{self, Interest};
 use sys::socket;
 
@@ -55,6 +56,8 @@ pub struct Shim {
     own_pid_namespace: OwnedFd,
     /// Pid and pidfd of the process that holds the pod's pid namespace.
     pause: Option<(i32, OwnedFd)>,
+    /// None where the kernel does not say what is mapped.
+    file_pages: Option<FilePages>,
     stop: bool,
 }
 
@@ -72,6 +75,7 @@ impl Shim {
             execs: BTreeMap::new(),
             own_pid_namespace: sys::namespace::open(Path::new("/proc/self/ns/pid"))?,
             pause: None,
+            file_pages: FilePages::find().ok(),
             stop: false,
         })
     }
@@ -79,6 +83,7 @@ impl Shim {
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Vec::new();
         let mut buffer = vec![0; LINE_BYTES_MAX];
+        self.shrink();
         while !self.stop {
             let (watched, tokens) = self.watched();
             process::poll(&watched, -1, &mut ready)?;
@@ -317,6 +322,15 @@ impl Shim {
             }
         }
         Ok(())
+    }
+
+    /// After what is done seldom: most of a shim's life is waiting, and the code that
+    /// started it, set up a container or reported an end is not needed for that.
+    fn shrink(&self) {
+        process::trim_heap();
+        if let Some(pages) = &self.file_pages {
+            pages.give_back();
+        }
     }
 
     /// The answer to the last request should still go out.

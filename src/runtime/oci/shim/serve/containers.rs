@@ -142,7 +142,7 @@ impl Shim {
         {
             let _ = process::signal_pidfd(container.pidfd.as_fd(), 9);
         }
-        process::trim_heap();
+        self.shrink();
         Ok(Answer::Done)
     }
 
@@ -229,6 +229,7 @@ impl Shim {
                 container.sync = None;
                 container.phase = Phase::Running;
                 self.answer(waiter, Ok(Answer::Process { pid }), None);
+                self.shrink();
             }
             (None, Phase::Created | Phase::Running | Phase::Exited(_)) => container.sync = None,
             (Some(_), _) => {}
@@ -251,7 +252,7 @@ impl Shim {
             let message = Message::Exited { id: id.to_string(), exit: exit.clone() };
             self.tell_all(&message);
         }
-        process::trim_heap();
+        self.shrink();
     }
 }
 

@@ -114,6 +114,7 @@ impl Shim {
         if let Some(connection) = self.connections.get_mut(&exec.owner.connection) {
             connection.send(&Message::ExecExited { session, code: ended.code() }, None);
         }
+        self.shrink();
     }
 }
 
