@@ -36,10 +36,15 @@ impl Runtime {
         for id in names(&self.config.state_dir.join("containers")) {
             let directory = self.container_dir(&id);
             let record: Option<ContainerRecord> = read(&directory.join("container.json"));
-            let known = record.filter(|r| self.sandbox(&r.sandbox_id).is_ok());
-            match known {
-                Some(record) => self.take_up_container(record, &reports),
-                None => {
+            match record {
+                Some(record) if self.sandbox(&record.sandbox_id).is_ok() => {
+                    self.take_up_container(record, &reports);
+                }
+                stray => {
+                    if let Some(record) = stray {
+                        let group = self.cgroups.group(&record.cgroup);
+                        let _ = tokio::task::spawn_blocking(move || clear_group(&group)).await;
+                    }
                     let _ = std::fs::remove_dir_all(&directory);
                 }
             }

@@ -4,5 +4,6 @@
 mod adoption;
 mod containers;
 mod features;
+mod hardship;
 mod images;
 mod world;

@@ -64,6 +64,14 @@ impl Drop for Home {
     }
 }
 
+pub fn home() -> Home {
+    Home(tempfile::Builder::new().prefix("crt").tempdir_in("/tmp").unwrap())
+}
+
+pub fn pods_cgroup(dir: &Path) -> String {
+    format!("coracle-test-pods{}", dir.file_name().unwrap().to_string_lossy().replace('.', ""))
+}
+
 pub struct World {
     pub dir: Home,
     pub runtime: Arc<Runtime>,
@@ -89,13 +97,16 @@ pub fn config(dir: &Path, registries: Registries) -> RuntimeConfig {
 
 impl World {
     pub async fn new() -> Self {
-        let dir = Home(tempfile::Builder::new().prefix("crt").tempdir_in("/tmp").unwrap());
+        Self::at(home()).await
+    }
+
+    pub async fn at(dir: Home) -> Self {
         let runtime = Runtime::open(config(dir.path(), Registries::default())).await.unwrap();
         let archive = dir.path().join("busybox.tar");
         std::fs::write(&archive, busybox_archive()).unwrap();
         runtime.images().import_file(&archive).await.unwrap();
-        let name = dir.path().file_name().unwrap().to_string_lossy().replace('.', "");
-        Self { dir, runtime, cgroup: format!("coracle-test-pods{name}") }
+        let cgroup = pods_cgroup(dir.path());
+        Self { dir, runtime, cgroup }
     }
 
     pub fn sandbox_config(&self) -> PodSandboxConfig {

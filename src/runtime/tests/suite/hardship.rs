@@ -1,0 +1,150 @@
+//! A full disk, and a server that is killed between any two steps.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::world::{World, home, pods_cgroup};
+use runtime::Runtime;
+use runtime::cri::*;
+use runtime::images::Registries;
+
+fn count(directory: &Path) -> usize {
+    std::fs::read_dir(directory).unwrap().count()
+}
+
+fn fill(path: &Path) {
+    use std::io::Write;
+    let mut file = std::fs::File::create(path).unwrap();
+    let err = loop {
+        if let Err(err) = file.write_all(&[1; 4_096]) {
+            break err;
+        }
+    };
+    assert_eq!(err.kind(), std::io::ErrorKind::StorageFull);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_leaves_nothing_and_passes() {
+    let dir = home();
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let disk = sys::mount::filesystem("tmpfs", "disk", &[("size", "256k")], 0).unwrap();
+    sys::mount::attach(disk.as_fd(), sys::fs::open_path(&state).unwrap().as_fd()).unwrap();
+    let world = World::at(dir).await;
+    let sandbox = world.sandbox().await;
+    let main = world.start(&sandbox, world.container("main", "sleep 1; exit 4")).await;
+    let filler = state.join("filler");
+    fill(&filler);
+
+    let cgroups = sys::cgroup::Hierarchy::detect().unwrap();
+    let children = || cgroups.group(&format!("{}/podu1", world.cgroup)).children();
+    let before = (children(), sys::mount::mounts_below(world.dir.path()).unwrap().len());
+    let err = world.runtime.run_pod_sandbox(world.sandbox_config()).await.unwrap_err();
+    assert_eq!(err.kind, ErrorKind::NoSpace, "{err}");
+    assert!(err.message.contains("No space left on device"), "{err}");
+    let config = world.container("more", "true");
+    let err = world.runtime.create_container(&sandbox, config.clone()).await.unwrap_err();
+    assert_eq!(err.kind, ErrorKind::NoSpace, "{err}");
+    assert_eq!((children(), sys::mount::mounts_below(world.dir.path()).unwrap().len()), before);
+    for (below, wanted) in [
+        ("run/ns", 1),
+        ("run/shm", 1),
+        ("run/shim", 1),
+        ("state/sandboxes", 1),
+        ("state/containers", 1),
+    ] {
+        assert_eq!(count(&world.dir.path().join(below)), wanted, "{below}");
+    }
+    // What runs goes on, and its end is known although it cannot be written down.
+    let ran = world.runtime.exec_sync(&main, vec!["true".into()], 5).await.unwrap();
+    assert_eq!(ran.exit_code, 0);
+    assert_eq!(world.ended(&main).await.exit_code, 4);
+
+    std::fs::remove_file(&filler).unwrap();
+    let (ended, _) = world.output(&sandbox, config).await;
+    assert_eq!(ended.exit_code, 0);
+    let another = world.sandbox().await;
+    world.runtime.remove_pod_sandbox(&another).await.unwrap();
+    world.runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+    assert!(sys::mount::unmount_detach(&state).unwrap());
+    for below in ["state/sandboxes", "state/containers"] {
+        std::fs::create_dir_all(world.dir.path().join(below)).unwrap();
+    }
+    world.finish().await;
+}
+
+fn tokio() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+#[test]
+fn a_server_killed_anywhere_leaves_nothing_that_the_next_does_not_know() {
+    const ROUNDS: u64 = 12;
+    let first = tokio();
+    let (world, steady, pid) = first.block_on(async {
+        let world = World::new().await;
+        let sandbox = world.sandbox().await;
+        let id = world.start(&sandbox, world.container("steady", "exec sleep 600")).await;
+        let pid = world.runtime.container_status(&id).await.unwrap().pid;
+        (world, id, pid)
+    });
+    first.shutdown_timeout(Duration::from_secs(5));
+    let mut pod = world.sandbox_config();
+    pod.cgroup_parent = format!("{}/podchurn", world.cgroup);
+    let what = serde_json::to_vec(&(pod, world.container("x", "exec sleep 600"))).unwrap();
+    let World { dir, runtime, .. } = world;
+    drop(runtime);
+    std::fs::write(dir.path().join("churn.json"), what).unwrap();
+    let shim_cgroup = crate::world::config(dir.path(), Registries::default()).shim_cgroup;
+    for round in 0..ROUNDS {
+        let mut server = std::process::Command::new(env!("CARGO_BIN_EXE_runtime-test-server"))
+            .arg(dir.path())
+            .arg(env!("CARGO_BIN_EXE_runtime-test-shim"))
+            .arg(&shim_cgroup)
+            .spawn()
+            .unwrap();
+        let chance = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
+        let pause = 30 + 40 * round + u64::from(chance % 97);
+        std::thread::sleep(Duration::from_millis(pause));
+        assert!(server.try_wait().unwrap().is_none(), "round {round}: it failed by itself");
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert!(sys::process::is_alive(pid), "round {round}");
+    }
+    tokio().block_on(async {
+        let config = crate::world::config(dir.path(), Registries::default());
+        let runtime = Runtime::open(config).await.unwrap();
+        let cgroup = pods_cgroup(dir.path());
+        let world = World { dir, runtime, cgroup };
+        let status = world.runtime.container_status(&steady).await.unwrap();
+        assert_eq!((status.state, status.pid), (ContainerState::Running, pid));
+        let sandboxes = world.runtime.list_pod_sandboxes().await.unwrap();
+        let containers = world.runtime.list_containers().await.unwrap();
+        println!("{} sandboxes, {} containers survive", sandboxes.len(), containers.len());
+        let path = world.dir.path();
+        assert_eq!(count(&path.join("state/sandboxes")), sandboxes.len());
+        assert_eq!(count(&path.join("state/containers")), containers.len());
+        for below in ["run/ns", "run/shm", "run/shim"] {
+            assert!(count(&path.join(below)) <= sandboxes.len(), "{below}");
+        }
+        for container in &containers {
+            let alive = container.pid > 0 && sys::process::is_alive(container.pid);
+            assert_eq!(container.state == ContainerState::Running, alive, "{container:?}");
+        }
+        let ready = sandboxes.iter().filter(|s| s.state == SandboxState::Ready).count();
+        let hierarchy = sys::cgroup::Hierarchy::detect().unwrap();
+        let name = path.file_name().unwrap().to_string_lossy().replace('.', "");
+        let shims = hierarchy.group(&format!("coracle-test-shims{name}"));
+        assert_eq!(shims.processes().len(), ready, "one shim for each ready sandbox");
+        for sandbox in &sandboxes {
+            world.runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
+        }
+        let pods = hierarchy.group(&world.cgroup);
+        for pod in pods.children() {
+            assert_eq!(pods.child(&pod).children(), Vec::<String>::new(), "{pod}");
+        }
+        assert_eq!(shims.processes(), Vec::<i32>::new());
+        world.finish().await;
+    });
+}
