@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-pub use registries::{Endpoint, HostAuth, HostConfig, HostTls, Mirror, Registries};
+pub use registries::{Endpoint, HostAuth, HostConfig, HostTls, Mirror, Patience, Registries};
 pub use store::{ImageConfig, StoredImage, bytes_below};
 
 use crate::cri::{AuthConfig, Error, ErrorKind, Image, ImageService, Result};

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -16,6 +17,25 @@ pub struct Registries {
     /// By host and port of an endpoint.
     #[serde(default)]
     pub configs: BTreeMap<String, HostConfig>,
+    /// Not of the file.
+    #[serde(skip)]
+    pub patience: Patience,
+}
+
+/// How long a registry is waited for.
+#[derive(Debug, Clone)]
+pub struct Patience {
+    /// One that sends nothing for this long is given up.
+    pub idle: Duration,
+    /// Before the first repetition of a request that the registry was too busy for;
+    /// twice as long before each later one.
+    pub retry: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(60), retry: Duration::from_millis(500) }
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -19,8 +19,10 @@ use super::store::{Store, digest_of, failed, hex};
 use super::transport::exchange;
 use crate::cri::{AuthConfig, Error, ErrorKind, Result};
 
-/// A registry that sends nothing for this long is given up.
-const IDLE_PATIENCE: Duration = Duration::from_secs(60);
+/// How often a request is repeated that the registry was too busy for.
+const REPEATS_MAX: u32 = 4;
+/// What a registry may ask us to wait before a repetition; a longer wait is the caller's.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(20);
 const REDIRECTS_MAX: usize = 5;
 const INDEX_DEPTH_MAX: usize = 4;
 /// Words of a refusal that are passed on.
@@ -150,7 +152,7 @@ impl Session<'_> {
     async fn manifest(&mut self, wanted: &str) -> Result<(Document, String)> {
         let path = format!("/v2/{}/manifests/{wanted}", self.reference.path);
         let response = self.get(&path, ACCEPT).await?;
-        let bytes = body(response, DOCUMENT_BYTES_MAX).await?;
+        let bytes = body(response, DOCUMENT_BYTES_MAX, self.registries.patience.idle).await?;
         let digest = format!("sha256:{}", hex(&<sha2::Sha256 as sha2::Digest>::digest(&bytes)));
         if digest_hex(wanted).is_some() && wanted != digest {
             return Err(refused(format!("manifest {wanted} has digest {digest}")));
@@ -172,7 +174,7 @@ impl Session<'_> {
         let mut file =
             std::fs::File::create(&target).map_err(|err| failed("make download file", err))?;
         let mut length = 0;
-        while let Some(chunk) = next(&mut response).await? {
+        while let Some(chunk) = next(&mut response, self.registries.patience.idle).await? {
             length += chunk.len() as u64;
             if length > size {
                 return Err(refused(format!("blob {digest} is longer than its {size} bytes")));
@@ -203,14 +205,14 @@ impl Session<'_> {
             // Credentials go to the registry only, never to where it sends us.
             let own = url.authority == self.endpoint.authority;
             let authorization = self.authorization.clone().filter(|_| own);
-            let response = self.once(&url, accept, authorization.as_deref()).await?;
+            let response = self.ask(&url, accept, authorization.as_deref()).await?;
             match response.status() {
                 StatusCode::OK => return Ok(response),
                 StatusCode::UNAUTHORIZED if own && !asked_for_token => {
                     asked_for_token = true;
                     let challenge = header_text(&response, header::WWW_AUTHENTICATE);
                     let Some(authorization) = self.authorize(&challenge).await? else {
-                        return Err(refusal(&url, response).await);
+                        return Err(refusal(&url, response, self.registries.patience.idle).await);
                     };
                     self.authorization = Some(authorization);
                 }
@@ -224,10 +226,35 @@ impl Session<'_> {
                         })?
                     };
                 }
-                _ => return Err(refusal(&url, response).await),
+                _ => return Err(refusal(&url, response, self.registries.patience.idle).await),
             }
         }
         Err(refused("the registry redirects without end"))
+    }
+
+    /// Once, and again where the registry says that it is too busy or broken for now.
+    async fn ask(
+        &self,
+        url: &Url,
+        accept: &str,
+        authorization: Option<&str>,
+    ) -> Result<Response<Incoming>> {
+        let mut wait = self.registries.patience.retry;
+        for _ in 0..REPEATS_MAX {
+            let response = self.once(url, accept, authorization).await?;
+            if !is_passing(response.status()) {
+                return Ok(response);
+            }
+            let asked = header_text(&response, header::RETRY_AFTER).parse().ok();
+            let asked = asked.map_or(wait, Duration::from_secs);
+            if asked > RETRY_AFTER_MAX {
+                return Ok(response);
+            }
+            drop(response);
+            tokio::time::sleep(asked.max(wait)).await;
+            wait *= 2;
+        }
+        self.once(url, accept, authorization).await
     }
 
     async fn once(
@@ -247,13 +274,15 @@ impl Session<'_> {
             .body(Empty::<Bytes>::new())
             .map_err(|err| refused(format!("request to {}: {err}", url.authority)))?;
         let tls = self.registries.configs.get(&url.authority).and_then(|c| c.tls.as_ref());
-        exchange(&url.scheme, &url.authority, request, tls).await.map_err(|err| {
-            let message = format!(
-                "failed to do request: Get \"{}://{}{}\": {err}",
-                url.scheme, url.authority, url.path
-            );
-            Error::with_source(ErrorKind::ImagePull, message, err)
-        })
+        exchange(&url.scheme, &url.authority, request, tls, self.registries.patience.idle)
+            .await
+            .map_err(|err| {
+                let message = format!(
+                    "failed to do request: Get \"{}://{}{}\": {err}",
+                    url.scheme, url.authority, url.path
+                );
+                Error::with_source(ErrorKind::ImagePull, message, err)
+            })
     }
 
     /// What to answer to a challenge; None if we have nothing.
@@ -287,9 +316,9 @@ impl Session<'_> {
         let url = Url::parse(&format!("{realm}{join}{query}"))
             .ok_or_else(|| refused(format!("the registry names a malformed realm {realm:?}")))?;
         let authorization = basic.map(|b| format!("Basic {b}"));
-        let response = self.once(&url, "application/json", authorization.as_deref()).await?;
+        let response = self.ask(&url, "application/json", authorization.as_deref()).await?;
         if response.status() != StatusCode::OK {
-            let err = refusal(&url, response).await;
+            let err = refusal(&url, response, self.registries.patience.idle).await;
             return Err(refused(format!("failed to fetch token: {}", err.message)));
         }
         #[derive(Deserialize)]
@@ -299,7 +328,7 @@ impl Session<'_> {
             #[serde(default)]
             access_token: String,
         }
-        let bytes = body(response, DOCUMENT_BYTES_MAX).await?;
+        let bytes = body(response, DOCUMENT_BYTES_MAX, self.registries.patience.idle).await?;
         let token: Token = serde_json::from_slice(&bytes)
             .map_err(|err| refused(format!("the registry sent a malformed token: {err}")))?;
         let token = if token.token.is_empty() { token.access_token } else { token.token };
@@ -337,9 +366,21 @@ fn header_text(response: &Response<Incoming>, name: header::HeaderName) -> Strin
     value.unwrap_or_default().to_string()
 }
 
-async fn next(response: &mut Response<Incoming>) -> Result<Option<Bytes>> {
+/// What may be gone at the next try.
+fn is_passing(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::INTERNAL_SERVER_ERROR
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
+}
+
+async fn next(response: &mut Response<Incoming>, idle: Duration) -> Result<Option<Bytes>> {
     loop {
-        let frame = tokio::time::timeout(IDLE_PATIENCE, response.body_mut().frame())
+        let frame = tokio::time::timeout(idle, response.body_mut().frame())
             .await
             .map_err(|_| refused("the registry has stopped sending"))?;
         match frame {
@@ -356,9 +397,9 @@ async fn next(response: &mut Response<Incoming>) -> Result<Option<Bytes>> {
     }
 }
 
-async fn body(mut response: Response<Incoming>, bytes_max: u64) -> Result<Vec<u8>> {
+async fn body(mut response: Response<Incoming>, bytes_max: u64, idle: Duration) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = next(&mut response).await? {
+    while let Some(chunk) = next(&mut response, idle).await? {
         if (bytes.len() + chunk.len()) as u64 > bytes_max {
             return Err(refused("the registry's answer is too long"));
         }
@@ -368,7 +409,7 @@ async fn body(mut response: Response<Incoming>, bytes_max: u64) -> Result<Vec<u8
 }
 
 /// The registry's own words, where it has some.
-async fn refusal(url: &Url, response: Response<Incoming>) -> Error {
+async fn refusal(url: &Url, response: Response<Incoming>, idle: Duration) -> Error {
     #[derive(Deserialize)]
     struct Words {
         #[serde(default)]
@@ -381,7 +422,7 @@ async fn refusal(url: &Url, response: Response<Incoming>) -> Error {
         errors: Vec<Words>,
     }
     let status = response.status();
-    let bytes = body(response, DOCUMENT_BYTES_MAX).await.unwrap_or_default();
+    let bytes = body(response, DOCUMENT_BYTES_MAX, idle).await.unwrap_or_default();
     let said = match serde_json::from_slice::<Refusal>(&bytes) {
         Ok(refusal) => refusal
             .errors

@@ -20,7 +20,6 @@ use tokio_rustls::TlsConnector;
 use super::registries::HostTls;
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
-const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where Linux distributions keep the authorities they trust.
 const SYSTEM_ROOTS: [&str; 4] = [
@@ -35,6 +34,7 @@ pub async fn exchange(
     authority: &str,
     request: Request<Empty<Bytes>>,
     tls: Option<&HostTls>,
+    patience: Duration,
 ) -> io::Result<Response<Incoming>> {
     let default_port = if scheme == "http" { 80 } else { 443 };
     let host = authority
@@ -65,7 +65,7 @@ pub async fn exchange(
             .map_err(|err| io::Error::new(err.kind(), format!("tls with {authority}: {err}")))?;
         send(TokioIo::new(stream), request).await
     };
-    tokio::time::timeout(ANSWER_PATIENCE, answered).await.map_err(|_| late("wait for"))?
+    tokio::time::timeout(patience, answered).await.map_err(|_| late("wait for"))?
 }
 
 async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> io::Result<Response<Incoming>>

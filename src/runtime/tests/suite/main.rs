@@ -6,4 +6,5 @@ mod containers;
 mod features;
 mod hardship;
 mod images;
+mod pulls;
 mod world;

@@ -1,0 +1,328 @@
+//! What registries demand and how they misbehave: tokens, passwords, private authorities,
+//! being busy, wrong content, silence.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::world::{busybox_layer, oci_layout};
+use runtime::cri::{AuthConfig, Error, ErrorKind, ImageService};
+use runtime::images::{HostAuth, HostConfig, HostTls, Images, Patience, Registries};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+struct Asked {
+    path: String,
+    authorization: String,
+}
+
+enum Reply {
+    /// Status, further headers, body.
+    Whole(u16, String, Vec<u8>),
+    /// The announced body never ends.
+    Stalls(Vec<u8>),
+}
+
+type Handler = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
+
+struct Fake {
+    port: u16,
+    asked: Arc<Mutex<Vec<String>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Fake {
+    fn name(&self) -> String {
+        format!("127.0.0.1:{}/team/busybox:v1", self.port)
+    }
+
+    fn count(&self, part: &str) -> usize {
+        self.asked.lock().unwrap().iter().filter(|path| path.contains(part)).count()
+    }
+}
+
+async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    handler: Handler,
+    asked: Arc<Mutex<Vec<String>>>,
+) -> std::io::Result<()> {
+    let (mut head, mut byte) = (Vec::new(), [0; 1]);
+    while !head.ends_with(b"\r\n\r\n") && head.len() < 16_384 {
+        stream.read_exact(&mut byte).await?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let path = head.split(' ').nth(1).unwrap_or_default().to_string();
+    let authorization = head
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .find(|(name, _)| name.eq_ignore_ascii_case("authorization"))
+        .map(|(_, value)| value.to_string())
+        .unwrap_or_default();
+    asked.lock().unwrap().push(path.clone());
+    match handler(&Asked { path, authorization }) {
+        Reply::Whole(status, headers, body) => {
+            let start = format!(
+                "HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
+                body.len()
+            );
+            stream.write_all(start.as_bytes()).await?;
+            stream.write_all(&body).await?;
+            stream.flush().await?;
+            stream.shutdown().await
+        }
+        Reply::Stalls(body) => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n").await?;
+            stream.write_all(&body).await?;
+            stream.flush().await?;
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            Ok(())
+        }
+    }
+}
+
+/// `handler` gets the port that it is served at.
+async fn serve(
+    tls: Option<tokio_rustls::TlsAcceptor>,
+    handler: impl Fn(u16, &Asked) -> Reply + Send + Sync + 'static,
+) -> Fake {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (handler, noted): (Handler, _) =
+        (Arc::new(move |asked| handler(port, asked)), asked.clone());
+    let task = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (handler, noted, tls) = (handler.clone(), noted.clone(), tls.clone());
+            tokio::spawn(async move {
+                match tls {
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => speak(stream, handler, noted).await,
+                        Err(err) => Err(err),
+                    },
+                    None => speak(stream, handler, noted).await,
+                }
+            });
+        }
+    });
+    Fake { port, asked, task }
+}
+
+/// Manifests and blobs of one image by path.
+fn content() -> BTreeMap<String, Vec<u8>> {
+    let mut content = BTreeMap::new();
+    for (name, bytes) in oci_layout(&[busybox_layer()], "x:1") {
+        let Some(digits) = name.strip_prefix("blobs/sha256/") else { continue };
+        if bytes.starts_with(b"{\"schemaVersion") {
+            content.insert("/v2/team/busybox/manifests/v1".to_string(), bytes.clone());
+            content.insert(format!("/v2/team/busybox/manifests/sha256:{digits}"), bytes.clone());
+        }
+        content.insert(format!("/v2/team/busybox/blobs/sha256:{digits}"), bytes);
+    }
+    content
+}
+
+fn ok(content: &BTreeMap<String, Vec<u8>>, asked: &Asked) -> Reply {
+    match content.get(&asked.path) {
+        Some(bytes) => Reply::Whole(200, String::new(), bytes.clone()),
+        None => Reply::Whole(404, String::new(), Vec::new()),
+    }
+}
+
+fn quick() -> Registries {
+    let patience = Patience { idle: Duration::from_millis(500), retry: Duration::from_millis(5) };
+    Registries { patience, ..Registries::default() }
+}
+
+async fn pull(registries: Registries, name: &str, auth: &[AuthConfig]) -> Result<(), Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let images = Images::open(&dir.path().join("images"), registries).await.unwrap();
+    let outcome = images.pull_image(name, auth).await;
+    let present = images.image_status(name).await.unwrap().is_some();
+    assert_eq!(present, outcome.is_ok());
+    let left = std::fs::read_dir(dir.path().join("images/tmp")).unwrap().count();
+    assert_eq!(left, 0, "nothing of a pull stays");
+    outcome.map(drop)
+}
+
+fn user(username: &str, password: &str) -> AuthConfig {
+    AuthConfig { username: username.into(), password: password.into(), ..AuthConfig::default() }
+}
+
+/// `me:secret`
+const BASIC: &str = "Basic bWU6c2VjcmV0";
+
+#[tokio::test]
+async fn a_token_is_fetched_with_the_password_and_used() {
+    let content = content();
+    let fake = serve(None, move |port, asked| {
+        if let Some(query) = asked.path.strip_prefix("/token?") {
+            let scope = "scope=repository%3Ateam%2Fbusybox%3Apull";
+            if !query.contains(scope) || !query.contains("service=fake") {
+                return Reply::Whole(400, String::new(), Vec::new());
+            }
+            return match asked.authorization.as_str() {
+                BASIC => Reply::Whole(200, String::new(), br#"{"token":"t0ken"}"#.to_vec()),
+                _ => Reply::Whole(401, String::new(), br#"{"errors":[]}"#.to_vec()),
+            };
+        }
+        if asked.authorization == "Bearer t0ken" {
+            return ok(&content, asked);
+        }
+        let challenge = format!(
+            "www-authenticate: Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"fake\",\
+             scope=\"repository:team/busybox:pull\"\r\n"
+        );
+        Reply::Whole(401, challenge, Vec::new())
+    })
+    .await;
+    pull(quick(), &fake.name(), &[user("me", "secret")]).await.unwrap();
+    assert_eq!(fake.count("/token"), 1, "the token is used again");
+    // Wrong ones first: the next are tried.
+    pull(quick(), &fake.name(), &[user("me", "no"), user("me", "secret")]).await.unwrap();
+    let err = pull(quick(), &fake.name(), &[user("me", "no")]).await.unwrap_err();
+    assert_eq!(err.kind, ErrorKind::ImagePull);
+    assert!(err.message.contains("failed to fetch token") && err.message.contains("401"), "{err}");
+    assert!(!err.message.contains("bWU6"), "{err}");
+}
+
+#[tokio::test]
+async fn a_password_of_the_pod_or_of_the_node_is_sent_when_asked_for() {
+    let content = content();
+    let fake = serve(None, move |_, asked| {
+        if asked.authorization == BASIC {
+            return ok(&content, asked);
+        }
+        Reply::Whole(401, "www-authenticate: Basic realm=\"x\"\r\n".into(), Vec::new())
+    })
+    .await;
+    pull(quick(), &fake.name(), &[user("me", "secret")]).await.unwrap();
+    let mut node = quick();
+    let auth = HostAuth { username: "me".into(), password: "secret".into(), ..HostAuth::default() };
+    let host = HostConfig { auth: Some(auth), tls: None };
+    node.configs.insert(format!("127.0.0.1:{}", fake.port), host);
+    pull(node, &fake.name(), &[]).await.unwrap();
+    let err = pull(quick(), &fake.name(), &[]).await.unwrap_err();
+    assert!(err.message.contains("401"), "{err}");
+}
+
+fn authority(dir: &Path) -> tokio_rustls::TlsAcceptor {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut parameters = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let certificate = parameters.self_signed(&key).unwrap();
+    std::fs::write(dir.join("ca.pem"), certificate.pem()).unwrap();
+    let issuer = rcgen::Issuer::new(parameters, key);
+    let own = rcgen::KeyPair::generate().unwrap();
+    let signed = rcgen::CertificateParams::new(vec!["127.0.0.1".to_string()])
+        .unwrap()
+        .signed_by(&own, &issuer)
+        .unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(own.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![signed.der().clone()], key)
+        .unwrap();
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
+}
+
+#[tokio::test]
+async fn a_private_authority_is_trusted_for_its_host_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content();
+    let fake = serve(Some(authority(dir.path())), move |_, asked| ok(&content, asked)).await;
+    let host = format!("127.0.0.1:{}", fake.port);
+    let with = |tls: Option<HostTls>| {
+        let mut registries = quick();
+        let mirror = runtime::images::Mirror { endpoints: vec![format!("https://{host}")] };
+        registries.mirrors.insert(host.clone(), mirror);
+        registries.configs.insert(host.clone(), HostConfig { auth: None, tls });
+        registries
+    };
+    let ca_file = Some(dir.path().join("ca.pem"));
+    let trusting = HostTls { ca_file, ..HostTls::default() };
+    pull(with(Some(trusting)), &fake.name(), &[]).await.unwrap();
+    let skipping = HostTls { insecure_skip_verify: true, ..HostTls::default() };
+    pull(with(Some(skipping)), &fake.name(), &[]).await.unwrap();
+    let err = pull(with(None), &fake.name(), &[]).await.unwrap_err();
+    assert!(err.message.contains("certificate"), "{err}");
+}
+
+#[tokio::test]
+async fn a_busy_registry_is_asked_again_but_not_for_ever() {
+    for status in [429, 500, 502, 503, 504] {
+        let (content, left) = (content(), Mutex::new(BTreeMap::<String, u32>::new()));
+        let fake = serve(None, move |_, asked| {
+            let mut left = left.lock().unwrap();
+            let left = left.entry(asked.path.clone()).or_insert(2);
+            if *left > 0 {
+                *left -= 1;
+                return Reply::Whole(status, String::new(), Vec::new());
+            }
+            ok(&content, asked)
+        })
+        .await;
+        pull(quick(), &fake.name(), &[]).await.unwrap();
+        assert_eq!(fake.count("/manifests/v1"), 3);
+    }
+    let fake = serve(None, |_, _| Reply::Whole(503, String::new(), b"closed".to_vec())).await;
+    let err = pull(quick(), &fake.name(), &[]).await.unwrap_err();
+    assert!(err.message.contains("503") && err.message.contains("closed"), "{err}");
+    assert_eq!(fake.count("/manifests/v1"), 5);
+    // What asks for a long wait is told to the caller, which has a back-off of its own.
+    let fake =
+        serve(None, |_, _| Reply::Whole(429, "retry-after: 3600\r\n".into(), Vec::new())).await;
+    let err = pull(quick(), &fake.name(), &[]).await.unwrap_err();
+    assert!(err.message.contains("429"), "{err}");
+    assert_eq!(fake.count("/manifests/v1"), 1);
+}
+
+#[tokio::test]
+async fn content_other_than_named_is_refused() {
+    for part in ["/blobs/", "/manifests/sha256"] {
+        let whole = content();
+        let named = whole.keys().find(|path| path.contains("/manifests/sha256")).unwrap();
+        let digest = named.rsplit_once('/').unwrap().1.to_string();
+        let fake = serve(None, move |_, asked| match ok(&whole, asked) {
+            Reply::Whole(200, headers, mut body) if asked.path.contains(part) => {
+                let middle = body.len() / 2;
+                body[middle] ^= 1;
+                Reply::Whole(200, headers, body)
+            }
+            other => other,
+        })
+        .await;
+        let name = format!("127.0.0.1:{}/team/busybox@{digest}", fake.port);
+        let name = if part == "/blobs/" { fake.name() } else { name };
+        let err = pull(quick(), &name, &[]).await.unwrap_err();
+        assert_eq!(err.kind, ErrorKind::ImagePull);
+        assert!(err.message.contains("has digest"), "{err}");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_registry_is_given_up() {
+    for part in ["/manifests/", "/blobs/"] {
+        let content = content();
+        let fake = serve(None, move |_, asked| match ok(&content, asked) {
+            Reply::Whole(200, _, body) if asked.path.contains(part) => {
+                Reply::Stalls(body[..body.len() / 2].to_vec())
+            }
+            other => other,
+        })
+        .await;
+        let began = Instant::now();
+        let err = pull(quick(), &fake.name(), &[]).await.unwrap_err();
+        assert!(err.message.contains("stopped sending"), "{err}");
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
+}
