@@ -44,7 +44,15 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         resource,
     };
     if resource_is_unplaced(&target, info.verb) {
-        return Err(ApiError::method_not_allowed());
+        // Only the collection has a path without a namespace.
+        return Err(if target.name.is_empty() {
+            ApiError::method_not_allowed()
+        } else {
+            ApiError::no_such_resource()
+        });
+    }
+    if target.name.contains('/') || matches!(target.name.as_str(), "." | "..") {
+        return Err(ApiError::no_such_resource());
     }
     if target.resource.prefix.is_none() {
         return reviews::serve(server, &call, &target).await;
@@ -55,7 +63,7 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         if info.subresource != "status" {
             return subresources::serve(server, call, target, &known).await;
         }
-    } else if !target.resource.has_verb(info.verb) {
+    } else if !target.resource.has_verb(info.verb) || is_misdirected(&target, info.verb) {
         return Err(ApiError::method_not_allowed());
     }
     match info.verb {
@@ -67,6 +75,15 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         "delete" => delete(server, &call, &target).await,
         "deletecollection" => delete_collection(server, &call, &target).await,
         _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+/// Collections are added to, objects are replaced and patched.
+fn is_misdirected(target: &Target, verb: &str) -> bool {
+    match verb {
+        "create" => !target.name.is_empty(),
+        "update" | "patch" => target.name.is_empty(),
+        _ => false,
     }
 }
 
@@ -91,6 +108,40 @@ fn include(call: &Call) -> Result<Include> {
     Include::parse(call.query.get("includeObject"))
 }
 
+fn options_kind(call: &Call) -> &'static str {
+    match call.info.verb {
+        "create" => "CreateOptions",
+        "patch" => "PatchOptions",
+        "delete" | "deletecollection" => "DeleteOptions",
+        _ => "UpdateOptions",
+    }
+}
+
+/// A manager's name is short and printable.
+fn check_manager(call: &Call, manager: &str) -> Result<()> {
+    let refuse = |reason: &str, message: String| {
+        let cause = Cause { reason: reason.into(), message, field: "fieldManager".into() };
+        Err(ApiError::invalid_options(options_kind(call), &[cause]))
+    };
+    if manager.len() > MANAGER_CHARS_MAX {
+        return refuse(
+            "FieldValueTooLong",
+            format!("Too long: may not be more than {MANAGER_CHARS_MAX} bytes"),
+        );
+    }
+    let hidden = manager.char_indices().find(|(_, char)| char.is_control());
+    match hidden {
+        None => Ok(()),
+        Some((at, char)) => refuse(
+            "FieldValueInvalid",
+            format!(
+                "Invalid value: {manager:?}: invalid character U+{:04X} (at position {at})",
+                u32::from(char)
+            ),
+        ),
+    }
+}
+
 /// How a write is to be done.
 ///
 /// # Errors
@@ -99,18 +150,15 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
     let mut dry_run = false;
     for value in call.query.all("dryRun").filter(|value| !value.is_empty()) {
         if value != "All" {
-            let kind = match call.info.verb {
-                "create" => "CreateOptions",
-                "patch" => "PatchOptions",
-                "delete" | "deletecollection" => "DeleteOptions",
-                _ => "UpdateOptions",
-            };
             return Err(ApiError::invalid_options(
-                kind,
+                options_kind(call),
                 &[Cause::not_supported("dryRun", value, &["All"])],
             ));
         }
         dry_run = true;
+    }
+    if let Some(manager) = call.query.set("fieldManager") {
+        check_manager(call, manager)?;
     }
     let agent = call.request.headers().get(http::header::USER_AGENT);
     let agent = agent.and_then(|value| value.to_str().ok()).unwrap_or("");
@@ -154,16 +202,34 @@ fn selector(call: &Call, target: &Target) -> Result<Selector> {
     Ok(if target.name.is_empty() { selector } else { selector.named(&target.name) })
 }
 
+/// A number of the query.
+///
+/// # Errors
+/// 400 for anything else than a number.
+fn whole_number(call: &Call, name: &str) -> Result<Option<i64>> {
+    let Some(text) = call.query.set(name) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| {
+        ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
+    })
+}
+
 async fn list(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let form = form(call)?;
     let text = |name: &str| call.query.get(name).unwrap_or("").to_string();
     let options = ListOptions {
         selector: selector(call, target)?,
-        limit: text("limit").parse().unwrap_or(0),
+        limit: usize::try_from(whole_number(call, "limit")?.unwrap_or(0)).unwrap_or(0),
         continue_token: text("continue"),
         resource_version: text("resourceVersion"),
         version_match: text("resourceVersionMatch"),
     };
+    whole_number(call, "timeoutSeconds")?;
+    if call.query.set("sendInitialEvents").is_some() {
+        return Err(ApiError::invalid_options(
+            "ListOptions",
+            &[Cause::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list")],
+        ));
+    }
     let page = server.registry.list(target, &options).await?;
     answer::list(form, target, page, include(call)?)
 }
@@ -180,7 +246,8 @@ async fn watch(server: &Shared, call: &Call, target: Target) -> Result<Response<
             .query
             .set("sendInitialEvents")
             .map(|_| call.query.flag("sendInitialEvents")),
-        timeout_seconds: call.query.get("timeoutSeconds").and_then(|n| n.parse().ok()),
+        timeout_seconds: whole_number(call, "timeoutSeconds")?
+            .and_then(|seconds| u64::try_from(seconds).ok()),
     };
     let include = include(call)?;
     let watcher = server.registry.watch(&target, options).await;
