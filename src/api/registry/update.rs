@@ -348,6 +348,10 @@ fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
                 // Only `finalize` may say that a namespace has been emptied.
                 copy_field(&mut new["spec"], &live["spec"], "finalizers");
             }
+            if super::create::is_signing_request(resource) {
+                // A request is signed as it was made.
+                copy_field(new, live, "spec");
+            }
         }
         "ephemeralcontainers" => keep_but(new, live, &["ephemeralContainers"]),
         "finalize" => keep_but(new, live, &["finalizers"]),

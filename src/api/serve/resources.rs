@@ -11,7 +11,6 @@ use serde_json::{Map, Value};
 use super::answer::{self, Include};
 use super::chain::Call;
 use super::negotiate::{self, Form};
-use super::request::Query;
 use super::{Shared, reviews, subresources, watching};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::{DeleteOptions, answers_with_object, deleted_status};
@@ -175,17 +174,14 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
     })
 }
 
-fn field_validation(query: &Query) -> Result<FieldValidation> {
-    match query.set("fieldValidation") {
+fn field_validation(call: &Call) -> Result<FieldValidation> {
+    match call.query.set("fieldValidation") {
         None | Some("Warn") => Ok(FieldValidation::Warn),
         Some("Strict") => Ok(FieldValidation::Strict),
         Some("Ignore") => Ok(FieldValidation::Ignore),
-        Some(other) => Err(ApiError::new(
-            422,
-            "Invalid",
-            format!(
-                "CreateOptions.meta.k8s.io \"\" is invalid: fieldValidation: Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
-            ),
+        Some(other) => Err(ApiError::invalid_options(
+            options_kind(call),
+            &[Cause::not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"])],
         )),
     }
 }
@@ -288,7 +284,7 @@ fn checked(call: &Call, target: &Target, mut value: Value) -> Result<(Value, Vec
     let mut warnings = Vec::new();
     if !resource.custom {
         let unknown = shape::unknown_field_errors(&value, typed);
-        match field_validation(&call.query)? {
+        match field_validation(call)? {
             FieldValidation::Ignore => {}
             FieldValidation::Warn => warnings = unknown,
             FieldValidation::Strict if unknown.is_empty() => {}
@@ -401,7 +397,7 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
             let unknown = shape::unknown_field_errors(&config, typed);
             // Applying a field the schema does not know fails in the merge, unless the
             // client asked to ignore it.
-            if field_validation(&call.query)? == FieldValidation::Ignore {
+            if field_validation(call)? == FieldValidation::Ignore {
                 shape::prune(&mut config, typed);
             } else {
                 warnings = unknown;
@@ -421,7 +417,52 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
             &[Cause::forbidden("force", "may not be specified for non-apply patch")],
         ));
     }
-    Ok((change, Vec::new()))
+    let warnings = check_patch(call, target, &change)?;
+    Ok((change, warnings))
+}
+
+/// Fields of a patch that the kind does not have: warnings, or a refusal where the client
+/// is strict. What a patch takes away need not be known.
+fn check_patch(call: &Call, target: &Target, change: &Change) -> Result<Vec<String>> {
+    let mode = field_validation(call)?;
+    let patch = match change {
+        Change::Merge(patch) | Change::Strategic(patch) if !target.resource.custom => patch,
+        _ => return Ok(Vec::new()),
+    };
+    if mode == FieldValidation::Ignore {
+        return Ok(Vec::new());
+    }
+    let mut unknown = shape::unknown_field_errors(&without_nulls(patch), target.typed());
+    if matches!(change, Change::Strategic(_)) {
+        // Directives stand beside the fields.
+        unknown.retain(|error| !error.contains("\"$") && !error.contains(".$"));
+    }
+    if mode == FieldValidation::Warn || unknown.is_empty() {
+        return Ok(unknown);
+    }
+    let cause = Cause {
+        reason: "FieldValueInvalid".into(),
+        message: format!(
+            "Invalid value: {:?}: strict decoding error: {}",
+            patch.to_string(),
+            unknown.join(", ")
+        ),
+        field: "patch".into(),
+    };
+    let text = format!(" \"\" is invalid: patch: {}", cause.message);
+    Err(ApiError::new(422, "Invalid", text).with_causes(&[cause]))
+}
+
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key.clone(), without_nulls(value)))
+            .collect(),
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        other => other.clone(),
+    }
 }
 
 fn patch_body(body: &[u8]) -> Result<Value> {
