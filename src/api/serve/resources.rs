@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::answer::{self, Include};
 use super::chain::Call;
 use super::negotiate::{self, Form};
-use super::{Shared, reviews, subresources, watching};
+use super::{Shared, duplicates, reviews, subresources, watching};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::{DeleteOptions, answers_with_object, deleted_status};
 use crate::registry::list::ListOptions;
@@ -283,8 +283,13 @@ fn checked(call: &Call, target: &Target, mut value: Value) -> Result<(Value, Vec
     })?;
     let mut warnings = Vec::new();
     if !resource.custom {
-        let unknown = shape::unknown_field_errors(&value, typed);
-        match field_validation(call)? {
+        let mode = field_validation(call)?;
+        let mut unknown = Vec::new();
+        if mode != FieldValidation::Ignore {
+            unknown = duplicates::duplicate_field_errors(call.request.body());
+            unknown.extend(shape::unknown_field_errors(&value, typed));
+        }
+        match mode {
             FieldValidation::Ignore => {}
             FieldValidation::Warn => warnings = unknown,
             FieldValidation::Strict if unknown.is_empty() => {}
@@ -433,6 +438,8 @@ fn check_patch(call: &Call, target: &Target, change: &Change) -> Result<Vec<Stri
         return Ok(Vec::new());
     }
     let mut unknown = shape::unknown_field_errors(&without_nulls(patch), target.typed());
+    unknown.sort();
+    unknown.splice(0..0, duplicates::duplicate_field_errors(call.request.body()));
     if matches!(change, Change::Strategic(_)) {
         // Directives stand beside the fields.
         unknown.retain(|error| !error.contains("\"$") && !error.contains(".$"));
