@@ -52,7 +52,8 @@ impl ApiError {
         Self { code, reason, message: message.into(), details: None, retry_after: None }
     }
 
-    fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
+    /// Sets `details` to what the error is about; empty words are left out.
+    pub fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
         let mut details = Map::new();
         for (key, value) in [("name", name), ("group", group), ("kind", kind)] {
             if !value.is_empty() {

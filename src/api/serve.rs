@@ -10,6 +10,7 @@ use crate::registry::Registry;
 pub mod answer;
 pub mod chain;
 pub mod documents;
+mod duplicates;
 pub mod health;
 pub mod in_process;
 pub mod listen;

@@ -206,6 +206,8 @@ fn generation_fields(group: &str, kind: &str) -> &'static [&'static str] {
         ("", "Pod" | "ReplicationController") => &["spec"],
         ("", "PodTemplate") => &["template"],
         ("apps", "ControllerRevision") => &[],
+        // Annotations of a deployment reach its replica sets.
+        ("apps", "Deployment") => &["spec", "metadata.annotations"],
         ("apps" | "batch" | "policy" | "flowcontrol.apiserver.k8s.io", _) => &["spec"],
         ("networking.k8s.io", "Ingress" | "IngressClass" | "NetworkPolicy") => &["spec"],
         ("discovery.k8s.io", "EndpointSlice") => &["addressType", "endpoints", "ports"],

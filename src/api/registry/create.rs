@@ -80,6 +80,9 @@ impl Registry {
             };
             object = update_managed_fields(None, &object, target.typed(), &writer);
         }
+        if is_signing_request(resource) {
+            set_requester(&mut object, &options.user);
+        }
         // Admission looks at namespaces, accounts and classes that may be brand new.
         self.cache.fresh().await?;
         self.admission.mutate(self, &attributes, &mut object)?;
@@ -141,6 +144,25 @@ impl Registry {
             return Err(ApiError::invalid(&target.resource, &target.name, &causes(errors)));
         }
         self.admission.validate(self, attributes, object)
+    }
+}
+
+pub(super) fn is_signing_request(resource: &kinds::resources::Resource) -> bool {
+    resource.group == "certificates.k8s.io" && resource.plural == "certificatesigningrequests"
+}
+
+/// The fields of a signing request that say who asks.
+const REQUESTER: [&str; 4] = ["username", "uid", "groups", "extra"];
+
+/// Who asks for a certificate is what the server knows, whatever the request says.
+fn set_requester(request: &mut Value, user: &crate::authn::User) {
+    let known = crate::authn::user_info(user);
+    let Some(spec) = request.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    for field in REQUESTER {
+        match known.get(field).filter(|value| !value.is_null()) {
+            Some(value) => spec.insert(field.into(), value.clone()),
+            None => spec.shift_remove(field),
+        };
     }
 }
 

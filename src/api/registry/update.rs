@@ -283,7 +283,8 @@ fn check_preconditions(
         ));
     }
     let version = metadata_str(new, "resourceVersion");
-    if version.is_empty() {
+    // 0 is no version of an object, so it asks for none.
+    if matches!(version, "" | "0") {
         if matches!(change, Change::Put(_)) && !target.rules().unconditional_update {
             let cause = Cause {
                 reason: "FieldValueInvalid".into(),
@@ -295,12 +296,11 @@ fn check_preconditions(
         return Ok(false);
     }
     if version.parse::<u64>().is_err() {
-        let cause = Cause {
-            reason: "FieldValueInvalid".into(),
-            message: format!("Invalid value: {version:?}: must be a valid resource version"),
-            field: "metadata.resourceVersion".into(),
-        };
-        return Err(ApiError::invalid(resource, &target.name, &[cause]));
+        return Err(ApiError::new(
+            500,
+            "",
+            format!("strconv.ParseUint: parsing {version:?}: invalid syntax"),
+        ));
     }
     if version != metadata_str(live, "resourceVersion") {
         return Err(ApiError::modified(resource, &target.name));
@@ -341,7 +341,18 @@ fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
     match target.subresource.as_str() {
         "" if target.resource.custom && target.has_status() => copy_field(new, live, "status"),
         "" if target.resource.custom => {}
-        "" => (rules.prepare_update)(new, live),
+        "" => {
+            (rules.prepare_update)(new, live);
+            let resource = &target.resource;
+            if resource.group.is_empty() && resource.plural == "namespaces" {
+                // Only `finalize` may say that a namespace has been emptied.
+                copy_field(&mut new["spec"], &live["spec"], "finalizers");
+            }
+            if super::create::is_signing_request(resource) {
+                // A request is signed as it was made.
+                copy_field(new, live, "spec");
+            }
+        }
         "ephemeralcontainers" => keep_but(new, live, &["ephemeralContainers"]),
         "finalize" => keep_but(new, live, &["finalizers"]),
         "resize" => {
@@ -395,7 +406,8 @@ fn copy_field(new: &mut Value, live: &Value, field: &str) {
 
 /// A new generation for a new desired state.
 fn bump_generation(new: &mut Value, live: &Value, target: &Target) {
-    if target.subresource == "status" {
+    // Where a pod runs and what was seen of an object is no new wish.
+    if matches!(target.subresource.as_str(), "status" | "binding") {
         return;
     }
     let changed = if target.resource.custom {

@@ -11,8 +11,7 @@ use serde_json::{Map, Value};
 use super::answer::{self, Include};
 use super::chain::Call;
 use super::negotiate::{self, Form};
-use super::request::Query;
-use super::{Shared, reviews, subresources, watching};
+use super::{Shared, duplicates, reviews, subresources, watching};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::{DeleteOptions, answers_with_object, deleted_status};
 use crate::registry::list::ListOptions;
@@ -44,7 +43,15 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         resource,
     };
     if resource_is_unplaced(&target, info.verb) {
-        return Err(ApiError::method_not_allowed());
+        // Only the collection has a path without a namespace.
+        return Err(if target.name.is_empty() {
+            ApiError::method_not_allowed()
+        } else {
+            ApiError::no_such_resource()
+        });
+    }
+    if target.name.contains('/') || matches!(target.name.as_str(), "." | "..") {
+        return Err(ApiError::no_such_resource());
     }
     if target.resource.prefix.is_none() {
         return reviews::serve(server, &call, &target).await;
@@ -55,7 +62,7 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         if info.subresource != "status" {
             return subresources::serve(server, call, target, &known).await;
         }
-    } else if !target.resource.has_verb(info.verb) {
+    } else if !target.resource.has_verb(info.verb) || is_misdirected(&target, info.verb) {
         return Err(ApiError::method_not_allowed());
     }
     match info.verb {
@@ -67,6 +74,15 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         "delete" => delete(server, &call, &target).await,
         "deletecollection" => delete_collection(server, &call, &target).await,
         _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+/// Collections are added to, objects are replaced and patched.
+fn is_misdirected(target: &Target, verb: &str) -> bool {
+    match verb {
+        "create" => !target.name.is_empty(),
+        "update" | "patch" => target.name.is_empty(),
+        _ => false,
     }
 }
 
@@ -91,6 +107,40 @@ fn include(call: &Call) -> Result<Include> {
     Include::parse(call.query.get("includeObject"))
 }
 
+fn options_kind(call: &Call) -> &'static str {
+    match call.info.verb {
+        "create" => "CreateOptions",
+        "patch" => "PatchOptions",
+        "delete" | "deletecollection" => "DeleteOptions",
+        _ => "UpdateOptions",
+    }
+}
+
+/// A manager's name is short and printable.
+fn check_manager(call: &Call, manager: &str) -> Result<()> {
+    let refuse = |reason: &str, message: String| {
+        let cause = Cause { reason: reason.into(), message, field: "fieldManager".into() };
+        Err(ApiError::invalid_options(options_kind(call), &[cause]))
+    };
+    if manager.len() > MANAGER_CHARS_MAX {
+        return refuse(
+            "FieldValueTooLong",
+            format!("Too long: may not be more than {MANAGER_CHARS_MAX} bytes"),
+        );
+    }
+    let hidden = manager.char_indices().find(|(_, char)| char.is_control());
+    match hidden {
+        None => Ok(()),
+        Some((at, char)) => refuse(
+            "FieldValueInvalid",
+            format!(
+                "Invalid value: {manager:?}: invalid character U+{:04X} (at position {at})",
+                u32::from(char)
+            ),
+        ),
+    }
+}
+
 /// How a write is to be done.
 ///
 /// # Errors
@@ -99,18 +149,15 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
     let mut dry_run = false;
     for value in call.query.all("dryRun").filter(|value| !value.is_empty()) {
         if value != "All" {
-            let kind = match call.info.verb {
-                "create" => "CreateOptions",
-                "patch" => "PatchOptions",
-                "delete" | "deletecollection" => "DeleteOptions",
-                _ => "UpdateOptions",
-            };
             return Err(ApiError::invalid_options(
-                kind,
+                options_kind(call),
                 &[Cause::not_supported("dryRun", value, &["All"])],
             ));
         }
         dry_run = true;
+    }
+    if let Some(manager) = call.query.set("fieldManager") {
+        check_manager(call, manager)?;
     }
     let agent = call.request.headers().get(http::header::USER_AGENT);
     let agent = agent.and_then(|value| value.to_str().ok()).unwrap_or("");
@@ -127,17 +174,14 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
     })
 }
 
-fn field_validation(query: &Query) -> Result<FieldValidation> {
-    match query.set("fieldValidation") {
+fn field_validation(call: &Call) -> Result<FieldValidation> {
+    match call.query.set("fieldValidation") {
         None | Some("Warn") => Ok(FieldValidation::Warn),
         Some("Strict") => Ok(FieldValidation::Strict),
         Some("Ignore") => Ok(FieldValidation::Ignore),
-        Some(other) => Err(ApiError::new(
-            422,
-            "Invalid",
-            format!(
-                "CreateOptions.meta.k8s.io \"\" is invalid: fieldValidation: Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
-            ),
+        Some(other) => Err(ApiError::invalid_options(
+            options_kind(call),
+            &[Cause::not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"])],
         )),
     }
 }
@@ -154,16 +198,34 @@ fn selector(call: &Call, target: &Target) -> Result<Selector> {
     Ok(if target.name.is_empty() { selector } else { selector.named(&target.name) })
 }
 
+/// A number of the query.
+///
+/// # Errors
+/// 400 for anything else than a number.
+fn whole_number(call: &Call, name: &str) -> Result<Option<i64>> {
+    let Some(text) = call.query.set(name) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| {
+        ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
+    })
+}
+
 async fn list(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let form = form(call)?;
     let text = |name: &str| call.query.get(name).unwrap_or("").to_string();
     let options = ListOptions {
         selector: selector(call, target)?,
-        limit: text("limit").parse().unwrap_or(0),
+        limit: usize::try_from(whole_number(call, "limit")?.unwrap_or(0)).unwrap_or(0),
         continue_token: text("continue"),
         resource_version: text("resourceVersion"),
         version_match: text("resourceVersionMatch"),
     };
+    whole_number(call, "timeoutSeconds")?;
+    if call.query.set("sendInitialEvents").is_some() {
+        return Err(ApiError::invalid_options(
+            "ListOptions",
+            &[Cause::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list")],
+        ));
+    }
     let page = server.registry.list(target, &options).await?;
     answer::list(form, target, page, include(call)?)
 }
@@ -180,7 +242,8 @@ async fn watch(server: &Shared, call: &Call, target: Target) -> Result<Response<
             .query
             .set("sendInitialEvents")
             .map(|_| call.query.flag("sendInitialEvents")),
-        timeout_seconds: call.query.get("timeoutSeconds").and_then(|n| n.parse().ok()),
+        timeout_seconds: whole_number(call, "timeoutSeconds")?
+            .and_then(|seconds| u64::try_from(seconds).ok()),
     };
     let include = include(call)?;
     let watcher = server.registry.watch(&target, options).await;
@@ -220,8 +283,13 @@ fn checked(call: &Call, target: &Target, mut value: Value) -> Result<(Value, Vec
     })?;
     let mut warnings = Vec::new();
     if !resource.custom {
-        let unknown = shape::unknown_field_errors(&value, typed);
-        match field_validation(&call.query)? {
+        let mode = field_validation(call)?;
+        let mut unknown = Vec::new();
+        if mode != FieldValidation::Ignore {
+            unknown = duplicates::duplicate_field_errors(call.request.body());
+            unknown.extend(shape::unknown_field_errors(&value, typed));
+        }
+        match mode {
             FieldValidation::Ignore => {}
             FieldValidation::Warn => warnings = unknown,
             FieldValidation::Strict if unknown.is_empty() => {}
@@ -334,7 +402,7 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
             let unknown = shape::unknown_field_errors(&config, typed);
             // Applying a field the schema does not know fails in the merge, unless the
             // client asked to ignore it.
-            if field_validation(&call.query)? == FieldValidation::Ignore {
+            if field_validation(call)? == FieldValidation::Ignore {
                 shape::prune(&mut config, typed);
             } else {
                 warnings = unknown;
@@ -354,7 +422,54 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
             &[Cause::forbidden("force", "may not be specified for non-apply patch")],
         ));
     }
-    Ok((change, Vec::new()))
+    let warnings = check_patch(call, target, &change)?;
+    Ok((change, warnings))
+}
+
+/// Fields of a patch that the kind does not have: warnings, or a refusal where the client
+/// is strict. What a patch takes away need not be known.
+fn check_patch(call: &Call, target: &Target, change: &Change) -> Result<Vec<String>> {
+    let mode = field_validation(call)?;
+    let patch = match change {
+        Change::Merge(patch) | Change::Strategic(patch) if !target.resource.custom => patch,
+        _ => return Ok(Vec::new()),
+    };
+    if mode == FieldValidation::Ignore {
+        return Ok(Vec::new());
+    }
+    let mut unknown = shape::unknown_field_errors(&without_nulls(patch), target.typed());
+    unknown.sort();
+    unknown.splice(0..0, duplicates::duplicate_field_errors(call.request.body()));
+    if matches!(change, Change::Strategic(_)) {
+        // Directives stand beside the fields.
+        unknown.retain(|error| !error.contains("\"$") && !error.contains(".$"));
+    }
+    if mode == FieldValidation::Warn || unknown.is_empty() {
+        return Ok(unknown);
+    }
+    let cause = Cause {
+        reason: "FieldValueInvalid".into(),
+        message: format!(
+            "Invalid value: {:?}: strict decoding error: {}",
+            patch.to_string(),
+            unknown.join(", ")
+        ),
+        field: "patch".into(),
+    };
+    let text = format!(" \"\" is invalid: patch: {}", cause.message);
+    Err(ApiError::new(422, "Invalid", text).with_causes(&[cause]))
+}
+
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key.clone(), without_nulls(value)))
+            .collect(),
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        other => other.clone(),
+    }
 }
 
 fn patch_body(body: &[u8]) -> Result<Value> {

@@ -8,10 +8,11 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::chain::Call;
-use super::resources::{form, read_object};
+use super::resources::{form, read_object, write_options};
 use super::{Shared, answer, health, subresources};
 use crate::authn::{User, user_info};
 use crate::authz::{Action, Decision};
+use crate::change::apply::{Writer, update_managed_fields};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::{Target, metadata_str};
 
@@ -34,17 +35,14 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
         return subresources::bind(server, call, &pod, &body).await;
     }
     let user = &call.user;
-    body["status"] = match target.resource.plural.as_str() {
+    let plural = target.resource.plural.as_str();
+    body["status"] = match plural {
         "tokenreviews" => token_review(server, &body)?,
         "selfsubjectreviews" => json!({"userInfo": user_info(user)}),
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
             let spec = &body["spec"];
-            if target.resource.namespaced
-                && spec["resourceAttributes"]["namespace"] != target.namespace.as_str()
-            {
-                return Err(ApiError::bad_request(
-                    "spec.resourceAttributes.namespace must match metadata.namespace",
-                ));
+            if target.resource.namespaced {
+                check_local(target, spec)?;
             }
             access(server, target, spec, &Arc::new(reviewed_user(target, spec)?))?
         }
@@ -52,10 +50,68 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
         "selfsubjectrulesreviews" => rules(server, &body["spec"], user)?,
         _ => return Err(ApiError::method_not_allowed()),
     };
-    if let Some(metadata) = body["metadata"].as_object_mut() {
-        metadata.entry("creationTimestamp").or_insert(Value::Null);
+    match plural {
+        // These two answer with an object of the server's own.
+        "selfsubjectreviews" => {
+            let now = base::time::rfc3339(base::time::now());
+            body["metadata"] = json!({"creationTimestamp": now});
+        }
+        "selfsubjectrulesreviews" => {
+            body["metadata"] = json!({});
+            body["spec"] = json!({});
+        }
+        _ => body = managed(call, target, &body)?,
     }
     answer::plain(StatusCode::CREATED, form, &body)
+}
+
+/// The body with its writer recorded, as with any object that is created.
+fn managed(call: &Call, target: &Target, body: &Value) -> Result<Value> {
+    let options = write_options(call)?;
+    let api_version = target.api_version();
+    let now = base::time::rfc3339(base::time::now());
+    let writer = Writer {
+        manager: &options.manager,
+        api_version: &api_version,
+        subresource: "",
+        now: &now,
+        reset: &[&["status"]],
+    };
+    Ok(update_managed_fields(None, body, target.typed(), &writer))
+}
+
+/// What is wrong with the spec of a review; upstream names no kind here.
+fn invalid(target: &Target, field: &str, message: String) -> ApiError {
+    let group = &target.resource.group;
+    let cause = Cause { reason: "FieldValueInvalid".into(), message, field: field.into() };
+    let text = format!(".{group} \"\" is invalid: {field}: {}", cause.message);
+    ApiError::new(422, "Invalid", text).about(group, "", "").with_causes(&[cause])
+}
+
+/// A local review asks about its own namespace only.
+fn check_local(target: &Target, spec: &Value) -> Result<()> {
+    let path = &spec["nonResourceAttributes"];
+    if path.is_object() {
+        let text = |field: &str| path[field].as_str().unwrap_or("");
+        return Err(invalid(
+            target,
+            "spec.nonResourceAttributes",
+            format!(
+                "Invalid value: {{\"Path\":{:?},\"Verb\":{:?}}}: disallowed on this kind of request",
+                text("path"),
+                text("verb")
+            ),
+        ));
+    }
+    let namespace = spec["resourceAttributes"]["namespace"].as_str().unwrap_or("");
+    if spec["resourceAttributes"].is_object() && namespace != target.namespace {
+        return Err(invalid(
+            target,
+            "spec.resourceAttributes.namespace",
+            format!("Invalid value: {namespace:?}: must match metadata.namespace"),
+        ));
+    }
+    Ok(())
 }
 
 fn strings(value: &Value) -> Vec<String> {
@@ -92,12 +148,11 @@ fn reviewed_user(target: &Target, spec: &Value) -> Result<User> {
             .collect(),
     };
     if user.name.is_empty() && user.groups.is_empty() {
-        let cause = Cause {
-            reason: "FieldValueInvalid".into(),
-            message: "Invalid value: \"\": at least one of user or group must be specified".into(),
-            field: "spec.user".into(),
-        };
-        return Err(ApiError::invalid(&target.resource, "", &[cause]));
+        return Err(invalid(
+            target,
+            "spec.user",
+            "Invalid value: \"\": at least one of user or group must be specified".into(),
+        ));
     }
     Ok(user)
 }
@@ -123,12 +178,11 @@ fn access(server: &Shared, target: &Target, spec: &Value, user: &Arc<User>) -> R
             Action { verb: text(path, "verb"), path: text(path, "path"), ..Action::default() }
         }
         _ => {
-            let cause = Cause {
-                reason: "FieldValueInvalid".into(),
-                message: "Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified".into(),
-                field: "spec.resourceAttributes".into(),
-            };
-            return Err(ApiError::invalid(&target.resource, "", &[cause]));
+            return Err(invalid(
+                target,
+                "spec.resourceAttributes",
+                "Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified".into(),
+            ));
         }
     };
     Ok(match server.authorizer.decide(user, &action) {

@@ -75,13 +75,39 @@ fn scale_of(parent: &Value, target: &Target) -> Value {
     scale
 }
 
+/// A scale that is put must be one, and of this object.
+fn check_scale(scale: &Value, target: &Target) -> Result<()> {
+    let kind = scale["kind"].as_str().unwrap_or("");
+    let group_version = scale["apiVersion"].as_str().unwrap_or("");
+    let version = group_version.rsplit('/').next().unwrap_or("");
+    let is_scale = matches!(kind, "" | "Scale") && matches!(group_version, "" | "autoscaling/v1");
+    if !is_scale {
+        return Err(ApiError::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a Scale: converting ({version}.{kind}) to (autoscaling.Scale): unknown conversion",
+        )));
+    }
+    match metadata_str(scale, "name") {
+        "" => Err(ApiError::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            target.name
+        ))),
+        name if name != target.name => Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            target.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
 async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let options = write_options(call)?;
     let form = form(call)?;
     let parent = server.registry.get(target).await?;
     let live = scale_of(&parent, target);
     let wanted = if call.info.verb == "update" {
-        negotiate::decode(resources::content_type(call), call.request.body())?
+        let scale = negotiate::decode(resources::content_type(call), call.request.body())?;
+        check_scale(&scale, target)?;
+        scale
     } else {
         let mut scale = live.clone();
         match read_change(call, target)?.0 {
@@ -101,9 +127,13 @@ async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response
             message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
             field: "spec.replicas".into(),
         };
-        let mut error = ApiError::invalid(&target.resource, &target.name, &[cause]);
-        error.message = error.message.replacen(&target.resource.kind, "Scale", 1);
-        return Err(error);
+        let text = format!(
+            "Scale.autoscaling {:?} is invalid: {}: {}",
+            target.name, cause.field, cause.message
+        );
+        return Err(ApiError::new(422, "Invalid", text)
+            .about("autoscaling", "Scale", &target.name)
+            .with_causes(&[cause]));
     }
     let version = metadata_str(&wanted, "resourceVersion").to_string();
     let by_put = call.info.verb == "update";
@@ -147,6 +177,9 @@ pub async fn bind(
         let conflict = |why: String| {
             let mut error = ApiError::conflict(&resource, &name, &why);
             error.message = error.message.replacen("pods ", "pods/binding ", 1);
+            if let Some(details) = &mut error.details {
+                details["kind"] = "pods/binding".into();
+            }
             Err(error)
         };
         if !uid.is_empty() && uid != metadata_str(pod, "uid") {
@@ -191,6 +224,10 @@ async fn evict(server: &Shared, call: &Call, target: &Target) -> Result<Response
     let options = write_options(call)?;
     let body = negotiate::decode(resources::content_type(call), call.request.body())?;
     let delete = DeleteOptions::from_body(&body["deleteOptions"])?;
+    let named = metadata_str(&body, "name");
+    if !named.is_empty() && named != target.name {
+        return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
+    }
     let pod_target = Target { subresource: String::new(), ..target.clone() };
     let pod = server.registry.get(&pod_target).await?;
     let waiting =
@@ -221,6 +258,9 @@ async fn evict(server: &Shared, call: &Call, target: &Target) -> Result<Response
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(answer::json(StatusCode::CREATED, &status))
 }
+
+/// When to ask again about a budget nobody has counted yet.
+const BUDGET_WAIT_SECONDS: u64 = 10;
 
 /// Takes one disruption from a budget.
 async fn spend(
@@ -263,14 +303,19 @@ async fn spend(
         if seen < budget["metadata"]["generation"].as_i64().unwrap_or(0) {
             return refuse(format!(
                 "The disruption budget {name} is still being processed by the server."
-            ));
+            ))
+            .map_err(|error| ApiError { retry_after: Some(BUDGET_WAIT_SECONDS), ..error });
         }
         if allowed <= 0 {
-            return refuse(format!(
-                "The disruption budget {name} needs {} healthy pods and has {} currently",
-                budget["status"]["desiredHealthy"].as_i64().unwrap_or(0),
-                budget["status"]["currentHealthy"].as_i64().unwrap_or(0),
-            ));
+            let desired = budget["status"]["desiredHealthy"].as_i64().unwrap_or(0);
+            let healthy = budget["status"]["currentHealthy"].as_i64().unwrap_or(0);
+            return refuse(if healthy <= desired {
+                format!(
+                    "The disruption budget {name} needs {desired} healthy pods and has {healthy} currently"
+                )
+            } else {
+                format!("The disruption budget {name} does not allow evicting pods currently")
+            });
         }
         let mut new = budget.clone();
         new["status"]["disruptionsAllowed"] = (allowed - 1).into();
