@@ -5,6 +5,7 @@
 
 pub mod discovery;
 pub mod openapi;
+pub mod openapi_proto;
 pub mod schema;
 pub mod shape;
 pub mod words;

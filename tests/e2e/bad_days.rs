@@ -296,3 +296,37 @@ fn a_full_disk_refuses_writes_and_recovers() {
     cluster.assert_clean();
     cluster.machine.sh("umount /mnt/small && rmdir /mnt/small");
 }
+
+#[test]
+fn a_host_that_lacks_something_is_told_what() {
+    let machine = Machine::offline();
+    let output = machine.run(&[CORACLE, "check-config"]);
+    assert!(output.status.success(), "{}", told(&output));
+    assert!(told(&output).contains("this host is fit"), "{}", told(&output));
+    machine.sh("umount -R /sys/fs/cgroup");
+    let output = machine.run(&[CORACLE, "check-config"]);
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    assert!(told(&output).contains("missing  cgroups"), "{}", told(&output));
+    refuses(&machine, &[], &["cgroup"]);
+}
+
+#[test]
+fn a_reset_can_keep_the_data() {
+    let mut cluster = Cluster::new();
+    cluster.k("create configmap kept --from-literal=a=b");
+    cluster.k("run web --image=web:1");
+    cluster.k("wait --for=condition=Ready pod/web --timeout=30s");
+    let node = cluster.k("get node -o jsonpath={.items[0].metadata.uid}");
+    let output = cluster.machine.run(&[CORACLE, "reset", "--keep-data"]);
+    assert!(output.status.success(), "{}", told(&output));
+    assert!(!cluster.is_running());
+    let left = cluster
+        .machine
+        .sh("ps -C coracle,httpd -o pid=,args= || true; ip -o link | grep coracle || true");
+    assert_eq!(left, "", "processes and links go in any case");
+    cluster.start();
+    assert!(cluster.k("get configmap kept -o yaml").contains("a: b"));
+    assert_eq!(cluster.k("get node -o jsonpath={.items[0].metadata.uid}"), node);
+    cluster.until("get pod web --no-headers", 60, |text| text.contains("1/1"));
+    cluster.reset();
+}

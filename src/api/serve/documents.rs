@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::chain::Call;
 use super::{Shared, answer};
 use crate::error::Result;
-use crate::scheme::{discovery, openapi};
+use crate::scheme::{discovery, openapi, openapi_proto};
 
 pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
     let catalog = server.registry.catalog();
@@ -31,7 +31,13 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
         ["apis", group] => discovery::api_group(&catalog, group),
         ["apis", group, version] => discovery::api_resource_list(&catalog, group, version),
         ["openapi", "v2"] => {
-            return Ok(document(call, openapi::v2(&catalog, version), None));
+            let out = openapi::v2(&catalog, version);
+            let accept = call.request.headers().get(http::header::ACCEPT);
+            let offers = accept.and_then(|offers| offers.to_str().ok()).unwrap_or_default();
+            if offers.contains(openapi_proto::MEDIA_TYPE) {
+                return Ok(tagged(call, openapi_proto::encode(&out), openapi_proto::ANSWER_TYPE));
+            }
+            return Ok(document(call, out.to_string().into_bytes(), None));
         }
         ["openapi", "v3"] => {
             return Ok(document(call, openapi::v3_index(&catalog, version), None));
