@@ -190,11 +190,10 @@ pub fn impersonated(headers: &http::HeaderMap) -> Result<Option<User>> {
         return Err(ApiError::internal("requested impersonation without impersonating a user"));
     }
     let mut user = User { name, uid, groups, extra };
-    if let Some((namespace, account)) = service_account(&user.name)
+    if let Some((namespace, _)) = service_account(&user.name)
         && user.groups.is_empty()
     {
         user.groups = service_account_groups(namespace);
-        let _ = account;
     }
     if user.name == ANONYMOUS {
         if !user.is_in(UNAUTHENTICATED) {

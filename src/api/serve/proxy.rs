@@ -83,7 +83,7 @@ pub async fn serve(server: &Shared, call: Call, target: Target) -> Result<Respon
         ("pods", "proxy") | ("services", "proxy") => to_address(server, call, &target).await,
         ("nodes", "proxy") => {
             let (name, _) = split_port(&target.name);
-            let node = node(server, &target, &name)?;
+            let node = node(server, &name)?;
             let path = with_query(&format!("/{}", call.info.rest), call.request.uri().query());
             to_kubelet(server, call, &node, &path).await
         }
@@ -101,24 +101,19 @@ pub async fn serve(server: &Shared, call: Call, target: Target) -> Result<Respon
                     target.name
                 )));
             }
-            let node = node(server, &target, node_name)?;
+            let node = node(server, node_name)?;
             to_kubelet(server, call, &node, &path).await
         }
         _ => Err(ApiError::no_such_resource()),
     }
 }
 
-fn node(server: &Shared, target: &Target, name: &str) -> Result<Value> {
-    match server.registry.cache.get(NODES, &format!("{NODES}{name}")) {
-        Some(node) => Ok(node.value()),
-        None => Err(server.registry.resource("", "nodes").map_or_else(
-            ApiError::no_such_resource,
-            |nodes| {
-                let _ = target;
-                ApiError::not_found(&nodes, name)
-            },
-        )),
+fn node(server: &Shared, name: &str) -> Result<Value> {
+    if let Some(node) = server.registry.cache.get(NODES, &format!("{NODES}{name}")) {
+        return Ok(node.value());
     }
+    let nodes = server.registry.resource("", "nodes").ok_or_else(ApiError::no_such_resource)?;
+    Err(ApiError::not_found(&nodes, name))
 }
 
 /// The container a request is about: the one named, the annotated default, or the only
