@@ -71,6 +71,12 @@ async fn decide(server: &Shared, call: Call) -> Result<Response<Body>> {
         }
     }
     authorize(server, &call.user, &action)?;
+    let streams = ["exec", "attach", "portforward"].contains(&action.subresource.as_str());
+    if streams && action.resource == "pods" && action.verb == "get" {
+        // A WebSocket opens with GET; who may only read must not run commands by it.
+        action.verb = "create".into();
+        authorize(server, &call.user, &action)?;
+    }
     if call.info.is_resource {
         resources::serve(server, call).await
     } else if let Some(response) = health::serve(server, &call).await {

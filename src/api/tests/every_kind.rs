@@ -277,3 +277,28 @@ async fn nobody_gets_in_without_rights() {
     }
     node.request(get("/api/v1/pods?fieldSelector=spec.nodeName%3Dn1")).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_may_only_read_runs_no_commands() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let admin = in_process::client(&server, User::new("admin", &[MASTERS]), "test/1");
+    let root = "/apis/rbac.authorization.k8s.io/v1";
+    let role = json!({"metadata": {"name": "reader"}, "rules": [
+        {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["get"]},
+    ]});
+    let binding = json!({
+        "metadata": {"name": "reader"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "alice"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "reader"},
+    });
+    let json = "application/json";
+    ask(&admin, Method::POST, &format!("{root}/clusterroles"), json, role).await;
+    ask(&admin, Method::POST, &format!("{root}/clusterrolebindings"), json, binding).await;
+    server.registry.cache.fresh().await.unwrap();
+    let alice = in_process::client(&server, User::new("alice", &[]), "test/1");
+    let path = "/api/v1/namespaces/default/pods/p/exec?command=id";
+    let request = Request::builder().uri(path).body(Bytes::new()).unwrap();
+    let err = alice.request(request).await.unwrap_err();
+    assert!(err.is_forbidden() && err.to_string().contains("cannot create"), "{err}");
+}
