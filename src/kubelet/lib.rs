@@ -2,6 +2,7 @@
 
 mod admission;
 mod backoff;
+mod chore;
 mod config;
 mod container_config;
 mod env;

@@ -13,10 +13,10 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use runtime::cri::{self, ContainerState, SandboxState};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
 use tracing::warn;
 
 use crate::backoff::Backoffs;
+use crate::chore::Chore;
 use crate::images::Pulls;
 use crate::node::Node;
 use crate::observed::{ANNOTATION_MESSAGE_PATH, ANNOTATION_MESSAGE_POLICY, PodRuntime};
@@ -53,7 +53,7 @@ enum Next {
 }
 
 struct Ending {
-    task: JoinHandle<()>,
+    work: Chore,
     grace: watch::Sender<i64>,
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct Worker {
     begun: bool,
     cleaned: bool,
     probes: Probes,
-    kills: HashMap<String, JoinHandle<()>>,
+    kills: HashMap<String, Chore>,
     ending: Option<Ending>,
     /// Why the pod is Failed, when it is not its containers' doing.
     failure: Option<(String, String)>,
@@ -434,7 +434,7 @@ impl Worker {
     }
 
     fn begin_kills(&mut self, kills: Vec<Kill>, runtime: &PodRuntime) {
-        self.kills.retain(|_, task| !task.is_finished());
+        self.kills.retain(|_, kill| !kill.has_ended());
         for kill in kills {
             let Some(container) = runtime.containers.iter().find(|it| it.id == kill.container_id)
             else {
@@ -446,13 +446,11 @@ impl Worker {
             let grace = self.kill_grace(&kill);
             let pod_ip = self.node.pod_ip(&self.pod, runtime);
             let (node, pod, container) = (self.node.clone(), self.pod.clone(), container.clone());
-            let wake = self.wake.clone();
-            let task = tokio::spawn(async move {
+            let work = Chore::spawn(self.wake.clone(), async move {
                 let (_keep, grace) = watch::channel(grace);
                 stop::container(&node, &pod, &container, &kill.message, pod_ip, grace).await;
-                wake.notify_one();
             });
-            self.kills.insert(kill.container_id, task);
+            self.kills.insert(kill.container_id, work);
         }
     }
 
@@ -542,7 +540,7 @@ impl Worker {
             });
         }
         match &self.ending {
-            Some(ending) if !ending.task.is_finished() => {
+            Some(ending) if !ending.work.has_ended() => {
                 self.watch_probes(&runtime, true);
                 self.publish(&runtime, false);
                 return Next::Again(None);
@@ -551,8 +549,8 @@ impl Worker {
         }
         if runtime.is_stopped() {
             self.stage = Stage::Ended;
-            for task in self.kills.drain() {
-                task.1.abort();
+            for (_, kill) in self.kills.drain() {
+                kill.abort();
             }
             self.probes = Probes::default();
             return Next::Again(Some(Duration::ZERO));
@@ -560,14 +558,12 @@ impl Worker {
         let (grace, receiver) = watch::channel(self.end_grace(wanted));
         let delay = if self.failures > 0 { self.retry() } else { Duration::ZERO };
         self.failures = self.failures.saturating_add(1);
-        let (node, pod, wake) = (self.node.clone(), self.pod.clone(), self.wake.clone());
-        let stopping = runtime.clone();
-        let task = tokio::spawn(async move {
+        let (node, pod, stopping) = (self.node.clone(), self.pod.clone(), runtime.clone());
+        let work = Chore::spawn(self.wake.clone(), async move {
             tokio::time::sleep(delay).await;
             stop::pod(&node, &pod, &stopping, receiver).await;
-            wake.notify_one();
         });
-        self.ending = Some(Ending { task, grace });
+        self.ending = Some(Ending { work, grace });
         self.watch_probes(&runtime, true);
         self.publish(&runtime, false);
         Next::Again(None)

@@ -188,16 +188,21 @@ impl World {
     }
 
     pub async fn finish(mut self) {
+        let at = self.dir.path().to_owned();
+        let left = |dir: &str| std::fs::read_dir(at.join(dir)).map_or(0, Iterator::count);
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !self.runtime.list_pod_sandboxes().await.unwrap().is_empty() {
-            assert!(Instant::now() < deadline, "sandboxes are left");
+        loop {
+            // A pod's files go after its sandbox: the kubelet is not stopped in between.
+            let sandboxes = self.runtime.list_pod_sandboxes().await.unwrap().len();
+            let now = (sandboxes, left("agent/pods"), left("logs"));
+            if now == (0, 0, 0) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "sandboxes, pods, logs are left: {now:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.stop().await;
-        let at = self.dir.path();
-        assert_eq!(sys::mount::mounts_below(at).unwrap(), Vec::<PathBuf>::new());
-        let left = |dir: &str| std::fs::read_dir(at.join(dir)).map_or(0, Iterator::count);
-        assert_eq!((left("agent/pods"), left("logs")), (0, 0));
+        assert_eq!(sys::mount::mounts_below(&at).unwrap(), Vec::<PathBuf>::new());
     }
 }
 
