@@ -30,7 +30,7 @@ pub struct Parts<'a> {
     pub variables: Variables,
     pub mounts: Vec<cri::Mount>,
     pub config: &'a KubeletConfig,
-    pub memory_capacity_bytes: i64,
+    pub host: resources::Host,
     /// For an ephemeral container with a target: the target's container id.
     pub target_container: Option<String>,
 }
@@ -67,12 +67,7 @@ pub fn build(parts: Parts<'_>) -> Result<ContainerConfig, String> {
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
-        resources: resources::container_resources(
-            pod,
-            role,
-            container,
-            parts.memory_capacity_bytes,
-        ),
+        resources: resources::container_resources(pod, role, container, parts.host),
         security: security(pod_context, own, container, config),
         pid,
         target_container: parts.target_container,
@@ -216,7 +211,7 @@ mod tests {
             variables: Variables::default(),
             mounts: vec![],
             config: &config(),
-            memory_capacity_bytes: 1 << 30,
+            host: resources::Host { memory_bytes: 1 << 30, has_unified_cgroups: false },
             target_container: None,
         })
     }

@@ -13,6 +13,8 @@ use crate::quantity::{self, ResourceList};
 #[derive(Debug, Clone, Default)]
 pub struct Machine {
     pub memory_bytes: i64,
+    /// cgroup v2 alone.
+    pub has_unified_cgroups: bool,
     pub capacity: ResourceList,
     pub allocatable: ResourceList,
     pub info: NodeSystemInfo,
@@ -84,6 +86,7 @@ impl Machine {
         let system_uuid = read("/sys/class/dmi/id/product_uuid");
         Self {
             memory_bytes,
+            has_unified_cgroups: sys::cgroup::Hierarchy::detect().is_ok_and(|it| it.is_unified()),
             capacity,
             allocatable,
             info: NodeSystemInfo {

@@ -173,12 +173,19 @@ pub fn pod_resources(pod: &Pod, pids_limit: i64) -> LinuxResources {
     }
 }
 
+/// What limits depend on besides the pod.
+#[derive(Debug, Clone, Copy)]
+pub struct Host {
+    pub memory_bytes: i64,
+    pub has_unified_cgroups: bool,
+}
+
 /// Limits of one container.
 pub fn container_resources(
     pod: &Pod,
     role: Role,
     container: &Container,
-    memory_capacity_bytes: i64,
+    host: Host,
 ) -> LinuxResources {
     let limit = quantity::milli_of(limits(container), "cpu");
     let has_request = requests(container).is_some_and(|list| list.contains_key("cpu"));
@@ -188,7 +195,15 @@ pub fn container_resources(
         cpu_quota: cpu_quota(limit),
         cpu_period: CPU_PERIOD_MICROSECONDS as u64,
         memory_limit: quantity::value_of(limits(container), "memory"),
-        oom_score_adj: oom_score_adj(pod, role, container, memory_capacity_bytes),
+        oom_score_adj: oom_score_adj(pod, role, container, host.memory_bytes),
+        // Out of memory, a container ends whole and is restarted, instead of living on
+        // without one of its processes (upstream, unless singleProcessOOMKill). cgroup v1
+        // has no such thing.
+        unified: host
+            .has_unified_cgroups
+            .then(|| ("memory.oom.group".to_owned(), "1".to_owned()))
+            .into_iter()
+            .collect(),
         ..LinuxResources::default()
     }
 }
@@ -249,6 +264,11 @@ mod tests {
         let spec = pod::spec(&burst);
         assert_eq!(oom_score_adj(&burst, Role::Main, &spec.containers[0], 4 << 30), 750);
         assert_eq!(oom_score_adj(&burst, Role::Main, &spec.containers[1], 4 << 30), 999);
+        for (has_unified_cgroups, group) in [(false, None), (true, Some("1"))] {
+            let host = Host { memory_bytes: 4 << 30, has_unified_cgroups };
+            let limits = container_resources(&burst, Role::Main, &spec.containers[0], host);
+            assert_eq!(limits.unified.get("memory.oom.group").map(String::as_str), group);
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::observed::{self, PodRuntime};
 use crate::plan::Start;
 use crate::pod::{self, Role};
 use crate::worker::Worker;
-use crate::{hooks, probes, sandbox, stop};
+use crate::{hooks, probes, resources, sandbox, stop};
 
 /// Why a container waits: reason, message, when to try again.
 struct Wait {
@@ -249,7 +249,10 @@ impl Worker {
             variables,
             mounts,
             config: &node.config,
-            memory_capacity_bytes: node.machine.memory_bytes,
+            host: resources::Host {
+                memory_bytes: node.machine.memory_bytes,
+                has_unified_cgroups: node.machine.has_unified_cgroups,
+            },
             target_container,
         })
     }
