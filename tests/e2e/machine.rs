@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 pub const ADDRESS: &str = "172.29.7.1";
 const UP_TIMEOUT: Duration = Duration::from_secs(20);
 const DOWN_TIMEOUT: Duration = Duration::from_secs(20);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Seconds that a command inside may take, unless told otherwise.
 const COMMAND_SECONDS: u32 = 90;
 
@@ -190,11 +191,19 @@ impl Machine {
 
 impl Machine {
     /// Fails if anything was left behind, or taken that was not ours, since `before`.
+    /// What is on its way out gets a moment; a leak stays.
     pub fn assert_unchanged(&self, before: &[String]) {
-        let after = self.traces();
-        let new: Vec<&String> = after.iter().filter(|line| !before.contains(line)).collect();
-        let gone: Vec<&String> = before.iter().filter(|line| !after.contains(line)).collect();
-        assert!(new.is_empty() && gone.is_empty(), "left behind: {new:#?}\ntaken away: {gone:#?}");
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        loop {
+            let after = self.traces();
+            let new: Vec<&String> = after.iter().filter(|line| !before.contains(line)).collect();
+            let gone: Vec<&String> = before.iter().filter(|line| !after.contains(line)).collect();
+            if new.is_empty() && gone.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left behind: {new:#?}\ntaken away: {gone:#?}");
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 
