@@ -103,3 +103,43 @@ fn a_server_that_does_not_start_fails_the_installation() {
     assert!(!output.status.success(), "{}", told(&output));
     assert!(told(&output).contains("listen on 0.0.0.0:6443"), "{}", told(&output));
 }
+
+/// A host without Rust: rustup brings it, and what it brings builds the executable. The
+/// network's part is played by a `curl` that hands out an installer of our own.
+#[test]
+fn rust_is_installed_where_it_is_missing() {
+    let machine = machine();
+    let before = machine.traces();
+    machine.write("/tmp/bin/curl", RUSTUP);
+    machine.sh("chmod +x /tmp/bin/curl");
+    let said = machine.sh(
+        "export HOME=/tmp/home PATH=/tmp/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin && unset CARGO_HOME CARGO_TARGET_DIR \
+         && ! command -v cargo && cd /mnt/checkout && ./install.sh",
+    );
+    for words in ["installing Rust (rustup)", "built with --release --locked", "the node is Ready"]
+    {
+        assert!(said.contains(words), "{said}");
+    }
+    machine.sh("coracle reset && rm -r /usr/local/bin/coracle /mnt/checkout/target /tmp/home");
+    machine.assert_unchanged(&before);
+}
+
+const RUSTUP: &[u8] = br#"#!/bin/sh
+case "$*" in *--proto*=https*https://sh.rustup.rs) ;; *) exit 7 ;; esac
+cat << 'INSTALLER'
+case "$*" in *-y*) ;; *) exit 1 ;; esac
+mkdir -p "$HOME/.cargo/bin"
+cat > "$HOME/.cargo/bin/cargo" << 'CARGO'
+#!/bin/sh
+case $1 in
+    --version) echo "cargo 1.99.0 (of a test)" ;;
+    build)
+        shift
+        echo "built with $*"
+        mkdir -p target/release && cp /mnt/coracle/coracle target/release/coracle
+        ;;
+esac
+CARGO
+chmod +x "$HOME/.cargo/bin/cargo"
+INSTALLER
+"#;

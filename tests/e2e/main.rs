@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod bad_days;
+mod boot;
 mod cluster;
 mod figures;
 mod images;
