@@ -13,12 +13,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use runtime::cri::{BoxRead, BoxWrite, Session, TerminalSize};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::spdy;
-use super::websocket::Socket;
 
 const PIECE_BYTES_MAX: usize = 32 << 10;
 const PIECES_MAX: usize = 8;
@@ -29,6 +29,10 @@ const DRAIN_PAUSE: Duration = Duration::from_secs(1);
 const STREAMS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to hear of the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client that answers no pings may keep back what is said.
+const LISTENING_TIMEOUT: Duration = Duration::from_millis(200);
+/// From reading to knowing one's channels.
+const LISTENING_LAG: Duration = Duration::from_millis(1);
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -256,18 +260,32 @@ fn ends() -> Ends {
 }
 
 /// Joins a session and a WebSocket.
-pub async fn over_websocket(session: Session, socket: Socket, wants: Wants, protocol: &str) {
+pub async fn over_websocket<S>(
+    session: Session,
+    socket: WebSocketStream<S>,
+    wants: Wants,
+    protocol: &str,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let Ends { pipes, stdin, resize, mut from, alive } = ends();
     let (mut sink, mut source) = socket.split();
     let half_close = protocol == "v5.channel.k8s.io";
+    let (heard, listening) = oneshot::channel();
     let reading = async move {
+        let mut heard = Some(heard);
         let mut stdin = wants.stdin.then_some(stdin);
         while let Some(Ok(message)) = source.next().await {
             let bytes: Bytes = match message {
                 Message::Binary(bytes) => bytes,
                 Message::Text(text) => text.into(),
                 Message::Close(_) => break,
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
+                Message::Pong(_) => {
+                    // Nobody waits for a second one.
+                    let _ = heard.take().map(|heard| heard.send(()));
+                    continue;
+                }
+                Message::Ping(_) | Message::Frame(_) => continue,
             };
             match bytes.split_first() {
                 Some((&STDIN, rest)) if !rest.is_empty() => {
@@ -297,7 +315,14 @@ pub async fn over_websocket(session: Session, socket: Socket, wants: Wants, prot
         } else {
             ERROR
         };
-        let mut ok = sink.send(Message::Binary(vec![first].into())).await.is_ok();
+        // kubectl up to 1.33 begins to read before it knows its own channels, and throws
+        // away what comes for one that it does not know. What answers a ping reads, and
+        // knows them a moment later.
+        let mut ok = sink.send(Message::Ping(Bytes::new())).await.is_ok();
+        if tokio::time::timeout(LISTENING_TIMEOUT, listening).await.is_ok() {
+            tokio::time::sleep(LISTENING_LAG).await;
+        }
+        ok = ok && sink.send(Message::Binary(vec![first].into())).await.is_ok();
         while let Some(item) = from.recv().await {
             let message = match item {
                 ToClient::Data(channel, bytes) => framed(channel, &bytes),
@@ -413,6 +438,8 @@ pub async fn over_spdy(
 
 #[cfg(test)]
 mod tests {
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
     use super::*;
 
     #[test]
@@ -441,6 +468,32 @@ mod tests {
             ("tty", "1"),
         ]));
         assert_eq!(wants, Wants { stdin: true, stdout: true, stderr: false, tty: true });
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_before_the_client_listens() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let server = WebSocketStream::from_raw_socket(far, Role::Server, None).await;
+        let mut client = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+        let (mut shell_out, stdout) = tokio::io::duplex(1024);
+        let (end, exit) = oneshot::channel();
+        let (resize, _sizes) = mpsc::channel(8);
+        let session =
+            Session { stdin: None, stdout: Some(Box::new(stdout)), stderr: None, resize, exit };
+        let wants = Wants { stdin: false, stdout: true, stderr: false, tty: false };
+        let serving = tokio::spawn(over_websocket(session, server, wants, "v5.channel.k8s.io"));
+        shell_out.write_all(b"early").await.unwrap();
+        drop(shell_out);
+        end.send(Ok(0)).unwrap();
+        // The answer to the ping goes out with the next look at the socket.
+        assert!(matches!(client.next().await, Some(Ok(Message::Ping(_)))));
+        let mut said = Vec::new();
+        while let Some(Ok(Message::Binary(bytes))) = client.next().await {
+            said.push(bytes);
+        }
+        assert_eq!(said[..2], [Bytes::from_static(&[STDOUT]), Bytes::from_static(b"\x01early")]);
+        assert_eq!(said[2][0], ERROR);
+        serving.await.unwrap();
     }
 
     #[tokio::test]
