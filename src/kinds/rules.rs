@@ -30,7 +30,8 @@ pub struct Rules {
     pub default: fn(&mut Value),
     /// The kind's own checks, without those of the metadata.
     pub validate_create: fn(&Value) -> Vec<FieldError>,
-    pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+    /// None: an update is checked as a create.
+    pub validate_update: Option<fn(&Value, &Value) -> Vec<FieldError>>,
     pub name: NameRule,
     pub namespaced: bool,
     /// What may stand in field selectors, with the object's values.
@@ -105,7 +106,10 @@ impl Rules {
     pub fn check_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut out = object::validate(new, self.namespaced, self.name);
         out.extend(object::validate_update(new, old));
-        out.extend((self.validate_update)(new, old));
+        out.extend(match self.validate_update {
+            Some(check) => check(new, old),
+            None => (self.validate_create)(new),
+        });
         out
     }
 

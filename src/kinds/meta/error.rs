@@ -83,6 +83,11 @@ impl FieldError {
         Self::new(field, Reason::NotFound, format!("Not found: {}", value.into()), "")
     }
 
+    pub fn too_many(field: impl Into<String>, actual: usize, most: usize) -> Self {
+        let detail = format!("must have at most {most} items");
+        Self::new(field, Reason::TooMany, format!("Too many: {actual}"), &detail)
+    }
+
     pub fn too_long(field: impl Into<String>, bytes: usize) -> Self {
         let detail = format!("may not be more than {bytes} bytes");
         Self::new(field, Reason::TooLong, "Too long".into(), &detail)
