@@ -15,7 +15,7 @@ pub(crate) fn expand_member(
     target: Expr,
     name: Arc<str>,
     args: Vec<Expr>,
-) -> Result<Kind, CompileError> {
+) -> Result<Kind, Box<CompileError>> {
     use Macro::*;
     let (kind, variables) = match (&*name, args.len()) {
         ("all", 2) => (All, 1),
@@ -63,7 +63,7 @@ fn variable(
     arg: &Expr,
     kind: Macro,
     variables: usize,
-) -> Result<Arc<str>, CompileError> {
+) -> Result<Arc<str>, Box<CompileError>> {
     let Kind::Ident(name) = &arg.kind else {
         let message = match kind {
             Macro::Map | Macro::Filter | Macro::SortBy if variables == 1 => {

@@ -46,12 +46,12 @@ pub(crate) struct Parsed {
     pub(crate) positions: Vec<usize>,
 }
 
-pub(crate) fn parse(source: &Source) -> Result<Parsed, CompileError> {
+pub(crate) fn parse(source: &Source) -> Parse<Parsed> {
     if source.text.len() > EXPRESSION_CHARS_MAX {
         let size = source.text.len();
-        return Err(Source::whole(format!(
+        return Err(Box::new(Source::whole(format!(
             "expression code point size exceeds limit: size: {size}, limit {EXPRESSION_CHARS_MAX}"
-        )));
+        ))));
     }
     let tokens = lexer::tokens(source)?;
     let mut parser =
@@ -77,7 +77,8 @@ pub(crate) struct Parser<'s> {
     depths: HashMap<Id, usize>,
 }
 
-type Parse<T> = Result<T, CompileError>;
+/// Errors are boxed to keep the frames of the recursion small.
+type Parse<T> = Result<T, Box<CompileError>>;
 
 impl Parser<'_> {
     fn peek(&self) -> &Token {
@@ -131,17 +132,21 @@ impl Parser<'_> {
         self.source.text[token.start..token.end].iter().collect()
     }
 
-    fn syntax(&self, message: String) -> CompileError {
-        self.source.error(self.start(), format!("Syntax error: {message}"))
+    fn syntax(&self, message: String) -> Box<CompileError> {
+        Box::new(self.source.error(self.start(), format!("Syntax error: {message}")))
     }
 
-    fn unexpected(&self) -> CompileError {
+    fn here(&self, message: &str) -> Box<CompileError> {
+        Box::new(self.source.error(self.start(), message))
+    }
+
+    fn unexpected(&self) -> Box<CompileError> {
         let what = self.shown();
         self.syntax(format!("mismatched input '{what}' expecting {OPERAND}"))
     }
 
-    pub(crate) fn error(&self, id: Id, message: impl Into<String>) -> CompileError {
-        self.source.error(self.positions[id], message)
+    pub(crate) fn error(&self, id: Id, message: impl Into<String>) -> Box<CompileError> {
+        Box::new(self.source.error(self.positions[id], message))
     }
 
     fn id(&mut self, position: usize) -> Id {
@@ -157,8 +162,8 @@ impl Parser<'_> {
         self.depths.get(&expr.id).copied().unwrap_or(1)
     }
 
-    fn too_deep(&self) -> CompileError {
-        Source::whole(format!("expression recursion limit exceeded: {DEPTH_MAX}"))
+    fn too_deep(&self) -> Box<CompileError> {
+        Box::new(Source::whole(format!("expression recursion limit exceeded: {DEPTH_MAX}")))
     }
 
     /// Makes a node above others, unless the tree gets too deep.
@@ -181,38 +186,61 @@ impl Parser<'_> {
         if self.depth > DEPTH_MAX {
             return Err(self.too_deep());
         }
-        let condition = self.or()?;
-        let result = match self.accept("?") {
-            None => condition,
-            Some(position) => {
-                let yes = self.or()?;
-                self.expect(":")?;
-                let no = self.expression()?;
-                self.call(position, "_?_:_", vec![condition, yes, no])?
-            }
-        };
+        let mut result = self.binary(0)?;
+        if let Some(position) = self.accept("?") {
+            let yes = self.binary(0)?;
+            self.expect(":")?;
+            let no = self.expression()?;
+            result = self.call(position, "_?_:_", vec![result, yes, no])?;
+        }
         self.depth -= 1;
         Ok(result)
     }
 
-    fn or(&mut self) -> Parse<Expr> {
-        let mut terms = vec![self.and()?];
-        let mut positions = Vec::new();
-        while let Some(position) = self.accept("||") {
-            positions.push(position);
-            terms.push(self.and()?);
-        }
-        self.balance("_||_", terms, &positions)
+    /// The operator that stands here, and how tightly it binds.
+    fn operator(&self) -> Option<(usize, &'static str)> {
+        Some(match self.peek() {
+            Token::Symbol("||") => (1, "_||_"),
+            Token::Symbol("&&") => (2, "_&&_"),
+            Token::Symbol("<") => (3, "_<_"),
+            Token::Symbol("<=") => (3, "_<=_"),
+            Token::Symbol(">") => (3, "_>_"),
+            Token::Symbol(">=") => (3, "_>=_"),
+            Token::Symbol("==") => (3, "_==_"),
+            Token::Symbol("!=") => (3, "_!=_"),
+            Token::Symbol("+") => (4, "_+_"),
+            Token::Symbol("-") => (4, "_-_"),
+            Token::Symbol("*") => (5, "_*_"),
+            Token::Symbol("/") => (5, "_/_"),
+            Token::Symbol("%") => (5, "_%_"),
+            _ if self.is_in() => (3, "@in"),
+            _ => return None,
+        })
     }
 
-    fn and(&mut self) -> Parse<Expr> {
-        let mut terms = vec![self.relation()?];
-        let mut positions = Vec::new();
-        while let Some(position) = self.accept("&&") {
-            positions.push(position);
-            terms.push(self.relation()?);
+    /// Operators that bind tighter than a bound, by climbing: one level of recursion for all.
+    fn binary(&mut self, bound: usize) -> Parse<Expr> {
+        let mut left = self.unary()?;
+        while let Some((strength, name)) = self.operator().filter(|(s, _)| *s > bound) {
+            if strength <= 2 {
+                left = self.logical(left, strength, name)?;
+                continue;
+            }
+            let position = self.advance();
+            let right = self.binary(strength)?;
+            left = self.call(position, name, vec![left, right])?;
         }
-        self.balance("_&&_", terms, &positions)
+        Ok(left)
+    }
+
+    fn logical(&mut self, first: Expr, strength: usize, name: &'static str) -> Parse<Expr> {
+        let mut terms = vec![first];
+        let mut positions = Vec::new();
+        while self.operator() == Some((strength, name)) {
+            positions.push(self.advance());
+            terms.push(self.binary(strength)?);
+        }
+        self.balance(name, terms, &positions)
     }
 
     /// A chain of one logical operator becomes a flat tree, so that long chains stay shallow.
@@ -225,54 +253,6 @@ impl Parser<'_> {
         let left = self.balance(name, terms, &positions[..middle - 1])?;
         let right = self.balance(name, right, &positions[middle..])?;
         self.call(positions[middle - 1], name, vec![left, right])
-    }
-
-    fn relation(&mut self) -> Parse<Expr> {
-        let mut left = self.sum()?;
-        loop {
-            let name = match self.peek() {
-                Token::Symbol("<") => "_<_",
-                Token::Symbol("<=") => "_<=_",
-                Token::Symbol(">") => "_>_",
-                Token::Symbol(">=") => "_>=_",
-                Token::Symbol("==") => "_==_",
-                Token::Symbol("!=") => "_!=_",
-                _ if self.is_in() => "@in",
-                _ => return Ok(left),
-            };
-            let position = self.advance();
-            let right = self.sum()?;
-            left = self.call(position, name, vec![left, right])?;
-        }
-    }
-
-    fn sum(&mut self) -> Parse<Expr> {
-        let mut left = self.product()?;
-        loop {
-            let name = match self.peek() {
-                Token::Symbol("+") => "_+_",
-                Token::Symbol("-") => "_-_",
-                _ => return Ok(left),
-            };
-            let position = self.advance();
-            let right = self.product()?;
-            left = self.call(position, name, vec![left, right])?;
-        }
-    }
-
-    fn product(&mut self) -> Parse<Expr> {
-        let mut left = self.unary()?;
-        loop {
-            let name = match self.peek() {
-                Token::Symbol("*") => "_*_",
-                Token::Symbol("/") => "_/_",
-                Token::Symbol("%") => "_%_",
-                _ => return Ok(left),
-            };
-            let position = self.advance();
-            let right = self.unary()?;
-            left = self.call(position, name, vec![left, right])?;
-        }
     }
 
     fn unary(&mut self) -> Parse<Expr> {
@@ -442,14 +422,14 @@ impl Parser<'_> {
         let sign = if negative { "-" } else { "" };
         i64::from_str_radix(&format!("{sign}{digits}"), radix)
             .map(Literal::Int)
-            .map_err(|_| self.source.error(self.start(), "invalid int literal"))
+            .map_err(|_| self.here("invalid int literal"))
     }
 
     fn unsigned(&self, text: &str) -> Parse<Literal> {
         let (digits, radix) = radix(text);
         u64::from_str_radix(digits, radix)
             .map(Literal::Uint)
-            .map_err(|_| self.source.error(self.start(), "invalid uint literal"))
+            .map_err(|_| self.here("invalid uint literal"))
     }
 
     fn double(&self, text: &str, negative: bool) -> Parse<Literal> {
@@ -457,7 +437,7 @@ impl Parser<'_> {
             Ok(value) if value.is_finite() => {
                 Ok(Literal::Double(if negative { -value } else { value }))
             }
-            _ => Err(self.source.error(self.start(), "invalid double literal")),
+            _ => Err(self.here("invalid double literal")),
         }
     }
 
@@ -466,7 +446,7 @@ impl Parser<'_> {
             return Err(self.unexpected());
         }
         if RESERVED.contains(&&*name) {
-            return Err(self.source.error(position, format!("reserved identifier: {name}")));
+            return Err(self.here(&format!("reserved identifier: {name}")));
         }
         self.advance();
         if !self.is("(") {
@@ -489,7 +469,7 @@ impl Parser<'_> {
                 self.node(position, below - 1, kind)
             }
             Some((id, _)) => Err(self.error(id, "invalid argument to has() macro")),
-            None => Err(self.source.error(position, "invalid argument to has() macro")),
+            None => Err(self.here("invalid argument to has() macro")),
         }
     }
 
