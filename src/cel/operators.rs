@@ -181,7 +181,7 @@ fn to_int<'a>(value: &Value<'a>) -> Eval<'a> {
         Value::Uint(value) => i64::try_from(*value).map_err(|_| int_overflow())?,
         // The bounds of 64 bits are no doubles; cel-go leaves them out.
         Value::Double(value)
-            if *value > -9.223372036854775808e18 && *value < 9.223372036854775808e18 =>
+            if *value > -9.223_372_036_854_776e18 && *value < 9.223_372_036_854_776e18 =>
         {
             *value as i64
         }
