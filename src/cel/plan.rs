@@ -267,7 +267,7 @@ fn literal_value(literal: &Literal) -> Value<'static> {
     }
 }
 
-/// Whether a type is one a rule may have: boolean, or found out when it runs.
+/// Whether a type is the one a rule must have; `dyn` is not enough.
 pub(crate) fn is_boolean(ty: &Type) -> bool {
-    matches!(ty, Type::Bool | Type::Dyn)
+    matches!(ty, Type::Bool)
 }

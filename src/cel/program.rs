@@ -67,7 +67,7 @@ impl Program {
         &self.result
     }
 
-    /// Whether it may give a boolean.
+    /// Whether it is known to give a boolean.
     pub fn is_boolean(&self) -> bool {
         is_boolean(&self.result)
     }

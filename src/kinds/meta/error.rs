@@ -54,6 +54,11 @@ impl FieldError {
         Self::new(field, Reason::Required, "Required value".into(), detail)
     }
 
+    pub fn too_many(field: impl Into<String>, is: i64, most: i64) -> Self {
+        let detail = format!("must have at most {most} item{}", if most == 1 { "" } else { "s" });
+        Self::new(field, Reason::TooMany, format!("Too many: {is}"), &detail)
+    }
+
     /// The value is quoted as JSON.
     pub fn invalid(field: impl Into<String>, value: impl Into<Value>, detail: &str) -> Self {
         let start = format!("Invalid value: {}", value.into());
