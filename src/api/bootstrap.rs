@@ -38,6 +38,7 @@ fn options() -> WriteOptions {
         manager: "kube-apiserver".into(),
         dry_run: false,
         force: false,
+        notes: Default::default(),
     }
 }
 

@@ -104,6 +104,8 @@ pub struct WriteOptions {
     pub manager: String,
     pub dry_run: bool,
     pub force: bool,
+    /// What admission has to say besides its decision.
+    pub notes: Arc<crate::admission::Notes>,
 }
 
 /// The registry of one server.
@@ -162,6 +164,7 @@ impl Registry {
             user: &options.user,
             dry_run: options.dry_run,
             old,
+            notes: &options.notes,
         }
     }
 }

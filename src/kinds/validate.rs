@@ -80,12 +80,6 @@ pub(crate) fn of(group: &str, kind: &str) -> (Create, Option<Update>) {
         ("discovery.k8s.io", "EndpointSlice") => {
             (networking::endpoint_slice, Some(networking::endpoint_slice_update))
         }
-        ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration") => {
-            (serving::validating_webhooks, None)
-        }
-        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration") => {
-            (serving::mutating_webhooks, None)
-        }
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => (serving::flow_schema, None),
         ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => {
             (serving::priority_level, None)

@@ -116,7 +116,7 @@ fn collect(value: &Value, place: Place<'_>, path: &mut Vec<Step>, out: &mut Fiel
 }
 
 /// The live object with the configuration laid over it.
-pub(super) fn merge(live: &Value, config: &Value, typed: Typed<'_>) -> Value {
+pub(crate) fn merge(live: &Value, config: &Value, typed: Typed<'_>) -> Value {
     merge_at(Some(live), config, Place::root(typed))
 }
 

@@ -171,6 +171,7 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
         manager: manager.chars().take(MANAGER_CHARS_MAX).collect(),
         dry_run,
         force: call.query.flag("force"),
+        notes: Default::default(),
     })
 }
 
@@ -348,6 +349,7 @@ async fn create(server: &Shared, call: &Call, target: &Target) -> Result<Respons
     let created = server.registry.create(target, object, &options).await?;
     let mut response = answer::object(StatusCode::CREATED, form, target, &created, include(call)?)?;
     answer::warn(&mut response, &warnings);
+    answer::warn(&mut response, &options.notes.warnings());
     Ok(response)
 }
 
@@ -485,6 +487,7 @@ pub async fn update(server: &Shared, call: &Call, target: &Target) -> Result<Res
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = answer::object(status, form, target, &written.object, include(call)?)?;
     answer::warn(&mut response, &warnings);
+    answer::warn(&mut response, &options.notes.warnings());
     Ok(response)
 }
 
@@ -518,10 +521,13 @@ async fn delete(server: &Shared, call: &Call, target: &Target) -> Result<Respons
     let form = form(call)?;
     let options = write_options(call)?;
     let deleted = server.registry.delete(target, &delete_options(call)?, &options).await?;
-    if answers_with_object(target, deleted.gone) {
-        return answer::object(StatusCode::OK, form, target, &deleted.object, include(call)?);
-    }
-    answer::plain(StatusCode::OK, form, &deleted_status(target, &deleted.object))
+    let mut response = if answers_with_object(target, deleted.gone) {
+        answer::object(StatusCode::OK, form, target, &deleted.object, include(call)?)?
+    } else {
+        answer::plain(StatusCode::OK, form, &deleted_status(target, &deleted.object))?
+    };
+    answer::warn(&mut response, &options.notes.warnings());
+    Ok(response)
 }
 
 async fn delete_collection(

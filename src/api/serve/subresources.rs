@@ -340,6 +340,7 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
         user: &call.user,
         dry_run: false,
         old: None,
+        notes: &crate::admission::Notes::default(),
     };
     server.registry.admission.validate(&server.registry, &attributes, &body)?;
     let reference = body["spec"]["boundObjectRef"].clone();

@@ -54,6 +54,11 @@ impl FieldError {
         Self::new(field, Reason::Required, "Required value".into(), detail)
     }
 
+    pub fn too_many(field: impl Into<String>, is: usize, most: usize) -> Self {
+        let detail = format!("must have at most {most} item{}", if most == 1 { "" } else { "s" });
+        Self::new(field, Reason::TooMany, format!("Too many: {is}"), &detail)
+    }
+
     /// The value is quoted as JSON.
     pub fn invalid(field: impl Into<String>, value: impl Into<Value>, detail: &str) -> Self {
         let start = format!("Invalid value: {}", value.into());
@@ -81,11 +86,6 @@ impl FieldError {
 
     pub fn not_found(field: impl Into<String>, value: impl Into<Value>) -> Self {
         Self::new(field, Reason::NotFound, format!("Not found: {}", value.into()), "")
-    }
-
-    pub fn too_many(field: impl Into<String>, actual: usize, most: usize) -> Self {
-        let detail = format!("must have at most {most} items");
-        Self::new(field, Reason::TooMany, format!("Too many: {actual}"), &detail)
     }
 
     pub fn too_long(field: impl Into<String>, bytes: usize) -> Self {
