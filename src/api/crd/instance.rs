@@ -17,7 +17,7 @@ const REPLICAS_MAX: i64 = i32::MAX as i64;
 
 pub fn create(version: &Version, object: &Value, namespaced: bool) -> Vec<FieldError> {
     let node = version.node();
-    let mut errors = object::validate(object, namespaced, NameRule::Subdomain);
+    let mut errors = check_metadata(object, namespaced, NameRule::Subdomain);
     errors.extend(value::check(node, object, None, ""));
     errors.extend(scale_spec(version.scale.as_ref(), object));
     errors.extend(scale_status(version.scale.as_ref(), object));
@@ -28,7 +28,7 @@ pub fn create(version: &Version, object: &Value, namespaced: bool) -> Vec<FieldE
 
 pub fn update(version: &Version, new: &Value, old: &Value, namespaced: bool) -> Vec<FieldError> {
     let node = version.node();
-    let mut errors = object::validate(new, namespaced, NameRule::Subdomain);
+    let mut errors = check_metadata(new, namespaced, NameRule::Subdomain);
     errors.extend(object::validate_update(new, old));
     errors.extend(value::check(node, new, Some(old), ""));
     errors.extend(scale_spec(version.scale.as_ref(), new));
@@ -52,6 +52,18 @@ pub fn status_update(version: &Version, new: &Value, old: &Value) -> Vec<FieldEr
         errors.extend(found);
     }
     errors
+}
+
+/// The checks of metadata. That finalizers have a domain is asked of built-in kinds only.
+fn check_metadata(object: &Value, namespaced: bool, rule: NameRule) -> Vec<FieldError> {
+    let mut errors = object::validate(object, namespaced, rule);
+    errors.retain(|error| !is_about_domain(error));
+    errors
+}
+
+/// A finding about a finalizer that is no name of a domain.
+pub fn is_about_domain(error: &FieldError) -> bool {
+    error.field.starts_with("metadata.finalizers[")
 }
 
 /// Whether findings of this kind keep rules in CEL from being asked.
@@ -300,7 +312,7 @@ fn resource(value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     if metadata["name"].as_str().unwrap_or("").is_empty() {
         whole["metadata"]["name"] = "fakename".into();
     }
-    for error in object::validate(&whole, namespaced, NameRule::PathSegment) {
+    for error in check_metadata(&whole, namespaced, NameRule::PathSegment) {
         errors.push(FieldError { field: child(path, &error.field), ..error });
     }
 }

@@ -39,7 +39,7 @@ fn type_of(builder: &mut Builder, node: &Node, metadata: Option<TypeId>, meta: T
         "array" => {
             let items = match &node.items {
                 Some(items) => type_of(builder, items, items.embedded.then_some(meta), meta),
-                None => builder.push(Type::Any),
+                None => builder.push(Type::Deduced),
             };
             let kind = match node.list_type {
                 ListType::Atomic => ListKind::Atomic,
@@ -51,7 +51,7 @@ fn type_of(builder: &mut Builder, node: &Node, metadata: Option<TypeId>, meta: T
             Type::List(List { items, kind, merge_key: None, merge: false, retain_keys: false })
         }
         "object" => return object(builder, node, metadata, meta),
-        _ => Type::Any,
+        _ => Type::Deduced,
     };
     builder.push(ty)
 }

@@ -156,6 +156,7 @@ impl Registry {
         }
         let mut errors = target.rules().check_create(object);
         if target.is_definition() {
+            errors.retain(|error| !crd::instance::is_about_domain(error));
             errors.extend(crd::definition::create(object));
         }
         if !errors.is_empty() {

@@ -163,6 +163,7 @@ impl Registry {
             "" | "status" if target.is_definition() => {
                 warnings.extend(crd::definition::warnings(&new, Some(&live)));
                 let mut errors = rules.check_update(&new, &live);
+                errors.retain(|error| !crd::instance::is_about_domain(error));
                 errors.extend(match target.subresource.as_str() {
                     "" => crd::definition::update(&new, &live),
                     _ => crd::definition::status_update(&new),

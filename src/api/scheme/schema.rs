@@ -44,6 +44,9 @@ pub enum Type {
     MicroTime,
     Quantity,
     IntOrString,
+    /// Whatever is there: maps merge by key, and all else changes as a whole (what the schema
+    /// of a custom resource leaves open).
+    Deduced,
     Object(Object),
     Map { values: TypeId, atomic: bool },
     List(List),
@@ -110,6 +113,8 @@ pub struct Schema {
     kinds: HashMap<KindKey, TypeId>,
     /// Objects stay as they are sent: nulls and zeros mean something (custom resources).
     pub(super) free: bool,
+    /// The type of fields that an open object does not name.
+    unknown: TypeId,
 }
 
 /// A type together with the schema it belongs to.
@@ -130,7 +135,7 @@ impl<'a> Typed<'a> {
 
     /// The type of what nothing is known about, in the same schema.
     pub fn any(self) -> Typed<'a> {
-        self.at(ANY)
+        self.at(self.schema.unknown)
     }
 
     pub fn object(self) -> Option<&'a Object> {
@@ -145,10 +150,10 @@ impl<'a> Typed<'a> {
         match self.ty() {
             Type::Object(object) => match object.field(name) {
                 Some(field) => Some(self.at(field.ty)),
-                None => object.open.then(|| self.at(ANY)),
+                None => object.open.then(|| self.any()),
             },
             Type::Map { values, .. } => Some(self.at(*values)),
-            Type::Any => Some(self),
+            Type::Any | Type::Deduced => Some(self),
             _ => None,
         }
     }
@@ -260,6 +265,7 @@ impl Builder {
     }
 
     pub fn finish(mut self) -> Schema {
+        self.0.unknown = self.push(Type::Deduced);
         self.0.free = true;
         self.0
     }
@@ -275,7 +281,7 @@ struct Loader {
 impl Default for Schema {
     fn default() -> Self {
         let types = LEAVES.iter().map(|(_, t)| t.clone()).collect();
-        Self { types, names: Vec::new(), kinds: HashMap::new(), free: false }
+        Self { types, names: Vec::new(), kinds: HashMap::new(), free: false, unknown: ANY }
     }
 }
 

@@ -30,8 +30,14 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
     let catalog = server.registry.catalog();
     let resource = catalog
         .by_plural(&info.group, &info.version, &info.resource)
-        .ok_or_else(ApiError::no_such_resource)?
-        .clone();
+        .cloned();
+    let Some(resource) = resource else {
+        // Of a group that nobody serves not even the errors have a form.
+        return match catalog.group(&info.group) {
+            Some(_) => Err(ApiError::no_such_resource()),
+            None => Ok(super::documents::not_found()),
+        };
+    };
     let scoped = !info.namespace.is_empty() && info.resource != "namespaces";
     if scoped && !resource.namespaced {
         return Err(ApiError::no_such_resource());
@@ -452,7 +458,8 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
         if metadata_str(&config, "name").is_empty() {
             metadata_mut(&mut config).insert("name".into(), target.name.as_str().into());
         }
-        if target.resource.namespaced && metadata_str(&config, "namespace").is_empty() {
+        let placed = target.resource.namespaced && !target.resource.custom;
+        if placed && metadata_str(&config, "namespace").is_empty() {
             metadata_mut(&mut config).insert("namespace".into(), target.namespace.as_str().into());
         }
         return Ok((Change::Apply(config), warnings));
