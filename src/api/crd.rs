@@ -15,6 +15,7 @@ pub mod hook;
 pub mod instance;
 pub mod jsonpath;
 pub mod names;
+pub mod openapi;
 pub mod pattern;
 pub mod rules;
 pub mod scale;

@@ -6,6 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use ring::digest::{SHA256, digest};
+
 use kinds::resources::{Attachment, GroupVersion, Resource, Subresource};
 use serde_json::Value;
 
@@ -120,6 +122,8 @@ pub struct Custom {
     pub conversion: Conversion,
     /// The definition is being deleted: nothing new is created.
     pub terminating: bool,
+    /// Of everything the definition says; the same after a restart.
+    pub digest: String,
 }
 
 impl Custom {
@@ -144,6 +148,10 @@ impl Custom {
             },
             terminating: definition["metadata"].get("deletionTimestamp").is_some()
                 || super::names::condition(definition, "Terminating") == Some("True"),
+            digest: {
+                let hash = digest(&SHA256, spec.to_string().as_bytes());
+                hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+            },
             group,
             kind,
         }

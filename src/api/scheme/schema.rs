@@ -48,7 +48,10 @@ pub enum Type {
     /// of a custom resource leaves open).
     Deduced,
     Object(Object),
-    Map { values: TypeId, atomic: bool },
+    Map {
+        values: TypeId,
+        atomic: bool,
+    },
     List(List),
 }
 

@@ -28,9 +28,7 @@ const MANAGER_CHARS_MAX: usize = 128;
 pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
     let info = &call.info;
     let catalog = server.registry.catalog();
-    let resource = catalog
-        .by_plural(&info.group, &info.version, &info.resource)
-        .cloned();
+    let resource = catalog.by_plural(&info.group, &info.version, &info.resource).cloned();
     let Some(resource) = resource else {
         // Of a group that nobody serves not even the errors have a form.
         return match catalog.group(&info.group) {
@@ -63,13 +61,21 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
     if target.resource.prefix.is_none() {
         return reviews::serve(server, &call, &target).await;
     }
+    let deprecation = crd::accept::of(&target).and_then(|version| version.deprecation.clone());
+    let mut answered = dispatch(server, call, target).await?;
+    answer::warn(&mut answered, deprecation.as_slice());
+    Ok(answered)
+}
+
+async fn dispatch(server: &Shared, call: Call, target: Target) -> Result<Response<Body>> {
+    let info = &call.info;
     if !info.subresource.is_empty() {
         let known = target.resource.subresource(&info.subresource, &info.version);
         let known = known.ok_or_else(|| no_subresource(&target))?.clone();
         if info.subresource != "status" {
             return subresources::serve(server, call, target, &known).await;
         }
-    } else if !target.resource.has_verb(info.verb) || is_misdirected(&target, info.verb) {
+    } else if !has_verb(&target.resource, info.verb) || is_misdirected(&target, info.verb) {
         return Err(ApiError::method_not_allowed());
     }
     match info.verb {
@@ -82,6 +88,11 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         "deletecollection" => delete_collection(server, &call, &target).await,
         _ => Err(ApiError::method_not_allowed()),
     }
+}
+
+/// Custom resources know every verb, also those that discovery no longer shows.
+fn has_verb(resource: &Resource, verb: &str) -> bool {
+    resource.custom || resource.has_verb(verb)
 }
 
 /// A custom resource's subresources are looked for by name, like objects.
