@@ -19,7 +19,7 @@ use crate::error::{ApiError, Result};
 
 mod object;
 
-pub use object::{Object, Shown, encode, splice_revision};
+pub use object::{Object, Shown, decode, encode, splice_revision};
 
 /// Changes remembered per resource, so that a watch can resume.
 const RING_EVENTS_MAX: usize = 8_192;

@@ -114,8 +114,7 @@ impl Object {
 
     /// The decoded object.
     pub fn value(&self) -> Value {
-        // The bytes are our own encoder's; anything else in the store is shown empty.
-        serde_json::from_slice(&self.bytes).unwrap_or_default()
+        decode(&self.bytes)
     }
 
     /// The labels; null where there are none.
@@ -151,6 +150,14 @@ impl Object {
             None => self.bytes.slice(1..),
         }
     }
+}
+
+/// Reads what is in the store. It is our own encoder's, and no deeper than what is let in;
+/// anything else is shown empty.
+pub fn decode(bytes: &[u8]) -> Value {
+    let mut decoder = serde_json::Deserializer::from_slice(bytes);
+    decoder.disable_recursion_limit();
+    Value::deserialize(&mut decoder).unwrap_or_default()
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {

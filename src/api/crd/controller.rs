@@ -47,8 +47,8 @@ pub async fn stored_prefixes(store: &dyn store::Backend) -> Result<Vec<String>> 
     let request =
         store::RangeRequest { prefix: DEFINITIONS.into(), ..store::RangeRequest::default() };
     let range = store.range(request).await?;
-    let values = range.items.iter().filter_map(|item| serde_json::from_slice(&item.value).ok());
-    Ok(values.map(|definition: Value| prefix_of(&definition)).collect())
+    let values = range.items.iter().map(|item| crate::cache::decode(&item.value));
+    Ok(values.map(|definition| prefix_of(&definition)).collect())
 }
 
 fn prefix_of(definition: &Value) -> String {

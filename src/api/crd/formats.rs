@@ -170,14 +170,14 @@ fn isbn10(text: &str) -> bool {
         };
         sum += (at as u32 + 1) * value;
     }
-    sum % 11 == 0
+    sum.is_multiple_of(11)
 }
 
 fn isbn13(text: &str) -> bool {
     let digits: Option<Vec<u32>> = isbn_digits(text).chars().map(|c| c.to_digit(10)).collect();
     let Some(digits) = digits.filter(|digits| digits.len() == 13) else { return false };
     let sum: u32 = digits.iter().enumerate().map(|(at, d)| d * [1, 3][at % 2]).sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn credit_card(text: &str) -> bool {
@@ -196,7 +196,7 @@ fn credit_card(text: &str) -> bool {
             (_, double) => double,
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn base64(text: &str) -> bool {
@@ -204,7 +204,7 @@ fn base64(text: &str) -> bool {
     let padding = bytes.iter().rev().take_while(|b| **b == b'=').count();
     let letter = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/');
     !bytes.is_empty()
-        && bytes.len() % 4 == 0
+        && bytes.len().is_multiple_of(4)
         && padding <= 2
         && bytes[..bytes.len() - padding].iter().all(letter)
 }

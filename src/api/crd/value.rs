@@ -218,16 +218,16 @@ impl Place<'_> {
         let whole_for_float = got == "integer" && has("number");
         let textual = matches!(value, Value::String(_) | Value::Array(_));
         let format = &node.format;
-        if !textual
-            && !format.is_empty()
-            && !(has(got) || got_format == *format || whole_float || whole_for_float)
-        {
-            return self.wrong_type(format, got_format);
+        let by_type = has(got) || whole_float || whole_for_float;
+        match (format.is_empty(), textual) {
+            (true, _) => {}
+            // Texts with a format are looked at by the format alone.
+            (false, true) if !has("number") && !has("integer") => return fits,
+            (false, true) => {}
+            (false, false) if by_type || got_format == *format => {}
+            (false, false) => return self.wrong_type(format, got_format),
         }
-        if !(has("number") || has("integer")) && !format.is_empty() && textual {
-            return fits;
-        }
-        if !(has(got) || whole_float || whole_for_float) {
+        if !by_type {
             return self.wrong_type(&node.types.join(","), got);
         }
         fits

@@ -13,6 +13,7 @@ use crate::change::apply::{ApplyError, Writer, apply, reset_fields, update_manag
 use crate::change::{PatchError, json_patch, merge_patch, strategic};
 use crate::crd;
 use crate::error::{ApiError, Cause, Result};
+use crate::serve::negotiate::DEPTH_MAX;
 
 /// Metadata that only the server sets.
 const SERVER_METADATA: [&str; 6] = [
@@ -246,6 +247,10 @@ impl Registry {
             Change::Strategic(patch) => strategic::strategic_merge(&mut new, patch, target.typed()),
         }
         .map_err(|error| patch_error(&error))?;
+        // Patches one after the other may not build what no body may hold.
+        if is_deeper(&new, DEPTH_MAX) {
+            return Err(ApiError::bad_request("exceeded max depth"));
+        }
         // Custom objects are judged by their schema, once they are in shape.
         if target.resource.custom {
             return Ok(new);
@@ -298,6 +303,14 @@ pub(super) fn reset(target: &Target) -> &'static [&'static [&'static str]] {
         return &[&["metadata"], &["spec"]];
     }
     reset_fields(&resource.group, &resource.kind, target.has_status(), &target.subresource)
+}
+
+fn is_deeper(value: &Value, bound: usize) -> bool {
+    match value {
+        Value::Object(map) => bound == 0 || map.values().any(|below| is_deeper(below, bound - 1)),
+        Value::Array(items) => bound == 0 || items.iter().any(|below| is_deeper(below, bound - 1)),
+        _ => false,
+    }
 }
 
 /// True if the caller named the version it means to change.
