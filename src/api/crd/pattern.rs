@@ -139,6 +139,15 @@ fn escape(out: &mut String, chars: &mut Peekable<Chars<'_>>, in_class: bool) {
         other => {
             out.push('\\');
             out.push(other);
+            // A name in braces is no repetition.
+            if matches!(other, 'p' | 'P' | 'x') && chars.peek() == Some(&'{') {
+                for char in chars.by_ref() {
+                    out.push(char);
+                    if char == '}' {
+                        break;
+                    }
+                }
+            }
         }
     }
 }
@@ -160,9 +169,7 @@ fn closes_repetition(out: &str) -> bool {
             let inner = &out[at + 1..];
             let counts =
                 !inner.is_empty() && inner.bytes().all(|b| b.is_ascii_digit() || b == b',');
-            let named = out[..at].ends_with("\\p") || out[..at].ends_with("\\P");
-            let hexadecimal = out[..at].ends_with("\\x");
-            !escaped && (counts || named || hexadecimal)
+            !escaped && counts
         }
         None => false,
     }
