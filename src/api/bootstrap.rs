@@ -37,6 +37,7 @@ fn options() -> WriteOptions {
         user: Arc::new(User::new("system:apiserver", &[MASTERS])),
         manager: "kube-apiserver".into(),
         dry_run: false,
+        validation: Default::default(),
         force: false,
         notes: Default::default(),
     }

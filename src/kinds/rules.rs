@@ -373,6 +373,7 @@ fn prepare_of(group: &str, kind: &str) -> fn(&mut Value) {
                 .iter()
                 .filter(|v| flag(v, "storage"))
                 .map(|v| v["name"].clone())
+                .take(1)
                 .collect();
             o["status"] = json!({
                 "conditions": null,

@@ -33,6 +33,7 @@ impl<'a> Place<'a> {
         match self.typed.ty() {
             Type::Object(object) if !whole(object.atomic) => Form::Fields(self),
             Type::Map { atomic, .. } if !whole(*atomic) => Form::Fields(self),
+            Type::Deduced if !whole(false) => Form::Fields(self),
             Type::List(list) if !whole(list.kind == ListKind::Atomic) => {
                 Form::Items(list, self.typed.at(list.items))
             }

@@ -11,7 +11,9 @@ use crate::admission::Operation;
 use crate::authz::escalation;
 use crate::change::apply::{ApplyError, Writer, apply, reset_fields, update_managed_fields};
 use crate::change::{PatchError, json_patch, merge_patch, strategic};
+use crate::crd;
 use crate::error::{ApiError, Cause, Result};
+use crate::serve::negotiate::DEPTH_MAX;
 
 /// Metadata that only the server sets.
 const SERVER_METADATA: [&str; 6] = [
@@ -41,6 +43,7 @@ pub type Edit = dyn Fn(&Value) -> Result<Value> + Send + Sync;
 pub struct Written {
     pub object: Value,
     pub created: bool,
+    pub warnings: Vec<String>,
 }
 
 impl Registry {
@@ -58,8 +61,10 @@ impl Registry {
             let Some(live) = live else {
                 return self.create_by_update(target, change, options).await;
             };
-            match self.update_once(target, &live, change, options).await? {
-                Some(object) => return Ok(Written { object, created: false }),
+            let live = self.show(target, live).await?;
+            let mut warnings = Vec::new();
+            match self.update_once(target, &live, change, options, &mut warnings).await? {
+                Some(object) => return Ok(Written { object, created: false, warnings }),
                 None => {
                     tries += 1;
                     if tries >= CONFLICT_RETRIES_MAX {
@@ -96,7 +101,11 @@ impl Registry {
                 metadata_mut(&mut object).shift_remove("resourceVersion");
                 (object, None)
             }
-            Change::Apply(config) => (self.apply(target, None, config, options)?, Some(())),
+            Change::Apply(config) => {
+                let mut object = self.apply(target, None, config, options)?;
+                crd::accept::patched(target, &mut object, options.validation, config)?;
+                (object, Some(()))
+            }
             Change::Put(_)
             | Change::Json(_)
             | Change::Merge(_)
@@ -106,7 +115,7 @@ impl Registry {
             }
         };
         let object = self.create_once(target, object, options, managed).await?;
-        Ok(Written { object, created: true })
+        Ok(Written { object, created: true, warnings: Vec::new() })
     }
 
     /// None when another writer was faster and the change may be tried again.
@@ -116,10 +125,15 @@ impl Registry {
         stored: &crate::cache::Object,
         change: &Change,
         options: &WriteOptions,
+        warnings: &mut Vec<String>,
     ) -> Result<Option<Value>> {
         let resource = &target.resource;
         let live = convert::from_storage(stored.value(), resource, &target.version);
         let mut new = self.changed(target, &live, change, options)?;
+        if let Change::Json(patch) | Change::Merge(patch) | Change::Apply(patch) = change {
+            let mode = options.validation;
+            warnings.extend(crd::accept::patched(target, &mut new, mode, patch)?);
+        }
         let expects_version = check_preconditions(target, &live, &new, change)?;
 
         inherit_metadata(&mut new, &live, target);
@@ -135,9 +149,28 @@ impl Registry {
         self.admission.mutate(self, &attributes, &mut new)?;
         escalation::check(&self.authorizer, &attributes, &target.name, &new)?;
         (rules.default)(&mut new);
+        crd::accept::complete(target, &mut new);
+        if target.is_definition() && target.subresource.is_empty() {
+            crd::definition::remember_storage_version(&mut new);
+        }
         bump_generation(&mut new, &live, target);
         let allocated = self.allocator.allocate(self, target, &mut new, Some(&live))?;
+        if let Err(error) = crd::accept::check_update(target, &new, &live) {
+            self.allocator.release(allocated);
+            return Err(error);
+        }
         let errors = match target.subresource.as_str() {
+            _ if resource.custom => Vec::new(),
+            "" | "status" if target.is_definition() => {
+                warnings.extend(crd::definition::warnings(&new, Some(&live)));
+                let mut errors = rules.check_update(&new, &live);
+                errors.retain(|error| !crd::instance::is_about_domain(error));
+                errors.extend(match target.subresource.as_str() {
+                    "" => crd::definition::update(&new, &live),
+                    _ => crd::definition::status_update(&new),
+                });
+                errors
+            }
             "" | "status" | "scale" => rules.check_update(&new, &live),
             // What these may change was decided when they were read.
             _ => kinds::meta::object::validate_update(&new, &live),
@@ -158,14 +191,20 @@ impl Registry {
             self.allocator.release(allocated);
             return Ok(Some(new));
         }
+        let (key, expected) = (stored.key.to_string(), stored.revision);
         let write = if is_released(&new, target) {
-            Write::Delete { key: stored.key.to_string(), expected: stored.revision }
+            Write::Delete { key, expected }
         } else {
-            Write::Update {
-                key: stored.key.to_string(),
-                value: super::stored_bytes(&new, resource),
-                expected: stored.revision,
-            }
+            let converted = crd::convert::store(&self.cache, resource, &target.version, &new).await;
+            let (value, back) = match converted {
+                Ok(converted) => converted,
+                Err(error) => {
+                    self.allocator.release(allocated);
+                    return Err(error);
+                }
+            };
+            new = back.unwrap_or(new);
+            Write::Update { key, value, expected }
         };
         let deletes = matches!(write, Write::Delete { .. });
         match self.store().write(write, super::durability(resource)).await {
@@ -208,6 +247,14 @@ impl Registry {
             Change::Strategic(patch) => strategic::strategic_merge(&mut new, patch, target.typed()),
         }
         .map_err(|error| patch_error(&error))?;
+        // Patches one after the other may not build what no body may hold.
+        if is_deeper(&new, DEPTH_MAX) {
+            return Err(ApiError::bad_request("exceeded max depth"));
+        }
+        // Custom objects are judged by their schema, once they are in shape.
+        if target.resource.custom {
+            return Ok(new);
+        }
         if let Err(mismatch) =
             crate::scheme::shape::check_types(&new, target.typed(), &target.resource.kind)
         {
@@ -250,9 +297,20 @@ impl Registry {
     }
 }
 
-fn reset(target: &Target) -> &'static [&'static [&'static str]] {
+pub(super) fn reset(target: &Target) -> &'static [&'static [&'static str]] {
     let resource = &target.resource;
+    if resource.custom && target.subresource == "status" {
+        return &[&["metadata"], &["spec"]];
+    }
     reset_fields(&resource.group, &resource.kind, target.has_status(), &target.subresource)
+}
+
+fn is_deeper(value: &Value, bound: usize) -> bool {
+    match value {
+        Value::Object(map) => bound == 0 || map.values().any(|below| is_deeper(below, bound - 1)),
+        Value::Array(items) => bound == 0 || items.iter().any(|below| is_deeper(below, bound - 1)),
+        _ => false,
+    }
 }
 
 /// True if the caller named the version it means to change.
@@ -291,7 +349,12 @@ fn check_preconditions(
                 message: "Invalid value: 0: must be specified for an update".into(),
                 field: "metadata.resourceVersion".into(),
             };
-            return Err(ApiError::invalid(resource, &target.name, &[cause]));
+            // Upstream names the resource here, not the kind.
+            let named = kinds::resources::Resource {
+                kind: resource.plural.clone(),
+                ..(**resource).clone()
+            };
+            return Err(ApiError::invalid(&named, &target.name, &[cause]));
         }
         return Ok(false);
     }
@@ -411,7 +474,12 @@ fn bump_generation(new: &mut Value, live: &Value, target: &Target) {
         return;
     }
     let changed = if target.resource.custom {
-        !same_but(new, live, &["metadata", "status", "apiVersion", "kind"])
+        let own: &[&str] = if target.has_status() {
+            &["metadata", "status", "apiVersion", "kind"]
+        } else {
+            &["metadata", "apiVersion", "kind"]
+        };
+        !same_but(new, live, own)
     } else {
         target.rules().is_new_generation(new, live)
     };

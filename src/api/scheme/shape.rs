@@ -188,6 +188,9 @@ fn is_base64(text: &str) -> bool {
 /// nulls go, zero values of optional fields go, structures by value and required zero values
 /// appear. Called after decoding; defaults come after it and rely on it.
 pub fn normalise(value: &mut Value, typed: Typed<'_>) {
+    if typed.schema.free {
+        return;
+    }
     match (&mut *value, typed.ty()) {
         (Value::Object(map), Type::Object(object)) => {
             if !object.open {

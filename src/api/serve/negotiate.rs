@@ -10,7 +10,7 @@ const OFFERED: &str =
     "application/json, application/yaml, application/vnd.kubernetes.protobuf, application/cbor";
 const READABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 /// JSON and YAML deeper than this are refused.
-const DEPTH_MAX: usize = 500;
+pub const DEPTH_MAX: usize = 500;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {

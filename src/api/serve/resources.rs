@@ -12,6 +12,7 @@ use super::answer::{self, Include};
 use super::chain::Call;
 use super::negotiate::{self, Form};
 use super::{Shared, duplicates, reviews, subresources, watching};
+use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::{DeleteOptions, answers_with_object, deleted_status};
 use crate::registry::list::ListOptions;
@@ -27,10 +28,14 @@ const MANAGER_CHARS_MAX: usize = 128;
 pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
     let info = &call.info;
     let catalog = server.registry.catalog();
-    let resource = catalog
-        .by_plural(&info.group, &info.version, &info.resource)
-        .ok_or_else(ApiError::no_such_resource)?
-        .clone();
+    let resource = catalog.by_plural(&info.group, &info.version, &info.resource).cloned();
+    let Some(resource) = resource else {
+        // Of a group that nobody serves not even the errors have a form.
+        return match catalog.group(&info.group) {
+            Some(_) => Err(ApiError::no_such_resource()),
+            None => Ok(super::documents::not_found()),
+        };
+    };
     let scoped = !info.namespace.is_empty() && info.resource != "namespaces";
     if scoped && !resource.namespaced {
         return Err(ApiError::no_such_resource());
@@ -56,13 +61,21 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
     if target.resource.prefix.is_none() {
         return reviews::serve(server, &call, &target).await;
     }
+    let deprecation = crd::accept::of(&target).and_then(|version| version.deprecation.clone());
+    let mut answered = dispatch(server, call, target).await?;
+    answer::warn(&mut answered, deprecation.as_slice());
+    Ok(answered)
+}
+
+async fn dispatch(server: &Shared, call: Call, target: Target) -> Result<Response<Body>> {
+    let info = &call.info;
     if !info.subresource.is_empty() {
         let known = target.resource.subresource(&info.subresource, &info.version);
-        let known = known.ok_or_else(ApiError::no_such_resource)?.clone();
+        let known = known.ok_or_else(|| no_subresource(&target))?.clone();
         if info.subresource != "status" {
             return subresources::serve(server, call, target, &known).await;
         }
-    } else if !target.resource.has_verb(info.verb) || is_misdirected(&target, info.verb) {
+    } else if !has_verb(&target.resource, info.verb) || is_misdirected(&target, info.verb) {
         return Err(ApiError::method_not_allowed());
     }
     match info.verb {
@@ -74,6 +87,19 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         "delete" => delete(server, &call, &target).await,
         "deletecollection" => delete_collection(server, &call, &target).await,
         _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+/// Custom resources know every verb, also those that discovery no longer shows.
+fn has_verb(resource: &Resource, verb: &str) -> bool {
+    resource.custom || resource.has_verb(verb)
+}
+
+/// A custom resource's subresources are looked for by name, like objects.
+fn no_subresource(target: &Target) -> ApiError {
+    match target.resource.custom {
+        true => ApiError::not_found(&target.resource, &target.name),
+        false => ApiError::no_such_resource(),
     }
 }
 
@@ -172,6 +198,7 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
         dry_run,
         force: call.query.flag("force"),
         notes: Default::default(),
+        validation: field_validation(call)?,
     })
 }
 
@@ -195,7 +222,11 @@ pub async fn get(server: &Shared, call: &Call, target: &Target) -> Result<Respon
 
 fn selector(call: &Call, target: &Target) -> Result<Selector> {
     let (labels, fields) = (call.query.get("labelSelector"), call.query.get("fieldSelector"));
-    let selector = Selector::parse(&target.resource, labels, fields)?;
+    let selector = if target.resource.custom {
+        Selector::custom(target, labels, fields)?
+    } else {
+        Selector::parse(&target.resource, labels, fields)?
+    };
     Ok(if target.name.is_empty() { selector } else { selector.named(&target.name) })
 }
 
@@ -274,8 +305,14 @@ fn checked(call: &Call, target: &Target, mut value: Value) -> Result<(Value, Vec
         ));
     }
     let expected = target.api_version();
-    check_kind(&mut value, &expected, resource)?;
     let typed = target.typed();
+    if resource.custom {
+        crd::accept::check_kind(target, &value, call.request.body())?;
+        let warnings = accept_custom(call, target, &mut value)?;
+        place_in_namespace(target, &mut value)?;
+        return Ok((value, warnings));
+    }
+    check_kind(&mut value, &expected, resource)?;
     shape::check_types(&value, typed, &resource.kind).map_err(|mismatch| {
         ApiError::bad_request(format!(
             "{} in version {:?} cannot be handled as a {}: {mismatch}",
@@ -283,42 +320,64 @@ fn checked(call: &Call, target: &Target, mut value: Value) -> Result<(Value, Vec
         ))
     })?;
     let mut warnings = Vec::new();
-    if !resource.custom {
-        let mode = field_validation(call)?;
-        let mut unknown = Vec::new();
-        if mode != FieldValidation::Ignore {
-            unknown = duplicates::duplicate_field_errors(call.request.body());
-            unknown.extend(shape::unknown_field_errors(&value, typed));
-        }
-        match mode {
-            FieldValidation::Ignore => {}
-            FieldValidation::Warn => warnings = unknown,
-            FieldValidation::Strict if unknown.is_empty() => {}
-            FieldValidation::Strict => {
-                return Err(ApiError::bad_request(format!(
-                    "{} in version {:?} cannot be handled as a {}: strict decoding error: {}",
-                    resource.kind,
-                    target.version,
-                    resource.kind,
-                    unknown.join(", ")
-                )));
-            }
-        }
-        shape::normalise(&mut value, typed);
+    let mode = field_validation(call)?;
+    let mut unknown = Vec::new();
+    if mode != FieldValidation::Ignore {
+        unknown = duplicates::duplicate_field_errors(call.request.body());
+        unknown.extend(shape::unknown_field_errors(&value, typed));
     }
-    if resource.namespaced {
-        let namespace = metadata_str(&value, "namespace").to_string();
+    warnings.extend(judge_unknown(target, mode, unknown)?);
+    shape::normalise(&mut value, typed);
+    place_in_namespace(target, &mut value)?;
+    Ok((value, warnings))
+}
+
+/// Fields that the kind does not have: warnings, or a refusal where the client is strict.
+fn judge_unknown(
+    target: &Target,
+    mode: FieldValidation,
+    unknown: Vec<String>,
+) -> Result<Vec<String>> {
+    match mode {
+        FieldValidation::Ignore => Ok(Vec::new()),
+        FieldValidation::Warn => Ok(unknown),
+        FieldValidation::Strict if unknown.is_empty() => Ok(unknown),
+        FieldValidation::Strict => {
+            let kind = &target.resource.kind;
+            Err(ApiError::bad_request(format!(
+                "{kind} in version {:?} cannot be handled as a {kind}: strict decoding error: {}",
+                target.version,
+                unknown.join(", ")
+            )))
+        }
+    }
+}
+
+fn accept_custom(call: &Call, target: &Target, value: &mut Value) -> Result<Vec<String>> {
+    let mode = field_validation(call)?;
+    let mut unknown = Vec::new();
+    if mode != FieldValidation::Ignore {
+        unknown = duplicates::duplicate_field_errors(call.request.body());
+    }
+    unknown.extend(crd::accept::body(target, value)?);
+    judge_unknown(target, mode, unknown)
+}
+
+/// The namespace is that of the path.
+fn place_in_namespace(target: &Target, value: &mut Value) -> Result<()> {
+    if target.resource.namespaced {
+        let namespace = metadata_str(value, "namespace").to_string();
         if namespace.is_empty() {
-            metadata_mut(&mut value).insert("namespace".into(), target.namespace.as_str().into());
+            metadata_mut(value).insert("namespace".into(), target.namespace.as_str().into());
         } else if namespace != target.namespace {
             return Err(ApiError::bad_request(
                 "the namespace of the provided object does not match the namespace sent on the request",
             ));
         }
-    } else if !metadata_str(&value, "namespace").is_empty() {
-        metadata_mut(&mut value).shift_remove("namespace");
+    } else if !metadata_str(value, "namespace").is_empty() {
+        metadata_mut(value).shift_remove("namespace");
     }
-    Ok((value, warnings))
+    Ok(())
 }
 
 fn check_kind(value: &mut Value, expected: &str, resource: &Arc<Resource>) -> Result<()> {
@@ -345,8 +404,9 @@ fn check_kind(value: &mut Value, expected: &str, resource: &Arc<Resource>) -> Re
 async fn create(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let form = form(call)?;
     let options = write_options(call)?;
-    let (object, warnings) = read_object(call, target)?;
+    let (object, mut warnings) = read_object(call, target)?;
     let created = server.registry.create(target, object, &options).await?;
+    warnings.extend(crd::accept::create_warnings(target, &created));
     let mut response = answer::object(StatusCode::CREATED, form, target, &created, include(call)?)?;
     answer::warn(&mut response, &warnings);
     answer::warn(&mut response, &options.notes.warnings());
@@ -400,20 +460,19 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
         check_kind(&mut config, &expected, &target.resource)?;
         let typed = target.typed();
         let mut warnings = Vec::new();
-        if !target.resource.custom {
-            let unknown = shape::unknown_field_errors(&config, typed);
-            // Applying a field the schema does not know fails in the merge, unless the
-            // client asked to ignore it.
-            if field_validation(call)? == FieldValidation::Ignore {
-                shape::prune(&mut config, typed);
-            } else {
-                warnings = unknown;
-            }
+        let unknown = shape::unknown_field_errors(&config, typed);
+        // Applying a field the schema does not know fails in the merge, unless the client
+        // asked to ignore it.
+        if field_validation(call)? == FieldValidation::Ignore {
+            shape::prune(&mut config, typed);
+        } else {
+            warnings = unknown;
         }
         if metadata_str(&config, "name").is_empty() {
             metadata_mut(&mut config).insert("name".into(), target.name.as_str().into());
         }
-        if target.resource.namespaced && metadata_str(&config, "namespace").is_empty() {
+        let placed = target.resource.namespaced && !target.resource.custom;
+        if placed && metadata_str(&config, "namespace").is_empty() {
             metadata_mut(&mut config).insert("namespace".into(), target.namespace.as_str().into());
         }
         return Ok((Change::Apply(config), warnings));
@@ -482,8 +541,9 @@ fn patch_body(body: &[u8]) -> Result<Value> {
 pub async fn update(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let form = form(call)?;
     let options = write_options(call)?;
-    let (change, warnings) = read_change(call, target)?;
+    let (change, mut warnings) = read_change(call, target)?;
     let written = server.registry.update(target, &change, &options).await?;
+    warnings.extend(written.warnings.iter().cloned());
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = answer::object(status, form, target, &written.object, include(call)?)?;
     answer::warn(&mut response, &warnings);

@@ -11,6 +11,7 @@ use super::chain::Call;
 use super::resources::{self, form, read_change, write_options};
 use super::{Shared, answer, negotiate, proxy};
 use crate::authn::tokens::TokenRequest;
+use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::DeleteOptions;
 use crate::registry::update::{Change, patch_error};
@@ -33,7 +34,11 @@ pub async fn serve(
         ("scale", "get") => {
             let parent = server.registry.get(&target).await?;
             let form = form(&call)?;
-            answer::plain(StatusCode::OK, form, &scale_of(&parent, &target))
+            let scale = match custom_scale(&target) {
+                Some(paths) => crd::scale::read(&parent, paths)?,
+                None => scale_of(&parent, &target)?,
+            };
+            answer::plain(StatusCode::OK, form, &scale)
         }
         ("scale", _) => scale(server, &call, &target).await,
         ("binding", "create") => {
@@ -48,8 +53,16 @@ pub async fn serve(
     }
 }
 
+/// Where a custom object's scale lies; None for built-in ones.
+fn custom_scale(target: &Target) -> Option<&crd::version::Scale> {
+    crd::accept::of(target)?.scale.as_ref()
+}
+
 /// `autoscaling/v1 Scale` of an object.
-fn scale_of(parent: &Value, target: &Target) -> Value {
+fn scale_of(parent: &Value, target: &Target) -> Result<Value> {
+    if let Some(paths) = custom_scale(target) {
+        return Ok(crd::scale::of(parent, paths)?.0);
+    }
     let metadata = &parent["metadata"];
     let mut scale = json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1",
@@ -72,7 +85,7 @@ fn scale_of(parent: &Value, target: &Target) -> Value {
     if !text.is_empty() {
         scale["status"]["selector"] = text.into();
     }
-    scale
+    Ok(scale)
 }
 
 /// A scale that is put must be one, and of this object.
@@ -103,7 +116,7 @@ async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response
     let options = write_options(call)?;
     let form = form(call)?;
     let parent = server.registry.get(target).await?;
-    let live = scale_of(&parent, target);
+    let live = scale_of(&parent, target)?;
     let wanted = if call.info.verb == "update" {
         let scale = negotiate::decode(resources::content_type(call), call.request.body())?;
         check_scale(&scale, target)?;
@@ -120,6 +133,16 @@ async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response
         .map_err(|error| patch_error(&error))?;
         scale
     };
+    let paths = custom_scale(target).cloned();
+    if let Some(paths) = paths.as_ref().filter(|_| call.info.verb != "update") {
+        let unset = !crd::scale::of(&parent, paths)?.1 && wanted["spec"]["replicas"].is_null();
+        if unset {
+            return Err(ApiError::bad_request(format!(
+                "the spec replicas field {:?} cannot be empty",
+                paths.spec_replicas
+            )));
+        }
+    }
     let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
     if replicas < 0 {
         let cause = Cause {
@@ -142,12 +165,15 @@ async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response
         if by_put && !version.is_empty() && version != metadata_str(live, "resourceVersion") {
             return Err(ApiError::modified(&resource, &name));
         }
+        if let Some(paths) = &paths {
+            return Ok(crd::scale::with_replicas(live, paths, replicas));
+        }
         let mut new = live.clone();
         new["spec"]["replicas"] = replicas.into();
         Ok(new)
     }));
     let written = server.registry.update(target, &edit, &options).await?;
-    answer::plain(StatusCode::OK, form, &scale_of(&written.object, target))
+    answer::plain(StatusCode::OK, form, &scale_of(&written.object, target)?)
 }
 
 /// Binds a pod to a node: once, and only while it is not being deleted.
