@@ -156,9 +156,11 @@ fn kubernetes_service(advertised: Advertised) -> Value {
 }
 
 /// Endpoints and EndpointSlice of the `kubernetes` service, which no controller keeps:
-/// the service has no selector.
+/// the service has no selector. A loopback address names no host to a pod: there are no
+/// endpoints then.
 fn kubernetes_endpoints(advertised: Advertised) -> [Value; 2] {
     let address = advertised.address.to_string();
+    let reachable = !advertised.address.is_loopback();
     [
         json!({
             "apiVersion": "v1", "kind": "Endpoints",
@@ -166,10 +168,10 @@ fn kubernetes_endpoints(advertised: Advertised) -> [Value; 2] {
                 "name": "kubernetes", "namespace": "default",
                 "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
             },
-            "subsets": [{
+            "subsets": reachable.then(|| json!([{
                 "addresses": [{"ip": address}],
                 "ports": [{"name": "https", "port": advertised.port, "protocol": "TCP"}],
-            }],
+            }])),
         }),
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
@@ -178,7 +180,9 @@ fn kubernetes_endpoints(advertised: Advertised) -> [Value; 2] {
                 "labels": {"kubernetes.io/service-name": "kubernetes"},
             },
             "addressType": "IPv4",
-            "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+            "endpoints": reachable
+                .then(|| json!([{"addresses": [address], "conditions": {"ready": true}}]))
+                .unwrap_or_else(|| json!([])),
             "ports": [{"name": "https", "port": advertised.port, "protocol": "TCP"}],
         }),
     ]
