@@ -32,7 +32,8 @@ pub struct Advertised {
     pub service: Ipv4Addr,
 }
 
-fn options() -> WriteOptions {
+/// How the server writes in its own name.
+pub(crate) fn options() -> WriteOptions {
     WriteOptions {
         user: Arc::new(User::new("system:apiserver", &[MASTERS])),
         manager: "kube-apiserver".into(),
