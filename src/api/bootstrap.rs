@@ -162,6 +162,11 @@ fn kubernetes_service(advertised: Advertised) -> Value {
 fn kubernetes_endpoints(advertised: Advertised) -> [Value; 2] {
     let address = advertised.address.to_string();
     let reachable = !advertised.address.is_loopback();
+    let endpoints = if reachable {
+        json!([{"addresses": [address], "conditions": {"ready": true}}])
+    } else {
+        json!([])
+    };
     [
         json!({
             "apiVersion": "v1", "kind": "Endpoints",
@@ -181,9 +186,7 @@ fn kubernetes_endpoints(advertised: Advertised) -> [Value; 2] {
                 "labels": {"kubernetes.io/service-name": "kubernetes"},
             },
             "addressType": "IPv4",
-            "endpoints": reachable
-                .then(|| json!([{"addresses": [address], "conditions": {"ready": true}}]))
-                .unwrap_or_else(|| json!([])),
+            "endpoints": endpoints,
             "ports": [{"name": "https", "port": advertised.port, "protocol": "TCP"}],
         }),
     ]
