@@ -2,3 +2,4 @@
 
 pub mod defaults;
 pub mod pod_defaults;
+pub mod service;

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::apps::defaults as apps;
-use crate::core::{defaults as core, pod_defaults};
+use crate::core::{defaults as core, pod_defaults, service};
 use crate::meta::object::NameRule;
 use crate::meta::{FieldError, object};
 use crate::policy::defaults as policy;
@@ -67,6 +67,10 @@ impl Rules {
             table: table(group, kind),
             prepare_create: prepare_of(group, kind),
             prepare_update: match resource {
+                Some(_) if (group, kind) == ("", "Service") => |new, old| {
+                    restore(new, old, "status");
+                    service::drop_dependent(new, old);
+                },
                 Some(r) if r.subresources.iter().any(|s| s.name == "status") => {
                     |new, old| restore(new, old, "status")
                 }
@@ -355,7 +359,7 @@ fn prepare_of(group: &str, kind: &str) -> fn(&mut Value) {
             let finalizers = &mut crate::value::object(o, "spec")["finalizers"];
             let kept = finalizers.as_array().cloned().unwrap_or_default();
             if !kept.contains(&json!("kubernetes")) {
-                *finalizers = [vec![json!("kubernetes")], kept].concat().into();
+                *finalizers = [kept, vec![json!("kubernetes")]].concat().into();
             }
         },
         ("", "Service") => |o| o["status"] = json!({"loadBalancer": {}}),
@@ -422,6 +426,18 @@ fn data_source(claim: &mut Value) {
 fn prepare_pod(pod: &mut Value) {
     let class = qos_class(pod);
     pod["status"] = json!({"phase": "Pending", "qosClass": class});
+    // Before 1.0 a pod without patience was written so.
+    if at(pod, "spec.terminationGracePeriodSeconds").as_i64().is_some_and(|grace| grace < 0) {
+        pod["spec"]["terminationGracePeriodSeconds"] = json!(1);
+    }
+    if !items(pod, "spec.schedulingGates").is_empty() {
+        pod["status"]["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "lastProbeTime": null,
+            "lastTransitionTime": base::time::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        }]);
+    }
     let labels = at(pod, "metadata.labels").clone();
     for constraint in items_mut(&mut pod["spec"], "topologySpreadConstraints") {
         let keys = items(constraint, "matchLabelKeys").to_vec();

@@ -8,6 +8,7 @@ mod checks;
 mod config;
 mod networking;
 mod pod;
+mod pod_host;
 mod pod_more;
 mod policy;
 mod service;

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::{Registry, Target, metadata_str};
+use super::{Target, metadata_str};
 use crate::error::{ApiError, Cause, Result};
 
 /// Random draws before the range is searched from its beginning.
@@ -66,6 +66,9 @@ struct Taken {
 pub struct Allocation {
     addresses: Vec<Ipv4Addr>,
     ports: Vec<u16>,
+    /// Nothing is taken, and nothing that is asked for is compared with what is taken; what is
+    /// drawn is the first of its range.
+    dry_run: bool,
 }
 
 pub struct Allocator {
@@ -124,12 +127,12 @@ impl Allocator {
     /// 422 for an address or port that is taken or outside of the range.
     pub fn allocate(
         &self,
-        _: &Registry,
         target: &Target,
         service: &mut Value,
         live: Option<&Value>,
+        dry_run: bool,
     ) -> Result<Allocation> {
-        let mut allocation = Allocation::default();
+        let mut allocation = Allocation { dry_run, ..Allocation::default() };
         if !is_service(target) || !matches!(target.subresource.as_str(), "") {
             return Ok(allocation);
         }
@@ -160,11 +163,16 @@ impl Allocator {
             }
             return Ok(());
         }
+        self.families(target, &service["spec"])?;
         let held = live.map(addresses_of).unwrap_or_default();
         let was_headless = live.is_some_and(|live| live["spec"]["clusterIP"] == "None");
         let listed = service["spec"]["clusterIPs"][0].as_str().unwrap_or("").to_string();
         let mut asked = service["spec"]["clusterIP"].as_str().unwrap_or("").to_string();
-        if asked.is_empty() {
+        if asked.is_empty() && !listed.is_empty() {
+            if live.is_none() {
+                // Wrong, as validation will say.
+                return Ok(());
+            }
             asked = listed;
         }
         if asked.is_empty() && was_headless {
@@ -178,6 +186,7 @@ impl Allocator {
         }
         let address = match asked.as_str() {
             "None" => "None".to_string(),
+            "" if allocation.dry_run => self.network.nth(0).to_string(),
             "" => {
                 let drawn = self.draw_address().ok_or_else(|| {
                     ApiError::internal("failed to allocate a serviceIP: range is full")
@@ -188,7 +197,8 @@ impl Allocator {
             text => {
                 let wanted: Option<Ipv4Addr> = text.parse().ok();
                 // What is not an address is left to validation.
-                if let Some(wanted) = wanted.filter(|ip| !held.contains(ip)) {
+                let new = wanted.filter(|ip| !held.contains(ip) && !allocation.dry_run);
+                if let Some(wanted) = new {
                     self.take_address(target, wanted)?;
                     allocation.addresses.push(wanted);
                 }
@@ -197,17 +207,60 @@ impl Allocator {
         };
         let spec = &mut service["spec"];
         spec["clusterIP"] = address.as_str().into();
-        let given = spec["clusterIPs"].as_array().is_some_and(|list| list.len() > 1);
+        let kept = if live.is_none() { 0 } else { 1 };
+        let given = spec["clusterIPs"].as_array().is_some_and(|list| list.len() > kept);
         if !given {
             spec["clusterIPs"] = json!([address]);
         }
-        if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
-            spec["ipFamilies"] = json!(["IPv4"]);
-        }
+        // Without a selector somebody else brings the endpoints, of whatever family.
+        let any_family =
+            address == "None" && spec["selector"].as_object().is_none_or(serde_json::Map::is_empty);
+        let (families, policy) = if any_family {
+            (json!(["IPv4", "IPv6"]), "RequireDualStack")
+        } else {
+            (json!(["IPv4"]), "SingleStack")
+        };
+        let given = spec["ipFamilies"].as_array().is_some_and(|list| !list.is_empty());
         if spec["ipFamilyPolicy"].as_str().is_none() {
-            spec["ipFamilyPolicy"] = "SingleStack".into();
+            let one = given && spec["ipFamilies"].as_array().is_some_and(|list| list.len() == 1);
+            spec["ipFamilyPolicy"] = if one { "SingleStack" } else { policy }.into();
+        }
+        if !given {
+            let single = spec["ipFamilyPolicy"] == "SingleStack";
+            spec["ipFamilies"] = if single { json!(["IPv4"]) } else { families };
         }
         Ok(())
+    }
+
+    /// This cluster's services have IPv4 addresses only.
+    ///
+    /// # Errors
+    /// 422 for a service that insists on another family.
+    fn families(&self, target: &Target, spec: &Value) -> Result<()> {
+        let selects = spec["selector"].as_object().is_some_and(|map| !map.is_empty());
+        if spec["clusterIP"] == "None" && !selects {
+            return Ok(());
+        }
+        let refuse = |field: String, value: &Value, why: &str| {
+            let cause = Cause {
+                reason: "FieldValueInvalid".into(),
+                message: format!("Invalid value: {value}: {why}"),
+                field,
+            };
+            Err(ApiError::invalid(&target.resource, &target.name, &[cause]))
+        };
+        if spec["ipFamilyPolicy"] == "RequireDualStack" {
+            let why = "this cluster is not configured for dual-stack services";
+            return refuse("spec.ipFamilyPolicy".into(), &spec["ipFamilyPolicy"], why);
+        }
+        let mut families = spec["ipFamilies"].as_array().into_iter().flatten().enumerate();
+        match families.find(|(_, family)| *family == "IPv6") {
+            Some((index, family)) => {
+                let why = "not configured on this cluster";
+                refuse(format!("spec.ipFamilies[{index}]"), family, why)
+            }
+            None => Ok(()),
+        }
     }
 
     fn draw_address(&self) -> Option<Ipv4Addr> {
@@ -273,16 +326,15 @@ impl Allocator {
             let kept = live.and_then(|live| live["spec"]["healthCheckNodePort"].as_u64());
             let port = match kept.filter(|port| *port != 0) {
                 Some(port) => port,
-                None => {
-                    let port = self.draw_port()?;
-                    allocation.ports.push(port);
-                    u64::from(port)
-                }
+                None => u64::from(self.draw_port_for(allocation)?),
             };
             service["spec"]["healthCheckNodePort"] = port.into();
         }
-        let Some(ports) = service["spec"]["ports"].as_array_mut() else { return Ok(()) };
+        let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
+        let Some(ports) = ports else { return Ok(()) };
         let mut seen: Vec<(u16, String)> = Vec::new();
+        // One port number has one node port, whatever the protocols.
+        let mut of_port: Vec<(u64, u16)> = Vec::new();
         for (index, port) in ports.iter_mut().enumerate() {
             let protocol = port["protocol"].as_str().unwrap_or("TCP").to_string();
             let asked = port["nodePort"].as_u64().and_then(|n| u16::try_from(n).ok()).unwrap_or(0);
@@ -293,19 +345,19 @@ impl Allocator {
                         && old["protocol"].as_str().unwrap_or("TCP") == protocol
                 });
                 let kept = before.and_then(|old| old["nodePort"].as_u64()).filter(|n| *n != 0);
-                let number = match kept {
-                    Some(number) => number as u16,
-                    None => {
-                        let number = self.draw_port()?;
-                        allocation.ports.push(number);
-                        number
-                    }
+                let own = port["port"].as_u64().unwrap_or(0);
+                let shared = of_port.iter().find(|(port, _)| *port == own).map(|(_, n)| *n);
+                let number = match kept.map(|number| number as u16).or(shared) {
+                    Some(number) => number,
+                    None => self.draw_port_for(allocation)?,
                 };
+                of_port.push((own, number));
                 port["nodePort"] = number.into();
                 seen.push((number, protocol));
             } else if asked != 0 && (wants || balancer_without) {
                 let shared = seen.iter().any(|(n, p)| *n == asked && *p != protocol);
-                if !held.contains(&asked) && !shared {
+                of_port.push((port["port"].as_u64().unwrap_or(0), asked));
+                if !held.contains(&asked) && !shared && !allocation.dry_run {
                     self.take_port(target, asked, index)?;
                     allocation.ports.push(asked);
                 }
@@ -318,6 +370,15 @@ impl Allocator {
             }
         }
         Ok(())
+    }
+
+    fn draw_port_for(&self, allocation: &mut Allocation) -> Result<u16> {
+        if allocation.dry_run {
+            return Ok(*self.ports.start());
+        }
+        let port = self.draw_port()?;
+        allocation.ports.push(port);
+        Ok(port)
     }
 
     fn draw_port(&self) -> Result<u16> {

@@ -95,7 +95,7 @@ impl Registry {
         target.normalise(&mut object);
         // Statuses have defaults too.
         (rules.default)(&mut object);
-        let allocated = self.allocator.allocate(self, target, &mut object, None)?;
+        let allocated = self.allocator.allocate(target, &mut object, None, options.dry_run)?;
         let checked = self.check_create(target, &object, &attributes);
         if let Err(error) = checked {
             self.allocator.release(allocated);

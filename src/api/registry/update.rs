@@ -154,7 +154,7 @@ impl Registry {
             crd::definition::remember_storage_version(&mut new);
         }
         bump_generation(&mut new, &live, target);
-        let allocated = self.allocator.allocate(self, target, &mut new, Some(&live))?;
+        let allocated = self.allocator.allocate(target, &mut new, Some(&live), options.dry_run)?;
         if let Err(error) = crd::accept::check_update(target, &new, &live) {
             self.allocator.release(allocated);
             return Err(error);

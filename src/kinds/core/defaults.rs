@@ -35,6 +35,7 @@ pub fn service(service: &mut Value) {
     }
     if kind == "LoadBalancer" {
         fill(spec, "allocateLoadBalancerNodePorts", true);
+        super::service::status_defaults(service);
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn ingress(object: &Value) -> Errors {
     let (rules, backend) = (items(spec, "rules"), &spec["defaultBackend"]);
     if rules.is_empty() && !backend.is_object() {
         let detail = "either `defaultBackend` or `rules` must be specified";
-        out.push(FieldError::invalid("spec", Value::Array(Vec::new()), detail));
+        out.push(FieldError::invalid("spec", Value::Null, detail));
     }
     if backend.is_object() {
         ingress_backend(backend, "spec.defaultBackend", &mut out);
@@ -123,7 +123,7 @@ fn ingress_backend(backend: &Value, field: &str, out: &mut Errors) {
         }
         (false, false) => {
             let detail = "resource or service backend is required";
-            out.push(FieldError::required(field, detail));
+            out.push(FieldError::invalid(field, "", detail));
         }
         (false, true) => {
             let field = child(field, "resource");
@@ -245,7 +245,7 @@ pub(super) fn network_policy(object: &Value) -> Errors {
         return out;
     }
     for (index, kind) in kinds.iter().enumerate() {
-        one_of(kind, &format!("spec.policyTypes[{index}]"), &["Egress", "Ingress"], &mut out);
+        one_of(kind, &format!("spec.policyTypes[{index}]"), &["Ingress", "Egress"], &mut out);
     }
     out
 }
@@ -266,13 +266,14 @@ fn policy_port(port: &Value, field: &str, out: &mut Errors) {
     match first.as_i64() {
         None => {
             let detail = "may not be specified when `port` is non-numeric";
-            out.push(FieldError::required(format!("{field}.endPort"), detail));
+            out.push(FieldError::invalid(format!("{field}.endPort"), end, detail));
         }
         Some(first) => {
             let at = format!("{field}.endPort");
             if end < first {
                 let detail = "must be greater than or equal to `port`";
-                out.push(FieldError::invalid(&at, end, detail));
+                // The value shown is upstream's.
+                out.push(FieldError::invalid(&at, first, detail));
             }
             let problems = name::is_port_number(end);
             out.extend(problems.iter().map(|p| FieldError::invalid(&at, end, p)));
@@ -314,8 +315,8 @@ fn ip_block(block: &Value, field: &str, out: &mut Errors) {
         if let (Some(outer), Some(inner)) = (split(range), split(except)) {
             let within = inner.1 > outer.1 && masked(inner.0, outer.1) == masked(outer.0, outer.1);
             if !within {
-                let detail = format!("must be a strict subset of `cidr` {range:?}");
-                out.push(FieldError::invalid(&field, except, &detail));
+                let detail = "must be a strict subset of `cidr`";
+                out.push(FieldError::invalid(&field, except, detail));
             }
         }
     }
@@ -446,7 +447,8 @@ fn slice_address(address: &str, kind: &str, field: &str, out: &mut Errors) {
     };
     if !fits {
         let detail = format!("must be an {kind} address");
-        out.push(FieldError::invalid(field, address, &detail));
+        let list = field.rsplit_once('[').map_or(field, |(list, _)| list);
+        out.push(FieldError::invalid(list, address, &detail));
     }
     if let Ok(parsed) = parsed {
         special_address(parsed, address, field, out);
@@ -531,7 +533,11 @@ pub(super) fn endpoints(object: &Value) -> Errors {
                 let at = format!("{field}.{list}[{index}]");
                 let ip = text(address, "ip");
                 match ip.parse::<IpAddr>() {
-                    Err(_) => out.push(FieldError::invalid(format!("{at}.ip"), ip, IP)),
+                    Err(_) => {
+                        let field = format!("{at}.ip");
+                        out.push(FieldError::invalid(&field, ip, IP));
+                        out.push(FieldError::invalid(field, ip, "must be a valid IP address"));
+                    }
                     Ok(parsed) => special_address(parsed, ip, &format!("{at}.ip"), &mut out),
                 }
                 let host = text(address, "hostname");

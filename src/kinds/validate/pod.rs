@@ -180,6 +180,7 @@ fn spec(spec: &Value, field: &str) -> Errors {
     tolerations(spec, field, &mut out);
     spreading(spec, field, &mut out);
     super::pod_more::spec(spec, field, &mut out);
+    super::pod_host::spec(spec, field, &mut out);
     out
 }
 

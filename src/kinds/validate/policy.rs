@@ -410,7 +410,7 @@ pub(super) fn autoscaler(object: &Value) -> Errors {
         let detail = "must be greater than or equal to `minReplicas`";
         out.push(FieldError::invalid("spec.maxReplicas", most, detail));
     }
-    reference(&spec["scaleTargetRef"], "spec.scaleTargetRef", &mut out);
+    reference(&spec["scaleTargetRef"], "spec.scaleTargetRef", false, &mut out);
     if text(object, "apiVersion").ends_with("/v1") {
         let target = &spec["targetCPUUtilizationPercentage"];
         let field = "spec.metrics[0].resource.target.averageUtilization";
@@ -426,7 +426,8 @@ pub(super) fn autoscaler(object: &Value) -> Errors {
     out
 }
 
-fn reference(target: &Value, field: &str, out: &mut Errors) {
+/// `of_object`: of a metric, which may be of any kind.
+fn reference(target: &Value, field: &str, of_object: bool, out: &mut Errors) {
     for key in ["kind", "name"] {
         if required(target, key, field, out) {
             form(text(target, key), &format!("{field}.{key}"), name::is_path_segment, out);
@@ -436,7 +437,7 @@ fn reference(target: &Value, field: &str, out: &mut Errors) {
     let at = format!("{field}.apiVersion");
     match version.matches('/').count() {
         // Replication controllers live in the group without a name.
-        0 if text(target, "kind") == "ReplicationController" && version == "v1" => {}
+        0 if version == "v1" && (of_object || text(target, "kind") == "ReplicationController") => {}
         0 => out.push(FieldError::invalid(at, version, "apiVersion must specify API group")),
         1 => {}
         _ => {
@@ -500,7 +501,8 @@ fn metric_source(key: &str, source: &Value, field: &str, out: &mut Errors) {
         }
         _ => {
             if key == "object" {
-                reference(&source["describedObject"], &format!("{field}.describedObject"), out);
+                let at = format!("{field}.describedObject");
+                reference(&source["describedObject"], &at, true, out);
             }
             let at = format!("{field}.metric");
             if text(source, "metric.name").is_empty() {

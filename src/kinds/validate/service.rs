@@ -64,6 +64,16 @@ fn addresses(spec: &Value, out: &mut Vec<FieldError>) {
         let detail = "first value must match `clusterIP`";
         out.push(FieldError::invalid("spec.clusterIPs", all.to_vec(), detail));
     }
+    if first.is_empty() && !all.is_empty() {
+        let detail = "must be empty when `clusterIP` is not specified";
+        out.push(FieldError::invalid("spec.clusterIPs", all.to_vec(), detail));
+    }
+    let of_v4 = |address: &&Value| address.as_str().is_some_and(|it| it.contains('.'));
+    let v4 = all.iter().filter(of_v4).count();
+    if v4 > 1 || all.len() - v4 > 1 {
+        let detail = "may specify no more than one IP for each IP family";
+        out.push(FieldError::invalid("spec.clusterIPs", all.to_vec(), detail));
+    }
     let listed = all.iter().filter_map(Value::as_str);
     let listed: Vec<&str> =
         if all.is_empty() && !first.is_empty() { vec![first] } else { listed.collect() };

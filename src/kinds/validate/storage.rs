@@ -165,7 +165,7 @@ pub(super) fn volume(object: &Value) -> Errors {
         out.push(FieldError::required("spec.capacity", ""));
     }
     if listed > 1 || capacity["storage"].is_null() {
-        let shown = if listed == 0 { Value::Null } else { capacity.clone() };
+        let shown = if listed == 0 { Value::Null } else { sorted(capacity) };
         out.push(FieldError::not_supported("spec.capacity", shown, &["storage"]));
     }
     for (key, amount) in capacity.as_object().into_iter().flatten() {
@@ -187,6 +187,13 @@ pub(super) fn volume(object: &Value) -> Errors {
     object_name(text(spec, "storageClassName"), "spec.storageClassName", &mut out);
     one_of(&spec["volumeMode"], "spec.volumeMode", &["Block", "Filesystem"], &mut out);
     out
+}
+
+/// With its keys in order, as upstream shows maps.
+fn sorted(map: &Value) -> Value {
+    let mut entries: Vec<_> = map.as_object().into_iter().flatten().collect();
+    entries.sort_by_key(|(key, _)| *key);
+    entries.into_iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn sources(spec: &Value, has_affinity: bool, out: &mut Errors) {
