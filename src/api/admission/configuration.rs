@@ -5,7 +5,7 @@
 
 use cel::{Environment, Type};
 use kinds::meta::selector::validate_label_selector;
-use kinds::meta::{FieldError, name};
+use kinds::meta::{FieldError, Reason, name};
 use serde_json::Value;
 
 use super::policy::compile::{
