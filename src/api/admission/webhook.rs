@@ -3,20 +3,18 @@
 //! Mutating webhooks are asked one after the other, validating ones all at once. Which
 //! requests they are about is told as for policies.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cel::{Bindings, Environment};
 use futures::future::{BoxFuture, join_all};
-use parking_lot::RwLock;
 use serde_json::{Value, json};
 use tracing::warn;
 
 use super::policy::compile::{Expression, environment, with_authorizer};
 use super::policy::evaluate::{Asker, admission_request, conditions_hold, in_version, set_request};
 use super::policy::matching::{Matched, Matching};
-use super::policy::{current, is_exempt};
+use super::policy::{Compiled, current, is_exempt};
 use super::{Admission, Attributes};
 use crate::change::json_patch;
 use crate::error::{ApiError, Result};
@@ -37,7 +35,7 @@ const TIMEOUT_SECONDS: u64 = 10;
 /// The webhooks of this server, read once per revision of their configuration.
 #[derive(Default)]
 pub struct Webhooks {
-    read: RwLock<HashMap<Arc<str>, (u64, Arc<Configuration>)>>,
+    read: Compiled<Configuration>,
 }
 
 /// One configuration object.
