@@ -5,7 +5,7 @@
 
 use cel::{Environment, Type};
 use kinds::meta::selector::validate_label_selector;
-use kinds::meta::{FieldError, Reason, name};
+use kinds::meta::{FieldError, name};
 use serde_json::Value;
 
 use super::policy::compile::{
@@ -240,14 +240,17 @@ fn mutations(spec: &Value, environment: &Environment, errors: &mut Errors) {
                 continue;
             }
         };
-        if mutation[other].is_object() {
-            let why = format!("must not be specified when patchType is {kind}");
-            let value = "{}";
-            errors.push(FieldError::invalid(format!("{path}.{other}"), value, &why));
-        }
-        if !mutation[field].is_object() {
+        let given = mutation[field].is_object();
+        if !given {
             let why = format!("must be specified when patchType is {kind}");
             errors.push(FieldError::required(format!("{path}.{field}"), &why));
+        }
+        if mutation[other].is_object() {
+            let why = format!("must not be specified when patchType is {kind}");
+            let value = format!("{{{other}}}");
+            errors.push(FieldError::invalid(format!("{path}.{other}"), value, &why));
+        }
+        if !given {
             continue;
         }
         let made = text(&mutation[field], "expression");
