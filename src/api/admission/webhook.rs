@@ -20,11 +20,10 @@ use crate::change::json_patch;
 use crate::error::{ApiError, Result};
 use crate::registry::{Registry, Target};
 use crate::scheme::shape;
+use crate::webhook::Endpoint;
 
-mod call;
 mod review;
 
-use call::Endpoint;
 use review::Answer;
 
 const MUTATING: &str = "/registry/mutatingwebhookconfigurations/";
@@ -189,7 +188,8 @@ impl Asked<'_> {
             object,
             &old,
         );
-        let answer = self.hook.endpoint.ask(&registry.cache, &question).await?;
+        let answer = self.hook.endpoint.ask(&registry.cache, &question).await;
+        let answer = answer.map_err(|why| format!("failed to call webhook: {why}"))?;
         review::answer(version, &uid, &answer, mutating)
     }
 

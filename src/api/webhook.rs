@@ -1,7 +1,7 @@
-//! One question to one webhook over HTTPS.
+//! Webhooks: how one is reached, and one question asked of it over HTTPS.
 //!
 //! Every call has a deadline and every answer a bound; a connection that still stands is used
-//! again. What an answer means is for `review` to judge.
+//! again. What an answer means is for whoever asked to judge.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use http::{Request, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use kinds::meta::{FieldError, name};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
@@ -21,8 +22,8 @@ use tokio_rustls::TlsConnector;
 
 use crate::cache::Cache;
 
-/// Larger answers are refused, in bytes: a patch is not longer than what it patches, by much.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Larger answers are refused, in bytes: a list may be converted in one question.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Connections kept for the next question.
 const IDLE_CONNECTIONS_MAX: usize = 4;
 /// Of an error's text that is told to the client.
@@ -74,7 +75,7 @@ impl Endpoint {
             Ok(Err(why)) => why,
             Err(_) => "context deadline exceeded".to_owned(),
         };
-        Err(format!("failed to call webhook: Post {shown:?}: {why}"))
+        Err(format!("Post {shown:?}: {why}"))
     }
 
     async fn call(&self, cache: &Cache, question: &Value) -> Result<Value, String> {
@@ -125,7 +126,7 @@ impl Endpoint {
             .header(http::header::HOST, &peer.name)
             .header(http::header::CONTENT_TYPE, "application/json")
             .header(http::header::ACCEPT, "application/json, */*")
-            .header(http::header::USER_AGENT, "kube-apiserver-admission")
+            .header(http::header::USER_AGENT, "kube-apiserver")
             .body(Full::new(body))
             .map_err(|err| err.to_string())?;
         let response = sender.send_request(request).await.map_err(|err| err.to_string())?;
@@ -260,9 +261,8 @@ fn resolve(cache: &Cache, namespace: &str, name: &str, port: u16) -> Result<(Str
 }
 
 fn tls(config: &Value) -> Result<Arc<rustls::ClientConfig>, String> {
-    let own = config["caBundle"].as_str().filter(|bundle| !bundle.is_empty());
-    let pem = match own {
-        Some(bundle) => STANDARD.decode(bundle).map_err(|err| err.to_string())?,
+    let pem = match bundle(config).filter(|pem| !pem.is_empty()) {
+        Some(pem) => pem,
         None => SYSTEM_ROOTS
             .iter()
             .find_map(|path| std::fs::read(path).ok())
@@ -273,4 +273,142 @@ fn tls(config: &Value) -> Result<Arc<rustls::ClientConfig>, String> {
         .map_err(|err| format!("unable to load root certificates: {}", base::error::chain(&err)))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+fn bundle(client: &Value) -> Option<Vec<u8>> {
+    STANDARD.decode(client["caBundle"].as_str()?).ok()
+}
+
+/// Whether a configuration has no authorities of its own, or such that can be read.
+pub fn bundle_is_good(client: &Value) -> bool {
+    match bundle(client).filter(|pem| !pem.is_empty()) {
+        None => true,
+        Some(pem) => {
+            let mark = b"-----BEGIN CERTIFICATE-----";
+            pem.windows(mark.len()).any(|window| window == mark)
+                && pki::tls::client_config(Some(&pem), None, false).is_ok()
+        }
+    }
+}
+
+/// Checks a `clientConfig`; the authorities only where the definition is in use.
+pub fn check(client: &Value, at: &str, in_use: bool) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let url = client["url"].as_str();
+    let service = client.get("service").filter(|service| service.is_object());
+    match (url, service) {
+        (Some(_), Some(_)) | (None, None) => {
+            errors.push(FieldError::required(at, "exactly one of url or service is required"));
+        }
+        (Some(url), None) => check_url(url, &format!("{at}.url"), &mut errors),
+        (None, Some(service)) => check_service(service, &format!("{at}.service"), &mut errors),
+    }
+    if in_use && !bundle_is_good(client) {
+        let said = "unable to load root certificates: unable to parse bytes as PEM block";
+        let held = client["caBundle"].clone();
+        errors.push(FieldError::invalid(format!("{at}.caBundle"), held, said));
+    }
+    errors
+}
+
+fn check_url(url: &str, at: &str, errors: &mut Vec<FieldError>) {
+    let form = "; desired format: https://host[/path]";
+    let mut invalid = |value: &str, said: String| {
+        errors.push(FieldError::invalid(at, value, &said));
+    };
+    let Ok(uri) = url.parse::<Uri>() else {
+        invalid(url, format!("url must be a valid URL: parse {url:?}: invalid URI{form}"));
+        return;
+    };
+    let scheme = uri.scheme_str().unwrap_or("");
+    if scheme != "https" {
+        invalid(scheme, format!("'https' is the only allowed URL scheme{form}"));
+    }
+    if uri.host().unwrap_or("").is_empty() {
+        invalid(uri.host().unwrap_or(""), format!("host must be specified{form}"));
+    }
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    if let Some((user, _)) = authority.rsplit_once('@') {
+        invalid(user, "user information is not permitted in the URL".into());
+    }
+    if url.contains('#') {
+        let fragment = url.split_once('#').map_or("", |(_, fragment)| fragment);
+        invalid(fragment, "fragments are not permitted in the URL".into());
+    }
+    if let Some(query) = uri.query() {
+        invalid(query, "query parameters are not permitted in the URL".into());
+    }
+}
+
+fn check_service(service: &Value, at: &str, errors: &mut Vec<FieldError>) {
+    for field in ["name", "namespace"] {
+        if service[field].as_str().unwrap_or("").is_empty() {
+            errors.push(FieldError::required(
+                format!("{at}.{field}"),
+                &format!("service {field} is required"),
+            ));
+        }
+    }
+    let port = service["port"].as_i64().unwrap_or(443);
+    if !name::is_port_number(port).is_empty() {
+        let said = format!("port is not valid: {}", name::is_port_number(port).join(","));
+        errors.push(FieldError::invalid(format!("{at}.port"), port, &said));
+    }
+    let Some(path) = service["path"].as_str() else { return };
+    let at = format!("{at}.path");
+    if path.is_empty() {
+        return;
+    }
+    let Some(rest) = path.strip_prefix('/') else {
+        errors.push(FieldError::invalid(at, path, "must start with a '/'"));
+        return;
+    };
+    if rest.is_empty() {
+        return;
+    }
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    for (index, step) in rest.split('/').enumerate() {
+        let mut said = Vec::new();
+        if step.is_empty() {
+            said.push(format!("segment[{index}] may not be empty"));
+        } else {
+            for problem in name::is_dns1123_subdomain(step) {
+                said.push(format!("segment[{index}]: {problem}"));
+            }
+        }
+        for said in said {
+            errors.push(FieldError::invalid(at.as_str(), path, &said));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn places_are_checked() {
+        let said = |client: Value| -> Vec<String> {
+            check(&client, "c", true).iter().map(ToString::to_string).collect()
+        };
+        assert!(said(json!({"url": "https://a.example/convert"})).is_empty());
+        assert!(
+            said(json!({"service": {"name": "n", "namespace": "s", "path": "/a/b", "port": 443}}))
+                .is_empty()
+        );
+        assert_eq!(
+            said(json!({})),
+            ["c: Required value: exactly one of url or service is required"]
+        );
+        assert_eq!(
+            said(json!({"url": "http://a.example"})),
+            [
+                r#"c.url: Invalid value: "http": 'https' is the only allowed URL scheme; desired format: https://host[/path]"#
+            ]
+        );
+        assert_eq!(said(json!({"service": {"name": "", "namespace": "s", "path": "x"}})).len(), 2);
+        assert_eq!(said(json!({"url": "https://a", "caBundle": "bm9uZQ=="})).len(), 1);
+    }
 }
