@@ -19,6 +19,7 @@ mod node;
 mod pod;
 pub mod policy;
 mod storage;
+mod webhook;
 
 /// Warnings that one request may bring about.
 const WARNINGS_MAX: usize = 100;
@@ -126,19 +127,27 @@ const PLUGINS: &[Plugin] = &[
     plugin("DefaultTolerationSeconds", Some(pod::default_tolerations), None),
     plugin("DefaultStorageClass", Some(storage::default_class), None),
     plugin("StorageObjectInUseProtection", Some(storage::in_use_protection), None),
-    // Policies change the object after all others, and see it last; `mutate` asks them.
+    // Policies and webhooks change the object after all others, and see it last. The plugins
+    // without code here are asked by `Admission` itself.
     plugin(MUTATING_POLICY, None, None),
+    plugin("MutatingAdmissionWebhook", None, None),
     plugin(VALIDATING_POLICY, None, Some(policy::validate)),
+    plugin("ValidatingAdmissionWebhook", None, None),
 ];
 
 pub struct Admission {
     plugins: Vec<&'static Plugin>,
     pub policies: policy::Policies,
+    webhooks: webhook::Webhooks,
 }
 
 impl Default for Admission {
     fn default() -> Self {
-        Self { plugins: PLUGINS.iter().collect(), policies: policy::Policies::default() }
+        Self {
+            plugins: PLUGINS.iter().collect(),
+            policies: policy::Policies::default(),
+            webhooks: webhook::Webhooks::default(),
+        }
     }
 }
 
@@ -164,7 +173,7 @@ impl Admission {
         object: &mut Value,
     ) -> Result<()> {
         self.mutate_built_in(registry, attributes, object)?;
-        if !self.plugins.iter().any(|plugin| plugin.name == MUTATING_POLICY) {
+        if !self.has(MUTATING_POLICY) {
             return Ok(());
         }
         // After a change everybody looks once more, but not at what that brings about.
@@ -173,6 +182,10 @@ impl Admission {
             policy::mutate(registry, attributes, object, true)?;
         }
         Ok(())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.plugins.iter().any(|plugin| plugin.name == name)
     }
 
     fn mutate_built_in(

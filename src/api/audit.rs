@@ -4,12 +4,14 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::error;
 
+use crate::admission::Notes;
 use crate::authn::{Peer, User, user_info};
 use crate::serve::request::RequestInfo;
 
@@ -153,6 +155,8 @@ pub struct Record {
     omit: Vec<Stage>,
     omit_managed_fields: bool,
     event: Value,
+    /// What admission has to say of the request.
+    notes: Arc<Notes>,
 }
 
 impl Audit {
@@ -221,7 +225,13 @@ impl Audit {
         let omit = self.policy.omit_stages.iter().chain(&rule.omit_stages).copied().collect();
         let omit_managed_fields =
             rule.omit_managed_fields.unwrap_or(self.policy.omit_managed_fields);
-        let mut record = Record { level: rule.level, omit, omit_managed_fields, event };
+        let mut record = Record {
+            level: rule.level,
+            omit,
+            omit_managed_fields,
+            notes: request.extensions().get().cloned().unwrap_or_default(),
+            event,
+        };
         self.write(&mut record, Stage::RequestReceived);
         if record.level >= Level::Request
             && let Ok(object) = serde_json::from_slice::<Value>(request.body())
@@ -252,6 +262,9 @@ impl Audit {
             "authorization.k8s.io/decision": if allowed { "allow" } else { "forbid" },
             "authorization.k8s.io/reason": "",
         });
+        for (key, value) in record.notes.annotations() {
+            record.event["annotations"][key] = value.into();
+        }
         if record.event["verb"] == "watch" {
             self.write(record, Stage::ResponseStarted);
         }
@@ -318,5 +331,28 @@ mod tests {
         assert_eq!(level("/healthz/ping", "x"), Some(Level::None));
         assert_eq!(level("/api/v1/secrets", "x"), Some(Level::Metadata));
         assert!(parse("apiVersion: v1\nkind: Policy\nrules: []\n").is_err());
+    }
+
+    #[test]
+    fn admission_annotates_the_event() {
+        let dir = tempfile::tempdir().unwrap();
+        let (policy, log) = (dir.path().join("policy"), dir.path().join("log"));
+        let text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";
+        std::fs::write(&policy, text).unwrap();
+        let audit = Audit::open(&policy, &log).unwrap();
+        let uri = "/api/v1/namespaces/d/pods/p";
+        let query = crate::serve::request::Query::default();
+        let info = RequestInfo::parse(&http::Method::GET, uri, &query);
+        let notes = Arc::new(Notes::default());
+        let mut request = http::Request::builder().uri(uri).body(bytes::Bytes::new()).unwrap();
+        request.extensions_mut().insert(notes.clone());
+        let user = User::new("u", &[]);
+        let mut record = audit.begin(&info, &user, None, &Peer::default(), &request).unwrap();
+        notes.annotate("policy/key", "value".into());
+        audit.answered(&mut record, &http::Response::new(client::Body::Full(bytes::Bytes::new())));
+        let written = std::fs::read_to_string(&log).unwrap();
+        let last: Value = serde_json::from_str(written.lines().last().unwrap()).unwrap();
+        assert_eq!(last["annotations"]["policy/key"], "value");
+        assert_eq!(last["annotations"]["authorization.k8s.io/decision"], "allow");
     }
 }

@@ -35,12 +35,12 @@ pub struct Advertised {
 /// How the server writes in its own name.
 pub(crate) fn options() -> WriteOptions {
     WriteOptions {
+        notes: Default::default(),
         user: Arc::new(User::new("system:apiserver", &[MASTERS])),
         manager: "kube-apiserver".into(),
         dry_run: false,
         validation: Default::default(),
         force: false,
-        notes: Default::default(),
     }
 }
 

@@ -15,5 +15,6 @@ pub mod error;
 pub mod registry;
 pub mod scheme;
 pub mod serve;
+mod webhook;
 
 pub use assemble::{Config, build};

@@ -121,12 +121,12 @@ pub enum FieldValidation {
 /// How a write is to be done, and by whom.
 #[derive(Debug, Clone)]
 pub struct WriteOptions {
+    /// What admission has to say besides its decision.
+    pub notes: Arc<crate::admission::Notes>,
     pub user: Arc<User>,
     pub manager: String,
     pub dry_run: bool,
     pub force: bool,
-    /// What admission has to say besides its decision.
-    pub notes: Arc<crate::admission::Notes>,
     /// What becomes of fields of a patch that a custom resource does not have.
     pub validation: FieldValidation,
 }

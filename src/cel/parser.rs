@@ -321,7 +321,7 @@ impl Parser<'_> {
                 Ok(name)
             }
             _ => {
-                let what = self.shown();
+                let what = if *self.peek() == Token::End { String::new() } else { self.shown() };
                 Err(self.syntax(format!("no viable alternative at input '.{what}'")))
             }
         }

@@ -41,7 +41,7 @@ pub(crate) fn last_index_of(text: &str, wanted: &str, from: Option<i64>) -> Eval
             let start = offset(text, from).ok_or_else(|| out_of_range(from))?;
             // A match may begin at this character, and go on after it.
             let most = start.saturating_add(wanted.len()).min(text.len());
-            (most..=text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(text.len())
+            (start..=most).rfind(|&at| text.is_char_boundary(at)).unwrap_or(start)
         }
     };
     Ok(text[..end].rfind(wanted).map_or(-1, |at| chars(&text[..at])))

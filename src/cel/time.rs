@@ -234,13 +234,14 @@ pub(crate) fn part(at: Time, name: &str, zone: &str) -> Result<i64, EvalError> {
     })
 }
 
-/// A part of a duration: the whole of it in a unit, except milliseconds, which are the rest.
+/// The whole of a duration in a unit. (The specification wants only the rest in milliseconds;
+/// cel-go, which clusters know, does not.)
 pub(crate) fn duration_part(nanos: i64, name: &str) -> Result<i64, EvalError> {
     Ok(match name {
         "getHours" => nanos / (3_600 * SECOND),
         "getMinutes" => nanos / (60 * SECOND),
         "getSeconds" => nanos / SECOND,
-        "getMilliseconds" => nanos / 1_000_000 % 1_000,
+        "getMilliseconds" => nanos / 1_000_000,
         _ => return Err(EvalError::no_overload()),
     })
 }

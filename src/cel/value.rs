@@ -456,19 +456,9 @@ fn same_type(a: &Type, b: &Type) -> bool {
     }
 }
 
+/// A whole number is compared as the double nearest to it, as in cel-go.
 fn compare_double(a: f64, b: i128) -> Option<Ordering> {
-    if a.is_nan() {
-        return None;
-    }
-    // Far outside of 64 bits the fraction does not matter; inside, the whole part is exact.
-    if a >= 2e19 {
-        return Some(Ordering::Greater);
-    }
-    if a <= -2e19 {
-        return Some(Ordering::Less);
-    }
-    let whole = a.trunc() as i128;
-    Some(whole.cmp(&b).then_with(|| a.fract().partial_cmp(&0.0).unwrap_or(Ordering::Equal)))
+    a.partial_cmp(&(b as f64))
 }
 
 impl<'a> List<'a> {

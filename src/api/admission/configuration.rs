@@ -14,6 +14,7 @@ use super::policy::compile::{
 use super::{Attributes, Operation};
 use crate::error::{ApiError, Result};
 use crate::registry::causes;
+use crate::webhook;
 
 const FAILURE_POLICIES: [&str; 2] = ["Fail", "Ignore"];
 const MATCH_POLICIES: [&str; 2] = ["Equivalent", "Exact"];
@@ -240,14 +241,17 @@ fn mutations(spec: &Value, environment: &Environment, errors: &mut Errors) {
                 continue;
             }
         };
-        if mutation[other].is_object() {
-            let why = format!("must not be specified when patchType is {kind}");
-            let value = "{}";
-            errors.push(FieldError::invalid(format!("{path}.{other}"), value, &why));
-        }
-        if !mutation[field].is_object() {
+        let given = mutation[field].is_object();
+        if !given {
             let why = format!("must be specified when patchType is {kind}");
             errors.push(FieldError::required(format!("{path}.{field}"), &why));
+        }
+        if mutation[other].is_object() {
+            let why = format!("must not be specified when patchType is {kind}");
+            let value = format!("{{{other}}}");
+            errors.push(FieldError::invalid(format!("{path}.{other}"), value, &why));
+        }
+        if !given {
             continue;
         }
         let made = text(&mutation[field], "expression");
@@ -559,7 +563,9 @@ fn webhooks(object: &Value, old: Option<&Value>, mutating: bool) -> Errors {
         if mutating {
             one_of(hook, "reinvocationPolicy", &path, &REINVOCATION_POLICIES, &mut errors);
         }
-        client_config(&hook["clientConfig"], &format!("{path}.clientConfig"), &mut errors);
+        // Authorities that cannot be read are told when the webhook is asked.
+        let client = format!("{path}.clientConfig");
+        errors.extend(webhook::check(&hook["clientConfig"], &client, false));
         if !same_conditions {
             conditions(hook, &format!("{path}.matchConditions"), &environment, &mut errors);
         }
@@ -607,86 +613,5 @@ fn review_versions(hook: &Value, path: &str, errors: &mut Errors) {
     if !versions.iter().any(|version| REVIEW_VERSIONS.contains(version)) {
         let why = format!("must include at least one of {}", REVIEW_VERSIONS.join(", "));
         errors.push(FieldError::invalid(path, hook["admissionReviewVersions"].clone(), &why));
-    }
-}
-
-fn client_config(config: &Value, path: &str, errors: &mut Errors) {
-    let (url, service) = (config["url"].as_str(), config["service"].is_object());
-    match url {
-        Some(_) if service => {}
-        None if !service => {}
-        Some(url) => return webhook_url(url, &format!("{path}.url"), errors),
-        None => return webhook_service(&config["service"], &format!("{path}.service"), errors),
-    }
-    errors.push(FieldError::required(path, "exactly one of url or service is required"));
-}
-
-fn webhook_url(url: &str, path: &str, errors: &mut Errors) {
-    const FORM: &str = "; desired format: https://host[/path]";
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, tail) = rest.split_at(authority_end);
-    if scheme != "https" {
-        let why = format!("'https' is the only allowed URL scheme{FORM}");
-        errors.push(FieldError::invalid(path, scheme, &why));
-    }
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    if host.is_empty() || scheme.is_empty() {
-        let why = format!("host must be specified{FORM}");
-        errors.push(FieldError::invalid(path, host, &why));
-    }
-    if let Some((user, _)) = authority.rsplit_once('@') {
-        errors.push(FieldError::invalid(
-            path,
-            user,
-            "user information is not permitted in the URL",
-        ));
-    }
-    let (before, fragment) = tail.split_once('#').unwrap_or((tail, ""));
-    if !fragment.is_empty() {
-        errors.push(FieldError::invalid(path, fragment, "fragments are not permitted in the URL"));
-    }
-    if let Some((_, query)) = before.split_once('?')
-        && !query.is_empty()
-    {
-        let why = "query parameters are not permitted in the URL";
-        errors.push(FieldError::invalid(path, query, why));
-    }
-}
-
-fn webhook_service(service: &Value, path: &str, errors: &mut Errors) {
-    if text(service, "name").is_empty() {
-        errors.push(FieldError::required(format!("{path}.name"), "service name is required"));
-    }
-    if text(service, "namespace").is_empty() {
-        let why = "service namespace is required";
-        errors.push(FieldError::required(format!("{path}.namespace"), why));
-    }
-    if let Some(port) = service["port"].as_i64()
-        && !(1..=65_535).contains(&port)
-    {
-        let why = "port is not valid: must be between 1 and 65535, inclusive";
-        errors.push(FieldError::invalid(format!("{path}.port"), port, why));
-    }
-    let Some(way) = service["path"].as_str().filter(|way| !way.is_empty()) else { return };
-    let at = format!("{path}.path");
-    if !way.starts_with('/') {
-        errors.push(FieldError::invalid(&at, way, "must start with a '/'"));
-    }
-    let trimmed = way.strip_prefix('/').unwrap_or(way);
-    let trimmed = trimmed.strip_suffix('/').unwrap_or(trimmed);
-    if way == "/" {
-        return;
-    }
-    for (index, step) in trimmed.split('/').enumerate() {
-        if step.is_empty() {
-            let why = format!("segment[{index}] may not be empty");
-            errors.push(FieldError::invalid(&at, way, &why));
-            continue;
-        }
-        for why in name::is_dns1123_subdomain(step) {
-            let why = format!("segment[{index}]: {why}");
-            errors.push(FieldError::invalid(&at, way, &why));
-        }
     }
 }

@@ -17,7 +17,7 @@ use crate::registry::Registry;
 use super::{Attributes, Operation};
 
 pub mod compile;
-mod evaluate;
+pub mod evaluate;
 pub mod matching;
 mod mutating;
 mod validating;
@@ -40,7 +40,7 @@ pub struct Policies {
 }
 
 /// Objects made of stored ones, by key, each with the revision it was made of.
-type Compiled<T> = RwLock<HashMap<Arc<str>, (u64, Arc<T>)>>;
+pub type Compiled<T> = RwLock<HashMap<Arc<str>, (u64, Arc<T>)>>;
 
 /// A policy with the bindings that make it apply.
 struct Hook {
@@ -72,7 +72,7 @@ impl Policies {
 }
 
 /// What the stored objects make; only what changed is made anew, and what is gone goes.
-fn current<T>(
+pub fn current<T>(
     compiled: &Compiled<T>,
     objects: &[Arc<Object>],
     prefix: &str,

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::schema::Node;
 use super::structural::{self, any, properties};
-use super::{formats, go_json, hook, names, schema_rules, shape, value};
+use super::{formats, go_json, names, schema_rules, shape, value};
+use crate::webhook;
 
 /// Selectable fields of one version.
 const SELECTABLE_MAX: usize = 8;
@@ -577,9 +578,11 @@ fn conversion(conversion: &Value, old: Option<&Value>, errors: &mut Vec<FieldErr
             // A definition that is not in use yet may still wait for its certificate.
             let in_use = old.is_some_and(|old| {
                 names::condition(old, "Established") == Some("True")
-                    && hook::bundle_is_good(&old["spec"]["conversion"]["webhook"]["clientConfig"])
+                    && webhook::bundle_is_good(
+                        &old["spec"]["conversion"]["webhook"]["clientConfig"],
+                    )
             });
-            errors.extend(hook::check(client, &client_at, in_use));
+            errors.extend(webhook::check(client, &client_at, in_use));
         }
     }
     if reviews.is_empty() {

@@ -88,6 +88,7 @@ impl Registry {
         self.cache.fresh().await?;
         crd::accept::check_terminating(target)?;
         self.admission.mutate(self, &attributes, &mut object)?;
+        self.admission.mutate_by_webhooks(self, &attributes, &mut object).await?;
         escalation::check(&self.authorizer, &attributes, &target.name, &object)?;
         (rules.default)(&mut object);
         (rules.prepare_create)(&mut object);
@@ -96,7 +97,10 @@ impl Registry {
         // Statuses have defaults too.
         (rules.default)(&mut object);
         let allocated = self.allocator.allocate(target, &mut object, None, options.dry_run)?;
-        let checked = self.check_create(target, &object, &attributes);
+        let mut checked = self.check_create(target, &object, &attributes);
+        if checked.is_ok() {
+            checked = self.admission.validate_by_webhooks(self, &attributes, &object).await;
+        }
         if let Err(error) = checked {
             self.allocator.release(allocated);
             return Err(error);

@@ -147,6 +147,7 @@ impl Registry {
         }
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));
         self.admission.mutate(self, &attributes, &mut new)?;
+        self.admission.mutate_by_webhooks(self, &attributes, &mut new).await?;
         escalation::check(&self.authorizer, &attributes, &target.name, &new)?;
         (rules.default)(&mut new);
         crd::accept::complete(target, &mut new);
@@ -180,6 +181,11 @@ impl Registry {
             return Err(ApiError::invalid(resource, &target.name, &causes(errors)));
         }
         if let Err(error) = self.admission.validate(self, &attributes, &new) {
+            self.allocator.release(allocated);
+            return Err(error);
+        }
+        let asked = self.admission.validate_by_webhooks(self, &attributes, &new).await;
+        if let Err(error) = asked {
             self.allocator.release(allocated);
             return Err(error);
         }

@@ -40,6 +40,7 @@ async fn walk(server: &Shared, mut request: Request<Bytes>) -> Result<Response<B
     let query = Query::parse(request.uri().query());
     let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
     let peer = request.extensions_mut().remove::<Peer>().unwrap_or_default();
+    request.extensions_mut().insert(Arc::new(crate::admission::Notes::default()));
 
     let cache = &server.registry.cache;
     let user = server.authenticator.authenticate(cache, &peer, request.headers())?;

@@ -193,11 +193,11 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
         .map(str::to_string)
         .unwrap_or_else(|| agent.split('/').next().unwrap_or("").to_string());
     Ok(WriteOptions {
+        notes: call.request.extensions().get().cloned().unwrap_or_default(),
         user: call.user.clone(),
         manager: manager.chars().take(MANAGER_CHARS_MAX).collect(),
         dry_run,
         force: call.query.flag("force"),
-        notes: Default::default(),
         validation: field_validation(call)?,
     })
 }

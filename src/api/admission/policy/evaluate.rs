@@ -205,6 +205,22 @@ pub fn bind<'a>(
     request: &Attributes<'_>,
 ) -> Bindings<'a> {
     let mut bindings = Bindings::new(&policy.environment);
+    set_request(&mut bindings, request, (&view.object, &view.old, &view.request), asker);
+    bindings
+        .set("namespaceObject", CelValue::from_json(&view.namespace, &NAMESPACE))
+        .set("params", CelValue::from_untyped(param))
+        .compose(&policy.variables);
+    bindings
+}
+
+/// The variables that every expression of admission has: the object, the old one, and the
+/// request, which are given in this order; and the authorizer.
+pub fn set_request<'a>(
+    bindings: &mut Bindings<'a>,
+    request: &Attributes<'_>,
+    (object, old, shown): (&'a Value, &'a Value, &'a Value),
+    asker: &'a Asker<'a>,
+) {
     let resource = cel::Question {
         group: request.resource.group.clone(),
         resource: request.resource.plural.clone(),
@@ -214,15 +230,12 @@ pub fn bind<'a>(
         ..cel::Question::default()
     };
     bindings
-        .set("object", CelValue::from_untyped(&view.object))
-        .set("oldObject", CelValue::from_untyped(&view.old))
-        .set("request", CelValue::from_json(&view.request, &REQUEST))
-        .set("namespaceObject", CelValue::from_json(&view.namespace, &NAMESPACE))
-        .set("params", CelValue::from_untyped(param))
+        .set("object", CelValue::from_untyped(object))
+        .set("oldObject", CelValue::from_untyped(old))
+        .set("namespaceObject", CelValue::Null)
+        .set("request", CelValue::from_json(shown, &REQUEST))
         .set("authorizer", CelValue::authorizer(asker))
-        .set("authorizer.requestResource", CelValue::request_resource(asker, resource))
-        .compose(&policy.variables);
-    bindings
+        .set("authorizer.requestResource", CelValue::request_resource(asker, resource));
 }
 
 /// What is left of the budget that a policy's expressions share.

@@ -21,6 +21,8 @@ pub struct Matching {
     equivalent: bool,
     namespaces: LabelSelector,
     objects: LabelSelector,
+    /// Whether having no rules means to match everything.
+    open: bool,
 }
 
 #[derive(Debug)]
@@ -99,7 +101,13 @@ impl Matching {
             equivalent: value["matchPolicy"] != "Exact",
             namespaces: selector("namespaceSelector"),
             objects: selector("objectSelector"),
+            open: true,
         }
+    }
+
+    /// Without rules nothing matches.
+    pub fn only_by_rules(self) -> Self {
+        Self { open: false, ..self }
     }
 
     /// As what the request matches, if it does. `object` is null for deletions.
@@ -120,7 +128,7 @@ impl Matching {
         if self.find(&self.excluded, request).is_some() {
             return Ok(None);
         }
-        let matched = if self.rules.is_empty() {
+        let matched = if self.rules.is_empty() && self.open {
             Some(Matched { resource: request.resource.clone(), version: request.version.into() })
         } else {
             self.find(&self.rules, request)

@@ -201,7 +201,7 @@ impl Replay<'_> {
             let got = String::from_utf8_lossy(&answer.body).into_owned();
             return vec![format!("expected {}, got {}: {got}", expected["status"], answer.status)];
         }
-        let wanted: Vec<String> = match &expected["headers"]["warning"] {
+        let wanted: Vec<String> = match &self.filled_value(&expected["headers"]["warning"]) {
             Value::String(one) => vec![one.clone()],
             Value::Array(many) => many.iter().map(|w| w.as_str().unwrap().to_string()).collect(),
             _ => Vec::new(),
@@ -349,4 +349,9 @@ async fn schemas_mean_what_they_mean_upstream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_in_cel_say_what_they_say_upstream() {
     replay(include_str!("../../testdata/transcripts/crd-cel.json")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_refuse_and_warn_as_upstreams_do() {
+    replay(include_str!("../../testdata/transcripts/validating-admission-policy.json")).await;
 }

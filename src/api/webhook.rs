@@ -1,0 +1,414 @@
+//! Webhooks: how one is reached, and one question asked of it over HTTPS.
+//!
+//! Every call has a deadline and every answer a bound; a connection that still stands is used
+//! again. What an answer means is for whoever asked to judge.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{Request, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use kinds::meta::{FieldError, name};
+use parking_lot::Mutex;
+use rustls_pki_types::ServerName;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::cache::Cache;
+
+/// Larger answers are refused, in bytes: a list may be converted in one question.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Connections kept for the next question.
+const IDLE_CONNECTIONS_MAX: usize = 4;
+/// Of an error's text that is told to the client.
+const ERROR_CHARS_MAX: usize = 1_000;
+const SERVICES: &str = "/registry/services/specs/";
+const SLICES: &str = "/registry/endpointslices/";
+/// Trusted where a webhook names no authority of its own.
+const SYSTEM_ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// Where a webhook is.
+#[derive(Debug)]
+enum Place {
+    Url { host: String, port: u16, path: String, shown: String },
+    Service { namespace: String, name: String, path: String, port: u16 },
+    Nowhere(String),
+}
+
+/// A webhook that can be asked.
+pub struct Endpoint {
+    place: Place,
+    tls: Result<Arc<rustls::ClientConfig>, String>,
+    timeout: Duration,
+    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+}
+
+/// Where to connect, and the name the certificate must have.
+struct Peer {
+    address: String,
+    port: u16,
+    name: String,
+}
+
+impl Endpoint {
+    /// Reads a `clientConfig`.
+    pub fn read(config: &Value, timeout: Duration) -> Self {
+        Self { place: Place::read(config), tls: tls(config), timeout, idle: Mutex::default() }
+    }
+
+    /// Posts a question and returns the answer.
+    ///
+    /// # Errors
+    /// Why there is none, in a sentence.
+    pub async fn ask(&self, cache: &Cache, question: &Value) -> Result<Value, String> {
+        let shown = format!("{}?timeout={}s", self.place.shown(), self.timeout.as_secs());
+        let answered = tokio::time::timeout(self.timeout, self.call(cache, question)).await;
+        let why = match answered {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(why)) => why,
+            Err(_) => "context deadline exceeded".to_owned(),
+        };
+        Err(format!("Post {shown:?}: {why}"))
+    }
+
+    async fn call(&self, cache: &Cache, question: &Value) -> Result<Value, String> {
+        let body = Bytes::from(question.to_string());
+        let peer = self.place.peer(cache)?;
+        // Of a kept connection nobody knows whether the other side still holds it.
+        let kept = self.idle.lock().pop();
+        if let Some(sender) = kept.filter(SendRequest::is_ready)
+            && let Ok(answer) = self.exchange(sender, &peer, body.clone()).await
+        {
+            return answer;
+        }
+        let sender = self.connect(&peer).await?;
+        self.exchange(sender, &peer, body).await?
+    }
+
+    async fn connect(&self, peer: &Peer) -> Result<SendRequest<Full<Bytes>>, String> {
+        let tls = self.tls.clone()?;
+        let server = ServerName::try_from(peer.name.clone()).map_err(|err| err.to_string())?;
+        let place = format!("{}:{}", peer.address, peer.port);
+        let tcp = TcpStream::connect((peer.address.as_str(), peer.port)).await.map_err(|err| {
+            let why = match err.kind() {
+                std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+                _ => err.to_string(),
+            };
+            format!("dial tcp {place}: connect: {why}")
+        })?;
+        let stream = TlsConnector::from(tls)
+            .connect(server, tcp)
+            .await
+            .map_err(|err| format!("tls: failed to verify certificate: {err}"))?;
+        let (sender, connection) =
+            handshake(TokioIo::new(stream)).await.map_err(|err| err.to_string())?;
+        // Ends with the connection, which ends when the sender is dropped.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    /// The outer error is the connection's, before an answer began.
+    async fn exchange(
+        &self,
+        mut sender: SendRequest<Full<Bytes>>,
+        peer: &Peer,
+        body: Bytes,
+    ) -> Result<Result<Value, String>, String> {
+        let path = self.place.path();
+        let request = Request::post(format!("{path}?timeout={}s", self.timeout.as_secs()))
+            .header(http::header::HOST, &peer.name)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(http::header::ACCEPT, "application/json, */*")
+            .header(http::header::USER_AGENT, "kube-apiserver")
+            .body(Full::new(body))
+            .map_err(|err| err.to_string())?;
+        let response = sender.send_request(request).await.map_err(|err| err.to_string())?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = match body {
+            Ok(body) => body.to_bytes(),
+            Err(err) => return Ok(Err(err.to_string())),
+        };
+        let mut idle = self.idle.lock();
+        if idle.len() < IDLE_CONNECTIONS_MAX {
+            idle.push(sender);
+        }
+        drop(idle);
+        if !status.is_success() {
+            let text = String::from_utf8_lossy(&body);
+            let text: String = text.trim().chars().take(ERROR_CHARS_MAX).collect();
+            let code = status.as_u16();
+            return Ok(Err(if text.is_empty() {
+                format!("the server responded with the status code {code}")
+            } else {
+                text
+            }));
+        }
+        Ok(crate::serve::negotiate::json(&body).map_err(|err| err.message))
+    }
+}
+
+impl Place {
+    fn read(config: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        if let Some(url) = config["url"].as_str() {
+            let Ok(uri) = url.parse::<Uri>() else {
+                return Place::Nowhere(format!("invalid URL {url:?}"));
+            };
+            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            return Place::Url {
+                host,
+                port: uri.port_u16().unwrap_or(443),
+                path: uri.path().to_owned(),
+                shown: url.to_owned(),
+            };
+        }
+        let service = &config["service"];
+        let path = text(&service["path"]);
+        Place::Service {
+            namespace: text(&service["namespace"]),
+            name: text(&service["name"]),
+            path: if path.starts_with('/') { path } else { format!("/{path}") },
+            port: service["port"].as_u64().and_then(|n| u16::try_from(n).ok()).unwrap_or(443),
+        }
+    }
+
+    fn path(&self) -> &str {
+        match self {
+            Place::Url { path, .. } | Place::Service { path, .. } => path,
+            Place::Nowhere(_) => "/",
+        }
+    }
+
+    /// The address that messages name.
+    fn shown(&self) -> String {
+        match self {
+            Place::Url { shown, .. } => shown.clone(),
+            Place::Service { namespace, name, path, port } => {
+                format!("https://{name}.{namespace}.svc:{port}{path}")
+            }
+            Place::Nowhere(_) => "https:".to_owned(),
+        }
+    }
+
+    fn peer(&self, cache: &Cache) -> Result<Peer, String> {
+        match self {
+            Place::Url { host, port, .. } => {
+                Ok(Peer { address: host.clone(), port: *port, name: host.clone() })
+            }
+            Place::Service { namespace, name, port, .. } => {
+                let (address, port) = resolve(cache, namespace, name, *port)?;
+                Ok(Peer { address, port, name: format!("{name}.{namespace}.svc") })
+            }
+            Place::Nowhere(why) => Err(why.clone()),
+        }
+    }
+}
+
+/// An address behind a service: one of its ready endpoints, or the service's own where it has
+/// none that we know of (the node's proxy then decides).
+fn resolve(cache: &Cache, namespace: &str, name: &str, port: u16) -> Result<(String, u16), String> {
+    let service = cache
+        .get(SERVICES, &format!("{SERVICES}{namespace}/{name}"))
+        .ok_or_else(|| format!("service {name:?} not found"))?
+        .value();
+    let spec = &service["spec"];
+    let ports = || spec["ports"].as_array().into_iter().flatten();
+    let Some(wanted) = ports().find(|known| known["port"] == port) else {
+        return Err(format!("no service port {port} found for service {name:?}"));
+    };
+    if spec["type"] == "ExternalName" {
+        let host = spec["externalName"].as_str().unwrap_or_default();
+        return Ok((host.to_owned(), port));
+    }
+    let start = format!("{SLICES}{namespace}/");
+    let (slices, _) = cache.list(SLICES, &start, None);
+    let mut found = Vec::new();
+    for slice in slices.iter().filter(|slice| {
+        slice.key.starts_with(&start) && slice.labels()["kubernetes.io/service-name"] == name
+    }) {
+        let slice = slice.value();
+        let same = |known: &&Value| {
+            let own = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            own(&known["name"]) == own(&wanted["name"])
+        };
+        let known = slice["ports"].as_array().into_iter().flatten().find(same);
+        let Some(target) = known.and_then(|known| known["port"].as_u64()) else { continue };
+        let Ok(target) = u16::try_from(target) else { continue };
+        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
+            if endpoint["conditions"]["ready"] != false
+                && let Some(address) = endpoint["addresses"][0].as_str()
+            {
+                found.push((address.to_owned(), target));
+            }
+        }
+    }
+    if !found.is_empty() {
+        let index = base::rng::below(found.len() as u64);
+        return Ok(found.swap_remove(usize::try_from(index).unwrap_or(0)));
+    }
+    match spec["clusterIP"].as_str().filter(|ip| *ip != "None" && !ip.is_empty()) {
+        Some(ip) => Ok((ip.to_owned(), port)),
+        None => Err(format!("no endpoints available for service {name:?}")),
+    }
+}
+
+fn tls(config: &Value) -> Result<Arc<rustls::ClientConfig>, String> {
+    let pem = match bundle(config).filter(|pem| !pem.is_empty()) {
+        Some(pem) => pem,
+        None => SYSTEM_ROOTS
+            .iter()
+            .find_map(|path| std::fs::read(path).ok())
+            .ok_or("no certificate authorities of the system were found")?,
+    };
+    let config = pki::tls::client_config(Some(&pem), None, false);
+    let mut config = config
+        .map_err(|err| format!("unable to load root certificates: {}", base::error::chain(&err)))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn bundle(client: &Value) -> Option<Vec<u8>> {
+    STANDARD.decode(client["caBundle"].as_str()?).ok()
+}
+
+/// Whether a configuration has no authorities of its own, or such that can be read.
+pub fn bundle_is_good(client: &Value) -> bool {
+    match bundle(client).filter(|pem| !pem.is_empty()) {
+        None => true,
+        Some(pem) => {
+            let mark = b"-----BEGIN CERTIFICATE-----";
+            pem.windows(mark.len()).any(|window| window == mark)
+                && pki::tls::client_config(Some(&pem), None, false).is_ok()
+        }
+    }
+}
+
+/// Checks a `clientConfig`; the authorities only where the definition is in use.
+pub fn check(client: &Value, at: &str, in_use: bool) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let url = client["url"].as_str();
+    let service = client.get("service").filter(|service| service.is_object());
+    match (url, service) {
+        (Some(_), Some(_)) | (None, None) => {
+            errors.push(FieldError::required(at, "exactly one of url or service is required"));
+        }
+        (Some(url), None) => check_url(url, &format!("{at}.url"), &mut errors),
+        (None, Some(service)) => check_service(service, &format!("{at}.service"), &mut errors),
+    }
+    if in_use && !bundle_is_good(client) {
+        let said = "unable to load root certificates: unable to parse bytes as PEM block";
+        let held = client["caBundle"].clone();
+        errors.push(FieldError::invalid(format!("{at}.caBundle"), held, said));
+    }
+    errors
+}
+
+fn check_url(url: &str, at: &str, errors: &mut Vec<FieldError>) {
+    let form = "; desired format: https://host[/path]";
+    let mut invalid = |value: &str, said: String| {
+        errors.push(FieldError::invalid(at, value, &said));
+    };
+    let Ok(uri) = url.parse::<Uri>() else {
+        invalid(url, format!("url must be a valid URL: parse {url:?}: invalid URI{form}"));
+        return;
+    };
+    let scheme = uri.scheme_str().unwrap_or("");
+    if scheme != "https" {
+        invalid(scheme, format!("'https' is the only allowed URL scheme{form}"));
+    }
+    if uri.host().unwrap_or("").is_empty() {
+        invalid(uri.host().unwrap_or(""), format!("host must be specified{form}"));
+    }
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    if let Some((user, _)) = authority.rsplit_once('@') {
+        invalid(user, "user information is not permitted in the URL".into());
+    }
+    if url.contains('#') {
+        let fragment = url.split_once('#').map_or("", |(_, fragment)| fragment);
+        invalid(fragment, "fragments are not permitted in the URL".into());
+    }
+    if let Some(query) = uri.query() {
+        invalid(query, "query parameters are not permitted in the URL".into());
+    }
+}
+
+fn check_service(service: &Value, at: &str, errors: &mut Vec<FieldError>) {
+    for field in ["name", "namespace"] {
+        if service[field].as_str().unwrap_or("").is_empty() {
+            errors.push(FieldError::required(
+                format!("{at}.{field}"),
+                &format!("service {field} is required"),
+            ));
+        }
+    }
+    let port = service["port"].as_i64().unwrap_or(443);
+    if !name::is_port_number(port).is_empty() {
+        let said = format!("port is not valid: {}", name::is_port_number(port).join(","));
+        errors.push(FieldError::invalid(format!("{at}.port"), port, &said));
+    }
+    let Some(path) = service["path"].as_str() else { return };
+    let at = format!("{at}.path");
+    if path.is_empty() {
+        return;
+    }
+    let Some(rest) = path.strip_prefix('/') else {
+        errors.push(FieldError::invalid(at, path, "must start with a '/'"));
+        return;
+    };
+    if rest.is_empty() {
+        return;
+    }
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    for (index, step) in rest.split('/').enumerate() {
+        let mut said = Vec::new();
+        if step.is_empty() {
+            said.push(format!("segment[{index}] may not be empty"));
+        } else {
+            for problem in name::is_dns1123_subdomain(step) {
+                said.push(format!("segment[{index}]: {problem}"));
+            }
+        }
+        for said in said {
+            errors.push(FieldError::invalid(at.as_str(), path, &said));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn places_are_checked() {
+        let said = |client: Value| -> Vec<String> {
+            check(&client, "c", true).iter().map(ToString::to_string).collect()
+        };
+        assert!(said(json!({"url": "https://a.example/convert"})).is_empty());
+        assert!(
+            said(json!({"service": {"name": "n", "namespace": "s", "path": "/a/b", "port": 443}}))
+                .is_empty()
+        );
+        assert_eq!(
+            said(json!({})),
+            ["c: Required value: exactly one of url or service is required"]
+        );
+        assert_eq!(
+            said(json!({"url": "http://a.example"})),
+            [
+                r#"c.url: Invalid value: "http": 'https' is the only allowed URL scheme; desired format: https://host[/path]"#
+            ]
+        );
+        assert_eq!(said(json!({"service": {"name": "", "namespace": "s", "path": "x"}})).len(), 2);
+        assert_eq!(said(json!({"url": "https://a", "caBundle": "bm9uZQ=="})).len(), 1);
+    }
+}
