@@ -157,9 +157,12 @@ impl Registry {
         }
         bump_generation(&mut new, &live, target);
         let allocated = self.allocator.allocate(self, target, &mut new, Some(&live))?;
-        if let Err(error) = crd::accept::check_update(target, &new, &live) {
-            self.allocator.release(allocated);
-            return Err(error);
+        match crd::accept::check_update(target, &new, &live) {
+            Ok(let_through) => warnings.extend(let_through),
+            Err(error) => {
+                self.allocator.release(allocated);
+                return Err(error);
+            }
         }
         let errors = match target.subresource.as_str() {
             _ if resource.custom => Vec::new(),

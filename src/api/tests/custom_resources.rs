@@ -687,6 +687,7 @@ async fn rules_see_the_old_value_and_let_pass_what_they_let_pass_before() {
     }
     let kept = patch(&server, &path, json!({"spec": {"m": "y"}})).await;
     assert_eq!(kept.status, 200, "{}", kept.message());
+    assert_eq!(kept.warnings(), ["299 - \"spec.n: Invalid value: 50: failed rule: self < 10\""]);
     let refused = patch(&server, &path, json!({"spec": {"n": 51}})).await;
     assert_eq!(
         refused.json()["details"]["causes"][0]["message"],
