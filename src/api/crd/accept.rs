@@ -160,15 +160,17 @@ pub fn check_create(target: &Target, object: &Value) -> Result<()> {
     refuse(target, errors)
 }
 
-/// All checks of a changed object, or of its status.
-pub fn check_update(target: &Target, new: &Value, old: &Value) -> Result<()> {
-    let Some(version) = of(target) else { return Ok(()) };
+/// All checks of a changed object, or of its status. Returns warnings of what is wrong, but
+/// was before.
+pub fn check_update(target: &Target, new: &Value, old: &Value) -> Result<Vec<String>> {
+    let Some(version) = of(target) else { return Ok(Vec::new()) };
     let mut errors = match target.subresource.as_str() {
         "status" => instance::status_update(version, new, old),
         _ => instance::update(version, new, old, target.resource.namespaced),
     };
-    super::rules::check(version, new, Some(old), &mut errors);
-    refuse(target, errors)
+    let let_through = super::rules::check(version, new, Some(old), &mut errors);
+    refuse(target, errors)?;
+    Ok(let_through)
 }
 
 fn refuse(target: &Target, errors: Vec<FieldError>) -> Result<()> {

@@ -79,6 +79,11 @@ pub async fn start(server: &Shared) -> Result<()> {
         state.waiting.insert(name);
     }
     *registry.catalog.write() = Arc::new(catalog);
+    // What is left of definitions that went while nobody looked.
+    let (services, _) = registry.cache.list(SERVICES, SERVICES, None);
+    let ours = services.iter().filter(|service| service.labels()[AUTOMANAGED] == "true");
+    let groups = ours.filter_map(|o| o.value()["spec"]["group"].as_str().map(str::to_string));
+    state.unchecked = groups.collect();
     let (done, finished) = mpsc::channel(BACKLOG_MAX);
     let follower = Follower { server: Arc::downgrade(server), state, done };
     tokio::spawn(follower.run(subscription.live, finished));
@@ -117,6 +122,8 @@ struct State {
     finalizing: HashSet<String>,
     /// Versions with an API service, by group.
     services: HashMap<String, BTreeSet<String>>,
+    /// Groups whose API services were there before us.
+    unchecked: BTreeSet<String>,
 }
 
 impl State {
@@ -202,6 +209,11 @@ impl Follower {
                 if let Err(error) = self.sync(&server, &name).await {
                     warn!(definition = name, error = error.message, "a definition waits");
                     again.insert(name);
+                }
+            }
+            while let Some(group) = self.state.unchecked.pop_first() {
+                if let Err(error) = self.register(&server.registry, &group).await {
+                    warn!(group, error = error.message, "API services are not as they should be");
                 }
             }
             let failed = !again.is_empty();

@@ -119,8 +119,21 @@ pub async fn store(
         return Ok((stored_bytes(value, resource), None));
     };
     let stored = convert(cache, custom, value.clone(), &custom.storage).await?;
-    let back = convert(cache, custom, stored.clone(), version).await?;
+    let mut back = stored.clone();
+    read(custom, &mut back);
+    let back = convert(cache, custom, back, version).await?;
     Ok((stored_bytes(&stored, resource), Some(back)))
+}
+
+/// Whether an object is stored in another form than it would be today.
+pub async fn is_stale(
+    cache: &Cache,
+    resource: &kinds::resources::Resource,
+    object: &Arc<Object>,
+) -> Result<bool> {
+    let Some(custom) = version::of(resource) else { return Ok(false) };
+    let shown = show_one(cache, resource, &custom.storage, object.clone()).await?;
+    Ok(!Arc::ptr_eq(&shown, object))
 }
 
 async fn convert(cache: &Cache, custom: &Custom, mut value: Value, to: &str) -> Result<Value> {

@@ -79,7 +79,7 @@ fn object(version: &Version, v2: bool) -> Value {
     if !schema.is_object() || (v2 && schema[PRESERVE] == true) {
         return json!({"type": "object"});
     }
-    let mut out = place(schema, v2);
+    let mut out = place(&schema, v2);
     let properties = properties_of(&mut out);
     properties
         .insert("apiVersion".into(), json!({"description": API_VERSION_WORDS, "type": "string"}));

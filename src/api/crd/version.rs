@@ -49,7 +49,8 @@ pub struct Version {
     /// Without the leading dot.
     pub selectable: Vec<String>,
     pub columns: Vec<Column>,
-    schema: Value,
+    /// As JSON, which takes a fraction of what it takes unpacked.
+    schema: Box<[u8]>,
     node: OnceLock<Node>,
     types: OnceLock<Schema>,
     rules: OnceLock<Option<Rules>>,
@@ -79,7 +80,7 @@ impl Version {
                 .map(|field| text(&field["jsonPath"]).trim_start_matches('.').to_string())
                 .collect(),
             columns: columns::read(&spec["additionalPrinterColumns"]),
-            schema: spec["schema"]["openAPIV3Schema"].clone(),
+            schema: spec["schema"]["openAPIV3Schema"].to_string().into_bytes().into(),
             node: OnceLock::new(),
             types: OnceLock::new(),
             rules: OnceLock::new(),
@@ -89,17 +90,17 @@ impl Version {
 
     /// The compiled schema of the whole object.
     pub fn node(&self) -> &Node {
-        self.node.get_or_init(|| Node::compile(&self.schema))
+        self.node.get_or_init(|| Node::compile(&self.schema()))
     }
 
     /// The schema as the definition has it.
-    pub fn schema(&self) -> &Value {
-        &self.schema
+    pub fn schema(&self) -> Value {
+        crate::cache::decode(&self.schema)
     }
 
     /// The compiled rules in CEL; None where there are none.
     pub fn rules(&self) -> Option<&Rules> {
-        self.rules.get_or_init(|| Rules::compile(&self.schema, true)).as_ref()
+        self.rules.get_or_init(|| Rules::compile(&self.schema(), true)).as_ref()
     }
 
     /// The type that server-side apply merges by.

@@ -61,9 +61,10 @@ impl Registry {
             let Some(live) = live else {
                 return self.create_by_update(target, change, options).await;
             };
+            let stale = crd::convert::is_stale(&self.cache, &target.resource, &live).await?;
             let live = self.show(target, live).await?;
             let mut warnings = Vec::new();
-            match self.update_once(target, &live, change, options, &mut warnings).await? {
+            match self.update_once(target, &live, stale, change, options, &mut warnings).await? {
                 Some(object) => return Ok(Written { object, created: false, warnings }),
                 None => {
                     tries += 1;
@@ -123,6 +124,7 @@ impl Registry {
         &self,
         target: &Target,
         stored: &crate::cache::Object,
+        stale: bool,
         change: &Change,
         options: &WriteOptions,
         warnings: &mut Vec<String>,
@@ -156,9 +158,12 @@ impl Registry {
         }
         bump_generation(&mut new, &live, target);
         let allocated = self.allocator.allocate(target, &mut new, Some(&live), options.dry_run)?;
-        if let Err(error) = crd::accept::check_update(target, &new, &live) {
-            self.allocator.release(allocated);
-            return Err(error);
+        match crd::accept::check_update(target, &new, &live) {
+            Ok(let_through) => warnings.extend(let_through),
+            Err(error) => {
+                self.allocator.release(allocated);
+                return Err(error);
+            }
         }
         let errors = match target.subresource.as_str() {
             _ if resource.custom => Vec::new(),
@@ -189,7 +194,12 @@ impl Registry {
             self.allocator.release(allocated);
             return Err(error);
         }
-        if unchanged(&new, &live) {
+        if target.resource.custom && target.subresource.is_empty() {
+            warnings.extend(crd::instance::finalizer_warnings(&new, Some(&live)));
+        }
+        // What is stored in an older form is written anew, even if nothing changes: so
+        // objects move to another storage version.
+        if !stale && unchanged(&new, &live) {
             self.allocator.release(allocated);
             return Ok(Some(live));
         }

@@ -30,13 +30,16 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
     let catalog = server.registry.catalog();
     let resource = catalog.by_plural(&info.group, &info.version, &info.resource).cloned();
     let Some(resource) = resource else {
-        // Of a group that nobody serves not even the errors have a form.
-        return match catalog.group(&info.group) {
-            Some(_) => Err(ApiError::no_such_resource()),
-            None => Ok(super::documents::not_found()),
+        // Of what only definitions could define not even the errors have a form.
+        return match catalog.resources_of(&info.group, &info.version).any(|r| !r.custom) {
+            true => Err(ApiError::no_such_resource()),
+            false => Ok(super::documents::not_found()),
         };
     };
     let scoped = !info.namespace.is_empty() && info.resource != "namespaces";
+    if resource.custom && scoped && !resource.namespaced {
+        return Ok(super::documents::not_found());
+    }
     if scoped && !resource.namespaced {
         return Err(ApiError::no_such_resource());
     }
@@ -48,6 +51,9 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         resource,
     };
     if resource_is_unplaced(&target, info.verb) {
+        if target.resource.custom {
+            return Ok(super::documents::not_found());
+        }
         // Only the collection has a path without a namespace.
         return Err(if target.name.is_empty() {
             ApiError::method_not_allowed()

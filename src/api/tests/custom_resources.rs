@@ -299,14 +299,14 @@ async fn hostile_schemas_and_objects_cost_little() {
     let server = support::server(dir.path()).await;
     // A schema and an object nested deep.
     let (mut schema, mut value) = (json!({"type": "string"}), json!("leaf"));
-    for _ in 0..100 {
+    for _ in 0..200 {
         schema = json!({"type": "object", "properties": {"a": schema}});
         value = json!({"a": value});
     }
     define(&server, definition("deeps", "Deep", with_spec(json!({"a": schema})))).await;
     let made = post(&server, &place("deeps"), object("Deep", "x", json!({"a": value}))).await;
     assert_eq!(made.status, 201, "{}", made.message());
-    assert!(made.json().pointer(&format!("/spec{}", "/a".repeat(101))).is_some());
+    assert!(made.json().pointer(&format!("/spec{}", "/a".repeat(201))).is_some());
     let mut body = String::from(
         "{\"apiVersion\":\"example.com/v1\",\"kind\":\"Deep\",\"metadata\":{\"name\":\"y\"},\"spec\":",
     );
@@ -501,14 +501,20 @@ async fn the_storage_version_moves_and_the_old_one_can_go() {
     // v1 cannot go while something may be stored in it.
     let only = json!({"spec": {"versions": [version("v2", true, true)]}});
     assert_eq!(patch(&server, &name, only.clone()).await.status, 422);
-    patch(&server, v2, json!({"spec": {"a": "2"}})).await;
+    // A write that changes nothing moves the object to the new version.
+    let before = get(&server, v2).await.json();
+    let put = ask(&server, Method::PUT, v2, before.clone()).await.json();
+    let revision = |object: &Value| object["metadata"]["resourceVersion"].clone();
+    assert_ne!(revision(&put), revision(&before));
+    let again = ask(&server, Method::PUT, v2, put.clone()).await.json();
+    assert_eq!(revision(&again), revision(&put));
     let status = json!({"status": {"storedVersions": ["v2"]}});
     let migrated = patch(&server, &format!("{name}/status"), status).await;
     assert_eq!(migrated.status, 200, "{}", migrated.message());
     let done = patch(&server, &name, only).await;
     assert_eq!(done.status, 200, "{}", done.message());
     until(&server, &place("moves"), |answer| answer.status == 404).await;
-    assert_eq!(get(&server, v2).await.json()["spec"]["a"], "2");
+    assert_eq!(get(&server, v2).await.json()["spec"]["a"], "1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -602,4 +608,136 @@ async fn patches_with_fields_nobody_knows_are_warned_of_or_refused() {
     let finalizers = json!({"metadata": {"finalizers": ["a.b"]}});
     let warned = patch(&server, &path, finalizers).await;
     assert_eq!(warned.status, 200, "{}", warned.message());
+    assert!(
+        warned.warnings()[0].contains("prefer a domain-qualified finalizer name including a path")
+    );
+}
+
+/// A property with one rule.
+fn ruled(mut schema: Value, rule: Value) -> Value {
+    schema["x-kubernetes-validations"] = json!([rule]);
+    schema
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_see_the_old_value_and_let_pass_what_they_let_pass_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = support::server(dir.path()).await;
+    let schema = |most: i64| {
+        let mut schema = with_spec(json!({
+            "n": ruled(json!({"type": "integer"}), json!({"rule": format!("self < {most}")})),
+            "m": {"type": "string"},
+            "once": ruled(json!({"type": "string"}), json!({
+                "rule": "!oldSelf.hasValue() || self == oldSelf.value()",
+                "optionalOldSelf": true, "message": "set once"})),
+            "l": {"type": "array", "maxItems": 9, "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["k"], "items": {
+                    "type": "object", "required": ["k"], "properties": {
+                        "k": {"type": "string", "maxLength": 9},
+                        "v": ruled(json!({"type": "integer"}), json!({"rule": "self >= oldSelf"})),
+                    }}},
+        }));
+        schema["x-kubernetes-validations"] = json!([
+            {"rule": "self.metadata.name != 'forbidden'", "fieldPath": ".spec.m", "reason": "FieldValueForbidden", "message": "that name"},
+            {"rule": "!has(self.spec.m) || self.spec.m != 'x'", "messageExpression": "self.spec.m.substring(0, 9)", "message": "not x"},
+        ]);
+        schema
+    };
+    define(&server, definition("rules", "Rule", schema(100))).await;
+    let list = place("rules");
+    let made = post(
+        &server,
+        &list,
+        object(
+            "Rule",
+            "a",
+            json!({"n": 50, "once": "1", "l": [{"k": "a", "v": 1}, {"k": "b", "v": 5}]}),
+        ),
+    )
+    .await;
+    assert_eq!(made.status, 201, "{}", made.message());
+    let refused = post(&server, &list, object("Rule", "forbidden", json!({"m": "x"}))).await;
+    assert_eq!(
+        refused.json()["details"]["causes"],
+        json!([
+            {"reason": "FieldValueForbidden", "message": "Forbidden: that name", "field": "spec.m"},
+            // The message's expression fails, so the fixed one is told.
+            {"reason": "FieldValueInvalid", "message": "Invalid value: not x", "field": "<nil>"},
+        ])
+    );
+    let path = format!("{list}/a");
+    let twice = patch(&server, &path, json!({"spec": {"once": "2"}})).await;
+    assert_eq!(twice.json()["details"]["causes"][0]["message"], "Invalid value: \"2\": set once");
+    // Elements are told apart by their keys, wherever they stand.
+    let moved = json!({"spec": {"l": [{"k": "b", "v": 5}, {"k": "a", "v": 0}]}});
+    let moved = patch(&server, &path, moved).await;
+    assert_eq!(moved.json()["details"]["causes"][0]["field"], "spec.l[1].v", "{}", moved.message());
+
+    let versions = json!([{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema(10)}}]);
+    patch(
+        &server,
+        &format!("{DEFINITIONS}/rules.example.com"),
+        json!({"spec": {"versions": versions}}),
+    )
+    .await;
+    let begun = Instant::now();
+    while post(&server, &list, object("Rule", "b", json!({"n": 50}))).await.status != 422 {
+        ask(&server, Method::DELETE, &format!("{list}/b"), Value::Null).await;
+        assert!(begun.elapsed() < ESTABLISHED_MAX);
+    }
+    let kept = patch(&server, &path, json!({"spec": {"m": "y"}})).await;
+    assert_eq!(kept.status, 200, "{}", kept.message());
+    assert_eq!(kept.warnings(), ["299 - \"spec.n: Invalid value: 50: failed rule: self < 10\""]);
+    let refused = patch(&server, &path, json!({"spec": {"n": 51}})).await;
+    assert_eq!(
+        refused.json()["details"]["causes"][0]["message"],
+        "Invalid value: 51: failed rule: self < 10"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_run_long_are_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = support::server(dir.path()).await;
+    let numbers = json!({"type": "array", "maxItems": 100, "items": {"type": "integer"}});
+    let costly = "self.a.all(x, self.a.all(y, self.a.all(z, x + y + z >= 0)))";
+    let mut schema = with_spec(json!({"a": numbers}));
+    schema["properties"]["spec"]["x-kubernetes-validations"] = json!([{"rule": costly}]);
+    define(&server, definition("slows", "Slow", schema.clone())).await;
+    let begun = Instant::now();
+    let some = json!({"a": vec![1; 10]});
+    let made = post(&server, &place("slows"), object("Slow", "a", some)).await;
+    assert_eq!(made.status, 201, "{}", made.message());
+    let all = json!({"a": vec![1; 100]});
+    let stopped = post(&server, &place("slows"), object("Slow", "b", all)).await;
+    assert_eq!(stopped.status, 422);
+    assert_eq!(
+        stopped.json()["details"]["causes"][0]["message"],
+        format!(
+            "Invalid value: \"object\": 'operation cancelled: actual cost limit exceeded': no further validation rules will be run due to call cost exceeds limit for rule: {costly}"
+        )
+    );
+    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+    // Without bounds it is not stored.
+    schema["properties"]["spec"]["properties"]["a"] =
+        json!({"type": "array", "items": {"type": "integer"}});
+    let refused = post(&server, DEFINITIONS, definition("wilds", "Wild", schema)).await;
+    assert_eq!(refused.status, 422);
+    assert!(
+        refused
+            .message()
+            .contains("estimated rule cost exceeds budget by factor of more than 100x"),
+        "{}",
+        refused.message()
+    );
+    // A default has to fulfil the rules of its place.
+    let bad = with_spec(
+        json!({"a": ruled(json!({"type": "integer", "default": 3}), json!({"rule": "self > 5"}))}),
+    );
+    let refused = post(&server, DEFINITIONS, definition("bads", "Bad", bad)).await;
+    assert_eq!(
+        refused.json()["details"]["causes"][0],
+        json!({"reason": "FieldValueInvalid", "message": "Invalid value: 3: failed rule: self > 5",
+            "field": "spec.validation.openAPIV3Schema.properties[spec].properties[a].default"})
+    );
 }

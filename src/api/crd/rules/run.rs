@@ -68,18 +68,25 @@ impl Rules {
     }
 }
 
-/// Asks the rules of a version, and adds what they say to what is known to be wrong.
-pub fn check(version: &Version, new: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
-    let Some(rules) = version.rules() else { return };
+/// Asks the rules of a version, and adds what they say to what is known to be wrong. What
+/// was as wrong before is let through; it is returned, in sentences.
+pub fn check(
+    version: &Version,
+    new: &Value,
+    old: Option<&Value>,
+    errors: &mut Vec<FieldError>,
+) -> Vec<String> {
+    let Some(rules) = version.rules() else { return Vec::new() };
     if instance::blocks_rules(errors) {
         let said = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
         errors.push(FieldError::invalid("<nil>", Value::Null, said));
-        return;
+        return Vec::new();
     }
-    let mut run = Run { left: Some(OBJECT_BUDGET), errors: Vec::new() };
+    let mut run = Run::new(OBJECT_BUDGET);
     let ratchet = Ratchet { before: old.map(Some), parent: None, root: true };
     run.place(rules, version.node(), new, old, ratchet, &mut String::new());
     errors.extend(run.errors);
+    run.let_through
 }
 
 /// Asks the rules of a schema about a default of it. `left` is what may still be spent.
@@ -88,7 +95,7 @@ pub fn of_default(schema: &Value, default: &Value, at: &str, left: &mut u64) -> 
     let Some(rules) = Rules::compile(schema, resource) else { return Vec::new() };
     let node = Node::compile(schema);
     for old in [Some(default), None] {
-        let mut run = Run { left: Some(*left), errors: Vec::new() };
+        let mut run = Run::new(*left);
         let ratchet = Ratchet { before: None, parent: None, root: false };
         run.place(&rules, &node, default, old, ratchet, &mut at.to_string());
         *left = run.left.unwrap_or(0);
@@ -146,9 +153,25 @@ struct Run {
     /// What may still be spent; None when it is spent.
     left: Option<u64>,
     errors: Vec<FieldError>,
+    let_through: Vec<String>,
 }
 
+/// Sentences about what is let through; more would not be read.
+const LET_THROUGH_MAX: usize = 20;
+
 impl Run {
+    fn new(left: u64) -> Self {
+        Self { left: Some(left), errors: Vec::new(), let_through: Vec::new() }
+    }
+
+    fn add(&mut self, error: FieldError, lets_through: bool) {
+        if !lets_through {
+            self.errors.push(error);
+        } else if self.let_through.len() < LET_THROUGH_MAX {
+            self.let_through.push(error.to_string());
+        }
+    }
+
     fn place<'a>(
         &mut self,
         rules: &Rules,
@@ -301,16 +324,12 @@ impl Run {
                 Ok(None) if rule.said.is_empty() => format!("failed rule: {}", rule.text),
                 Ok(None) => rule.said.clone(),
                 Err(said) => {
-                    if !lets_through {
-                        self.errors.push(FieldError::invalid(at, rules.ty.as_str(), &said));
-                    }
+                    self.add(FieldError::invalid(at, rules.ty.as_str(), &said), lets_through);
                     self.left = None;
                     return;
                 }
             };
-            if !lets_through {
-                self.errors.push(finding(at, rules, now, &detail, &rule.reason));
-            }
+            self.add(finding(at, rules, now, &detail, &rule.reason), lets_through);
         }
     }
 
