@@ -1,3 +1,4 @@
 //! Encodings beside JSON.
 
 pub mod protobuf;
+mod scan;
