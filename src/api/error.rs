@@ -205,6 +205,19 @@ impl ApiError {
         Self::new(406, "NotAcceptable", message)
     }
 
+    /// 406 of a route none of whose types is acceptable.
+    pub fn not_acceptable_route(types: &str) -> Self {
+        let message = format!("406: Not Acceptable\n\nAvailable representations: {types}");
+        Self { details: Some(Box::new(json!({}))), ..Self::new(406, "NotAcceptable", message) }
+    }
+
+    /// 415 of a route that does not take the body's type.
+    pub fn unsupported_route() -> Self {
+        let message = "415: Unsupported Media Type";
+        let details = Some(Box::new(json!({})));
+        Self { details, ..Self::new(415, "UnsupportedMediaType", message) }
+    }
+
     pub fn too_large() -> Self {
         Self::new(413, "RequestEntityTooLarge", "Request entity too large: limit is 3145728")
     }

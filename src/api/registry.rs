@@ -83,6 +83,13 @@ impl Target {
         }
     }
 
+    /// Puts fields into the order in which upstream writes them.
+    pub fn arrange(&self, object: &mut Value) {
+        if !self.resource.custom {
+            shape::arrange(object, self.typed());
+        }
+    }
+
     pub fn typed(&self) -> Typed<'static> {
         let (group, kind) = (&self.resource.group, &self.resource.kind);
         Schema::built_in().kind(group, &self.version, kind).unwrap_or_else(Schema::untyped)
@@ -181,6 +188,12 @@ pub(crate) fn durability(resource: &Resource) -> Durability {
 pub(crate) fn stored_bytes(value: &Value, resource: &Resource) -> bytes::Bytes {
     let mut value = convert::to_storage(value.clone(), resource);
     metadata_mut(&mut value).shift_remove("resourceVersion");
+    if !resource.custom {
+        let (group, version) = (&resource.storage.group, &resource.storage.version);
+        if let Some(typed) = Schema::built_in().kind(group, version, &resource.kind) {
+            shape::arrange(&mut value, typed);
+        }
+    }
     match &value {
         Value::Object(map) => encode(map).into(),
         _ => bytes::Bytes::new(),

@@ -9,6 +9,7 @@ use crate::registry::Registry;
 
 pub mod answer;
 pub mod chain;
+mod compress;
 pub mod documents;
 mod duplicates;
 pub mod health;

@@ -64,6 +64,8 @@ pub struct Field {
     pub name: Box<str>,
     pub ty: TypeId,
     pub class: Class,
+    /// The field's place when the object is written.
+    pub order: u16,
     /// Patch strategy `retainKeys`.
     pub retain_keys: bool,
     /// Whether the field's value is replaced as a whole, where the field overrides its type.
@@ -267,7 +269,7 @@ impl Loader {
             atomic: definition.get("t").and_then(Value::as_str) == Some("atomic"),
             open: false,
         };
-        for (field, spec) in fields {
+        for (order, (field, spec)) in fields.iter().enumerate() {
             let (class, ty, extra) = match spec {
                 Value::String(text) => {
                     let (class, ty) = text.split_at(1);
@@ -289,6 +291,7 @@ impl Loader {
                 name: field.as_str().into(),
                 ty,
                 class: class_of(class),
+                order: order as u16,
                 retain_keys: word("ps").contains("retainKeys"),
                 atomic: match word("t") {
                     "" => None,

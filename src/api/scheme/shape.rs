@@ -277,6 +277,47 @@ fn is_zero(value: &Value, typed: Typed<'_>) -> bool {
     }
 }
 
+/// Puts fields into the order of their declaration and the keys of maps into that of their
+/// bytes, as Go writes them.
+pub fn arrange(value: &mut Value, typed: Typed<'_>) {
+    match (value, typed.ty()) {
+        (Value::Object(map), Type::Object(object)) => {
+            let place = |key: &str| object.field(key).map_or(u16::MAX, |field| field.order);
+            sort_by(map, |a, b| place(a).cmp(&place(b)));
+            for (key, child) in map.iter_mut() {
+                if let Some(field) = object.field(key)
+                    && (child.is_object() || child.is_array())
+                {
+                    arrange(child, typed.at(field.ty));
+                }
+            }
+        }
+        (Value::Object(map), Type::Map { values, .. }) => {
+            sort_by(map, |a, b| a.cmp(b));
+            map.values_mut().for_each(|child| arrange(child, typed.at(*values)));
+        }
+        (Value::Array(items), Type::List(list)) => {
+            items.iter_mut().for_each(|child| arrange(child, typed.at(list.items)));
+        }
+        _ => {}
+    }
+}
+
+/// Sorts a map's entries; one that is in order is left alone.
+fn sort_by(map: &mut Map<String, Value>, order: impl Fn(&str, &str) -> std::cmp::Ordering) {
+    let mut keys = map.keys();
+    let mut last = keys.next();
+    let in_order = keys.all(|key| {
+        let before = last.replace(key);
+        before.is_none_or(|before| order(before, key).is_le())
+    });
+    if !in_order {
+        let mut entries: Vec<(String, Value)> = std::mem::take(map).into_iter().collect();
+        entries.sort_by(|a, b| order(&a.0, &b.0));
+        map.extend(entries);
+    }
+}
+
 /// What an absent field of the type reads as.
 pub fn zero(typed: Typed<'_>) -> Value {
     match typed.ty() {

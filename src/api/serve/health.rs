@@ -138,14 +138,14 @@ pub fn component_statuses(server: &Shared, call: &Call, target: &Target) -> Resu
         })
     };
     let names = ["scheduler", "controller-manager", "etcd-0"];
-    let form = super::resources::form(call)?;
+    let form = super::resources::form(call, target)?;
     match call.info.verb {
         "list" => {
             let items: Vec<Value> = names.iter().map(|name| status(name)).collect();
             let list = answer::list_value(target, serde_json::Map::new(), items.clone());
             if form.view == super::negotiate::View::Table {
-                let table = answer::table(target, &items, &list, answer::Include::Metadata);
-                return answer::plain(StatusCode::OK, super::negotiate::Form::JSON, &table);
+                let table = answer::table(form, target, &items, &list, answer::Include::Metadata);
+                return answer::plain(StatusCode::OK, form, &table);
             }
             answer::plain(StatusCode::OK, form, &list)
         }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::chain::Call;
 use super::resources::{self, form, read_change, write_options};
-use super::{Shared, answer, negotiate, proxy};
+use super::{Shared, answer, proxy};
 use crate::authn::tokens::TokenRequest;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::DeleteOptions;
@@ -32,12 +32,12 @@ pub async fn serve(
     match (target.subresource.as_str(), call.info.verb) {
         ("scale", "get") => {
             let parent = server.registry.get(&target).await?;
-            let form = form(&call)?;
+            let form = form(&call, &target)?;
             answer::plain(StatusCode::OK, form, &scale_of(&parent, &target))
         }
         ("scale", _) => scale(server, &call, &target).await,
         ("binding", "create") => {
-            let body = negotiate::decode(resources::content_type(&call), call.request.body())?;
+            let body = resources::body_of(&call, "Binding")?;
             bind(server, &call, &target, &body).await
         }
         ("eviction", "create") => evict(server, &call, &target).await,
@@ -101,11 +101,11 @@ fn check_scale(scale: &Value, target: &Target) -> Result<()> {
 
 async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let options = write_options(call)?;
-    let form = form(call)?;
+    let form = form(call, target)?;
     let parent = server.registry.get(target).await?;
     let live = scale_of(&parent, target);
     let wanted = if call.info.verb == "update" {
-        let scale = negotiate::decode(resources::content_type(call), call.request.body())?;
+        let scale = resources::body_of(call, "Scale")?;
         check_scale(&scale, target)?;
         scale
     } else {
@@ -222,7 +222,7 @@ pub async fn bind(
 async fn evict(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     const BUDGETS: &str = "/registry/poddisruptionbudgets/";
     let options = write_options(call)?;
-    let body = negotiate::decode(resources::content_type(call), call.request.body())?;
+    let body = resources::body_of(call, "Eviction")?;
     let delete = DeleteOptions::from_body(&body["deleteOptions"])?;
     let named = metadata_str(&body, "name");
     if !named.is_empty() && named != target.name {
@@ -327,7 +327,7 @@ async fn spend(
 
 /// Makes a token for a service account.
 async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
-    let mut body = negotiate::decode(resources::content_type(call), call.request.body())?;
+    let mut body = resources::body_of(call, "TokenRequest")?;
     let account_target = Target { subresource: String::new(), ..target.clone() };
     let account = server.registry.get(&account_target).await?;
     let attributes = crate::admission::Attributes {
@@ -399,7 +399,7 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
         body["spec"]["boundObjectRef"] = Value::Null;
     }
     body["status"] = json!({"token": token, "expirationTimestamp": base::time::rfc3339(expires)});
-    answer::plain(StatusCode::CREATED, form(call)?, &body)
+    answer::plain(StatusCode::CREATED, form(call, target)?, &body)
 }
 
 async fn bound_object(server: &Shared, target: &Target, kind: &str, name: &str) -> Result<Value> {

@@ -244,7 +244,7 @@ impl Writer {
     fn entries(
         &mut self,
         message: usize,
-        entries: &[(&[u8], &[u8])],
+        entries: &[Entry<'_>],
         depth: usize,
     ) -> Result<(), Error> {
         if depth > DEPTH_MAX {
@@ -485,8 +485,11 @@ impl Writer {
     }
 }
 
+/// A key and its value, as they stand in the text.
+type Entry<'a> = (&'a [u8], &'a [u8]);
+
 /// The keys and values of an object.
-fn entries<'a>(scan: &mut Scan<'a>) -> Result<Vec<(&'a [u8], &'a [u8])>, Error> {
+fn entries<'a>(scan: &mut Scan<'a>) -> Result<Vec<Entry<'a>>, Error> {
     if !scan.take(b'{') {
         return Err(Error::Malformed);
     }
