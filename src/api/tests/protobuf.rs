@@ -1,5 +1,7 @@
 //! Every kind, from JSON to protobuf and back, without a loss.
 
+#![allow(clippy::unwrap_used)]
+
 use api::codec::protobuf::decode;
 use api::codec::protobuf::encode::Encoder;
 use api::scheme::schema::Type;
@@ -74,7 +76,7 @@ impl Draw {
                     if depth > DEPTH_MAX && !matches!(inner.ty(), Type::String | Type::Bool) {
                         continue;
                     }
-                    if self.full || self.number() % 2 == 0 {
+                    if self.full || self.number().is_multiple_of(2) {
                         out.insert(
                             field.name.to_string(),
                             self.value(inner, &field.name, depth + 1),
