@@ -8,6 +8,7 @@ pub mod go_format;
 pub mod json_patch;
 pub mod managed;
 pub mod merge_patch;
+pub mod scale;
 pub mod strategic;
 mod typed_merge;
 

@@ -118,7 +118,7 @@ impl ApiError {
 
     /// 422 with the causes; the message lists them as upstream's aggregate does.
     pub fn invalid(resource: &Resource, name: &str, causes: &[Cause]) -> Self {
-        let said: Vec<String> = causes
+        let mut said: Vec<String> = causes
             .iter()
             .map(|cause| {
                 if cause.field.is_empty() {
@@ -128,6 +128,9 @@ impl ApiError {
                 }
             })
             .collect();
+        // What is wrong twice is said once.
+        let mut seen = std::collections::HashSet::new();
+        said.retain(|sentence| seen.insert(sentence.clone()));
         let all = match said.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),

@@ -24,6 +24,7 @@ pub mod convert;
 pub mod create;
 pub mod delete;
 pub mod list;
+pub mod patch;
 pub mod select;
 pub mod update;
 pub mod watch;
@@ -111,6 +112,10 @@ pub struct WriteOptions {
     pub manager: String,
     pub dry_run: bool,
     pub force: bool,
+    /// What becomes of a patch that brings fields the kind does not have.
+    pub validation: FieldValidation,
+    /// What is wrong with a patch's text and only a strict client cares for.
+    pub strict_errors: Vec<String>,
 }
 
 /// The registry of one server.

@@ -101,6 +101,13 @@ impl Rules {
         out
     }
 
+    /// The checks of a changed object's metadata that are the same for all kinds.
+    pub fn check_metadata_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut out = object::validate(new, self.namespaced, self.name);
+        out.extend(object::validate_update(new, old));
+        out
+    }
+
     /// All checks of a changed object.
     pub fn check_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut out = object::validate(new, self.namespaced, self.name);

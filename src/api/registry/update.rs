@@ -5,12 +5,12 @@ use store::{Outcome, Write};
 
 use super::{
     CONFLICT_RETRIES_MAX, Registry, Target, WriteOptions, causes, convert, finalizers,
-    metadata_mut, metadata_str, set_revision,
+    metadata_mut, metadata_str, patch, set_revision,
 };
 use crate::admission::Operation;
 use crate::authz::escalation;
+use crate::change::PatchError;
 use crate::change::apply::{ApplyError, Writer, apply, reset_fields, update_managed_fields};
-use crate::change::{PatchError, json_patch, merge_patch, strategic};
 use crate::error::{ApiError, Cause, Result};
 
 /// Metadata that only the server sets.
@@ -41,6 +41,8 @@ pub type Edit = dyn Fn(&Value) -> Result<Value> + Send + Sync;
 pub struct Written {
     pub object: Value,
     pub created: bool,
+    /// Of what a patch brought that the kind does not have.
+    pub warnings: Vec<String>,
 }
 
 impl Registry {
@@ -59,7 +61,9 @@ impl Registry {
                 return self.create_by_update(target, change, options).await;
             };
             match self.update_once(target, &live, change, options).await? {
-                Some(object) => return Ok(Written { object, created: false }),
+                Some((object, warnings)) => {
+                    return Ok(Written { object, created: false, warnings });
+                }
                 None => {
                     tries += 1;
                     if tries >= CONFLICT_RETRIES_MAX {
@@ -106,7 +110,7 @@ impl Registry {
             }
         };
         let object = self.create_once(target, object, options, managed).await?;
-        Ok(Written { object, created: true })
+        Ok(Written { object, created: true, warnings: Vec::new() })
     }
 
     /// None when another writer was faster and the change may be tried again.
@@ -116,10 +120,10 @@ impl Registry {
         stored: &crate::cache::Object,
         change: &Change,
         options: &WriteOptions,
-    ) -> Result<Option<Value>> {
+    ) -> Result<Option<(Value, Vec<String>)>> {
         let resource = &target.resource;
         let live = convert::from_storage(stored.value(), resource, &target.version);
-        let mut new = self.changed(target, &live, change, options)?;
+        let (mut new, warnings) = self.changed(target, &live, change, options)?;
         let expects_version = check_preconditions(target, &live, &new, change)?;
 
         inherit_metadata(&mut new, &live, target);
@@ -128,7 +132,8 @@ impl Registry {
         let rules = target.rules();
         (rules.default)(&mut new);
         // Nobody comes to own what a binding sets (upstream records no manager for it).
-        if !matches!(change, Change::Apply(_)) && target.subresource != "binding" {
+        let accounted = matches!(target.subresource.as_str(), "binding" | "scale");
+        if !matches!(change, Change::Apply(_)) && !accounted {
             new = self.account(target, &live, &new, options);
         }
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));
@@ -138,6 +143,12 @@ impl Registry {
         bump_generation(&mut new, &live, target);
         let allocated = self.allocator.allocate(self, target, &mut new, Some(&live))?;
         let errors = match target.subresource.as_str() {
+            // Upstream looks at the metadata of all kinds before each kind does it again.
+            "" | "status" | "scale" if !resource.custom => {
+                let mut errors = rules.check_metadata_update(&new, &live);
+                errors.extend(rules.check_update(&new, &live));
+                errors
+            }
             "" | "status" | "scale" => rules.check_update(&new, &live),
             // What these may change was decided when they were read.
             _ => kinds::meta::object::validate_update(&new, &live),
@@ -152,11 +163,11 @@ impl Registry {
         }
         if unchanged(&new, &live) {
             self.allocator.release(allocated);
-            return Ok(Some(live));
+            return Ok(Some((live, warnings)));
         }
         if options.dry_run {
             self.allocator.release(allocated);
-            return Ok(Some(new));
+            return Ok(Some((new, warnings)));
         }
         let write = if is_released(&new, target) {
             Write::Delete { key: stored.key.to_string(), expected: stored.revision }
@@ -174,7 +185,7 @@ impl Registry {
                 if !deletes {
                     set_revision(&mut new, revision);
                 }
-                Ok(Some(new))
+                Ok(Some((new, warnings)))
             }
             Ok(Outcome::Conflict(_)) => {
                 self.allocator.release(allocated);
@@ -190,30 +201,24 @@ impl Registry {
         }
     }
 
-    /// The object that the change asks for, before the server's own rules.
+    /// The object that the change asks for, before the server's own rules, and warnings.
     fn changed(
         &self,
         target: &Target,
         live: &Value,
         change: &Change,
         options: &WriteOptions,
-    ) -> Result<Value> {
-        let mut new = live.clone();
+    ) -> Result<(Value, Vec<String>)> {
         match change {
-            Change::Put(object) => return Ok(object.clone()),
-            Change::Edit(edit) => return edit(live),
-            Change::Apply(config) => return self.apply(target, Some(live), config, options),
-            Change::Json(patch) => json_patch::json_patch(&mut new, patch),
-            Change::Merge(patch) => merge_patch::merge_patch(&mut new, patch),
-            Change::Strategic(patch) => strategic::strategic_merge(&mut new, patch, target.typed()),
+            Change::Put(object) => Ok((object.clone(), Vec::new())),
+            Change::Edit(edit) => Ok((edit(live)?, Vec::new())),
+            Change::Apply(config) => {
+                Ok((self.apply(target, Some(live), config, options)?, Vec::new()))
+            }
+            Change::Json(_) | Change::Merge(_) | Change::Strategic(_) => {
+                patch::patched(target, live, change, options)
+            }
         }
-        .map_err(|error| patch_error(&error))?;
-        if let Err(mismatch) =
-            crate::scheme::shape::check_types(&new, target.typed(), &target.resource.kind)
-        {
-            return Err(ApiError::new(400, "BadRequest", mismatch.to_string()));
-        }
-        Ok(new)
     }
 
     fn apply(
@@ -273,14 +278,16 @@ fn check_preconditions(
     }
     let uid = metadata_str(new, "uid");
     if !uid.is_empty() && uid != metadata_str(live, "uid") {
-        return Err(ApiError::conflict(
-            resource,
-            &target.name,
-            &format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                metadata_str(live, "uid")
-            ),
-        ));
+        if !matches!(change, Change::Put(_) | Change::Edit(_)) {
+            // What a patch makes of it is a change of a field that never changes.
+            let cause = Cause {
+                reason: "FieldValueInvalid".into(),
+                message: format!("Invalid value: {uid:?}: field is immutable"),
+                field: "metadata.uid".into(),
+            };
+            return Err(ApiError::invalid(resource, &target.name, &[cause.clone(), cause]));
+        }
+        return Err(other_uid(target, uid, metadata_str(live, "uid")));
     }
     let version = metadata_str(new, "resourceVersion");
     // 0 is no version of an object, so it asks for none.
@@ -307,6 +314,19 @@ fn check_preconditions(
     }
     // A patch carries the live version along without meaning to.
     Ok(matches!(change, Change::Put(_)))
+}
+
+/// 409 in the words of upstream's storage.
+pub fn other_uid(target: &Target, wanted: &str, is: &str) -> ApiError {
+    let (resource, name) = (&target.resource, &target.name);
+    let key = target.key().unwrap_or_default();
+    ApiError::conflict(
+        resource,
+        name,
+        &format!(
+            "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {is}"
+        ),
+    )
 }
 
 fn inherit_metadata(new: &mut Value, live: &Value, target: &Target) {
@@ -474,7 +494,7 @@ pub(crate) fn patch_error(error: &PatchError) -> ApiError {
     }
 }
 
-fn apply_error(error: ApplyError) -> ApiError {
+pub(crate) fn apply_error(error: ApplyError) -> ApiError {
     let message = error.to_string();
     match error {
         ApplyError::Typed { .. } => ApiError::new(500, "", message),

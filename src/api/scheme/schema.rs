@@ -133,6 +133,13 @@ impl<'a> Typed<'a> {
         self.at(ANY)
     }
 
+    /// The type's definition by its short name, such as `api.core.v1.PodSpec`; None for
+    /// types without a name. Looks through all names: for messages.
+    pub fn name(self) -> Option<&'a str> {
+        let names = &self.schema.names;
+        names.iter().find(|(_, id)| *id == self.id).map(|(name, _)| &**name)
+    }
+
     pub fn object(self) -> Option<&'a Object> {
         match self.ty() {
             Type::Object(object) => Some(object),

@@ -102,20 +102,10 @@ fn whole(status: StatusCode, form: Form, value: &Value) -> Result<Response<Body>
     Ok(document(bytes(status, kind, text)))
 }
 
-/// The Go package of upstream's internal type, which some messages name.
-pub fn internal_package(resource: &Resource) -> &str {
-    match resource.storage.group.as_str() {
-        _ if resource.custom => "unstructured",
-        "" => "core",
-        "internal.apiserver.k8s.io" => "apiserverinternal",
-        group => group.split('.').next().unwrap_or(group),
-    }
-}
-
 /// One object's view was asked for and there is a list, or the other way round.
 fn wrong_view(view: &str, is: &str, target: &Target, list: &str) -> ApiError {
     let resource = &target.resource;
-    let package = internal_package(resource);
+    let package = resource.internal_package();
     let kind = if resource.custom { "Unstructured" } else { &resource.kind };
     ApiError::new(
         406,
@@ -307,6 +297,8 @@ pub fn list(form: Form, target: &Target, page: Page, include: Include) -> Result
 /// `meta/v1 PartialObjectMetadataList`.
 fn partial_list(form: Form, metadata: Map<String, Value>, objects: &[Value]) -> Value {
     let items: Vec<Value> = objects.iter().map(|object| partial(form, object)).collect();
+    // Upstream's list of nothing.
+    let items = if items.is_empty() { Value::Null } else { items.into() };
     json!({
         "kind": "PartialObjectMetadataList", "apiVersion": form.meta_version(),
         "metadata": metadata, "items": items,

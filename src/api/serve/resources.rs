@@ -132,7 +132,7 @@ pub fn content_type(call: &Call) -> Option<&str> {
     call.request.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
 }
 
-fn include(call: &Call) -> Result<Include> {
+pub fn include(call: &Call) -> Result<Include> {
     Include::parse(call.query.get("includeObject"))
 }
 
@@ -210,6 +210,8 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
         manager: manager.chars().take(MANAGER_CHARS_MAX).collect(),
         dry_run,
         force: call.query.flag("force"),
+        validation: field_validation(call)?,
+        strict_errors: patch_text_errors(call),
     })
 }
 
@@ -395,7 +397,7 @@ fn check_kind(value: &mut Value, expected: &str, resource: &Arc<Resource>) -> Re
     if kind != resource.kind && !resource.custom {
         return refuse(format!(
             "converting ({short}.{kind}) to ({}.{}): unknown conversion",
-            answer::internal_package(resource),
+            resource.internal_package(),
             resource.kind
         ));
     }
@@ -497,53 +499,31 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
             &[Cause::forbidden("force", "may not be specified for non-apply patch")],
         ));
     }
-    let warnings = check_patch(call, target, &change)?;
-    Ok((change, warnings))
+    Ok((change, Vec::new()))
 }
 
-/// Fields of a patch that the kind does not have: warnings, or a refusal where the client
-/// is strict. What a patch takes away need not be known.
-fn check_patch(call: &Call, target: &Target, change: &Change) -> Result<Vec<String>> {
-    let mode = field_validation(call)?;
-    let patch = match change {
-        Change::Merge(patch) | Change::Strategic(patch) if !target.resource.custom => patch,
-        _ => return Ok(Vec::new()),
-    };
-    if mode == FieldValidation::Ignore {
-        return Ok(Vec::new());
+/// What is wrong with the text of a patch, for who wants to know.
+fn patch_text_errors(call: &Call) -> Vec<String> {
+    if call.info.verb != "patch" {
+        return Vec::new();
     }
-    let mut unknown = shape::unknown_field_errors(&without_nulls(patch), target.typed());
-    unknown.sort();
-    unknown.splice(0..0, duplicates::duplicate_field_errors(call.request.body()));
-    if matches!(change, Change::Strategic(_)) {
-        // Directives stand beside the fields.
-        unknown.retain(|error| !error.contains("\"$") && !error.contains(".$"));
-    }
-    if mode == FieldValidation::Warn || unknown.is_empty() {
-        return Ok(unknown);
-    }
-    let cause = Cause {
-        reason: "FieldValueInvalid".into(),
-        message: format!(
-            "Invalid value: {:?}: strict decoding error: {}",
-            patch.to_string(),
-            unknown.join(", ")
-        ),
-        field: "patch".into(),
-    };
-    let text = format!(" \"\" is invalid: patch: {}", cause.message);
-    Err(ApiError::new(422, "Invalid", text).with_causes(&[cause]))
-}
-
-fn without_nulls(value: &Value) -> Value {
-    match value {
-        Value::Object(map) => map
-            .iter()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(key, value)| (key.clone(), without_nulls(value)))
-            .collect(),
-        Value::Array(items) => items.iter().map(without_nulls).collect(),
-        other => other.clone(),
+    let body = call.request.body();
+    let doubled = || duplicates::duplicate_field_errors(body);
+    match content_type(call).unwrap_or("").split(';').next().unwrap_or("").trim() {
+        "application/merge-patch+json" | "application/strategic-merge-patch+json" => doubled(),
+        "application/json-patch+json" => {
+            let operations: Vec<Map<String, Value>> =
+                serde_json::from_slice(body).unwrap_or_default();
+            let unknown = operations.iter().enumerate().flat_map(|(at, operation)| {
+                let known =
+                    |key: &&String| !["op", "path", "from", "value"].contains(&key.as_str());
+                let keys = operation.keys().filter(known);
+                keys.map(move |key| format!("json patch unknown field \"[{at}].{key}\""))
+            });
+            let doubled = doubled().into_iter().map(|error| format!("json patch {error}"));
+            doubled.chain(unknown).collect()
+        }
+        _ => Vec::new(),
     }
 }
 
@@ -555,8 +535,9 @@ fn patch_body(body: &[u8]) -> Result<Value> {
 pub async fn update(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let form = form(call, target)?;
     let options = write_options(call)?;
-    let (change, warnings) = read_change(call, target)?;
+    let (change, mut warnings) = read_change(call, target)?;
     let written = server.registry.update(target, &change, &options).await?;
+    warnings.extend(written.warnings);
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = answer::object(status, form, target, &written.object, include(call)?)?;
     answer::warn(&mut response, &warnings);

@@ -1,20 +1,26 @@
 //! Subresources that are more than a part of their object: scale, binding, eviction,
 //! token, and the streams that go on to a kubelet.
 
+use std::sync::Arc;
+
 use client::Body;
 use http::{Response, StatusCode};
 use kinds::meta::selector::LabelSelector;
-use kinds::resources::Subresource;
+use kinds::resources::{GroupVersion, Resource, Subresource};
 use serde_json::{Value, json};
 
+use super::answer::Include;
 use super::chain::Call;
 use super::resources::{self, form, read_change, write_options};
 use super::{Shared, answer, proxy};
 use crate::authn::tokens::TokenRequest;
+use crate::change::apply::{Writer, apply, update_managed_fields};
+use crate::change::scale::{show_owners, take_owners};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::DeleteOptions;
-use crate::registry::update::{Change, patch_error};
-use crate::registry::{Target, metadata_str};
+use crate::registry::patch;
+use crate::registry::update::{Change, apply_error};
+use crate::registry::{Target, WriteOptions, metadata_str};
 
 pub async fn serve(
     server: &Shared,
@@ -33,7 +39,9 @@ pub async fn serve(
         ("scale", "get") => {
             let parent = server.registry.get(&target).await?;
             let form = form(&call, &target)?;
-            answer::plain(StatusCode::OK, form, &scale_of(&parent, &target))
+            let include = resources::include(&call)?;
+            let scale = scale_of(&parent, &target);
+            answer::object(StatusCode::OK, form, &scale_target(&target), &scale, include)
         }
         ("scale", _) => scale(server, &call, &target).await,
         ("binding", "create") => {
@@ -99,55 +107,103 @@ fn check_scale(scale: &Value, target: &Target) -> Result<()> {
     }
 }
 
+/// The scale as a target of its own, which patches and answers are of.
+fn scale_target(target: &Target) -> Target {
+    let resource = Resource {
+        group: "autoscaling".into(),
+        kind: "Scale".into(),
+        versions: vec!["v1".into()],
+        storage: GroupVersion { group: "autoscaling".into(), version: "v1".into() },
+        custom: false,
+        ..(*target.resource).clone()
+    };
+    Target { resource: Arc::new(resource), version: "v1".into(), ..target.clone() }
+}
+
+fn negative(target: &Target, replicas: i64) -> ApiError {
+    let cause = Cause {
+        reason: "FieldValueInvalid".into(),
+        message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
+        field: "spec.replicas".into(),
+    };
+    let text = format!(
+        "Scale.autoscaling {:?} is invalid: {}: {}",
+        target.name, cause.field, cause.message
+    );
+    ApiError::new(422, "Invalid", text)
+        .about("autoscaling", "Scale", &target.name)
+        .with_causes(&[cause])
+}
+
 async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let options = write_options(call)?;
     let form = form(call, target)?;
-    let parent = server.registry.get(target).await?;
-    let live = scale_of(&parent, target);
-    let wanted = if call.info.verb == "update" {
-        let scale = resources::body_of(call, "Scale")?;
-        check_scale(&scale, target)?;
-        scale
-    } else {
-        let mut scale = live.clone();
-        match read_change(call, target)?.0 {
-            Change::Json(patch) => crate::change::json_patch::json_patch(&mut scale, &patch),
-            Change::Merge(patch) | Change::Strategic(patch) | Change::Apply(patch) => {
-                crate::change::merge_patch::merge_patch(&mut scale, &patch)
-            }
-            Change::Put(_) | Change::Edit(_) => Ok(()),
+    let as_scale = scale_target(target);
+    let change = match call.info.verb {
+        "update" => {
+            let scale = resources::body_of(call, "Scale")?;
+            check_scale(&scale, target)?;
+            Change::Put(scale)
         }
-        .map_err(|error| patch_error(&error))?;
-        scale
+        _ => read_change(call, &as_scale)?.0,
     };
-    let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
-    if replicas < 0 {
-        let cause = Cause {
-            reason: "FieldValueInvalid".into(),
-            message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
-            field: "spec.replicas".into(),
-        };
-        let text = format!(
-            "Scale.autoscaling {:?} is invalid: {}: {}",
-            target.name, cause.field, cause.message
-        );
-        return Err(ApiError::new(422, "Invalid", text)
-            .about("autoscaling", "Scale", &target.name)
-            .with_causes(&[cause]));
-    }
-    let version = metadata_str(&wanted, "resourceVersion").to_string();
-    let by_put = call.info.verb == "update";
-    let (resource, name) = (target.resource.clone(), target.name.clone());
-    let edit = Change::Edit(Box::new(move |live| {
-        if by_put && !version.is_empty() && version != metadata_str(live, "resourceVersion") {
-            return Err(ApiError::modified(&resource, &name));
-        }
-        let mut new = live.clone();
-        new["spec"]["replicas"] = replicas.into();
-        Ok(new)
-    }));
+    let (of, with) = (target.clone(), options.clone());
+    let edit = Change::Edit(Box::new(move |live| rescaled(live, &of, &as_scale, &change, &with)));
     let written = server.registry.update(target, &edit, &options).await?;
-    answer::plain(StatusCode::OK, form, &scale_of(&written.object, target))
+    let scale = scale_of(&written.object, target);
+    answer::object(StatusCode::OK, form, &scale_target(target), &scale, Include::Metadata)
+}
+
+/// The live object with the number of replicas that a change of its scale asks for.
+fn rescaled(
+    live: &Value,
+    target: &Target,
+    as_scale: &Target,
+    change: &Change,
+    options: &WriteOptions,
+) -> Result<Value> {
+    let mut before = scale_of(live, target);
+    show_owners(live, &mut before);
+    let now = base::time::rfc3339(base::time::now());
+    let writer = Writer {
+        manager: &options.manager,
+        api_version: "autoscaling/v1",
+        subresource: "scale",
+        now: &now,
+        reset: &[&["status"]],
+    };
+    let typed = as_scale.typed();
+    let after = match change {
+        Change::Put(scale) => scale.clone(),
+        Change::Apply(config) => {
+            apply(Some(&before), config, typed, &writer, options.force).map_err(apply_error)?
+        }
+        _ => patch::patched(as_scale, &before, change, options)?.0,
+    };
+    let version = metadata_str(&after, "resourceVersion");
+    if !matches!(version, "" | "0") && version != metadata_str(live, "resourceVersion") {
+        return Err(ApiError::modified(&target.resource, &target.name));
+    }
+    let replicas = after["spec"]["replicas"].as_i64().unwrap_or(0);
+    if replicas < 0 {
+        return Err(negative(target, replicas));
+    }
+    let mut new = live.clone();
+    let same = live["spec"]["replicas"].as_i64() == Some(replicas);
+    new["spec"]["replicas"] = replicas.into();
+    let owned = before["metadata"].get("managedFields").is_some();
+    match change {
+        Change::Apply(_) => take_owners(&after, &mut new, &target.api_version()),
+        // Where nobody is known to own the replicas, nobody comes to.
+        _ if same || !owned => {}
+        _ => {
+            let mut wanted = before.clone();
+            wanted["spec"]["replicas"] = replicas.into();
+            let after = update_managed_fields(Some(&before), &wanted, typed, &writer);
+            take_owners(&after, &mut new, &target.api_version());
+        }
+    }
+    Ok(new)
 }
 
 /// Binds a pod to a node: once, and only while it is not being deleted.
