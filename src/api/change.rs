@@ -4,6 +4,7 @@
 
 pub mod apply;
 pub mod field_set;
+pub mod go_diff;
 pub mod go_format;
 pub mod json_patch;
 pub mod managed;

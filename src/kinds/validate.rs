@@ -3,6 +3,7 @@
 mod config;
 mod pod;
 mod pod_more;
+pub mod pod_parts;
 mod service;
 mod workload;
 

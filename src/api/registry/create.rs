@@ -92,6 +92,7 @@ impl Registry {
         target.normalise(&mut object);
         // Statuses have defaults too.
         (rules.default)(&mut object);
+        let asked = object["spec"]["clusterIP"].as_str().unwrap_or("").to_string();
         let allocated = self.allocator.allocate(self, target, &mut object, None)?;
         let checked = self.check_create(target, &object, &attributes);
         if let Err(error) = checked {
@@ -100,6 +101,9 @@ impl Registry {
         }
         if options.dry_run {
             self.allocator.release(allocated);
+            if asked.is_empty() {
+                self.allocator.show_no_address(target, &mut object);
+            }
             let key = target.key()?;
             self.cache.fresh().await?;
             if self.cache.get(target.prefix()?, &key).is_some() {

@@ -1,5 +1,6 @@
 //! Changing objects: PUT, the four kinds of patches, and writes to subresources.
 
+use kinds::validate::pod_parts;
 use serde_json::Value;
 use store::{Outcome, Write};
 
@@ -9,9 +10,10 @@ use super::{
 };
 use crate::admission::Operation;
 use crate::authz::escalation;
-use crate::change::PatchError;
 use crate::change::apply::{ApplyError, Writer, apply, reset_fields, update_managed_fields};
+use crate::change::{PatchError, go_diff};
 use crate::error::{ApiError, Cause, Result};
+use crate::scheme::Schema;
 
 /// Metadata that only the server sets.
 const SERVER_METADATA: [&str; 6] = [
@@ -123,19 +125,22 @@ impl Registry {
     ) -> Result<Option<(Value, Vec<String>)>> {
         let resource = &target.resource;
         let live = convert::from_storage(stored.value(), resource, &target.version);
-        let (mut new, warnings) = self.changed(target, &live, change, options)?;
+        let (mut new, mut warnings) = self.changed(target, &live, change, options)?;
         let expects_version = check_preconditions(target, &live, &new, change)?;
 
         inherit_metadata(&mut new, &live, target);
-        keep_other_half(&mut new, &live, target);
         target.normalise(&mut new);
         let rules = target.rules();
         (rules.default)(&mut new);
         // Nobody comes to own what a binding sets (upstream records no manager for it).
-        let accounted = matches!(target.subresource.as_str(), "binding" | "scale");
+        let accounted = matches!(target.subresource.as_str(), "binding" | "scale" | "eviction");
         if !matches!(change, Change::Apply(_)) && !accounted {
             new = self.account(target, &live, &new, options);
         }
+        // Who asks in vain for a change may come to own the field all the same.
+        keep_other_half(&mut new, &live, target);
+        target.normalise(&mut new);
+        (rules.default)(&mut new);
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));
         self.admission.mutate(self, &attributes, &mut new)?;
         escalation::check(&self.authorizer, &attributes, &target.name, &new)?;
@@ -147,9 +152,18 @@ impl Registry {
             "" | "status" | "scale" if !resource.custom => {
                 let mut errors = rules.check_metadata_update(&new, &live);
                 errors.extend(rules.check_update(&new, &live));
+                if target.subresource == "status" && resource.kind == "Pod" {
+                    errors.extend(pod_parts::status(&new));
+                }
                 errors
             }
             "" | "status" | "scale" => rules.check_update(&new, &live),
+            "ephemeralcontainers" => pod_parts::ephemeral_containers(&new, &live, |old, new| {
+                let name = "io.k8s.api.core.v1.EphemeralContainer";
+                let typed = Schema::built_in().definition(name).unwrap_or_else(Schema::untyped);
+                go_diff::diff(old, new, typed)
+            }),
+            "resize" => pod_parts::resize(&new, &live),
             // What these may change was decided when they were read.
             _ => kinds::meta::object::validate_update(&new, &live),
         };
@@ -160,6 +174,10 @@ impl Registry {
         if let Err(error) = self.admission.validate(self, &attributes, &new) {
             self.allocator.release(allocated);
             return Err(error);
+        }
+        if target.subresource.is_empty() {
+            let (group, kind) = (&resource.group, &resource.kind);
+            warnings.extend(kinds::warnings::of(group, kind, &new, Some(&live)));
         }
         if unchanged(&new, &live) {
             self.allocator.release(allocated);

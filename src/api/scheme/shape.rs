@@ -364,17 +364,24 @@ fn is_zero(value: &Value, typed: Typed<'_>) -> bool {
 }
 
 /// Puts fields into the order of their declaration and the keys of maps into that of their
-/// bytes, as Go writes them.
+/// bytes, as Go writes them. Lists that are always written and have nothing in them are
+/// null, which upstream's storage makes of them.
 pub fn arrange(value: &mut Value, typed: Typed<'_>) {
     match (value, typed.ty()) {
         (Value::Object(map), Type::Object(object)) => {
             let place = |key: &str| object.field(key).map_or(u16::MAX, |field| field.order);
             sort_by(map, |a, b| place(a).cmp(&place(b)));
             for (key, child) in map.iter_mut() {
-                if let Some(field) = object.field(key)
-                    && (child.is_object() || child.is_array())
-                {
+                let Some(field) = object.field(key) else { continue };
+                if child.is_object() || child.is_array() {
                     arrange(child, typed.at(field.ty));
+                }
+                let empty = match child {
+                    Value::Array(list) => list.is_empty(),
+                    _ => false,
+                };
+                if empty && field.class == Class::Always {
+                    *child = Value::Null;
                 }
             }
         }

@@ -62,7 +62,8 @@ pub fn failure(error: &ApiError, asked: &Asked) -> Response<Body> {
 
 /// `Warning: 299 - "text"` for each text.
 pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
-    for text in warnings {
+    let mut said = std::collections::HashSet::new();
+    for text in warnings.iter().filter(|text| said.insert(text.as_str())) {
         let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = http::HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
             response.headers_mut().append(http::header::WARNING, value);

@@ -57,6 +57,19 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         return Err(ApiError::no_such_resource());
     }
     check_route(&call, &target)?;
+    let Some(old) = kinds::warnings::of_kind(&target.resource.group, &target.resource.kind) else {
+        return serve_target(server, call, target).await;
+    };
+    // Failures come with the warning, too.
+    let asked = call.asked.clone();
+    let answered = serve_target(server, call, target).await;
+    let mut response = answered.unwrap_or_else(|error| answer::failure(&error, &asked));
+    answer::warn(&mut response, &[old.to_string()]);
+    Ok(response)
+}
+
+async fn serve_target(server: &Shared, call: Call, target: Target) -> Result<Response<Body>> {
+    let info = &call.info;
     if target.resource.prefix.is_none() {
         return reviews::serve(server, &call, &target).await;
     }
@@ -250,16 +263,20 @@ fn whole_number(call: &Call, name: &str) -> Result<Option<i64>> {
     })
 }
 
-async fn list(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
-    let form = form(call, target)?;
+fn list_options(call: &Call, target: &Target) -> Result<ListOptions> {
     let text = |name: &str| call.query.get(name).unwrap_or("").to_string();
-    let options = ListOptions {
+    Ok(ListOptions {
         selector: selector(call, target)?,
         limit: usize::try_from(whole_number(call, "limit")?.unwrap_or(0)).unwrap_or(0),
         continue_token: text("continue"),
         resource_version: text("resourceVersion"),
         version_match: text("resourceVersionMatch"),
-    };
+    })
+}
+
+async fn list(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    let form = form(call, target)?;
+    let options = list_options(call, target)?;
     whole_number(call, "timeoutSeconds")?;
     if call.query.set("sendInitialEvents").is_some() {
         return Err(ApiError::invalid_options(
@@ -415,8 +432,10 @@ fn check_kind(value: &mut Value, expected: &str, resource: &Arc<Resource>) -> Re
 async fn create(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let form = form(call, target)?;
     let options = write_options(call)?;
-    let (object, warnings) = read_object(call, target)?;
+    let (object, mut warnings) = read_object(call, target)?;
     let created = server.registry.create(target, object, &options).await?;
+    let (group, kind) = (&target.resource.group, &target.resource.kind);
+    warnings.extend(kinds::warnings::of(group, kind, &created, None));
     let mut response = answer::object(StatusCode::CREATED, form, target, &created, include(call)?)?;
     answer::warn(&mut response, &warnings);
     Ok(response)
@@ -590,11 +609,8 @@ async fn delete_collection(
 ) -> Result<Response<Body>> {
     let form = form(call, target)?;
     let options = write_options(call)?;
-    let selector = selector(call, target)?;
+    let list = list_options(call, target)?;
     let delete = delete_options(call)?;
-    let deleted = server.registry.delete_collection(target, &selector, &delete, &options).await?;
-    let revision = server.registry.store().revision();
-    let metadata = Map::from_iter([("resourceVersion".to_string(), revision.to_string().into())]);
-    let list = answer::list_value(target, metadata, deleted);
-    answer::plain(StatusCode::OK, form, &list)
+    let page = server.registry.delete_collection(target, &list, &delete, &options).await?;
+    answer::list(form, target, page, include(call)?)
 }

@@ -19,7 +19,7 @@ use crate::change::scale::{show_owners, take_owners};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::DeleteOptions;
 use crate::registry::patch;
-use crate::registry::update::{Change, apply_error};
+use crate::registry::update::{Change, apply_error, other_uid};
 use crate::registry::{Target, WriteOptions, metadata_str};
 
 pub async fn serve(
@@ -215,18 +215,25 @@ pub async fn bind(
 ) -> Result<Response<Body>> {
     let options = write_options(call)?;
     let node = binding["target"]["name"].as_str().unwrap_or("").to_string();
+    let kind = binding["target"]["kind"].as_str().unwrap_or("");
+    let mut wrong = Vec::new();
+    if !matches!(kind, "" | "Node") {
+        wrong.push(format!(
+            "target.kind: Unsupported value: {kind:?}: supported values: \"Node\", \"<empty>\""
+        ));
+    }
     if node.is_empty() {
-        let cause = Cause {
-            reason: "FieldValueRequired".into(),
-            message: "Required value".into(),
-            field: "target.name".into(),
-        };
-        let mut error = ApiError::invalid(&target.resource, &target.name, &[cause]);
-        error.message = error.message.replacen("Pod", "Binding", 1);
-        return Err(error);
+        wrong.push("target.name: Required value".into());
+    }
+    // Upstream takes these for its own mistakes.
+    match wrong.as_slice() {
+        [] => {}
+        [one] => return Err(ApiError::new(500, "", one.clone())),
+        many => return Err(ApiError::new(500, "", format!("[{}]", many.join(", ")))),
     }
     let uid = metadata_str(binding, "uid").to_string();
     let annotations = binding["metadata"]["annotations"].clone();
+    let pod_target = Target { subresource: String::new(), ..target.clone() };
     let (resource, name) = (target.resource.clone(), target.name.clone());
     let now = base::time::rfc3339(base::time::now());
     let edit = Change::Edit(Box::new(move |pod| {
@@ -239,10 +246,7 @@ pub async fn bind(
             Err(error)
         };
         if !uid.is_empty() && uid != metadata_str(pod, "uid") {
-            return conflict(format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                metadata_str(pod, "uid")
-            ));
+            return Err(other_uid(&pod_target, &uid, metadata_str(pod, "uid")));
         }
         if !metadata_str(pod, "deletionTimestamp").is_empty() {
             return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
@@ -310,9 +314,34 @@ async fn evict(server: &Shared, call: &Call, target: &Target) -> Result<Response
             spend(server, &options, target, budget, metadata_str(&pod, "name")).await?;
         }
     }
+    if !options.dry_run && !delete.dry_run {
+        tell_of_eviction(server, &options, target).await?;
+    }
     server.registry.delete(&pod_target, &delete, &options).await?;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(answer::json(StatusCode::CREATED, &status))
+}
+
+/// Says in the pod's status why it goes.
+async fn tell_of_eviction(server: &Shared, options: &WriteOptions, target: &Target) -> Result<()> {
+    let now = base::time::rfc3339(base::time::now());
+    let edit = Change::Edit(Box::new(move |pod| {
+        let mut new = pod.clone();
+        let mut conditions = new["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let before = conditions.iter().find(|condition| condition["type"] == "DisruptionTarget");
+        if before.is_some_and(|condition| condition["status"] == "True") {
+            return Ok(new);
+        }
+        conditions.retain(|condition| condition["type"] != "DisruptionTarget");
+        conditions.push(json!({
+            "type": "DisruptionTarget", "status": "True", "lastProbeTime": null,
+            "lastTransitionTime": now, "reason": "EvictionByEvictionAPI",
+            "message": "Eviction API: evicting",
+        }));
+        new["status"]["conditions"] = conditions.into();
+        Ok(new)
+    }));
+    server.registry.update(target, &edit, options).await.map(drop)
 }
 
 /// When to ask again about a budget nobody has counted yet.
