@@ -22,6 +22,7 @@ pub mod resources;
 pub mod reviews;
 pub mod subresources;
 pub mod watching;
+mod websocket;
 
 /// An API server.
 pub struct Server {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::answer::{self, Include};
 use super::chain::Call;
 use super::negotiate::{self, Decoded, Form};
-use super::{Shared, duplicates, reviews, subresources, watching};
+use super::{Shared, duplicates, reviews, subresources, watching, websocket};
 use crate::codec::yaml;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::{DeleteOptions, answers_with_object, deleted_status};
@@ -306,6 +306,9 @@ async fn watch(server: &Shared, call: &Call, target: Target) -> Result<Response<
     let include = include(call)?;
     let watcher = server.registry.watch(&target, options).await;
     match watcher {
+        Ok(watcher) if websocket::is_wanted(call.request.headers()) => {
+            watching::over_websocket(call, target, form, include, watcher)
+        }
         Ok(watcher) => watching::stream(target, form, include, watcher),
         // A watch that cannot begin where it should says so as its only event, the way
         // clients expect it.

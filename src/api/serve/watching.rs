@@ -1,12 +1,16 @@
 //! A watch as a stream: JSON lines, or protobuf frames.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use client::Body;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::answer::{self, Include};
+use super::chain::Call;
 use super::negotiate::{self, Encoding, Form, View};
+use super::websocket;
 use crate::cache::{Change, Event, Object, frame};
 use crate::codec::protobuf::encode::{Encoder, watch_frame};
 use crate::error::{ApiError, Result};
@@ -48,6 +52,42 @@ pub fn stream(
     });
     let mut response = answer::bytes(StatusCode::OK, content_type(form), Bytes::new());
     *response.body_mut() = Body::Stream(Box::pin(stream));
+    Ok(response)
+}
+
+/// The same over a WebSocket that the request opens: an event is a message.
+///
+/// # Errors
+/// 400 for a request that cannot become one.
+pub fn over_websocket(
+    call: &Call,
+    target: Target,
+    form: Form,
+    include: Include,
+    watcher: Watcher,
+) -> Result<Response<Body>> {
+    let upgrade = call.request.extensions().get::<hyper::upgrade::OnUpgrade>().cloned();
+    let (Some(upgrade), Some(response)) = (upgrade, websocket::accept(call.request.headers()))
+    else {
+        return Err(ApiError::bad_request("the connection cannot become a WebSocket"));
+    };
+    let binary = form.encoding == Encoding::Protobuf;
+    let kind = if binary { websocket::Kind::Binary } else { websocket::Kind::Text };
+    let state = Arc::new(tokio::sync::Mutex::new((Lines::new(target, form, include), watcher)));
+    tokio::spawn(websocket::send(upgrade, kind, move || {
+        let state = state.clone();
+        async move {
+            let mut state = state.lock().await;
+            let (lines, watcher) = &mut *state;
+            let notices = watcher.next(NOTICES_PER_CHUNK).await?;
+            let message = |notice| {
+                let line = lines.line(notice);
+                // A message has a length of its own.
+                if binary { line.slice(line.len().min(4)..) } else { line }
+            };
+            Some(notices.iter().map(message).collect())
+        }
+    }));
     Ok(response)
 }
 
