@@ -92,7 +92,7 @@ impl Object {
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|window| window == needle)
+    memchr::memmem::find(haystack, needle)
 }
 
 /// Encodes an object with `kind`, `apiVersion` and `metadata` in front.

@@ -100,7 +100,7 @@ impl<'a> Scan<'a> {
         let mut escaped = false;
         loop {
             let rest = self.text.get(self.at..)?;
-            self.at += rest.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+            self.at += memchr::memchr2(b'"', b'\\', rest)?;
             if self.text[self.at] == b'"' {
                 let raw = &self.text[start..self.at];
                 self.at += 1;
