@@ -2,19 +2,29 @@
 //!
 //! Never writes to the store.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kinds::resources::Resource;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::authn::User;
 use crate::error::Result;
 use crate::registry::Registry;
 
+mod configuration;
 mod namespace;
 mod node;
 mod pod;
+pub mod policy;
 mod storage;
+
+/// Warnings that one request may bring about.
+const WARNINGS_MAX: usize = 100;
+/// The plugins that are policies, under upstream's names.
+const MUTATING_POLICY: &str = "MutatingAdmissionPolicy";
+const VALIDATING_POLICY: &str = "ValidatingAdmissionPolicy";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
@@ -23,7 +33,43 @@ pub enum Operation {
     Delete,
 }
 
+/// What plugins say of a request besides yes and no.
+#[derive(Debug, Default)]
+pub struct Notes {
+    said: Mutex<Said>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    warnings: Vec<String>,
+    annotations: BTreeMap<String, String>,
+}
+
+impl Notes {
+    /// Tells the client; the same sentence once.
+    pub fn warn(&self, text: String) {
+        let mut said = self.said.lock();
+        if said.warnings.len() < WARNINGS_MAX && !said.warnings.contains(&text) {
+            said.warnings.push(text);
+        }
+    }
+
+    /// Tells the audit log.
+    pub fn annotate(&self, key: impl Into<String>, value: String) {
+        self.said.lock().annotations.insert(key.into(), value);
+    }
+
+    pub fn warnings(&self) -> Vec<String> {
+        self.said.lock().warnings.clone()
+    }
+
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        self.said.lock().annotations.clone()
+    }
+}
+
 /// What a plugin is told of a request.
+#[derive(Clone)]
 pub struct Attributes<'a> {
     pub operation: Operation,
     pub resource: &'a Arc<Resource>,
@@ -35,6 +81,7 @@ pub struct Attributes<'a> {
     pub user: &'a Arc<User>,
     pub dry_run: bool,
     pub old: Option<&'a Value>,
+    pub notes: &'a Notes,
 }
 
 impl Attributes<'_> {
@@ -79,15 +126,19 @@ const PLUGINS: &[Plugin] = &[
     plugin("DefaultTolerationSeconds", Some(pod::default_tolerations), None),
     plugin("DefaultStorageClass", Some(storage::default_class), None),
     plugin("StorageObjectInUseProtection", Some(storage::in_use_protection), None),
+    // Policies change the object after all others, and see it last; `mutate` asks them.
+    plugin(MUTATING_POLICY, None, None),
+    plugin(VALIDATING_POLICY, None, Some(policy::validate)),
 ];
 
 pub struct Admission {
     plugins: Vec<&'static Plugin>,
+    pub policies: policy::Policies,
 }
 
 impl Default for Admission {
     fn default() -> Self {
-        Self { plugins: PLUGINS.iter().collect() }
+        Self { plugins: PLUGINS.iter().collect(), policies: policy::Policies::default() }
     }
 }
 
@@ -103,10 +154,28 @@ impl Admission {
             }
         }
         let kept = |plugin: &&Plugin| !disabled.iter().any(|name| name == plugin.name);
-        Ok(Self { plugins: PLUGINS.iter().filter(kept).collect() })
+        Ok(Self { plugins: PLUGINS.iter().filter(kept).collect(), ..Self::default() })
     }
 
     pub fn mutate(
+        &self,
+        registry: &Registry,
+        attributes: &Attributes<'_>,
+        object: &mut Value,
+    ) -> Result<()> {
+        self.mutate_built_in(registry, attributes, object)?;
+        if !self.plugins.iter().any(|plugin| plugin.name == MUTATING_POLICY) {
+            return Ok(());
+        }
+        // After a change everybody looks once more, but not at what that brings about.
+        if policy::mutate(registry, attributes, object, false)? {
+            self.mutate_built_in(registry, attributes, object)?;
+            policy::mutate(registry, attributes, object, true)?;
+        }
+        Ok(())
+    }
+
+    fn mutate_built_in(
         &self,
         registry: &Registry,
         attributes: &Attributes<'_>,
@@ -127,6 +196,7 @@ impl Admission {
         attributes: &Attributes<'_>,
         object: &Value,
     ) -> Result<()> {
+        configuration::validate(attributes, object)?;
         for plugin in &self.plugins {
             if let Some(validate) = plugin.validate {
                 validate(registry, attributes, object)?;

@@ -17,6 +17,7 @@ use crate::admission::Admission;
 use crate::authn::{Authenticator, ServiceAccountTokens, TokenFileError};
 use crate::authz::Authorizer;
 use crate::cache::Cache;
+use crate::crd::controller;
 use crate::error::ApiError;
 use crate::registry::Registry;
 use crate::registry::allocate::{Allocator, Network};
@@ -63,7 +64,11 @@ pub enum Error {
 /// Builds the server: its watch cache is filled when this returns.
 pub async fn build(config: Config) -> Result<Shared, Error> {
     let catalog = Catalog::built_in();
-    let prefixes = catalog.resources().filter_map(|resource| resource.prefix.clone()).collect();
+    let mut prefixes: Vec<String> =
+        catalog.resources().filter_map(|resource| resource.prefix.clone()).collect();
+    // What definitions define is there from the first request on.
+    let stored = controller::stored_prefixes(&*config.store).await.map_err(Error::Cache)?;
+    prefixes.extend(stored);
     let cache = Cache::start(config.store, prefixes).await.map_err(Error::Cache)?;
     let allocator = Allocator::new(config.service_network, config.node_ports);
     const SERVICES: &str = "/registry/services/specs/";
@@ -83,7 +88,7 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         None => None,
     };
     let authorizer = Arc::new(Authorizer::new(cache.clone()));
-    Ok(Arc::new(Server {
+    let server = Arc::new(Server {
         audit,
         authorizer: authorizer.clone(),
         registry: Registry {
@@ -98,7 +103,9 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         version: config.version,
         advertise: config.advertise,
         ready: Default::default(),
-    }))
+    });
+    controller::start(&server).await.map_err(Error::Cache)?;
+    Ok(server)
 }
 
 /// Compacts the store while it is written to, keeping the last interval's history.

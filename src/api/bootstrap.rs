@@ -14,7 +14,7 @@ use tracing::info;
 use crate::authn::{MASTERS, User};
 use crate::error::{ApiError, Result};
 use crate::registry::update::Change;
-use crate::registry::{FieldValidation, Target, WriteOptions, metadata_str};
+use crate::registry::{Target, WriteOptions, metadata_str};
 use crate::serve::Shared;
 
 const RBAC: &str = include_str!("../../embedded/bootstrap-rbac.json");
@@ -37,9 +37,10 @@ fn options() -> WriteOptions {
         user: Arc::new(User::new("system:apiserver", &[MASTERS])),
         manager: "kube-apiserver".into(),
         dry_run: false,
+        validation: Default::default(),
         force: false,
-        validation: FieldValidation::Ignore,
         strict_errors: Vec::new(),
+        notes: Default::default(),
     }
 }
 

@@ -13,13 +13,13 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use store::Backend;
 use tokio::sync::{mpsc, watch};
-use tracing::{error, warn};
+use tracing::{debug, error};
 
 use crate::error::{ApiError, Result};
 
 mod object;
 
-pub use object::{Object, encode, splice_revision};
+pub use object::{Object, Shown, decode, encode, splice_revision};
 
 /// Changes remembered per resource, so that a watch can resume.
 const RING_EVENTS_MAX: usize = 8_192;
@@ -73,6 +73,19 @@ impl Event {
         let object = encode(&self.object).ok()?;
         let made = crate::codec::protobuf::encode::watch_frame(self.change.name(), &object);
         Some(self.message.get_or_init(|| made.into()).clone())
+    }
+
+    /// The same event about an object in another form.
+    pub fn in_form(&self, object: Arc<Object>, previous: Option<Arc<Object>>) -> Self {
+        let (change, revision) = (self.change, self.revision);
+        Self {
+            change,
+            revision,
+            object,
+            previous,
+            frame: OnceLock::new(),
+            message: OnceLock::new(),
+        }
     }
 
     /// The event as a line of a JSON watch, made once for all watchers.
@@ -194,6 +207,57 @@ impl Cache {
         });
     }
 
+    /// Makes room for a resource and fills it with what the store holds of it (a custom
+    /// resource that begins to be served).
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn open(&self, prefix: &str) -> Result<()> {
+        if self.shelf(prefix).is_some() {
+            return Ok(());
+        }
+        self.add_prefix(prefix);
+        let range = self
+            .0
+            .store
+            .range(store::RangeRequest { prefix: prefix.into(), ..store::RangeRequest::default() })
+            .await;
+        let range = match range {
+            Ok(range) => range,
+            Err(err) => {
+                self.close(prefix);
+                return Err(err.into());
+            }
+        };
+        // Changes since then may have been applied already; they are newer.
+        self.wait_for(range.revision).await?;
+        let Some(shelf) = self.shelf(prefix) else { return Ok(()) };
+        let mut shelf = shelf.write();
+        for item in range.items {
+            let newer = shelf
+                .ring
+                .iter()
+                .any(|event| *event.object.key == *item.key && event.revision > item.mod_revision);
+            if !newer && !shelf.objects.contains_key(item.key.as_str()) {
+                let object = Object::stored(&item.key, &item.value, item.mod_revision);
+                shelf.objects.insert(object.key.clone(), Arc::new(object));
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a resource that is served no more; its watches end.
+    pub fn close(&self, prefix: &str) {
+        self.0.shelves.write().remove(prefix);
+    }
+
+    /// Ends the watches of a resource; who watches lists again.
+    pub fn end_watches(&self, prefix: &str) {
+        if let Some(shelf) = self.shelf(prefix) {
+            shelf.write().watchers.clear();
+        }
+    }
+
     async fn follow(&self, first: store::Watch, mut seen: u64) {
         let mut batches = first.batches;
         loop {
@@ -218,7 +282,8 @@ impl Cache {
 
     fn apply(&self, event: store::Event) {
         let Some((_, shelf)) = self.shelf_of(event.key()) else {
-            warn!(key = event.key(), "a key of no known resource");
+            // A custom resource that is not served (any more).
+            debug!(key = event.key(), "a key of no known resource");
             return;
         };
         let mut shelf = shelf.write();

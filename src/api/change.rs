@@ -14,6 +14,7 @@ pub mod strategic;
 mod typed_merge;
 
 pub use apply::{ApplyError, Conflict, apply, update_managed_fields};
+pub(crate) use typed_merge::merge as merge_fields;
 
 /// Why a patch could not be applied, with the answer upstream gives.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

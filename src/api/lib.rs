@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod change;
 pub mod codec;
+pub mod crd;
 pub mod error;
 pub mod registry;
 pub mod scheme;

@@ -3,7 +3,7 @@
 //!
 //! Never looks at HTTP: `serve` turns requests into these calls and answers into bytes.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use kinds::meta::FieldError;
 use kinds::resources::{Catalog, Resource};
@@ -16,6 +16,7 @@ use crate::admission::{Admission, Attributes, Operation};
 use crate::authn::User;
 use crate::authz::Authorizer;
 use crate::cache::{Cache, encode};
+use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::scheme::{Schema, Typed, shape};
 
@@ -70,7 +71,15 @@ impl Target {
     }
 
     pub fn rules(&self) -> Rules {
+        if self.resource.custom {
+            return Rules { namespaced: self.resource.namespaced, ..*CUSTOM_RULES };
+        }
         Rules::of(&self.resource.group, &self.resource.kind)
+    }
+
+    pub(crate) fn is_definition(&self) -> bool {
+        self.resource.group == "apiextensions.k8s.io"
+            && self.resource.plural == "customresourcedefinitions"
     }
 
     pub fn has_status(&self) -> bool {
@@ -91,11 +100,23 @@ impl Target {
         }
     }
 
-    pub fn typed(&self) -> Typed<'static> {
+    pub fn typed(&self) -> Typed<'_> {
+        if let Some(version) = crd::accept::of(self) {
+            return version.typed();
+        }
         let (group, kind) = (&self.resource.group, &self.resource.kind);
         Schema::built_in().kind(group, &self.version, kind).unwrap_or_else(Schema::untyped)
     }
 }
+
+/// What `crd` does not decide for a custom resource.
+static CUSTOM_RULES: LazyLock<Rules> = LazyLock::new(|| Rules {
+    default: |_| {},
+    prepare_create: |_| {},
+    create_on_update: false,
+    unconditional_update: false,
+    ..Rules::of("", "")
+});
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FieldValidation {
@@ -112,6 +133,8 @@ pub struct WriteOptions {
     pub manager: String,
     pub dry_run: bool,
     pub force: bool,
+    /// What admission has to say besides its decision.
+    pub notes: Arc<crate::admission::Notes>,
     /// What becomes of a patch that brings fields the kind does not have.
     pub validation: FieldValidation,
     /// What is wrong with a patch's text and only a strict client cares for.
@@ -152,9 +175,20 @@ impl Registry {
     /// The stored object a target names, as fresh as the store.
     pub async fn live(&self, target: &Target) -> Result<Arc<crate::cache::Object>> {
         self.cache.fresh().await?;
-        self.cache
+        let object = self
+            .cache
             .get(target.prefix()?, &target.key()?)
-            .ok_or_else(|| ApiError::not_found(&target.resource, &target.name))
+            .ok_or_else(|| ApiError::not_found(&target.resource, &target.name))?;
+        self.show(target, object).await
+    }
+
+    /// A stored object in the target's version, if it is a custom one.
+    async fn show(
+        &self,
+        target: &Target,
+        object: Arc<crate::cache::Object>,
+    ) -> Result<Arc<crate::cache::Object>> {
+        crd::convert::show_one(&self.cache, &target.resource, &target.version, object).await
     }
 
     fn attributes<'a>(
@@ -174,6 +208,7 @@ impl Registry {
             user: &options.user,
             dry_run: options.dry_run,
             old,
+            notes: &options.notes,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What all kinds share: names, selectors, quantities, object metadata, field errors.
 
+pub mod cron;
 pub mod error;
 pub mod name;
 pub mod object;

@@ -3,6 +3,7 @@
 //! The built-in ones come from `embedded/resources.json`. A catalog is cheap to clone and may
 //! grow at run time (custom resources). It holds no objects and does no IO.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -64,6 +65,35 @@ impl Subresource {
     }
 }
 
+/// What whoever serves a resource keeps with it; opaque here. Two are equal when their tags are.
+#[derive(Clone, Default)]
+pub struct Attachment(Option<(u64, Arc<dyn Any + Send + Sync>)>);
+
+impl Attachment {
+    /// `tag` tells this attachment from every other one.
+    pub fn new<T: Any + Send + Sync>(tag: u64, kept: Arc<T>) -> Self {
+        Self(Some((tag, kept)))
+    }
+
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.0.as_ref().and_then(|(_, kept)| kept.downcast_ref())
+    }
+}
+
+impl PartialEq for Attachment {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_ref().map(|(tag, _)| tag) == other.0.as_ref().map(|(tag, _)| tag)
+    }
+}
+
+impl Eq for Attachment {}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Attachment")
+    }
+}
+
 /// One resource of one group, in all the versions it is served in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
@@ -85,6 +115,7 @@ pub struct Resource {
     pub prefix: Option<String>,
     /// Whether it comes from a CustomResourceDefinition.
     pub custom: bool,
+    pub attachment: Attachment,
 }
 
 impl Resource {
@@ -159,6 +190,7 @@ impl Resource {
             subresources: Vec::new(),
             prefix: Some(format!("/registry/{group}/{plural}/")),
             custom: true,
+            attachment: Attachment::default(),
         }
     }
 }
@@ -384,6 +416,7 @@ impl FileResource {
             subresources: self.subresources.into_iter().map(FileSubresource::resolve).collect(),
             prefix: self.stored.map(|path| format!("/registry/{path}/")),
             custom: false,
+            attachment: Attachment::default(),
         }
     }
 }

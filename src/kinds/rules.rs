@@ -30,7 +30,8 @@ pub struct Rules {
     pub default: fn(&mut Value),
     /// The kind's own checks, without those of the metadata.
     pub validate_create: fn(&Value) -> Vec<FieldError>,
-    pub validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+    /// None: an update is checked as a create.
+    pub validate_update: Option<fn(&Value, &Value) -> Vec<FieldError>>,
     pub name: NameRule,
     pub namespaced: bool,
     /// What may stand in field selectors, with the object's values.
@@ -120,7 +121,10 @@ impl Rules {
     pub fn check_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut out = object::validate(new, self.namespaced, self.name);
         out.extend(object::validate_update(new, old));
-        out.extend((self.validate_update)(new, old));
+        out.extend(match self.validate_update {
+            Some(check) => check(new, old),
+            None => (self.validate_create)(new),
+        });
         out
     }
 
@@ -393,6 +397,7 @@ fn prepare_of(group: &str, kind: &str) -> fn(&mut Value) {
                 .iter()
                 .filter(|v| flag(v, "storage"))
                 .map(|v| v["name"].clone())
+                .take(1)
                 .collect();
             o["status"] = json!({
                 "conditions": null,
@@ -458,6 +463,9 @@ fn data_source(claim: &mut Value) {
 fn prepare_pod(pod: &mut Value) {
     let class = qos_class(pod);
     pod["status"] = json!({"phase": "Pending", "qosClass": class});
+    if at(pod, "spec.terminationGracePeriodSeconds").as_i64().is_some_and(|seconds| seconds < 0) {
+        pod["spec"]["terminationGracePeriodSeconds"] = json!(1);
+    }
     if !items(pod, "spec.schedulingGates").is_empty() {
         pod["status"]["conditions"] = json!([{
             "type": "PodScheduled", "status": "False", "lastProbeTime": null,

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -20,6 +21,30 @@ pub struct Object {
     pub line: Bytes,
     labels: OnceLock<Value>,
     fields: OnceLock<Vec<(&'static str, String)>>,
+    /// How a custom object is shown in the versions it was asked for in.
+    shown: Mutex<Option<Arc<Shown>>>,
+}
+
+/// Forms of one object that are kept.
+const SHOWN_MAX: usize = 4;
+
+/// A custom object in one version of one revision of its definition.
+#[derive(Debug)]
+pub struct Shown {
+    /// The revision of the definition.
+    tag: u64,
+    version: Box<str>,
+    /// None where the object is shown as it is.
+    pub object: Option<Arc<Object>>,
+    /// The values of the fields that can be selected, found once.
+    pub selected: OnceLock<Vec<String>>,
+    next: Option<Arc<Shown>>,
+}
+
+impl Shown {
+    fn is(&self, tag: u64, version: &str) -> bool {
+        self.tag == tag && &*self.version == version
+    }
 }
 
 impl Object {
@@ -29,7 +54,14 @@ impl Object {
     }
 
     fn new(key: Arc<str>, line: Bytes, revision: u64) -> Self {
-        Self { key, revision, line, labels: OnceLock::new(), fields: OnceLock::new() }
+        Self {
+            key,
+            revision,
+            line,
+            labels: OnceLock::new(),
+            fields: OnceLock::new(),
+            shown: Mutex::new(None),
+        }
     }
 
     /// The object's JSON.
@@ -50,10 +82,49 @@ impl Object {
         Self::new(self.key.clone(), splice_revision(&bytes, revision), revision)
     }
 
+    /// The same object in another form.
+    pub fn in_form(&self, value: &Map<String, Value>) -> Self {
+        let mut line = encode(value);
+        line.push(b'\n');
+        Self::new(self.key.clone(), line.into(), self.revision)
+    }
+
+    /// The form kept for a version of a definition's revision.
+    pub fn shown(&self, tag: u64, version: &str) -> Option<Arc<Shown>> {
+        let mut at = self.shown.lock().clone();
+        while let Some(shown) = at {
+            if shown.is(tag, version) {
+                return Some(shown);
+            }
+            at = shown.next.clone();
+        }
+        None
+    }
+
+    /// Keeps a form; those of other revisions of the definition go.
+    pub fn keep_shown(&self, tag: u64, version: &str, object: Option<Arc<Object>>) -> Arc<Shown> {
+        let mut kept = self.shown.lock();
+        let mut depth = 0;
+        let mut at = kept.as_deref();
+        while let Some(shown) = at {
+            depth += 1;
+            at = shown.next.as_deref();
+        }
+        let usable = |head: &Arc<Shown>| head.tag == tag && depth < SHOWN_MAX;
+        let shown = Arc::new(Shown {
+            tag,
+            version: version.into(),
+            object,
+            selected: OnceLock::new(),
+            next: kept.take().filter(usable),
+        });
+        *kept = Some(shown.clone());
+        shown
+    }
+
     /// The decoded object.
     pub fn value(&self) -> Value {
-        // The bytes are our own encoder's; anything else in the store is shown empty.
-        serde_json::from_slice(self.bytes()).unwrap_or_default()
+        decode(self.bytes())
     }
 
     /// The labels; null where there are none.
@@ -89,6 +160,14 @@ impl Object {
             None => &self.bytes()[1..],
         }
     }
+}
+
+/// Reads what is in the store. It is our own encoder's, and no deeper than what is let in;
+/// anything else is shown empty.
+pub fn decode(bytes: &[u8]) -> Value {
+    let mut decoder = serde_json::Deserializer::from_slice(bytes);
+    decoder.disable_recursion_limit();
+    Value::deserialize(&mut decoder).unwrap_or_default()
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {

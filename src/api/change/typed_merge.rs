@@ -33,6 +33,7 @@ impl<'a> Place<'a> {
         match self.typed.ty() {
             Type::Object(object) if !whole(object.atomic) => Form::Fields(self),
             Type::Map { atomic, .. } if !whole(*atomic) => Form::Fields(self),
+            Type::Deduced if !whole(false) => Form::Fields(self),
             Type::List(list) if !whole(list.kind == ListKind::Atomic) => {
                 Form::Items(list, self.typed.at(list.items))
             }
@@ -116,7 +117,7 @@ fn collect(value: &Value, place: Place<'_>, path: &mut Vec<Step>, out: &mut Fiel
 }
 
 /// The live object with the configuration laid over it.
-pub(super) fn merge(live: &Value, config: &Value, typed: Typed<'_>) -> Value {
+pub(crate) fn merge(live: &Value, config: &Value, typed: Typed<'_>) -> Value {
     merge_at(Some(live), config, Place::root(typed))
 }
 

@@ -37,7 +37,12 @@ pub fn to_storage(mut value: Value, resource: &Resource) -> Value {
 }
 
 /// Whether objects stored for `resource` can be sent to `version` as they are.
+///
+/// Custom ones reach whoever sends them in their version already.
 pub fn is_identity(resource: &Resource, version: &str) -> bool {
+    if resource.custom {
+        return true;
+    }
     resource.storage.group == resource.group && resource.storage.version == version
 }
 

@@ -6,7 +6,8 @@ use store::{Outcome, Write};
 use super::{Registry, Target, WriteOptions, causes, metadata_mut, metadata_str, set_revision};
 use crate::admission::Operation;
 use crate::authz::escalation;
-use crate::change::apply::{Writer, reset_fields, update_managed_fields};
+use crate::change::apply::{Writer, update_managed_fields};
+use crate::crd;
 use crate::error::{ApiError, Result};
 
 /// Names drawn for a generateName before giving up.
@@ -69,7 +70,7 @@ impl Registry {
         let rules = target.rules();
         (rules.default)(&mut object);
         if managed.is_none() {
-            let reset = reset_fields(&resource.group, &resource.kind, target.has_status(), "");
+            let reset = super::update::reset(target);
             let api_version = target.api_version();
             let writer = Writer {
                 manager: &options.manager,
@@ -85,10 +86,12 @@ impl Registry {
         }
         // Admission looks at namespaces, accounts and classes that may be brand new.
         self.cache.fresh().await?;
+        crd::accept::check_terminating(target)?;
         self.admission.mutate(self, &attributes, &mut object)?;
         escalation::check(&self.authorizer, &attributes, &target.name, &object)?;
         (rules.default)(&mut object);
         (rules.prepare_create)(&mut object);
+        crd::accept::prepare_create(target, &mut object);
         target.normalise(&mut object);
         // Statuses have defaults too.
         (rules.default)(&mut object);
@@ -111,10 +114,18 @@ impl Registry {
             }
             return Ok(object);
         }
-        let write =
-            Write::Create { key: target.key()?, value: super::stored_bytes(&object, resource) };
+        let stored = crd::convert::store(&self.cache, resource, &target.version, &object).await;
+        let (value, back) = match stored {
+            Ok(stored) => stored,
+            Err(error) => {
+                self.allocator.release(allocated);
+                return Err(error);
+            }
+        };
+        let write = Write::Create { key: target.key()?, value };
         match self.store().write(write, super::durability(resource)).await {
             Ok(Outcome::Done(revision)) => {
+                let mut object = back.unwrap_or(object);
                 set_revision(&mut object, revision);
                 Ok(object)
             }
@@ -143,7 +154,15 @@ impl Registry {
         object: &Value,
         attributes: &crate::admission::Attributes<'_>,
     ) -> Result<()> {
-        let errors = target.rules().check_create(object);
+        if target.resource.custom {
+            crd::accept::check_create(target, object)?;
+            return self.admission.validate(self, attributes, object);
+        }
+        let mut errors = target.rules().check_create(object);
+        if target.is_definition() {
+            errors.retain(|error| !crd::instance::is_about_domain(error));
+            errors.extend(crd::definition::create(object));
+        }
         if !errors.is_empty() {
             return Err(ApiError::invalid(&target.resource, &target.name, &causes(errors)));
         }
@@ -193,7 +212,6 @@ fn prepare_metadata(object: &mut Value, target: &Target, now: &str) {
     }
     metadata.insert("uid".into(), base::rng::uuid().into());
     metadata.insert("creationTimestamp".into(), now.into());
-    metadata.shift_remove("generation");
     if resource.custom || !target.rules().generation_fields.is_empty() {
         metadata.insert("generation".into(), json!(1));
     }

@@ -87,7 +87,11 @@ impl Registry {
             let write = if gone {
                 Write::Delete { key, expected }
             } else {
-                Write::Update { key, value: super::stored_bytes(&next, &target.resource), expected }
+                let resource = &target.resource;
+                let (value, _) =
+                    crate::crd::convert::store(&self.cache, resource, &target.version, &next)
+                        .await?;
+                Write::Update { key, value, expected }
             };
             match self.store().write(write, super::durability(&target.resource)).await? {
                 Outcome::Done(revision) => {
@@ -158,6 +162,9 @@ fn preconditions(target: &Target, live: &Value, delete: &DeleteOptions) -> Resul
 /// The object after the request, and whether it goes for good.
 fn plan(target: &Target, live: &Value, delete: &DeleteOptions) -> (Value, bool) {
     let resource = &target.resource;
+    if target.is_definition() && metadata_str(live, "deletionTimestamp").is_empty() {
+        return (crate::crd::controller::begin_delete(live), false);
+    }
     let mut next = live.clone();
     let kept = keep_finalizers(live, delete);
     if kept != finalizers(live) {

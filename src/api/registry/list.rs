@@ -168,7 +168,7 @@ impl Registry {
                 return self.page_of_old(target, options, &start, token).await;
             }
             self.cache.fresh().await?;
-            return self.page_of_now(target, options, &start, Some(&token.after));
+            return self.page_of_now(target, options, &start, Some(&token.after)).await;
         }
         let asked = options.asked_revision()?;
         match options.version_match.as_str() {
@@ -181,7 +181,7 @@ impl Registry {
             _ if asked == 0 => self.cache.revision(),
             _ => self.cache.wait_for(asked).await?,
         };
-        self.page_of_now(target, options, &start, None)
+        self.page_of_now(target, options, &start, None).await
     }
 
     async fn exact(
@@ -192,7 +192,7 @@ impl Registry {
         revision: u64,
     ) -> Result<Page> {
         if revision == self.cache.fresh().await? {
-            let page = self.page_of_now(target, options, start, None)?;
+            let page = self.page_of_now(target, options, start, None).await?;
             if page.revision == revision {
                 return Ok(page);
             }
@@ -201,7 +201,7 @@ impl Registry {
         self.page_of_old(target, options, start, token).await
     }
 
-    fn page_of_now(
+    async fn page_of_now(
         &self,
         target: &Target,
         options: &ListOptions,
@@ -210,9 +210,21 @@ impl Registry {
     ) -> Result<Page> {
         let (mut items, revision) = self.cache.list(target.prefix()?, start, after);
         if !options.selector.is_empty() {
+            items = self.show_all(target, items).await?;
             items.retain(|object| options.selector.matches(object));
         }
-        Ok(cut(items, revision, options, start, None))
+        let mut page = cut(items, revision, options, start, None);
+        // What is not sent need not be converted.
+        page.items = self.show_all(target, page.items).await?;
+        Ok(page)
+    }
+
+    async fn show_all(
+        &self,
+        target: &Target,
+        objects: Vec<Arc<Object>>,
+    ) -> Result<Vec<Arc<Object>>> {
+        crate::crd::convert::show(&self.cache, &target.resource, &target.version, objects).await
     }
 
     async fn page_of_old(
@@ -238,12 +250,13 @@ impl Registry {
                 other => other.into(),
             })?;
             after = range.items.last().map(|kv| kv.key.clone());
-            for kv in range.items {
-                let object = Object::stored(&kv.key, &kv.value, kv.mod_revision);
-                if options.selector.matches(&object) {
-                    items.push(Arc::new(object));
-                }
-            }
+            let stored = range.items.into_iter();
+            let stored = stored
+                .map(|kv| Arc::new(Object::stored(&kv.key, &kv.value, kv.mod_revision)))
+                .collect();
+            let mut shown = self.show_all(target, stored).await?;
+            shown.retain(|object| options.selector.matches(object));
+            items.extend(shown);
             let full = options.limit > 0 && items.len() > options.limit;
             if full || !range.more {
                 // How many remain is only known when the rest has been read.

@@ -4,13 +4,14 @@
 
 use serde_json::{Map, Value};
 
-use super::update::{Change, patch_error};
+use super::update::{Change, is_deeper, patch_error};
 use super::{FieldValidation, Target, WriteOptions};
 use crate::change::go_format::go_value;
 use crate::change::{json_patch, merge_patch, strategic};
 use crate::error::{ApiError, Cause, Result};
 use crate::scheme::shape::{self, TypeMismatch};
 use crate::scheme::{Schema, Typed};
+use crate::serve::negotiate::DEPTH_MAX;
 
 /// The patched object, and warnings about what the kind does not have.
 ///
@@ -30,6 +31,14 @@ pub fn patched(
         Change::Put(_) | Change::Apply(_) | Change::Edit(_) => Ok(()),
     }
     .map_err(|error| patch_error(&error))?;
+    // Patches one after the other may not build what no body may hold.
+    if is_deeper(&new, DEPTH_MAX) {
+        return Err(ApiError::bad_request("exceeded max depth"));
+    }
+    if target.resource.custom {
+        // Custom objects are judged by their schema, once they are in shape.
+        return Ok((new, Vec::new()));
+    }
     let refuse = |why: &str| Err(refused(&shown(target, &new, change), why));
     if let Err(why) = check_kind(target, &new) {
         return refuse(&why);
@@ -40,7 +49,7 @@ pub fn patched(
             _ => refuse(&mismatch.to_string()),
         };
     }
-    if target.resource.custom || options.validation == FieldValidation::Ignore {
+    if options.validation == FieldValidation::Ignore {
         return Ok((new, Vec::new()));
     }
     let mut unknown = shape::unknown_field_errors(&new, target.typed());
@@ -124,7 +133,7 @@ fn check_kind(target: &Target, new: &Value) -> std::result::Result<(), String> {
     let kind = Some(word("kind")).filter(|kind| !kind.is_empty()).unwrap_or(&resource.kind);
     let version = word("apiVersion");
     let version = if version.is_empty() { &expected } else { version };
-    if resource.custom || (kind == resource.kind && version == expected) {
+    if kind == resource.kind && version == expected {
         return Ok(());
     }
     let (group, short) = version.rsplit_once('/').unwrap_or(("", version));

@@ -12,6 +12,7 @@ use crate::admission::Operation;
 use crate::authz::escalation;
 use crate::change::apply::{ApplyError, Writer, apply, reset_fields, update_managed_fields};
 use crate::change::{PatchError, go_diff};
+use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::scheme::Schema;
 
@@ -62,10 +63,10 @@ impl Registry {
             let Some(live) = live else {
                 return self.create_by_update(target, change, options).await;
             };
-            match self.update_once(target, &live, change, options).await? {
-                Some((object, warnings)) => {
-                    return Ok(Written { object, created: false, warnings });
-                }
+            let live = self.show(target, live).await?;
+            let mut warnings = Vec::new();
+            match self.update_once(target, &live, change, options, &mut warnings).await? {
+                Some(object) => return Ok(Written { object, created: false, warnings }),
                 None => {
                     tries += 1;
                     if tries >= CONFLICT_RETRIES_MAX {
@@ -102,7 +103,11 @@ impl Registry {
                 metadata_mut(&mut object).shift_remove("resourceVersion");
                 (object, None)
             }
-            Change::Apply(config) => (self.apply(target, None, config, options)?, Some(())),
+            Change::Apply(config) => {
+                let mut object = self.apply(target, None, config, options)?;
+                crd::accept::patched(target, &mut object, options.validation, config)?;
+                (object, Some(()))
+            }
             Change::Put(_)
             | Change::Json(_)
             | Change::Merge(_)
@@ -122,10 +127,16 @@ impl Registry {
         stored: &crate::cache::Object,
         change: &Change,
         options: &WriteOptions,
-    ) -> Result<Option<(Value, Vec<String>)>> {
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<Value>> {
         let resource = &target.resource;
         let live = convert::from_storage(stored.value(), resource, &target.version);
-        let (mut new, mut warnings) = self.changed(target, &live, change, options)?;
+        let (mut new, of_patch) = self.changed(target, &live, change, options)?;
+        warnings.extend(of_patch);
+        if let Change::Json(patch) | Change::Merge(patch) | Change::Apply(patch) = change {
+            let mode = options.validation;
+            warnings.extend(crd::accept::patched(target, &mut new, mode, patch)?);
+        }
         let expects_version = check_preconditions(target, &live, &new, change)?;
 
         inherit_metadata(&mut new, &live, target);
@@ -145,11 +156,30 @@ impl Registry {
         self.admission.mutate(self, &attributes, &mut new)?;
         escalation::check(&self.authorizer, &attributes, &target.name, &new)?;
         (rules.default)(&mut new);
+        crd::accept::complete(target, &mut new);
+        if target.is_definition() && target.subresource.is_empty() {
+            crd::definition::remember_storage_version(&mut new);
+        }
         bump_generation(&mut new, &live, target);
         let allocated = self.allocator.allocate(self, target, &mut new, Some(&live))?;
+        if let Err(error) = crd::accept::check_update(target, &new, &live) {
+            self.allocator.release(allocated);
+            return Err(error);
+        }
         let errors = match target.subresource.as_str() {
+            _ if resource.custom => Vec::new(),
+            "" | "status" if target.is_definition() => {
+                warnings.extend(crd::definition::warnings(&new, Some(&live)));
+                let mut errors = rules.check_update(&new, &live);
+                errors.retain(|error| !crd::instance::is_about_domain(error));
+                errors.extend(match target.subresource.as_str() {
+                    "" => crd::definition::update(&new, &live),
+                    _ => crd::definition::status_update(&new),
+                });
+                errors
+            }
             // Upstream looks at the metadata of all kinds before each kind does it again.
-            "" | "status" | "scale" if !resource.custom => {
+            "" | "status" | "scale" => {
                 let mut errors = rules.check_metadata_update(&new, &live);
                 errors.extend(rules.check_update(&new, &live));
                 if target.subresource == "status" && resource.kind == "Pod" {
@@ -157,7 +187,6 @@ impl Registry {
                 }
                 errors
             }
-            "" | "status" | "scale" => rules.check_update(&new, &live),
             "ephemeralcontainers" => pod_parts::ephemeral_containers(&new, &live, |old, new| {
                 let name = "io.k8s.api.core.v1.EphemeralContainer";
                 let typed = Schema::built_in().definition(name).unwrap_or_else(Schema::untyped);
@@ -181,20 +210,26 @@ impl Registry {
         }
         if unchanged(&new, &live) {
             self.allocator.release(allocated);
-            return Ok(Some((live, warnings)));
+            return Ok(Some(live));
         }
         if options.dry_run {
             self.allocator.release(allocated);
-            return Ok(Some((new, warnings)));
+            return Ok(Some(new));
         }
+        let (key, expected) = (stored.key.to_string(), stored.revision);
         let write = if is_released(&new, target) {
-            Write::Delete { key: stored.key.to_string(), expected: stored.revision }
+            Write::Delete { key, expected }
         } else {
-            Write::Update {
-                key: stored.key.to_string(),
-                value: super::stored_bytes(&new, resource),
-                expected: stored.revision,
-            }
+            let converted = crd::convert::store(&self.cache, resource, &target.version, &new).await;
+            let (value, back) = match converted {
+                Ok(converted) => converted,
+                Err(error) => {
+                    self.allocator.release(allocated);
+                    return Err(error);
+                }
+            };
+            new = back.unwrap_or(new);
+            Write::Update { key, value, expected }
         };
         let deletes = matches!(write, Write::Delete { .. });
         match self.store().write(write, super::durability(resource)).await {
@@ -203,7 +238,7 @@ impl Registry {
                 if !deletes {
                     set_revision(&mut new, revision);
                 }
-                Ok(Some((new, warnings)))
+                Ok(Some(new))
             }
             Ok(Outcome::Conflict(_)) => {
                 self.allocator.release(allocated);
@@ -273,9 +308,20 @@ impl Registry {
     }
 }
 
-fn reset(target: &Target) -> &'static [&'static [&'static str]] {
+pub(super) fn reset(target: &Target) -> &'static [&'static [&'static str]] {
     let resource = &target.resource;
+    if resource.custom && target.subresource == "status" {
+        return &[&["metadata"], &["spec"]];
+    }
     reset_fields(&resource.group, &resource.kind, target.has_status(), &target.subresource)
+}
+
+pub(super) fn is_deeper(value: &Value, bound: usize) -> bool {
+    match value {
+        Value::Object(map) => bound == 0 || map.values().any(|below| is_deeper(below, bound - 1)),
+        Value::Array(items) => bound == 0 || items.iter().any(|below| is_deeper(below, bound - 1)),
+        _ => false,
+    }
 }
 
 /// True if the caller named the version it means to change.
@@ -316,7 +362,12 @@ fn check_preconditions(
                 message: "Invalid value: 0: must be specified for an update".into(),
                 field: "metadata.resourceVersion".into(),
             };
-            return Err(ApiError::invalid(resource, &target.name, &[cause]));
+            // Upstream names the resource here, not the kind.
+            let named = kinds::resources::Resource {
+                kind: resource.plural.clone(),
+                ..(**resource).clone()
+            };
+            return Err(ApiError::invalid(&named, &target.name, &[cause]));
         }
         return Ok(false);
     }
@@ -354,9 +405,11 @@ fn inherit_metadata(new: &mut Value, live: &Value, target: &Target) {
     let metadata = metadata_mut(new);
     for field in SERVER_METADATA {
         match old.get(field) {
-            Some(value) => metadata.insert(field.into(), value.clone()),
-            None => metadata.shift_remove(field),
-        };
+            Some(value) => drop(metadata.insert(field.into(), value.clone())),
+            // Who sets it by hand is told that it cannot be changed.
+            None if field == "deletionTimestamp" => {}
+            None => drop(metadata.shift_remove(field)),
+        }
     }
     metadata.insert("name".into(), target.name.as_str().into());
     if let Some(namespace) = old.get("namespace") {
@@ -449,7 +502,12 @@ fn bump_generation(new: &mut Value, live: &Value, target: &Target) {
         return;
     }
     let changed = if target.resource.custom {
-        !same_but(new, live, &["metadata", "status", "apiVersion", "kind"])
+        let own: &[&str] = if target.has_status() {
+            &["metadata", "status", "apiVersion", "kind"]
+        } else {
+            &["metadata", "apiVersion", "kind"]
+        };
+        !same_but(new, live, own)
     } else {
         target.rules().is_new_generation(new, live)
     };

@@ -4,13 +4,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kinds::resources::Resource;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::list::parse_version;
 use super::select::Selector;
 use super::{Registry, Target};
-use crate::cache::{Change, Event, Object};
+use crate::cache::{Cache, Change, Event, Object};
+use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 
 /// Watches without a timeout of their own end after 30 to 60 minutes, at random, so
@@ -42,6 +45,9 @@ pub enum Notice {
 
 /// One watcher's view on a resource.
 pub struct Watcher {
+    cache: Cache,
+    resource: Arc<Resource>,
+    version: String,
     start: String,
     selector: Selector,
     waiting: VecDeque<Notice>,
@@ -76,6 +82,8 @@ impl Registry {
                 self.cache.wait_for(asked).await?;
             }
             let (items, subscription) = self.cache.list_and_subscribe(prefix, &start)?;
+            let (resource, version) = (&target.resource, &target.version);
+            let items = crd::convert::show(&self.cache, resource, version, items).await?;
             waiting.extend(
                 items
                     .into_iter()
@@ -100,6 +108,9 @@ impl Registry {
             .timeout_seconds
             .unwrap_or_else(|| TIMEOUT_SECONDS + base::rng::below(TIMEOUT_SECONDS));
         let mut watcher = Watcher {
+            cache: self.cache.clone(),
+            resource: target.resource.clone(),
+            version: target.version.clone(),
             start,
             selector: options.selector,
             waiting,
@@ -110,6 +121,7 @@ impl Registry {
             end_at: now + Duration::from_secs(seconds),
         };
         for event in subscription.missed {
+            let event = watcher.show(event).await?;
             watcher.take(event);
         }
         Ok(watcher)
@@ -143,6 +155,27 @@ fn check(options: &WatchOptions) -> Result<()> {
 }
 
 impl Watcher {
+    async fn show(&self, event: Arc<Event>) -> Result<Arc<Event>> {
+        crd::convert::show_event(&self.cache, &self.resource, &self.version, event).await
+    }
+
+    /// Takes an event, and whatever else has come; None where it cannot be shown.
+    async fn arrived(&mut self, first: Option<Arc<Event>>) -> Option<()> {
+        let mut next = first;
+        while let Some(event) = next {
+            self.told = event.revision;
+            match self.show(event).await {
+                Ok(event) => self.take(event),
+                Err(error) => {
+                    warn!(error = %error.message, "a watch ends: an event cannot be converted");
+                    return None;
+                }
+            }
+            next = self.live.try_recv().ok();
+        }
+        Some(())
+    }
+
     /// Puts an event in line if this watcher should see it.
     fn take(&mut self, event: Arc<Event>) {
         if !event.object.key.starts_with(&self.start) {
@@ -188,22 +221,14 @@ impl Watcher {
                 biased;
                 event = self.live.recv() => {
                     // The cache closes a watcher that does not keep up.
-                    let event = event?;
-                    self.told = event.revision;
-                    self.take(event);
-                    while let Ok(event) = self.live.try_recv() {
-                        self.told = event.revision;
-                        self.take(event);
-                    }
+                    self.arrived(Some(event?)).await?;
                 }
                 () = bookmark => {
                     // What is applied now has been sent to us already: the cache hands
                     // events out before it counts them as applied.
                     let applied = *self.applied.borrow();
-                    while let Ok(event) = self.live.try_recv() {
-                        self.told = event.revision;
-                        self.take(event);
-                    }
+                    let first = self.live.try_recv().ok();
+                    self.arrived(first).await?;
                     self.told = self.told.max(applied);
                     self.bookmark_at = Some(Instant::now() + BOOKMARK_INTERVAL);
                     self.waiting.push_back(Notice::Bookmark { revision: self.told, initial: false });

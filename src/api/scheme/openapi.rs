@@ -2,9 +2,9 @@
 //!
 //! Nothing is kept: a document is built, sent and dropped.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kinds::resources::Catalog;
+use kinds::resources::{Catalog, Resource};
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
@@ -24,11 +24,20 @@ struct Definitions {
     types: Map<String, Value>,
     words: Map<String, Value>,
     edition: Edition,
+    /// Custom kinds and what they are called, by group, version and kind.
+    custom: HashMap<(String, String, String), String>,
+    /// Their definitions.
+    custom_schemas: Map<String, Value>,
 }
 
 /// `/openapi/v2`.
 pub fn v2(catalog: &Catalog, version: &str) -> Value {
-    let definitions = Definitions::read(Edition::V2);
+    let mut definitions = Definitions::read(Edition::V2);
+    for resource in catalog.resources() {
+        for served in &resource.versions {
+            definitions.add_custom(resource, served);
+        }
+    }
     let all: Vec<String> = definitions.types.keys().cloned().collect();
     let mut paths = Map::new();
     for group in catalog.groups() {
@@ -175,6 +184,9 @@ pub fn document_hash(catalog: &Catalog, group: &str, served: &str, version: &str
     let mut text = format!("{version} {group}/{served}");
     for resource in catalog.resources_of(group, served) {
         text.push_str(&format!(" {resource:?}"));
+        if let Some(custom) = crate::crd::of(resource) {
+            text.push_str(&custom.digest);
+        }
     }
     let hash = digest(&SHA256, text.as_bytes());
     hash.as_ref().iter().map(|b| format!("{b:02X}")).collect()
@@ -190,7 +202,10 @@ fn document_path(group: &str, version: &str) -> String {
 /// `/openapi/v3/api/v1`, `/openapi/v3/apis/apps/v1` …; `None` if it is not served.
 pub fn v3(catalog: &Catalog, group: &str, served: &str, version: &str) -> Option<Vec<u8>> {
     catalog.group(group)?.versions.iter().find(|v| *v == served)?;
-    let definitions = Definitions::read(Edition::V3);
+    let mut definitions = Definitions::read(Edition::V3);
+    for resource in catalog.resources_of(group, served) {
+        definitions.add_custom(resource, served);
+    }
     let mut paths = Map::new();
     add_paths(&mut paths, catalog, group, served, &definitions);
     let mut wanted = BTreeSet::new();
@@ -198,6 +213,10 @@ pub fn v3(catalog: &Catalog, group: &str, served: &str, version: &str) -> Option
         .iter()
         .map(|n| format!("apimachinery.pkg.apis.meta.v1.{n}"))
         .collect();
+    if !definitions.custom.is_empty() {
+        let meta = ["ListMeta", "ObjectMeta"].iter();
+        todo.extend(meta.map(|n| format!("apimachinery.pkg.apis.meta.v1.{n}")));
+    }
     for (name, definition) in &definitions.types {
         let gvks = definition.get("gvk").and_then(Value::as_array);
         if gvks.into_iter().flatten().any(|gvk| gvk[0] == group && gvk[1] == served) {
@@ -249,7 +268,35 @@ fn references(value: &Value, out: &mut Vec<String>) {
 
 impl Definitions {
     fn read(edition: Edition) -> Self {
-        Self { types: table(), words: decode(DESCRIPTIONS), edition }
+        Self {
+            types: table(),
+            words: decode(DESCRIPTIONS),
+            edition,
+            custom: HashMap::new(),
+            custom_schemas: Map::new(),
+        }
+    }
+
+    /// Adds a version of a custom resource; built-in ones are there.
+    fn add_custom(&mut self, resource: &Resource, served: &str) {
+        let version = crate::crd::of(resource).and_then(|custom| custom.version(served));
+        let Some(version) = version else { return };
+        let both = crate::crd::openapi::definitions(resource, version, self.edition == Edition::V2);
+        let kinds = [resource.kind.clone(), format!("{}List", resource.kind)];
+        for (kind, (name, schema)) in kinds.into_iter().zip(both) {
+            let key = (resource.group.clone(), served.to_owned(), kind);
+            self.custom.insert(key, name.clone());
+            self.custom_schemas.insert(name, schema);
+        }
+    }
+
+    /// What a kind is called in references.
+    fn full_name(&self, group: &str, version: &str, kind: &str) -> Option<String> {
+        let key = (group.to_owned(), version.to_owned(), kind.to_owned());
+        if let Some(name) = self.custom.get(&key) {
+            return Some(name.clone());
+        }
+        self.name_of(group, version, kind).map(|name| format!("io.k8s.{name}"))
     }
 
     fn name_of(&self, group: &str, version: &str, kind: &str) -> Option<String> {
@@ -272,6 +319,7 @@ impl Definitions {
         for (leaf, schema) in leaves(self.edition) {
             out.insert(leaf.to_owned(), schema);
         }
+        out.extend(self.custom_schemas.clone());
         out
     }
 
@@ -618,7 +666,7 @@ const PATCH_TYPES: [&str; 4] = [
     "application/strategic-merge-patch+json",
 ];
 const MEDIA_TYPES: [&str; 3] =
-    ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
+    ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
 fn make_operation(
     definitions: &Definitions,
@@ -627,17 +675,19 @@ fn make_operation(
     (group, version, kind): (&str, &str, &str),
     method: &str,
 ) -> Value {
-    let name = definitions.name_of(group, version, kind);
+    let name = definitions.full_name(group, version, kind);
+    let key = (group.to_owned(), version.to_owned(), kind.to_owned());
+    let custom = definitions.custom.contains_key(&key);
     let listed = match method {
-        "list" => definitions.name_of(group, version, &format!("{kind}List")),
-        "delete" => Some("apimachinery.pkg.apis.meta.v1.Status".to_owned()),
+        "list" => definitions.full_name(group, version, &format!("{kind}List")),
+        "delete" => Some("io.k8s.apimachinery.pkg.apis.meta.v1.Status".to_owned()),
         _ => name.clone(),
     };
     let schema = |name: &Option<String>| match name {
         Some(name) => {
             let root = match definitions.edition {
-                Edition::V2 => "#/definitions/io.k8s.",
-                Edition::V3 => "#/components/schemas/io.k8s.",
+                Edition::V2 => "#/definitions/",
+                Edition::V3 => "#/components/schemas/",
             };
             json!({"$ref": format!("{root}{name}")})
         }
@@ -645,10 +695,15 @@ fn make_operation(
     };
     let body = match method {
         "post" | "put" => Some(schema(&name)),
-        "patch" => Some(schema(&Some("apimachinery.pkg.apis.meta.v1.Patch".to_owned()))),
-        "delete" => Some(schema(&Some("apimachinery.pkg.apis.meta.v1.DeleteOptions".to_owned()))),
+        "patch" => Some(schema(&Some("io.k8s.apimachinery.pkg.apis.meta.v1.Patch".to_owned()))),
+        "delete" => {
+            Some(schema(&Some("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions".to_owned())))
+        }
         _ => None,
     };
+    // Custom resources know neither strategic merge patches nor protobuf.
+    let patch_types = if custom { &PATCH_TYPES[..3] } else { &PATCH_TYPES[..] };
+    let media_types: &[&str] = if custom { &MEDIA_TYPES[..2] } else { &MEDIA_TYPES[..] };
     let media = |types: &[&str], schema: &Value| -> Value {
         let content = types.iter().map(|t| ((*t).to_owned(), json!({"schema": schema})));
         Value::Object(content.collect())
@@ -677,15 +732,15 @@ fn make_operation(
         let text = ["OK", "Created", "Accepted"][usize::from(code.as_bytes()[2] - b'0').min(2)];
         let response = match definitions.edition {
             Edition::V2 => json!({"description": text, "schema": answer}),
-            Edition::V3 => json!({"description": text, "content": media(&MEDIA_TYPES, &answer)}),
+            Edition::V3 => json!({"description": text, "content": media(media_types, &answer)}),
         };
         responses.insert((*code).to_owned(), response);
     }
     match definitions.edition {
         Edition::V2 => {
-            let consumes: &[&str] = if method == "patch" { &PATCH_TYPES } else { &["*/*"] };
+            let consumes: &[&str] = if method == "patch" { patch_types } else { &["*/*"] };
             out.insert("consumes".into(), json!(consumes));
-            out.insert("produces".into(), json!(MEDIA_TYPES));
+            out.insert("produces".into(), json!(media_types));
             out.insert("schemes".into(), json!(["https"]));
             if let Some(body) = body {
                 let required = method != "delete";
@@ -697,7 +752,7 @@ fn make_operation(
         }
         Edition::V3 => {
             if let Some(body) = body {
-                let types: &[&str] = if method == "patch" { &PATCH_TYPES } else { &["*/*"] };
+                let types: &[&str] = if method == "patch" { patch_types } else { &["*/*"] };
                 out.insert("requestBody".into(), json!({"content": media(types, &body)}));
             }
         }

@@ -44,8 +44,14 @@ pub enum Type {
     MicroTime,
     Quantity,
     IntOrString,
+    /// Whatever is there: maps merge by key, and all else changes as a whole (what the schema
+    /// of a custom resource leaves open).
+    Deduced,
     Object(Object),
-    Map { values: TypeId, atomic: bool },
+    Map {
+        values: TypeId,
+        atomic: bool,
+    },
     List(List),
 }
 
@@ -110,6 +116,10 @@ pub struct Schema {
     types: Vec<Type>,
     names: Vec<(Box<str>, TypeId)>,
     kinds: HashMap<KindKey, TypeId>,
+    /// Objects stay as they are sent: nulls and zeros mean something (custom resources).
+    pub(super) free: bool,
+    /// The type of fields that an open object does not name.
+    unknown: TypeId,
 }
 
 /// A type together with the schema it belongs to.
@@ -130,7 +140,7 @@ impl<'a> Typed<'a> {
 
     /// The type of what nothing is known about, in the same schema.
     pub fn any(self) -> Typed<'a> {
-        self.at(ANY)
+        self.at(self.schema.unknown)
     }
 
     /// The type's definition by its short name, such as `api.core.v1.PodSpec`; None for
@@ -152,10 +162,10 @@ impl<'a> Typed<'a> {
         match self.ty() {
             Type::Object(object) => match object.field(name) {
                 Some(field) => Some(self.at(field.ty)),
-                None => object.open.then(|| self.at(ANY)),
+                None => object.open.then(|| self.any()),
             },
             Type::Map { values, .. } => Some(self.at(*values)),
-            Type::Any => Some(self),
+            Type::Any | Type::Deduced => Some(self),
             _ => None,
         }
     }
@@ -223,6 +233,56 @@ pub(crate) fn decode(data: &[u8]) -> Map<String, Value> {
     serde_json::from_slice(&text).expect("embedded data is tested to be a JSON object")
 }
 
+/// Makes the schema of a custom resource.
+#[derive(Default)]
+pub struct Builder(Schema);
+
+impl Builder {
+    pub fn push(&mut self, ty: Type) -> TypeId {
+        self.0.types.push(ty);
+        (self.0.types.len() - 1) as TypeId
+    }
+
+    /// Gives a type a name that [`Schema::definition`] finds.
+    pub fn name(&mut self, name: &str, id: TypeId) {
+        self.0.names.push((name.into(), id));
+        self.0.names.sort();
+    }
+
+    /// Copies a type, and what it refers to, from another schema.
+    pub fn graft(&mut self, from: Typed<'_>) -> TypeId {
+        self.graft_known(from, &mut HashMap::new())
+    }
+
+    fn graft_known(&mut self, from: Typed<'_>, known: &mut HashMap<TypeId, TypeId>) -> TypeId {
+        if let Some(&id) = known.get(&from.id) {
+            return id;
+        }
+        // The place is taken first, so that a type may refer to itself.
+        let id = self.push(Type::Any);
+        known.insert(from.id, id);
+        let mut ty = from.ty().clone();
+        match &mut ty {
+            Type::Object(object) => {
+                for field in &mut object.fields {
+                    field.ty = self.graft_known(from.at(field.ty), known);
+                }
+            }
+            Type::Map { values, .. } => *values = self.graft_known(from.at(*values), known),
+            Type::List(list) => list.items = self.graft_known(from.at(list.items), known),
+            _ => {}
+        }
+        self.0.types[id as usize] = ty;
+        id
+    }
+
+    pub fn finish(mut self) -> Schema {
+        self.0.unknown = self.push(Type::Deduced);
+        self.0.free = true;
+        self.0
+    }
+}
+
 #[derive(Default)]
 struct Loader {
     schema: Schema,
@@ -233,7 +293,7 @@ struct Loader {
 impl Default for Schema {
     fn default() -> Self {
         let types = LEAVES.iter().map(|(_, t)| t.clone()).collect();
-        Self { types, names: Vec::new(), kinds: HashMap::new() }
+        Self { types, names: Vec::new(), kinds: HashMap::new(), free: false, unknown: ANY }
     }
 }
 

@@ -205,7 +205,7 @@ fn check(
 /// What Go calls a type.
 fn go_type(typed: Typed<'_>) -> String {
     match typed.ty() {
-        Type::Any => "interface {}".into(),
+        Type::Any | Type::Deduced => "interface {}".into(),
         Type::String => "string".into(),
         Type::Bytes => "[]uint8".into(),
         Type::Bool => "bool".into(),
@@ -274,6 +274,9 @@ fn check_base64(text: &str) -> Result<(), String> {
 /// nulls go, zero values of optional fields go, structures by value and required zero values
 /// appear. Called after decoding; defaults come after it and rely on it.
 pub fn normalise(value: &mut Value, typed: Typed<'_>) {
+    if typed.schema.free {
+        return;
+    }
     match (&mut *value, typed.ty()) {
         (Value::Object(map), Type::Object(object)) => {
             if !object.open {
@@ -369,6 +372,15 @@ fn is_zero(value: &Value, typed: Typed<'_>) -> bool {
 pub fn arrange(value: &mut Value, typed: Typed<'_>) {
     match (value, typed.ty()) {
         (Value::Object(map), Type::Object(object)) => {
+            // A null is nothing, unless it is what the field shows of nothing.
+            let shows_null = |key: &str| {
+                object.field(key).is_none_or(|field| {
+                    matches!(field.class, Class::Always | Class::NullPointer | Class::Struct)
+                })
+            };
+            if map.iter().any(|(key, value)| value.is_null() && !shows_null(key)) {
+                map.retain(|key, value| !value.is_null() || shows_null(key));
+            }
             let place = |key: &str| object.field(key).map_or(u16::MAX, |field| field.order);
             sort_by(map, |a, b| place(a).cmp(&place(b)));
             for (key, child) in map.iter_mut() {

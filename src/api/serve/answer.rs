@@ -205,6 +205,9 @@ pub fn table(
     include: Include,
 ) -> Value {
     let resource = &target.resource;
+    if let Some(version) = crate::crd::accept::of(target) {
+        return custom_table(form, target, &version.columns, objects, list, include);
+    }
     let table = kinds::table::table(&resource.group, &resource.kind);
     let now = base::time::now();
     let columns: Vec<Value> = table
@@ -221,19 +224,46 @@ pub fn table(
     let rows: Vec<Value> = objects
         .iter()
         .map(|object| {
-            let mut row = json!({"cells": (table.cells)(&stored_shape(object, resource), now)});
-            match include {
-                Include::None => row["object"] = Value::Null,
-                Include::Metadata => row["object"] = partial(form, object),
-                Include::Object => {
-                    let mut object = object.clone();
-                    target.arrange(&mut object);
-                    row["object"] = object;
-                }
-            }
-            row
+            let cells = (table.cells)(&stored_shape(object, resource), now);
+            row(form, target, cells, object, include)
         })
         .collect();
+    whole_table(form, columns, rows, list)
+}
+
+/// A table with the columns of a custom resource's definition.
+fn custom_table(
+    form: Form,
+    target: &Target,
+    columns: &[crate::crd::columns::Column],
+    objects: &[Value],
+    list: &Value,
+    include: Include,
+) -> Value {
+    let now = base::time::now();
+    let rows = objects
+        .iter()
+        .map(|object| {
+            row(form, target, crate::crd::columns::cells(columns, object, now), object, include)
+        })
+        .collect();
+    whole_table(form, crate::crd::columns::definitions(columns), rows, list)
+}
+
+fn row(form: Form, target: &Target, cells: Vec<Value>, object: &Value, include: Include) -> Value {
+    let shown = match include {
+        Include::None => Value::Null,
+        Include::Metadata => partial(form, object),
+        Include::Object => {
+            let mut object = object.clone();
+            target.arrange(&mut object);
+            object
+        }
+    };
+    json!({"cells": cells, "object": shown})
+}
+
+fn whole_table(form: Form, columns: Vec<Value>, rows: Vec<Value>, list: &Value) -> Value {
     let mut metadata = Map::new();
     for field in ["resourceVersion", "continue", "remainingItemCount"] {
         if let Some(found) = list["metadata"].get(field) {
@@ -258,6 +288,9 @@ pub fn list(form: Form, target: &Target, page: Page, include: Include) -> Result
     metadata.insert("resourceVersion".into(), page.revision.to_string().into());
     if !page.continue_token.is_empty() {
         metadata.insert("continue".into(), page.continue_token.clone().into());
+    } else if resource.custom && form.view == View::Object {
+        // Lists that upstream keeps without a structure say that there is no more.
+        metadata.insert("continue".into(), "".into());
     }
     if let Some(remaining) = page.remaining {
         metadata.insert("remainingItemCount".into(), remaining.into());

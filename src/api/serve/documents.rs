@@ -96,7 +96,7 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
     })
 }
 
-fn not_found() -> Response<Body> {
+pub fn not_found() -> Response<Body> {
     answer::bytes(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n")
 }
 

@@ -18,7 +18,7 @@ pub const OBJECT_TYPES: [&str; 3] = [JSON, YAML, PROTOBUF];
 const STREAM_TYPES: [&str; 2] =
     ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
 /// JSON and YAML deeper than this are refused.
-const DEPTH_MAX: usize = 500;
+pub const DEPTH_MAX: usize = 500;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {

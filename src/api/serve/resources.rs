@@ -13,6 +13,7 @@ use super::chain::Call;
 use super::negotiate::{self, Decoded, Form};
 use super::{Shared, duplicates, reviews, subresources, watching, websocket};
 use crate::codec::yaml;
+use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::{DeleteOptions, answers_with_object, deleted_status};
 use crate::registry::list::ListOptions;
@@ -30,10 +31,14 @@ const MANAGER_CHARS_MAX: usize = 128;
 pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
     let info = &call.info;
     let catalog = server.registry.catalog();
-    let resource = catalog
-        .by_plural(&info.group, &info.version, &info.resource)
-        .ok_or_else(ApiError::no_such_resource)?
-        .clone();
+    let resource = catalog.by_plural(&info.group, &info.version, &info.resource).cloned();
+    let Some(resource) = resource else {
+        // Of a group that nobody serves not even the errors have a form.
+        return match catalog.group(&info.group) {
+            Some(_) => Err(ApiError::no_such_resource()),
+            None => Ok(super::documents::not_found()),
+        };
+    };
     let scoped = !info.namespace.is_empty() && info.resource != "namespaces";
     if scoped && !resource.namespaced {
         return Err(ApiError::no_such_resource());
@@ -57,7 +62,8 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
         return Err(ApiError::no_such_resource());
     }
     check_route(&call, &target)?;
-    let Some(old) = kinds::warnings::of_kind(&target.resource.group, &target.resource.kind) else {
+    let old = kinds::warnings::of_kind(&target.resource.group, &target.resource.kind);
+    let Some(old) = old.filter(|_| target.resource.has_verb(call.info.verb)) else {
         return serve_target(server, call, target).await;
     };
     // Failures come with the warning, too.
@@ -69,17 +75,24 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
 }
 
 async fn serve_target(server: &Shared, call: Call, target: Target) -> Result<Response<Body>> {
-    let info = &call.info;
     if target.resource.prefix.is_none() {
         return reviews::serve(server, &call, &target).await;
     }
+    let deprecation = crd::accept::of(&target).and_then(|version| version.deprecation.clone());
+    let mut answered = dispatch(server, call, target).await?;
+    answer::warn(&mut answered, deprecation.as_slice());
+    Ok(answered)
+}
+
+async fn dispatch(server: &Shared, call: Call, target: Target) -> Result<Response<Body>> {
+    let info = &call.info;
     if !info.subresource.is_empty() {
         let known = target.resource.subresource(&info.subresource, &info.version);
-        let known = known.ok_or_else(ApiError::no_such_resource)?.clone();
+        let known = known.ok_or_else(|| no_subresource(&target))?.clone();
         if info.subresource != "status" {
             return subresources::serve(server, call, target, &known).await;
         }
-    } else if !target.resource.has_verb(info.verb) || is_misdirected(&target, info.verb) {
+    } else if !has_verb(&target.resource, info.verb) || is_misdirected(&target, info.verb) {
         return Err(ApiError::method_not_allowed());
     }
     match info.verb {
@@ -115,6 +128,18 @@ const PATCH_TYPES: [&str; 4] = [
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
+/// Custom resources know every verb, also those that discovery no longer shows.
+fn has_verb(resource: &Resource, verb: &str) -> bool {
+    resource.custom || resource.has_verb(verb)
+}
+
+/// A custom resource's subresources are looked for by name, like objects.
+fn no_subresource(target: &Target) -> ApiError {
+    match target.resource.custom {
+        true => ApiError::not_found(&target.resource, &target.name),
+        false => ApiError::no_such_resource(),
+    }
+}
 
 /// Collections are added to, objects are replaced and patched.
 fn is_misdirected(target: &Target, verb: &str) -> bool {
@@ -225,6 +250,7 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
         force: call.query.flag("force"),
         validation: field_validation(call)?,
         strict_errors: patch_text_errors(call),
+        notes: Default::default(),
     })
 }
 
@@ -248,7 +274,11 @@ pub async fn get(server: &Shared, call: &Call, target: &Target) -> Result<Respon
 
 fn selector(call: &Call, target: &Target) -> Result<Selector> {
     let (labels, fields) = (call.query.get("labelSelector"), call.query.get("fieldSelector"));
-    let selector = Selector::parse(&target.resource, labels, fields)?;
+    let selector = if target.resource.custom {
+        Selector::custom(target, labels, fields)?
+    } else {
+        Selector::parse(&target.resource, labels, fields)?
+    };
     Ok(if target.name.is_empty() { selector } else { selector.named(&target.name) })
 }
 
@@ -332,8 +362,14 @@ fn checked(call: &Call, target: &Target, decoded: Decoded) -> Result<(Value, Vec
         value = Value::Object(Map::new());
     }
     let expected = target.api_version();
-    check_kind(&mut value, &expected, resource)?;
     let typed = target.typed();
+    if resource.custom {
+        crd::accept::check_kind(target, &value, call.request.body())?;
+        let warnings = accept_custom(call, target, &mut value, (duplicates, yaml))?;
+        place_in_namespace(target, &mut value)?;
+        return Ok((value, warnings));
+    }
+    check_kind(&mut value, &expected, resource)?;
     let refuse = |why: &str| {
         ApiError::bad_request(format!(
             "{} in version {:?} cannot be handled as a {}: {why}",
@@ -343,42 +379,73 @@ fn checked(call: &Call, target: &Target, decoded: Decoded) -> Result<(Value, Vec
     shape::check_types(&value, typed, &resource.kind)
         .map_err(|mismatch| refuse(&mismatch.to_string()))?;
     let mut warnings = Vec::new();
-    if !resource.custom {
-        let mode = field_validation(call)?;
-        let mut unknown = Vec::new();
-        if mode != FieldValidation::Ignore {
-            unknown = shape::unknown_field_errors(&value, typed);
-        }
-        match mode {
-            FieldValidation::Ignore => {}
-            FieldValidation::Warn => warnings = [duplicates, unknown].concat(),
-            FieldValidation::Strict if unknown.is_empty() && duplicates.is_empty() => {}
-            FieldValidation::Strict => {
-                let doubled = match duplicates.as_slice() {
-                    [] => Vec::new(),
-                    // Its decoder has one error for all of them.
-                    lines if yaml => {
-                        vec![format!("yaml: unmarshal errors:\n  {}", lines.join("\n  "))]
-                    }
-                    lines => lines.to_vec(),
-                };
-                let all = [doubled, unknown].concat().join(", ");
-                return Err(refuse(&format!("strict decoding error: {all}")));
-            }
-        }
-        shape::normalise(&mut value, typed);
+    let mode = field_validation(call)?;
+    let mut unknown = Vec::new();
+    if mode != FieldValidation::Ignore {
+        unknown = shape::unknown_field_errors(&value, typed);
     }
-    if resource.namespaced {
-        let namespace = metadata_str(&value, "namespace").to_string();
+    warnings.extend(judge_unknown(mode, (duplicates, yaml), unknown).map_err(|why| refuse(&why))?);
+    shape::normalise(&mut value, typed);
+    place_in_namespace(target, &mut value)?;
+    Ok((value, warnings))
+}
+
+/// Keys that stand twice and fields that the kind does not have: warnings, or a refusal
+/// where the client is strict.
+fn judge_unknown(
+    mode: FieldValidation,
+    (doubled, yaml): (Vec<String>, bool),
+    unknown: Vec<String>,
+) -> std::result::Result<Vec<String>, String> {
+    match mode {
+        FieldValidation::Ignore => Ok(Vec::new()),
+        FieldValidation::Warn => Ok([doubled, unknown].concat()),
+        FieldValidation::Strict if unknown.is_empty() && doubled.is_empty() => Ok(unknown),
+        FieldValidation::Strict => {
+            let doubled = match doubled.as_slice() {
+                [] => Vec::new(),
+                // Its decoder has one error for all of them.
+                lines if yaml => {
+                    vec![format!("yaml: unmarshal errors:\n  {}", lines.join("\n  "))]
+                }
+                lines => lines.to_vec(),
+            };
+            let all = [doubled, unknown].concat().join(", ");
+            Err(format!("strict decoding error: {all}"))
+        }
+    }
+}
+
+fn accept_custom(
+    call: &Call,
+    target: &Target,
+    value: &mut Value,
+    doubled: (Vec<String>, bool),
+) -> Result<Vec<String>> {
+    let mode = field_validation(call)?;
+    let unknown = crd::accept::body(target, value)?;
+    judge_unknown(mode, doubled, unknown).map_err(|why| {
+        let kind = &target.resource.kind;
+        ApiError::bad_request(format!(
+            "{kind} in version {:?} cannot be handled as a {kind}: {why}",
+            target.version
+        ))
+    })
+}
+
+/// The namespace is that of the path.
+fn place_in_namespace(target: &Target, value: &mut Value) -> Result<()> {
+    if target.resource.namespaced {
+        let namespace = metadata_str(value, "namespace").to_string();
         if namespace.is_empty() {
-            metadata_mut(&mut value).insert("namespace".into(), target.namespace.as_str().into());
+            metadata_mut(value).insert("namespace".into(), target.namespace.as_str().into());
         } else if namespace != target.namespace {
             return Err(other_namespace());
         }
-    } else if !metadata_str(&value, "namespace").is_empty() {
-        metadata_mut(&mut value).shift_remove("namespace");
+    } else if !metadata_str(value, "namespace").is_empty() {
+        metadata_mut(value).shift_remove("namespace");
     }
-    Ok((value, warnings))
+    Ok(())
 }
 
 fn other_namespace() -> ApiError {
@@ -439,8 +506,10 @@ async fn create(server: &Shared, call: &Call, target: &Target) -> Result<Respons
     let created = server.registry.create(target, object, &options).await?;
     let (group, kind) = (&target.resource.group, &target.resource.kind);
     warnings.extend(kinds::warnings::of(group, kind, &created, None));
+    warnings.extend(crd::accept::create_warnings(target, &created));
     let mut response = answer::object(StatusCode::CREATED, form, target, &created, include(call)?)?;
     answer::warn(&mut response, &warnings);
+    answer::warn(&mut response, &options.notes.warnings());
     Ok(response)
 }
 
@@ -496,15 +565,13 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
         }
         let typed = target.typed();
         let mut warnings = Vec::new();
-        if !target.resource.custom {
-            let unknown = shape::unknown_field_errors(&config, typed);
-            // Applying a field the schema does not know fails in the merge, unless the
-            // client asked to ignore it.
-            if field_validation(call)? == FieldValidation::Ignore {
-                shape::prune(&mut config, typed);
-            } else {
-                warnings = unknown;
-            }
+        let unknown = shape::unknown_field_errors(&config, typed);
+        // Applying a field the schema does not know fails in the merge, unless the client
+        // asked to ignore it.
+        if field_validation(call)? == FieldValidation::Ignore {
+            shape::prune(&mut config, typed);
+        } else {
+            warnings = unknown;
         }
         if metadata_str(&config, "name").is_empty() {
             metadata_mut(&mut config).insert("name".into(), target.name.as_str().into());
@@ -563,6 +630,7 @@ pub async fn update(server: &Shared, call: &Call, target: &Target) -> Result<Res
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = answer::object(status, form, target, &written.object, include(call)?)?;
     answer::warn(&mut response, &warnings);
+    answer::warn(&mut response, &options.notes.warnings());
     Ok(response)
 }
 
@@ -599,10 +667,13 @@ async fn delete(server: &Shared, call: &Call, target: &Target) -> Result<Respons
     let form = form(call, target)?;
     let options = write_options(call)?;
     let deleted = server.registry.delete(target, &delete_options(call)?, &options).await?;
-    if answers_with_object(target, deleted.gone) {
-        return answer::object(StatusCode::OK, form, target, &deleted.object, include(call)?);
-    }
-    answer::plain(StatusCode::OK, form, &deleted_status(target, &deleted.object))
+    let mut response = if answers_with_object(target, deleted.gone) {
+        answer::object(StatusCode::OK, form, target, &deleted.object, include(call)?)?
+    } else {
+        answer::plain(StatusCode::OK, form, &deleted_status(target, &deleted.object))?
+    };
+    answer::warn(&mut response, &options.notes.warnings());
+    Ok(response)
 }
 
 async fn delete_collection(

@@ -16,6 +16,7 @@ use super::{Shared, answer, proxy};
 use crate::authn::tokens::TokenRequest;
 use crate::change::apply::{Writer, apply, update_managed_fields};
 use crate::change::scale::{show_owners, take_owners};
+use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::DeleteOptions;
 use crate::registry::patch;
@@ -40,7 +41,10 @@ pub async fn serve(
             let parent = server.registry.get(&target).await?;
             let form = form(&call, &target)?;
             let include = resources::include(&call)?;
-            let scale = scale_of(&parent, &target);
+            let scale = match custom_scale(&target) {
+                Some(paths) => crd::scale::read(&parent, paths)?,
+                None => scale_of(&parent, &target)?,
+            };
             answer::object(StatusCode::OK, form, &scale_target(&target), &scale, include)
         }
         ("scale", _) => scale(server, &call, &target).await,
@@ -56,8 +60,16 @@ pub async fn serve(
     }
 }
 
+/// Where a custom object's scale lies; None for built-in ones.
+fn custom_scale(target: &Target) -> Option<&crd::version::Scale> {
+    crd::accept::of(target)?.scale.as_ref()
+}
+
 /// `autoscaling/v1 Scale` of an object.
-fn scale_of(parent: &Value, target: &Target) -> Value {
+fn scale_of(parent: &Value, target: &Target) -> Result<Value> {
+    if let Some(paths) = custom_scale(target) {
+        return Ok(crd::scale::of(parent, paths)?.0);
+    }
     let metadata = &parent["metadata"];
     let mut scale = json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1",
@@ -80,7 +92,7 @@ fn scale_of(parent: &Value, target: &Target) -> Value {
     if !text.is_empty() {
         scale["status"]["selector"] = text.into();
     }
-    scale
+    Ok(scale)
 }
 
 /// A scale that is put must be one, and of this object.
@@ -150,7 +162,7 @@ async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response
     let (of, with) = (target.clone(), options.clone());
     let edit = Change::Edit(Box::new(move |live| rescaled(live, &of, &as_scale, &change, &with)));
     let written = server.registry.update(target, &edit, &options).await?;
-    let scale = scale_of(&written.object, target);
+    let scale = scale_of(&written.object, target)?;
     answer::object(StatusCode::OK, form, &scale_target(target), &scale, Include::Metadata)
 }
 
@@ -162,7 +174,8 @@ fn rescaled(
     change: &Change,
     options: &WriteOptions,
 ) -> Result<Value> {
-    let mut before = scale_of(live, target);
+    let paths = custom_scale(target);
+    let mut before = scale_of(live, target)?;
     show_owners(live, &mut before);
     let now = base::time::rfc3339(base::time::now());
     let writer = Writer {
@@ -184,13 +197,27 @@ fn rescaled(
     if !matches!(version, "" | "0") && version != metadata_str(live, "resourceVersion") {
         return Err(ApiError::modified(&target.resource, &target.name));
     }
+    if let Some(paths) = paths.filter(|_| !matches!(change, Change::Put(_))) {
+        let unset = !crd::scale::of(live, paths)?.1 && after["spec"]["replicas"].is_null();
+        if unset {
+            return Err(ApiError::bad_request(format!(
+                "the spec replicas field {:?} cannot be empty",
+                paths.spec_replicas
+            )));
+        }
+    }
     let replicas = after["spec"]["replicas"].as_i64().unwrap_or(0);
     if replicas < 0 {
         return Err(negative(target, replicas));
     }
-    let mut new = live.clone();
-    let same = live["spec"]["replicas"].as_i64() == Some(replicas);
-    new["spec"]["replicas"] = replicas.into();
+    let same = before["spec"]["replicas"].as_i64().unwrap_or(0) == replicas;
+    let mut new = match paths {
+        Some(paths) => crd::scale::with_replicas(live, paths, replicas),
+        None => live.clone(),
+    };
+    if paths.is_none() {
+        new["spec"]["replicas"] = replicas.into();
+    }
     let owned = before["metadata"].get("managedFields").is_some();
     match change {
         Change::Apply(_) => take_owners(&after, &mut new, &target.api_version()),
@@ -425,6 +452,7 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
         user: &call.user,
         dry_run: false,
         old: None,
+        notes: &crate::admission::Notes::default(),
     };
     server.registry.admission.validate(&server.registry, &attributes, &body)?;
     let reference = body["spec"]["boundObjectRef"].clone();

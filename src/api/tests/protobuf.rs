@@ -35,7 +35,7 @@ impl Draw {
 
     fn value(&mut self, typed: Typed<'_>, name: &str, depth: usize) -> Value {
         match typed.ty() {
-            Type::Any => self.any(name),
+            Type::Any | Type::Deduced => self.any(name),
             Type::String => self.text(),
             Type::Bytes => self.pick(&["", "AQID", "/+8="]).into(),
             Type::Bool => self.pick(&[true, false]).into(),

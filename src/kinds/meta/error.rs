@@ -14,6 +14,7 @@ pub enum Reason {
     NotFound,
     TooLong,
     TooMany,
+    TypeInvalid,
 }
 
 impl Reason {
@@ -28,6 +29,7 @@ impl Reason {
             Reason::NotFound => "FieldValueNotFound",
             Reason::TooLong => "FieldValueTooLong",
             Reason::TooMany => "FieldValueTooMany",
+            Reason::TypeInvalid => "FieldValueTypeInvalid",
         }
     }
 }
@@ -52,6 +54,18 @@ impl FieldError {
 
     pub fn required(field: impl Into<String>, detail: &str) -> Self {
         Self::new(field, Reason::Required, "Required value".into(), detail)
+    }
+
+    /// A value of another type than the field has; quoted as JSON.
+    pub fn type_invalid(field: impl Into<String>, value: impl Into<Value>, detail: &str) -> Self {
+        let start = format!("Invalid value: {}", value.into());
+        Self::new(field, Reason::TypeInvalid, start, detail)
+    }
+
+    /// More items or properties than the field may have.
+    pub fn too_many(field: impl Into<String>, is: usize, most: usize) -> Self {
+        let detail = format!("must have at most {most} item{}", if most == 1 { "" } else { "s" });
+        Self::new(field, Reason::TooMany, format!("Too many: {is}"), &detail)
     }
 
     /// The value is quoted as JSON.

@@ -7,6 +7,10 @@ const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower ca
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric \
     characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  \
     or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS \
+    subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with \
+    an alphanumeric character (e.g. '*.example.com', regex used for validation is \
+    '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const DNS1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or \
     '-', start with an alphabetic character, and end with an alphanumeric character (e.g. \
     'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
@@ -60,6 +64,19 @@ pub fn is_dns1123_subdomain(name: &str) -> Vec<String> {
     out
 }
 
+/// `*.example.com`.
+pub fn is_wildcard_subdomain(name: &str) -> Vec<String> {
+    let rest = name.strip_prefix("*.").unwrap_or_default();
+    let mut out = Vec::new();
+    if name.len() > SUBDOMAIN_BYTES_MAX {
+        out.push(format!("must be no more than {SUBDOMAIN_BYTES_MAX} characters"));
+    }
+    if !rest.split('.').all(is_label) {
+        out.push(WILDCARD.to_owned());
+    }
+    out
+}
+
 pub fn is_dns1123_label(name: &str) -> Vec<String> {
     let mut out = Vec::new();
     if name.len() > LABEL_BYTES_MAX {
@@ -78,8 +95,7 @@ pub fn is_dns1035_label(name: &str) -> Vec<String> {
         out.push(format!("must be no more than {LABEL_BYTES_MAX} characters"));
     }
     if !is_label(name) || !name.as_bytes()[0].is_ascii_lowercase() {
-        let dots = !name.is_empty() && name.split('.').all(is_label);
-        out.push(if dots { "must not contain dots".to_owned() } else { DNS1035.to_owned() });
+        out.push(DNS1035.to_owned());
     }
     out
 }

@@ -101,6 +101,7 @@ pub(super) fn secret_update(new: &Value, old: &Value) -> Vec<FieldError> {
 
 pub(super) fn node(object: &Value) -> Vec<FieldError> {
     let mut out = Vec::new();
+    super::networking::node_cidrs(at(object, "spec"), &mut out);
     let mut seen = Vec::new();
     for (index, taint) in items(object, "spec.taints").iter().enumerate() {
         let field = format!("metadata.taints[{index}]");

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::pod_template;
-use crate::meta::{FieldError, LabelSelector, selector};
-use crate::value::{at, has, number, text};
+use super::{checks, pod_template, storage};
+use crate::meta::{FieldError, LabelSelector, name, selector};
+use crate::value::{at, has, items, number, text};
 
 fn not_negative(spec: &Value, key: &str, out: &mut Vec<FieldError>) {
     let count = number(spec, key);
@@ -106,6 +106,7 @@ pub(super) fn deployment(object: &Value) -> Vec<FieldError> {
     let spec = at(object, "spec");
     not_negative(spec, "replicas", &mut out);
     selector_and_template(spec, "deployment", &mut out);
+    no_deadline(spec, "Deployment", &mut out);
     let strategy = at(spec, "strategy");
     match text(strategy, "type") {
         "Recreate" if has(strategy, "rollingUpdate") => out.push(FieldError::forbidden(
@@ -146,6 +147,7 @@ pub(super) fn replica_set(object: &Value) -> Vec<FieldError> {
     not_negative(spec, "replicas", &mut out);
     not_negative(spec, "minReadySeconds", &mut out);
     selector_and_template(spec, "replicaset", &mut out);
+    no_deadline(spec, "ReplicaSet", &mut out);
     out
 }
 
@@ -164,10 +166,63 @@ pub(super) fn stateful_set(object: &Value) -> Vec<FieldError> {
         let detail = "must be 'OrderedReady' or 'Parallel'";
         out.push(FieldError::invalid("spec.podManagementPolicy", shown, detail));
     }
+    update_strategy(spec, &["OnDelete", "RollingUpdate"], &mut out);
+    let kept = at(spec, "persistentVolumeClaimRetentionPolicy");
+    for key in ["whenDeleted", "whenScaled"] {
+        let field = format!("spec.persistentVolumeClaimRetentionPolicy.{key}");
+        checks::one_of(&kept[key], &field, &["Retain", "Delete"], &mut out);
+    }
     not_negative(spec, "replicas", &mut out);
     not_negative(spec, "minReadySeconds", &mut out);
+    checks::not_negative(at(spec, "ordinals.start"), "spec.ordinals.start", &mut out);
+    let host = text(spec, "serviceName");
+    checks::form_if_any(host, "spec.serviceName", name::is_dns1123_label, &mut out);
     selector_and_template(spec, "statefulset", &mut out);
+    let claims = items(spec, "volumeClaimTemplates");
+    storage::claim_templates(claims, "spec.volumeClaimTemplates", &mut out);
+    no_deadline(spec, "StatefulSet", &mut out);
     out
+}
+
+fn update_strategy(spec: &Value, known: &[&str], out: &mut Vec<FieldError>) {
+    let strategy = at(spec, "updateStrategy");
+    let field = "spec.updateStrategy";
+    match text(strategy, "type") {
+        "" => out.push(FieldError::required(field, "")),
+        "OnDelete" if has(strategy, "rollingUpdate.partition") => {
+            let detail = "only allowed for updateStrategy 'RollingUpdate'";
+            let shown = at(strategy, "rollingUpdate").clone();
+            out.push(FieldError::invalid(format!("{field}.rollingUpdate"), shown, detail));
+        }
+        "RollingUpdate" => {
+            let rolling = at(strategy, "rollingUpdate");
+            let partition = format!("{field}.rollingUpdate.partition");
+            checks::not_negative(&rolling["partition"], &partition, out);
+            let (value, most) =
+                (&rolling["maxUnavailable"], format!("{field}.rollingUpdate.maxUnavailable"));
+            if !value.is_null() {
+                let unavailable = share(value, &most, out);
+                checks::not_more_than_all(value, &most, out);
+                if unavailable == Some(0) {
+                    out.push(FieldError::invalid(most, value.clone(), "cannot be 0"));
+                }
+            }
+        }
+        word if known.contains(&word) => {}
+        word => {
+            let detail = "must be 'RollingUpdate' or 'OnDelete'";
+            out.push(FieldError::invalid(field, word, detail));
+        }
+    }
+}
+
+/// Pods that are replaced for ever have no deadline.
+fn no_deadline(spec: &Value, kind: &str, out: &mut Vec<FieldError>) {
+    if has(spec, "template.spec.activeDeadlineSeconds") {
+        let field = "spec.template.spec.activeDeadlineSeconds";
+        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
+        out.push(FieldError::forbidden(field, &detail));
+    }
 }
 
 pub(super) fn stateful_set_update(new: &Value, old: &Value) -> Vec<FieldError> {
@@ -189,7 +244,9 @@ pub(super) fn daemon_set(object: &Value) -> Vec<FieldError> {
     let mut out = Vec::new();
     let spec = at(object, "spec");
     selector_and_template(spec, "daemonset", &mut out);
+    no_deadline(spec, "DaemonSet", &mut out);
     not_negative(spec, "minReadySeconds", &mut out);
+    daemon_strategy(at(spec, "updateStrategy"), &mut out);
     not_negative(spec, "revisionHistoryLimit", &mut out);
     out
 }
@@ -198,4 +255,75 @@ pub(super) fn daemon_set_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut out = daemon_set(new);
     immutable_selector(new, old, &mut out);
     out
+}
+
+fn daemon_strategy(strategy: &Value, out: &mut Vec<FieldError>) {
+    let field = "spec.updateStrategy";
+    match text(strategy, "type") {
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            let rolling = at(strategy, "rollingUpdate");
+            if rolling.is_null() {
+                out.push(FieldError::required(format!("{field}.rollingUpdate"), ""));
+                return;
+            }
+            let at = |key: &str| format!("{field}.rollingUpdate.{key}");
+            let unavailable = share(&rolling["maxUnavailable"], &at("maxUnavailable"), out);
+            let surge = share(&rolling["maxSurge"], &at("maxSurge"), out);
+            for key in ["maxUnavailable", "maxSurge"] {
+                checks::not_more_than_all(&rolling[key], &at(key), out);
+            }
+            let (none, one) = (unavailable.unwrap_or(0) == 0, surge.unwrap_or(0) == 0);
+            if none && one {
+                let detail = "cannot be 0 when maxSurge is 0";
+                out.push(FieldError::required(at("maxUnavailable"), detail));
+            }
+            if !none && !one {
+                let detail = "may not be set when maxUnavailable is non-zero";
+                out.push(FieldError::invalid(at("maxSurge"), rolling["maxSurge"].clone(), detail));
+            }
+        }
+        other => {
+            let known = ["RollingUpdate", "OnDelete"];
+            out.push(FieldError::not_supported(format!("{field}.type"), other, &known));
+        }
+    }
+}
+
+pub(super) fn replication_controller(object: &Value) -> Vec<FieldError> {
+    let mut out = Vec::new();
+    let spec = at(object, "spec");
+    not_negative(spec, "minReadySeconds", &mut out);
+    let own = spec.get("selector").and_then(Value::as_object).filter(|map| !map.is_empty());
+    if own.is_none() {
+        out.push(FieldError::required("spec.selector", ""));
+    }
+    not_negative(spec, "replicas", &mut out);
+    let template = at(spec, "template");
+    if template.is_null() {
+        out.push(FieldError::required("spec.template", ""));
+        return out;
+    }
+    let labels = at(template, "metadata.labels");
+    if let Some(own) = own
+        && !LabelSelector::from_map(own).matches(labels)
+    {
+        let detail = "`selector` does not match template `labels`";
+        out.push(FieldError::invalid("spec.template.metadata.labels", labels.clone(), detail));
+    }
+    out.extend(pod_template(template, "spec.template"));
+    match text(template, "spec.restartPolicy") {
+        "Always" | "" => {}
+        other => out.push(FieldError::not_supported(
+            "spec.template.spec.restartPolicy",
+            other,
+            &["Always"],
+        )),
+    }
+    no_deadline(spec, "ReplicationController", &mut out);
+    out
+}
+
+pub(super) fn template(object: &Value) -> Vec<FieldError> {
+    pod_template(at(object, "template"), "template")
 }

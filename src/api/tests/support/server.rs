@@ -1,0 +1,128 @@
+//! An API server on a datastore of its own, for suites that ask it in this process.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use api::authn::{MASTERS, Peer, User};
+use api::serve::{Shared, Version, chain};
+use bytes::{Bytes, BytesMut};
+use client::Body;
+use futures::StreamExt;
+use http::{Method, Request};
+use serde_json::Value;
+use store::backend::sqlite::Sqlite;
+
+/// Starts a server on the datastore in `dir`.
+pub async fn server(dir: &Path) -> Shared {
+    let key = pki::files::signing_key(&dir.join("key")).unwrap();
+    let config = api::Config {
+        store: Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
+        service_network: "10.43.0.0/16".parse().unwrap(),
+        node_ports: 30000..=32767,
+        issuer: "https://kubernetes.default.svc".into(),
+        signing_key: key,
+        token_file: None,
+        disabled_admission: vec!["ServiceAccount".into()],
+        audit: None,
+        kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
+        advertise: "127.0.0.1:6443".into(),
+        version: Version {
+            git: "v1.36.2".into(),
+            major: "1",
+            minor: "36",
+            commit: "c".into(),
+            built: "b".into(),
+        },
+    };
+    let server = api::build(config).await.unwrap();
+    let advertised = api::bootstrap::Advertised {
+        address: "127.0.0.1".parse().unwrap(),
+        port: 6443,
+        service: "10.43.0.1".parse().unwrap(),
+    };
+    api::bootstrap::run(&server, advertised).await.unwrap();
+    server
+}
+
+/// What a request was answered with.
+pub struct Answer {
+    pub status: u16,
+    pub headers: http::HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        let mut decoder = serde_json::Deserializer::from_slice(&self.body);
+        decoder.disable_recursion_limit();
+        serde::Deserialize::deserialize(&mut decoder).unwrap_or_default()
+    }
+
+    pub fn message(&self) -> String {
+        self.json()["message"].as_str().unwrap_or("").to_string()
+    }
+
+    pub fn warnings(&self) -> Vec<String> {
+        let all = self.headers.get_all("warning").iter();
+        all.map(|value| value.to_str().unwrap().to_string()).collect()
+    }
+}
+
+pub fn user(name: &str) -> User {
+    match name {
+        "admin" => User::new("admin", &[MASTERS]),
+        other => User::new(other, &[]),
+    }
+}
+
+/// Sends a request and returns the answer as it comes.
+pub async fn open(
+    server: &Shared,
+    who: &str,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> http::Response<Body> {
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut request = request.body(body.into()).unwrap();
+    let peer = Peer { in_process: Some(Arc::new(user(who))), ..Peer::default() };
+    request.extensions_mut().insert(peer);
+    chain::handle(server, request).await
+}
+
+/// Sends a request and reads the whole answer.
+pub async fn send(
+    server: &Shared,
+    who: &str,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Answer {
+    let response = open(server, who, method, path, headers, body).await;
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let body = match response.into_body() {
+        Body::Full(bytes) => bytes,
+        Body::Stream(mut stream) => {
+            let mut out = BytesMut::new();
+            while let Some(chunk) = stream.next().await {
+                out.extend_from_slice(&chunk.unwrap());
+            }
+            out.freeze()
+        }
+    };
+    Answer { status, headers, body }
+}
+
+/// A request of the administrator with a JSON body; null is none.
+pub async fn ask(server: &Shared, method: Method, path: &str, body: Value) -> Answer {
+    let kind =
+        if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+    let headers = [("content-type", kind), ("user-agent", "transcript/1")];
+    send(server, "admin", method, path, &headers, body).await
+}
