@@ -32,7 +32,8 @@ pub struct Advertised {
     pub service: Ipv4Addr,
 }
 
-fn options() -> WriteOptions {
+/// How the server writes in its own name.
+pub(crate) fn options() -> WriteOptions {
     WriteOptions {
         user: Arc::new(User::new("system:apiserver", &[MASTERS])),
         manager: "kube-apiserver".into(),
@@ -157,9 +158,16 @@ fn kubernetes_service(advertised: Advertised) -> Value {
 }
 
 /// Endpoints and EndpointSlice of the `kubernetes` service, which no controller keeps:
-/// the service has no selector.
+/// the service has no selector. A loopback address names no host to a pod: there are no
+/// endpoints then.
 fn kubernetes_endpoints(advertised: Advertised) -> [Value; 2] {
     let address = advertised.address.to_string();
+    let reachable = !advertised.address.is_loopback();
+    let endpoints = if reachable {
+        json!([{"addresses": [address], "conditions": {"ready": true}}])
+    } else {
+        json!([])
+    };
     [
         json!({
             "apiVersion": "v1", "kind": "Endpoints",
@@ -167,10 +175,10 @@ fn kubernetes_endpoints(advertised: Advertised) -> [Value; 2] {
                 "name": "kubernetes", "namespace": "default",
                 "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
             },
-            "subsets": [{
+            "subsets": reachable.then(|| json!([{
                 "addresses": [{"ip": address}],
                 "ports": [{"name": "https", "port": advertised.port, "protocol": "TCP"}],
-            }],
+            }])),
         }),
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
@@ -179,7 +187,7 @@ fn kubernetes_endpoints(advertised: Advertised) -> [Value; 2] {
                 "labels": {"kubernetes.io/service-name": "kubernetes"},
             },
             "addressType": "IPv4",
-            "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+            "endpoints": endpoints,
             "ports": [{"name": "https", "port": advertised.port, "protocol": "TCP"}],
         }),
     ]

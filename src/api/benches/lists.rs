@@ -42,7 +42,7 @@ async fn server(dir: &std::path::Path) -> Shared {
     };
     let server = api::build(config).await.unwrap();
     let advertised = api::bootstrap::Advertised {
-        address: "127.0.0.1".parse().unwrap(),
+        address: "192.0.2.1".parse().unwrap(),
         port: 6443,
         service: "10.43.0.1".parse().unwrap(),
     };

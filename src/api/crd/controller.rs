@@ -15,13 +15,13 @@ use tracing::{debug, warn};
 
 use super::names::{self, Taken};
 use super::version::Custom;
-use crate::authn::{MASTERS, User};
+use crate::bootstrap::options;
 use crate::cache::{Cache, Event};
 use crate::error::Result;
 use crate::registry::delete::DeleteOptions;
 use crate::registry::list::ListOptions;
 use crate::registry::update::Change;
-use crate::registry::{Registry, Target, WriteOptions, finalizers, metadata_str};
+use crate::registry::{Registry, Target, finalizers, metadata_str};
 use crate::serve::{Server, Shared};
 
 pub const DEFINITIONS: &str = "/registry/apiextensions.k8s.io/customresourcedefinitions/";
@@ -162,18 +162,6 @@ fn put(catalog: &mut Catalog, definition: &Value) -> Resource {
         catalog.insert(resource.clone());
     }
     resource
-}
-
-fn options() -> WriteOptions {
-    WriteOptions {
-        user: Arc::new(User::new("system:apiserver", &[MASTERS])),
-        manager: "kube-apiserver".into(),
-        dry_run: false,
-        force: false,
-        notes: Arc::default(),
-        validation: crate::registry::FieldValidation::Ignore,
-        strict_errors: Vec::new(),
-    }
 }
 
 fn definition_target(registry: &Registry, name: &str, subresource: &str) -> Option<Target> {

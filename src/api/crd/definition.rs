@@ -381,34 +381,35 @@ fn check_schema(schema: &Value, has_status: bool, path: &str) -> Vec<FieldError>
 
 /// Defaults are good values of their places, and pruned.
 fn check_defaults(schema: &Value, path: &str) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    defaults(schema, path, false, &mut errors);
-    errors
+    let mut found = Defaults { errors: Vec::new(), left: cel::COST_PER_OBJECT_MAX };
+    defaults(schema, path, false, &mut found);
+    found.errors
 }
 
-fn defaults(schema: &Value, path: &str, metadata: bool, errors: &mut Vec<FieldError>) {
+/// Findings about defaults, and what their rules may still spend.
+struct Defaults {
+    errors: Vec<FieldError>,
+    left: u64,
+}
+
+fn defaults(schema: &Value, path: &str, metadata: bool, found: &mut Defaults) {
     let embedded = schema["x-kubernetes-embedded-resource"] == true;
     let metadata = metadata && !embedded;
     if let Some(default) = schema.get("default").filter(|default| !default.is_null()) {
-        one_default(schema, default, &format!("{path}.default"), metadata, errors);
+        one_default(schema, default, &format!("{path}.default"), metadata, found);
     }
     if let Some(items) = schema.get("items").filter(|items| items.is_object()) {
-        defaults(items, &format!("{path}.items"), metadata, errors);
+        defaults(items, &format!("{path}.items"), metadata, found);
     }
     for (name, property) in properties(schema) {
         let own = embedded && matches!(name.as_str(), "metadata" | "apiVersion" | "kind");
         let at = format!("{path}.properties[{name}]");
-        defaults(property, &at, metadata || own, errors);
+        defaults(property, &at, metadata || own, found);
     }
 }
 
-fn one_default(
-    schema: &Value,
-    default: &Value,
-    at: &str,
-    metadata: bool,
-    errors: &mut Vec<FieldError>,
-) {
+fn one_default(schema: &Value, default: &Value, at: &str, metadata: bool, found: &mut Defaults) {
+    let Defaults { errors, left } = found;
     let node = Node::compile(schema);
     let mut held = default.clone();
     if !metadata {
@@ -438,11 +439,11 @@ fn one_default(
         );
         return;
     }
-    let found = value::check(&node, default, None, at);
-    if found.is_empty() {
-        errors.extend(super::rules::of_default(schema, default, at));
+    let judged = value::check(&node, default, None, at);
+    if judged.is_empty() {
+        errors.extend(super::rules::of_default(schema, default, at, left));
     } else {
-        errors.extend(found);
+        errors.extend(judged);
     }
 }
 

@@ -84,7 +84,7 @@ fn place(
         && !rules.is_empty()
         && out.schema.is_empty()
     {
-        out.rules.extend(scope.check(schema, path, &inside.correlation));
+        out.rules.extend(scope.check(path, &inside.correlation));
     }
     out
 }
@@ -168,7 +168,7 @@ fn children(
                 below.no_defaults = Some(format!("in top-level {name}"));
             }
         }
-        let scope = scope.map(|scope| scope.property(property, name));
+        let scope = scope.map(|scope| scope.property(property));
         let at = format!("{path}.properties[{name}]");
         out.add(place(property, &at, &below, false, scope.as_ref()));
     }

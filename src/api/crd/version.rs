@@ -12,6 +12,7 @@ use kinds::resources::{Attachment, GroupVersion, Resource, Subresource};
 use serde_json::Value;
 
 use super::columns::{self, Column};
+use super::rules::Rules;
 use super::schema::Node;
 use super::typed;
 use crate::scheme::{Schema, Typed};
@@ -51,6 +52,7 @@ pub struct Version {
     schema: Value,
     node: OnceLock<Node>,
     types: OnceLock<Schema>,
+    rules: OnceLock<Option<Rules>>,
 }
 
 impl Version {
@@ -80,6 +82,7 @@ impl Version {
             schema: spec["schema"]["openAPIV3Schema"].clone(),
             node: OnceLock::new(),
             types: OnceLock::new(),
+            rules: OnceLock::new(),
             name,
         }
     }
@@ -92,6 +95,11 @@ impl Version {
     /// The schema as the definition has it.
     pub fn schema(&self) -> &Value {
         &self.schema
+    }
+
+    /// The compiled rules in CEL; None where there are none.
+    pub fn rules(&self) -> Option<&Rules> {
+        self.rules.get_or_init(|| Rules::compile(&self.schema, true)).as_ref()
     }
 
     /// The type that server-side apply merges by.

@@ -70,18 +70,32 @@ fn content(group: &str, kind: &str) -> Value {
         ("storage.k8s.io", "VolumeAttachment") => json!({"spec": {
             "attacher": "a", "nodeName": "n", "source": {"persistentVolumeName": "p"},
         }}),
-        ("storage.k8s.io", "VolumeAttributesClass") => json!({"driverName": "d"}),
+        ("storage.k8s.io", "VolumeAttributesClass") => {
+            json!({"driverName": "d", "parameters": {"a": "b"}})
+        }
         ("policy", _) => json!({"spec": {"minAvailable": 1, "selector": selector}}),
         ("networking.k8s.io", "Ingress") => {
             json!({"spec": {"defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}}})
         }
+        ("networking.k8s.io", "IngressClass") => json!({"spec": {"controller": "example.com/c"}}),
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => json!({"spec": {
+            "priorityLevelConfiguration": {"name": "exempt"}, "matchingPrecedence": 7,
+        }}),
+        ("flowcontrol.apiserver.k8s.io", _) => json!({"spec": {
+            "type": "Limited", "limited": {"limitResponse": {"type": "Reject"}},
+        }}),
+        ("resource.k8s.io", "ResourceSlice") => json!({"spec": {
+            "driver": "d", "nodeName": "n",
+            "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+        }}),
+        ("admissionregistration.k8s.io", kind) => admission(kind),
         ("networking.k8s.io", "NetworkPolicy") => json!({"spec": {"podSelector": {}}}),
         ("networking.k8s.io", "ServiceCIDR") => json!({"spec": {"cidrs": ["10.99.0.0/24"]}}),
         ("networking.k8s.io", "IPAddress") => {
             json!({"spec": {"parentRef": {"resource": "services", "name": "s", "namespace": "d"}}})
         }
         ("certificates.k8s.io", _) => json!({"spec": {
-            "request": "LS0t", "signerName": "example.com/x", "usages": ["client auth"],
+            "request": CERTIFICATE_REQUEST, "signerName": "example.com/x", "usages": ["client auth"],
         }}),
         ("apiregistration.k8s.io", _) => json!({"spec": {
             "group": "x.example.com", "version": "v1", "groupPriorityMinimum": 1,
@@ -93,6 +107,35 @@ fn content(group: &str, kind: &str) -> Value {
             "versions": [{"name": "v1", "served": true, "storage": true,
                 "schema": {"openAPIV3Schema": {"type": "object"}}}],
         }}),
+        _ => json!({}),
+    }
+}
+
+const CERTIFICATE_REQUEST: &str = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIY01JR0RBZ0VBTUNFeEVEQU9CZ05WQkFNTUIzTnZi\
+    V1Z2Ym1VeERUQUxCZ05WQkFvTUJIUmxZVzB3V1RBVApCZ2NxaGtqT1BRSUJCZ2dxaGtqT1BRTUJCd05DQUFUUkJsMXVp\
+    NG9UL095S051OXhhcGZrSmpYTC9PRnpGbVpvCm8zUXg2UjI5TVlvakMzSk00ZEI0SHA4SjZkZ1duOWlGTlZkUWdlOUI5\
+    ZDBXUWQwMWYzaW5vQUF3Q2dZSUtvWkkKemowRUF3SURTQUF3UlFJZ2ZLSnRTSjNqU3B3YVNzeTdXVkFZVVFJYjg3b0pZ\
+    WXcyMkhta1FZanIya2tDSVFETApWVExiMFB1VkROUUdIQUgraDJVM2NnZHJXL1J4UjdiNEhVU3N4Wnc4QkE9PQotLS0t\
+    LUVORCBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K";
+
+fn admission(kind: &str) -> Value {
+    let constraints = json!({"resourceRules": [{
+        "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["none"],
+    }]});
+    match kind {
+        "MutatingAdmissionPolicy" => json!({"spec": {
+            "matchConstraints": constraints, "reinvocationPolicy": "Never", "failurePolicy": "Ignore",
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {
+                "expression": "[JSONPatch{op: 'remove', path: '/data'}]",
+            }}],
+        }}),
+        "ValidatingAdmissionPolicy" => json!({"spec": {
+            "matchConstraints": constraints, "validations": [{"expression": "true"}],
+        }}),
+        "ValidatingAdmissionPolicyBinding" => {
+            json!({"spec": {"policyName": "p", "validationActions": ["Deny"]}})
+        }
+        "MutatingAdmissionPolicyBinding" => json!({"spec": {"policyName": "p"}}),
         _ => json!({}),
     }
 }
