@@ -4,8 +4,11 @@
 usage: generate-protobuf.py DIRECTORY... >OUT
 
 Each DIRECTORY holds packages with upstream's `generated.proto` (names, numbers and
-types), `types.go` (JSON names, and which fields are inlined) and `register.go` (the
-group a package belongs to). Only those facts go into the table.
+types), `types.go` (JSON names, which fields are inlined and which are pointers) and
+`register.go` (the group a package belongs to). Only those facts go into the table.
+A field is a number, a JSON name (empty if inlined), a type and a shape: o one, always
+written; p one, written if set; r several; m a map with text as keys. Fields stand in the
+order in which upstream declares them.
 """
 
 import gzip
@@ -21,17 +24,17 @@ SCALARS = {
 
 
 def go_fields(text):
-    """(struct, protobuf name) -> JSON name; None for an inlined field."""
+    """(struct, number) -> JSON name ("" for an inlined field) and whether it is a pointer."""
     out = {}
     struct = None
     for line in text.splitlines():
         head = re.match(r"type (\w+) struct \{", line)
         if head:
             struct = head[1]
-        tags = re.search(r'json:"([^",]*)(,[^"]*)?" protobuf:"[^"]*name=([\w]+)', line)
+        tags = re.search(r'json:"([^",]*)(,[^"]*)?".*? protobuf:"\w+,(\d+),', line)
         if struct and tags:
-            inline = tags[1] == "" and "inline" in (tags[2] or "")
-            out[struct, tags[3]] = None if inline else tags[1]
+            typ = line.split("`")[0].split()[-1]
+            out[struct, tags[3]] = (tags[1], typ.startswith("*"))
     return out
 
 
@@ -49,8 +52,9 @@ def messages(text, names):
                 kind = kind.lstrip(".")
                 if "." not in kind:
                     kind = f"{package}.{kind}"
-            shape = "m" if mapped else "r" if label == "repeated" else "o"
-            shown = names.get((match[1], name), name)
+            shown, pointer = names.get((match[1], number), (name, False))
+            one = "p" if pointer else "o"
+            shape = "m" if mapped else "r" if label == "repeated" else one
             fields.append([int(number), shown, SCALARS.get(kind, kind), shape])
         yield f"{package}.{match[1]}", fields
 

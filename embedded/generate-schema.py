@@ -8,7 +8,8 @@ GO_TYPES is a directory with the types.go files of the modules k8s.io/api, apima
 apiextensions-apiserver and kube-aggregator (release-1.36) in directories of those names; of them
 only one fact per field is taken: how its zero value is written in JSON.
 
-Only what the resources of resources.json reach is kept. A field is a class and a type.
+Only what the resources of resources.json reach is kept. A field is a class and a type; fields
+stand in the order in which upstream writes them.
 Classes: p pointer, left out when absent; o left out when zero; z always written; s structure
 by value, always written; Z structure left out when empty; n null when absent.
 Types: s string, y base64, b boolean, i int32, l int64, f double, t time, u time with
@@ -225,7 +226,9 @@ def main():
                         props[prop] = {"c": cls, "@": typ, **extra}
                 else:
                     props[prop] = {"c": cls, **typ}
-            out["p"] = props
+            # Go writes a structure's fields in the order of its declaration.
+            order = {field: at for at, field in enumerate(["kind", "apiVersion", *classes])}
+            out["p"] = dict(sorted(props.items(), key=lambda item: order.get(item[0], 1000)))
         elif definition.get("type"):
             out["o"] = compact(definition)
         types[short] = out
@@ -234,10 +237,11 @@ def main():
         print("no Go field for:", *unknown, file=sys.stderr)
     for file, value in (("schema", types), ("descriptions", descriptions)):
         path = os.path.join(HERE, f"{file}-1.36.json.gz")
-        data = json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+        data = json.dumps(value, separators=(",", ":")).encode()
         with open(path, "wb") as out:
             out.write(gzip.compress(data, 9, mtime=0))
         print(path, len(value), "definitions", len(data), "->", os.path.getsize(path), "bytes")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -41,6 +41,7 @@ pub(crate) fn options() -> WriteOptions {
         dry_run: false,
         validation: Default::default(),
         force: false,
+        strict_errors: Vec::new(),
     }
 }
 

@@ -49,18 +49,48 @@ pub struct Event {
     /// The object before the change.
     pub previous: Option<Arc<Object>>,
     frame: OnceLock<Bytes>,
+    message: OnceLock<Bytes>,
+}
+
+impl Change {
+    /// As watches call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
 }
 
 impl Event {
+    /// The event as a frame of a protobuf watch, made once for all watchers with the
+    /// object as `encode` writes it; None if it fails.
+    pub fn message(&self, encode: impl FnOnce(&Object) -> Result<Vec<u8>>) -> Option<Bytes> {
+        if let Some(made) = self.message.get() {
+            return Some(made.clone());
+        }
+        let object = encode(&self.object).ok()?;
+        let made = crate::codec::protobuf::encode::watch_frame(self.change.name(), &object);
+        Some(self.message.get_or_init(|| made.into()).clone())
+    }
+
     /// The same event about an object in another form.
     pub fn in_form(&self, object: Arc<Object>, previous: Option<Arc<Object>>) -> Self {
         let (change, revision) = (self.change, self.revision);
-        Self { change, revision, object, previous, frame: OnceLock::new() }
+        Self {
+            change,
+            revision,
+            object,
+            previous,
+            frame: OnceLock::new(),
+            message: OnceLock::new(),
+        }
     }
 
     /// The event as a line of a JSON watch, made once for all watchers.
     pub fn frame(&self) -> Bytes {
-        self.frame.get_or_init(|| frame(self.change, &self.object.bytes)).clone()
+        self.frame.get_or_init(|| frame(self.change, self.object.bytes())).clone()
     }
 }
 
@@ -90,7 +120,7 @@ struct Shelf {
 
 impl Shelf {
     fn remember(&mut self, event: Arc<Event>) {
-        self.ring_bytes += event.object.bytes.len();
+        self.ring_bytes += event.object.bytes().len();
         self.watchers.retain(|watcher| match watcher.try_send(event.clone()) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => false,
@@ -101,7 +131,7 @@ impl Shelf {
             || (self.ring_bytes > RING_BYTES_MAX && self.ring.len() > RING_EVENTS_MIN)
         {
             let Some(oldest) = self.ring.pop_front() else { break };
-            self.ring_bytes -= oldest.object.bytes.len();
+            self.ring_bytes -= oldest.object.bytes().len();
             self.ring_floor = oldest.revision;
         }
     }
@@ -269,6 +299,7 @@ impl Cache {
                     object,
                     previous,
                     frame: OnceLock::new(),
+                    message: OnceLock::new(),
                 }));
             }
             store::Event::Delete { key, revision } => {
@@ -280,6 +311,7 @@ impl Cache {
                     object,
                     previous: Some(previous),
                     frame: OnceLock::new(),
+                    message: OnceLock::new(),
                 }));
             }
         }

@@ -4,10 +4,12 @@
 
 pub mod apply;
 pub mod field_set;
+pub mod go_diff;
 pub mod go_format;
 pub mod json_patch;
 pub mod managed;
 pub mod merge_patch;
+pub mod scale;
 pub mod strategic;
 mod typed_merge;
 

@@ -1,3 +1,6 @@
-//! Encodings beside JSON.
+//! Encodings, and what Go's decoders say of what they cannot read.
 
+pub mod go_json;
 pub mod protobuf;
+pub mod scan;
+pub mod yaml;

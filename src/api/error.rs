@@ -118,7 +118,7 @@ impl ApiError {
 
     /// 422 with the causes; the message lists them as upstream's aggregate does.
     pub fn invalid(resource: &Resource, name: &str, causes: &[Cause]) -> Self {
-        let said: Vec<String> = causes
+        let mut said: Vec<String> = causes
             .iter()
             .map(|cause| {
                 if cause.field.is_empty() {
@@ -128,6 +128,9 @@ impl ApiError {
                 }
             })
             .collect();
+        // What is wrong twice is said once.
+        let mut seen = std::collections::HashSet::new();
+        said.retain(|sentence| seen.insert(sentence.clone()));
         let all = match said.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
@@ -203,6 +206,19 @@ impl ApiError {
     pub fn not_acceptable(accepted: &str) -> Self {
         let message = format!("only the following media types are accepted: {accepted}");
         Self::new(406, "NotAcceptable", message)
+    }
+
+    /// 406 of a route none of whose types is acceptable.
+    pub fn not_acceptable_route(types: &str) -> Self {
+        let message = format!("406: Not Acceptable\n\nAvailable representations: {types}");
+        Self { details: Some(Box::new(json!({}))), ..Self::new(406, "NotAcceptable", message) }
+    }
+
+    /// 415 of a route that does not take the body's type.
+    pub fn unsupported_route() -> Self {
+        let message = "415: Unsupported Media Type";
+        let details = Some(Box::new(json!({})));
+        Self { details, ..Self::new(415, "UnsupportedMediaType", message) }
     }
 
     pub fn too_large() -> Self {

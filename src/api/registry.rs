@@ -25,6 +25,7 @@ pub mod convert;
 pub mod create;
 pub mod delete;
 pub mod list;
+pub mod patch;
 pub mod select;
 pub mod update;
 pub mod watch;
@@ -92,6 +93,13 @@ impl Target {
         }
     }
 
+    /// Puts fields into the order in which upstream writes them.
+    pub fn arrange(&self, object: &mut Value) {
+        if !self.resource.custom {
+            shape::arrange(object, self.typed());
+        }
+    }
+
     pub fn typed(&self) -> Typed<'_> {
         if let Some(version) = crd::accept::of(self) {
             return version.typed();
@@ -121,14 +129,16 @@ pub enum FieldValidation {
 /// How a write is to be done, and by whom.
 #[derive(Debug, Clone)]
 pub struct WriteOptions {
-    /// What admission has to say besides its decision.
-    pub notes: Arc<crate::admission::Notes>,
     pub user: Arc<User>,
     pub manager: String,
     pub dry_run: bool,
     pub force: bool,
-    /// What becomes of fields of a patch that a custom resource does not have.
+    /// What admission has to say besides its decision.
+    pub notes: Arc<crate::admission::Notes>,
+    /// What becomes of a patch that brings fields the kind does not have.
     pub validation: FieldValidation,
+    /// What is wrong with a patch's text and only a strict client cares for.
+    pub strict_errors: Vec<String>,
 }
 
 /// The registry of one server.
@@ -218,6 +228,12 @@ pub(crate) fn durability(resource: &Resource) -> Durability {
 pub(crate) fn stored_bytes(value: &Value, resource: &Resource) -> bytes::Bytes {
     let mut value = convert::to_storage(value.clone(), resource);
     metadata_mut(&mut value).shift_remove("resourceVersion");
+    if !resource.custom {
+        let (group, version) = (&resource.storage.group, &resource.storage.version);
+        if let Some(typed) = Schema::built_in().kind(group, version, &resource.kind) {
+            shape::arrange(&mut value, typed);
+        }
+    }
     match &value {
         Value::Object(map) => encode(map).into(),
         _ => bytes::Bytes::new(),

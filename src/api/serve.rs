@@ -9,6 +9,7 @@ use crate::registry::Registry;
 
 pub mod answer;
 pub mod chain;
+mod compress;
 pub mod documents;
 mod duplicates;
 pub mod health;
@@ -21,6 +22,7 @@ pub mod resources;
 pub mod reviews;
 pub mod subresources;
 pub mod watching;
+mod websocket;
 
 /// An API server.
 pub struct Server {

@@ -151,7 +151,7 @@ impl Endpoint {
                 text
             }));
         }
-        Ok(crate::serve::negotiate::json(&body).map_err(|err| err.message))
+        Ok(crate::serve::negotiate::json(&body))
     }
 }
 

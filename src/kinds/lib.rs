@@ -11,3 +11,4 @@ pub mod rules;
 pub mod table;
 pub mod validate;
 pub(crate) mod value;
+pub mod warnings;

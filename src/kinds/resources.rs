@@ -119,6 +119,16 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// The Go package of upstream's internal type, which some messages name.
+    pub fn internal_package(&self) -> &str {
+        match self.storage.group.as_str() {
+            _ if self.custom => "unstructured",
+            "" => "core",
+            "internal.apiserver.k8s.io" => "apiserverinternal",
+            group => group.split('.').next().unwrap_or(group),
+        }
+    }
+
     pub fn serves(&self, version: &str) -> bool {
         self.versions.iter().any(|v| v == version)
     }

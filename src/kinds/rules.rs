@@ -71,6 +71,10 @@ impl Rules {
                     restore(new, old, "status");
                     service::drop_dependent(new, old);
                 },
+                Some(_) if (group, kind) == ("apps", "DaemonSet") => |new, old| {
+                    restore(new, old, "status");
+                    count_templates(new, old);
+                },
                 Some(r) if r.subresources.iter().any(|s| s.name == "status") => {
                     |new, old| restore(new, old, "status")
                 }
@@ -82,6 +86,10 @@ impl Rules {
                     if let (Some(new), Some(old)) = (new.get_mut("metadata"), old.get("metadata")) {
                         restore(new, old, "labels");
                     }
+                },
+                ("", "Pod") => |new, old| {
+                    restore(new, old, "spec");
+                    first_address(new);
                 },
                 _ => |new, old| restore(new, old, "spec"),
             },
@@ -103,6 +111,13 @@ impl Rules {
     pub fn check_create(&self, new: &Value) -> Vec<FieldError> {
         let mut out = object::validate(new, self.namespaced, self.name);
         out.extend((self.validate_create)(new));
+        out
+    }
+
+    /// The checks of a changed object's metadata that are the same for all kinds.
+    pub fn check_metadata_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut out = object::validate(new, self.namespaced, self.name);
+        out.extend(object::validate_update(new, old));
         out
     }
 
@@ -368,10 +383,19 @@ fn prepare_of(group: &str, kind: &str) -> fn(&mut Value) {
             o["status"] = json!({"phase": "Pending"});
             if text(o, "kind") == "PersistentVolumeClaim" {
                 data_source(o);
+            } else {
+                let now = at(o, "metadata.creationTimestamp").clone();
+                o["status"]["lastPhaseTransitionTime"] = now;
             }
         },
         ("networking.k8s.io", "Ingress") => |o| o["status"] = json!({"loadBalancer": {}}),
         ("batch", "Job") => prepare_job,
+        ("apps", "DaemonSet") => |o| {
+            if let Some(map) = o.as_object_mut() {
+                map.shift_remove("status");
+            }
+            set_template_generation(o, 1);
+        },
         ("apiextensions.k8s.io", "CustomResourceDefinition") => |o| {
             let stored: Vec<Value> = items(o, "spec.versions")
                 .iter()
@@ -393,6 +417,23 @@ fn prepare_of(group: &str, kind: &str) -> fn(&mut Value) {
             }
         },
     }
+}
+
+fn template_generation(set: &Value) -> i64 {
+    let annotation = at(set, "metadata.annotations").get(crate::apps::TEMPLATE_GENERATION);
+    annotation.and_then(Value::as_str).and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+fn set_template_generation(set: &mut Value, count: i64) {
+    let metadata = crate::value::object(set, "metadata");
+    let annotations = crate::value::object(metadata, "annotations");
+    annotations[crate::apps::TEMPLATE_GENERATION] = json!(count.to_string());
+}
+
+/// The server counts a DaemonSet's templates, whatever a client says.
+fn count_templates(new: &mut Value, old: &Value) {
+    let changed = at(new, "spec.template") != at(old, "spec.template");
+    set_template_generation(new, template_generation(old) + i64::from(changed));
 }
 
 /// `dataSource` and `dataSourceRef` say the same thing unless a namespace is named.
@@ -433,7 +474,7 @@ fn prepare_pod(pod: &mut Value) {
     if !items(pod, "spec.schedulingGates").is_empty() {
         pod["status"]["conditions"] = json!([{
             "type": "PodScheduled", "status": "False", "lastProbeTime": null,
-            "lastTransitionTime": base::time::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            "lastTransitionTime": at(pod, "metadata.creationTimestamp"),
             "reason": "SchedulingGated",
             "message": "Scheduling is blocked due to non-empty scheduling gates",
         }]);
@@ -453,6 +494,17 @@ fn prepare_pod(pod: &mut Value) {
             let list = &mut constraint["labelSelector"]["matchExpressions"];
             let old = list.as_array().cloned().unwrap_or_default();
             *list = [old, expressions].concat().into();
+        }
+    }
+}
+
+/// Who knows one address of a pod only means that it is the first of all.
+fn first_address(pod: &mut Value) {
+    for (one, all) in [("podIP", "podIPs"), ("hostIP", "hostIPs")] {
+        let address = text(at(pod, "status"), one).to_owned();
+        let first = items(at(pod, "status"), all).first().map(|entry| text(entry, "ip").to_owned());
+        if !address.is_empty() && first.as_deref() != Some(&*address) {
+            pod["status"][all] = json!([{"ip": address}]);
         }
     }
 }

@@ -10,6 +10,7 @@ mod networking;
 mod pod;
 mod pod_host;
 mod pod_more;
+pub mod pod_parts;
 mod policy;
 mod service;
 mod serving;

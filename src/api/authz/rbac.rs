@@ -167,7 +167,7 @@ impl Rbac {
         {
             return role.clone();
         }
-        let role: Arc<Role> = Arc::new(serde_json::from_slice(&object.bytes).unwrap_or_default());
+        let role: Arc<Role> = Arc::new(serde_json::from_slice(object.bytes()).unwrap_or_default());
         self.remember(object, Parsed::Role(role.clone()));
         role
     }
@@ -179,7 +179,7 @@ impl Rbac {
             return binding.clone();
         }
         let binding: Arc<Binding> =
-            Arc::new(serde_json::from_slice(&object.bytes).unwrap_or_default());
+            Arc::new(serde_json::from_slice(object.bytes()).unwrap_or_default());
         self.remember(object, Parsed::Binding(binding.clone()));
         binding
     }

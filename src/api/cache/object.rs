@@ -7,6 +7,8 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::codec::scan::Scan;
+
 const METADATA: &[u8] = b"\"metadata\":{";
 
 /// An object in its storage version. The bytes are what a client gets: with
@@ -15,7 +17,8 @@ const METADATA: &[u8] = b"\"metadata\":{";
 pub struct Object {
     pub key: Arc<str>,
     pub revision: u64,
-    pub bytes: Bytes,
+    /// The bytes and a newline, as one object is answered.
+    pub line: Bytes,
     labels: OnceLock<Value>,
     fields: OnceLock<Vec<(&'static str, String)>>,
     /// How a custom object is shown in the versions it was asked for in.
@@ -50,15 +53,20 @@ impl Object {
         Self::new(key.into(), splice_revision(value, revision), revision)
     }
 
-    fn new(key: Arc<str>, bytes: Bytes, revision: u64) -> Self {
+    fn new(key: Arc<str>, line: Bytes, revision: u64) -> Self {
         Self {
             key,
             revision,
-            bytes,
+            line,
             labels: OnceLock::new(),
             fields: OnceLock::new(),
             shown: Mutex::new(None),
         }
+    }
+
+    /// The object's JSON.
+    pub fn bytes(&self) -> &[u8] {
+        self.line.strip_suffix(b"\n").unwrap_or(&self.line)
     }
 
     /// The same object under another revision.
@@ -69,14 +77,16 @@ impl Object {
         }
         let bytes = match &value {
             Value::Object(map) => encode(map),
-            _ => self.bytes.to_vec(),
+            _ => self.bytes().to_vec(),
         };
         Self::new(self.key.clone(), splice_revision(&bytes, revision), revision)
     }
 
     /// The same object in another form.
     pub fn in_form(&self, value: &Map<String, Value>) -> Self {
-        Self::new(self.key.clone(), encode(value).into(), self.revision)
+        let mut line = encode(value);
+        line.push(b'\n');
+        Self::new(self.key.clone(), line.into(), self.revision)
     }
 
     /// The form kept for a version of a definition's revision.
@@ -114,7 +124,7 @@ impl Object {
 
     /// The decoded object.
     pub fn value(&self) -> Value {
-        decode(&self.bytes)
+        decode(self.bytes())
     }
 
     /// The labels; null where there are none.
@@ -129,7 +139,7 @@ impl Object {
             labels: Value,
         }
         self.labels.get_or_init(|| {
-            let outer: Option<Outer> = serde_json::from_slice(&self.bytes).ok();
+            let outer: Option<Outer> = serde_json::from_slice(self.bytes()).ok();
             outer.map_or(Value::Null, |outer| outer.metadata.labels)
         })
     }
@@ -144,10 +154,10 @@ impl Object {
 
     /// The bytes without `kind` and `apiVersion`, as items of a typed list have them;
     /// the opening brace is left out.
-    pub fn item_tail(&self) -> Bytes {
-        match find(&self.bytes, METADATA) {
-            Some(at) => self.bytes.slice(at..),
-            None => self.bytes.slice(1..),
+    pub fn item_tail(&self) -> &[u8] {
+        match find(self.bytes(), METADATA) {
+            Some(at) => &self.bytes()[at..],
+            None => &self.bytes()[1..],
         }
     }
 }
@@ -161,7 +171,7 @@ pub fn decode(bytes: &[u8]) -> Value {
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|window| window == needle)
+    memchr::memmem::find(haystack, needle)
 }
 
 /// Encodes an object with `kind`, `apiVersion` and `metadata` in front.
@@ -193,20 +203,47 @@ pub fn encode(object: &Map<String, Value>) -> Vec<u8> {
     out
 }
 
-/// Puts `resourceVersion` into encoded metadata. `kind` and `apiVersion`, which come
-/// before it, cannot contain the marker: a quote in them would be escaped.
+/// Puts `resourceVersion` into encoded metadata, after the fields that stand before it,
+/// and a newline after the object. `kind` and `apiVersion`, which come before the
+/// metadata, cannot contain the marker: a quote in them would be escaped.
 pub fn splice_revision(value: &[u8], revision: u64) -> Bytes {
-    let Some(at) = find(value, METADATA) else { return Bytes::copy_from_slice(value) };
-    let at = at + METADATA.len();
+    let Some(at) = find(value, METADATA) else {
+        return [value, b"\n"].concat().into();
+    };
+    let at = after_uid(value, at + METADATA.len());
     let field = format!("\"resourceVersion\":\"{revision}\"");
-    let mut out = BytesMut::with_capacity(value.len() + field.len() + 1);
+    let mut out = BytesMut::with_capacity(value.len() + field.len() + 2);
     out.put_slice(&value[..at]);
+    let first = value[..at].ends_with(b"{");
+    if !first && !value[..at].ends_with(b",") {
+        out.put_u8(b',');
+    }
     out.put_slice(field.as_bytes());
-    if value.get(at) != Some(&b'}') {
+    if !matches!(value.get(at), Some(b'}' | b',')) {
         out.put_u8(b',');
     }
     out.put_slice(&value[at..]);
+    out.put_u8(b'\n');
     out.freeze()
+}
+
+/// Where the fields end that stand before the resourceVersion; they are texts.
+fn after_uid(value: &[u8], start: usize) -> usize {
+    const BEFORE: [&[u8]; 5] =
+        [b"\"name\":", b"\"generateName\":", b"\"namespace\":", b"\"selfLink\":", b"\"uid\":"];
+    let mut end = start;
+    for field in BEFORE {
+        let mut from = end;
+        if value.get(from) == Some(&b',') {
+            from += 1;
+        }
+        if let Some(rest) = value.get(from..).and_then(|rest| rest.strip_prefix(field)) {
+            let mut scan = Scan::new(rest);
+            let Some(text) = scan.string() else { return end };
+            end = from + field.len() + text.raw.len() + 2;
+        }
+    }
+    end
 }
 
 #[cfg(test)]
@@ -225,6 +262,24 @@ mod tests {
         let back: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(back["metadata"], json!({"resourceVersion": "7", "name": "n"}));
         assert_eq!(back["data"], object["data"]);
+    }
+
+    #[test]
+    fn a_revision_stands_after_the_uid() {
+        for (metadata, expected) in [
+            ("{}", r#"{"resourceVersion":"7"}"#),
+            (r#"{"name":"n"}"#, r#"{"name":"n","resourceVersion":"7"}"#),
+            (r#"{"labels":{"uid":"x"}}"#, r#"{"resourceVersion":"7","labels":{"uid":"x"}}"#),
+            (
+                r#"{"name":"n","namespace":"s","uid":"u","labels":{}}"#,
+                r#"{"name":"n","namespace":"s","uid":"u","resourceVersion":"7","labels":{}}"#,
+            ),
+        ] {
+            let text = format!(r#"{{"kind":"A","apiVersion":"v1","metadata":{metadata},"x":1}}"#);
+            let spliced = splice_revision(text.as_bytes(), 7);
+            let wanted = format!("{}\n", text.replace(metadata, expected));
+            assert_eq!(String::from_utf8_lossy(&spliced), wanted);
+        }
     }
 
     #[test]

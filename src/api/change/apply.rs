@@ -55,6 +55,7 @@ pub fn reset_fields(
     subresource: &str,
 ) -> &'static [&'static [&'static str]] {
     match subresource {
+        "" if kind == "CertificateSigningRequest" => &[&["spec"], &["status"]],
         "" if has_status => &[&["status"]],
         "status" if group == "apps" && kind == "Deployment" => {
             &[&["spec"], &["metadata", "labels"]]

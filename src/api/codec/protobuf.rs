@@ -1,24 +1,23 @@
-//! Reads `application/vnd.kubernetes.protobuf`: an envelope around a message whose field
-//! numbers come from an embedded table.
+//! `application/vnd.kubernetes.protobuf`: an envelope around a message whose field numbers
+//! come from an embedded table. This file reads it; `encode` writes it.
 //!
-//! Gives the JSON form. Zero values that Go always writes are left in; bringing an object
-//! into upstream's shape takes them out.
-
-use std::collections::HashMap;
-use std::io::Read;
-use std::sync::LazyLock;
+//! Reading gives the JSON form. Zero values that Go always writes are left in; bringing an
+//! object into upstream's shape takes them out.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-const TABLE: &[u8] = include_bytes!("../../../embedded/protobuf-1.36.json.gz");
+mod duration;
+pub mod encode;
+mod table;
+
+use table::{Form, Kind, Shape, Table};
+
 /// The four bytes that every message begins with.
 const MAGIC: &[u8] = b"k8s\0";
-/// Messages nested deeper are refused; no built-in kind comes near.
-const DEPTH_MAX: usize = 64;
-const META: &str = "k8s.io.apimachinery.pkg.apis.meta.v1";
+/// Messages nested deeper are refused; schemas of custom resources come nearest.
+const DEPTH_MAX: usize = 500;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
@@ -34,138 +33,6 @@ pub enum Error {
     UnknownKind { kind: String, version: String },
     #[error("proto: message nested too deeply")]
     TooDeep,
-}
-
-#[derive(Deserialize)]
-struct File {
-    groups: HashMap<String, String>,
-    messages: HashMap<String, Vec<(u32, String, String, char)>>,
-}
-
-struct Field {
-    /// JSON name; empty for a message whose fields belong to the one around it.
-    name: String,
-    kind: Kind,
-    shape: Shape,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Shape {
-    One,
-    Many,
-    Map,
-}
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Text,
-    Bytes,
-    Flag,
-    Integer,
-    Double,
-    Message(usize),
-}
-
-/// How a message is shown in JSON.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Plain,
-    Quantity,
-    Time,
-    MicroTime,
-    Duration,
-    IntOrString,
-    /// JSON bytes in field 1.
-    Raw,
-    /// A list of strings in field 1.
-    Strings,
-}
-
-struct Message {
-    form: Form,
-    fields: HashMap<u32, Field>,
-}
-
-struct Table {
-    messages: Vec<Message>,
-    /// `apps/v1` and `Deployment`.
-    by_kind: HashMap<(String, String), usize>,
-}
-
-static MESSAGES: LazyLock<Table> = LazyLock::new(|| {
-    let mut text = String::new();
-    flate2::read::GzDecoder::new(TABLE)
-        .read_to_string(&mut text)
-        .expect("the embedded table is gzip");
-    let file: File = serde_json::from_str(&text).expect("the embedded table is JSON");
-    Table::new(file)
-});
-
-impl Table {
-    fn new(file: File) -> Self {
-        let mut names: Vec<&String> = file.messages.keys().collect();
-        names.sort();
-        let index: HashMap<&str, usize> =
-            names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
-        let mut by_kind = HashMap::new();
-        let mut messages = Vec::with_capacity(names.len());
-        for (at, name) in names.iter().enumerate() {
-            let (package, kind) = name.rsplit_once('.').unwrap_or(("", name));
-            let version = package.rsplit('.').next().unwrap_or("");
-            if let Some(group) = file.groups.get(package) {
-                let api_version =
-                    if group.is_empty() { version.into() } else { format!("{group}/{version}") };
-                by_kind.insert((api_version, kind.to_string()), at);
-            }
-            let fields = file.messages[*name]
-                .iter()
-                .filter_map(|(number, name, kind, shape)| {
-                    let kind = match kind.as_str() {
-                        "s" => Kind::Text,
-                        "y" => Kind::Bytes,
-                        "b" => Kind::Flag,
-                        "i" => Kind::Integer,
-                        "d" => Kind::Double,
-                        message => Kind::Message(*index.get(message)?),
-                    };
-                    let shape = match shape {
-                        'r' => Shape::Many,
-                        'm' => Shape::Map,
-                        _ => Shape::One,
-                    };
-                    Some((*number, Field { name: name.clone(), kind, shape }))
-                })
-                .collect();
-            messages.push(Message { form: form_of(name), fields });
-        }
-        Self { messages, by_kind }
-    }
-
-    fn find(&self, api_version: &str, kind: &str) -> Option<usize> {
-        let key = |version: &str| (version.to_string(), kind.to_string());
-        // Options of a request carry the version of the resource they are for.
-        self.by_kind
-            .get(&key(api_version))
-            .or_else(|| self.by_kind.get(&key("meta.k8s.io/v1")))
-            .copied()
-    }
-}
-
-fn form_of(name: &str) -> Form {
-    match name {
-        "k8s.io.apimachinery.pkg.api.resource.Quantity" => Form::Quantity,
-        "k8s.io.apimachinery.pkg.util.intstr.IntOrString" => Form::IntOrString,
-        "k8s.io.apimachinery.pkg.runtime.RawExtension" => Form::Raw,
-        _ => match name.strip_prefix(META).unwrap_or("") {
-            ".Time" => Form::Time,
-            ".MicroTime" => Form::MicroTime,
-            ".Duration" => Form::Duration,
-            ".FieldsV1" => Form::Raw,
-            ".Verbs" => Form::Strings,
-            _ if name.ends_with(".ExtraValue") => Form::Strings,
-            _ => Form::Plain,
-        },
-    }
 }
 
 /// Decodes a body into the JSON form, with `apiVersion` and `kind`.
@@ -189,7 +56,7 @@ pub fn decode(body: &[u8]) -> Result<Value, Error> {
             _ => {}
         }
     }
-    let table = &*MESSAGES;
+    let table = Table::built_in();
     let Some(message) = table.find(&api_version, &kind) else {
         return Err(Error::UnknownKind { kind, version: api_version });
     };
@@ -217,7 +84,7 @@ fn read_into(
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.field()? {
         // A field of a newer version is skipped, as Go does.
-        let Some(field) = table.messages[message].fields.get(&number) else { continue };
+        let Some(field) = table.messages[message].numbered(number) else { continue };
         match (field.shape, field.kind, wire) {
             (Shape::Map, kind, Wire::Bytes(entry)) => {
                 let (key, value) = map_entry(table, kind, entry, depth)?;
@@ -239,8 +106,13 @@ fn read_into(
                 let value = one(table, kind, wire, depth)?;
                 push(out.entry(&*field.name).or_insert_with(|| json!([])), value);
             }
-            (Shape::One, kind, wire) => {
-                out.insert(field.name.clone(), one(table, kind, wire, depth)?);
+            (Shape::One | Shape::Pointer, kind, wire) => {
+                let value = one(table, kind, wire, depth)?;
+                let zero = value == "" || value == false;
+                if zero && field.shape == Shape::One && table.messages[message].omits_zero {
+                    continue;
+                }
+                out.insert(field.name.to_string(), value);
             }
             (Shape::Map, _, _) => return Err(Error::Malformed),
         }
@@ -299,6 +171,9 @@ fn shown(table: &Table, message: usize, bytes: &[u8], depth: usize) -> Result<Va
         read_into(table, message, bytes, &mut out, depth)?;
         return Ok(Value::Object(out));
     }
+    if let Form::OneOrMany | Form::FlagOrOne | Form::OneOrStrings = form {
+        return union(table, message, bytes, depth);
+    }
     let (mut numbers, mut texts) = ([0i64; 4], Vec::new());
     let mut last = &[][..];
     let mut reader = Reader(bytes);
@@ -325,7 +200,7 @@ fn shown(table: &Table, message: usize, bytes: &[u8], depth: usize) -> Result<Va
         Form::Strings => texts.into(),
         Form::Raw if last.is_empty() => Value::Null,
         Form::Raw => serde_json::from_slice(last).map_err(|_| Error::Malformed)?,
-        Form::Duration => go_duration(numbers[1]).into(),
+        Form::Duration => duration::show(numbers[1]).into(),
         Form::Time | Form::MicroTime => {
             // Go's zero time is an empty message, or the year 1.
             if bytes.is_empty() || numbers[1] <= GO_ZERO_SECONDS {
@@ -339,25 +214,31 @@ fn shown(table: &Table, message: usize, bytes: &[u8], depth: usize) -> Result<Va
                 base::time::rfc3339_micro(at).into()
             }
         }
-        Form::Plain => Value::Null,
+        Form::Plain | Form::OneOrMany | Form::FlagOrOne | Form::OneOrStrings => Value::Null,
+    })
+}
+
+/// One of two things: the list if there is one, the message if there is one, or a flag.
+fn union(table: &Table, message: usize, bytes: &[u8], depth: usize) -> Result<Value, Error> {
+    let (mut flag, mut one_of, mut many) = (None, None, Vec::new());
+    let mut reader = Reader(bytes);
+    while let Some((number, wire)) = reader.field()? {
+        let Some(field) = table.messages[message].numbered(number) else { continue };
+        let value = one(table, field.kind, wire, depth)?;
+        match field.shape {
+            Shape::Many => many.push(value),
+            _ if value.is_boolean() => flag = Some(value),
+            _ => one_of = Some(value),
+        }
+    }
+    Ok(match one_of {
+        _ if !many.is_empty() => many.into(),
+        Some(value) => value,
+        None => flag.unwrap_or(Value::Null),
     })
 }
 
 const GO_ZERO_SECONDS: i64 = -62_135_596_800;
-
-/// A duration as Go writes it; configurations use whole seconds and below.
-fn go_duration(nanos: i64) -> String {
-    if nanos % 1_000_000_000 != 0 {
-        return format!("{}ms", nanos / 1_000_000);
-    }
-    let seconds = nanos / 1_000_000_000;
-    let (h, m, s) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    match (h, m) {
-        (0, 0) => format!("{s}s"),
-        (0, _) => format!("{m}m{s}s"),
-        _ => format!("{h}h{m}m{s}s"),
-    }
-}
 
 enum Wire<'a> {
     Varint(u64),

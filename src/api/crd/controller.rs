@@ -19,7 +19,7 @@ use crate::bootstrap::options;
 use crate::cache::{Cache, Event};
 use crate::error::Result;
 use crate::registry::delete::DeleteOptions;
-use crate::registry::select::Selector;
+use crate::registry::list::ListOptions;
 use crate::registry::update::Change;
 use crate::registry::{Registry, Target, finalizers, metadata_str};
 use crate::serve::{Server, Shared};
@@ -476,8 +476,8 @@ async fn remove_instances(
             name: String::new(),
             subresource: String::new(),
         };
-        let (selector, delete) = (Selector::default(), DeleteOptions::default());
-        registry.delete_collection(&target, &selector, &delete, &options()).await?;
+        let (all, delete) = (ListOptions::default(), DeleteOptions::default());
+        registry.delete_collection(&target, &all, &delete, &options()).await?;
         registry.cache.fresh().await?;
         if registry.cache.count(&prefix) > 0 {
             return Ok(Some(live));

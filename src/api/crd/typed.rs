@@ -24,7 +24,7 @@ pub fn root_of(schema: &Schema) -> Typed<'_> {
 
 fn field(name: &str, ty: TypeId, default: Option<Box<str>>) -> Field {
     let class = Class::Pointer;
-    Field { name: name.into(), ty, class, retain_keys: false, atomic: None, default }
+    Field { name: name.into(), ty, class, order: 0, retain_keys: false, atomic: None, default }
 }
 
 /// `metadata` is the type of a field that the node has because it is a resource.

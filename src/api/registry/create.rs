@@ -96,6 +96,7 @@ impl Registry {
         target.normalise(&mut object);
         // Statuses have defaults too.
         (rules.default)(&mut object);
+        let asked = object["spec"]["clusterIP"].as_str().unwrap_or("").to_string();
         let allocated = self.allocator.allocate(target, &mut object, None, options.dry_run)?;
         let mut checked = self.check_create(target, &object, &attributes);
         if checked.is_ok() {
@@ -107,6 +108,9 @@ impl Registry {
         }
         if options.dry_run {
             self.allocator.release(allocated);
+            if asked.is_empty() {
+                self.allocator.show_no_address(target, &mut object);
+            }
             let key = target.key()?;
             self.cache.fresh().await?;
             if self.cache.get(target.prefix()?, &key).is_some() {
@@ -212,7 +216,6 @@ fn prepare_metadata(object: &mut Value, target: &Target, now: &str) {
     }
     metadata.insert("uid".into(), base::rng::uuid().into());
     metadata.insert("creationTimestamp".into(), now.into());
-    metadata.shift_remove("generation");
     if resource.custom || !target.rules().generation_fields.is_empty() {
         metadata.insert("generation".into(), json!(1));
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use store::{Outcome, Write};
 
-use super::select::Selector;
+use super::list::{ListOptions, Page};
 use super::{
     CONFLICT_RETRIES_MAX, Registry, Target, WriteOptions, convert, finalizers, metadata_mut,
     metadata_str, set_revision,
@@ -110,20 +110,16 @@ impl Registry {
         Err(ApiError::modified(&target.resource, &target.name))
     }
 
-    /// Deletes what the selector selects, each object on its own.
+    /// Deletes what a list lists, each object on its own; returns the list as it was.
     pub async fn delete_collection(
         &self,
         target: &Target,
-        selector: &Selector,
+        list: &ListOptions,
         delete: &DeleteOptions,
         options: &WriteOptions,
-    ) -> Result<Vec<Value>> {
-        self.cache.fresh().await?;
-        let (objects, _) = self.cache.list(target.prefix()?, &target.start()?, None);
-        let (resource, version) = (&target.resource, &target.version);
-        let objects = crate::crd::convert::show(&self.cache, resource, version, objects).await?;
-        let mut deleted = Vec::new();
-        for object in objects.iter().filter(|object| selector.matches(object)) {
+    ) -> Result<Page> {
+        let page = self.list(target, list).await?;
+        for object in &page.items {
             let value = object.value();
             let one = Target {
                 namespace: metadata_str(&value, "namespace").to_string(),
@@ -131,12 +127,12 @@ impl Registry {
                 ..target.clone()
             };
             match self.delete(&one, delete, options).await {
-                Ok(done) => deleted.push(done.object),
+                Ok(_) => {}
                 Err(error) if error.code == 404 => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(deleted)
+        Ok(page)
     }
 }
 

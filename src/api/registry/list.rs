@@ -47,25 +47,54 @@ struct Token {
 impl Token {
     fn encode(&self, start: &str) -> String {
         let rest = self.after.strip_prefix(start).unwrap_or(&self.after);
-        let token =
-            json!({"v": "meta.k8s.io/v1", "rv": self.revision, "start": format!("{rest}\u{0}")});
+        // 0 would be no revision at all.
+        let revision = if self.revision == 0 { -1 } else { self.revision as i64 };
+        let token = json!({"v": "meta.k8s.io/v1", "rv": revision, "start": format!("{rest}\u{0}")});
         URL_SAFE_NO_PAD.encode(token.to_string())
     }
 
     fn decode(text: &str, start: &str) -> Result<Self> {
-        let bad = |why: &str| ApiError::bad_request(format!("continue key is not valid: {why}"));
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|err| bad(&err.to_string()))?;
-        let token: Value = serde_json::from_slice(&bytes).map_err(|err| bad(&err.to_string()))?;
+        let bad = |why: &str| {
+            ApiError::bad_request(format!(
+                "invalid continue token: continue key is not valid: {why}"
+            ))
+        };
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|err| bad(&format!("illegal base64 data at input byte {}", offset(&err))))?;
+        let token: Value = serde_json::from_slice(&bytes).map_err(|err| {
+            bad(&crate::codec::go_json::mistake(&bytes).unwrap_or_else(|| err.to_string()))
+        })?;
         if token["v"] != "meta.k8s.io/v1" {
-            return Err(bad("server does not recognize this encoded version"));
+            let version = token["v"].as_str().unwrap_or("");
+            return Err(bad(&format!("server does not recognize this encoded version {version}")));
         }
-        let rest = token["start"].as_str().unwrap_or("").trim_end_matches('\u{0}');
-        if rest.is_empty() || rest.contains("..") {
+        let revision = token["rv"].as_i64().unwrap_or(0);
+        if revision == 0 {
+            return Err(bad("incorrect encoded start resourceVersion (version meta.k8s.io/v1)"));
+        }
+        let key = token["start"].as_str().unwrap_or("");
+        let rest = key.trim_end_matches('\u{0}');
+        if rest.is_empty() {
             return Err(bad("encoded start key empty (version meta.k8s.io/v1)"));
         }
-        let revision =
-            token["rv"].as_i64().ok_or_else(|| bad("incorrect encoded start resourceVersion 0"))?;
-        Ok(Self { revision: revision.max(0) as u64, after: format!("{start}{rest}") })
+        // A key may not lead out of what the list is about.
+        let path = rest.strip_prefix('/').unwrap_or(rest);
+        if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(bad(key));
+        }
+        Ok(Self { revision: revision.max(0) as u64, after: format!("{start}{path}") })
+    }
+}
+
+/// Where text stops being base64.
+fn offset(error: &base64::DecodeError) -> usize {
+    match error {
+        base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => {
+            *at
+        }
+        base64::DecodeError::InvalidLength(length) => length.saturating_sub(1) / 4 * 4,
+        base64::DecodeError::InvalidPadding => 0,
     }
 }
 

@@ -45,13 +45,14 @@ impl Selector {
         if let Some(selected) = &selector.fields {
             let known = selector.fields_of(&serde_json::Value::Null);
             if let Some(field) = selected.unsupported(&known) {
-                return Err(ApiError::bad_request(format!(
-                    "Unable to find \"{}, Resource={}\" that match label selector \"{}\", field selector {:?}: field label not supported: {field}",
-                    resource.api_version(&resource.versions[0]),
-                    resource.plural,
-                    "",
-                    fields.unwrap_or(""),
-                )));
+                let by_metadata_only = known.iter().all(|(name, _)| name.starts_with("metadata."));
+                return Err(ApiError::bad_request(if by_metadata_only && !resource.custom {
+                    format!(
+                        "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                    )
+                } else {
+                    format!("field label not supported: {field}")
+                }));
             }
         }
         Ok(selector)

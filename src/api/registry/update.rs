@@ -1,19 +1,20 @@
 //! Changing objects: PUT, the four kinds of patches, and writes to subresources.
 
+use kinds::validate::pod_parts;
 use serde_json::Value;
 use store::{Outcome, Write};
 
 use super::{
     CONFLICT_RETRIES_MAX, Registry, Target, WriteOptions, causes, convert, finalizers,
-    metadata_mut, metadata_str, set_revision,
+    metadata_mut, metadata_str, patch, set_revision,
 };
 use crate::admission::Operation;
 use crate::authz::escalation;
 use crate::change::apply::{ApplyError, Writer, apply, reset_fields, update_managed_fields};
-use crate::change::{PatchError, json_patch, merge_patch, strategic};
+use crate::change::{PatchError, go_diff};
 use crate::crd;
 use crate::error::{ApiError, Cause, Result};
-use crate::serve::negotiate::DEPTH_MAX;
+use crate::scheme::Schema;
 
 /// Metadata that only the server sets.
 const SERVER_METADATA: [&str; 6] = [
@@ -43,6 +44,7 @@ pub type Edit = dyn Fn(&Value) -> Result<Value> + Send + Sync;
 pub struct Written {
     pub object: Value,
     pub created: bool,
+    /// Of what a patch brought that the kind does not have.
     pub warnings: Vec<String>,
 }
 
@@ -131,7 +133,8 @@ impl Registry {
     ) -> Result<Option<Value>> {
         let resource = &target.resource;
         let live = convert::from_storage(stored.value(), resource, &target.version);
-        let mut new = self.changed(target, &live, change, options)?;
+        let (mut new, of_patch) = self.changed(target, &live, change, options)?;
+        warnings.extend(of_patch);
         if let Change::Json(patch) | Change::Merge(patch) | Change::Apply(patch) = change {
             let mode = options.validation;
             warnings.extend(crd::accept::patched(target, &mut new, mode, patch)?);
@@ -139,14 +142,18 @@ impl Registry {
         let expects_version = check_preconditions(target, &live, &new, change)?;
 
         inherit_metadata(&mut new, &live, target);
-        keep_other_half(&mut new, &live, target);
         target.normalise(&mut new);
         let rules = target.rules();
         (rules.default)(&mut new);
         // Nobody comes to own what a binding sets (upstream records no manager for it).
-        if !matches!(change, Change::Apply(_)) && target.subresource != "binding" {
+        let accounted = matches!(target.subresource.as_str(), "binding" | "scale" | "eviction");
+        if !matches!(change, Change::Apply(_)) && !accounted {
             new = self.account(target, &live, &new, options);
         }
+        // Who asks in vain for a change may come to own the field all the same.
+        keep_other_half(&mut new, &live, target);
+        target.normalise(&mut new);
+        (rules.default)(&mut new);
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));
         self.admission.mutate(self, &attributes, &mut new)?;
         self.admission.mutate_by_webhooks(self, &attributes, &mut new).await?;
@@ -177,7 +184,21 @@ impl Registry {
                 });
                 errors
             }
-            "" | "status" | "scale" => rules.check_update(&new, &live),
+            // Upstream looks at the metadata of all kinds before each kind does it again.
+            "" | "status" | "scale" => {
+                let mut errors = rules.check_metadata_update(&new, &live);
+                errors.extend(rules.check_update(&new, &live));
+                if target.subresource == "status" && resource.kind == "Pod" {
+                    errors.extend(pod_parts::status(&new));
+                }
+                errors
+            }
+            "ephemeralcontainers" => pod_parts::ephemeral_containers(&new, &live, |old, new| {
+                let name = "io.k8s.api.core.v1.EphemeralContainer";
+                let typed = Schema::built_in().definition(name).unwrap_or_else(Schema::untyped);
+                go_diff::diff(old, new, typed)
+            }),
+            "resize" => pod_parts::resize(&new, &live),
             // What these may change was decided when they were read.
             _ => kinds::meta::object::validate_update(&new, &live),
         };
@@ -196,6 +217,10 @@ impl Registry {
         }
         if target.resource.custom && target.subresource.is_empty() {
             warnings.extend(crd::instance::finalizer_warnings(&new, Some(&live)));
+        }
+        if target.subresource.is_empty() {
+            let (group, kind) = (&resource.group, &resource.kind);
+            warnings.extend(kinds::warnings::of(group, kind, &new, Some(&live)));
         }
         // What is stored in an older form is written anew, even if nothing changes: so
         // objects move to another storage version.
@@ -245,38 +270,24 @@ impl Registry {
         }
     }
 
-    /// The object that the change asks for, before the server's own rules.
+    /// The object that the change asks for, before the server's own rules, and warnings.
     fn changed(
         &self,
         target: &Target,
         live: &Value,
         change: &Change,
         options: &WriteOptions,
-    ) -> Result<Value> {
-        let mut new = live.clone();
+    ) -> Result<(Value, Vec<String>)> {
         match change {
-            Change::Put(object) => return Ok(object.clone()),
-            Change::Edit(edit) => return edit(live),
-            Change::Apply(config) => return self.apply(target, Some(live), config, options),
-            Change::Json(patch) => json_patch::json_patch(&mut new, patch),
-            Change::Merge(patch) => merge_patch::merge_patch(&mut new, patch),
-            Change::Strategic(patch) => strategic::strategic_merge(&mut new, patch, target.typed()),
+            Change::Put(object) => Ok((object.clone(), Vec::new())),
+            Change::Edit(edit) => Ok((edit(live)?, Vec::new())),
+            Change::Apply(config) => {
+                Ok((self.apply(target, Some(live), config, options)?, Vec::new()))
+            }
+            Change::Json(_) | Change::Merge(_) | Change::Strategic(_) => {
+                patch::patched(target, live, change, options)
+            }
         }
-        .map_err(|error| patch_error(&error))?;
-        // Patches one after the other may not build what no body may hold.
-        if is_deeper(&new, DEPTH_MAX) {
-            return Err(ApiError::bad_request("exceeded max depth"));
-        }
-        // Custom objects are judged by their schema, once they are in shape.
-        if target.resource.custom {
-            return Ok(new);
-        }
-        if let Err(mismatch) =
-            crate::scheme::shape::check_types(&new, target.typed(), &target.resource.kind)
-        {
-            return Err(ApiError::new(400, "BadRequest", mismatch.to_string()));
-        }
-        Ok(new)
     }
 
     fn apply(
@@ -321,7 +332,7 @@ pub(super) fn reset(target: &Target) -> &'static [&'static [&'static str]] {
     reset_fields(&resource.group, &resource.kind, target.has_status(), &target.subresource)
 }
 
-fn is_deeper(value: &Value, bound: usize) -> bool {
+pub(super) fn is_deeper(value: &Value, bound: usize) -> bool {
     match value {
         Value::Object(map) => bound == 0 || map.values().any(|below| is_deeper(below, bound - 1)),
         Value::Array(items) => bound == 0 || items.iter().any(|below| is_deeper(below, bound - 1)),
@@ -347,14 +358,16 @@ fn check_preconditions(
     }
     let uid = metadata_str(new, "uid");
     if !uid.is_empty() && uid != metadata_str(live, "uid") {
-        return Err(ApiError::conflict(
-            resource,
-            &target.name,
-            &format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                metadata_str(live, "uid")
-            ),
-        ));
+        if !matches!(change, Change::Put(_) | Change::Edit(_)) {
+            // What a patch makes of it is a change of a field that never changes.
+            let cause = Cause {
+                reason: "FieldValueInvalid".into(),
+                message: format!("Invalid value: {uid:?}: field is immutable"),
+                field: "metadata.uid".into(),
+            };
+            return Err(ApiError::invalid(resource, &target.name, &[cause.clone(), cause]));
+        }
+        return Err(other_uid(target, uid, metadata_str(live, "uid")));
     }
     let version = metadata_str(new, "resourceVersion");
     // 0 is no version of an object, so it asks for none.
@@ -388,6 +401,19 @@ fn check_preconditions(
     Ok(matches!(change, Change::Put(_)))
 }
 
+/// 409 in the words of upstream's storage.
+pub fn other_uid(target: &Target, wanted: &str, is: &str) -> ApiError {
+    let (resource, name) = (&target.resource, &target.name);
+    let key = target.key().unwrap_or_default();
+    ApiError::conflict(
+        resource,
+        name,
+        &format!(
+            "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {is}"
+        ),
+    )
+}
+
 fn inherit_metadata(new: &mut Value, live: &Value, target: &Target) {
     new["apiVersion"] = target.api_version().into();
     new["kind"] = target.resource.kind.as_str().into();
@@ -395,9 +421,11 @@ fn inherit_metadata(new: &mut Value, live: &Value, target: &Target) {
     let metadata = metadata_mut(new);
     for field in SERVER_METADATA {
         match old.get(field) {
-            Some(value) => metadata.insert(field.into(), value.clone()),
-            None => metadata.shift_remove(field),
-        };
+            Some(value) => drop(metadata.insert(field.into(), value.clone())),
+            // Who sets it by hand is told that it cannot be changed.
+            None if field == "deletionTimestamp" => {}
+            None => drop(metadata.shift_remove(field)),
+        }
     }
     metadata.insert("name".into(), target.name.as_str().into());
     if let Some(namespace) = old.get("namespace") {
@@ -558,7 +586,7 @@ pub(crate) fn patch_error(error: &PatchError) -> ApiError {
     }
 }
 
-fn apply_error(error: ApplyError) -> ApiError {
+pub(crate) fn apply_error(error: ApplyError) -> ApiError {
     let message = error.to_string();
     match error {
         ApplyError::Typed { .. } => ApiError::new(500, "", message),

@@ -53,12 +53,14 @@ pub fn api_resource_list(catalog: &Catalog, group: &str, version: &str) -> Optio
         }
     }
     let group_version = kinds::resources::GroupVersion::new(group, version).to_string();
-    Some(json!({
-        "kind": "APIResourceList",
-        "apiVersion": "v1",
-        "groupVersion": group_version,
-        "resources": resources
-    }))
+    let mut out = json!({"kind": "APIResourceList"});
+    if !group.is_empty() {
+        // The core group is older than versions of discovery.
+        out["apiVersion"] = "v1".into();
+    }
+    out["groupVersion"] = group_version.into();
+    out["resources"] = resources.into();
+    Some(out)
 }
 
 fn sorted<'a>(catalog: &'a Catalog, group: &'a str, version: &'a str) -> Vec<&'a Resource> {
@@ -106,7 +108,12 @@ fn subresource_value(resource: &Resource, sub: &Subresource) -> Value {
 /// Clients watch it to notice that a storage version changed.
 fn storage_version_hash(resource: &Resource) -> String {
     let storage = &resource.storage;
-    let text = format!("{}/{}/{}", storage.group, storage.version, resource.kind);
+    // Upstream has kept this kind's first version for its hash.
+    let version = match storage.group.as_str() {
+        "apiextensions.k8s.io" => "v1beta1",
+        _ => &storage.version,
+    };
+    let text = format!("{}/{version}/{}", storage.group, resource.kind);
     let hash = digest(&SHA256, text.as_bytes());
     base64::engine::general_purpose::STANDARD.encode(&hash.as_ref()[..8])
 }

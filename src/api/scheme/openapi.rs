@@ -70,7 +70,113 @@ pub fn v3_index(catalog: &Catalog, version: &str) -> Vec<u8> {
             paths.insert(path, json!({"serverRelativeURL": url}));
         }
     }
+    for path in plain_paths(catalog) {
+        let hash = plain_hash(&path, version);
+        let url = format!("/openapi/v3/{path}?hash={hash}");
+        paths.insert(path, json!({"serverRelativeURL": url}));
+    }
     json!({"paths": paths}).to_string().into_bytes()
+}
+
+/// What has a document of its own without being a group's version: discovery and the like.
+fn plain_paths(catalog: &Catalog) -> Vec<String> {
+    let fixed = [".well-known/openid-configuration", "api", "apis", "openid/v1/jwks", "version"];
+    let mut out: Vec<String> = fixed.map(str::to_string).to_vec();
+    for group in catalog.groups().iter().filter(|group| !group.name.is_empty()) {
+        let mut resources =
+            group.versions.iter().flat_map(|v| catalog.resources_of(&group.name, v));
+        if resources.any(|resource| !resource.custom) {
+            out.push(format!("apis/{}", group.name));
+        }
+    }
+    out
+}
+
+/// The hash the index gives for a document that is not of a group's version.
+pub fn plain_hash(path: &str, version: &str) -> String {
+    let hash = digest(&SHA256, format!("{version} plain {path}").as_bytes());
+    hash.as_ref().iter().map(|b| format!("{b:02X}")).collect()
+}
+
+/// `/openapi/v3/api`, `/openapi/v3/apis/apps`, `/openapi/v3/version`; `None` for paths
+/// without a document.
+pub fn v3_plain(catalog: &Catalog, path: &str, version: &str) -> Option<Vec<u8>> {
+    plain_paths(catalog).iter().find(|known| *known == path)?;
+    const META: &str = "apimachinery.pkg.apis.meta.v1";
+    let types = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+    let (description, operation, answer, types): (&str, String, Option<&str>, &[&str]) = match path
+    {
+        "api" => {
+            ("get available API versions", "getCoreAPIVersions".into(), Some("APIVersions"), &types)
+        }
+        "apis" => {
+            ("get available API versions", "getAPIVersions".into(), Some("APIGroupList"), &types)
+        }
+        "version" => (
+            "get the version information for this server",
+            "getCodeVersion".into(),
+            None,
+            &types[..1],
+        ),
+        "openid/v1/jwks" => (
+            "get service account issuer OpenID JSON Web Key Set (contains public token verification keys)",
+            "getServiceAccountIssuerOpenIDKeyset".into(),
+            None,
+            &["application/jwk-set+json"],
+        ),
+        ".well-known/openid-configuration" => (
+            "get service account issuer OpenID configuration, also known as the 'OIDC discovery doc'",
+            "getServiceAccountIssuerOpenIDConfiguration".into(),
+            None,
+            &types[..1],
+        ),
+        group => {
+            let name = group.trim_start_matches("apis/").trim_end_matches(".k8s.io");
+            let words = name.split(['.', '-']).map(|word| {
+                let (first, rest) = word.split_at(word.len().min(1));
+                format!("{}{rest}", first.to_uppercase())
+            });
+            let operation = format!("get{}APIGroup", words.collect::<String>());
+            ("get information of a group", operation, Some("APIGroup"), &types)
+        }
+    };
+    let definitions = Definitions::read(Edition::V3);
+    let mut wanted = BTreeSet::new();
+    let mut todo: Vec<String> = answer.map(|kind| format!("{META}.{kind}")).into_iter().collect();
+    while let Some(name) = todo.pop() {
+        if let Some(definition) = definitions.types.get(&name)
+            && wanted.insert(name)
+        {
+            references(definition, &mut todo);
+        }
+    }
+    let schema = match answer {
+        Some(kind) => json!({"$ref": format!("#/components/schemas/io.k8s.{META}.{kind}")}),
+        None => json!({"type": "string"}),
+    };
+    let content: Map<String, Value> =
+        types.iter().map(|kind| ((*kind).to_string(), json!({"schema": schema}))).collect();
+    let slash = if answer.is_some() || path == "version" { "/" } else { "" };
+    let out = json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": version},
+        "paths": {format!("/{path}{slash}"): {"get": {
+            "description": description, "operationId": operation,
+            "responses": {
+                "200": {"description": "OK", "content": content},
+                "401": {"description": "Unauthorized"},
+            },
+        }}},
+        "components": {
+            "schemas": definitions.schemas(wanted.iter().map(String::as_str)),
+            "securitySchemes": {"BearerToken": {
+                "type": "apiKey",
+                "description": "Bearer Token authentication",
+                "name": "authorization", "in": "header"
+            }}
+        }
+    });
+    Some(out.to_string().into_bytes())
 }
 
 /// The hash the index gives for a document; depends on what makes the document differ.
@@ -324,7 +430,11 @@ impl Definitions {
             out.insert("type".into(), json!("object"));
             let values = ty.get("m").cloned().unwrap_or(Value::Null);
             if values != "*" {
-                out.insert("additionalProperties".into(), self.element(&values));
+                let mut element = self.element(&values);
+                if let Some(map) = element.as_object_mut().filter(|_| values == "s") {
+                    map.shift_remove("default");
+                }
+                out.insert("additionalProperties".into(), element);
             }
             if let Some(kind) = ty.get("t").filter(|_| values != "*") {
                 out.insert("x-kubernetes-map-type".into(), kind.clone());

@@ -70,6 +70,8 @@ pub struct Field {
     pub name: Box<str>,
     pub ty: TypeId,
     pub class: Class,
+    /// The field's place when the object is written.
+    pub order: u16,
     /// Patch strategy `retainKeys`.
     pub retain_keys: bool,
     /// Whether the field's value is replaced as a whole, where the field overrides its type.
@@ -139,6 +141,13 @@ impl<'a> Typed<'a> {
     /// The type of what nothing is known about, in the same schema.
     pub fn any(self) -> Typed<'a> {
         self.at(self.schema.unknown)
+    }
+
+    /// The type's definition by its short name, such as `api.core.v1.PodSpec`; None for
+    /// types without a name. Looks through all names: for messages.
+    pub fn name(self) -> Option<&'a str> {
+        let names = &self.schema.names;
+        names.iter().find(|(_, id)| *id == self.id).map(|(name, _)| &**name)
     }
 
     pub fn object(self) -> Option<&'a Object> {
@@ -327,7 +336,7 @@ impl Loader {
             atomic: definition.get("t").and_then(Value::as_str) == Some("atomic"),
             open: false,
         };
-        for (field, spec) in fields {
+        for (order, (field, spec)) in fields.iter().enumerate() {
             let (class, ty, extra) = match spec {
                 Value::String(text) => {
                     let (class, ty) = text.split_at(1);
@@ -349,6 +358,7 @@ impl Loader {
                 name: field.as_str().into(),
                 ty,
                 class: class_of(class),
+                order: order as u16,
                 retain_keys: word("ps").contains("retainKeys"),
                 atomic: match word("t") {
                     "" => None,

@@ -2,9 +2,11 @@
 //!
 //! Does not default and does not validate; `kinds` does.
 
+use kinds::meta::quantity::Quantity;
 use kinds_json::{as_int, is_empty};
 use serde_json::{Map, Value, json};
 
+use super::go_time;
 use super::schema::{Class, Field, Type, Typed};
 
 /// Upstream reports no more than this many strict decoding errors.
@@ -89,14 +91,35 @@ pub fn prune(value: &mut Value, typed: Typed<'_>) {
     }
 }
 
-/// A value of a type that the field cannot hold; `Display` is upstream's decoder's sentence.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("json: cannot unmarshal {got} into Go struct field {structure}.{path} of type {want}")]
-pub struct TypeMismatch {
-    got: String,
-    structure: String,
-    path: String,
-    want: &'static str,
+/// A value that the field cannot hold; `Display` is upstream's decoder's sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TypeMismatch {
+    /// A value of another type.
+    Type {
+        /// `string`, `number 1.5`.
+        got: String,
+        /// The innermost structure.
+        structure: String,
+        path: String,
+        /// Go's type.
+        want: String,
+    },
+    /// A text that does not say what it should, in the words of whoever reads it.
+    Text(String),
+}
+
+impl std::error::Error for TypeMismatch {}
+
+impl std::fmt::Display for TypeMismatch {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Type { got, structure, path, want } => write!(
+                out,
+                "json: cannot unmarshal {got} into Go struct field {structure}.{path} of type {want}"
+            ),
+            Self::Text(why) => out.write_str(why),
+        }
+    }
 }
 
 /// Checks every value against its type and gives the first mismatch.
@@ -104,73 +127,113 @@ pub fn check_types(value: &Value, typed: Typed<'_>, kind: &str) -> Result<(), Ty
     check(value, typed, kind, &mut Vec::new())
 }
 
+const QUANTITY: &str =
+    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
+
 fn check(
     value: &Value,
     typed: Typed<'_>,
-    kind: &str,
+    structure: &str,
     path: &mut Vec<String>,
 ) -> Result<(), TypeMismatch> {
-    let fail = |want, path: &[String]| {
-        Err(TypeMismatch {
-            got: describe(value),
-            structure: kind.to_owned(),
+    let fail = |path: &[String]| {
+        Err(TypeMismatch::Type {
+            got: describe(value, typed.ty()),
+            structure: structure.to_owned(),
             path: path.join("."),
-            want,
+            want: go_type(typed),
         })
+    };
+    let said = |result: Result<(), String>| result.map_err(TypeMismatch::Text);
+    let plain = |what: &str| {
+        let got = describe(value, typed.ty());
+        said(Err(format!("json: cannot unmarshal {got} into Go value of type {what}")))
     };
     if value.is_null() {
         return Ok(());
     }
     match typed.ty() {
         Type::Any => Ok(()),
-        Type::String if !value.is_string() => fail("string", path),
+        Type::String if !value.is_string() => fail(path),
         Type::Bytes => match value.as_str() {
-            Some(text) if is_base64(text) => Ok(()),
-            Some(_) => fail("[]uint8", path),
-            None => fail("[]uint8", path),
+            Some(text) => said(check_base64(text)),
+            None => fail(path),
         },
-        Type::Time | Type::MicroTime => match value.as_str() {
-            Some(text) if text.parse::<jiff::Timestamp>().is_ok() => Ok(()),
-            _ => fail("time.Time", path),
+        Type::Time => match value.as_str() {
+            Some(text) => said(go_time::check(text, false)),
+            None => plain("string"),
         },
-        Type::Bool if !value.is_boolean() => fail("bool", path),
-        Type::Int32 if as_int(value).is_none_or(|n| i32::try_from(n).is_err()) => {
-            fail("int32", path)
-        }
-        Type::Int64 if as_int(value).is_none() => fail("int64", path),
-        Type::Float if !value.is_number() => fail("float64", path),
-        Type::Quantity if !value.is_string() && !value.is_number() => {
-            fail("resource.Quantity", path)
-        }
-        Type::IntOrString if !value.is_string() && as_int(value).is_none() => fail("int32", path),
+        Type::MicroTime => match value.as_str() {
+            Some(text) => said(go_time::check(text, true)),
+            None => plain("string"),
+        },
+        Type::Bool if !value.is_boolean() => fail(path),
+        Type::Int32 if as_int(value).is_none_or(|n| i32::try_from(n).is_err()) => fail(path),
+        Type::Int64 if as_int(value).is_none() => fail(path),
+        Type::Float if !value.is_number() => fail(path),
+        Type::Quantity => match value {
+            Value::String(text) if text.parse::<Quantity>().is_ok() => Ok(()),
+            Value::Number(_) => Ok(()),
+            _ => said(Err(QUANTITY.into())),
+        },
+        Type::IntOrString if !value.is_string() && as_int(value).is_none() => plain("int32"),
         Type::Object(object) => {
-            let Value::Object(map) = value else { return fail("object", path) };
+            let Value::Object(map) = value else { return fail(path) };
+            let inner = typed.name().filter(|_| !path.is_empty());
+            let structure = inner.and_then(|name| name.rsplit('.').next()).unwrap_or(structure);
             for (key, child) in map {
                 if let Some(field) = object.field(key) {
                     path.push(key.clone());
-                    check(child, typed.at(field.ty), kind, path)?;
+                    check(child, typed.at(field.ty), structure, path)?;
                     path.pop();
                 }
             }
             Ok(())
         }
         Type::Map { values, .. } => {
-            let Value::Object(map) = value else { return fail("map[string]string", path) };
-            map.values().try_for_each(|child| check(child, typed.at(*values), kind, path))
+            let Value::Object(map) = value else { return fail(path) };
+            map.values().try_for_each(|child| check(child, typed.at(*values), structure, path))
         }
         Type::List(list) => {
-            let Value::Array(items) = value else { return fail("[]string", path) };
-            items.iter().try_for_each(|child| check(child, typed.at(list.items), kind, path))
+            let Value::Array(items) = value else { return fail(path) };
+            items.iter().try_for_each(|child| check(child, typed.at(list.items), structure, path))
         }
         _ => Ok(()),
     }
 }
 
-fn describe(value: &Value) -> String {
+/// What Go calls a type.
+fn go_type(typed: Typed<'_>) -> String {
+    match typed.ty() {
+        Type::Any | Type::Deduced => "interface {}".into(),
+        Type::String => "string".into(),
+        Type::Bytes => "[]uint8".into(),
+        Type::Bool => "bool".into(),
+        Type::Int32 => "int32".into(),
+        Type::Int64 => "int64".into(),
+        Type::Float => "float64".into(),
+        Type::Time => "v1.Time".into(),
+        Type::MicroTime => "v1.MicroTime".into(),
+        Type::Quantity => "resource.Quantity".into(),
+        Type::IntOrString => "intstr.IntOrString".into(),
+        Type::Map { values, .. } => format!("map[string]{}", go_type(typed.at(*values))),
+        Type::List(list) => format!("[]{}", go_type(typed.at(list.items))),
+        Type::Object(_) => {
+            let name = typed.name().unwrap_or_default();
+            let mut parts = name.rsplitn(3, '.');
+            let (kind, version) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+            format!("{version}.{kind}")
+        }
+    }
+}
+
+fn describe(value: &Value, wanted: &Type) -> String {
+    let numeric = matches!(wanted, Type::Int32 | Type::Int64 | Type::IntOrString);
     match value {
         Value::Null => "null".into(),
         Value::Bool(_) => "bool".into(),
-        Value::Number(n) if n.is_f64() => format!("number {n}"),
+        // The number does not fit; elsewhere any number would be wrong.
+        Value::Number(n) if numeric => format!("number {n}"),
         Value::Number(_) => "number".into(),
         Value::String(_) => "string".into(),
         Value::Array(_) => "array".into(),
@@ -178,10 +241,33 @@ fn describe(value: &Value) -> String {
     }
 }
 
-fn is_base64(text: &str) -> bool {
-    use base64::Engine as _;
-    let text: String = text.chars().filter(|c| !matches!(c, '\n' | '\r')).collect();
-    base64::engine::general_purpose::STANDARD.decode(text).is_ok()
+/// Go's decoder of base64: line breaks are skipped, padding is needed.
+fn check_base64(text: &str) -> Result<(), String> {
+    let bad = |at: usize| Err(format!("illegal base64 data at input byte {at}"));
+    let bytes = text.as_bytes();
+    let (mut digits, mut at) = (0, 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\n' | b'\r' => {}
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' => digits += 1,
+            b'=' => {
+                let mut rest = (at + 1..bytes.len()).filter(|at| !b"\r\n".contains(&bytes[*at]));
+                match digits % 4 {
+                    2 => match rest.next() {
+                        None => return bad(bytes.len()),
+                        Some(next) if bytes[next] != b'=' => return bad(next),
+                        Some(_) => {}
+                    },
+                    3 => {}
+                    _ => return bad(at),
+                }
+                return rest.next().map_or(Ok(()), bad);
+            }
+            _ => return bad(at),
+        }
+        at += 1;
+    }
+    if digits % 4 == 0 { Ok(()) } else { bad(bytes.len() - digits % 4) }
 }
 
 /// Brings an object into the form upstream's structures are written in: unknown fields and
@@ -280,6 +366,63 @@ fn is_zero(value: &Value, typed: Typed<'_>) -> bool {
     }
 }
 
+/// Puts fields into the order of their declaration and the keys of maps into that of their
+/// bytes, as Go writes them. Lists that are always written and have nothing in them are
+/// null, which upstream's storage makes of them.
+pub fn arrange(value: &mut Value, typed: Typed<'_>) {
+    match (value, typed.ty()) {
+        (Value::Object(map), Type::Object(object)) => {
+            // A null is nothing, unless it is what the field shows of nothing.
+            let shows_null = |key: &str| {
+                object.field(key).is_none_or(|field| {
+                    matches!(field.class, Class::Always | Class::NullPointer | Class::Struct)
+                })
+            };
+            if map.iter().any(|(key, value)| value.is_null() && !shows_null(key)) {
+                map.retain(|key, value| !value.is_null() || shows_null(key));
+            }
+            let place = |key: &str| object.field(key).map_or(u16::MAX, |field| field.order);
+            sort_by(map, |a, b| place(a).cmp(&place(b)));
+            for (key, child) in map.iter_mut() {
+                let Some(field) = object.field(key) else { continue };
+                if child.is_object() || child.is_array() {
+                    arrange(child, typed.at(field.ty));
+                }
+                let empty = match child {
+                    Value::Array(list) => list.is_empty(),
+                    _ => false,
+                };
+                if empty && field.class == Class::Always {
+                    *child = Value::Null;
+                }
+            }
+        }
+        (Value::Object(map), Type::Map { values, .. }) => {
+            sort_by(map, |a, b| a.cmp(b));
+            map.values_mut().for_each(|child| arrange(child, typed.at(*values)));
+        }
+        (Value::Array(items), Type::List(list)) => {
+            items.iter_mut().for_each(|child| arrange(child, typed.at(list.items)));
+        }
+        _ => {}
+    }
+}
+
+/// Sorts a map's entries; one that is in order is left alone.
+fn sort_by(map: &mut Map<String, Value>, order: impl Fn(&str, &str) -> std::cmp::Ordering) {
+    let mut keys = map.keys();
+    let mut last = keys.next();
+    let in_order = keys.all(|key| {
+        let before = last.replace(key);
+        before.is_none_or(|before| order(before, key).is_le())
+    });
+    if !in_order {
+        let mut entries: Vec<(String, Value)> = std::mem::take(map).into_iter().collect();
+        entries.sort_by(|a, b| order(&a.0, &b.0));
+        map.extend(entries);
+    }
+}
+
 /// What an absent field of the type reads as.
 pub fn zero(typed: Typed<'_>) -> Value {
     match typed.ty() {
@@ -309,7 +452,7 @@ fn canonical_quantity(value: &mut Value) {
         Value::Number(n) => n.to_string(),
         _ => return,
     };
-    if let Ok(quantity) = text.parse::<kinds::meta::quantity::Quantity>() {
+    if let Ok(quantity) = text.parse::<Quantity>() {
         *value = Value::String(quantity.to_string());
     }
 }

@@ -8,12 +8,14 @@ use http::{Response, StatusCode};
 use kinds::resources::Resource;
 use serde_json::{Map, Value, json};
 
-use super::negotiate::{self, Encoding, Form, View};
+use super::compress::Document;
+use super::negotiate::{self, Asked, Encoding, Form, View};
 use crate::cache::Object;
+use crate::codec::protobuf::encode::{self as protobuf, Encoder, ListWriter};
 use crate::error::{ApiError, Result};
 use crate::registry::list::Page;
 use crate::registry::{Target, convert};
-use crate::scheme::words;
+use crate::scheme::{Schema, Typed, shape, words};
 
 /// A list is sent in pieces of about this many bytes.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -30,16 +32,26 @@ pub fn bytes(status: StatusCode, content_type: &str, body: impl Into<Bytes>) -> 
     response
 }
 
+/// Marks an answer as one that may be compressed.
+fn document(mut response: Response<Body>) -> Response<Body> {
+    response.extensions_mut().insert(Document);
+    response
+}
+
 pub fn json(status: StatusCode, value: &Value) -> Response<Body> {
     let mut body = value.to_string();
     body.push('\n');
     bytes(status, "application/json", body)
 }
 
-/// A Status for a failure.
-pub fn failure(error: &ApiError) -> Response<Body> {
+/// A Status for a failure, in the form the client reads.
+pub fn failure(error: &ApiError, asked: &Asked) -> Response<Body> {
     let status = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = json(status, &error.body());
+    let body = error.body();
+    let mut response = match negotiate::encode(asked.plain_form(), &body) {
+        Ok((kind, text)) => bytes(status, kind, text),
+        Err(_) => json(status, &body),
+    };
     if let Some(seconds) = error.retry_after
         && let Ok(value) = http::HeaderValue::from_str(&seconds.to_string())
     {
@@ -50,7 +62,8 @@ pub fn failure(error: &ApiError) -> Response<Body> {
 
 /// `Warning: 299 - "text"` for each text.
 pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
-    for text in warnings {
+    let mut said = std::collections::HashSet::new();
+    for text in warnings.iter().filter(|text| said.insert(text.as_str())) {
         let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = http::HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
             response.headers_mut().append(http::header::WARNING, value);
@@ -59,6 +72,9 @@ pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
 }
 
 /// One object, already in the version of the request.
+///
+/// # Errors
+/// 406 for the view of a list.
 pub fn object(
     status: StatusCode,
     form: Form,
@@ -68,31 +84,76 @@ pub fn object(
 ) -> Result<Response<Body>> {
     let shown = match form.view {
         View::Object => {
-            return Ok(bytes(
-                status,
-                form.content_type(),
-                negotiate::encode(form.encoding, value)?,
-            ));
+            let mut value = value.clone();
+            target.arrange(&mut value);
+            value
         }
-        View::Table => table(target, std::slice::from_ref(value), value, include),
-        View::Partial => partial(value),
+        View::Table => table(form, target, std::slice::from_ref(value), value, include),
+        View::Partial => partial(form, value),
+        View::PartialList => {
+            return Err(wrong_view("PartialObjectMetadataList", "not a list", target, ""));
+        }
     };
-    Ok(bytes(status, form.content_type(), negotiate::encode(form.encoding, &shown)?))
+    whole(status, form, &shown)
+}
+
+/// A value as it is, in the encoding asked for.
+fn whole(status: StatusCode, form: Form, value: &Value) -> Result<Response<Body>> {
+    let (kind, text) = negotiate::encode(form, value)?;
+    Ok(document(bytes(status, kind, text)))
+}
+
+/// One object's view was asked for and there is a list, or the other way round.
+fn wrong_view(view: &str, is: &str, target: &Target, list: &str) -> ApiError {
+    let resource = &target.resource;
+    let package = resource.internal_package();
+    let kind = if resource.custom { "Unstructured" } else { &resource.kind };
+    ApiError::new(
+        406,
+        "NotAcceptable",
+        format!("you requested {view}, but the requested object is {is} (*{package}.{kind}{list})"),
+    )
 }
 
 /// One stored object; its bytes are sent as they are where that is what was asked for.
+///
+/// # Errors
+/// 406 for the view of a list.
 pub fn stored(
     form: Form,
     target: &Target,
     object: &Object,
     include: Include,
 ) -> Result<Response<Body>> {
-    let as_is = form == Form::JSON && convert::is_identity(&target.resource, &target.version);
-    if as_is {
-        return Ok(bytes(StatusCode::OK, "application/json", object.bytes.clone()));
+    let resource = &target.resource;
+    if convert::is_identity(resource, &target.version) {
+        if form == Form::JSON {
+            return Ok(document(bytes(StatusCode::OK, "application/json", object.line.clone())));
+        }
+        if form.encoding == Encoding::Protobuf
+            && matches!(form.view, View::Object | View::Partial)
+            && let Some((encoder, api_version, kind)) = encoder(form, target)
+        {
+            let body = encoder.object(&api_version, kind, object.bytes()).map_err(damaged)?;
+            return Ok(document(bytes(StatusCode::OK, form.content_type(), body)));
+        }
     }
-    let value = convert::from_storage(object.value(), &target.resource, &target.version);
+    let value = convert::from_storage(object.value(), resource, &target.version);
     self::object(StatusCode::OK, form, target, &value, include)
+}
+
+/// What writes objects, or what is asked for of them, in protobuf, and under which name.
+pub fn encoder(form: Form, target: &Target) -> Option<(Encoder, String, &str)> {
+    let (api_version, kind) = match form.view {
+        View::Object => (target.api_version(), target.resource.kind.as_str()),
+        _ => (form.meta_version().to_string(), "PartialObjectMetadata"),
+    };
+    Some((Encoder::of(&api_version, kind)?, api_version, kind))
+}
+
+/// A stored object that is not of its kind: our own mistake, or a damaged disk.
+pub fn damaged(error: crate::codec::protobuf::Error) -> ApiError {
+    ApiError::internal(format!("a stored object cannot be shown in protobuf: {error}"))
 }
 
 /// Which part of an object a table's rows carry.
@@ -120,18 +181,32 @@ impl Include {
 }
 
 /// `meta/v1 PartialObjectMetadata`.
-pub fn partial(value: &Value) -> Value {
+pub fn partial(form: Form, value: &Value) -> Value {
+    let mut metadata = json!({"metadata": value["metadata"]});
+    shape::arrange(&mut metadata, partial_type());
     json!({
-        "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
-        "metadata": value["metadata"],
+        "kind": "PartialObjectMetadata", "apiVersion": form.meta_version(),
+        "metadata": metadata["metadata"],
     })
 }
 
+/// Any kind that has metadata and is always there.
+fn partial_type() -> Typed<'static> {
+    let config_map = Schema::built_in().kind("", "v1", "ConfigMap");
+    config_map.unwrap_or_else(Schema::untyped)
+}
+
 /// `meta/v1 Table` of objects in the version of the request.
-pub fn table(target: &Target, objects: &[Value], list: &Value, include: Include) -> Value {
+pub fn table(
+    form: Form,
+    target: &Target,
+    objects: &[Value],
+    list: &Value,
+    include: Include,
+) -> Value {
     let resource = &target.resource;
     if let Some(version) = crate::crd::accept::of(target) {
-        return custom_table(&version.columns, objects, list, include);
+        return custom_table(form, target, &version.columns, objects, list, include);
     }
     let table = kinds::table::table(&resource.group, &resource.kind);
     let now = base::time::now();
@@ -150,14 +225,16 @@ pub fn table(target: &Target, objects: &[Value], list: &Value, include: Include)
         .iter()
         .map(|object| {
             let cells = (table.cells)(&stored_shape(object, resource), now);
-            row(cells, object, include)
+            row(form, target, cells, object, include)
         })
         .collect();
-    whole_table(columns, rows, list)
+    whole_table(form, columns, rows, list)
 }
 
 /// A table with the columns of a custom resource's definition.
 fn custom_table(
+    form: Form,
+    target: &Target,
     columns: &[crate::crd::columns::Column],
     objects: &[Value],
     list: &Value,
@@ -166,21 +243,27 @@ fn custom_table(
     let now = base::time::now();
     let rows = objects
         .iter()
-        .map(|object| row(crate::crd::columns::cells(columns, object, now), object, include))
+        .map(|object| {
+            row(form, target, crate::crd::columns::cells(columns, object, now), object, include)
+        })
         .collect();
-    whole_table(crate::crd::columns::definitions(columns), rows, list)
+    whole_table(form, crate::crd::columns::definitions(columns), rows, list)
 }
 
-fn row(cells: Vec<Value>, object: &Value, include: Include) -> Value {
+fn row(form: Form, target: &Target, cells: Vec<Value>, object: &Value, include: Include) -> Value {
     let shown = match include {
         Include::None => Value::Null,
-        Include::Metadata => partial(object),
-        Include::Object => object.clone(),
+        Include::Metadata => partial(form, object),
+        Include::Object => {
+            let mut object = object.clone();
+            target.arrange(&mut object);
+            object
+        }
     };
     json!({"cells": cells, "object": shown})
 }
 
-fn whole_table(columns: Vec<Value>, rows: Vec<Value>, list: &Value) -> Value {
+fn whole_table(form: Form, columns: Vec<Value>, rows: Vec<Value>, list: &Value) -> Value {
     let mut metadata = Map::new();
     for field in ["resourceVersion", "continue", "remainingItemCount"] {
         if let Some(found) = list["metadata"].get(field) {
@@ -188,7 +271,7 @@ fn whole_table(columns: Vec<Value>, rows: Vec<Value>, list: &Value) -> Value {
         }
     }
     json!({
-        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+        "kind": "Table", "apiVersion": form.meta_version(), "metadata": metadata,
         "columnDefinitions": columns, "rows": rows,
     })
 }
@@ -212,9 +295,22 @@ pub fn list(form: Form, target: &Target, page: Page, include: Include) -> Result
     if let Some(remaining) = page.remaining {
         metadata.insert("remainingItemCount".into(), remaining.into());
     }
-    let as_is = form == Form::JSON && convert::is_identity(resource, &target.version);
-    if as_is {
-        return Ok(list_of_bytes(target, &metadata, page.items));
+    if form.view == View::Partial {
+        return Err(wrong_view("PartialObjectMetadata", "a list", target, "List"));
+    }
+    let identity = convert::is_identity(resource, &target.version);
+    if identity && form == Form::JSON {
+        return Ok(document(list_of_bytes(target, &metadata, page.items)));
+    }
+    if identity
+        && form.encoding == Encoding::Protobuf
+        && let Some((encoder, api_version, kind)) = encoder(form, target)
+    {
+        let list_kind = match form.view {
+            View::Object => resource.list_kind.clone(),
+            _ => format!("{kind}List"),
+        };
+        return list_of_messages(encoder, &api_version, &list_kind, metadata, &page.items);
     }
     let values: Vec<Value> = page
         .items
@@ -222,18 +318,60 @@ pub fn list(form: Form, target: &Target, page: Page, include: Include) -> Result
         .map(|item| convert::from_storage(item.value(), resource, &target.version))
         .collect();
     let shown = match form.view {
-        View::Object => list_value(target, metadata, values),
+        View::Object | View::Partial => list_value(target, metadata, values),
         View::Table => {
             let list = json!({"metadata": metadata});
-            table(target, &values, &list, include)
+            table(form, target, &values, &list, include)
         }
-        View::Partial => json!({
-            "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-            "metadata": metadata, "items": values.iter().map(partial).collect::<Vec<_>>(),
-        }),
+        View::PartialList => partial_list(form, metadata, &values),
     };
-    let body = negotiate::encode(form.encoding, &shown)?;
-    Ok(bytes(StatusCode::OK, form.content_type(), body))
+    whole(StatusCode::OK, form, &shown)
+}
+
+/// `meta/v1 PartialObjectMetadataList`.
+fn partial_list(form: Form, metadata: Map<String, Value>, objects: &[Value]) -> Value {
+    let items: Vec<Value> = objects.iter().map(|object| partial(form, object)).collect();
+    // Upstream's list of nothing.
+    let items = if items.is_empty() { Value::Null } else { items.into() };
+    json!({
+        "kind": "PartialObjectMetadataList", "apiVersion": form.meta_version(),
+        "metadata": metadata, "items": items,
+    })
+}
+
+/// A list in protobuf. Its length stands at its beginning, so it is made whole.
+fn list_of_messages(
+    encoder: Encoder,
+    api_version: &str,
+    list_kind: &str,
+    metadata: Map<String, Value>,
+    items: &[Arc<Object>],
+) -> Result<Response<Body>> {
+    let size = items.iter().map(|item| item.bytes().len()).sum();
+    let metadata = Value::Object(metadata).to_string();
+    let mut list = ListWriter::new(encoder, metadata.as_bytes(), size).map_err(damaged)?;
+    for item in items {
+        list.item(item.bytes()).map_err(damaged)?;
+    }
+    let list = list.finish();
+    let mut chunks = vec![Ok(Bytes::from(protobuf::envelope(api_version, list_kind, list.len())))];
+    let list = Bytes::from(list);
+    let cuts = (0..list.len()).step_by(CHUNK_BYTES);
+    chunks.extend(cuts.map(|at| Ok(list.slice(at..list.len().min(at + CHUNK_BYTES)))));
+    chunks.push(Ok(Bytes::from_static(protobuf::ENVELOPE_END)));
+    let mut response = bytes(
+        StatusCode::OK,
+        Form { encoding: Encoding::Protobuf, ..Form::JSON }.content_type(),
+        Bytes::new(),
+    );
+    *response.body_mut() = if list.len() < CHUNK_BYTES {
+        let whole: Vec<u8> =
+            chunks.into_iter().flatten().flat_map(|chunk: Bytes| chunk.to_vec()).collect();
+        Body::Full(whole.into())
+    } else {
+        Body::Stream(Box::pin(futures::stream::iter(chunks)))
+    };
+    Ok(document(response))
 }
 
 /// A list object of whole objects, whose items leave out kind and apiVersion unless they
@@ -243,6 +381,7 @@ pub fn list_value(target: &Target, metadata: Map<String, Value>, items: Vec<Valu
     let items: Vec<Value> = items
         .into_iter()
         .map(|mut item| {
+            target.arrange(&mut item);
             if !resource.custom
                 && let Value::Object(map) = &mut item
             {
@@ -276,13 +415,13 @@ fn list_of_bytes(
             out.put_u8(b',');
         }
         if custom {
-            out.extend_from_slice(&item.bytes);
+            out.extend_from_slice(item.bytes());
         } else {
             out.put_u8(b'{');
-            out.extend_from_slice(&item.item_tail());
+            out.extend_from_slice(item.item_tail());
         }
     };
-    let size: usize = items.iter().map(|item| item.bytes.len()).sum();
+    let size: usize = items.iter().map(|item| item.bytes().len()).sum();
     if size < CHUNK_BYTES {
         let mut out = BytesMut::with_capacity(size + head.len() + 8);
         out.extend_from_slice(head.as_bytes());
@@ -316,8 +455,7 @@ fn list_of_bytes(
     response
 }
 
-/// A value in the form asked for, whatever it is (reviews, scales, discovery).
+/// A value in the encoding asked for, whatever it is (reviews, scales, discovery).
 pub fn plain(status: StatusCode, form: Form, value: &Value) -> Result<Response<Body>> {
-    let encoding = if form.view == View::Object { form.encoding } else { Encoding::Json };
-    Ok(bytes(status, form.content_type(), negotiate::encode(encoding, value)?))
+    whole(status, form.of_object(), value)
 }

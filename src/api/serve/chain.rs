@@ -8,9 +8,9 @@ use futures::FutureExt;
 use http::{Request, Response};
 use tracing::error;
 
-use super::answer;
+use super::negotiate::Asked;
 use super::request::{Query, RequestInfo};
-use super::{Shared, documents, health, resources};
+use super::{Shared, answer, compress, documents, health, resources};
 use crate::authn::{Peer, User};
 use crate::authz::{Action, Decision};
 use crate::error::{ApiError, Result};
@@ -20,24 +20,35 @@ pub struct Call {
     pub request: Request<Bytes>,
     pub info: RequestInfo,
     pub query: Query,
+    /// The forms of an answer that the client takes.
+    pub asked: Asked,
     pub user: Arc<User>,
 }
 
 /// Answers a request. Never panics and never fails: what goes wrong is in the answer.
 pub async fn handle(server: &Shared, request: Request<Bytes>) -> Response<Body> {
-    let answered = std::panic::AssertUnwindSafe(walk(server, request)).catch_unwind().await;
-    match answered {
+    let query = Query::parse(request.uri().query());
+    let asked = Asked::of(request.headers(), &query);
+    let gzip = compress::is_wanted(request.headers());
+    let walk = walk(server, request, query, asked.clone());
+    let answered = std::panic::AssertUnwindSafe(walk).catch_unwind().await;
+    let response = match answered {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => answer::failure(&error),
+        Ok(Err(error)) => answer::failure(&error, &asked),
         Err(_) => {
             error!("a request handler panicked");
-            answer::failure(&ApiError::internal("the request handler failed"))
+            answer::failure(&ApiError::internal("the request handler failed"), &asked)
         }
-    }
+    };
+    if gzip { compress::large(response) } else { response }
 }
 
-async fn walk(server: &Shared, mut request: Request<Bytes>) -> Result<Response<Body>> {
-    let query = Query::parse(request.uri().query());
+async fn walk(
+    server: &Shared,
+    mut request: Request<Bytes>,
+    query: Query,
+    asked: Asked,
+) -> Result<Response<Body>> {
     let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
     let peer = request.extensions_mut().remove::<Peer>().unwrap_or_default();
     request.extensions_mut().insert(Arc::new(crate::admission::Notes::default()));
@@ -50,9 +61,9 @@ async fn walk(server: &Shared, mut request: Request<Bytes>) -> Result<Response<B
     let record =
         audit.and_then(|audit| audit.begin(&info, &user, as_user.as_deref(), &peer, &request));
     let user = as_user.unwrap_or(user);
-    let answered = decide(server, Call { request, info, query, user }).await;
+    let answered = decide(server, Call { request, info, query, asked: asked.clone(), user }).await;
     let (Some(audit), Some(mut record)) = (audit, record) else { return answered };
-    let response = answered.unwrap_or_else(|error| answer::failure(&error));
+    let response = answered.unwrap_or_else(|error| answer::failure(&error, &asked));
     audit.answered(&mut record, &response);
     Ok(response)
 }

@@ -5,11 +5,18 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::chain::Call;
+use super::negotiate::{self, Encoding, Form};
 use super::{Shared, answer};
-use crate::error::Result;
+use crate::error::{ApiError, Result};
 use crate::scheme::{discovery, openapi, openapi_proto};
 
 pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
+    if call.info.path.starts_with("/api") {
+        if !matches!(*call.request.method(), http::Method::GET | http::Method::HEAD) {
+            return Err(ApiError::method_not_allowed());
+        }
+        call.asked.check_route(false)?;
+    }
     let catalog = server.registry.catalog();
     let path = call.info.path.trim_matches('/').to_string();
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
@@ -18,8 +25,8 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
         [] => Some(json!({"paths": paths(server)})),
         ["api"] | ["apis"] => {
             let core = parts == ["api"];
-            if let Some(kind) = aggregated_type(call) {
-                return Ok(aggregated(call, &discovery::aggregated(&catalog, core), kind));
+            if let Some((kind, binary)) = aggregated_type(call) {
+                return aggregated(call, &discovery::aggregated(&catalog, core), kind, binary);
             }
             Some(if core {
                 discovery::api_versions(&server.advertise)
@@ -27,9 +34,18 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
                 discovery::api_group_list(&catalog)
             })
         }
-        ["api", version] => discovery::api_resource_list(&catalog, "", version),
+        ["api", version] => Some(
+            discovery::api_resource_list(&catalog, "", version)
+                .ok_or_else(ApiError::no_such_resource)?,
+        ),
         ["apis", group] => discovery::api_group(&catalog, group),
-        ["apis", group, version] => discovery::api_resource_list(&catalog, group, version),
+        ["apis", group, version] => {
+            let list = discovery::api_resource_list(&catalog, group, version);
+            if list.is_none() && catalog.group(group).is_some() {
+                return Err(ApiError::no_such_resource());
+            }
+            list
+        }
         ["openapi", "v2"] => {
             let out = openapi::v2(&catalog, version);
             let accept = call.request.headers().get(http::header::ACCEPT);
@@ -40,13 +56,25 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
             return Ok(document(call, out.to_string().into_bytes(), None));
         }
         ["openapi", "v3"] => {
-            return Ok(document(call, openapi::v3_index(&catalog, version), None));
+            let index = openapi::v3_index(&catalog, version);
+            return Ok(tagged(call, index, "text/plain; charset=utf-8"));
         }
         ["openapi", "v3", "api", served] => {
             return Ok(group_document(call, &catalog, "", served, version));
         }
         ["openapi", "v3", "apis", group, served] => {
             return Ok(group_document(call, &catalog, group, served, version));
+        }
+        ["openapi", "v3", rest @ ..] => {
+            let path = rest.join("/");
+            return Ok(match openapi::v3_plain(&catalog, &path, version) {
+                Some(body) => {
+                    let hash = openapi::plain_hash(&path, version);
+                    let asked = call.query.get("hash").filter(|asked| *asked == hash);
+                    document(call, body, asked.map(|_| ()))
+                }
+                None => nothing(),
+            });
         }
         [".well-known", "openid-configuration"] => Some(json!({
             "issuer": server.authenticator.tokens.issuer(),
@@ -56,19 +84,27 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
             "id_token_signing_alg_values_supported": ["ES256"],
         })),
         ["openid", "v1", "jwks"] => {
+            call.asked.check_types(&["application/jwk-set+json"])?;
             let body = server.authenticator.tokens.jwks().to_string();
             return Ok(answer::bytes(StatusCode::OK, "application/jwk-set+json", body));
         }
         _ => None,
     };
     Ok(match found {
-        Some(value) => answer::json(StatusCode::OK, &value),
+        Some(value) => answer::plain(StatusCode::OK, call.asked.plain_form(), &value)?,
         None => not_found(),
     })
 }
 
 pub fn not_found() -> Response<Body> {
     answer::bytes(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n")
+}
+
+/// 404 without a word, as upstream's OpenAPI handler says it.
+fn nothing() -> Response<Body> {
+    let mut response = answer::bytes(StatusCode::NOT_FOUND, "", Vec::new());
+    response.headers_mut().remove(http::header::CONTENT_TYPE);
+    response
 }
 
 fn paths(server: &Shared) -> Vec<String> {
@@ -94,35 +130,48 @@ fn paths(server: &Shared) -> Vec<String> {
         "/version",
     ];
     paths.extend(fixed.map(str::to_string));
+    paths.extend(super::health::paths());
+    paths.sort();
+    paths.dedup();
     paths
 }
 
-/// The media type of aggregated discovery, if the client asks for it first.
-fn aggregated_type(call: &Call) -> Option<&'static str> {
+/// The version of aggregated discovery, if the client asks for it first, and whether it
+/// wants it in protobuf.
+fn aggregated_type(call: &Call) -> Option<(&'static str, bool)> {
     let accept = call.request.headers().get(http::header::ACCEPT)?.to_str().ok()?;
     accept.split(',').map(str::trim).find_map(|offer| {
-        if !offer.contains("as=APIGroupDiscoveryList") || !offer.starts_with("application/json") {
+        let binary = offer.starts_with("application/vnd.kubernetes.protobuf;");
+        let known = binary || offer.starts_with("application/json;");
+        if !offer.contains("as=APIGroupDiscoveryList") || !known {
             return None;
         }
         if offer.contains("v=v2beta1") {
-            Some("v2beta1")
+            Some(("v2beta1", binary))
         } else if offer.contains("v=v2") {
-            Some("v2")
+            Some(("v2", binary))
         } else {
             None
         }
     })
 }
 
-fn aggregated(call: &Call, document: &Value, version: &str) -> Response<Body> {
+fn aggregated(
+    call: &Call,
+    document: &Value,
+    version: &str,
+    binary: bool,
+) -> Result<Response<Body>> {
     let mut document = document.clone();
     document["apiVersion"] = format!("apidiscovery.k8s.io/{version}").into();
-    let body = format!("{document}\n").into_bytes();
-    let kind =
-        format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+    let encoding = if binary { Encoding::Protobuf } else { Encoding::Json };
+    let (media, body) = negotiate::encode(Form { encoding, ..Form::JSON }, &document)?;
+    let kind = format!("{media};g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
     let mut response = tagged(call, body, &kind);
-    response.headers_mut().insert(http::header::VARY, http::HeaderValue::from_static("Accept"));
-    response
+    let headers = response.headers_mut();
+    headers.insert(http::header::VARY, http::HeaderValue::from_static("Accept"));
+    headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("public"));
+    Ok(response)
 }
 
 fn group_document(
@@ -138,7 +187,7 @@ fn group_document(
             let asked = call.query.get("hash");
             document(call, body, asked.filter(|asked| *asked == hash).map(|_| ()))
         }
-        None => not_found(),
+        None => nothing(),
     }
 }
 

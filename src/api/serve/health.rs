@@ -33,6 +33,15 @@ const READY: [&str; 4] = [
     "shutdown",
 ];
 
+/// The paths of all checks.
+pub fn paths() -> Vec<String> {
+    let of = |root: &str, checks: &[&str]| -> Vec<String> {
+        checks.iter().map(|check| format!("/{root}/{check}")).collect()
+    };
+    let ready = [&LIVE[..], &READY].concat();
+    [of("healthz", &LIVE), of("livez", &LIVE), of("readyz", &ready)].concat()
+}
+
 fn passes(server: &Shared, check: &str) -> bool {
     let ready = &server.ready;
     match check {
@@ -83,6 +92,11 @@ pub async fn serve(server: &Shared, call: &Call) -> Option<Response<Body>> {
         return Some(answer::bytes(status, "text/plain; charset=utf-8", text));
     }
     let excluded: Vec<&str> = call.query.all("exclude").collect();
+    let unknown: Vec<String> = excluded
+        .iter()
+        .filter(|check| !checks.contains(check))
+        .map(|check| format!("{check:?}"))
+        .collect();
     let mut lines = String::new();
     let mut good = true;
     for check in checks {
@@ -94,6 +108,12 @@ pub async fn serve(server: &Shared, call: &Call) -> Option<Response<Body>> {
             good = false;
             lines.push_str(&format!("[-]{check} failed: reason withheld\n"));
         }
+    }
+    if !unknown.is_empty() {
+        lines.push_str(&format!(
+            "warn: some health checks cannot be excluded: no matches for {}\n",
+            unknown.join(",")
+        ));
     }
     let verbose = call.query.get("verbose").is_some();
     let (status, text) = match (good, verbose) {
@@ -138,14 +158,14 @@ pub fn component_statuses(server: &Shared, call: &Call, target: &Target) -> Resu
         })
     };
     let names = ["scheduler", "controller-manager", "etcd-0"];
-    let form = super::resources::form(call)?;
+    let form = super::resources::form(call, target)?;
     match call.info.verb {
         "list" => {
             let items: Vec<Value> = names.iter().map(|name| status(name)).collect();
             let list = answer::list_value(target, serde_json::Map::new(), items.clone());
             if form.view == super::negotiate::View::Table {
-                let table = answer::table(target, &items, &list, answer::Include::Metadata);
-                return answer::plain(StatusCode::OK, super::negotiate::Form::JSON, &table);
+                let table = answer::table(form, target, &items, &list, answer::Include::Metadata);
+                return answer::plain(StatusCode::OK, form, &table);
             }
             answer::plain(StatusCode::OK, form, &list)
         }

@@ -20,6 +20,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use super::negotiate::Asked;
+use super::request::Query;
 use super::{Shared, answer, chain};
 use crate::authn::Peer;
 use crate::error::ApiError;
@@ -126,11 +128,13 @@ async fn connection(
 
 async fn one(server: Shared, peer: Peer, request: Request<Incoming>) -> Response<Answer> {
     let (parts, body) = request.into_parts();
+    let asked = Asked::of(&parts.headers, &Query::parse(parts.uri.query()));
     let body = match tokio::time::timeout(BODY_TIMEOUT, read(body)).await {
         Ok(Ok(body)) => body,
-        Ok(Err(error)) => return finish(answer::failure(&error)),
+        Ok(Err(error)) => return finish(answer::failure(&error, &asked)),
         Err(_) => {
-            return finish(answer::failure(&ApiError::timeout("the request body did not arrive")));
+            let error = ApiError::timeout("the request body did not arrive");
+            return finish(answer::failure(&error, &asked));
         }
     };
     let mut request = Request::from_parts(parts, body);

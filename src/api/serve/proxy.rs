@@ -92,9 +92,11 @@ pub async fn serve(server: &Shared, call: Call, target: Target) -> Result<Respon
             let path = kubelet_path(&call, &target, &pod)?;
             let node_name = pod["spec"]["nodeName"].as_str().unwrap_or("");
             if node_name.is_empty() {
-                // Upstream answers an empty log, and refuses the rest.
+                // Upstream has nothing to say of a log, and refuses the rest.
                 if target.subresource == "log" {
-                    return Ok(answer::bytes(StatusCode::OK, "text/plain", Bytes::new()));
+                    let mut nothing = answer::bytes(StatusCode::NO_CONTENT, "", Bytes::new());
+                    nothing.headers_mut().remove(http::header::CONTENT_TYPE);
+                    return Ok(nothing);
                 }
                 return Err(ApiError::bad_request(format!(
                     "pod {} does not have a host assigned",

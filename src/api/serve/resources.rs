@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 
 use super::answer::{self, Include};
 use super::chain::Call;
-use super::negotiate::{self, Form};
-use super::{Shared, duplicates, reviews, subresources, watching};
+use super::negotiate::{self, Decoded, Form};
+use super::{Shared, duplicates, reviews, subresources, watching, websocket};
+use crate::codec::yaml;
 use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::{DeleteOptions, answers_with_object, deleted_status};
@@ -20,8 +21,10 @@ use crate::registry::select::Selector;
 use crate::registry::update::Change;
 use crate::registry::watch::WatchOptions;
 use crate::registry::{FieldValidation, Target, WriteOptions, metadata_mut, metadata_str};
-use crate::scheme::shape;
+use crate::scheme::{Schema, shape};
 
+/// Subresources that answer with what a kubelet or a container says.
+const STREAMS: [&str; 5] = ["exec", "attach", "portforward", "log", "proxy"];
 /// Field managers are cut to this many characters.
 const MANAGER_CHARS_MAX: usize = 128;
 
@@ -64,6 +67,20 @@ pub async fn serve(server: &Shared, call: Call) -> Result<Response<Body>> {
     if target.name.contains('/') || matches!(target.name.as_str(), "." | "..") {
         return Err(ApiError::no_such_resource());
     }
+    check_route(&call, &target)?;
+    let old = kinds::warnings::of_kind(&target.resource.group, &target.resource.kind);
+    let Some(old) = old.filter(|_| target.resource.has_verb(call.info.verb)) else {
+        return serve_target(server, call, target).await;
+    };
+    // Failures come with the warning, too.
+    let asked = call.asked.clone();
+    let answered = serve_target(server, call, target).await;
+    let mut response = answered.unwrap_or_else(|error| answer::failure(&error, &asked));
+    answer::warn(&mut response, &[old.to_string()]);
+    Ok(response)
+}
+
+async fn serve_target(server: &Shared, call: Call, target: Target) -> Result<Response<Body>> {
     if target.resource.prefix.is_none() {
         return reviews::serve(server, &call, &target).await;
     }
@@ -96,6 +113,27 @@ async fn dispatch(server: &Shared, call: Call, target: Target) -> Result<Respons
     }
 }
 
+/// Whether the types that the client sends and takes fit the route. Routes of custom
+/// resources take anything and are picky later.
+fn check_route(call: &Call, target: &Target) -> Result<()> {
+    if target.resource.custom || STREAMS.contains(&target.subresource.as_str()) {
+        return Ok(());
+    }
+    let patch = call.info.verb == "patch";
+    let media = content_type(call).unwrap_or("").split(';').next().unwrap_or("").trim();
+    if patch && !PATCH_TYPES.contains(&media) {
+        return Err(ApiError::unsupported_route());
+    }
+    call.asked.check_route(matches!(call.info.verb, "list" | "watch"))
+}
+
+/// Bodies of PATCH requests.
+const PATCH_TYPES: [&str; 4] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+];
 /// Custom resources know every verb, also those that discovery no longer shows.
 fn has_verb(resource: &Resource, verb: &str) -> bool {
     resource.custom || resource.has_verb(verb)
@@ -126,16 +164,19 @@ fn resource_is_unplaced(target: &Target, verb: &str) -> bool {
         && (target.resource.prefix.is_some() || !target.name.is_empty())
 }
 
-pub fn form(call: &Call) -> Result<Form> {
-    let accept = call.request.headers().get(http::header::ACCEPT);
-    negotiate::accept(accept.and_then(|value| value.to_str().ok()))
+/// The form of an object or list of the target's kind.
+///
+/// # Errors
+/// 406 where the client takes none of its forms.
+pub fn form(call: &Call, target: &Target) -> Result<Form> {
+    call.asked.form(target.resource.custom)
 }
 
 pub fn content_type(call: &Call) -> Option<&str> {
     call.request.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
 }
 
-fn include(call: &Call) -> Result<Include> {
+pub fn include(call: &Call) -> Result<Include> {
     Include::parse(call.query.get("includeObject"))
 }
 
@@ -173,19 +214,29 @@ fn check_manager(call: &Call, manager: &str) -> Result<()> {
     }
 }
 
+/// The only stage of a dry run is all of it.
+fn check_dry_run(options: &str, stages: &[&str]) -> Result<()> {
+    if stages.iter().all(|stage| *stage == "All") {
+        return Ok(());
+    }
+    let quoted: Vec<String> = stages.iter().map(|stage| format!("{stage:?}")).collect();
+    let cause = Cause {
+        reason: "FieldValueNotSupported".into(),
+        message: format!("Unsupported value: [{}]: supported values: \"All\"", quoted.join(",")),
+        field: "dryRun".into(),
+    };
+    Err(ApiError::invalid_options(options, &[cause]))
+}
+
 /// How a write is to be done.
 ///
 /// # Errors
 /// 422 for an unknown dryRun.
 pub fn write_options(call: &Call) -> Result<WriteOptions> {
     let mut dry_run = false;
-    for value in call.query.all("dryRun").filter(|value| !value.is_empty()) {
-        if value != "All" {
-            return Err(ApiError::invalid_options(
-                options_kind(call),
-                &[Cause::not_supported("dryRun", value, &["All"])],
-            ));
-        }
+    let stages: Vec<&str> = call.query.all("dryRun").filter(|stage| !stage.is_empty()).collect();
+    if !stages.is_empty() {
+        check_dry_run(options_kind(call), &stages)?;
         dry_run = true;
     }
     if let Some(manager) = call.query.set("fieldManager") {
@@ -205,6 +256,7 @@ pub fn write_options(call: &Call) -> Result<WriteOptions> {
         dry_run,
         force: call.query.flag("force"),
         validation: field_validation(call)?,
+        strict_errors: patch_text_errors(call),
     })
 }
 
@@ -221,7 +273,7 @@ fn field_validation(call: &Call) -> Result<FieldValidation> {
 }
 
 pub async fn get(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
-    let form = form(call)?;
+    let form = form(call, target)?;
     let object = server.registry.live(target).await?;
     answer::stored(form, target, &object, include(call)?)
 }
@@ -247,16 +299,20 @@ fn whole_number(call: &Call, name: &str) -> Result<Option<i64>> {
     })
 }
 
-async fn list(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
-    let form = form(call)?;
+fn list_options(call: &Call, target: &Target) -> Result<ListOptions> {
     let text = |name: &str| call.query.get(name).unwrap_or("").to_string();
-    let options = ListOptions {
+    Ok(ListOptions {
         selector: selector(call, target)?,
         limit: usize::try_from(whole_number(call, "limit")?.unwrap_or(0)).unwrap_or(0),
         continue_token: text("continue"),
         resource_version: text("resourceVersion"),
         version_match: text("resourceVersionMatch"),
-    };
+    })
+}
+
+async fn list(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
+    let form = form(call, target)?;
+    let options = list_options(call, target)?;
     whole_number(call, "timeoutSeconds")?;
     if call.query.set("sendInitialEvents").is_some() {
         return Err(ApiError::invalid_options(
@@ -269,7 +325,7 @@ async fn list(server: &Shared, call: &Call, target: &Target) -> Result<Response<
 }
 
 async fn watch(server: &Shared, call: &Call, target: Target) -> Result<Response<Body>> {
-    let form = form(call)?;
+    let form = call.asked.stream_form(target.resource.custom)?;
     let text = |name: &str| call.query.get(name).unwrap_or("").to_string();
     let options = WatchOptions {
         selector: selector(call, &target)?,
@@ -286,87 +342,101 @@ async fn watch(server: &Shared, call: &Call, target: Target) -> Result<Response<
     let include = include(call)?;
     let watcher = server.registry.watch(&target, options).await;
     match watcher {
+        Ok(watcher) if websocket::is_wanted(call.request.headers()) => {
+            watching::over_websocket(call, target, form, include, watcher)
+        }
         Ok(watcher) => watching::stream(target, form, include, watcher),
         // A watch that cannot begin where it should says so as its only event, the way
         // clients expect it.
-        Err(error) if error.code == 410 => {
-            let line = serde_json::json!({"type": "ERROR", "object": error.body()});
-            Ok(answer::bytes(StatusCode::OK, "application/json", format!("{line}\n")))
-        }
+        Err(error) if error.code == 410 => Ok(watching::refused(form, &error)),
         Err(error) => Err(error),
     }
 }
 
 /// Decodes and checks an object of the target's kind; also returns warnings.
 pub fn read_object(call: &Call, target: &Target) -> Result<(Value, Vec<String>)> {
-    let value = negotiate::decode(content_type(call), call.request.body())?;
-    checked(call, target, value)
+    let kind = &target.resource.kind;
+    let decoded = negotiate::decode(content_type(call), call.request.body(), kind)?;
+    checked(call, target, decoded)
 }
 
-fn checked(call: &Call, target: &Target, mut value: Value) -> Result<(Value, Vec<String>)> {
+fn checked(call: &Call, target: &Target, decoded: Decoded) -> Result<(Value, Vec<String>)> {
     let resource = &target.resource;
-    if !value.is_object() {
-        return Err(ApiError::bad_request(
-            "couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct",
-        ));
+    let Decoded { mut value, duplicates, yaml } = decoded;
+    if value.is_null() {
+        // A null is an object of which nothing is set.
+        value = Value::Object(Map::new());
     }
     let expected = target.api_version();
     let typed = target.typed();
     if resource.custom {
         crd::accept::check_kind(target, &value, call.request.body())?;
-        let warnings = accept_custom(call, target, &mut value)?;
+        let warnings = accept_custom(call, target, &mut value, (duplicates, yaml))?;
         place_in_namespace(target, &mut value)?;
         return Ok((value, warnings));
     }
     check_kind(&mut value, &expected, resource)?;
-    shape::check_types(&value, typed, &resource.kind).map_err(|mismatch| {
+    let refuse = |why: &str| {
         ApiError::bad_request(format!(
-            "{} in version {:?} cannot be handled as a {}: {mismatch}",
+            "{} in version {:?} cannot be handled as a {}: {why}",
             resource.kind, target.version, resource.kind
         ))
-    })?;
+    };
+    shape::check_types(&value, typed, &resource.kind)
+        .map_err(|mismatch| refuse(&mismatch.to_string()))?;
     let mut warnings = Vec::new();
     let mode = field_validation(call)?;
     let mut unknown = Vec::new();
     if mode != FieldValidation::Ignore {
-        unknown = duplicates::duplicate_field_errors(call.request.body());
-        unknown.extend(shape::unknown_field_errors(&value, typed));
+        unknown = shape::unknown_field_errors(&value, typed);
     }
-    warnings.extend(judge_unknown(target, mode, unknown)?);
+    warnings.extend(judge_unknown(mode, (duplicates, yaml), unknown).map_err(|why| refuse(&why))?);
     shape::normalise(&mut value, typed);
     place_in_namespace(target, &mut value)?;
     Ok((value, warnings))
 }
 
-/// Fields that the kind does not have: warnings, or a refusal where the client is strict.
+/// Keys that stand twice and fields that the kind does not have: warnings, or a refusal
+/// where the client is strict.
 fn judge_unknown(
-    target: &Target,
     mode: FieldValidation,
+    (doubled, yaml): (Vec<String>, bool),
     unknown: Vec<String>,
-) -> Result<Vec<String>> {
+) -> std::result::Result<Vec<String>, String> {
     match mode {
         FieldValidation::Ignore => Ok(Vec::new()),
-        FieldValidation::Warn => Ok(unknown),
-        FieldValidation::Strict if unknown.is_empty() => Ok(unknown),
+        FieldValidation::Warn => Ok([doubled, unknown].concat()),
+        FieldValidation::Strict if unknown.is_empty() && doubled.is_empty() => Ok(unknown),
         FieldValidation::Strict => {
-            let kind = &target.resource.kind;
-            Err(ApiError::bad_request(format!(
-                "{kind} in version {:?} cannot be handled as a {kind}: strict decoding error: {}",
-                target.version,
-                unknown.join(", ")
-            )))
+            let doubled = match doubled.as_slice() {
+                [] => Vec::new(),
+                // Its decoder has one error for all of them.
+                lines if yaml => {
+                    vec![format!("yaml: unmarshal errors:\n  {}", lines.join("\n  "))]
+                }
+                lines => lines.to_vec(),
+            };
+            let all = [doubled, unknown].concat().join(", ");
+            Err(format!("strict decoding error: {all}"))
         }
     }
 }
 
-fn accept_custom(call: &Call, target: &Target, value: &mut Value) -> Result<Vec<String>> {
+fn accept_custom(
+    call: &Call,
+    target: &Target,
+    value: &mut Value,
+    doubled: (Vec<String>, bool),
+) -> Result<Vec<String>> {
     let mode = field_validation(call)?;
-    let mut unknown = Vec::new();
-    if mode != FieldValidation::Ignore {
-        unknown = duplicates::duplicate_field_errors(call.request.body());
-    }
-    unknown.extend(crd::accept::body(target, value)?);
-    judge_unknown(target, mode, unknown)
+    let unknown = crd::accept::body(target, value)?;
+    judge_unknown(mode, doubled, unknown).map_err(|why| {
+        let kind = &target.resource.kind;
+        ApiError::bad_request(format!(
+            "{kind} in version {:?} cannot be handled as a {kind}: {why}",
+            target.version
+        ))
+    })
 }
 
 /// The namespace is that of the path.
@@ -376,9 +446,7 @@ fn place_in_namespace(target: &Target, value: &mut Value) -> Result<()> {
         if namespace.is_empty() {
             metadata_mut(value).insert("namespace".into(), target.namespace.as_str().into());
         } else if namespace != target.namespace {
-            return Err(ApiError::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
+            return Err(other_namespace());
         }
     } else if !metadata_str(value, "namespace").is_empty() {
         metadata_mut(value).shift_remove("namespace");
@@ -386,32 +454,64 @@ fn place_in_namespace(target: &Target, value: &mut Value) -> Result<()> {
     Ok(())
 }
 
+fn other_namespace() -> ApiError {
+    ApiError::bad_request(
+        "the namespace of the provided object does not match the namespace sent on the request",
+    )
+}
+
 fn check_kind(value: &mut Value, expected: &str, resource: &Arc<Resource>) -> Result<()> {
     let kind = value["kind"].as_str().unwrap_or("").to_string();
     let version = value["apiVersion"].as_str().unwrap_or("").to_string();
     if kind.is_empty() {
         value["kind"] = resource.kind.as_str().into();
-    } else if kind != resource.kind {
-        return Err(ApiError::bad_request(format!(
-            "no kind {kind:?} is registered for version {version:?} in this resource: expected {:?}",
-            resource.kind
-        )));
     }
     if version.is_empty() {
         value["apiVersion"] = expected.into();
-    } else if version != expected {
+    }
+    let kind = if kind.is_empty() { resource.kind.clone() } else { kind };
+    let version = if version.is_empty() { expected.to_string() } else { version };
+    if kind == resource.kind && version == expected {
+        return Ok(());
+    }
+    let (group, short) = version.rsplit_once('/').unwrap_or(("", &version));
+    let refuse = |why: String| {
+        Err(ApiError::bad_request(format!(
+            "{kind} in version {short:?} cannot be handled as a {}: {why}",
+            resource.kind
+        )))
+    };
+    let known = Schema::built_in().kind(group, short, &kind).is_some();
+    if !known && !resource.custom {
+        return refuse(format!(
+            "no kind {kind:?} is registered for version {version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+        ));
+    }
+    if kind != resource.kind && !resource.custom {
+        return refuse(format!(
+            "converting ({short}.{kind}) to ({}.{}): unknown conversion",
+            resource.internal_package(),
+            resource.kind
+        ));
+    }
+    if kind != resource.kind {
         return Err(ApiError::bad_request(format!(
-            "the API version in the data ({version}) does not match the expected API version ({expected})"
+            "the kind in the data ({kind}) does not match the expected kind ({})",
+            resource.kind
         )));
     }
-    Ok(())
+    Err(ApiError::bad_request(format!(
+        "the API version in the data ({version}) does not match the expected API version ({expected})"
+    )))
 }
 
 async fn create(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
-    let form = form(call)?;
+    let form = form(call, target)?;
     let options = write_options(call)?;
     let (object, mut warnings) = read_object(call, target)?;
     let created = server.registry.create(target, object, &options).await?;
+    let (group, kind) = (&target.resource.group, &target.resource.kind);
+    warnings.extend(kinds::warnings::of(group, kind, &created, None));
     warnings.extend(crd::accept::create_warnings(target, &created));
     let mut response = answer::object(StatusCode::CREATED, form, target, &created, include(call)?)?;
     answer::warn(&mut response, &warnings);
@@ -444,7 +544,11 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
                     }],
                 ));
             }
-            Change::Apply(negotiate::yaml(body)?)
+            Change::Apply(yaml::read::value(body).map_err(|why| {
+                ApiError::bad_request(format!(
+                    "error decoding YAML: error converting YAML to JSON: {why}"
+                ))
+            })?)
         }
         _ => {
             let accepted = if target.resource.custom {
@@ -456,14 +560,15 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
         }
     };
     if let Change::Apply(config) = &change {
-        let expected = target.api_version();
         let mut config = config.clone();
-        if config["apiVersion"].as_str().is_none() || config["kind"].as_str().is_none() {
-            return Err(ApiError::bad_request(
-                "error decoding YAML: Object 'Kind' is missing in the apply configuration",
-            ));
+        let word = |field: &str| config[field].as_str().unwrap_or("");
+        let (version, kind) = (word("apiVersion"), word("kind"));
+        if version != target.api_version() || kind != target.resource.kind {
+            let slash = if version.contains('/') { "" } else { "/" };
+            return Err(ApiError::bad_request(format!(
+                "invalid object type: {slash}{version}, Kind={kind}"
+            )));
         }
-        check_kind(&mut config, &expected, &target.resource)?;
         let typed = target.typed();
         let mut warnings = Vec::new();
         let unknown = shape::unknown_field_errors(&config, typed);
@@ -477,9 +582,9 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
         if metadata_str(&config, "name").is_empty() {
             metadata_mut(&mut config).insert("name".into(), target.name.as_str().into());
         }
-        let placed = target.resource.namespaced && !target.resource.custom;
-        if placed && metadata_str(&config, "namespace").is_empty() {
-            metadata_mut(&mut config).insert("namespace".into(), target.namespace.as_str().into());
+        let namespace = metadata_str(&config, "namespace");
+        if target.resource.namespaced && !namespace.is_empty() && namespace != target.namespace {
+            return Err(other_namespace());
         }
         return Ok((Change::Apply(config), warnings));
     }
@@ -489,67 +594,45 @@ pub fn read_change(call: &Call, target: &Target) -> Result<(Change, Vec<String>)
             &[Cause::forbidden("force", "may not be specified for non-apply patch")],
         ));
     }
-    let warnings = check_patch(call, target, &change)?;
-    Ok((change, warnings))
+    Ok((change, Vec::new()))
 }
 
-/// Fields of a patch that the kind does not have: warnings, or a refusal where the client
-/// is strict. What a patch takes away need not be known.
-fn check_patch(call: &Call, target: &Target, change: &Change) -> Result<Vec<String>> {
-    let mode = field_validation(call)?;
-    let patch = match change {
-        Change::Merge(patch) | Change::Strategic(patch) if !target.resource.custom => patch,
-        _ => return Ok(Vec::new()),
-    };
-    if mode == FieldValidation::Ignore {
-        return Ok(Vec::new());
+/// What is wrong with the text of a patch, for who wants to know.
+fn patch_text_errors(call: &Call) -> Vec<String> {
+    if call.info.verb != "patch" {
+        return Vec::new();
     }
-    let mut unknown = shape::unknown_field_errors(&without_nulls(patch), target.typed());
-    unknown.sort();
-    unknown.splice(0..0, duplicates::duplicate_field_errors(call.request.body()));
-    if matches!(change, Change::Strategic(_)) {
-        // Directives stand beside the fields.
-        unknown.retain(|error| !error.contains("\"$") && !error.contains(".$"));
-    }
-    if mode == FieldValidation::Warn || unknown.is_empty() {
-        return Ok(unknown);
-    }
-    let cause = Cause {
-        reason: "FieldValueInvalid".into(),
-        message: format!(
-            "Invalid value: {:?}: strict decoding error: {}",
-            patch.to_string(),
-            unknown.join(", ")
-        ),
-        field: "patch".into(),
-    };
-    let text = format!(" \"\" is invalid: patch: {}", cause.message);
-    Err(ApiError::new(422, "Invalid", text).with_causes(&[cause]))
-}
-
-fn without_nulls(value: &Value) -> Value {
-    match value {
-        Value::Object(map) => map
-            .iter()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(key, value)| (key.clone(), without_nulls(value)))
-            .collect(),
-        Value::Array(items) => items.iter().map(without_nulls).collect(),
-        other => other.clone(),
+    let body = call.request.body();
+    let doubled = || duplicates::duplicate_field_errors(body);
+    match content_type(call).unwrap_or("").split(';').next().unwrap_or("").trim() {
+        "application/merge-patch+json" | "application/strategic-merge-patch+json" => doubled(),
+        "application/json-patch+json" => {
+            let operations: Vec<Map<String, Value>> =
+                serde_json::from_slice(body).unwrap_or_default();
+            let unknown = operations.iter().enumerate().flat_map(|(at, operation)| {
+                let known =
+                    |key: &&String| !["op", "path", "from", "value"].contains(&key.as_str());
+                let keys = operation.keys().filter(known);
+                keys.map(move |key| format!("json patch unknown field \"[{at}].{key}\""))
+            });
+            let doubled = doubled().into_iter().map(|error| format!("json patch {error}"));
+            doubled.chain(unknown).collect()
+        }
+        _ => Vec::new(),
     }
 }
 
 fn patch_body(body: &[u8]) -> Result<Value> {
-    negotiate::json(body)
-        .map_err(|error| ApiError::bad_request(format!("error decoding patch: {}", error.message)))
+    negotiate::parse(body)
+        .map_err(|why| ApiError::bad_request(format!("error decoding patch: {why}")))
 }
 
 pub async fn update(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
-    let form = form(call)?;
+    let form = form(call, target)?;
     let options = write_options(call)?;
     let (change, mut warnings) = read_change(call, target)?;
     let written = server.registry.update(target, &change, &options).await?;
-    warnings.extend(written.warnings.iter().cloned());
+    warnings.extend(written.warnings);
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = answer::object(status, form, target, &written.object, include(call)?)?;
     answer::warn(&mut response, &warnings);
@@ -557,25 +640,28 @@ pub async fn update(server: &Shared, call: &Call, target: &Target) -> Result<Res
     Ok(response)
 }
 
+/// A body that is not an object of the resource's own kind.
+///
+/// # Errors
+/// 400 for a body that is not an object, 415 for one that cannot be read.
+pub fn body_of(call: &Call, kind: &str) -> Result<Value> {
+    Ok(negotiate::decode(content_type(call), call.request.body(), kind)?.value)
+}
+
 /// Options of a deletion, from the body, or from the query where there is none.
 pub fn delete_options(call: &Call) -> Result<DeleteOptions> {
     let mut options = if call.request.body().is_empty() {
         DeleteOptions::default()
     } else {
-        let body = negotiate::decode(content_type(call), call.request.body())?;
+        let body = body_of(call, "DeleteOptions")?;
         let options = DeleteOptions::from_body(&body)?;
-        if body["dryRun"].as_array().into_iter().flatten().any(|value| value != "All") {
-            return Err(ApiError::new(
-                422,
-                "Invalid",
-                "DeleteOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value",
-            ));
-        }
+        let stages = body["dryRun"].as_array().into_iter().flatten();
+        let stages: Vec<&str> = stages.map(|stage| stage.as_str().unwrap_or("")).collect();
+        check_dry_run("DeleteOptions", &stages)?;
         options
     };
     if options.grace_period_seconds.is_none() {
-        options.grace_period_seconds =
-            call.query.get("gracePeriodSeconds").and_then(|n| n.parse().ok());
+        options.grace_period_seconds = whole_number(call, "gracePeriodSeconds")?;
     }
     if options.propagation.is_none() {
         options.propagation = call.query.set("propagationPolicy").map(str::to_string);
@@ -584,7 +670,7 @@ pub fn delete_options(call: &Call) -> Result<DeleteOptions> {
 }
 
 async fn delete(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
-    let form = form(call)?;
+    let form = form(call, target)?;
     let options = write_options(call)?;
     let deleted = server.registry.delete(target, &delete_options(call)?, &options).await?;
     let mut response = if answers_with_object(target, deleted.gone) {
@@ -601,13 +687,10 @@ async fn delete_collection(
     call: &Call,
     target: &Target,
 ) -> Result<Response<Body>> {
-    let form = form(call)?;
+    let form = form(call, target)?;
     let options = write_options(call)?;
-    let selector = selector(call, target)?;
+    let list = list_options(call, target)?;
     let delete = delete_options(call)?;
-    let deleted = server.registry.delete_collection(target, &selector, &delete, &options).await?;
-    let revision = server.registry.store().revision();
-    let metadata = Map::from_iter([("resourceVersion".to_string(), revision.to_string().into())]);
-    let list = answer::list_value(target, metadata, deleted);
-    answer::plain(StatusCode::OK, form, &list)
+    let page = server.registry.delete_collection(target, &list, &delete, &options).await?;
+    answer::list(form, target, page, include(call)?)
 }

@@ -23,7 +23,7 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
     if call.info.verb != "create" {
         return Err(ApiError::method_not_allowed());
     }
-    let form = form(call)?;
+    let form = form(call, target)?;
     let (mut body, _) = read_object(call, target)?;
     if target.resource.plural == "bindings" {
         let pods = server.registry.resource("", "pods").ok_or_else(ApiError::no_such_resource)?;

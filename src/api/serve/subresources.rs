@@ -1,21 +1,27 @@
 //! Subresources that are more than a part of their object: scale, binding, eviction,
 //! token, and the streams that go on to a kubelet.
 
+use std::sync::Arc;
+
 use client::Body;
 use http::{Response, StatusCode};
 use kinds::meta::selector::LabelSelector;
-use kinds::resources::Subresource;
+use kinds::resources::{GroupVersion, Resource, Subresource};
 use serde_json::{Value, json};
 
+use super::answer::Include;
 use super::chain::Call;
 use super::resources::{self, form, read_change, write_options};
-use super::{Shared, answer, negotiate, proxy};
+use super::{Shared, answer, proxy};
 use crate::authn::tokens::TokenRequest;
+use crate::change::apply::{Writer, apply, update_managed_fields};
+use crate::change::scale::{show_owners, take_owners};
 use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::DeleteOptions;
-use crate::registry::update::{Change, patch_error};
-use crate::registry::{Target, metadata_str};
+use crate::registry::patch;
+use crate::registry::update::{Change, apply_error, other_uid};
+use crate::registry::{Target, WriteOptions, metadata_str};
 
 pub async fn serve(
     server: &Shared,
@@ -33,16 +39,17 @@ pub async fn serve(
     match (target.subresource.as_str(), call.info.verb) {
         ("scale", "get") => {
             let parent = server.registry.get(&target).await?;
-            let form = form(&call)?;
+            let form = form(&call, &target)?;
+            let include = resources::include(&call)?;
             let scale = match custom_scale(&target) {
                 Some(paths) => crd::scale::read(&parent, paths)?,
                 None => scale_of(&parent, &target)?,
             };
-            answer::plain(StatusCode::OK, form, &scale)
+            answer::object(StatusCode::OK, form, &scale_target(&target), &scale, include)
         }
         ("scale", _) => scale(server, &call, &target).await,
         ("binding", "create") => {
-            let body = negotiate::decode(resources::content_type(&call), call.request.body())?;
+            let body = resources::body_of(&call, "Binding")?;
             bind(server, &call, &target, &body).await
         }
         ("eviction", "create") => evict(server, &call, &target).await,
@@ -112,30 +119,86 @@ fn check_scale(scale: &Value, target: &Target) -> Result<()> {
     }
 }
 
+/// The scale as a target of its own, which patches and answers are of.
+fn scale_target(target: &Target) -> Target {
+    let resource = Resource {
+        group: "autoscaling".into(),
+        kind: "Scale".into(),
+        versions: vec!["v1".into()],
+        storage: GroupVersion { group: "autoscaling".into(), version: "v1".into() },
+        custom: false,
+        ..(*target.resource).clone()
+    };
+    Target { resource: Arc::new(resource), version: "v1".into(), ..target.clone() }
+}
+
+fn negative(target: &Target, replicas: i64) -> ApiError {
+    let cause = Cause {
+        reason: "FieldValueInvalid".into(),
+        message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
+        field: "spec.replicas".into(),
+    };
+    let text = format!(
+        "Scale.autoscaling {:?} is invalid: {}: {}",
+        target.name, cause.field, cause.message
+    );
+    ApiError::new(422, "Invalid", text)
+        .about("autoscaling", "Scale", &target.name)
+        .with_causes(&[cause])
+}
+
 async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let options = write_options(call)?;
-    let form = form(call)?;
-    let parent = server.registry.get(target).await?;
-    let live = scale_of(&parent, target)?;
-    let wanted = if call.info.verb == "update" {
-        let scale = negotiate::decode(resources::content_type(call), call.request.body())?;
-        check_scale(&scale, target)?;
-        scale
-    } else {
-        let mut scale = live.clone();
-        match read_change(call, target)?.0 {
-            Change::Json(patch) => crate::change::json_patch::json_patch(&mut scale, &patch),
-            Change::Merge(patch) | Change::Strategic(patch) | Change::Apply(patch) => {
-                crate::change::merge_patch::merge_patch(&mut scale, &patch)
-            }
-            Change::Put(_) | Change::Edit(_) => Ok(()),
+    let form = form(call, target)?;
+    let as_scale = scale_target(target);
+    let change = match call.info.verb {
+        "update" => {
+            let scale = resources::body_of(call, "Scale")?;
+            check_scale(&scale, target)?;
+            Change::Put(scale)
         }
-        .map_err(|error| patch_error(&error))?;
-        scale
+        _ => read_change(call, &as_scale)?.0,
     };
-    let paths = custom_scale(target).cloned();
-    if let Some(paths) = paths.as_ref().filter(|_| call.info.verb != "update") {
-        let unset = !crd::scale::of(&parent, paths)?.1 && wanted["spec"]["replicas"].is_null();
+    let (of, with) = (target.clone(), options.clone());
+    let edit = Change::Edit(Box::new(move |live| rescaled(live, &of, &as_scale, &change, &with)));
+    let written = server.registry.update(target, &edit, &options).await?;
+    let scale = scale_of(&written.object, target)?;
+    answer::object(StatusCode::OK, form, &scale_target(target), &scale, Include::Metadata)
+}
+
+/// The live object with the number of replicas that a change of its scale asks for.
+fn rescaled(
+    live: &Value,
+    target: &Target,
+    as_scale: &Target,
+    change: &Change,
+    options: &WriteOptions,
+) -> Result<Value> {
+    let paths = custom_scale(target);
+    let mut before = scale_of(live, target)?;
+    show_owners(live, &mut before);
+    let now = base::time::rfc3339(base::time::now());
+    let writer = Writer {
+        manager: &options.manager,
+        api_version: "autoscaling/v1",
+        subresource: "scale",
+        now: &now,
+        reset: &[&["status"]],
+    };
+    let typed = as_scale.typed();
+    let after = match change {
+        Change::Put(scale) => scale.clone(),
+        Change::Apply(config) => {
+            apply(Some(&before), config, typed, &writer, options.force).map_err(apply_error)?
+        }
+        _ => patch::patched(as_scale, &before, change, options)?.0,
+    };
+    let version = metadata_str(&after, "resourceVersion");
+    if !matches!(version, "" | "0") && version != metadata_str(live, "resourceVersion") {
+        return Err(ApiError::modified(&target.resource, &target.name));
+    }
+    if let Some(paths) = paths.filter(|_| !matches!(change, Change::Put(_))) {
+        let unset = !crd::scale::of(live, paths)?.1 && after["spec"]["replicas"].is_null();
         if unset {
             return Err(ApiError::bad_request(format!(
                 "the spec replicas field {:?} cannot be empty",
@@ -143,37 +206,31 @@ async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response
             )));
         }
     }
-    let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
+    let replicas = after["spec"]["replicas"].as_i64().unwrap_or(0);
     if replicas < 0 {
-        let cause = Cause {
-            reason: "FieldValueInvalid".into(),
-            message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
-            field: "spec.replicas".into(),
-        };
-        let text = format!(
-            "Scale.autoscaling {:?} is invalid: {}: {}",
-            target.name, cause.field, cause.message
-        );
-        return Err(ApiError::new(422, "Invalid", text)
-            .about("autoscaling", "Scale", &target.name)
-            .with_causes(&[cause]));
+        return Err(negative(target, replicas));
     }
-    let version = metadata_str(&wanted, "resourceVersion").to_string();
-    let by_put = call.info.verb == "update";
-    let (resource, name) = (target.resource.clone(), target.name.clone());
-    let edit = Change::Edit(Box::new(move |live| {
-        if by_put && !version.is_empty() && version != metadata_str(live, "resourceVersion") {
-            return Err(ApiError::modified(&resource, &name));
-        }
-        if let Some(paths) = &paths {
-            return Ok(crd::scale::with_replicas(live, paths, replicas));
-        }
-        let mut new = live.clone();
+    let same = before["spec"]["replicas"].as_i64().unwrap_or(0) == replicas;
+    let mut new = match paths {
+        Some(paths) => crd::scale::with_replicas(live, paths, replicas),
+        None => live.clone(),
+    };
+    if paths.is_none() {
         new["spec"]["replicas"] = replicas.into();
-        Ok(new)
-    }));
-    let written = server.registry.update(target, &edit, &options).await?;
-    answer::plain(StatusCode::OK, form, &scale_of(&written.object, target)?)
+    }
+    let owned = before["metadata"].get("managedFields").is_some();
+    match change {
+        Change::Apply(_) => take_owners(&after, &mut new, &target.api_version()),
+        // Where nobody is known to own the replicas, nobody comes to.
+        _ if same || !owned => {}
+        _ => {
+            let mut wanted = before.clone();
+            wanted["spec"]["replicas"] = replicas.into();
+            let after = update_managed_fields(Some(&before), &wanted, typed, &writer);
+            take_owners(&after, &mut new, &target.api_version());
+        }
+    }
+    Ok(new)
 }
 
 /// Binds a pod to a node: once, and only while it is not being deleted.
@@ -185,18 +242,25 @@ pub async fn bind(
 ) -> Result<Response<Body>> {
     let options = write_options(call)?;
     let node = binding["target"]["name"].as_str().unwrap_or("").to_string();
+    let kind = binding["target"]["kind"].as_str().unwrap_or("");
+    let mut wrong = Vec::new();
+    if !matches!(kind, "" | "Node") {
+        wrong.push(format!(
+            "target.kind: Unsupported value: {kind:?}: supported values: \"Node\", \"<empty>\""
+        ));
+    }
     if node.is_empty() {
-        let cause = Cause {
-            reason: "FieldValueRequired".into(),
-            message: "Required value".into(),
-            field: "target.name".into(),
-        };
-        let mut error = ApiError::invalid(&target.resource, &target.name, &[cause]);
-        error.message = error.message.replacen("Pod", "Binding", 1);
-        return Err(error);
+        wrong.push("target.name: Required value".into());
+    }
+    // Upstream takes these for its own mistakes.
+    match wrong.as_slice() {
+        [] => {}
+        [one] => return Err(ApiError::new(500, "", one.clone())),
+        many => return Err(ApiError::new(500, "", format!("[{}]", many.join(", ")))),
     }
     let uid = metadata_str(binding, "uid").to_string();
     let annotations = binding["metadata"]["annotations"].clone();
+    let pod_target = Target { subresource: String::new(), ..target.clone() };
     let (resource, name) = (target.resource.clone(), target.name.clone());
     let now = base::time::rfc3339(base::time::now());
     let edit = Change::Edit(Box::new(move |pod| {
@@ -209,10 +273,7 @@ pub async fn bind(
             Err(error)
         };
         if !uid.is_empty() && uid != metadata_str(pod, "uid") {
-            return conflict(format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                metadata_str(pod, "uid")
-            ));
+            return Err(other_uid(&pod_target, &uid, metadata_str(pod, "uid")));
         }
         if !metadata_str(pod, "deletionTimestamp").is_empty() {
             return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
@@ -248,7 +309,7 @@ pub async fn bind(
 async fn evict(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     const BUDGETS: &str = "/registry/poddisruptionbudgets/";
     let options = write_options(call)?;
-    let body = negotiate::decode(resources::content_type(call), call.request.body())?;
+    let body = resources::body_of(call, "Eviction")?;
     let delete = DeleteOptions::from_body(&body["deleteOptions"])?;
     let named = metadata_str(&body, "name");
     if !named.is_empty() && named != target.name {
@@ -280,9 +341,34 @@ async fn evict(server: &Shared, call: &Call, target: &Target) -> Result<Response
             spend(server, &options, target, budget, metadata_str(&pod, "name")).await?;
         }
     }
+    if !options.dry_run && !delete.dry_run {
+        tell_of_eviction(server, &options, target).await?;
+    }
     server.registry.delete(&pod_target, &delete, &options).await?;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(answer::json(StatusCode::CREATED, &status))
+}
+
+/// Says in the pod's status why it goes.
+async fn tell_of_eviction(server: &Shared, options: &WriteOptions, target: &Target) -> Result<()> {
+    let now = base::time::rfc3339(base::time::now());
+    let edit = Change::Edit(Box::new(move |pod| {
+        let mut new = pod.clone();
+        let mut conditions = new["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let before = conditions.iter().find(|condition| condition["type"] == "DisruptionTarget");
+        if before.is_some_and(|condition| condition["status"] == "True") {
+            return Ok(new);
+        }
+        conditions.retain(|condition| condition["type"] != "DisruptionTarget");
+        conditions.push(json!({
+            "type": "DisruptionTarget", "status": "True", "lastProbeTime": null,
+            "lastTransitionTime": now, "reason": "EvictionByEvictionAPI",
+            "message": "Eviction API: evicting",
+        }));
+        new["status"]["conditions"] = conditions.into();
+        Ok(new)
+    }));
+    server.registry.update(target, &edit, options).await.map(drop)
 }
 
 /// When to ask again about a budget nobody has counted yet.
@@ -353,7 +439,7 @@ async fn spend(
 
 /// Makes a token for a service account.
 async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
-    let mut body = negotiate::decode(resources::content_type(call), call.request.body())?;
+    let mut body = resources::body_of(call, "TokenRequest")?;
     let account_target = Target { subresource: String::new(), ..target.clone() };
     let account = server.registry.get(&account_target).await?;
     let attributes = crate::admission::Attributes {
@@ -426,7 +512,7 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
         body["spec"]["boundObjectRef"] = Value::Null;
     }
     body["status"] = json!({"token": token, "expirationTimestamp": base::time::rfc3339(expires)});
-    answer::plain(StatusCode::CREATED, form(call)?, &body)
+    answer::plain(StatusCode::CREATED, form(call, target)?, &body)
 }
 
 async fn bound_object(server: &Shared, target: &Target, kind: &str, name: &str) -> Result<Value> {

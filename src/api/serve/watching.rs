@@ -1,4 +1,6 @@
-//! A watch as a stream of JSON lines.
+//! A watch as a stream: JSON lines, or protobuf frames.
+
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use client::Body;
@@ -6,14 +8,25 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::answer::{self, Include};
-use super::negotiate::{Encoding, Form, View};
-use crate::cache::{Change, Object, frame};
-use crate::error::Result;
+use super::chain::Call;
+use super::negotiate::{self, Encoding, Form, View};
+use super::websocket;
+use crate::cache::{Change, Event, Object, frame};
+use crate::codec::protobuf::encode::{Encoder, watch_frame};
+use crate::error::{ApiError, Result};
 use crate::registry::watch::{Notice, Watcher};
 use crate::registry::{Target, convert};
 
 /// Notices put into one piece of the stream.
 const NOTICES_PER_CHUNK: usize = 64;
+
+/// The media type of a stream of events.
+pub fn content_type(form: Form) -> &'static str {
+    match form.encoding {
+        Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Encoding::Json | Encoding::Yaml => "application/json",
+    }
+}
 
 /// Streams a watcher's notices until its end.
 pub fn stream(
@@ -22,10 +35,7 @@ pub fn stream(
     include: Include,
     watcher: Watcher,
 ) -> Result<Response<Body>> {
-    // Tables and other views are JSON lines as well; YAML cannot be streamed.
-    let form = Form { encoding: Encoding::Json, ..form };
-    let as_is = form == Form::JSON && convert::is_identity(&target.resource, &target.version);
-    let lines = Lines { target, form, include, as_is, columns_sent: false };
+    let lines = Lines::new(target, form, include);
     let stream = futures::stream::unfold((lines, watcher), |(mut lines, mut watcher)| async move {
         let notices = watcher.next(NOTICES_PER_CHUNK).await?;
         let chunk = match notices.as_slice() {
@@ -40,48 +50,150 @@ pub fn stream(
         };
         Some((Ok(chunk), (lines, watcher)))
     });
-    let mut response = answer::bytes(StatusCode::OK, "application/json", Bytes::new());
+    let mut response = answer::bytes(StatusCode::OK, content_type(form), Bytes::new());
     *response.body_mut() = Body::Stream(Box::pin(stream));
     Ok(response)
 }
 
-struct Lines {
+/// The same over a WebSocket that the request opens: an event is a message.
+///
+/// # Errors
+/// 400 for a request that cannot become one.
+pub fn over_websocket(
+    call: &Call,
     target: Target,
     form: Form,
     include: Include,
-    /// Stored bytes are what the client wants.
-    as_is: bool,
+    watcher: Watcher,
+) -> Result<Response<Body>> {
+    let upgrade = call.request.extensions().get::<hyper::upgrade::OnUpgrade>().cloned();
+    let (Some(upgrade), Some(response)) = (upgrade, websocket::accept(call.request.headers()))
+    else {
+        return Err(ApiError::bad_request("the connection cannot become a WebSocket"));
+    };
+    let binary = form.encoding == Encoding::Protobuf;
+    let kind = if binary { websocket::Kind::Binary } else { websocket::Kind::Text };
+    let state = Arc::new(tokio::sync::Mutex::new((Lines::new(target, form, include), watcher)));
+    tokio::spawn(websocket::send(upgrade, kind, move || {
+        let state = state.clone();
+        async move {
+            let mut state = state.lock().await;
+            let (lines, watcher) = &mut *state;
+            let notices = watcher.next(NOTICES_PER_CHUNK).await?;
+            let message = |notice| {
+                let line = lines.line(notice);
+                // A message has a length of its own.
+                if binary { line.slice(line.len().min(4)..) } else { line }
+            };
+            Some(notices.iter().map(message).collect())
+        }
+    }));
+    Ok(response)
+}
+
+/// The only event of a watch that cannot begin where it should: why.
+pub fn refused(form: Form, error: &ApiError) -> Response<Body> {
+    let body = error.body();
+    let line = frame_of(form, "ERROR", &body).unwrap_or_default();
+    answer::bytes(StatusCode::OK, content_type(form), line)
+}
+
+/// An event with an object that is not a stored one.
+fn frame_of(form: Form, change: &str, object: &Value) -> Option<Bytes> {
+    if form.encoding == Encoding::Protobuf {
+        let (_, bytes) = negotiate::encode(form.of_object(), object).ok()?;
+        return Some(watch_frame(change, &bytes).into());
+    }
+    let mut line = json!({"type": change, "object": object}).to_string();
+    line.push('\n');
+    Some(line.into())
+}
+
+/// Makes each notice a piece of the stream.
+pub struct Lines {
+    target: Target,
+    form: Form,
+    include: Include,
+    /// Stored objects are in the version that the client wants.
+    identity: bool,
+    /// Writes stored objects in protobuf, under these names.
+    encoder: Option<(Encoder, String, String)>,
     /// A table's columns are told once.
     columns_sent: bool,
 }
 
 impl Lines {
-    fn line(&mut self, notice: &Notice) -> Bytes {
+    pub fn new(target: Target, form: Form, include: Include) -> Self {
+        let identity = convert::is_identity(&target.resource, &target.version);
+        let binary = form.encoding == Encoding::Protobuf;
+        let encoder = answer::encoder(form, &target)
+            .filter(|_| binary)
+            .map(|(encoder, version, kind)| (encoder, version, kind.to_string()));
+        Self { target, form, include, identity, encoder, columns_sent: false }
+    }
+
+    /// The pieces that stored bytes give without a detour, shared by all watchers.
+    fn shared(&self, event: &Event) -> Option<Bytes> {
+        if !self.identity || self.form.view != View::Object {
+            return None;
+        }
+        match &self.encoder {
+            Some((encoder, version, kind)) => event.message(|object| {
+                encoder.object(version, kind, object.bytes()).map_err(answer::damaged)
+            }),
+            None if self.form.encoding == Encoding::Json => Some(event.frame()),
+            None => None,
+        }
+    }
+
+    pub fn line(&mut self, notice: &Notice) -> Bytes {
         match notice {
-            Notice::Event(event) if self.as_is => event.frame(),
-            Notice::Event(event) => self.changed(event.change, &event.object),
-            Notice::Object(change, object) if self.as_is => frame(*change, &object.bytes),
+            Notice::Event(event) => {
+                self.shared(event).unwrap_or_else(|| self.changed(event.change, &event.object))
+            }
             Notice::Object(change, object) => self.changed(*change, object),
             Notice::Bookmark { revision, initial } => self.bookmark(*revision, *initial),
         }
     }
 
     fn changed(&mut self, change: Change, object: &Object) -> Bytes {
+        if self.identity {
+            match (&self.encoder, self.form.view) {
+                (Some((encoder, version, kind)), _) => {
+                    if let Ok(bytes) = encoder.object(version, kind, object.bytes()) {
+                        return watch_frame(change.name(), &bytes).into();
+                    }
+                }
+                (None, View::Object) if self.form.encoding == Encoding::Json => {
+                    return frame(change, object.bytes());
+                }
+                (None, _) => {}
+            }
+        }
         let value =
             convert::from_storage(object.value(), &self.target.resource, &self.target.version);
+        self.show(change.name(), &value)
+    }
+
+    fn show(&mut self, change: &str, value: &Value) -> Bytes {
         let shown = match self.form.view {
-            View::Object => value,
-            View::Partial => answer::partial(&value),
+            // A list cannot be made of one object; upstream then sends the object.
+            View::Object | View::PartialList => {
+                let mut value = value.clone();
+                self.target.arrange(&mut value);
+                value
+            }
+            View::Partial => answer::partial(self.form, value),
             View::Table => {
-                let mut table =
-                    answer::table(&self.target, std::slice::from_ref(&value), &value, self.include);
+                let rows = std::slice::from_ref(value);
+                let mut table = answer::table(self.form, &self.target, rows, value, self.include);
                 if std::mem::replace(&mut self.columns_sent, true) {
                     table["columnDefinitions"] = Value::Null;
                 }
                 table
             }
         };
-        frame(change, shown.to_string().as_bytes())
+        frame_of(self.form, change, &shown).unwrap_or_default()
     }
 
     fn bookmark(&mut self, revision: u64, initial: bool) -> Bytes {
@@ -92,16 +204,14 @@ impl Lines {
         if initial {
             object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let object = match self.form.view {
-            View::Object => object,
-            View::Partial => answer::partial(&object),
-            View::Table => json!({
-                "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],
-                "columnDefinitions": null, "rows": [],
-            }),
-        };
-        let mut line = json!({"type": "BOOKMARK", "object": object}).to_string();
-        line.push('\n');
-        line.into()
+        self.target.normalise(&mut object);
+        if self.form.view == View::Table && self.include == Include::None && initial {
+            // The mark is in the row's object, so it is shown whatever is asked for.
+            self.include = Include::Metadata;
+            let line = self.show("BOOKMARK", &object);
+            self.include = Include::None;
+            return line;
+        }
+        self.show("BOOKMARK", &object)
     }
 }

@@ -48,6 +48,8 @@ pub fn stateful_set(set: &mut Value) {
 }
 
 pub fn daemon_set(set: &mut Value) {
+    let annotations = object(object(set, "metadata"), "annotations");
+    fill(annotations, super::TEMPLATE_GENERATION, "0");
     let spec = object(set, "spec");
     pod_defaults::template(object(spec, "template"));
     let strategy = object(spec, "updateStrategy");

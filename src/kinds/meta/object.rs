@@ -192,5 +192,11 @@ pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
             ));
         }
     }
+    let meta = at(new, "metadata");
+    if let Some(labels) = meta.get("labels").and_then(Value::as_object) {
+        out.extend(selector::validate_labels(labels, "metadata.labels"));
+    }
+    out.extend(annotations(meta, "metadata.annotations"));
+    out.extend(owners(meta));
     out
 }

@@ -56,6 +56,11 @@ impl Quantity {
         self.nano as f64 / NANO as f64
     }
 
+    /// Whether there is no fraction, looked at in thousandths.
+    pub fn is_whole(&self) -> bool {
+        self.millis() % 1000 == 0
+    }
+
     pub fn is_zero(&self) -> bool {
         self.nano == 0
     }

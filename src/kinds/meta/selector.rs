@@ -114,29 +114,35 @@ impl LabelSelector {
 
     /// From a query: `a=b,c!=d,e in (f,g),h notin (i),j,!k,l>1`.
     pub fn parse(query: &str) -> Result<Self, SelectorError> {
-        let mut parser = Parser { rest: query.trim() };
+        let mut parser = Parser { rest: query };
         let mut out = Self::default();
-        while !parser.rest.is_empty() {
-            out.requirements.push(parser.requirement()?);
-            parser.skip();
-            if parser.rest.is_empty() {
-                break;
+        loop {
+            match parser.ahead(Context::Values) {
+                Token::End => return Ok(out),
+                Token::Word(_) | Token::Symbol("!") => {}
+                other => {
+                    return Err(found(other, " expected: !, identifier, or 'end of string'"));
+                }
             }
-            if !parser.eat(",") {
-                let found = parser.word();
-                return Err(SelectorError(format!(
-                    "unable to parse requirement: found '{found}', expected: ',' or 'end of string'"
-                )));
+            let requirement = parser.requirement().map_err(|SelectorError(why)| {
+                SelectorError(format!("unable to parse requirement: {why}"))
+            })?;
+            out.requirements.push(requirement);
+            match parser.next(Context::Values) {
+                Token::End => return Ok(out),
+                Token::Symbol(",") => {}
+                other => return Err(found(other, " expected: ',' or 'end of string'")),
             }
-            parser.skip();
-            if parser.rest.is_empty() {
-                return Err(SelectorError(
-                    "unable to parse requirement: found '', expected: identifier after ','".into(),
-                ));
+            match parser.ahead(Context::Values) {
+                Token::Word(_) | Token::Symbol("!") => {}
+                other => return Err(found(other, " expected: identifier after ','")),
             }
         }
-        Ok(out)
     }
+}
+
+fn found(token: Token<'_>, wanted: &str) -> SelectorError {
+    SelectorError(format!("found '{}',{wanted}", token.text()))
 }
 
 impl std::fmt::Display for LabelSelector {
@@ -166,117 +172,193 @@ impl std::fmt::Display for LabelSelector {
     }
 }
 
+/// Where `in` and `notin` are operators, or words like others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Context {
+    Operators,
+    Values,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Token<'a> {
+    End,
+    Word(&'a str),
+    Symbol(&'a str),
+    /// Special characters that make no token.
+    Junk(&'a str),
+}
+
+impl<'a> Token<'a> {
+    fn text(self) -> String {
+        match self {
+            Token::End => String::new(),
+            Token::Word(text) | Token::Symbol(text) => text.to_owned(),
+            Token::Junk(text) => format!("error expected: keyword found '{text}'"),
+        }
+    }
+}
+
 struct Parser<'a> {
     rest: &'a str,
 }
 
-impl<'a> Parser<'a> {
-    fn skip(&mut self) {
-        self.rest = self.rest.trim_start();
-    }
+const SYMBOLS: [&str; 9] = ["!", "=", "==", "!=", "<", ">", "(", ")", ","];
 
-    fn eat(&mut self, token: &str) -> bool {
-        self.skip();
-        match self.rest.strip_prefix(token) {
-            Some(rest) => {
+impl<'a> Parser<'a> {
+    fn next(&mut self, context: Context) -> Token<'a> {
+        self.rest = self.rest.trim_start_matches([' ', '\t', '\r', '\n']);
+        let special = |c: char| "!=<>(),".contains(c);
+        let Some(first) = self.rest.chars().next() else { return Token::End };
+        if special(first) {
+            // The longest token wins.
+            let length = (1..=2)
+                .rev()
+                .find(|length| self.rest.get(..*length).is_some_and(|t| SYMBOLS.contains(&t)));
+            let Some(length) = length else {
+                let end = self.rest.find(|c| !special(c)).unwrap_or(self.rest.len());
+                let (junk, rest) = self.rest.split_at(end);
                 self.rest = rest;
-                true
-            }
-            None => false,
+                return Token::Junk(junk);
+            };
+            let (symbol, rest) = self.rest.split_at(length);
+            self.rest = rest;
+            return Token::Symbol(symbol);
+        }
+        let ends = |c: char| special(c) || matches!(c, ' ' | '\t' | '\r' | '\n');
+        let end = self.rest.find(ends).unwrap_or(self.rest.len());
+        let (word, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        match word {
+            "in" | "notin" if context == Context::Operators => Token::Symbol(word),
+            word => Token::Word(word),
         }
     }
 
-    fn word(&mut self) -> &'a str {
-        self.skip();
-        let special = |c: char| c.is_whitespace() || "!=<>(),".contains(c);
-        let end = self.rest.find(special).unwrap_or(self.rest.len());
-        let (word, rest) = self.rest.split_at(end);
-        self.rest = rest;
-        word
+    fn ahead(&self, context: Context) -> Token<'a> {
+        Parser { rest: self.rest }.next(context)
     }
 
     fn requirement(&mut self) -> Result<Requirement, SelectorError> {
-        let absent = self.eat("!");
-        let key = self.word();
-        if let Some(problem) = name::is_qualified(key).into_iter().next() {
-            return Err(SelectorError(format!(
-                "unable to parse requirement: <nil>: Invalid value: {key:?}: {problem}"
-            )));
+        let mut token = self.next(Context::Values);
+        let absent = token == Token::Symbol("!");
+        if absent {
+            token = self.next(Context::Values);
         }
-        let make = |operator, values: Vec<&str>| Requirement {
+        let Token::Word(key) = token else { return Err(found(token, " expected: identifier")) };
+        if let Some(problem) = name::is_qualified(key).into_iter().next() {
+            return Err(SelectorError(format!("<nil>: Invalid value: {key:?}: {problem}")));
+        }
+        let make = |operator, values: BTreeSet<&str>| Requirement {
             key: key.to_owned(),
             operator,
             values: values.into_iter().map(str::to_owned).collect(),
         };
-        self.skip();
         if absent {
-            return Ok(make(Operator::DoesNotExist, Vec::new()));
+            return Ok(make(Operator::DoesNotExist, BTreeSet::new()));
         }
-        if self.rest.is_empty() || self.rest.starts_with(',') {
-            return Ok(make(Operator::Exists, Vec::new()));
+        if matches!(self.ahead(Context::Values), Token::End | Token::Symbol(",")) {
+            return Ok(make(Operator::Exists, BTreeSet::new()));
         }
-        for (token, operator) in [
-            ("==", Operator::In),
-            ("=", Operator::In),
-            ("!=", Operator::NotIn),
-            (">", Operator::GreaterThan),
-            ("<", Operator::LessThan),
-        ] {
-            if self.eat(token) {
-                let value = self.word();
-                self.check(key, value)?;
-                if matches!(operator, Operator::GreaterThan | Operator::LessThan)
-                    && value.parse::<i64>().is_err()
-                {
-                    return Err(SelectorError(format!(
-                        "unable to parse requirement: values[0][{key}]: Invalid value: {value:?}: \
-                         for 'Gt', 'Lt' operators, the value must be an integer"
-                    )));
-                }
-                return Ok(make(operator, vec![value]));
-            }
-        }
-        let operator = match self.word() {
-            "in" => Operator::In,
-            "notin" => Operator::NotIn,
-            other => {
-                return Err(SelectorError(format!(
-                    "unable to parse requirement: found '{other}', expected: in, notin, =, ==, \
-                     !=, gt, lt"
-                )));
-            }
+        let (operator, several) = match self.next(Context::Operators) {
+            Token::Symbol("=" | "==") => (Operator::In, false),
+            Token::Symbol("!=") => (Operator::NotIn, false),
+            Token::Symbol(">") => (Operator::GreaterThan, false),
+            Token::Symbol("<") => (Operator::LessThan, false),
+            Token::Symbol("in") => (Operator::In, true),
+            Token::Symbol("notin") => (Operator::NotIn, true),
+            other => return Err(found(other, " expected: in, notin, =, ==, !=, gt, lt")),
         };
-        if !self.eat("(") {
-            let found = self.word();
-            return Err(SelectorError(format!(
-                "unable to parse requirement: found '{found}' expected: '('"
-            )));
+        let values = if several { self.values()? } else { BTreeSet::from([self.value()?]) };
+        check_values(key, operator, &values)?;
+        Ok(make(operator, values))
+    }
+
+    /// The value after `=`; none is the empty one.
+    fn value(&mut self) -> Result<&'a str, SelectorError> {
+        if matches!(self.ahead(Context::Values), Token::End | Token::Symbol(",")) {
+            return Ok("");
         }
-        let mut values = Vec::new();
-        loop {
-            let value = self.word();
-            self.check(key, value)?;
-            values.push(value);
-            if self.eat(",") {
-                continue;
-            }
-            if self.eat(")") {
-                return Ok(make(operator, values));
-            }
-            let found = self.word();
-            return Err(SelectorError(format!(
-                "unable to parse requirement: found '{found}', expected: ',' or ')'"
-            )));
+        match self.next(Context::Values) {
+            Token::Word(word) => Ok(word),
+            other => Err(found(other, " expected: identifier")),
         }
     }
 
-    fn check(&self, key: &str, value: &str) -> Result<(), SelectorError> {
-        match name::is_label_value(value).into_iter().next() {
-            None => Ok(()),
-            Some(problem) => Err(SelectorError(format!(
-                "unable to parse requirement: values[0][{key}]: Invalid value: {value:?}: {problem}"
-            ))),
+    /// The values in parentheses; one left out is the empty one.
+    fn values(&mut self) -> Result<BTreeSet<&'a str>, SelectorError> {
+        match self.next(Context::Values) {
+            Token::Symbol("(") => {}
+            other => {
+                return Err(SelectorError(format!("found '{}' expected: '('", other.text())));
+            }
         }
+        match self.ahead(Context::Values) {
+            Token::Word(_) | Token::Symbol(",") => {}
+            Token::Symbol(")") => {
+                self.next(Context::Values);
+                return Ok(BTreeSet::from([""]));
+            }
+            other => return Err(found(other, " expected: ',', ')' or identifier")),
+        }
+        let mut values = BTreeSet::new();
+        loop {
+            match self.next(Context::Values) {
+                Token::Word(word) => {
+                    values.insert(word);
+                    match self.ahead(Context::Values) {
+                        Token::Symbol(",") => {}
+                        Token::Symbol(")") => break,
+                        other => return Err(found(other, " expected: ',' or ')'")),
+                    }
+                }
+                Token::Symbol(",") => {
+                    if values.is_empty() {
+                        values.insert("");
+                    }
+                    match self.ahead(Context::Values) {
+                        Token::Symbol(")") => {
+                            values.insert("");
+                            break;
+                        }
+                        Token::Symbol(",") => {
+                            self.next(Context::Values);
+                            values.insert("");
+                        }
+                        _ => {}
+                    }
+                }
+                other => return Err(found(other, " expected: ',', or identifier")),
+            }
+        }
+        self.next(Context::Values);
+        Ok(values)
+    }
+}
+
+fn check_values(
+    key: &str,
+    operator: Operator,
+    values: &BTreeSet<&str>,
+) -> Result<(), SelectorError> {
+    let mut problems = Vec::new();
+    for (at, value) in values.iter().enumerate() {
+        let compares = matches!(operator, Operator::GreaterThan | Operator::LessThan);
+        if compares && value.parse::<i64>().is_err() {
+            problems.push(format!(
+                "values[{at}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must \
+                 be an integer"
+            ));
+        }
+    }
+    for (at, value) in values.iter().enumerate() {
+        for problem in name::is_label_value(value) {
+            problems.push(format!("values[{at}][{key}]: Invalid value: {value:?}: {problem}"));
+        }
+    }
+    match problems.as_slice() {
+        [] => Ok(()),
+        [one] => Err(SelectorError(one.clone())),
+        many => Err(SelectorError(format!("[{}]", many.join(", ")))),
     }
 }
 
@@ -442,6 +524,20 @@ mod tests {
         for query in ["a in b", "a=b,", "=", "a b", "a in (b", "a=-"] {
             assert!(LabelSelector::parse(query).is_err(), "{query}");
         }
+        for (query, said) in [
+            ("app=>a", "unable to parse requirement: found '>', expected: identifier"),
+            ("a=b c", "found 'c', expected: ',' or 'end of string'"),
+            ("a=b,,c", "found ',', expected: identifier after ','"),
+            ("!!a", "unable to parse requirement: found '!', expected: identifier"),
+            ("a in (b", "unable to parse requirement: found '', expected: ',' or ')'"),
+            ("a in b", "unable to parse requirement: found 'b' expected: '('"),
+            (",", "found ',', expected: !, identifier, or 'end of string'"),
+            ("!a=b", "found '=', expected: ',' or 'end of string'"),
+        ] {
+            assert_eq!(LabelSelector::parse(query).unwrap_err().to_string(), said, "{query}");
+        }
+        let blanks = LabelSelector::parse("a in (,b,)").unwrap();
+        assert_eq!(blanks.requirements[0].values.len(), 2);
         assert!(!LabelSelector::from_value(&Value::Null).matches(&labels));
         assert!(LabelSelector::from_value(&json!({})).matches(&labels));
         let selector = json!({"matchLabels": {"a": "b"},

@@ -22,6 +22,7 @@ pub(super) fn table(group: &str, kind: &str) -> Option<Table> {
         ("batch", "Job") => Table { columns: JOB, cells: job },
         ("batch", "CronJob") => Table { columns: CRON_JOB, cells: cron_job },
         ("autoscaling", "HorizontalPodAutoscaler") => Table { columns: SCALER, cells: scaler },
+        ("autoscaling", "Scale") => Table { columns: SCALE, cells: scale },
         ("policy", "PodDisruptionBudget") => Table { columns: BUDGET, cells: budget },
         _ => return None,
     })
@@ -235,6 +236,13 @@ const SCALER: &[Column] = &[
     shown("Replicas"),
     AGE,
 ];
+
+const SCALE: &[Column] = &[shown("Name"), integer("Desired"), integer("Available"), AGE];
+
+fn scale(object: &Value, now: Timestamp) -> Vec<Value> {
+    let (desired, available) = (number(object, "spec.replicas"), number(object, "status.replicas"));
+    vec![name(object), json!(desired), json!(available), age(object, now)]
+}
 
 /// How many metrics are spelled out.
 const METRICS_SHOWN: usize = 3;

@@ -48,12 +48,13 @@ pub(super) fn update(new: &Value, old: &Value) -> Errors {
     }
     let old_tolerations = items(&expected, "tolerations").to_vec();
     let kept = old_tolerations.iter().all(|t| items(actual, "tolerations").contains(t));
-    let gates = items(&expected, "schedulingGates").to_vec();
-    let fewer = items(actual, "schedulingGates").iter().all(|g| gates.contains(g));
+    let gates = super::pod_parts::gates(actual, &expected);
+    out.extend(gates);
     for (key, allowed) in [
         ("activeDeadlineSeconds", true),
         ("tolerations", kept),
-        ("schedulingGates", fewer),
+        // Said above, gate by gate.
+        ("schedulingGates", true),
         // Only ever one second less than zero is taken back to one.
         ("terminationGracePeriodSeconds", number(&expected, "terminationGracePeriodSeconds") < 0),
     ] {
@@ -103,7 +104,7 @@ fn one_of(parent: &Value, key: &str, field: &str, supported: &[&str], out: &mut 
     }
 }
 
-fn spec(spec: &Value, field: &str) -> Errors {
+pub(super) fn spec(spec: &Value, field: &str) -> Errors {
     let mut out = Vec::new();
     let volumes = volumes(spec, field, &mut out);
     if items(spec, "containers").is_empty() {
@@ -355,7 +356,13 @@ fn volumes<'a>(spec: &'a Value, field: &str, out: &mut Errors) -> Vec<&'a str> {
     names
 }
 
-fn container(one: &Value, field: &str, volumes: &[&str], host_network: bool, out: &mut Errors) {
+pub(super) fn container(
+    one: &Value,
+    field: &str,
+    volumes: &[&str],
+    host_network: bool,
+    out: &mut Errors,
+) {
     let own = text(one, "name");
     if own.is_empty() {
         out.push(FieldError::required(format!("{field}.name"), ""));

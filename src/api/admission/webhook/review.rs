@@ -74,7 +74,7 @@ pub fn answer(version: &str, uid: &str, review: &Value, mutating: bool) -> Resul
     }
     if let Some(raw) = raw.filter(|_| mutating) {
         let bytes = STANDARD.decode(raw).map_err(|err| format!("cannot decode patch: {err}"))?;
-        let read = crate::serve::negotiate::json(&bytes).map_err(|err| err.message)?;
+        let read = crate::serve::negotiate::json(&bytes)?;
         patch = Some(read);
     }
     let texts = response["warnings"].as_array().into_iter().flatten();

@@ -1,0 +1,103 @@
+//! LIST of 5,000 ConfigMaps of about 1.5 kB, as JSON and as protobuf, and a GET of one:
+//! from the request in this process to the last byte of the answer.
+//!
+//! Prints the median; asserts nothing. `cargo bench -p api --bench lists`.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::authn::{MASTERS, Peer, User};
+use api::serve::{Shared, Version, chain};
+use bytes::Bytes;
+use client::Body;
+use futures::StreamExt;
+use http::Request;
+use serde_json::json;
+use store::backend::sqlite::Sqlite;
+
+const OBJECTS: usize = 5_000;
+const ROUNDS: usize = 21;
+
+async fn server(dir: &std::path::Path) -> Shared {
+    let config = api::Config {
+        store: Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
+        service_network: "10.43.0.0/16".parse().unwrap(),
+        node_ports: 30000..=32767,
+        issuer: "https://kubernetes.default.svc".into(),
+        signing_key: pki::files::signing_key(&dir.join("key")).unwrap(),
+        token_file: None,
+        disabled_admission: vec!["ServiceAccount".into()],
+        audit: None,
+        kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
+        advertise: "127.0.0.1:6443".into(),
+        version: Version {
+            git: "v1.36.2".into(),
+            major: "1",
+            minor: "36",
+            commit: "c".into(),
+            built: "b".into(),
+        },
+    };
+    let server = api::build(config).await.unwrap();
+    let advertised = api::bootstrap::Advertised {
+        address: "192.0.2.1".parse().unwrap(),
+        port: 6443,
+        service: "10.43.0.1".parse().unwrap(),
+    };
+    api::bootstrap::run(&server, advertised).await.unwrap();
+    server
+}
+
+async fn ask(server: &Shared, method: &str, path: &str, accept: &str, body: Bytes) -> usize {
+    let mut request =
+        Request::builder().method(method).uri(path).header("accept", accept).body(body).unwrap();
+    let peer =
+        Peer { in_process: Some(Arc::new(User::new("admin", &[MASTERS]))), ..Peer::default() };
+    request.extensions_mut().insert(peer);
+    let response = chain::handle(server, request).await;
+    assert!(response.status().is_success(), "{}", response.status());
+    match response.into_body() {
+        Body::Full(bytes) => bytes.len(),
+        Body::Stream(stream) => {
+            stream.map(|chunk| chunk.unwrap().len()).fold(0, |a, b| async move { a + b }).await
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    let writers = (0..16).map(|writer| {
+        let server = server.clone();
+        async move {
+            for at in (writer..OBJECTS).step_by(16) {
+                let object = json!({
+                    "metadata": {"name": format!("c{at:05}"), "labels": {"app": "bench", "n": at.to_string()}},
+                    "data": {"key": "v".repeat(1_000), "other": "line\nline\n"},
+                });
+                let body = Bytes::from(object.to_string());
+                ask(&server, "POST", path, "application/json", body).await;
+            }
+        }
+    });
+    futures::future::join_all(writers).await;
+    for accept in ["application/json", "application/vnd.kubernetes.protobuf"] {
+        for (what, path, rounds) in
+            [("LIST", path.to_string(), ROUNDS), ("GET", format!("{path}/c00001"), 2_001)]
+        {
+            let mut took: Vec<Duration> = Vec::with_capacity(rounds);
+            let mut bytes = 0;
+            for _ in 0..rounds {
+                let begun = Instant::now();
+                bytes = ask(&server, "GET", &path, accept, Bytes::new()).await;
+                took.push(begun.elapsed());
+            }
+            took.sort();
+            println!("{what} {accept}: {bytes} bytes, median {:?}", took[rounds / 2]);
+        }
+    }
+}
