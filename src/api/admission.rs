@@ -14,10 +14,13 @@ use crate::error::Result;
 use crate::registry::Registry;
 
 mod configuration;
+mod limits;
 mod namespace;
 mod node;
 mod pod;
 pub mod policy;
+mod runtime_class;
+mod security;
 mod storage;
 mod webhook;
 
@@ -120,13 +123,16 @@ const fn plugin(name: &'static str, mutate: Option<Mutate>, validate: Option<Val
 /// The default plugins in the order they are asked.
 const PLUGINS: &[Plugin] = &[
     plugin("NamespaceLifecycle", None, Some(namespace::lifecycle)),
+    plugin("LimitRanger", Some(limits::set_defaults), Some(limits::validate)),
     plugin("ServiceAccount", Some(pod::service_account), Some(pod::service_account_exists)),
     plugin("NodeRestriction", None, Some(node::restriction)),
     plugin("TaintNodesByCondition", Some(node::taint_new), None),
+    plugin("PodSecurity", None, Some(security::validate)),
     plugin("Priority", Some(pod::priority), Some(pod::priority_class)),
     plugin("DefaultTolerationSeconds", Some(pod::default_tolerations), None),
     plugin("DefaultStorageClass", Some(storage::default_class), None),
     plugin("StorageObjectInUseProtection", Some(storage::in_use_protection), None),
+    plugin("RuntimeClass", Some(runtime_class::merge), Some(runtime_class::validate)),
     // Policies and webhooks change the object after all others, and see it last. The plugins
     // without code here are asked by `Admission` itself.
     plugin(MUTATING_POLICY, None, None),

@@ -1,0 +1,210 @@
+//! PodSecurity: pods are held to the Pod Security Standards that their namespace asks for
+//! (`pod-security.kubernetes.io/enforce`, `audit`, `warn`).
+
+mod standards;
+
+use serde_json::Value;
+
+use self::standards::{Level, Violation, judge, sentence};
+use super::{Attributes, Operation};
+use crate::error::{ApiError, Cause, Result};
+use crate::registry::{Registry, metadata_str};
+
+const NAMESPACES: &str = "/registry/namespaces/";
+const PODS: &str = "/registry/pods/";
+const LABEL: &str = "pod-security.kubernetes.io/";
+/// Pods that are looked at when a namespace becomes stricter, and kinds of trouble told.
+const PODS_LOOKED_AT_MAX: usize = 3000;
+const WARNINGS_MAX: usize = 20;
+
+/// A level and the version of the standards it is meant in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rule {
+    level: Level,
+    version: String,
+}
+
+impl Rule {
+    /// What the label says; None where it says nothing that is understood.
+    fn read(namespace: &Value, mode: &str) -> Option<Self> {
+        let labels = &namespace["metadata"]["labels"];
+        let level = Level::parse(labels[format!("{LABEL}{mode}")].as_str()?)?;
+        let version = labels[format!("{LABEL}{mode}-version")].as_str().unwrap_or("latest");
+        Some(Self { level, version: version.to_owned() })
+    }
+
+    fn or_open(rule: Option<Self>) -> Self {
+        rule.unwrap_or(Self { level: Level::Privileged, version: "latest".into() })
+    }
+
+    /// `baseline:latest`, quoted.
+    fn shown(&self) -> String {
+        format!("\"{}:{}\"", self.level.word(), self.version)
+    }
+}
+
+struct Policy {
+    enforce: Rule,
+    audit: Rule,
+    warn: Rule,
+}
+
+impl Policy {
+    fn of(namespace: &Value) -> Self {
+        let enforce = Rule::or_open(Rule::read(namespace, "enforce"));
+        // Who enforces something wants to hear of it where only controllers are written.
+        let follow = |mode| Rule::read(namespace, mode).unwrap_or_else(|| enforce.clone());
+        Self { audit: follow("audit"), warn: follow("warn"), enforce }
+    }
+}
+
+/// Where the pod is in an object that brings one, and whether it is one itself.
+fn pod_of<'v>(request: &Attributes<'_>, object: &'v Value) -> Option<(&'v Value, &'v Value, bool)> {
+    if request.resource.custom {
+        return None;
+    }
+    let template = |template: &'v Value| Some((&template["metadata"], &template["spec"], false));
+    match (request.resource.group.as_str(), request.resource.plural.as_str()) {
+        ("", "pods") => Some((&object["metadata"], &object["spec"], true)),
+        ("", "podtemplates") => template(&object["template"]),
+        ("", "replicationcontrollers")
+        | ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets")
+        | ("batch", "jobs") => template(&object["spec"]["template"]),
+        ("batch", "cronjobs") => template(&object["spec"]["jobTemplate"]["spec"]["template"]),
+        _ => None,
+    }
+}
+
+/// # Errors
+/// 403 for a pod that the enforced level does not allow; 422 for a namespace whose labels
+/// name no level.
+pub fn validate(registry: &Registry, request: &Attributes<'_>, object: &Value) -> Result<()> {
+    if request.operation == Operation::Delete {
+        return Ok(());
+    }
+    if request.is("", "namespaces") {
+        return namespace(registry, request, object);
+    }
+    let Some((metadata, spec, is_pod)) = pod_of(request, object) else { return Ok(()) };
+    let looked_at = match request.subresource {
+        "" => !is_pod || request.operation == Operation::Create,
+        "ephemeralcontainers" => true,
+        _ => false,
+    };
+    if !looked_at || !spec.is_object() {
+        return Ok(());
+    }
+    let key = format!("{NAMESPACES}{}", request.namespace);
+    let Some(namespace) = registry.cache.get(NAMESPACES, &key) else { return Ok(()) };
+    let policy = Policy::of(&namespace.value());
+    if is_pod {
+        request.notes.annotate(
+            format!("{LABEL}enforce-policy"),
+            policy.enforce.shown().trim_matches('"').to_owned(),
+        );
+        let found = judge(policy.enforce.level, metadata, spec);
+        if !found.is_empty() {
+            let shown = policy.enforce.shown();
+            return Err(
+                request.forbidden(format!("violates PodSecurity {shown}: {}", sentence(&found)))
+            );
+        }
+    }
+    let would = |rule: &Rule| -> Option<String> {
+        let found = judge(rule.level, metadata, spec);
+        let said = || format!("would violate PodSecurity {}: {}", rule.shown(), sentence(&found));
+        (!found.is_empty()).then(said)
+    };
+    if let Some(said) = would(&policy.audit) {
+        request.notes.annotate(format!("{LABEL}audit-violations"), said);
+    }
+    if let Some(said) = would(&policy.warn) {
+        request.notes.warn(said);
+    }
+    Ok(())
+}
+
+fn namespace(registry: &Registry, request: &Attributes<'_>, object: &Value) -> Result<()> {
+    if !request.subresource.is_empty() {
+        return Ok(());
+    }
+    let labels = &object["metadata"]["labels"];
+    let mut causes = Vec::new();
+    for mode in ["enforce", "audit", "warn"] {
+        let mut wrong = |label: String, value: &str, why: &str| {
+            causes.push(Cause {
+                reason: "FieldValueInvalid".into(),
+                message: format!("Invalid value: {value:?}: {why}"),
+                field: format!("metadata.labels[{label}]"),
+            });
+        };
+        let label = format!("{LABEL}{mode}");
+        if let Some(word) = labels[&label].as_str().filter(|word| Level::parse(word).is_none()) {
+            wrong(label, word, "must be one of privileged, baseline, restricted");
+        }
+        let label = format!("{LABEL}{mode}-version");
+        if let Some(word) = labels[&label].as_str().filter(|word| !is_version(word)) {
+            wrong(label, word, "must be \"latest\" or \"v1.x\"");
+        }
+    }
+    let unchanged = request.old.is_some_and(|old| old["metadata"]["labels"] == *labels);
+    if !causes.is_empty() && !unchanged {
+        return Err(ApiError::invalid(request.resource, request.name, &causes));
+    }
+    let Some(old) = request.old else { return Ok(()) };
+    let (before, after) = (Policy::of(old).enforce, Policy::of(object).enforce);
+    if after.level > before.level {
+        let own = metadata_str(object, "name");
+        for warning in of_existing(registry, own, &after) {
+            request.notes.warn(warning);
+        }
+    }
+    Ok(())
+}
+
+fn is_version(word: &str) -> bool {
+    let minor = word.strip_prefix("v1.").unwrap_or_default();
+    let is_number = !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit());
+    word == "latest" || (is_number && (minor == "0" || !minor.starts_with('0')))
+}
+
+/// What to say of pods that run already and could not come now.
+fn of_existing(registry: &Registry, namespace: &str, rule: &Rule) -> Vec<String> {
+    let (pods, _) = registry.cache.list(PODS, &format!("{PODS}{namespace}/"), None);
+    let mut groups: Vec<(String, String, usize)> = Vec::new();
+    for pod in pods.iter().take(PODS_LOOKED_AT_MAX) {
+        let pod = pod.value();
+        let found = judge(rule.level, &pod["metadata"], &pod["spec"]);
+        if found.is_empty() {
+            continue;
+        }
+        let reasons = |found: &[Violation]| -> Vec<String> {
+            found.iter().map(|violation| violation.reason.clone()).collect()
+        };
+        let said = reasons(&found).join(", ");
+        match groups.iter_mut().find(|(_, known, _)| *known == said) {
+            Some((_, _, others)) => *others += 1,
+            None => groups.push((metadata_str(&pod, "name").to_owned(), said, 0)),
+        }
+    }
+    if groups.is_empty() {
+        return Vec::new();
+    }
+    let mut out = vec![format!(
+        "existing pods in namespace {namespace:?} violate the new PodSecurity enforce level {}",
+        rule.shown()
+    )];
+    groups.sort();
+    out.extend(groups.into_iter().take(WARNINGS_MAX).map(|(pod, said, others)| match others {
+        0 => format!("{pod}: {said}"),
+        1 => format!("{pod} (and 1 other pod): {said}"),
+        others => format!("{pod} (and {others} other pods): {said}"),
+    }));
+    if pods.len() > PODS_LOOKED_AT_MAX {
+        out.push(format!(
+            "new PodSecurity enforce level only checked against the first {PODS_LOOKED_AT_MAX} of {} existing pods",
+            pods.len()
+        ));
+    }
+    out
+}
