@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::authn::User;
 use crate::error::Result;
-use crate::registry::Registry;
+use crate::registry::{Registry, WriteOptions};
 
 mod configuration;
 mod limits;
@@ -19,6 +19,7 @@ mod namespace;
 mod node;
 mod pod;
 pub mod policy;
+mod quota;
 mod runtime_class;
 mod security;
 mod storage;
@@ -28,6 +29,7 @@ mod webhook;
 const WARNINGS_MAX: usize = 100;
 /// The plugins that are policies, under upstream's names.
 const MUTATING_POLICY: &str = "MutatingAdmissionPolicy";
+const QUOTA: &str = "ResourceQuota";
 const VALIDATING_POLICY: &str = "ValidatingAdmissionPolicy";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +141,8 @@ const PLUGINS: &[Plugin] = &[
     plugin("MutatingAdmissionWebhook", None, None),
     plugin(VALIDATING_POLICY, None, Some(policy::validate)),
     plugin("ValidatingAdmissionWebhook", None, None),
+    // What is charged is going to be stored.
+    plugin(QUOTA, None, None),
 ];
 
 pub struct Admission {
@@ -188,6 +192,23 @@ impl Admission {
             policy::mutate(registry, attributes, object, true)?;
         }
         Ok(())
+    }
+
+    /// What may only be done once everybody agrees: the quotas are charged.
+    ///
+    /// # Errors
+    /// 403 where a quota does not allow it.
+    pub async fn charge(
+        &self,
+        registry: &Registry,
+        attributes: &Attributes<'_>,
+        object: &Value,
+        options: &WriteOptions,
+    ) -> Result<()> {
+        if !self.has(QUOTA) {
+            return Ok(());
+        }
+        quota::charge(registry, attributes, object, options).await
     }
 
     fn has(&self, name: &str) -> bool {

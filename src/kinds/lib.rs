@@ -6,6 +6,7 @@ pub mod apps;
 pub mod core;
 pub mod meta;
 pub mod policy;
+pub mod quota;
 pub mod resources;
 pub mod rules;
 pub mod table;

@@ -8,10 +8,11 @@ use crate::error::Result;
 use crate::registry::Registry;
 
 const MIRROR: &str = "kubernetes.io/config.mirror";
+const NODES: &str = "/registry/minions/";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 
 /// NodeRestriction (documentation, "Admission Control in Kubernetes").
-pub fn restriction(_: &Registry, request: &Attributes<'_>, object: &Value) -> Result<()> {
+pub fn restriction(registry: &Registry, request: &Attributes<'_>, object: &Value) -> Result<()> {
     let Some(node) = node_name(request.user) else { return Ok(()) };
     let group = request.resource.group.as_str();
     match (group, request.resource.plural.as_str(), request.subresource) {
@@ -23,6 +24,7 @@ pub fn restriction(_: &Registry, request: &Attributes<'_>, object: &Value) -> Re
                     )));
                 }
                 own(request, node, &object["spec"]["nodeName"], "create pods with spec.nodeName set to itself")?;
+                owner(registry, request, node, object)?;
                 let refers = ["volumes", "serviceAccountName"].iter().any(|field| match *field {
                     "volumes" => object["spec"]["volumes"].as_array().into_iter().flatten().any(
                         |v| ["secret", "configMap", "persistentVolumeClaim", "projected"]
@@ -57,6 +59,15 @@ pub fn restriction(_: &Registry, request: &Attributes<'_>, object: &Value) -> Re
                     "node {node:?} is not allowed to modify node {name:?}"
                 )));
             }
+            let forbidden = restricted_labels(object, request.old);
+            if !forbidden.is_empty() {
+                let what = match request.operation {
+                    Operation::Create => "set the following labels",
+                    _ => "modify labels",
+                };
+                let all = forbidden.join(", ");
+                return Err(request.forbidden(format!("is not allowed to {what}: {all}")));
+            }
             if request.operation == Operation::Update
                 && request.old.is_some_and(|old| old["spec"]["taints"] != object["spec"]["taints"])
             {
@@ -81,6 +92,76 @@ pub fn restriction(_: &Registry, request: &Attributes<'_>, object: &Value) -> Re
         }
         _ => Ok(()),
     }
+}
+
+/// Labels that say where a node may be trusted are not the node's to change.
+fn restricted_labels(new: &Value, old: Option<&Value>) -> Vec<String> {
+    const OTHERS_ONLY: &str = "node-restriction.kubernetes.io";
+    let empty = serde_json::Map::new();
+    let labels = |object: Option<&Value>| -> serde_json::Map<String, Value> {
+        let map = object.and_then(|object| object["metadata"]["labels"].as_object());
+        map.unwrap_or(&empty).clone()
+    };
+    let (now, was) = (labels(Some(new)), labels(old));
+    let mut changed: Vec<String> = now
+        .keys()
+        .chain(was.keys())
+        .filter(|key| now.get(*key) != was.get(*key))
+        .filter(|key| {
+            let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+            domain == OTHERS_ONLY || domain.ends_with(&format!(".{OTHERS_ONLY}"))
+        })
+        .cloned()
+        .collect();
+    changed.sort_unstable();
+    changed.dedup();
+    changed
+}
+
+/// The owner of a mirror pod is the node that it runs on, as it is now.
+fn owner(registry: &Registry, request: &Attributes<'_>, node: &str, pod: &Value) -> Result<()> {
+    let owners = pod["metadata"]["ownerReferences"].as_array().map_or(&[][..], Vec::as_slice);
+    let [owner] = owners else {
+        return match owners.len() {
+            0 => Err(request.forbidden(format!(
+                "node {node:?} can only create pods with an owner reference set to itself"
+            ))),
+            _ => Err(request.forbidden(format!(
+                "node {node:?} can only create pods with a single owner reference set to itself"
+            ))),
+        };
+    };
+    let is_node = owner["apiVersion"] == "v1" && owner["kind"] == "Node" && owner["name"] == node;
+    if !is_node {
+        return Err(request.forbidden(format!(
+            "node {node:?} can only create pods with an owner reference set to itself"
+        )));
+    }
+    if owner["controller"] != true {
+        return Err(request.forbidden(format!(
+            "node {node:?} can only create pods with a controller owner reference set to itself"
+        )));
+    }
+    if owner["blockOwnerDeletion"] == true {
+        return Err(request.forbidden(format!(
+            "node {node:?} must not set blockOwnerDeletion on an owner reference"
+        )));
+    }
+    let key = format!("{NODES}{node}");
+    let Some(live) = registry.cache.get(NODES, &key) else {
+        return Err(request.forbidden(format!("node {node:?} not found")));
+    };
+    let live = live.value();
+    let (expected, is) = (&owner["uid"], &live["metadata"]["uid"]);
+    if expected != is {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        return Err(request.forbidden(format!(
+            "node {node} UID mismatch: expected {} got {}",
+            text(expected),
+            text(is)
+        )));
+    }
+    Ok(())
 }
 
 fn own(request: &Attributes<'_>, node: &str, is: &Value, can: &str) -> Result<()> {

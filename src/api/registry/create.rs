@@ -102,6 +102,9 @@ impl Registry {
         if checked.is_ok() {
             checked = self.admission.validate_by_webhooks(self, &attributes, &object).await;
         }
+        if checked.is_ok() {
+            checked = self.admission.charge(self, &attributes, &object, options).await;
+        }
         if let Err(error) = checked {
             self.allocator.release(allocated);
             return Err(error);

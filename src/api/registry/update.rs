@@ -210,7 +210,10 @@ impl Registry {
             self.allocator.release(allocated);
             return Err(error);
         }
-        let asked = self.admission.validate_by_webhooks(self, &attributes, &new).await;
+        let mut asked = self.admission.validate_by_webhooks(self, &attributes, &new).await;
+        if asked.is_ok() {
+            asked = self.admission.charge(self, &attributes, &new, options).await;
+        }
         if let Err(error) = asked {
             self.allocator.release(allocated);
             return Err(error);
