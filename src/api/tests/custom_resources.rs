@@ -13,6 +13,8 @@ use http::Method;
 use serde_json::{Value, json};
 use support::{Answer, ask};
 
+#[path = "support/hostile.rs"]
+mod hostile;
 #[path = "support/server.rs"]
 mod support;
 #[path = "support/transcripts.rs"]
