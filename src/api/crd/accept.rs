@@ -51,27 +51,33 @@ fn coerce(target: &Target, version: &Version, object: &mut Value) -> Result<Vec<
 /// What a patch made of an object, in shape again. Returns warnings.
 ///
 /// # Errors
-/// 422 for fields that are not known where the client is strict.
+/// 422 for fields that are not known, and for what is wrong with the text of the patch,
+/// where the client is strict.
 pub fn patched(
     target: &Target,
     object: &mut Value,
     mode: FieldValidation,
-    patch: &Value,
+    of_text: &[String],
 ) -> Result<Vec<String>> {
     let Some(version) = of(target) else { return Ok(Vec::new()) };
     shape::whole_numbers(object);
-    let unknown = coerce(target, version, object)?;
+    let strict = mode == FieldValidation::Strict;
+    let given = strict.then(|| object.clone());
+    let mut errors = of_text.to_vec();
+    errors.extend(coerce(target, version, object)?);
     match mode {
         FieldValidation::Ignore => Ok(Vec::new()),
-        FieldValidation::Warn => Ok(unknown),
-        FieldValidation::Strict if unknown.is_empty() => Ok(unknown),
+        FieldValidation::Warn => Ok(errors),
+        FieldValidation::Strict if errors.is_empty() => Ok(errors),
         FieldValidation::Strict => {
+            let mut given = given.unwrap_or_default();
+            given.sort_all_objects();
             let cause = Cause {
                 reason: "FieldValueInvalid".into(),
                 message: format!(
                     "Invalid value: {:?}: strict decoding error: {}",
-                    patch.to_string(),
-                    unknown.join(", ")
+                    given.to_string(),
+                    errors.join(", ")
                 ),
                 field: "patch".into(),
             };

@@ -307,6 +307,12 @@ fn resource(value: &Value, path: &str, errors: &mut Vec<FieldError>) {
         }
     }
     let Some(metadata) = value.get("metadata") else { return };
+    let mut read = value.clone();
+    if let Err(said) = super::shape::coerce_metadata(&mut read) {
+        errors.push(FieldError::invalid(child(path, "metadata"), metadata.clone(), &said));
+        return;
+    }
+    let metadata = &read["metadata"];
     let mut whole = serde_json::json!({"metadata": metadata});
     let namespaced = metadata.get("namespace").is_some_and(|n| n != "");
     if metadata["name"].as_str().unwrap_or("").is_empty() {

@@ -36,19 +36,21 @@ fn go_words(text: &str, ours: &str) -> String {
             format!("invalid character class range: `{range}`")
         }),
         ("look-around", {
-            let at = text.find("(?").unwrap_or(0);
-            let end = (at + 3).min(text.len());
-            let end = if text[at..end].ends_with('<') { (end + 1).min(text.len()) } else { end };
-            format!("invalid or unsupported Perl syntax: `{}`", text.get(at..end).unwrap_or(text))
+            let group: String = text[text.find("(?").unwrap_or(0)..].chars().take(3).collect();
+            let behind = text.contains("(?<");
+            let group = if behind {
+                text[text.find("(?<").unwrap_or(0)..].chars().take(4).collect()
+            } else {
+                group
+            };
+            format!("invalid or unsupported Perl syntax: `{group}`")
         }),
         ("incomplete escape sequence", "trailing backslash at end of expression: ``".to_string()),
         ("backreferences are not supported", {
-            let at = text.find('\\').unwrap_or(0);
-            format!("invalid escape sequence: `{}`", text.get(at..at + 2).unwrap_or(text))
+            format!("invalid escape sequence: `{}`", first_escape(text))
         }),
         ("unrecognized escape sequence", {
-            let at = text.find('\\').unwrap_or(0);
-            format!("invalid escape sequence: `{}`", text.get(at..at + 2).unwrap_or(text))
+            format!("invalid escape sequence: `{}`", first_escape(text))
         }),
     ];
     for (mark, words) in table {
@@ -57,6 +59,10 @@ fn go_words(text: &str, ours: &str) -> String {
         }
     }
     format!("invalid expression: `{text}`")
+}
+
+fn first_escape(text: &str) -> String {
+    text[text.find('\\').unwrap_or(0)..].chars().take(2).collect()
 }
 
 fn from_last(text: &str, mark: char) -> &str {

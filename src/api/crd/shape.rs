@@ -174,19 +174,19 @@ pub fn default(value: &mut Value, node: &Node) {
     }
     let stands_in = |value: &mut Value, node: &Node| {
         if value.is_null() && !node.nullable {
-            *value = node.default.clone().unwrap_or(Value::Null);
+            *value = node.default.as_deref().cloned().unwrap_or(Value::Null);
         }
     };
     match value {
         Value::Object(map) => {
-            for (key, below) in &node.properties {
+            for (key, below) in node.properties.iter() {
                 let Some(default) = &below.default else { continue };
                 let missing = match map.get(key) {
                     None => true,
                     Some(held) => held.is_null() && !below.nullable,
                 };
                 if missing {
-                    map.insert(key.clone(), default.clone());
+                    map.insert(key.to_string(), Value::clone(default));
                 }
             }
             for (key, child) in map.iter_mut() {

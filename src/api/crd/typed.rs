@@ -32,7 +32,7 @@ fn type_of(builder: &mut Builder, node: &Node, metadata: Option<TypeId>, meta: T
     if node.int_or_string {
         return builder.push(Type::Any);
     }
-    let ty = match node.ty.as_str() {
+    let ty = match node.ty {
         "string" => Type::String,
         "boolean" => Type::Bool,
         "integer" | "number" => Type::Float,
@@ -64,8 +64,8 @@ fn object(builder: &mut Builder, node: &Node, metadata: Option<TypeId>, meta: Ty
         return builder.push(Type::Map { values, atomic: node.atomic_map });
     }
     let mut fields: Vec<Field> = Vec::new();
-    for (name, below) in &node.properties {
-        if metadata.is_some() && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
+    for (name, below) in node.properties.iter() {
+        if metadata.is_some() && matches!(name, "apiVersion" | "kind" | "metadata") {
             continue;
         }
         let ty = type_of(builder, below, below.embedded.then_some(meta), meta);

@@ -7,7 +7,7 @@
 use kinds::meta::FieldError;
 use serde_json::{Map, Value};
 
-use super::schema::{Additional, ListType, Node, Pattern};
+use super::schema::{Additional, ListType, Node};
 
 /// Findings of one value; more would not be read.
 const ERRORS_MAX: usize = 1_000;
@@ -224,7 +224,7 @@ impl Place<'_> {
             // Texts with a format are looked at by the format alone.
             (false, true) if !has("number") && !has("integer") => return fits,
             (false, true) => {}
-            (false, false) if by_type || got_format == *format => {}
+            (false, false) if by_type || *got_format == **format => {}
             (false, false) => return self.wrong_type(format, got_format),
         }
         if !by_type {
@@ -234,17 +234,18 @@ impl Place<'_> {
     }
 
     fn allowed(&self, node: &Node, value: &Value) -> Found {
-        if node.allowed.is_empty() {
+        if node.limits().allowed.is_empty() {
             return Found::default();
         }
         let same = |allowed: &Value| match (Number::of(allowed), Number::of(value)) {
             (Some(a), Some(b)) => a.float() == b.float(),
             _ => allowed == value,
         };
-        if node.allowed.iter().any(same) {
+        if node.limits().allowed.iter().any(same) {
             return Found::default();
         }
         let words: Vec<String> = node
+            .limits()
             .allowed
             .iter()
             .map(|allowed| match allowed {
@@ -258,33 +259,30 @@ impl Place<'_> {
 
     fn string(&self, node: &Node, text: &str) -> Found {
         let length = text.chars().count() as i64;
-        if let Some(most) = node.max_length.filter(|most| length > *most) {
+        if let Some(most) = node.limits().max_length.filter(|most| length > *most) {
             let bytes = usize::try_from(most).unwrap_or(0);
             return Found::one(FieldError::too_long(self.field(&self.path), bytes));
         }
-        if let Some(least) = node.min_length.filter(|least| length < *least) {
+        if let Some(least) = node.limits().min_length.filter(|least| length < *least) {
             let said = format!("should be at least {least} chars long");
             return Found::one(self.invalid(text, &said));
         }
-        match &node.pattern {
-            Some(Pattern { text: pattern, regex: Ok(regex) }) if !regex.is_match(text) => {
-                Found::one(self.invalid(text, &format!("should match '{pattern}'")))
-            }
-            Some(Pattern { text: pattern, regex: Err(why) }) => {
-                let said = format!("should match '{pattern}, but pattern is invalid: {why}'");
-                Found::one(self.invalid(text, &said))
-            }
-            _ => Found::default(),
-        }
+        let Some(pattern) = &node.limits().pattern else { return Found::default() };
+        let said = match pattern.regex() {
+            Ok(regex) if regex.is_match(text) => return Found::default(),
+            Ok(_) => format!("should match '{}'", pattern.text),
+            Err(why) => format!("should match '{}, but pattern is invalid: {why}'", pattern.text),
+        };
+        Found::one(self.invalid(text, &said))
     }
 
     /// Whether a number is in the range of the format; the sentence if it is not.
     fn out_of_range(&self, node: &Node, number: Number, what: &str) -> Option<String> {
-        let ty = match node.types.as_slice() {
+        let ty = match node.types {
             [one @ ("integer" | "number")] => *one,
             _ => "",
         };
-        let format = node.format.as_str();
+        let format = &*node.format;
         let fits = match (ty, format, number) {
             ("integer", "int32", Number::Whole(n)) => i32::try_from(n).is_ok(),
             ("integer", "int32", Number::Float(n)) => {
@@ -312,7 +310,7 @@ impl Place<'_> {
         if let Some(text) = self.out_of_range(node, number, "Checked") {
             found.errors.push(self.unplaced(&text));
         }
-        if let Some(factor) = node.multiple_of {
+        if let Some(factor) = node.limits().multiple_of {
             let multiple = match number {
                 Number::Whole(n) if factor.fract() == 0.0 => {
                     let factor = factor as i64;
@@ -334,28 +332,28 @@ impl Place<'_> {
                 found.errors.push(self.invalid(value.clone(), &said));
             }
         }
-        if let Some(least) = node.minimum {
-            let outside = match (number, node.exclusive_minimum) {
+        if let Some(least) = node.limits().minimum {
+            let outside = match (number, node.limits().exclusive_minimum) {
                 (Number::Whole(n), false) => n < least as i64,
                 (Number::Whole(n), true) => n <= least as i64,
                 (Number::Float(n), false) => n < least,
                 (Number::Float(n), true) => n <= least,
             };
             if outside {
-                let or = if node.exclusive_minimum { "" } else { " or equal to" };
+                let or = if node.limits().exclusive_minimum { "" } else { " or equal to" };
                 let said = format!("should be greater than{or} {}", bound(number, least));
                 found.errors.push(self.invalid(value.clone(), &said));
             }
         }
-        if let Some(most) = node.maximum {
-            let outside = match (number, node.exclusive_maximum) {
+        if let Some(most) = node.limits().maximum {
+            let outside = match (number, node.limits().exclusive_maximum) {
                 (Number::Whole(n), false) => n > most as i64,
                 (Number::Whole(n), true) => n >= most as i64,
                 (Number::Float(n), false) => n > most,
                 (Number::Float(n), true) => n >= most,
             };
             if outside {
-                let or = if node.exclusive_maximum { "" } else { " or equal to" };
+                let or = if node.limits().exclusive_maximum { "" } else { " or equal to" };
                 let said = format!("should be less than{or} {}", bound(number, most));
                 found.errors.push(self.invalid(value.clone(), &said));
             }
@@ -373,11 +371,11 @@ impl Place<'_> {
             }
         }
         let size = items.len() as i64;
-        if let Some(least) = node.min_items.filter(|least| size < *least) {
+        if let Some(least) = node.limits().min_items.filter(|least| size < *least) {
             let said = format!("should have at least {least} items");
             found.errors.push(self.invalid(size, &said));
         }
-        if let Some(most) = node.max_items.filter(|most| size > *most) {
+        if let Some(most) = node.limits().max_items.filter(|most| size > *most) {
             let most = usize::try_from(most).unwrap_or_default();
             found.errors.push(FieldError::too_many(self.field(&self.path), items.len(), most));
         }
@@ -389,11 +387,11 @@ impl Place<'_> {
         let mut found = Found::default();
         let old = old.and_then(Value::as_object);
         let size = map.len() as i64;
-        if let Some(least) = node.min_properties.filter(|least| size < *least) {
+        if let Some(least) = node.limits().min_properties.filter(|least| size < *least) {
             let said = format!("should have at least {least} properties");
             found.errors.push(self.invalid(size, &said));
         }
-        if let Some(most) = node.max_properties.filter(|most| size > *most) {
+        if let Some(most) = node.limits().max_properties.filter(|most| size > *most) {
             let most = usize::try_from(most).unwrap_or_default();
             found.errors.push(FieldError::too_many(self.field(&self.path), map.len(), most));
         }
@@ -430,26 +428,26 @@ impl Place<'_> {
 
     fn combined(&mut self, node: &Node, value: &Value, old: Old<'_>) -> Found {
         let mut found = Found::default();
-        if !node.any_of.is_empty() {
+        if !node.limits().any_of.is_empty() {
             found.merge(self.any_of(node, value, old));
         }
-        if !node.one_of.is_empty() {
+        if !node.limits().one_of.is_empty() {
             found.merge(self.one_of(node, value, old));
         }
-        if !node.all_of.is_empty() {
+        if !node.limits().all_of.is_empty() {
             let mut valid = 0;
-            for schema in &node.all_of {
+            for schema in &node.limits().all_of {
                 let one = self.plain(schema, value, old);
                 valid += usize::from(one.is_valid());
                 found.merge(one);
             }
-            if valid != node.all_of.len() {
+            if valid != node.limits().all_of.len() {
                 let none = if valid == 0 { ". None validated" } else { "" };
                 let text = format!("{:?} must validate all the schemas (allOf){none}", self.path);
                 found.errors.push(self.unplaced(&text));
             }
         }
-        if let Some(not) = &node.not
+        if let Some(not) = &node.limits().not
             && self.plain(not, value, old).is_valid()
         {
             let text = format!("{:?} must not validate the schema (not)", self.path);
@@ -461,7 +459,7 @@ impl Place<'_> {
 
     fn any_of(&mut self, node: &Node, value: &Value, old: Old<'_>) -> Found {
         let mut best: Option<Found> = None;
-        for schema in &node.any_of {
+        for schema in &node.limits().any_of {
             let one = self.plain(schema, value, old);
             if one.is_valid() {
                 return one;
@@ -480,7 +478,7 @@ impl Place<'_> {
         let mut best: Option<Found> = None;
         let mut first = None;
         let mut valid = 0;
-        for schema in &node.one_of {
+        for schema in &node.limits().one_of {
             let one = self.plain(schema, value, old);
             if one.is_valid() {
                 valid += 1;
@@ -523,7 +521,7 @@ pub fn counterpart<'a>(node: &Node, item: &Value, old: &'a Value) -> Option<&'a 
     if node.list_type != ListType::Map {
         return None;
     }
-    let default = |key: &str| node.items.as_ref()?.properties.get(key)?.default.as_ref();
+    let default = |key: &str| node.items.as_ref()?.properties.get(key)?.default.as_deref();
     let key_of = |value: &Value, key: &str| value.get(key).or_else(|| default(key)).cloned();
     let same = |key: &String, other: &Value| key_of(item, key) == key_of(other, key);
     old.as_array()?.iter().find(|other| node.list_map_keys.iter().all(|key| same(key, other)))

@@ -5,8 +5,8 @@ use serde_json::Value;
 use store::{Outcome, Write};
 
 use super::{
-    CONFLICT_RETRIES_MAX, Registry, Target, WriteOptions, causes, convert, finalizers,
-    metadata_mut, metadata_str, patch, set_revision,
+    CONFLICT_RETRIES_MAX, FieldValidation, Registry, Target, WriteOptions, causes, convert,
+    finalizers, metadata_mut, metadata_str, patch, set_revision,
 };
 use crate::admission::Operation;
 use crate::authz::escalation;
@@ -88,6 +88,7 @@ impl Registry {
         if !target.subresource.is_empty() {
             return Err(missing());
         }
+        let mut warnings = Vec::new();
         let (object, managed) = match change {
             Change::Put(object) if target.rules().create_on_update => {
                 if !metadata_str(object, "uid").is_empty() {
@@ -106,7 +107,9 @@ impl Registry {
             }
             Change::Apply(config) => {
                 let mut object = self.apply(target, None, config, options)?;
-                crd::accept::patched(target, &mut object, options.validation, config)?;
+                warnings = doubled_keys(options)?;
+                let mode = options.validation;
+                warnings.extend(crd::accept::patched(target, &mut object, mode, &[])?);
                 (object, Some(()))
             }
             Change::Put(_)
@@ -118,7 +121,7 @@ impl Registry {
             }
         };
         let object = self.create_once(target, object, options, managed).await?;
-        Ok(Written { object, created: true, warnings: Vec::new() })
+        Ok(Written { object, created: true, warnings })
     }
 
     /// None when another writer was faster and the change may be tried again.
@@ -135,9 +138,14 @@ impl Registry {
         let live = convert::from_storage(stored.value(), resource, &target.version);
         let (mut new, of_patch) = self.changed(target, &live, change, options)?;
         warnings.extend(of_patch);
-        if let Change::Json(patch) | Change::Merge(patch) | Change::Apply(patch) = change {
+        let of_text = match change {
+            Change::Json(_) | Change::Merge(_) => Some(options.strict_errors.as_slice()),
+            Change::Apply(_) => Some(&[][..]),
+            Change::Put(_) | Change::Strategic(_) | Change::Edit(_) => None,
+        };
+        if let Some(errors) = of_text {
             let mode = options.validation;
-            warnings.extend(crd::accept::patched(target, &mut new, mode, patch)?);
+            warnings.extend(crd::accept::patched(target, &mut new, mode, errors)?);
         }
         let expects_version = check_preconditions(target, &live, &new, change)?;
 
@@ -285,7 +293,8 @@ impl Registry {
             Change::Put(object) => Ok((object.clone(), Vec::new())),
             Change::Edit(edit) => Ok((edit(live)?, Vec::new())),
             Change::Apply(config) => {
-                Ok((self.apply(target, Some(live), config, options)?, Vec::new()))
+                let applied = self.apply(target, Some(live), config, options)?;
+                Ok((applied, doubled_keys(options)?))
             }
             Change::Json(_) | Change::Merge(_) | Change::Strategic(_) => {
                 patch::patched(target, live, change, options)
@@ -324,6 +333,22 @@ impl Registry {
             reset: reset(target),
         };
         update_managed_fields(Some(live), new, target.typed(), &writer)
+    }
+}
+
+/// An applied text that names a key twice: warnings, for who does not ignore it.
+///
+/// # Errors
+/// 400 for strict clients.
+fn doubled_keys(options: &WriteOptions) -> Result<Vec<String>> {
+    let doubled = &options.strict_errors;
+    match options.validation {
+        FieldValidation::Strict if !doubled.is_empty() => Err(ApiError::bad_request(format!(
+            "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  {}",
+            doubled.join("\n  ")
+        ))),
+        FieldValidation::Ignore | FieldValidation::Strict => Ok(Vec::new()),
+        FieldValidation::Warn => Ok(doubled.clone()),
     }
 }
 

@@ -618,6 +618,11 @@ fn patch_text_errors(call: &Call) -> Vec<String> {
             let doubled = doubled().into_iter().map(|error| format!("json patch {error}"));
             doubled.chain(unknown).collect()
         }
+        "application/apply-patch+yaml" => {
+            // Most of them are JSON, and all right.
+            let json = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
+            if json && doubled().is_empty() { Vec::new() } else { yaml::read::duplicate_keys(body) }
+        }
         _ => Vec::new(),
     }
 }

@@ -13,6 +13,8 @@ use http::Method;
 use serde_json::{Value, json};
 use support::{Answer, ask};
 
+#[path = "support/hostile.rs"]
+mod hostile;
 #[path = "support/server.rs"]
 mod support;
 #[path = "support/transcripts.rs"]
@@ -611,6 +613,50 @@ async fn patches_with_fields_nobody_knows_are_warned_of_or_refused() {
     assert!(
         warned.warnings()[0].contains("prefer a domain-qualified finalizer name including a path")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn patches_that_name_a_field_twice_are_warned_of_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = support::server(dir.path()).await;
+    define(&server, definition("ps", "P", with_spec(json!({"a": {"type": "string"}})))).await;
+    post(&server, &place("ps"), object("P", "x", json!({"a": "1"}))).await;
+    let merge = ("application/merge-patch+json", r#"{"spec": {"a": "2", "a": "3", "z": 1}}"#);
+    let text = "apiVersion: example.com/v1\nkind: P\nspec:\n  a: '4'\n  a: '5'\n";
+    let apply = ("application/apply-patch+yaml", text);
+    let send = async |name: &str, mode: &str, (media, body): (&str, &'static str)| {
+        let query = format!("fieldManager=t&force=true&fieldValidation={mode}");
+        let query = if media.contains("merge") { query.replace("force=true&", "") } else { query };
+        let path = format!("{}/{name}?{query}", place("ps"));
+        support::send(&server, "admin", Method::PATCH, &path, &[("content-type", media)], body)
+            .await
+    };
+
+    let refused = send("x", "Strict", merge).await;
+    assert_eq!(refused.status, 422);
+    let end = "strict decoding error: duplicate field \"spec.a\", unknown field \"spec.z\"";
+    assert!(refused.message().ends_with(end), "{}", refused.message());
+    let quoted =
+        "Invalid value: \"{\\\"apiVersion\\\":\\\"example.com/v1\\\",\\\"kind\\\":\\\"P\\\"";
+    assert!(refused.message().contains(quoted), "{}", refused.message());
+    let warned = send("x", "Warn", merge).await;
+    let told = ["duplicate field \\\"spec.a\\\"", "unknown field \\\"spec.z\\\""];
+    assert_eq!(warned.warnings(), told.map(|text| format!("299 - \"{text}\"")));
+
+    for name in ["x", "new"] {
+        let refused = send(name, "Strict", apply).await;
+        assert_eq!(refused.status, 400);
+        assert_eq!(
+            refused.message(),
+            "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  line 5: key \"a\" already set in map"
+        );
+        let warned = send(name, "Warn", apply).await;
+        assert!(warned.status < 300, "{}", warned.message());
+        let told = "299 - \"line 5: key \\\"a\\\" already set in map\"";
+        assert_eq!(warned.warnings(), [told]);
+        let silent = send(name, "Ignore", apply).await;
+        assert!(silent.status == 200 && silent.warnings().is_empty());
+    }
 }
 
 /// A property with one rule.
