@@ -13,8 +13,11 @@ use api::scheme::Schema;
 use kinds::meta::selector::{FieldSelector, LabelSelector};
 use serde_json::Value;
 
+/// What holds for some bytes; panics where it does not.
+pub type Check = fn(&[u8]);
+
 /// All checks, by name.
-pub const ALL: [(&str, fn(&[u8])); 6] = [
+pub const ALL: [(&str, Check); 6] = [
     ("protobuf", protobuf),
     ("json", json),
     ("patches", patches),
