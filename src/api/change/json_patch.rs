@@ -13,6 +13,8 @@ pub const OPERATIONS_MAX: usize = 10_000;
 const DEPTH_MAX: usize = 256;
 /// A patch may not copy or move more JSON nodes than this.
 const COPIED_NODES_MAX: usize = 1_000_000;
+/// Nor may copies make more text than this many bytes (upstream's limit).
+const COPIED_BYTES_MAX: usize = 3 << 20;
 
 const FIELDS: [&str; 4] = ["op", "path", "from", "value"];
 
@@ -28,7 +30,7 @@ pub fn json_patch(object: &mut Value, patch: &Value) -> Result<(), PatchError> {
         let got = operations.len();
         return Err(PatchError::TooManyOperations { max: OPERATIONS_MAX, got });
     }
-    let mut copied = 0;
+    let mut copied = Copied::default();
     for operation in operations {
         step(object, operation, &mut copied).ok_or(PatchError::Rejected)?;
     }
@@ -49,7 +51,24 @@ pub fn unknown_patch_fields(patch: &Value) -> Vec<String> {
     out
 }
 
-fn step(object: &mut Value, operation: &Value, copied: &mut usize) -> Option<()> {
+/// What a patch has multiplied so far.
+#[derive(Default)]
+struct Copied {
+    nodes: usize,
+    bytes: usize,
+}
+
+impl Copied {
+    fn count(&mut self, value: &Value, copy: bool) -> Option<()> {
+        self.nodes += nodes(value);
+        if copy {
+            self.bytes += bytes(value);
+        }
+        (self.nodes <= COPIED_NODES_MAX && self.bytes <= COPIED_BYTES_MAX).then_some(())
+    }
+}
+
+fn step(object: &mut Value, operation: &Value, copied: &mut Copied) -> Option<()> {
     let word = |key| operation.get(key).and_then(Value::as_str);
     let path = pointer(word("path")?)?;
     let value = || operation.get("value").cloned().unwrap_or(Value::Null);
@@ -60,18 +79,13 @@ fn step(object: &mut Value, operation: &Value, copied: &mut usize) -> Option<()>
         "test" => test(object, &path, operation.get("value")),
         "move" => {
             let moved = remove(object, &pointer(word("from")?)?)?;
-            *copied += nodes(&moved);
-            if *copied > COPIED_NODES_MAX {
-                return None;
-            }
+            copied.count(&moved, false)?;
             add(object, &path, moved)
         }
         "copy" => {
-            let copy = get(object, &pointer(word("from")?)?)?.clone();
-            *copied += nodes(&copy);
-            if *copied > COPIED_NODES_MAX {
-                return None;
-            }
+            let copy = get(object, &pointer(word("from")?)?)?;
+            copied.count(copy, true)?;
+            let copy = copy.clone();
             add(object, &path, copy)
         }
         _ => None,
@@ -91,6 +105,18 @@ fn nodes(value: &Value) -> usize {
         Value::Array(items) => 1 + items.iter().map(nodes).sum::<usize>(),
         Value::Object(map) => 1 + map.values().map(nodes).sum::<usize>(),
         _ => 1,
+    }
+}
+
+/// About how long the value is as text.
+fn bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => 2 + items.iter().map(|item| bytes(item) + 1).sum::<usize>(),
+        Value::Object(map) => {
+            2 + map.iter().map(|(key, value)| key.len() + bytes(value) + 4).sum::<usize>()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => 4,
     }
 }
 

@@ -148,16 +148,6 @@ impl Allocator {
         }
     }
 
-    /// What a dry run shows of an address that would be drawn: the network's own.
-    pub fn show_no_address(&self, target: &Target, service: &mut Value) {
-        let drawn = service["spec"]["clusterIP"].as_str().is_some_and(|ip| ip != "None");
-        if is_service(target) && drawn {
-            let shown = self.network.nth(0).to_string();
-            service["spec"]["clusterIP"] = shown.as_str().into();
-            service["spec"]["clusterIPs"][0] = shown.into();
-        }
-    }
-
     fn addresses(
         &self,
         target: &Target,

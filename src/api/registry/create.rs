@@ -96,7 +96,6 @@ impl Registry {
         target.normalise(&mut object);
         // Statuses have defaults too.
         (rules.default)(&mut object);
-        let asked = object["spec"]["clusterIP"].as_str().unwrap_or("").to_string();
         let allocated = self.allocator.allocate(target, &mut object, None, options.dry_run)?;
         let mut checked = self.check_create(target, &object, &attributes);
         if checked.is_ok() {
@@ -111,9 +110,6 @@ impl Registry {
         }
         if options.dry_run {
             self.allocator.release(allocated);
-            if asked.is_empty() {
-                self.allocator.show_no_address(target, &mut object);
-            }
             let key = target.key()?;
             self.cache.fresh().await?;
             if self.cache.get(target.prefix()?, &key).is_some() {

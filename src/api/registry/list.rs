@@ -87,6 +87,16 @@ impl Token {
     }
 }
 
+/// Whether a continue token can be read, in a list of what lies under `start`.
+///
+/// # Errors
+/// 400 in upstream's words.
+pub fn check_token(token: &str, start: &str) -> Result<()> {
+    let token = Token::decode(token, start)?;
+    debug_assert!(token.after.starts_with(start), "a token leads out of its list");
+    Ok(())
+}
+
 /// Where text stops being base64.
 fn offset(error: &base64::DecodeError) -> usize {
     match error {

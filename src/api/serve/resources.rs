@@ -12,6 +12,7 @@ use super::answer::{self, Include};
 use super::chain::Call;
 use super::negotiate::{self, Decoded, Form};
 use super::{Shared, duplicates, reviews, subresources, watching, websocket};
+use crate::change::json_patch::unknown_patch_fields;
 use crate::codec::yaml;
 use crate::crd;
 use crate::error::{ApiError, Cause, Result};
@@ -607,14 +608,8 @@ fn patch_text_errors(call: &Call) -> Vec<String> {
     match content_type(call).unwrap_or("").split(';').next().unwrap_or("").trim() {
         "application/merge-patch+json" | "application/strategic-merge-patch+json" => doubled(),
         "application/json-patch+json" => {
-            let operations: Vec<Map<String, Value>> =
-                serde_json::from_slice(body).unwrap_or_default();
-            let unknown = operations.iter().enumerate().flat_map(|(at, operation)| {
-                let known =
-                    |key: &&String| !["op", "path", "from", "value"].contains(&key.as_str());
-                let keys = operation.keys().filter(known);
-                keys.map(move |key| format!("json patch unknown field \"[{at}].{key}\""))
-            });
+            let patch: Value = serde_json::from_slice(body).unwrap_or_default();
+            let unknown = unknown_patch_fields(&patch);
             let doubled = doubled().into_iter().map(|error| format!("json patch {error}"));
             doubled.chain(unknown).collect()
         }

@@ -1,0 +1,9 @@
+//! See `continue_tokens` in `checks.rs`.
+
+#![no_main]
+
+#[path = "../checks.rs"]
+#[allow(dead_code)]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::continue_tokens(data));
