@@ -35,6 +35,8 @@ pub enum Operation {
     Create,
     Update,
     Delete,
+    /// A stream or a proxied request; the object is its options.
+    Connect,
 }
 
 /// What plugins say of a request besides yes and no.
@@ -188,6 +190,23 @@ impl Admission {
             policy::mutate(registry, attributes, object, true)?;
         }
         Ok(())
+    }
+
+    /// Whether a connection may be made. Only policies and webhooks look at these.
+    pub async fn connect(
+        &self,
+        registry: &Registry,
+        attributes: &Attributes<'_>,
+        options: &Value,
+    ) -> Result<()> {
+        // Policies may be brand new.
+        registry.cache.fresh().await?;
+        if self.has(VALIDATING_POLICY) {
+            policy::validate(registry, attributes, options)?;
+        }
+        // What they make of the options is not used; that they refuse is.
+        self.mutate_by_webhooks(registry, attributes, &mut options.clone()).await?;
+        self.validate_by_webhooks(registry, attributes, options).await
     }
 
     fn has(&self, name: &str) -> bool {

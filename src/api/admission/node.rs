@@ -45,6 +45,7 @@ pub fn restriction(_: &Registry, request: &Attributes<'_>, object: &Value) -> Re
             Operation::Update => {
                 Err(request.forbidden(format!("unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods")))
             }
+            Operation::Connect => Ok(()),
         },
         ("", "pods", "status") => {
             let spec = request.old.map_or(&Value::Null, |old| &old["spec"]["nodeName"]);

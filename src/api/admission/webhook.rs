@@ -15,7 +15,7 @@ use super::policy::compile::{Expression, environment, with_authorizer};
 use super::policy::evaluate::{Asker, admission_request, conditions_hold, in_version, set_request};
 use super::policy::matching::{Matched, Matching};
 use super::policy::{Compiled, current, is_exempt};
-use super::{Admission, Attributes};
+use super::{Admission, Attributes, Operation};
 use crate::change::json_patch;
 use crate::error::{ApiError, Result};
 use crate::registry::{Registry, Target};
@@ -320,7 +320,11 @@ async fn mutation_round<'h>(
                 if !answer.allowed {
                     return Err(review::refusal(&hook.name, &answer.result));
                 }
-                match answer.patch.map(|patch| patched(request, &asked.matched, &shown, &patch)) {
+                // What is deleted or connected to cannot be changed on the way.
+                let patch = answer
+                    .patch
+                    .filter(|_| matches!(request.operation, Operation::Create | Operation::Update));
+                match patch.map(|patch| patched(request, &asked.matched, &shown, &patch)) {
                     Some(Ok(new)) => {
                         let new_is_other = new != *object;
                         *object = new;

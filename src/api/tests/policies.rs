@@ -370,3 +370,24 @@ async fn what_cannot_work_is_refused_when_it_is_written() {
         assert!(message.contains(part), "{part}\nis not in\n{message}");
     }
 }
+
+#[tokio::test]
+async fn connections_are_judged_before_they_are_made() {
+    let (_dir, server) = server().await;
+    policy(
+        &server,
+        "no-shell",
+        json!({"matchConstraints": rules(&["CONNECT"], "pods/exec"),
+            "validations": [{"expression": "!('sh' in object.command)", "reason": "Forbidden",
+                "messageExpression": "request.kind.kind + ' to ' + request.name + ' with a shell'"}]}),
+    )
+    .await;
+    bind(&server, "no-shell", json!({})).await;
+    let exec = |command: &str| format!("/api/v1/namespaces/default/pods/p/exec?command={command}");
+    let answer = ask(&server, Method::POST, &exec("sh"), Value::Null).await;
+    assert_eq!(answer.status, 403, "{}", answer.message());
+    let message = answer.message();
+    assert!(message.ends_with("denied request: PodExecOptions to p with a shell"), "{message}");
+    // What is let through finds that there is no such pod.
+    assert_eq!(ask(&server, Method::POST, &exec("ls"), Value::Null).await.status, 404);
+}

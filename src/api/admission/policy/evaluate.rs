@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::compile::{Expression, NAMESPACE, ParamRef, Policy, REQUEST};
 use super::matching::Matched;
 use super::operation;
-use crate::admission::Attributes;
+use crate::admission::{Attributes, Operation};
 use crate::authn::{AUTHENTICATED, User, user_info};
 use crate::authz::{Action, Authorizer, Decision};
 use crate::registry::{Registry, convert};
@@ -61,19 +61,36 @@ fn shown_namespace(namespace: &Value) -> Value {
     shown
 }
 
+/// The kind of the object of a request: a connection has options instead.
+pub fn kind_of<'a>(request: &'a Attributes<'_>) -> &'a str {
+    let plural = request.resource.plural.as_str();
+    match (request.operation, plural, request.subresource) {
+        (Operation::Connect, "pods", "exec") => "PodExecOptions",
+        (Operation::Connect, "pods", "attach") => "PodAttachOptions",
+        (Operation::Connect, "pods", "portforward") => "PodPortForwardOptions",
+        (Operation::Connect, "pods", _) => "PodProxyOptions",
+        (Operation::Connect, "services", _) => "ServiceProxyOptions",
+        (Operation::Connect, "nodes", _) => "NodeProxyOptions",
+        _ => &request.resource.kind,
+    }
+}
+
 /// `AdmissionRequest` without the objects; what is empty is left out, as in Go's JSON.
 pub fn admission_request(request: &Attributes<'_>, matched: &Matched) -> Value {
     let resource = request.resource;
-    let kind =
-        |version: &str| json!({"group": resource.group, "version": version, "kind": resource.kind});
+    let kind = |version: &str| json!({"group": resource.group, "version": version, "kind": kind_of(request)});
     let plural = |version: &str| json!({"group": resource.group, "version": version, "resource": resource.plural});
     let options = match operation(request) {
         "CREATE" => "CreateOptions",
         "UPDATE" => "UpdateOptions",
-        _ => "DeleteOptions",
+        "DELETE" => "DeleteOptions",
+        _ => "",
     };
-    let mut options = json!({"kind": options, "apiVersion": "meta.k8s.io/v1"});
-    if request.dry_run {
+    let mut options = match options {
+        "" => Value::Null,
+        kind => json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"}),
+    };
+    if request.dry_run && !options.is_null() {
         options["dryRun"] = json!(["All"]);
     }
     let mut out = json!({
