@@ -236,6 +236,14 @@ async fn warnings_are_headers_and_repairs_are_never_refused() {
             "299 - \"Validation failed for ValidatingAdmissionPolicy 'no' with binding 'no-all': never\""
         ]
     );
+    // A refusal by somebody else carries the warning, too.
+    let message = json!({"expression": "object.metadata.name != 'stop'", "message": "stopped"});
+    let spec =
+        json!({"matchConstraints": rules(&["CREATE"], "configmaps"), "validations": [message]});
+    policy(&server, "stop", spec).await;
+    bind(&server, "stop", json!({})).await;
+    let answer = map(&server, "stop", json!({})).await;
+    assert_eq!((answer.status, answer.warnings().len()), (422, 1));
     let path = format!("{GROUP}/validatingadmissionpolicybindings/no-all");
     let deny = json!({"spec": {"validationActions": ["Deny"]}});
     assert_eq!(ask(&server, Method::PATCH, &path, deny).await.status, 200);
