@@ -192,8 +192,9 @@ impl Admission {
         Ok(())
     }
 
-    /// Whether a connection may be made. Only policies and webhooks look at these.
-    pub async fn connect(
+    /// Whether a request may be done that stores nothing of its own, such as a connection.
+    /// Only policies and webhooks look at these.
+    pub async fn judge(
         &self,
         registry: &Registry,
         attributes: &Attributes<'_>,

@@ -1,4 +1,5 @@
-//! Whether admission lets somebody connect: to a pod's streams, or through a proxy.
+//! Whether admission lets somebody connect (to a pod's streams, or through a proxy), or do
+//! what leaves no object of its own behind.
 
 use std::sync::Arc;
 
@@ -6,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Shared;
 use super::chain::Call;
-use crate::admission::policy::evaluate::kind_of;
+use crate::admission::policy::evaluate::own_kind;
 use crate::admission::{Attributes, Notes, Operation};
 use crate::error::Result;
 use crate::registry::Target;
@@ -19,21 +20,51 @@ pub async fn admit(server: &Shared, call: &Call, target: &Target) -> Result<()> 
     if target.subresource == "log" {
         return Ok(());
     }
+    judge(server, call, target, (Operation::Connect, false), None).await
+}
+
+/// Whether an object may be made that is done rather than stored, such as an eviction.
+///
+/// # Errors
+/// The refusal of a policy or a webhook.
+pub async fn admit_object(
+    server: &Shared,
+    call: &Call,
+    target: &Target,
+    dry_run: bool,
+    object: &Value,
+) -> Result<()> {
+    judge(server, call, target, (Operation::Create, dry_run), Some(object)).await
+}
+
+async fn judge(
+    server: &Shared,
+    call: &Call,
+    target: &Target,
+    (operation, dry_run): (Operation, bool),
+    object: Option<&Value>,
+) -> Result<()> {
     let notes = call.request.extensions().get::<Arc<Notes>>().cloned().unwrap_or_default();
     let attributes = Attributes {
-        operation: Operation::Connect,
+        operation,
         resource: &target.resource,
         version: &target.version,
         namespace: &target.namespace,
         name: &target.name,
         subresource: &target.subresource,
         user: &call.user,
-        dry_run: false,
+        dry_run,
         old: None,
         notes: &notes,
     };
-    let options = connect_options(call, target, kind_of(&attributes));
-    server.registry.admission.connect(&server.registry, &attributes, &options).await
+    let options = match object {
+        Some(object) => object.clone(),
+        None => {
+            let kind = own_kind(&attributes).map_or("", |(_, _, kind)| kind);
+            connect_options(call, target, kind)
+        }
+    };
+    server.registry.admission.judge(&server.registry, &attributes, &options).await
 }
 
 /// The options of a connection as an object, from its query and path.

@@ -398,4 +398,18 @@ async fn connections_are_judged_before_they_are_made() {
     assert!(message.ends_with("denied request: PodExecOptions to p with a shell"), "{message}");
     // What is let through finds that there is no such pod.
     assert_eq!(ask(&server, Method::POST, &exec("ls"), Value::Null).await.status, 404);
+    policy(
+        &server,
+        "stay",
+        json!({"matchConstraints": rules(&["CREATE"], "pods/eviction"),
+            "validations": [{"expression": "request.kind.group != 'policy' || object.metadata.name != request.name",
+                "message": "pods stay"}]}),
+    )
+    .await;
+    bind(&server, "stay", json!({})).await;
+    let eviction =
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
+    let path = "/api/v1/namespaces/default/pods/p/eviction";
+    let answer = ask(&server, Method::POST, path, eviction).await;
+    assert!(answer.message().ends_with("denied request: pods stay"), "{}", answer.message());
 }
