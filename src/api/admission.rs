@@ -37,6 +37,8 @@ pub enum Operation {
     Create,
     Update,
     Delete,
+    /// A stream or a proxied request; the object is its options.
+    Connect,
 }
 
 /// What plugins say of a request besides yes and no.
@@ -209,6 +211,24 @@ impl Admission {
             return Ok(());
         }
         quota::charge(registry, attributes, object, options).await
+    }
+
+    /// Whether a request may be done that stores nothing of its own, such as a connection.
+    /// Only policies and webhooks look at these.
+    pub async fn judge(
+        &self,
+        registry: &Registry,
+        attributes: &Attributes<'_>,
+        options: &Value,
+    ) -> Result<()> {
+        // Policies may be brand new.
+        registry.cache.fresh().await?;
+        if self.has(VALIDATING_POLICY) {
+            policy::validate(registry, attributes, options)?;
+        }
+        // What they make of the options is not used; that they refuse is.
+        self.mutate_by_webhooks(registry, attributes, &mut options.clone()).await?;
+        self.validate_by_webhooks(registry, attributes, options).await
     }
 
     fn has(&self, name: &str) -> bool {

@@ -10,6 +10,7 @@ use crate::registry::Registry;
 pub mod answer;
 pub mod chain;
 mod compress;
+mod connect;
 pub mod documents;
 mod duplicates;
 pub mod health;

@@ -17,8 +17,8 @@ pub const ESTIMATE_PER_EXPRESSION_MAX: u64 = 10_000_000;
 /// The most all expressions of a custom resource definition may be estimated to cost.
 pub const ESTIMATE_PER_DEFINITION_MAX: u64 = 100_000_000;
 
-/// Comparisons and the like one evaluation may make.
-const WORK_MAX: u64 = 20_000_000;
+/// Comparisons and the like one evaluation may make: about a tenth of a second.
+const WORK_MAX: u64 = 2_000_000;
 /// Bytes one evaluation may allocate.
 const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 

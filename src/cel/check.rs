@@ -124,6 +124,7 @@ impl Checker<'_> {
 
     /// A name of the environment, perhaps with dots.
     fn resolve_name(&mut self, id: Id, name: &str) -> Option<Type> {
+        let name = name.strip_prefix('.').unwrap_or(name);
         if let Some(index) = self.environment.find(name) {
             self.notes[id] = Note::Variable(index);
             return self.environment.type_of(name);
@@ -147,7 +148,7 @@ impl Checker<'_> {
         let operand_type = self.check(operand);
         let operand_type = self.unifier.resolve(&operand_type, false);
         if let (Kind::Ident(name), Some(composed)) = (&operand.kind, &self.environment.composed)
-            && **name == *composed.name
+            && *name.trim_start_matches('.') == *composed.name
             && !self.starts_local(name)
             && let Some(index) = self.environment.composed_index(field)
         {
@@ -207,7 +208,7 @@ impl Checker<'_> {
         if let Some(prefix) = type_name(target)
             && !self.starts_local(&prefix)
         {
-            let full = format!("{prefix}.{name}");
+            let full = format!("{}.{name}", prefix.trim_start_matches('.'));
             if let Some(function) = functions::find(&full, mutation) {
                 self.notes[id] = Note::Global(full.as_str().into());
                 return self.overload(id, &full, function, false, args, types);

@@ -394,7 +394,7 @@ impl Parser<'_> {
                 "true" => Literal::Bool(true),
                 "false" => Literal::Bool(false),
                 "null" => Literal::Null,
-                _ => return self.identifier(position, name),
+                _ => return self.identifier(position, name, ""),
             },
             Token::Symbol("(") => {
                 self.advance();
@@ -406,8 +406,9 @@ impl Parser<'_> {
             Token::Symbol("{") => return self.map(),
             Token::Symbol(".") => {
                 self.advance();
+                // A leading dot passes by the variables of macros.
                 match self.peek().clone() {
-                    Token::Ident(name) => return self.identifier(position, name),
+                    Token::Ident(name) => return self.identifier(position, name, "."),
                     _ => return Err(self.unexpected()),
                 }
             }
@@ -441,7 +442,7 @@ impl Parser<'_> {
         }
     }
 
-    fn identifier(&mut self, position: usize, name: Arc<str>) -> Parse<Expr> {
+    fn identifier(&mut self, position: usize, name: Arc<str>, dot: &str) -> Parse<Expr> {
         if &*name == "in" || matches!(&*name, "true" | "false" | "null") {
             return Err(self.unexpected());
         }
@@ -450,6 +451,7 @@ impl Parser<'_> {
         }
         self.advance();
         if !self.is("(") {
+            let name = if dot.is_empty() { name } else { format!("{dot}{name}").into() };
             return Ok(self.leaf(position, Kind::Ident(name)));
         }
         let open = self.advance();

@@ -47,6 +47,7 @@ pub fn restriction(registry: &Registry, request: &Attributes<'_>, object: &Value
             Operation::Update => {
                 Err(request.forbidden(format!("unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods")))
             }
+            Operation::Connect => Ok(()),
         },
         ("", "pods", "status") => {
             let spec = request.old.map_or(&Value::Null, |old| &old["spec"]["nodeName"]);

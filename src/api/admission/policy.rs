@@ -115,6 +115,7 @@ pub(crate) fn operation(request: &Attributes<'_>) -> &'static str {
         Operation::Create => "CREATE",
         Operation::Update => "UPDATE",
         Operation::Delete => "DELETE",
+        Operation::Connect => "CONNECT",
     }
 }
 

@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::policy::compile::{Expression, environment, with_authorizer};
-use super::policy::evaluate::{Asker, admission_request, conditions_hold, in_version, set_request};
+use super::policy::evaluate::{
+    Asker, admission_request, conditions_hold, in_version, own_kind, set_request,
+};
 use super::policy::matching::{Matched, Matching};
 use super::policy::{Compiled, current, is_exempt};
-use super::{Admission, Attributes};
+use super::{Admission, Attributes, Operation};
 use crate::change::json_patch;
 use crate::error::{ApiError, Result};
 use crate::registry::{Registry, Target};
@@ -320,7 +322,11 @@ async fn mutation_round<'h>(
                 if !answer.allowed {
                     return Err(review::refusal(&hook.name, &answer.result));
                 }
-                match answer.patch.map(|patch| patched(request, &asked.matched, &shown, &patch)) {
+                // What is deleted, connected to or only done cannot be changed on the way.
+                let stored = matches!(request.operation, Operation::Create | Operation::Update)
+                    && own_kind(request).is_none();
+                let patch = answer.patch.filter(|_| stored);
+                match patch.map(|patch| patched(request, &asked.matched, &shown, &patch)) {
                     Some(Ok(new)) => {
                         let new_is_other = new != *object;
                         *object = new;

@@ -75,6 +75,7 @@ impl Registry {
             preconditions(target, &live, delete)?;
             let attributes = self.attributes(target, options, Operation::Delete, Some(&live));
             self.admission.validate(self, &attributes, &Value::Null)?;
+            self.admission.mutate_by_webhooks(self, &attributes, &mut Value::Null).await?;
             self.admission.validate_by_webhooks(self, &attributes, &Value::Null).await?;
 
             let (next, gone) = plan(target, &live, delete);

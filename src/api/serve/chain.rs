@@ -11,6 +11,7 @@ use tracing::error;
 use super::negotiate::Asked;
 use super::request::{Query, RequestInfo};
 use super::{Shared, answer, compress, documents, health, resources};
+use crate::admission::Notes;
 use crate::authn::{Peer, User};
 use crate::authz::{Action, Decision};
 use crate::error::{ApiError, Result};
@@ -51,7 +52,8 @@ async fn walk(
 ) -> Result<Response<Body>> {
     let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
     let peer = request.extensions_mut().remove::<Peer>().unwrap_or_default();
-    request.extensions_mut().insert(Arc::new(crate::admission::Notes::default()));
+    let notes = Arc::new(Notes::default());
+    request.extensions_mut().insert(notes.clone());
 
     let cache = &server.registry.cache;
     let user = server.authenticator.authenticate(cache, &peer, request.headers())?;
@@ -62,6 +64,15 @@ async fn walk(
         audit.and_then(|audit| audit.begin(&info, &user, as_user.as_deref(), &peer, &request));
     let user = as_user.unwrap_or(user);
     let answered = decide(server, Call { request, info, query, asked: asked.clone(), user }).await;
+    let warnings = notes.warnings();
+    let answered = if warnings.is_empty() {
+        answered
+    } else {
+        // Who is refused hears the warnings, too.
+        let mut response = answered.unwrap_or_else(|error| answer::failure(&error, &asked));
+        answer::warn(&mut response, &warnings);
+        Ok(response)
+    };
     let (Some(audit), Some(mut record)) = (audit, record) else { return answered };
     let response = answered.unwrap_or_else(|error| answer::failure(&error, &asked));
     audit.answered(&mut record, &response);

@@ -79,6 +79,7 @@ impl Kubelets {
 }
 
 pub async fn serve(server: &Shared, call: Call, target: Target) -> Result<Response<Body>> {
+    super::connect::admit(server, &call, &target).await?;
     match (target.resource.plural.as_str(), target.subresource.as_str()) {
         ("pods", "proxy") | ("services", "proxy") => to_address(server, call, &target).await,
         ("nodes", "proxy") => {

@@ -516,7 +516,6 @@ async fn create(server: &Shared, call: &Call, target: &Target) -> Result<Respons
     warnings.extend(crd::accept::create_warnings(target, &created));
     let mut response = answer::object(StatusCode::CREATED, form, target, &created, include(call)?)?;
     answer::warn(&mut response, &warnings);
-    answer::warn(&mut response, &options.notes.warnings());
     Ok(response)
 }
 
@@ -636,7 +635,6 @@ pub async fn update(server: &Shared, call: &Call, target: &Target) -> Result<Res
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = answer::object(status, form, target, &written.object, include(call)?)?;
     answer::warn(&mut response, &warnings);
-    answer::warn(&mut response, &options.notes.warnings());
     Ok(response)
 }
 
@@ -673,13 +671,11 @@ async fn delete(server: &Shared, call: &Call, target: &Target) -> Result<Respons
     let form = form(call, target)?;
     let options = write_options(call)?;
     let deleted = server.registry.delete(target, &delete_options(call)?, &options).await?;
-    let mut response = if answers_with_object(target, deleted.gone) {
-        answer::object(StatusCode::OK, form, target, &deleted.object, include(call)?)?
+    if answers_with_object(target, deleted.gone) {
+        answer::object(StatusCode::OK, form, target, &deleted.object, include(call)?)
     } else {
-        answer::plain(StatusCode::OK, form, &deleted_status(target, &deleted.object))?
-    };
-    answer::warn(&mut response, &options.notes.warnings());
-    Ok(response)
+        answer::plain(StatusCode::OK, form, &deleted_status(target, &deleted.object))
+    }
 }
 
 async fn delete_collection(

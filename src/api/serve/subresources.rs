@@ -13,6 +13,7 @@ use super::answer::Include;
 use super::chain::Call;
 use super::resources::{self, form, read_change, write_options};
 use super::{Shared, answer, proxy};
+use crate::admission::Notes;
 use crate::authn::tokens::TokenRequest;
 use crate::change::apply::{Writer, apply, update_managed_fields};
 use crate::change::scale::{show_owners, take_owners};
@@ -315,6 +316,7 @@ async fn evict(server: &Shared, call: &Call, target: &Target) -> Result<Response
     if !named.is_empty() && named != target.name {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
     }
+    super::connect::admit_object(server, call, target, options.dry_run, &body).await?;
     let pod_target = Target { subresource: String::new(), ..target.clone() };
     let pod = server.registry.get(&pod_target).await?;
     let waiting =
@@ -452,9 +454,11 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
         user: &call.user,
         dry_run: false,
         old: None,
-        notes: &crate::admission::Notes::default(),
+        notes: &call.request.extensions().get::<Arc<Notes>>().cloned().unwrap_or_default(),
     };
-    server.registry.admission.validate(&server.registry, &attributes, &body)?;
+    let admission = &server.registry.admission;
+    admission.validate(&server.registry, &attributes, &body)?;
+    admission.validate_by_webhooks(&server.registry, &attributes, &body).await?;
     let reference = body["spec"]["boundObjectRef"].clone();
     let mut bound = None;
     let mut node = None;

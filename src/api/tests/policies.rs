@@ -236,6 +236,14 @@ async fn warnings_are_headers_and_repairs_are_never_refused() {
             "299 - \"Validation failed for ValidatingAdmissionPolicy 'no' with binding 'no-all': never\""
         ]
     );
+    // A refusal by somebody else carries the warning, too.
+    let message = json!({"expression": "object.metadata.name != 'stop'", "message": "stopped"});
+    let spec =
+        json!({"matchConstraints": rules(&["CREATE"], "configmaps"), "validations": [message]});
+    policy(&server, "stop", spec).await;
+    bind(&server, "stop", json!({})).await;
+    let answer = map(&server, "stop", json!({})).await;
+    assert_eq!((answer.status, answer.warnings().len()), (422, 1));
     let path = format!("{GROUP}/validatingadmissionpolicybindings/no-all");
     let deny = json!({"spec": {"validationActions": ["Deny"]}});
     assert_eq!(ask(&server, Method::PATCH, &path, deny).await.status, 200);
@@ -369,4 +377,39 @@ async fn what_cannot_work_is_refused_when_it_is_written() {
     ] {
         assert!(message.contains(part), "{part}\nis not in\n{message}");
     }
+}
+
+#[tokio::test]
+async fn connections_are_judged_before_they_are_made() {
+    let (_dir, server) = server().await;
+    policy(
+        &server,
+        "no-shell",
+        json!({"matchConstraints": rules(&["CONNECT"], "pods/exec"),
+            "validations": [{"expression": "!('sh' in object.command)", "reason": "Forbidden",
+                "messageExpression": "request.kind.kind + ' to ' + request.name + ' with a shell'"}]}),
+    )
+    .await;
+    bind(&server, "no-shell", json!({})).await;
+    let exec = |command: &str| format!("/api/v1/namespaces/default/pods/p/exec?command={command}");
+    let answer = ask(&server, Method::POST, &exec("sh"), Value::Null).await;
+    assert_eq!(answer.status, 403, "{}", answer.message());
+    let message = answer.message();
+    assert!(message.ends_with("denied request: PodExecOptions to p with a shell"), "{message}");
+    // What is let through finds that there is no such pod.
+    assert_eq!(ask(&server, Method::POST, &exec("ls"), Value::Null).await.status, 404);
+    policy(
+        &server,
+        "stay",
+        json!({"matchConstraints": rules(&["CREATE"], "pods/eviction"),
+            "validations": [{"expression": "request.kind.group != 'policy' || object.metadata.name != request.name",
+                "message": "pods stay"}]}),
+    )
+    .await;
+    bind(&server, "stay", json!({})).await;
+    let eviction =
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
+    let path = "/api/v1/namespaces/default/pods/p/eviction";
+    let answer = ask(&server, Method::POST, path, eviction).await;
+    assert!(answer.message().ends_with("denied request: pods stay"), "{}", answer.message());
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::compile::{Expression, NAMESPACE, ParamRef, Policy, REQUEST};
 use super::matching::Matched;
 use super::operation;
-use crate::admission::Attributes;
+use crate::admission::{Attributes, Operation};
 use crate::authn::{AUTHENTICATED, User, user_info};
 use crate::authz::{Action, Authorizer, Decision};
 use crate::registry::{Registry, convert};
@@ -61,19 +61,44 @@ fn shown_namespace(namespace: &Value) -> Value {
     shown
 }
 
+/// The kind of the object of a request (group, version, kind), where that is not the
+/// resource's: a connection has options, and some subresources objects of their own.
+pub fn own_kind(request: &Attributes<'_>) -> Option<(&'static str, &'static str, &'static str)> {
+    let plural = request.resource.plural.as_str();
+    Some(match (request.operation, plural, request.subresource) {
+        (Operation::Connect, "pods", "exec") => ("", "v1", "PodExecOptions"),
+        (Operation::Connect, "pods", "attach") => ("", "v1", "PodAttachOptions"),
+        (Operation::Connect, "pods", "portforward") => ("", "v1", "PodPortForwardOptions"),
+        (Operation::Connect, "pods", _) => ("", "v1", "PodProxyOptions"),
+        (Operation::Connect, "services", _) => ("", "v1", "ServiceProxyOptions"),
+        (Operation::Connect, "nodes", _) => ("", "v1", "NodeProxyOptions"),
+        (Operation::Create, "pods", "eviction") => ("policy", "v1", "Eviction"),
+        (Operation::Create, "serviceaccounts", "token") => {
+            ("authentication.k8s.io", "v1", "TokenRequest")
+        }
+        _ => return None,
+    })
+}
+
 /// `AdmissionRequest` without the objects; what is empty is left out, as in Go's JSON.
 pub fn admission_request(request: &Attributes<'_>, matched: &Matched) -> Value {
     let resource = request.resource;
-    let kind =
-        |version: &str| json!({"group": resource.group, "version": version, "kind": resource.kind});
+    let kind = |version: &str| match own_kind(request) {
+        Some((group, version, kind)) => json!({"group": group, "version": version, "kind": kind}),
+        None => json!({"group": resource.group, "version": version, "kind": resource.kind}),
+    };
     let plural = |version: &str| json!({"group": resource.group, "version": version, "resource": resource.plural});
     let options = match operation(request) {
         "CREATE" => "CreateOptions",
         "UPDATE" => "UpdateOptions",
-        _ => "DeleteOptions",
+        "DELETE" => "DeleteOptions",
+        _ => "",
     };
-    let mut options = json!({"kind": options, "apiVersion": "meta.k8s.io/v1"});
-    if request.dry_run {
+    let mut options = match options {
+        "" => Value::Null,
+        kind => json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"}),
+    };
+    if request.dry_run && !options.is_null() {
         options["dryRun"] = json!(["All"]);
     }
     let mut out = json!({

@@ -9,7 +9,7 @@ use super::compile::{Binding, Mutation, Policy};
 use super::evaluate::{Asker, Purse, View, bind, conditions_hold, in_version, params};
 use super::matching::Matched;
 use super::{MUTATING, is_exempt, namespace_of};
-use crate::admission::Attributes;
+use crate::admission::{Attributes, Operation};
 use crate::change::{json_patch, merge_fields};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::{Registry, Target, convert};
@@ -59,7 +59,7 @@ pub fn mutate(
     object: &mut Value,
     again: bool,
 ) -> Result<bool> {
-    if is_exempt(request) || object.is_null() {
+    if is_exempt(request) || object.is_null() || request.operation == Operation::Connect {
         return Ok(false);
     }
     let hooks = registry.admission.policies.hooks(registry, MUTATING, true);
