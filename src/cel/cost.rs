@@ -56,6 +56,15 @@ struct Entries {
     value: Range,
 }
 
+impl Place<'_> {
+    fn max_size(self) -> Option<u64> {
+        match self {
+            Place::Computed => None,
+            Place::Data(decl) => decl.and_then(Decl::max_size),
+        }
+    }
+}
+
 impl Entries {
     fn union(a: Option<Self>, b: Option<Self>) -> Option<Self> {
         let (a, b) = (a?, b?);
@@ -64,8 +73,19 @@ impl Entries {
     }
 }
 
+/// Where a value stands in the data. Upstream looks sizes up by a path whose first step it
+/// takes for `self`, whatever it is: what an expression computes has no path, and the first
+/// step away from it leads to the declaration of `self`. Rules are accepted or not by that.
+#[derive(Clone, Copy)]
+enum Place<'e> {
+    /// No path.
+    Computed,
+    /// A path to this declaration, or to none that is known.
+    Data(Option<&'e Decl>),
+}
+
 struct Local<'e> {
-    decl: Option<&'e Decl>,
+    place: Place<'e>,
     size: Option<Range>,
     entries: Option<Entries>,
 }
@@ -90,7 +110,8 @@ pub(crate) fn estimate(environment: &Environment, checked: &Checked, root: &Expr
     let mut coster = Coster {
         environment,
         checked,
-        decls: HashMap::new(),
+        root: environment.find("self").map(|at| &environment.variables[at].decl),
+        places: HashMap::new(),
         sizes: HashMap::new(),
         entries: HashMap::new(),
         locals: Vec::new(),
@@ -102,8 +123,9 @@ pub(crate) fn estimate(environment: &Environment, checked: &Checked, root: &Expr
 struct Coster<'e> {
     environment: &'e Environment,
     checked: &'e Checked,
-    /// The declaration of the data a node stands for, if it is a path from a variable.
-    decls: HashMap<Id, &'e Decl>,
+    /// The declaration of `self`.
+    root: Option<&'e Decl>,
+    places: HashMap<Id, Place<'e>>,
     sizes: HashMap<Id, Range>,
     entries: HashMap<Id, Entries>,
     locals: Vec<Local<'e>>,
@@ -121,8 +143,16 @@ impl<'e> Coster<'e> {
         }
     }
 
-    fn decl(&self, expr: &Expr) -> Option<&'e Decl> {
-        self.decls.get(&expr.id).copied()
+    fn place(&self, expr: &Expr) -> Place<'e> {
+        self.places.get(&expr.id).copied().unwrap_or(Place::Computed)
+    }
+
+    /// The place one step from that of an expression.
+    fn step(&self, expr: &Expr, name: &str) -> Place<'e> {
+        Place::Data(match self.place(expr) {
+            Place::Computed => self.root,
+            Place::Data(decl) => decl.and_then(|decl| decl.step(name)),
+        })
     }
 
     fn size(&self, expr: &Expr) -> Range {
@@ -143,7 +173,7 @@ impl<'e> Coster<'e> {
             Kind::Map(entries) => return Some(fixed(entries.len() as u64)),
             _ => {}
         }
-        if let Some(max) = self.decl(expr).and_then(Decl::max_size) {
+        if let Some(max) = self.place(expr).max_size() {
             return Some(Range { min: 0, max });
         }
         if self.ty(expr).is_scalar() {
@@ -166,13 +196,14 @@ impl<'e> Coster<'e> {
     fn cost(&mut self, expr: &Expr) -> Range {
         match &self.checked.notes[expr.id] {
             Note::Local(index) => {
-                if let Some(decl) = self.locals.get(*index).and_then(|local| local.decl) {
-                    self.decls.insert(expr.id, decl);
+                if let Some(place) = self.locals.get(*index).map(|local| local.place) {
+                    self.places.insert(expr.id, place);
                 }
                 return fixed(1);
             }
             Note::Variable(index) => {
-                self.decls.insert(expr.id, &self.environment.variables[*index].decl);
+                let decl = &self.environment.variables[*index].decl;
+                self.places.insert(expr.id, Place::Data(Some(decl)));
                 return fixed(1);
             }
             Note::Composed(_) => return fixed(2),
@@ -209,9 +240,7 @@ impl<'e> Coster<'e> {
         if matches!(self.ty(operand), Type::Map(_) | Type::Object(_)) {
             sum = sum.plus(fixed(1));
         }
-        if let Some(decl) = self.decl(operand).and_then(|decl| decl.step(field)) {
-            self.decls.insert(expr.id, decl);
-        }
+        self.places.insert(expr.id, self.step(operand, field));
         sum
     }
 
@@ -259,11 +288,11 @@ impl<'e> Coster<'e> {
         if !matches!(self.ty(list), Type::List(_)) {
             return None;
         }
-        let declared = self.decl(list).and_then(|decl| decl.step("@items"));
-        if let Some(max) = declared.and_then(Decl::max_size) {
-            return Some(Range { min: 0, max });
-        }
-        Some(UNKNOWN)
+        let place = match self.place(list) {
+            Place::Computed => Place::Computed,
+            Place::Data(_) => self.step(list, "@items"),
+        };
+        Some(place.max_size().map_or(UNKNOWN, |max| Range { min: 0, max }))
     }
 
     fn function(&mut self, expr: &Expr, name: &str, target: Option<&Expr>, args: &[Expr]) -> Call {
@@ -439,10 +468,7 @@ impl<'e> Coster<'e> {
             Type::Map(_) => "@values",
             _ => return Call::of(fixed(1)),
         };
-        let decl = self.decl(container).and_then(|decl| decl.step(step));
-        if let Some(decl) = decl {
-            self.decls.insert(expr.id, decl);
-        }
+        self.places.insert(expr.id, self.step(container, step));
         let size = self.known_entries(container).map(|entries| entries.value);
         Call { cost: fixed(1), size }
     }
@@ -526,15 +552,13 @@ impl<'e> Coster<'e> {
             Some(entries) => entries.is_list,
             None => matches!(self.ty(range), Type::List(_)),
         };
-        let decl = self.decl(range);
-        let step = |name: &str| decl.and_then(|decl| decl.step(name));
         let keys = Local {
-            decl: if is_list { None } else { step("@keys") },
+            place: self.step(range, if is_list { "@indices" } else { "@keys" }),
             size: entries.map(|entries| entries.key),
             entries: None,
         };
         let values = Local {
-            decl: step(if is_list { "@items" } else { "@values" }),
+            place: self.step(range, if is_list { "@items" } else { "@values" }),
             size: entries.map(|entries| entries.value),
             entries: None,
         };
@@ -543,6 +567,18 @@ impl<'e> Coster<'e> {
             self.locals.push(values);
         } else {
             self.locals.push(if is_list { values } else { keys });
+        }
+    }
+
+    /// The size of a macro's variable over the elements of a range.
+    fn local_size(&self, index: usize, range: &Expr) -> Range {
+        let Some(local) = self.locals.get(index) else { return UNKNOWN };
+        if let Some(max) = local.place.max_size() {
+            return Range { min: 0, max };
+        }
+        match self.ty(range) {
+            Type::List(element) if element.is_scalar() => fixed(1),
+            _ => local.size.unwrap_or(UNKNOWN),
         }
     }
 
@@ -556,7 +592,10 @@ impl<'e> Coster<'e> {
         self.push_variables(&fold.range, fold.var2.is_some());
         let condition = fold.condition.as_ref().map(|condition| self.cost(condition));
         let body = self.cost(&fold.body);
-        let body_size = self.size(&fold.body);
+        let element_size = match fold.kind {
+            Macro::Filter => self.local_size(depth, &fold.range),
+            _ => self.size(&fold.body),
+        };
         self.locals.truncate(depth);
         let count = self.size(&fold.range);
         // The step when the condition holds, and when it does not.
@@ -581,9 +620,8 @@ impl<'e> Coster<'e> {
             }
             _ => {
                 self.sizes.insert(id, count);
-                let start = fixed(0);
-                let value = if fold.kind == Macro::Filter { UNKNOWN } else { body_size };
-                let entries = Entries { is_list, key: fixed(1), value: start.union(value) };
+                let value = fixed(0).union(element_size);
+                let entries = Entries { is_list, key: fixed(1), value };
                 if fold.kind != Macro::SortBy {
                     self.entries.insert(id, entries);
                 }
@@ -602,7 +640,8 @@ impl<'e> Coster<'e> {
     }
 
     fn optional_fold(&mut self, fold: &Fold, range: Range) -> Range {
-        let local = Local { decl: None, size: self.known_size(&fold.range), entries: None };
+        let size = self.known_size(&fold.range);
+        let local = Local { place: Place::Computed, size, entries: None };
         self.locals.push(local);
         let body = self.cost(&fold.body);
         self.locals.pop();

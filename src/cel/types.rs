@@ -313,7 +313,6 @@ impl Decl {
             (Shape::List { items, .. }, "@items") => Some(items),
             (Shape::Map { values }, "@values") => Some(values),
             (Shape::Map { .. }, "@keys") => Some(&MAP_KEY),
-            (Shape::Map { values }, _) if !name.starts_with('@') => Some(values),
             (Shape::Object(object), _) => object.field(name).map(|field| &field.decl),
             _ => None,
         }

@@ -300,4 +300,10 @@ fn the_estimate_follows_the_declared_sizes() {
     let item = Environment::new().variable("self", Decl::string(Some(20), None));
     assert!(cost(&item, "'item ' + self + ' does not start with x'") < 50);
     assert!(cost(&item, "isQuantity(self) && quantity(self).isGreaterThan(quantity('1Gi'))") < 50);
+    // What an expression computes has the sizes of what it was computed of.
+    let list = schema(texts(Some(10)));
+    assert!(cost(&list, "self.a.filter(x, x != '').all(y, y.startsWith('a'))") < 10_000_000);
+    assert!(cost(&list, "self.a.map(x, size(x)).all(y, y < 5)") < 1_000);
+    assert!(cost(&list, "self.a.filter(x, x != '').map(x, x + 'a').size() > 3") < 10_000_000);
+    assert!(cost(&list, "self.a.all(x, self.a.filter(y, y == x).size() == 1)") > 10_000_000);
 }
