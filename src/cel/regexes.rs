@@ -65,8 +65,9 @@ fn translate(pattern: &str) -> Result<String, String> {
                             at += 1;
                         }
                     }
-                    ('p' | 'P' | 'x', _) => out.extend(['\\', escaped]),
-                    ('a' | 'f' | 't' | 'n' | 'r' | 'v', _) => out.extend(['\\', escaped]),
+                    ('p' | 'P' | 'x' | 'a' | 'f' | 't' | 'n' | 'r' | 'v', _) => {
+                        out.extend(['\\', escaped]);
+                    }
                     ('0'..='7', _) => {
                         // Octal: up to three digits, of which the first may be zero.
                         let mut digits = String::from(escaped);
@@ -135,7 +136,6 @@ fn translate(pattern: &str) -> Result<String, String> {
                 flags(&chars[at + 2..])?;
                 out.push('(');
             }
-            ('#' | ' ', _) => out.push(c),
             _ => out.push(c),
         }
         at += 1;
