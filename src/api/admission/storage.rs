@@ -48,6 +48,8 @@ pub fn in_use_protection(_: &Registry, request: &Attributes<'_>, object: &mut Va
         "kubernetes.io/pv-protection"
     } else if request.is("", "persistentvolumeclaims") {
         "kubernetes.io/pvc-protection"
+    } else if request.is("storage.k8s.io", "volumeattributesclasses") {
+        "kubernetes.io/vac-protection"
     } else {
         return Ok(());
     };

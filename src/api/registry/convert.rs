@@ -89,6 +89,12 @@ fn event_from_core(value: &mut Value) {
             rename(map, core, new);
         }
         rename(map, "reportingComponent", "reportingController");
+        // Core writes these even when they are empty.
+        for name in ["reportingController", "reportingInstance"] {
+            if map.get(name).is_some_and(|value| value == "") {
+                map.shift_remove(name);
+            }
+        }
     }
 }
 
@@ -136,6 +142,8 @@ fn autoscaler_to_v1(value: &mut Value) {
     }
     if let Some(Value::Object(status)) = value.get_mut("status") {
         let current = status.shift_remove("currentMetrics");
+        // v1 writes a count of none; v2 leaves it out.
+        status.entry("currentReplicas").or_insert(json!(0));
         status.shift_remove("conditions");
         for metric in current.as_ref().and_then(Value::as_array).into_iter().flatten() {
             if metric["resource"]["name"] == "cpu" {
@@ -175,6 +183,12 @@ fn autoscaler_from_v1(value: &mut Value) {
     }
     if let Some(behavior) = behavior {
         spec.insert("behavior".into(), behavior);
+    }
+    if let Some(Value::Object(status)) = value.get_mut("status") {
+        if status.get("currentReplicas").is_some_and(|count| count == 0) {
+            status.shift_remove("currentReplicas");
+        }
+        status.insert("currentMetrics".into(), Value::Null);
     }
     if let Some(Value::Object(status)) = value.get_mut("status")
         && let Some(percent) = status.shift_remove("currentCPUUtilizationPercentage")
