@@ -15,6 +15,7 @@ use crate::registry::{Registry, WriteOptions};
 
 mod configuration;
 mod limits;
+mod mountable;
 mod namespace;
 mod node;
 mod pod;

@@ -126,9 +126,7 @@ impl Authenticator {
                 .token(cache, &token, &[])
                 .map(|found| Arc::new(found.0))
                 .ok_or_else(ApiError::unauthorized),
-            None if headers.contains_key(http::header::AUTHORIZATION) => {
-                Err(ApiError::unauthorized())
-            }
+            // Other schemes than a bearer's are nobody's here, and prove nothing.
             None => Ok(Arc::new(User::anonymous())),
         }
     }
@@ -170,7 +168,7 @@ fn bearer(headers: &http::HeaderMap) -> Option<String> {
 /// Another identity that `headers` ask to act as; None where they ask for none.
 ///
 /// # Errors
-/// 400-like errors of upstream for groups or extra without a user.
+/// 400 for groups, a uid or extra without a user.
 pub fn impersonated(headers: &http::HeaderMap) -> Result<Option<User>> {
     let text = |value: &http::HeaderValue| value.to_str().unwrap_or("").to_string();
     let name = headers.get("impersonate-user").map(text).unwrap_or_default();
@@ -187,7 +185,23 @@ pub fn impersonated(headers: &http::HeaderMap) -> Result<Option<User>> {
         if groups.is_empty() && uid.is_empty() && extra.is_empty() {
             return Ok(None);
         }
-        return Err(ApiError::internal("requested impersonation without impersonating a user"));
+        let uid = format!("{uid:?}");
+        let groups = match groups.as_slice() {
+            [] => "[]string(nil)".to_string(),
+            list => format!("[]string{}", braced(list)),
+        };
+        let extra = if extra.is_empty() {
+            "map[string][]string(nil)".to_string()
+        } else {
+            let entries: Vec<String> = extra
+                .iter()
+                .map(|(key, values)| format!("{key:?}:[]string{}", braced(values)))
+                .collect();
+            format!("map[string][]string{{{}}}", entries.join(", "))
+        };
+        return Err(ApiError::bad_request(format!(
+            "requested &user.DefaultInfo{{Name:\"\", UID:{uid}, Groups:{groups}, Extra:{extra}}} without impersonating a user name"
+        )));
     }
     let mut user = User { name, uid, groups, extra };
     if let Some((namespace, _)) = service_account(&user.name)
@@ -203,6 +217,12 @@ pub fn impersonated(headers: &http::HeaderMap) -> Result<Option<User>> {
         user.groups.push(AUTHENTICATED.into());
     }
     Ok(Some(user))
+}
+
+/// A list of words as Go's syntax shows it.
+fn braced(list: &[String]) -> String {
+    let words: Vec<String> = list.iter().map(|word| format!("{word:?}")).collect();
+    format!("{{{}}}", words.join(", "))
 }
 
 /// Namespace and name of a service account's user name.
@@ -230,4 +250,36 @@ pub fn user_info(user: &User) -> Value {
         info["extra"] = serde_json::json!(user.extra);
     }
     info
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> http::HeaderMap {
+        let mut out = http::HeaderMap::new();
+        for (name, value) in pairs {
+            out.append(*name, value.parse().unwrap());
+        }
+        out
+    }
+
+    #[test]
+    fn other_schemes_than_a_bearers_prove_nothing() {
+        assert_eq!(bearer(&headers(&[("authorization", "Basic YTpi")])), None);
+        assert_eq!(bearer(&headers(&[("authorization", "Bearer ")])), None);
+        assert_eq!(bearer(&headers(&[("authorization", "bearer t")])), Some("t".into()));
+    }
+
+    #[test]
+    fn whoever_acts_as_somebody_must_say_as_whom() {
+        let error = impersonated(&headers(&[("impersonate-group", "a"), ("impersonate-uid", "u")]))
+            .unwrap_err();
+        assert_eq!(error.code, 400);
+        assert_eq!(
+            error.message,
+            r#"requested &user.DefaultInfo{Name:"", UID:"u", Groups:[]string{"a"}, Extra:map[string][]string(nil)} without impersonating a user name"#
+        );
+        assert_eq!(impersonated(&headers(&[])).unwrap(), None);
+    }
 }

@@ -92,9 +92,18 @@ impl Authorizer {
         if user.is_in(MASTERS) {
             return Decision::Allow(String::new());
         }
-        if let Decision::Allow(why) = node::decide(&self.cache, user, action) {
-            return Decision::Allow(why);
+        let of_node = match node::decide(&self.cache, user, action) {
+            Decision::NoOpinion(why) => why,
+            allowed @ Decision::Allow(_) => return allowed,
+        };
+        match self.rbac.decide(user, action) {
+            // Whoever had a reason not to allow it is heard.
+            Decision::NoOpinion(why) => {
+                let reasons = [of_node, why];
+                let said = reasons.iter().filter(|why| !why.is_empty()).cloned();
+                Decision::NoOpinion(said.collect::<Vec<_>>().join("\n"))
+            }
+            allowed @ Decision::Allow(_) => allowed,
         }
-        self.rbac.decide(user, action)
     }
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Attributes, Operation};
+use super::{Attributes, Operation, mountable};
 use crate::error::Result;
 use crate::registry::Registry;
 
@@ -99,18 +99,26 @@ pub fn service_account_exists(
     request: &Attributes<'_>,
     pod: &Value,
 ) -> Result<()> {
-    if !is_new_pod(request) || is_mirror(pod) {
+    let is_debugging = request.operation == Operation::Update
+        && request.resource.group.is_empty()
+        && request.resource.plural == "pods"
+        && request.subresource == "ephemeralcontainers";
+    if !(is_new_pod(request) || is_debugging) || is_mirror(pod) {
         return Ok(());
     }
     let name = pod["spec"]["serviceAccountName"].as_str().unwrap_or("");
     let key = format!("{ACCOUNTS}{}/{name}", request.namespace);
-    if registry.cache.get(ACCOUNTS, &key).is_none() {
-        return Err(request.forbidden(format!(
+    let account = registry.cache.get(ACCOUNTS, &key);
+    match account {
+        Some(account) if mountable::is_enforced(&account.value()) => {
+            mountable::check(request, &account.value(), pod)
+        }
+        None if !is_debugging => Err(request.forbidden(format!(
             "error looking up service account {}/{name}: serviceaccount {name:?} not found",
             request.namespace
-        )));
+        ))),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn find_class(registry: &Registry, wanted: impl Fn(&Value) -> bool) -> Option<Value> {

@@ -31,6 +31,8 @@ pub fn decide(cache: &Cache, user: &Arc<User>, action: &Action) -> Decision {
         ("", "persistentvolumes") => {
             action.verb == "get" && bound_volume(cache, node, &action.name)
         }
+        // The name of another is refused whether or not that node exists.
+        ("", "nodes") if reads && !action.name.is_empty() && action.name != node => false,
         ("", "pods") if reads => pods(node, cache, action),
         ("coordination.k8s.io", "leases") => {
             action.namespace == "kube-node-lease"
@@ -52,7 +54,32 @@ pub fn decide(cache: &Cache, user: &Arc<User>, action: &Action) -> Decision {
     if allowed {
         Decision::Allow(String::new())
     } else {
-        Decision::NoOpinion(format!("no relationship found between node '{node}' and this object"))
+        Decision::NoOpinion(why_not(node, action))
+    }
+}
+
+/// What a node is told that may not, where there is more to tell than that.
+fn why_not(node: &str, action: &Action) -> String {
+    let reads = matches!(action.verb.as_str(), "get" | "list" | "watch");
+    match (action.group.as_str(), action.resource.as_str()) {
+        ("", "nodes") if action.subresource.is_empty() && reads => {
+            format!("node '{node}' cannot read '{}', only its own Node object", action.name)
+        }
+        (
+            "",
+            "secrets"
+            | "configmaps"
+            | "persistentvolumeclaims"
+            | "persistentvolumes"
+            | "serviceaccounts",
+        ) => format!("no relationship found between node '{node}' and this object"),
+        ("", "pods") if action.verb == "get" && action.subresource.is_empty() => {
+            format!("no relationship found between node '{node}' and this object")
+        }
+        ("", "pods") if matches!(action.verb.as_str(), "list" | "watch") => {
+            "can only list/watch pods with spec.nodeName field selector".into()
+        }
+        _ => String::new(),
     }
 }
 
@@ -215,6 +242,26 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_node_is_told_why_it_may_not_read() {
+        let about = |resource: &str, name: &str| {
+            let action = Action {
+                verb: "get".into(),
+                is_resource: true,
+                resource: resource.into(),
+                name: name.into(),
+                ..Action::default()
+            };
+            why_not("n", &action)
+        };
+        assert_eq!(
+            about("nodes", "other"),
+            "node 'n' cannot read 'other', only its own Node object"
+        );
+        assert_eq!(about("secrets", "s"), "no relationship found between node 'n' and this object");
+        assert_eq!(about("replicationcontrollers", "r"), "");
+    }
 
     #[test]
     fn a_pod_refers_to_what_it_mounts_and_reads() {

@@ -177,7 +177,18 @@ fn access(server: &Shared, target: &Target, spec: &Value, user: &Arc<User>) -> R
         (false, true) => {
             Action { verb: text(path, "verb"), path: text(path, "path"), ..Action::default() }
         }
-        _ => {
+        (true, true) => {
+            return Err(invalid(
+                target,
+                "spec.nonResourceAttributes",
+                format!(
+                    "Invalid value: {{\"Path\":{:?},\"Verb\":{:?}}}: cannot be specified in combination with resourceAttributes",
+                    text(path, "path"),
+                    text(path, "verb")
+                ),
+            ));
+        }
+        (false, false) => {
             return Err(invalid(
                 target,
                 "spec.resourceAttributes",
