@@ -23,6 +23,7 @@ pub mod policy;
 mod quota;
 mod runtime_class;
 mod security;
+mod signing;
 mod storage;
 mod webhook;
 
@@ -137,6 +138,9 @@ const PLUGINS: &[Plugin] = &[
     plugin("DefaultTolerationSeconds", Some(pod::default_tolerations), None),
     plugin("DefaultStorageClass", Some(storage::default_class), None),
     plugin("StorageObjectInUseProtection", Some(storage::in_use_protection), None),
+    plugin("CertificateApproval", None, Some(signing::approval)),
+    plugin("CertificateSigning", None, Some(signing::signing)),
+    plugin("CertificateSubjectRestriction", None, Some(signing::subject)),
     plugin("RuntimeClass", Some(runtime_class::merge), Some(runtime_class::validate)),
     // Policies and webhooks change the object after all others, and see it last. The plugins
     // without code here are asked by `Admission` itself.

@@ -6,6 +6,7 @@
 pub mod authority;
 pub mod files;
 pub mod jwt;
+pub mod request;
 pub mod tls;
 
 pub use authority::{Authority, Issued, Leaf};

@@ -6,7 +6,7 @@ use store::{Outcome, Write};
 
 use super::{
     CONFLICT_RETRIES_MAX, FieldValidation, Registry, Target, WriteOptions, causes, convert,
-    finalizers, metadata_mut, metadata_str, patch, set_revision,
+    finalizers, metadata_mut, metadata_str, patch, set_revision, signing,
 };
 use crate::admission::Operation;
 use crate::authz::escalation;
@@ -160,6 +160,11 @@ impl Registry {
         }
         // Who asks in vain for a change may come to own the field all the same.
         keep_other_half(&mut new, &live, target);
+        let is_request = super::create::is_signing_request(resource);
+        if is_request && !target.subresource.is_empty() {
+            let now = base::time::rfc3339(base::time::now());
+            signing::stamp(&mut new, &live, &now);
+        }
         target.normalise(&mut new);
         (rules.default)(&mut new);
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));
@@ -193,9 +198,12 @@ impl Registry {
                 errors
             }
             // Upstream looks at the metadata of all kinds before each kind does it again.
-            "" | "status" | "scale" => {
+            "" | "status" | "scale" | "approval" => {
                 let mut errors = rules.check_metadata_update(&new, &live);
                 errors.extend(rules.check_update(&new, &live));
+                if is_request && !target.subresource.is_empty() {
+                    errors.extend(signing::check(&new, &live, &target.subresource));
+                }
                 if target.subresource == "status" && resource.kind == "Pod" {
                     errors.extend(pod_parts::status(&new));
                 }
@@ -505,8 +513,11 @@ fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
         "approval" => {
             let conditions = new["status"]["conditions"].clone();
             keep_but(new, live, &[]);
+            // Who sends none takes them away, which is checked like any other change.
             if !conditions.is_null() {
                 new["status"]["conditions"] = conditions;
+            } else if let Some(status) = new.get_mut("status").and_then(Value::as_object_mut) {
+                status.shift_remove("conditions");
             }
         }
         "status" if target.resource.custom => {
