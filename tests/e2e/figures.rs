@@ -109,7 +109,8 @@ fn deployments_to_ready(cluster: &Cluster) -> Vec<Duration> {
         watcher.kill().unwrap();
         watcher.wait().unwrap();
         cluster.k(&format!("delete deployment {name}"));
-        cluster.until("get pods --no-headers", 30, |text| text.trim().is_empty());
+        // A container that is told before it listens has its whole grace.
+        cluster.until("get pods --no-headers", 60, |text| text.trim().is_empty());
     }
     times
 }

@@ -66,6 +66,7 @@ async fn approving_and_signing_need_the_signer() {
     let server = support::server(dir.path(), &["ServiceAccount"]).await;
     let made = request(&server, "a", "example.com/s", "team").await;
     assert_eq!(made.status, 201, "{}", made.message());
+    assert_eq!(made.warnings(), Vec::<String>::new());
     assert_eq!(made.json()["spec"]["username"], "admin");
 
     let parts = json!([{"apiGroups": ["certificates.k8s.io"], "verbs": ["patch", "update"],
