@@ -71,6 +71,8 @@ impl Controllers {
         tasks.spawn(deployment::run(context("deployment-controller")));
         tasks.spawn(replicaset::run_replica_sets(context("replicaset-controller")));
         tasks.spawn(replicaset::run_replication_controllers(context("replication-controller")));
+        tasks.spawn(job::run(context("job-controller")));
+        tasks.spawn(job::run_ttl(context("ttl-after-finished-controller")));
         tasks.spawn(endpoints::run_slices(context("endpointslice-controller")));
         tasks.spawn(endpoints::run_endpoints(context("endpoint-controller")));
         tasks.spawn(service_account::run(context("service-account-controller")));
@@ -95,7 +97,7 @@ impl Controllers {
 }
 
 use crate::{
-    aggregation, deployment, endpoints, garbage, namespace, node, pod_collector, replicaset,
+    aggregation, deployment, endpoints, garbage, job, namespace, node, pod_collector, replicaset,
     root_ca, service_account,
 };
 

@@ -10,6 +10,7 @@ mod endpoints;
 mod expect;
 mod garbage;
 mod harness;
+mod job;
 mod namespace;
 mod node;
 mod owner;

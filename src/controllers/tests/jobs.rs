@@ -1,0 +1,148 @@
+//! Jobs, from their creation to their end, with pods that end as the suite says.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use client::api::ListParams;
+use client::{DeleteParams, Patch};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use serde_json::{Value, json};
+use support::{Cluster, cluster, until};
+
+impl Cluster {
+    async fn create_job(&self, name: &str, mut spec: Value) {
+        spec["template"] = json!({"spec": {"restartPolicy": "Never",
+            "containers": [{"name": "main", "image": "example.com/work:1"}]}});
+        let job = json!({"metadata": {"name": name}, "spec": spec});
+        let job = serde_json::from_value(job).unwrap();
+        self.client.api::<Job>(Some("default")).create(&job).await.unwrap();
+    }
+
+    async fn pods(&self, job: &str) -> Vec<Pod> {
+        let params = ListParams::labels(format!("job-name={job}"));
+        self.client.api::<Pod>(Some("default")).list(&params).await.unwrap().items
+    }
+
+    /// Waits for pods that have not ended.
+    async fn running(&self, job: &str, count: usize) -> Vec<String> {
+        until(&format!("{job} has {count} pods"), || async {
+            let pods = self.pods(job).await;
+            let open = pods.iter().filter(|pod| {
+                let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+                phase == Some("Pending") && pod.metadata.deletion_timestamp.is_none()
+            });
+            let names: Vec<String> = open.filter_map(|pod| pod.metadata.name.clone()).collect();
+            (names.len() == count).then_some(names)
+        })
+        .await
+    }
+
+    async fn end(&self, pod: &str, phase: &str) {
+        let api = self.client.api::<Pod>(Some("default"));
+        let patch = Patch::Merge(json!({"status": {"phase": phase}}));
+        api.patch_status(pod, &patch).await.unwrap();
+    }
+
+    async fn status(&self, job: &str) -> Value {
+        let job = self.client.api::<Job>(Some("default")).get(job).await.unwrap();
+        serde_json::to_value(job.status).unwrap()
+    }
+
+    async fn until_condition(&self, job: &str, kind: &str) -> Value {
+        until(&format!("{job} is {kind}"), || async {
+            let status = self.status(job).await;
+            let held = status["conditions"].as_array().cloned().unwrap_or_default();
+            held.iter().any(|c| c["type"] == kind && c["status"] == "True").then_some(status)
+        })
+        .await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_completes_and_counts_each_pod_once() {
+    let cluster = cluster().await;
+    cluster.create_job("work", json!({"completions": 3, "parallelism": 2})).await;
+    for pod in cluster.running("work", 2).await {
+        cluster.end(&pod, "Succeeded").await;
+    }
+    let last = cluster.running("work", 1).await;
+    cluster.end(&last[0], "Succeeded").await;
+    let status = cluster.until_condition("work", "Complete").await;
+    assert_eq!(status["succeeded"], 3, "{status}");
+    assert_eq!(status["conditions"][0]["type"], "SuccessCriteriaMet");
+    assert_eq!(status["conditions"][0]["reason"], "CompletionsReached");
+    assert!(status["completionTime"].is_string() && status["active"].is_null(), "{status}");
+    let pods = cluster.pods("work").await;
+    assert_eq!(pods.len(), 3);
+    assert!(pods.iter().all(|pod| pod.metadata.finalizers.is_none()));
+    until("the events are told", || async {
+        let api = cluster.client.api::<Event>(Some("default"));
+        let events = api.list(&ListParams::default()).await.unwrap().items;
+        let of = |reason: &str| {
+            events.iter().filter(|event| event.reason.as_deref() == Some(reason)).count()
+        };
+        (of("SuccessfulCreate") == 3 && of("Completed") == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_are_told_to_pods_and_kept_in_the_status() {
+    let cluster = cluster().await;
+    let spec = json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed"});
+    cluster.create_job("parts", spec).await;
+    let pods = cluster.running("parts", 3).await;
+    let mut hosts = Vec::new();
+    for pod in cluster.pods("parts").await {
+        let spec = pod.spec.unwrap();
+        hosts.push(spec.hostname.unwrap());
+        let env = spec.containers[0].env.as_ref().unwrap();
+        assert_eq!(env[0].name, "JOB_COMPLETION_INDEX");
+    }
+    hosts.sort();
+    assert_eq!(hosts, ["parts-0", "parts-1", "parts-2"]);
+    for pod in pods {
+        cluster.end(&pod, "Succeeded").await;
+    }
+    let status = cluster.until_condition("parts", "Complete").await;
+    assert_eq!((&status["completedIndexes"], &status["succeeded"]), (&json!("0-2"), &json!(3)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_and_deleted_pods_count_against_the_limit() {
+    let cluster = cluster().await;
+    let spec = json!({"completions": 4, "parallelism": 3, "backoffLimit": 1});
+    cluster.create_job("fails", spec).await;
+    let pods = cluster.running("fails", 3).await;
+    let api = cluster.client.api::<Pod>(Some("default"));
+    api.delete(&pods[0], &DeleteParams::default()).await.unwrap();
+    until("the deleted pod counts", || async {
+        (cluster.status("fails").await["failed"] == 1).then_some(())
+    })
+    .await;
+    cluster.end(&pods[1], "Failed").await;
+    let status = cluster.until_condition("fails", "Failed").await;
+    assert_eq!(status["failed"], 3, "the last one was ended: {status}");
+    assert_eq!(status["conditions"][0]["type"], "FailureTarget");
+    assert_eq!(status["conditions"][1]["reason"], "BackoffLimitExceeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_suspended_resumed_ended_by_its_deadline_and_removed() {
+    let cluster = cluster().await;
+    let spec = json!({"suspend": true, "activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 0});
+    cluster.create_job("later", spec).await;
+    let status = cluster.until_condition("later", "Suspended").await;
+    assert!(status["startTime"].is_null(), "{status}");
+    assert!(cluster.pods("later").await.is_empty());
+    let api = cluster.client.api::<Job>(Some("default"));
+    api.patch("later", &Patch::Merge(json!({"spec": {"suspend": false}}))).await.unwrap();
+    cluster.running("later", 1).await;
+    until("the job is removed with its pods", || async {
+        let job = api.get_opt("later").await.unwrap();
+        (job.is_none() && cluster.pods("later").await.is_empty()).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,85 @@
+//! All controllers over an API server in this process, without nodes: suites play the
+//! kubelet.
+
+use std::future::Future;
+use std::time::Duration;
+
+use api::authn::{MASTERS, User};
+use api::serve::{Shared as Server, Version};
+use base::drain::Trigger;
+use client::{Client, Shared};
+use store::backend::sqlite::Sqlite;
+
+pub struct Cluster {
+    pub client: Client,
+    _trigger: Trigger,
+    _controllers: controllers::Controllers,
+    _dir: tempfile::TempDir,
+}
+
+async fn server(dir: &std::path::Path) -> Server {
+    let config = api::Config {
+        store: std::sync::Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
+        service_network: "10.43.0.0/16".parse().unwrap(),
+        node_ports: 30000..=32767,
+        issuer: "https://kubernetes.default.svc".into(),
+        signing_key: pki::files::signing_key(&dir.join("key")).unwrap(),
+        token_file: None,
+        disabled_admission: Vec::new(),
+        audit: None,
+        kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
+        advertise: "127.0.0.1:6443".into(),
+        version: Version {
+            git: "v1.36.2".into(),
+            major: "1",
+            minor: "36",
+            commit: "c".into(),
+            built: "b".into(),
+        },
+    };
+    let server = api::build(config).await.unwrap();
+    let advertised = api::bootstrap::Advertised {
+        address: "192.0.2.1".parse().unwrap(),
+        port: 6443,
+        service: "10.43.0.1".parse().unwrap(),
+    };
+    api::bootstrap::run(&server, advertised).await.unwrap();
+    server
+}
+
+pub async fn cluster() -> Cluster {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let (trigger, drain) = base::drain::channel();
+    let client_of = |user: &str, groups: &[&str]| {
+        api::serve::in_process::client(&server, User::new(user, groups), "suite")
+    };
+    let reader = client_of("system:kube-controller-manager", &[]);
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+    let controllers = controllers::Controllers::start(
+        &Shared::new(reader, drain.clone()),
+        |name| client_of(&format!("system:serviceaccount:kube-system:{name}"), &groups),
+        controllers::Config::default(),
+        &drain,
+    );
+    Cluster {
+        client: client_of("admin", &[MASTERS]),
+        _trigger: trigger,
+        _controllers: controllers,
+        _dir: dir,
+    }
+}
+
+/// Asks until there is an answer.
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let wait = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(30), wait).await;
+    answer.unwrap_or_else(|_| panic!("waited too long until {what}"))
+}
