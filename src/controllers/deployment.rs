@@ -5,9 +5,9 @@
 
 mod plan;
 mod revision;
-mod scale;
+pub(crate) mod scale;
 mod status;
-mod template;
+pub(crate) mod template;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -68,6 +68,7 @@ impl Controllers {
                 name,
             }
         };
+        tasks.spawn(daemonset::run(context("daemon-set-controller")));
         tasks.spawn(deployment::run(context("deployment-controller")));
         tasks.spawn(replicaset::run_replica_sets(context("replicaset-controller")));
         tasks.spawn(replicaset::run_replication_controllers(context("replication-controller")));
@@ -97,8 +98,8 @@ impl Controllers {
 }
 
 use crate::{
-    aggregation, deployment, endpoints, garbage, job, namespace, node, pod_collector, replicaset,
-    root_ca, service_account,
+    aggregation, daemonset, deployment, endpoints, garbage, job, namespace, node, pod_collector,
+    replicaset, root_ca, service_account,
 };
 
 /// A request that failed, and what it was for.

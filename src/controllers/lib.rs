@@ -4,6 +4,7 @@
 //! repeated. They meet only through API objects.
 
 mod aggregation;
+mod daemonset;
 mod deployment;
 mod discovery;
 mod endpoints;

@@ -2,7 +2,7 @@
 
 mod ipam;
 mod lifecycle;
-mod plan;
+pub(crate) mod plan;
 
 pub use ipam::run as run_ipam;
 pub use lifecycle::run as run_lifecycle;

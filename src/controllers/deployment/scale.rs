@@ -42,7 +42,7 @@ impl Limits {
     }
 }
 
-fn part(value: &IntOrString, of: i32, round_up: bool) -> i32 {
+pub fn part(value: &IntOrString, of: i32, round_up: bool) -> i32 {
     match value {
         IntOrString::Int(number) => *number,
         IntOrString::String(text) => {

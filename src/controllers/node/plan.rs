@@ -98,7 +98,7 @@ pub fn stay(pod: &Pod, taints: &[Taint], now: i64) -> Stay {
     }
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let given = |text: &Option<String>| text.clone().unwrap_or_default();
     let (effect, key) = (given(&toleration.effect), given(&toleration.key));
     (effect.is_empty() || effect == taint.effect)

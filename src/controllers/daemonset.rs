@@ -1,0 +1,333 @@
+//! Keeps one pod of a DaemonSet on every node that it is for.
+//!
+//! `plan.rs` decides, `node.rs` knows the nodes, `history.rs` the revisions; here is the
+//! applying.
+
+mod history;
+mod node;
+mod plan;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::cache::{Cache, Key, key_of};
+use client::recorder::reference;
+use client::{DeleteParams, Patch, Queue};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::expect::Expectations;
+use crate::harness::{Context, Doing, Failed, Outcome, Settled};
+use crate::owner::{self, controller_of, name, namespace, uid};
+use crate::pod;
+use plan::{Held, plan};
+
+const WORKERS: usize = 2;
+/// Pods created or deleted by one sync; the rest follows in the next.
+const BURST: usize = 250;
+/// Between deletions of finished pods of one node: from, to.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(900));
+
+pub async fn run(context: Context) {
+    let pods = context.shared.cache::<Pod>();
+    pods.add_index(owner::BY_CONTROLLER, owner::by_controller);
+    pods.add_index(owner::ORPHANS, owner::orphans);
+    let history = context.shared.cache::<ControllerRevision>();
+    history.add_index(owner::BY_CONTROLLER, owner::by_controller);
+    let me = Arc::new(Controller {
+        queue: Queue::new(),
+        sets: context.shared.cache(),
+        nodes: context.shared.cache(),
+        pods,
+        history,
+        expected: Expectations::default(),
+        failures: Mutex::default(),
+        context,
+    });
+    me.run().await;
+}
+
+struct Controller {
+    context: Context,
+    queue: Queue<Key>,
+    sets: Cache<DaemonSet>,
+    nodes: Cache<Node>,
+    pods: Cache<Pod>,
+    history: Cache<ControllerRevision>,
+    expected: Expectations,
+    /// By set and node: when a finished pod was deleted, and how long the next one waits.
+    failures: Mutex<HashMap<(String, String), (Instant, Duration)>>,
+}
+
+impl Controller {
+    async fn run(self: Arc<Self>) {
+        let synced = async {
+            self.sets.synced().await;
+            self.nodes.synced().await;
+            self.pods.synced().await;
+            self.history.synced().await;
+        };
+        if self.context.drain.until(synced).await.is_none() {
+            return;
+        }
+        let me = self.clone();
+        self.sets.on_change(move |old, new| {
+            for set in [old, new].into_iter().flatten() {
+                me.queue.add(key_of(&**set));
+            }
+        });
+        let me = self.clone();
+        self.nodes.on_change(move |old, new| {
+            let facts = |n: Option<&Arc<Node>>| {
+                n.map(|n| (n.metadata.labels.clone(), node_taints(n), n.metadata.uid.clone()))
+            };
+            if facts(old) != facts(new) {
+                for set in me.sets.list() {
+                    me.queue.add(key_of(&*set));
+                }
+            }
+        });
+        let me = self.clone();
+        self.pods.on_change(move |old, new| me.pod_changed(old, new));
+        let me = self.clone();
+        self.history.on_change(move |old, new| {
+            for one in [old, new].into_iter().flatten() {
+                me.wake_owner(&one.metadata);
+            }
+        });
+        self.context.work(&self.queue, WORKERS, |key| self.sync(key)).await;
+    }
+
+    fn wake_owner(&self, meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) {
+        if let Some(owner) = controller_of(meta).filter(|o| o.kind == "DaemonSet") {
+            self.queue.add((namespace(meta).to_string(), owner.name.clone()));
+        }
+    }
+
+    fn pod_changed(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
+        if let Some(new) = new {
+            self.expected.saw(uid(&new.metadata));
+        }
+        if let Some(old) = old
+            && new.is_none_or(|new| new.metadata.uid != old.metadata.uid)
+        {
+            self.expected.gone(uid(&old.metadata));
+        }
+        for pod in [old, new].into_iter().flatten() {
+            self.wake_owner(&pod.metadata);
+        }
+        let Some(pod) = new.filter(|p| controller_of(&p.metadata).is_none()) else { return };
+        for set in self.sets.list_in(namespace(&pod.metadata)) {
+            if selector(&set).matches_map(pod.metadata.labels.as_ref()) {
+                self.queue.add(key_of(&*set));
+            }
+        }
+    }
+
+    async fn sync(&self, key: Key) -> Outcome {
+        let Some(set) = self.sets.get(&key.0, &key.1) else {
+            return Ok(());
+        };
+        if set.metadata.deletion_timestamp.is_some() || selector(&set).is_everything() {
+            return Ok(());
+        }
+        let pods = self.claim(&set).await?;
+        let Some(hash) = self.revision(&set).await? else { return Ok(()) };
+        let held = |pod: Arc<Pod>| {
+            let going = pod.metadata.deletion_timestamp.is_some()
+                || self.expected.deleted(uid(&pod.metadata));
+            Held { pod, going }
+        };
+        let held: Vec<Held> = pods.into_iter().map(held).collect();
+        let now = base::time::now().as_second();
+        let plan = plan(&set, &self.nodes.list(), &held, &hash, now);
+        if let Some(seconds) = plan.look_again_in {
+            self.queue.add_after(key.clone(), Duration::from_secs(seconds.max(1) as u64));
+        }
+        let mut done = Ok(());
+        if self.expected.are_met(&key, &self.queue) {
+            let finished = plan.finished.iter().filter(|pod| self.may_retry(&key, &set, pod));
+            for pod in plan.delete.iter().chain(finished).take(BURST) {
+                done = self.delete(&set, pod).await.and(done);
+            }
+            for node in plan.create.iter().take(BURST) {
+                if done.is_ok() {
+                    done = self.create(&set, &key, node, &hash).await;
+                }
+            }
+        }
+        let api = self.context.client.api::<DaemonSet>(Some(&key.0));
+        let held_status = serde_json::to_value(&set.status).unwrap_or_default();
+        let same = |(field, value): (&String, &serde_json::Value)| {
+            held_status.get(field).unwrap_or(&json!(0)) == value
+        };
+        if !plan.status.as_object().is_some_and(|s| s.iter().all(same)) {
+            let patch = json!({"metadata": {"uid": set.metadata.uid}, "status": plan.status});
+            let answer = api.merge(&key.1, "status", &patch).await;
+            answer.doing(|| "write the status".into()).or_gone()?;
+        }
+        done?;
+        let used: Vec<&str> = held
+            .iter()
+            .filter_map(|h| h.pod.metadata.labels.as_ref()?.get(plan::HASH))
+            .map(String::as_str)
+            .chain([hash.as_str()])
+            .collect();
+        let limit = set.spec.as_ref().and_then(|s| s.revision_history_limit).unwrap_or(10);
+        let all = self.history.indexed(owner::BY_CONTROLLER, uid(&set.metadata));
+        let api = self.context.client.api::<ControllerRevision>(Some(&key.0));
+        for old in history::surplus(all, &used, limit.max(0) as usize) {
+            let params = DeleteParams::uid(uid(&old.metadata));
+            let answer = api.delete(name(&old.metadata), &params).await;
+            answer.doing(|| "delete a revision".into()).or_gone()?;
+        }
+        Ok(())
+    }
+
+    /// The hash of the present template's revision; None if the set's own change will
+    /// wake us.
+    async fn revision(&self, set: &DaemonSet) -> Result<Option<String>, Failed> {
+        let all = self.history.indexed(owner::BY_CONTROLLER, uid(&set.metadata));
+        let api = self.context.client.api::<ControllerRevision>(Some(namespace(&set.metadata)));
+        let next = history::next(&all);
+        if let Some(held) = all.iter().find(|r| history::is_of(r, set)) {
+            if held.revision + 1 < next {
+                let patch = Patch::Strategic(json!({"revision": next}));
+                let answer = api.patch(name(&held.metadata), &patch).await;
+                answer.doing(|| "renumber a revision".into())?;
+            }
+            return Ok(Some(history::hash_of(held).to_string()));
+        }
+        let new = history::new(set, next);
+        match api.create(&new).await {
+            Ok(made) => Ok(Some(history::hash_of(&made).to_string())),
+            Err(err) if err.is_already_exists() => {
+                let live = api.get_opt(name(&new.metadata)).await;
+                let live = live.doing(|| "read a revision".into())?;
+                let ours = |r: &ControllerRevision| {
+                    history::is_of(r, set)
+                        && controller_of(&r.metadata).is_some_and(|o| o.uid == uid(&set.metadata))
+                };
+                if live.as_ref().is_some_and(ours) {
+                    return Ok(Some(history::hash_of(&new).to_string()));
+                }
+                let count = set.status.as_ref().and_then(|s| s.collision_count).unwrap_or(0) + 1;
+                let sets = self.context.client.api::<DaemonSet>(Some(namespace(&set.metadata)));
+                let patch = json!({"metadata": {"uid": set.metadata.uid},
+                    "status": {"collisionCount": count}});
+                let answer = sets.merge(name(&set.metadata), "status", &patch).await;
+                answer.doing(|| "count a collision".into()).or_gone()?;
+                Ok(None)
+            }
+            Err(err) => Err(err).doing(|| "create a revision".into()),
+        }
+    }
+
+    async fn claim(&self, set: &DaemonSet) -> Result<Vec<Arc<Pod>>, Failed> {
+        let (selector, meta) = (selector(set), &set.metadata);
+        let api = self.context.client.api::<Pod>(Some(namespace(meta)));
+        let mut mine = Vec::new();
+        for pod in self.pods.indexed(owner::BY_CONTROLLER, uid(meta)) {
+            if selector.matches_map(pod.metadata.labels.as_ref()) {
+                mine.push(pod);
+                continue;
+            }
+            let patch = json!({"metadata": {"uid": pod.metadata.uid, "ownerReferences": [
+                {"$patch": "delete", "uid": meta.uid}]}});
+            let answer = api.patch(name(&pod.metadata), &Patch::Strategic(patch)).await;
+            answer.doing(|| "release a pod".into()).or_gone()?;
+        }
+        let mut orphans = self.pods.indexed(owner::ORPHANS, namespace(meta));
+        orphans.retain(|p| selector.matches_map(p.metadata.labels.as_ref()) && pod::is_active(p));
+        if orphans.is_empty() {
+            return Ok(mine);
+        }
+        let sets = self.context.client.api::<DaemonSet>(Some(namespace(meta)));
+        let live = sets.get_opt(name(meta)).await.doing(|| "look whether it may adopt".into())?;
+        let may = live
+            .is_some_and(|l| l.metadata.uid == meta.uid && l.metadata.deletion_timestamp.is_none());
+        for pod in orphans.into_iter().filter(|_| may) {
+            let patch = json!({"metadata": {"uid": pod.metadata.uid,
+                "ownerReferences": [owner::reference_to(set)]}});
+            match api.patch(name(&pod.metadata), &Patch::Strategic(patch)).await {
+                Ok(_) => mine.push(pod),
+                Err(err) if err.is_not_found() || err.code() == 422 => {}
+                Err(err) => return Err(err).doing(|| "adopt a pod".into()),
+            }
+        }
+        Ok(mine)
+    }
+
+    fn may_retry(&self, key: &Key, set: &DaemonSet, pod: &Pod) -> bool {
+        let mut failures = self.failures.lock();
+        failures.retain(|_, (at, _)| at.elapsed() < BACK_OFF.1 * 2);
+        let of = (uid(&set.metadata).to_string(), pod::node(pod).to_string());
+        let wait = failures.get(&of).map(|(at, wait)| (wait.saturating_sub(at.elapsed()), *wait));
+        if let Some((left, _)) = wait.filter(|(left, _)| !left.is_zero()) {
+            self.queue.add_after(key.clone(), left);
+            return false;
+        }
+        let next = wait.map_or(BACK_OFF.0, |(_, wait)| (wait * 2).min(BACK_OFF.1));
+        failures.insert(of, (Instant::now(), next));
+        let text = format!(
+            "Found failed daemon pod {}/{} on node {}, will try to kill it",
+            key.0,
+            name(&pod.metadata),
+            pod::node(pod)
+        );
+        self.context.recorder.warning(&reference(set), "FailedDaemonPod", text);
+        true
+    }
+
+    async fn create(&self, set: &DaemonSet, key: &Key, node: &str, hash: &str) -> Outcome {
+        let creating = self.expected.creating(key);
+        let api = self.context.client.api::<Pod>(Some(&key.0));
+        match api.create(&node::new_pod(set, node, hash)).await {
+            Ok(made) => {
+                creating.made(uid(&made.metadata));
+                let text = format!("Created pod: {}", name(&made.metadata));
+                self.context.recorder.normal(&reference(set), "SuccessfulCreate", text);
+                Ok(())
+            }
+            Err(err) => {
+                if !err.is_namespace_terminating() {
+                    let text = format!("Error creating: {err}");
+                    self.context.recorder.warning(&reference(set), "FailedCreate", text);
+                }
+                Err(err).doing(|| "create a pod".into())
+            }
+        }
+    }
+
+    async fn delete(&self, set: &DaemonSet, pod: &Pod) -> Outcome {
+        let meta = &pod.metadata;
+        let api = self.context.client.api::<Pod>(meta.namespace.as_deref());
+        self.expected.deleting(uid(meta));
+        match api.delete(name(meta), &DeleteParams::uid(uid(meta))).await {
+            Ok(()) => {
+                let text = format!("Deleted pod: {}", name(meta));
+                self.context.recorder.normal(&reference(set), "SuccessfulDelete", text);
+                Ok(())
+            }
+            Err(err) => {
+                self.expected.gone(uid(meta));
+                if err.is_not_found() || err.code() == 409 {
+                    return Ok(());
+                }
+                Err(err).doing(|| format!("delete pod {}", name(meta)))
+            }
+        }
+    }
+}
+
+fn node_taints(node: &Node) -> Vec<k8s_openapi::api::core::v1::Taint> {
+    crate::node::plan::taints_of(node).to_vec()
+}
+
+fn selector(set: &DaemonSet) -> kinds::meta::LabelSelector {
+    client::labels::selector(set.spec.as_ref().map(|s| &s.selector))
+}

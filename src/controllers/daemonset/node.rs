@@ -1,0 +1,135 @@
+//! Where a set's pods may run, and the pod for one node. Pure.
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, PodTemplateSpec,
+    Toleration,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kinds::meta::selector::{Operator, Requirement};
+
+use super::plan::HASH;
+use crate::node::plan::{taints_of, tolerates};
+use crate::owner::{self, annotation, name};
+
+const TOLERATED: [(&str, &str); 6] = [
+    ("not-ready", "NoExecute"),
+    ("unreachable", "NoExecute"),
+    ("disk-pressure", "NoSchedule"),
+    ("memory-pressure", "NoSchedule"),
+    ("pid-pressure", "NoSchedule"),
+    ("unschedulable", "NoSchedule"),
+];
+
+fn tolerations(spec: &PodSpec) -> Vec<Toleration> {
+    let mut all = spec.tolerations.clone().unwrap_or_default();
+    let network = ("network-unavailable", "NoSchedule");
+    let host = spec.host_network.unwrap_or(false).then_some(network);
+    for (key, effect) in TOLERATED.into_iter().chain(host) {
+        let one = Toleration {
+            key: Some(format!("node.kubernetes.io/{key}")),
+            operator: Some("Exists".into()),
+            effect: Some(effect.into()),
+            ..Toleration::default()
+        };
+        if !all.contains(&one) {
+            all.push(one);
+        }
+    }
+    all
+}
+
+fn required(spec: &PodSpec) -> Option<&NodeSelector> {
+    let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+    affinity.required_during_scheduling_ignored_during_execution.as_ref()
+}
+
+/// Whether a pod belongs on the node, and whether one that is there may stay.
+pub fn should_run(template: &PodTemplateSpec, node: &Node) -> (bool, bool) {
+    let spec = template.spec.clone().unwrap_or_default();
+    let node_name = name(&node.metadata);
+    let label = |key: &str| node.metadata.labels.as_ref()?.get(key).map(String::as_str);
+    let named = spec.node_name.as_deref().is_none_or(|n| n.is_empty() || n == node_name);
+    let selected = spec.node_selector.iter().flatten().all(|(k, v)| label(k) == Some(v));
+    let term = |term: &NodeSelectorTerm| {
+        let labels = term.match_expressions.as_deref().unwrap_or_default();
+        let fields = term.match_fields.as_deref().unwrap_or_default();
+        !(labels.is_empty() && fields.is_empty())
+            && labels.iter().all(|e| holds(e, label(&e.key)))
+            && fields.iter().all(|f| f.key == "metadata.name" && holds(f, Some(node_name)))
+    };
+    if !named
+        || !selected
+        || required(&spec).is_some_and(|s| !s.node_selector_terms.iter().any(term))
+    {
+        return (false, false);
+    }
+    let tolerations = tolerations(&spec);
+    let against = |effect: &str| {
+        let mut taints = taints_of(node).iter().filter(|t| t.effect == effect);
+        taints.any(|taint| !tolerations.iter().any(|t| tolerates(t, taint)))
+    };
+    let evicted = against("NoExecute");
+    (!evicted && !against("NoSchedule"), !evicted)
+}
+
+fn holds(expression: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let operator = match expression.operator.as_str() {
+        "In" => Operator::In,
+        "NotIn" => Operator::NotIn,
+        "Exists" => Operator::Exists,
+        "DoesNotExist" => Operator::DoesNotExist,
+        "Gt" => Operator::GreaterThan,
+        "Lt" => Operator::LessThan,
+        _ => return false,
+    };
+    let values = expression.values.iter().flatten().cloned().collect();
+    Requirement { key: String::new(), operator, values }.holds(value)
+}
+
+/// The node that a pod is on or made for.
+pub fn target(pod: &Pod) -> Option<&str> {
+    let spec = pod.spec.as_ref()?;
+    if let Some(node) = spec.node_name.as_deref().filter(|n| !n.is_empty()) {
+        return Some(node);
+    }
+    let fields =
+        required(spec)?.node_selector_terms.iter().flat_map(|t| t.match_fields.iter().flatten());
+    let mut named = fields.filter(|f| f.key == "metadata.name" && f.operator == "In");
+    named.next()?.values.as_ref()?.first().map(String::as_str)
+}
+
+pub fn new_pod(set: &DaemonSet, node: &str, hash: &str) -> Pod {
+    let template = set.spec.clone().unwrap_or_default().template;
+    let given = template.metadata.unwrap_or_default();
+    let mut labels = given.labels.unwrap_or_default();
+    labels.insert(HASH.into(), hash.into());
+    if let Some(generation) = annotation(&set.metadata, "deprecated.daemonset.template.generation")
+    {
+        labels.insert("pod-template-generation".into(), generation.into());
+    }
+    let mut spec = template.spec.unwrap_or_default();
+    spec.tolerations = Some(tolerations(&spec));
+    let field = NodeSelectorRequirement {
+        key: "metadata.name".into(),
+        operator: "In".into(),
+        values: Some(vec![node.into()]),
+    };
+    let term = NodeSelectorTerm { match_fields: Some(vec![field]), match_expressions: None };
+    let affinity = spec.affinity.get_or_insert_default().node_affinity.get_or_insert_default();
+    affinity.required_during_scheduling_ignored_during_execution =
+        Some(NodeSelector { node_selector_terms: vec![term] });
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}-", name(&set.metadata))),
+            namespace: set.metadata.namespace.clone(),
+            labels: Some(labels),
+            annotations: given.annotations,
+            finalizers: given.finalizers,
+            owner_references: Some(vec![owner::reference_to(set)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+        status: None,
+    }
+}
