@@ -225,11 +225,21 @@ pub enum Patch {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+#[serde(bound(deserialize = "K: Deserialize<'de>"))]
 pub struct ObjectList<K> {
     #[serde(default)]
     pub metadata: ListMeta,
-    #[serde(default = "Vec::new")]
+    /// Servers written in Go say null where there is nothing.
+    #[serde(default = "Vec::new", deserialize_with = "list_or_null")]
     pub items: Vec<K>,
+}
+
+fn list_or_null<'de, D, K>(deserializer: D) -> std::result::Result<Vec<K>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    K: Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Debug)]
@@ -621,4 +631,17 @@ fn events<K: DeserializeOwned>(
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_nothing_may_be_null() {
+        for (text, count) in [("{}", 0), (r#"{"items": null}"#, 0), (r#"{"items": [1]}"#, 1)] {
+            let list: ObjectList<i64> = serde_json::from_str(text).unwrap();
+            assert_eq!(list.items.len(), count, "{text}");
+        }
+    }
 }

@@ -129,7 +129,13 @@ impl Collector {
             let both = drain.until(self.context.drain.until(round)).await;
             let Some(Some(result)) = both else { return };
             if let Err(err) = result {
-                debug!(resource = %resource.plural, error = %chain(&err), "watch ended");
+                match err {
+                    // What cannot be read now cannot be read later either.
+                    client::Error::Decode(_) => {
+                        warn!(resource = %resource.plural, error = %chain(&err), "watch ended");
+                    }
+                    _ => debug!(resource = %resource.plural, error = %chain(&err), "watch ended"),
+                }
                 if err.code() != 0 {
                     version = None;
                 }
