@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tracing::error;
 
 use crate::admission::Notes;
+use crate::authn::impersonation::ActsAs;
 use crate::authn::{Peer, User, user_info};
 use crate::serve::request::RequestInfo;
 
@@ -180,12 +181,12 @@ impl Audit {
         &self,
         info: &RequestInfo,
         user: &User,
-        as_user: Option<&User>,
+        acts_as: Option<&ActsAs>,
         peer: &Peer,
         request: &http::Request<bytes::Bytes>,
     ) -> Option<Record> {
-        let rule =
-            self.policy.rules.iter().find(|rule| rule.matches(info, as_user.unwrap_or(user)))?;
+        let shown_user = acts_as.map_or(user, |acts_as| &acts_as.user);
+        let rule = self.policy.rules.iter().find(|rule| rule.matches(info, shown_user))?;
         if rule.level == Level::None {
             return None;
         }
@@ -201,8 +202,12 @@ impl Audit {
             "verb": info.verb, "user": user_info(user), "sourceIPs": [address],
             "userAgent": text("user-agent"),
         });
-        if let Some(as_user) = as_user {
-            event["impersonatedUser"] = user_info(as_user);
+        if let Some(acts_as) = acts_as {
+            event["impersonatedUser"] = user_info(&acts_as.user);
+            if !acts_as.constraint.is_empty() {
+                event["authenticationMetadata"] =
+                    json!({"impersonationConstraint": acts_as.constraint});
+            }
         }
         if info.is_resource {
             let mut reference = json!({});

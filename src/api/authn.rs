@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::cache::Cache;
 use crate::error::{ApiError, Result};
 
+pub mod impersonation;
 pub mod tokens;
 
 pub use tokens::ServiceAccountTokens;
@@ -165,66 +166,6 @@ fn bearer(headers: &http::HeaderMap) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Another identity that `headers` ask to act as; None where they ask for none.
-///
-/// # Errors
-/// 400 for groups, a uid or extra without a user.
-pub fn impersonated(headers: &http::HeaderMap) -> Result<Option<User>> {
-    let text = |value: &http::HeaderValue| value.to_str().unwrap_or("").to_string();
-    let name = headers.get("impersonate-user").map(text).unwrap_or_default();
-    let groups: Vec<String> = headers.get_all("impersonate-group").iter().map(text).collect();
-    let uid = headers.get("impersonate-uid").map(text).unwrap_or_default();
-    let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (header, value) in headers {
-        if let Some(key) = header.as_str().strip_prefix("impersonate-extra-") {
-            let key = crate::serve::request::decode(key, false).to_lowercase();
-            extra.entry(key).or_default().push(text(value));
-        }
-    }
-    if name.is_empty() {
-        if groups.is_empty() && uid.is_empty() && extra.is_empty() {
-            return Ok(None);
-        }
-        let uid = format!("{uid:?}");
-        let groups = match groups.as_slice() {
-            [] => "[]string(nil)".to_string(),
-            list => format!("[]string{}", braced(list)),
-        };
-        let extra = if extra.is_empty() {
-            "map[string][]string(nil)".to_string()
-        } else {
-            let entries: Vec<String> = extra
-                .iter()
-                .map(|(key, values)| format!("{key:?}:[]string{}", braced(values)))
-                .collect();
-            format!("map[string][]string{{{}}}", entries.join(", "))
-        };
-        return Err(ApiError::bad_request(format!(
-            "requested &user.DefaultInfo{{Name:\"\", UID:{uid}, Groups:{groups}, Extra:{extra}}} without impersonating a user name"
-        )));
-    }
-    let mut user = User { name, uid, groups, extra };
-    if let Some((namespace, _)) = service_account(&user.name)
-        && user.groups.is_empty()
-    {
-        user.groups = service_account_groups(namespace);
-    }
-    if user.name == ANONYMOUS {
-        if !user.is_in(UNAUTHENTICATED) {
-            user.groups.push(UNAUTHENTICATED.into());
-        }
-    } else if !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
-        user.groups.push(AUTHENTICATED.into());
-    }
-    Ok(Some(user))
-}
-
-/// A list of words as Go's syntax shows it.
-fn braced(list: &[String]) -> String {
-    let words: Vec<String> = list.iter().map(|word| format!("{word:?}")).collect();
-    format!("{{{}}}", words.join(", "))
-}
-
 /// Namespace and name of a service account's user name.
 pub fn service_account(user: &str) -> Option<(&str, &str)> {
     user.strip_prefix("system:serviceaccount:")?.split_once(':')
@@ -269,17 +210,5 @@ mod tests {
         assert_eq!(bearer(&headers(&[("authorization", "Basic YTpi")])), None);
         assert_eq!(bearer(&headers(&[("authorization", "Bearer ")])), None);
         assert_eq!(bearer(&headers(&[("authorization", "bearer t")])), Some("t".into()));
-    }
-
-    #[test]
-    fn whoever_acts_as_somebody_must_say_as_whom() {
-        let error = impersonated(&headers(&[("impersonate-group", "a"), ("impersonate-uid", "u")]))
-            .unwrap_err();
-        assert_eq!(error.code, 400);
-        assert_eq!(
-            error.message,
-            r#"requested &user.DefaultInfo{Name:"", UID:"u", Groups:[]string{"a"}, Extra:map[string][]string(nil)} without impersonating a user name"#
-        );
-        assert_eq!(impersonated(&headers(&[])).unwrap(), None);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::authn::{MASTERS, User};
 use crate::cache::Cache;
-use crate::serve::request::RequestInfo;
+use crate::serve::request::{Query, RequestInfo};
 
 pub mod escalation;
 pub mod node;
@@ -28,8 +28,9 @@ pub struct Action {
 }
 
 impl Action {
-    pub fn of(info: &RequestInfo, field_selector: &str) -> Self {
-        Self {
+    pub fn of(info: &RequestInfo, query: &Query) -> Self {
+        let field_selector = query.get("fieldSelector").unwrap_or("");
+        let mut action = Self {
             verb: info.verb.to_string(),
             is_resource: info.is_resource,
             group: info.group.clone(),
@@ -40,7 +41,16 @@ impl Action {
             name: info.name.clone(),
             path: info.path.clone(),
             field_selector: field_selector.to_string(),
+        };
+        if action.name.is_empty()
+            && ["deletecollection", "list", "watch"].contains(&info.verb)
+            && let Some(name) = field_selector.strip_prefix("metadata.name=")
+            && !name.contains(',')
+        {
+            // A watch or list of one name may be allowed by name.
+            action.name = name.trim_start_matches('=').to_string();
         }
+        action
     }
 
     /// `User "alice" cannot list resource "pods" in API group "" in the namespace "d"`.

@@ -12,6 +12,7 @@ use super::negotiate::Asked;
 use super::request::{Query, RequestInfo};
 use super::{Shared, answer, compress, documents, health, resources};
 use crate::admission::Notes;
+use crate::authn::impersonation::{self, ActsAs, Check};
 use crate::authn::{Peer, User};
 use crate::authz::{Action, Decision};
 use crate::error::{ApiError, Result};
@@ -57,12 +58,12 @@ async fn walk(
 
     let cache = &server.registry.cache;
     let user = server.authenticator.authenticate(cache, &peer, request.headers())?;
-    let as_user = impersonate(server, &user, request.headers())?;
+    let as_user = impersonate(server, &user, request.headers(), || Action::of(&info, &query))?;
 
     let audit = server.audit.as_ref();
     let record =
-        audit.and_then(|audit| audit.begin(&info, &user, as_user.as_deref(), &peer, &request));
-    let user = as_user.unwrap_or(user);
+        audit.and_then(|audit| audit.begin(&info, &user, as_user.as_ref(), &peer, &request));
+    let user = as_user.map_or(user, |acts_as| acts_as.user);
     let answered = decide(server, Call { request, info, query, asked: asked.clone(), user }).await;
     let warnings = notes.warnings();
     let answered = if warnings.is_empty() {
@@ -82,17 +83,7 @@ async fn walk(
 /// Whether, and what.
 async fn decide(server: &Shared, call: Call) -> Result<Response<Body>> {
     let Call { info, query, .. } = &call;
-    let mut action = Action::of(info, query.get("fieldSelector").unwrap_or(""));
-    if action.verb == "deletecollection" || action.verb == "list" || action.verb == "watch" {
-        // A watch or list of one name may be allowed by name.
-        if let Some(name) = query
-            .get("fieldSelector")
-            .and_then(|selector| selector.strip_prefix("metadata.name="))
-            .filter(|name| !name.contains(',') && action.name.is_empty())
-        {
-            action.name = name.trim_start_matches('=').to_string();
-        }
-    }
+    let mut action = Action::of(info, query);
     authorize(server, &call.user, &action)?;
     let streams = ["exec", "attach", "portforward"].contains(&action.subresource.as_str());
     if streams && action.resource == "pods" && action.verb == "get" {
@@ -114,53 +105,46 @@ async fn decide(server: &Shared, call: Call) -> Result<Response<Body>> {
 pub fn authorize(server: &Shared, user: &Arc<User>, action: &Action) -> Result<()> {
     match server.authorizer.decide(user, action) {
         Decision::Allow(_) => Ok(()),
-        Decision::NoOpinion(why) => {
-            let mut text = action.refusal(user);
-            if !why.is_empty() {
-                text.push_str(": ");
-                text.push_str(&why);
-            }
-            let (group, resource) = (&action.group, &action.resource);
-            Err(ApiError::forbidden(group, resource, &action.name, &text))
-        }
+        Decision::NoOpinion(why) => Err(refusal(user, action, &why)),
     }
 }
 
-/// The user that `user` asks to act as, if it asks and may.
+fn refusal(user: &User, action: &Action, why: &str) -> ApiError {
+    let mut text = action.refusal(user);
+    if !why.is_empty() {
+        text.push_str(": ");
+        text.push_str(why);
+    }
+    ApiError::forbidden(&action.group, &action.resource, &action.name, &text)
+}
+
+/// The user that `user` asks to act as, if it asks and may, and under which constraint.
+///
+/// # Errors
+/// 400 for an incomplete wish, 403 in upstream's words.
 fn impersonate(
     server: &Shared,
     user: &Arc<User>,
     headers: &http::HeaderMap,
-) -> Result<Option<Arc<User>>> {
-    let Some(wanted) = crate::authn::impersonated(headers)? else { return Ok(None) };
-    let check = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
-        let action = Action {
-            verb: "impersonate".into(),
-            is_resource: true,
-            group: group.into(),
-            version: "v1".into(),
-            resource: resource.into(),
-            subresource: subresource.into(),
-            namespace: namespace.into(),
-            name: name.into(),
-            ..Action::default()
-        };
-        authorize(server, user, &action)
-    };
-    match crate::authn::service_account(&wanted.name) {
-        Some((namespace, account)) => check("", "serviceaccounts", "", namespace, account)?,
-        None => check("", "users", "", "", &wanted.name)?,
-    }
-    for value in headers.get_all("impersonate-group") {
-        check("", "groups", "", "", value.to_str().unwrap_or(""))?;
-    }
-    if !wanted.uid.is_empty() {
-        check("authentication.k8s.io", "uids", "", "", &wanted.uid)?;
-    }
-    for (key, values) in &wanted.extra {
-        for value in values {
-            check("authentication.k8s.io", "userextras", key, "", value)?;
+    action: impl FnOnce() -> Action,
+) -> Result<Option<ActsAs>> {
+    let Some(wanted) = impersonation::wanted(headers)? else { return Ok(None) };
+    let mut refused = None;
+    for attempt in impersonation::attempts(&wanted, user, &action()) {
+        let requestor = attempt.requestor.map_or_else(|| user.clone(), Arc::new);
+        let may = |action: &Action| authorize(server, &requestor, action);
+        let judged = attempt.checks.iter().try_for_each(|check| match check {
+            Check::Allowed(action) => may(action),
+            Check::AllOrEach(all, each) => may(all).or_else(|_| each.iter().try_for_each(may)),
+            Check::Never(action, why) => Err(refusal(&requestor, action, why)),
+        });
+        match judged {
+            Ok(()) => {
+                let user = Arc::new(attempt.user);
+                return Ok(Some(ActsAs { user, constraint: attempt.constraint }));
+            }
+            Err(error) => refused = refused.or(Some(error)),
         }
     }
-    Ok(Some(Arc::new(wanted)))
+    Err(refused.unwrap_or_else(|| ApiError::internal("all impersonation modes failed")))
 }

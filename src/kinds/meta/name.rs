@@ -24,6 +24,8 @@ const LABEL_VALUE: &str = "a valid label must be an empty string or consist of a
 const CONFIG_KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or \
     '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is \
     '[-._a-zA-Z0-9]+')";
+const INVALID_PATH: &str =
+    "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
 
 /// The longest DNS-1123 subdomain and object name, in bytes.
 pub const SUBDOMAIN_BYTES_MAX: usize = 253;
@@ -110,6 +112,21 @@ pub fn is_path_segment(name: &str) -> Vec<String> {
         .filter(|part| name.contains(**part))
         .map(|part| format!("may not contain '{part}'"))
         .collect()
+}
+
+/// `example.com/path`, as condition types of status and keys of a user's extra are.
+pub fn is_domain_prefixed_path(text: &str) -> Vec<String> {
+    let Some((domain, path)) =
+        text.split_once('/').filter(|(domain, path)| !domain.is_empty() && !path.is_empty())
+    else {
+        return vec!["must be a domain-prefixed path (such as \"acme.io/foo\")".to_owned()];
+    };
+    let mut out = is_dns1123_subdomain(domain);
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b);
+    if !path.bytes().all(allowed) {
+        out.push(INVALID_PATH.to_owned());
+    }
+    out
 }
 
 /// Label keys, finalizers, taint keys: `prefix/name`.
