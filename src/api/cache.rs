@@ -115,16 +115,30 @@ struct Shelf {
     ring_bytes: usize,
     /// Changes up to this revision are no longer in the ring.
     ring_floor: u64,
-    watchers: Vec<mpsc::Sender<Arc<Event>>>,
+    watchers: Vec<Follower>,
+}
+
+/// Who is told of changes of objects whose keys begin with `start`.
+struct Follower {
+    start: Box<str>,
+    sender: mpsc::Sender<Arc<Event>>,
 }
 
 impl Shelf {
+    fn follow(&mut self, start: &str) -> mpsc::Receiver<Arc<Event>> {
+        let (sender, live) = mpsc::channel(WATCHER_BACKLOG_EVENTS_MAX);
+        // Those that hear of no change are only seen to have gone here.
+        self.watchers.retain(|watcher| !watcher.sender.is_closed());
+        self.watchers.push(Follower { start: start.into(), sender });
+        live
+    }
+
     fn remember(&mut self, event: Arc<Event>) {
         self.ring_bytes += event.object.bytes().len();
-        self.watchers.retain(|watcher| match watcher.try_send(event.clone()) {
-            Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => false,
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
+        // Who does not keep up, or has gone, is told nothing more.
+        self.watchers.retain(|watcher| {
+            !event.object.key.starts_with(&*watcher.start)
+                || watcher.sender.try_send(event.clone()).is_ok()
         });
         self.ring.push_back(event);
         while self.ring.len() > RING_EVENTS_MAX
@@ -404,11 +418,17 @@ impl Cache {
         self.shelf(prefix).map_or(0, |shelf| shelf.read().objects.len())
     }
 
-    /// Subscribes to a resource's changes after `revision`; None begins now.
+    /// Subscribes to the changes after `revision` of a resource's objects whose keys begin
+    /// with `start`; None begins now.
     ///
     /// # Errors
     /// 410 if the changes after `revision` are not remembered any more.
-    pub fn subscribe(&self, prefix: &str, revision: Option<u64>) -> Result<Subscription> {
+    pub fn subscribe(
+        &self,
+        prefix: &str,
+        start: &str,
+        revision: Option<u64>,
+    ) -> Result<Subscription> {
         let Some(shelf) = self.shelf(prefix) else {
             return Err(ApiError::internal(format!("no storage for {prefix}")));
         };
@@ -424,12 +444,11 @@ impl Cache {
                     shelf.ring_floor
                 )));
             }
-            let start = shelf.ring.partition_point(|event| event.revision <= revision);
-            missed = shelf.ring.range(start..).cloned().collect();
+            let first = shelf.ring.partition_point(|event| event.revision <= revision);
+            let after = shelf.ring.range(first..);
+            missed = after.filter(|event| event.object.key.starts_with(start)).cloned().collect();
         }
-        let (sender, live) = mpsc::channel(WATCHER_BACKLOG_EVENTS_MAX);
-        shelf.watchers.retain(|watcher| !watcher.is_closed());
-        shelf.watchers.push(sender);
+        let live = shelf.follow(start);
         let revision = missed.last().map_or(now, |event| event.revision.max(now));
         Ok(Subscription { missed, live, revision })
     }
@@ -451,8 +470,7 @@ impl Cache {
             .map(|(_, object)| object.clone())
             .collect();
         let revision = self.revision_of(&shelf);
-        let (sender, live) = mpsc::channel(WATCHER_BACKLOG_EVENTS_MAX);
-        shelf.watchers.push(sender);
+        let live = shelf.follow(start);
         Ok((items, Subscription { missed: Vec::new(), live, revision }))
     }
 

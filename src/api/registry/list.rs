@@ -218,7 +218,8 @@ impl Registry {
         start: &str,
         after: Option<&str>,
     ) -> Result<Page> {
-        let (mut items, revision) = self.cache.list(target.prefix()?, start, after);
+        let narrow = options.selector.start(target)?;
+        let (mut items, revision) = self.cache.list(target.prefix()?, &narrow, after);
         if !options.selector.is_empty() {
             items = self.show_all(target, items).await?;
             items.retain(|object| options.selector.matches(object));

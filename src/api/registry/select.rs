@@ -11,12 +11,17 @@ use crate::cache::Object;
 use crate::crd;
 use crate::error::{ApiError, Result};
 
+const KEY_FIELDS: [&str; 2] = ["metadata.name", "metadata.namespace"];
+
 /// What a list or watch asks for.
 #[derive(Debug, Clone, Default)]
 pub struct Selector {
     labels: Option<LabelSelector>,
+    /// Terms on name and namespace, which a key tells without decoding its object.
+    by_key: Option<FieldSelector>,
     fields: Option<FieldSelector>,
     name: Option<String>,
+    namespaced: bool,
     group: String,
     kind: String,
     /// The resource and the version that fields are those of, for a custom one.
@@ -31,13 +36,15 @@ impl Selector {
             |err: kinds::meta::selector::SelectorError| ApiError::bad_request(err.to_string());
         let labels = labels.filter(|text| !text.trim().is_empty());
         let fields = fields.filter(|text| !text.trim().is_empty());
-        let selector = Self {
+        let mut selector = Self {
             labels: labels.map(LabelSelector::parse).transpose().map_err(bad)?,
             fields: fields
                 .map(|text| FieldSelector::parse(&convert::stored_fields(resource, text)))
                 .transpose()
                 .map_err(bad)?,
+            by_key: None,
             name: None,
+            namespaced: resource.namespaced,
             group: resource.group.clone(),
             kind: resource.kind.clone(),
             custom: None,
@@ -55,7 +62,28 @@ impl Selector {
                 }));
             }
         }
+        selector.split_by_key();
         Ok(selector)
+    }
+
+    fn split_by_key(&mut self) {
+        let Some(fields) = self.fields.take() else { return };
+        let (by_key, others) = fields.split(&KEY_FIELDS);
+        self.by_key = Some(by_key).filter(|part| !part.terms.is_empty());
+        self.fields = Some(others).filter(|part| !part.terms.is_empty());
+    }
+
+    /// Where the keys begin that this selector can match, in what `target` asks for.
+    ///
+    /// # Errors
+    /// 405 for a resource that is not stored.
+    pub fn start(&self, target: &Target) -> Result<String> {
+        let by_key = |field| self.by_key.as_ref().and_then(|fields| fields.exactly(field));
+        let name = self.name.as_deref().or_else(|| by_key("metadata.name"));
+        match name.filter(|name| !name.is_empty()) {
+            Some(name) if !self.namespaced || !target.namespace.is_empty() => target.key_of(name),
+            _ => target.start(),
+        }
     }
 
     /// The selector of a request for custom objects.
@@ -79,11 +107,15 @@ impl Selector {
             return Err(ApiError::bad_request(format!("field label not supported: {field}")));
         }
         selector.fields = Some(selected);
+        selector.split_by_key();
         Ok(selector)
     }
 
     pub fn is_empty(&self) -> bool {
-        self.labels.is_none() && self.fields.is_none() && self.name.is_none()
+        self.labels.is_none()
+            && self.by_key.is_none()
+            && self.fields.is_none()
+            && self.name.is_none()
     }
 
     /// Restricts the selection to one name.
@@ -97,6 +129,14 @@ impl Selector {
             && object.key.rsplit('/').next() != Some(name)
         {
             return false;
+        }
+        if let Some(by_key) = &self.by_key {
+            let mut parts = object.key.rsplit('/');
+            let name = parts.next().unwrap_or("").to_string();
+            let namespace = parts.next().filter(|_| self.namespaced).unwrap_or("").to_string();
+            if !by_key.matches(&[(KEY_FIELDS[0], name), (KEY_FIELDS[1], namespace)]) {
+                return false;
+            }
         }
         if let Some(labels) = &self.labels
             && !labels.matches(object.labels())

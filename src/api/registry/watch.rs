@@ -48,7 +48,6 @@ pub struct Watcher {
     cache: Cache,
     resource: Arc<Resource>,
     version: String,
-    start: String,
     selector: Selector,
     waiting: VecDeque<Notice>,
     live: mpsc::Receiver<Arc<Event>>,
@@ -63,7 +62,7 @@ pub struct Watcher {
 impl Registry {
     pub async fn watch(&self, target: &Target, options: WatchOptions) -> Result<Watcher> {
         let prefix = target.prefix()?;
-        let start = target.start()?;
+        let start = options.selector.start(target)?;
         let asked = parse_version(&options.resource_version)?;
         check(&options)?;
         let initial = match options.send_initial_events {
@@ -101,7 +100,7 @@ impl Registry {
             } else {
                 self.cache.fresh().await?;
             }
-            self.cache.subscribe(prefix, Some(asked).filter(|asked| *asked > 0))?
+            self.cache.subscribe(prefix, &start, Some(asked).filter(|asked| *asked > 0))?
         };
         let now = Instant::now();
         let seconds = options
@@ -111,7 +110,6 @@ impl Registry {
             cache: self.cache.clone(),
             resource: target.resource.clone(),
             version: target.version.clone(),
-            start,
             selector: options.selector,
             waiting,
             live: subscription.live,
@@ -178,9 +176,6 @@ impl Watcher {
 
     /// Puts an event in line if this watcher should see it.
     fn take(&mut self, event: Arc<Event>) {
-        if !event.object.key.starts_with(&self.start) {
-            return;
-        }
         if self.selector.is_empty() {
             self.waiting.push_back(Notice::Event(event));
             return;

@@ -139,7 +139,9 @@ async fn one(server: Shared, peer: Peer, request: Request<Incoming>) -> Response
     };
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().insert(peer);
-    finish(chain::handle(&server, request).await)
+    // In a box of its own, so that a stream that follows does not keep the room which the
+    // whole walk needs: the many watches of a cluster would pay for it.
+    finish(Box::pin(chain::handle(&server, request)).await)
 }
 
 async fn read(mut body: Incoming) -> Result<Bytes, ApiError> {

@@ -1,7 +1,12 @@
 //! A load generator for any Kubernetes API server that a kubeconfig reaches.
 //!
 //!     cargo run --release -p client --example load -- KUBECONFIG [SECONDS]
+//!     cargo run --release -p client --example load -- KUBECONFIG hold OBJECTS WATCHES
 //!
+//! The second form makes that many objects and opens that many idle watches, and prints
+//! what the server says of its own memory and CPU time after each step.
+//!
+//! The first form:
 //! Works in a namespace of its own, which it deletes in the end: creates, updates and
 //! reads ConfigMaps of 1 KiB with 1, 16 and 64 clients at once, lists 5,000 of them as
 //! JSON and as protobuf, alone and eight times at once, and lets 100 watchers follow
@@ -27,6 +32,10 @@ const LISTED: u64 = 5_000;
 const LIST_ROUNDS: usize = 11;
 const WATCHERS: usize = 100;
 const WATCHED_WRITERS: usize = 16;
+/// A connection of HTTP/2 carries up to this many idle watches, as client-go's would.
+const WATCHES_PER_CONNECTION: usize = 100;
+/// How long the server is left alone with what it holds.
+const HOLD_IDLE: Duration = Duration::from_secs(20);
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 struct Load {
@@ -237,14 +246,73 @@ async fn watches(load: &Arc<Load>) {
     );
 }
 
+/// Prints what the server says of its own memory and CPU time.
+async fn tell(load: &Load, client: &Client, what: &str) {
+    let request = Request::get("/metrics").body(Bytes::new()).unwrap();
+    let mut text = Vec::new();
+    match client.open(request).await.unwrap().into_body() {
+        Body::Full(bytes) => text.extend_from_slice(&bytes),
+        Body::Stream(mut stream) => {
+            while let Some(chunk) = stream.next().await {
+                text.extend_from_slice(&chunk.unwrap());
+            }
+        }
+    }
+    let text = String::from_utf8_lossy(&text);
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_whitespace().last()?.parse().ok()).unwrap_or(f64::NAN)
+    };
+    println!(
+        "{what:<24} resident {:>7.1} MiB  CPU {:>8.2} s  after {:.1?}",
+        value("process_resident_memory_bytes ") / (1 << 20) as f64,
+        value("process_cpu_seconds_total "),
+        load.begun.elapsed()
+    );
+}
+
+/// Objects are there, and watches wait for what does not come.
+async fn hold(load: &Arc<Load>, objects: u64, watches: usize) {
+    let client = load.client();
+    tell(load, &client, "nothing").await;
+    let makers = (0..WATCHED_WRITERS).map(|_| {
+        let load = load.clone();
+        tokio::spawn(async move {
+            let client = load.client();
+            while load.made.load(Ordering::Relaxed) < objects {
+                load.create(&client).await;
+            }
+        })
+    });
+    futures::future::join_all(makers).await;
+    tell(load, &client, &format!("{objects} objects")).await;
+    let mut streams = Vec::new();
+    let mut watcher = load.client();
+    for number in 0..watches {
+        if number % WATCHES_PER_CONNECTION == 0 {
+            watcher = load.client();
+        }
+        // Nothing of this name ever comes.
+        let path = format!("{}?watch=1&fieldSelector=metadata.name%3Dn{number}", load.path(""));
+        let request = Request::get(&path).body(Bytes::new()).unwrap();
+        streams.push(watcher.open(request).await.unwrap().into_body());
+    }
+    tell(load, &client, &format!("{watches} watches")).await;
+    tokio::time::sleep(HOLD_IDLE).await;
+    tell(load, &client, "idle for a while").await;
+}
+
 #[tokio::main]
 async fn main() {
     let mut arguments = std::env::args().skip(1);
     let Some(file) = arguments.next() else {
-        eprintln!("usage: load KUBECONFIG [SECONDS]");
+        eprintln!("usage: load KUBECONFIG [SECONDS | hold OBJECTS WATCHES]");
         std::process::exit(2);
     };
-    let seconds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let form = arguments.next().unwrap_or_default();
+    let mut number = |default| arguments.next().and_then(|n| n.parse().ok()).unwrap_or(default);
+    let held = (form == "hold").then(|| (number(50_000), number(2_000) as usize));
+    let seconds = form.parse().unwrap_or(5);
     let endpoint = load(Path::new(&file)).unwrap();
     let namespace = format!("load-{}", std::process::id());
     let load = Arc::new(Load {
@@ -258,22 +326,29 @@ async fn main() {
     let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
     let body = Bytes::from(body.to_string());
     load.ask(&client, Method::POST, "/api/v1/namespaces", "application/json", body).await;
-    for clients in [1, 16, 64] {
-        measure(&load, "CREATE", Method::POST, clients).await;
+    match held {
+        Some((objects, watches)) => hold(&load, objects, watches).await,
+        None => everything(&load, &client).await,
     }
-    for clients in [1, 16] {
-        measure(&load, "UPDATE", Method::PUT, clients).await;
-    }
-    for clients in [1, 16, 64] {
-        measure(&load, "GET", Method::GET, clients).await;
-    }
-    while load.made.load(Ordering::Relaxed) < LISTED {
-        load.create(&client).await;
-    }
-    lists(&load).await;
-    watches(&load).await;
     let path = load.path("");
     load.ask(&client, Method::DELETE, &path, "application/json", Bytes::new()).await;
     let path = format!("/api/v1/namespaces/{namespace}");
     load.ask(&client, Method::DELETE, &path, "application/json", Bytes::new()).await;
+}
+
+async fn everything(load: &Arc<Load>, client: &Client) {
+    for clients in [1, 16, 64] {
+        measure(load, "CREATE", Method::POST, clients).await;
+    }
+    for clients in [1, 16] {
+        measure(load, "UPDATE", Method::PUT, clients).await;
+    }
+    for clients in [1, 16, 64] {
+        measure(load, "GET", Method::GET, clients).await;
+    }
+    while load.made.load(Ordering::Relaxed) < LISTED {
+        load.create(client).await;
+    }
+    lists(load).await;
+    watches(load).await;
 }

@@ -391,6 +391,19 @@ impl FieldSelector {
         Ok(Self { terms })
     }
 
+    /// The value that the field must have, where the selector leaves it no other.
+    pub fn exactly(&self, field: &str) -> Option<&str> {
+        let term = self.terms.iter().find(|(name, equal, _)| name == field && *equal);
+        term.map(|(_, _, value)| value.as_str())
+    }
+
+    /// The terms on the fields named, and the others.
+    pub fn split(self, fields: &[&str]) -> (Self, Self) {
+        let (named, others) =
+            self.terms.into_iter().partition(|(name, ..)| fields.contains(&name.as_str()));
+        (Self { terms: named }, Self { terms: others })
+    }
+
     /// The first field that is not among the ones that may be selected by.
     pub fn unsupported<'a>(&'a self, fields: &[(&str, String)]) -> Option<&'a str> {
         let known = |name: &str| fields.iter().any(|(field, _)| *field == name);
