@@ -9,12 +9,11 @@ use base::drain::Drain;
 use base::error::chain;
 use kinds::resources::Catalog;
 use parking_lot::RwLock;
-use pki::jwt::SigningKey;
 use store::Backend;
 use tracing::{debug, warn};
 
 use crate::admission::Admission;
-use crate::authn::{Authenticator, ServiceAccountTokens, TokenFileError};
+use crate::authn::Authenticator;
 use crate::authz::Authorizer;
 use crate::cache::Cache;
 use crate::crd::controller;
@@ -33,15 +32,13 @@ pub struct Config {
     pub store: Arc<dyn Backend>,
     pub service_network: Network,
     pub node_ports: RangeInclusive<u16>,
-    /// Issuer and audience of service-account tokens.
-    pub issuer: String,
-    /// PEM of the key that signs them.
-    pub signing_key: String,
-    pub token_file: Option<PathBuf>,
+    pub authentication: crate::authn::Settings,
     pub disabled_admission: Vec<String>,
     /// Policy file and log file.
     pub audit: Option<(PathBuf, PathBuf)>,
     pub kubelet_tls: rustls::ClientConfig,
+    /// With which the server shows itself to extension servers.
+    pub proxy_client: Option<pki::Issued>,
     /// `ADDRESS:PORT` that clients are told.
     pub advertise: String,
     pub version: Version,
@@ -51,10 +48,8 @@ pub struct Config {
 pub enum Error {
     #[error("load the datastore: {}", .0.message)]
     Cache(ApiError),
-    #[error("read the service account key")]
-    Key(#[source] pki::Error),
     #[error(transparent)]
-    TokenFile(TokenFileError),
+    Authentication(crate::authn::Error),
     #[error(transparent)]
     Audit(crate::audit::Error),
     #[error("unknown admission plugin {0:?}")]
@@ -76,12 +71,7 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         cache.list(SERVICES, SERVICES, None).0.iter().map(|service| service.value()).collect();
     allocator.recount(services.iter());
 
-    let key = SigningKey::from_pem(&config.signing_key).map_err(Error::Key)?;
-    let tokens = ServiceAccountTokens::new(key, &config.issuer, vec![config.issuer.clone()]);
-    let mut authenticator = Authenticator::new(tokens);
-    if let Some(path) = &config.token_file {
-        authenticator.load_token_file(path).map_err(Error::TokenFile)?;
-    }
+    let authenticator = Authenticator::new(config.authentication).map_err(Error::Authentication)?;
     let admission = Admission::without(&config.disabled_admission).map_err(Error::UnknownPlugin)?;
     let audit = match &config.audit {
         Some((policy, log)) => Some(crate::audit::Audit::open(policy, log).map_err(Error::Audit)?),
@@ -100,6 +90,7 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         },
         authenticator,
         kubelets: Kubelets::new(config.kubelet_tls),
+        proxy_client: config.proxy_client,
         version: config.version,
         advertise: config.advertise,
         ready: Default::default(),

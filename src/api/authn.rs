@@ -1,19 +1,24 @@
-//! Who asks: client certificates, service-account tokens, a static token file.
+//! Who asks: client certificates, front proxies, and tokens of several kinds.
 //!
 //! Never decides what somebody may do.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 
 use crate::cache::Cache;
 use crate::error::{ApiError, Result};
 
+pub mod certificate;
+pub mod front_proxy;
 pub mod impersonation;
 pub mod tokens;
 
+pub use certificate::Certificate;
+pub use front_proxy::FrontProxy;
 pub use tokens::ServiceAccountTokens;
 
 /// An authenticated identity (`user.Info`).
@@ -52,60 +57,100 @@ impl User {
 pub struct Peer {
     /// A component of this process.
     pub in_process: Option<Arc<User>>,
-    /// Common name and organizations of a verified client certificate.
-    pub certificate: Option<(String, Vec<String>)>,
+    /// The certificate that it showed, judged by [`Authenticator::judge`].
+    pub certificate: Option<Arc<Certificate>>,
     pub address: Option<std::net::SocketAddr>,
 }
 
+/// Why the ways to prove an identity cannot be set up.
 #[derive(Debug, thiserror::Error)]
-pub enum TokenFileError {
+pub enum Error {
+    #[error("read the authorities of clients")]
+    ClientAuthorities(#[source] pki::Error),
+    #[error("set up the front proxy: {0}")]
+    FrontProxy(String),
+    #[error("read the service account key")]
+    Key(#[source] pki::Error),
     #[error("read the token file {0}")]
-    Read(String, #[source] std::io::Error),
+    ReadTokens(String, #[source] std::io::Error),
     #[error("the token file {0}, line {1}: expected token,user,uid[,\"group1,group2\"]")]
-    Line(String, usize),
+    TokenLine(String, usize),
+}
+
+/// Which proofs of an identity a server takes.
+pub struct Settings {
+    /// PEM bundle of the authorities that make users; empty for none.
+    pub client_ca_pem: String,
+    pub front_proxy: Option<front_proxy::Settings>,
+    pub accounts: tokens::Settings,
+    pub token_file: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Only the service-account tokens that the server itself makes with a PEM key.
+    pub fn own(issuer: &str, signing_key: &str) -> Self {
+        Self {
+            client_ca_pem: String::new(),
+            front_proxy: None,
+            accounts: tokens::Settings::own(issuer, signing_key),
+            token_file: None,
+        }
+    }
 }
 
 /// All ways to prove an identity.
 pub struct Authenticator {
+    client_ca_pem: String,
+    clients: Option<pki::tls::ClientAuthorities>,
+    front_proxy: Option<FrontProxy>,
     static_tokens: HashMap<String, User>,
     pub tokens: ServiceAccountTokens,
 }
 
 impl Authenticator {
-    pub fn new(tokens: ServiceAccountTokens) -> Self {
-        Self { static_tokens: HashMap::new(), tokens }
+    /// # Errors
+    /// Files and keys that cannot be read.
+    pub fn new(settings: Settings) -> std::result::Result<Self, Error> {
+        let clients = match settings.client_ca_pem.as_str() {
+            "" => None,
+            pem => Some(
+                pki::tls::ClientAuthorities::new(pem.as_bytes())
+                    .map_err(Error::ClientAuthorities)?,
+            ),
+        };
+        let front_proxy = settings.front_proxy.map(FrontProxy::new).transpose();
+        Ok(Self {
+            client_ca_pem: settings.client_ca_pem,
+            clients,
+            front_proxy: front_proxy.map_err(Error::FrontProxy)?,
+            static_tokens: match &settings.token_file {
+                Some(path) => read_token_file(path)?,
+                None => HashMap::new(),
+            },
+            tokens: ServiceAccountTokens::new(settings.accounts)?,
+        })
     }
 
-    /// Reads upstream's token file: `token,user,uid,"group1,group2"` per line.
-    pub fn load_token_file(&mut self, path: &Path) -> std::result::Result<(), TokenFileError> {
-        let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|err| TokenFileError::Read(shown.clone(), err))?;
-        for (number, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let mut parts = line.splitn(4, ',').map(str::trim);
-            let (Some(token), Some(name), Some(uid)) = (parts.next(), parts.next(), parts.next())
-            else {
-                return Err(TokenFileError::Line(shown, number + 1));
-            };
-            let groups: Vec<&str> = parts
-                .next()
-                .unwrap_or("")
-                .trim_matches('"')
-                .split(',')
-                .map(str::trim)
-                .filter(|group| !group.is_empty())
-                .collect();
-            let user = User { uid: uid.into(), ..User::new(name, &groups) };
-            self.static_tokens.insert(token.into(), user);
-        }
-        Ok(())
+    /// What a client's certificate, the first of a chain, proves.
+    pub fn judge(&self, chain: &[CertificateDer<'_>]) -> Certificate {
+        let proxies = self.front_proxy.as_ref().map(|proxy| &proxy.authorities);
+        Certificate::judge(chain, self.clients.as_ref(), proxies)
     }
 
-    /// The identity behind a request.
+    /// PEM of all authorities that a client's certificate may be of.
+    pub fn client_hints(&self) -> String {
+        let proxies = self.front_proxy.as_ref().map_or("", |proxy| &proxy.settings().ca_pem);
+        format!("{}\n{proxies}", self.client_ca_pem)
+    }
+
+    /// The object with which extension servers believe whom this server believes.
+    pub fn published(&self) -> Value {
+        let proxy = self.front_proxy.as_ref().map(FrontProxy::settings);
+        front_proxy::config_map(&self.client_ca_pem, proxy)
+    }
+
+    /// The identity behind a request. The credentials that proved it are taken off the
+    /// request.
     ///
     /// # Errors
     /// 401 for credentials that are there but not good.
@@ -113,23 +158,37 @@ impl Authenticator {
         &self,
         cache: &Cache,
         peer: &Peer,
-        headers: &http::HeaderMap,
+        headers: &mut http::HeaderMap,
     ) -> Result<Arc<User>> {
         if let Some(user) = &peer.in_process {
             return Ok(user.clone());
         }
-        if let Some((name, groups)) = &peer.certificate {
-            let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-            return Ok(Arc::new(User::new(name, &groups)));
+        let mut refused = false;
+        if let Some(certificate) = &peer.certificate {
+            let lives = !certificate.is_over(base::time::now().as_second());
+            if lives
+                && let Some(proxy) = &self.front_proxy
+                && let Some(user) = proxy.user(certificate, headers)
+            {
+                proxy.strip(headers);
+                return Ok(Arc::new(among_authenticated(user)));
+            }
+            match &certificate.user {
+                Some(user) if lives && !user.name.is_empty() => return Ok(user.clone()),
+                Some(_) if lives => {}
+                _ => refused = true,
+            }
         }
-        match bearer(headers) {
-            Some(token) => self
-                .token(cache, &token, &[])
-                .map(|found| Arc::new(found.0))
-                .ok_or_else(ApiError::unauthorized),
-            // Other schemes than a bearer's are nobody's here, and prove nothing.
-            None => Ok(Arc::new(User::anonymous())),
+        if let Some(token) = bearer(headers) {
+            let (user, _) = self.token(cache, &token, &[]).ok_or_else(ApiError::unauthorized)?;
+            headers.remove(http::header::AUTHORIZATION);
+            return Ok(Arc::new(user));
         }
+        if refused {
+            return Err(ApiError::unauthorized());
+        }
+        // Other schemes than a bearer's are nobody's here, and prove nothing.
+        Ok(Arc::new(User::anonymous()))
     }
 
     /// The identity that a bearer token stands for and the audiences it is good for;
@@ -145,6 +204,44 @@ impl Authenticator {
         }
         self.tokens.authenticate(cache, token, audiences)
     }
+}
+
+/// Reads upstream's token file: `token,user,uid,"group1,group2"` per line.
+fn read_token_file(path: &Path) -> std::result::Result<HashMap<String, User>, Error> {
+    let shown = path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|err| Error::ReadTokens(shown.clone(), err))?;
+    let mut tokens = HashMap::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let mut parts = line.splitn(4, ',').map(str::trim);
+        let (Some(token), Some(name), Some(uid)) = (parts.next(), parts.next(), parts.next())
+        else {
+            return Err(Error::TokenLine(shown, number + 1));
+        };
+        let groups: Vec<&str> = parts
+            .next()
+            .unwrap_or("")
+            .trim_matches('"')
+            .split(',')
+            .map(str::trim)
+            .filter(|group| !group.is_empty())
+            .collect();
+        let user = User { uid: uid.into(), ..User::new(name, &groups) };
+        tokens.insert(token.into(), user);
+    }
+    Ok(tokens)
+}
+
+/// The user in the group of everybody who proved an identity.
+fn among_authenticated(mut user: User) -> User {
+    if user.name != ANONYMOUS && !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
+        user.groups.push(AUTHENTICATED.into());
+    }
+    user
 }
 
 /// The bearer token of a request, from the header or from the subprotocol with which

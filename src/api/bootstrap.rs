@@ -81,6 +81,19 @@ async fn ensure(server: &Shared, objects: Vec<Value>) -> Result<usize> {
     Ok(created.iter().filter(|created| **created).count())
 }
 
+/// Creates an object, or brings fields of it up to date: addresses and authorities may have
+/// changed since the last start. Returns how many objects were made.
+async fn keep(server: &Shared, object: Value, fields: &[&str]) -> Result<usize> {
+    let target = target(server, &object)?;
+    if server.registry.cache.get(target.prefix()?, &target.key()?).is_none() {
+        return ensure(server, vec![object]).await;
+    }
+    let parts = fields.iter().filter_map(|f| Some(((*f).to_string(), object.get(*f)?.clone())));
+    let parts = parts.collect::<serde_json::Map<_, _>>();
+    server.registry.update(&target, &Change::Merge(parts.into()), &options()).await?;
+    Ok(0)
+}
+
 fn embedded(text: &str) -> Result<Vec<Value>> {
     serde_json::from_str(text).map_err(|err| ApiError::internal(err.to_string()))
 }
@@ -97,22 +110,10 @@ pub async fn run(server: &Shared, advertised: Advertised) -> Result<()> {
     made += ensure(server, objects).await?;
     made += ensure(server, vec![kubernetes_service(advertised)]).await?;
     server.registry.cache.fresh().await?;
-    for object in kubernetes_endpoints(advertised) {
-        let target = target(server, &object)?;
-        match server.registry.cache.get(target.prefix()?, &target.key()?) {
-            None => made += ensure(server, vec![object]).await?,
-            // The address may have changed since the last start.
-            Some(_) => {
-                let parts: Value = ["subsets", "endpoints", "ports"]
-                    .iter()
-                    .filter_map(|f| object.get(*f).map(|v| ((*f).to_string(), v.clone())))
-                    .collect::<serde_json::Map<_, _>>()
-                    .into();
-                let change = Change::Merge(parts);
-                server.registry.update(&target, &change, &options()).await?;
-            }
-        }
-    }
+    let [endpoints, slice] = kubernetes_endpoints(advertised);
+    made += keep(server, endpoints, &["subsets"]).await?;
+    made += keep(server, slice, &["endpoints", "ports"]).await?;
+    made += keep(server, server.authenticator.published(), &["data"]).await?;
     server.ready.bootstrapped.store(true, Ordering::Release);
     if made > 0 {
         info!(objects = made, "cluster bootstrapped");

@@ -31,6 +31,8 @@ pub struct Server {
     pub authenticator: Authenticator,
     pub authorizer: Arc<Authorizer>,
     pub kubelets: proxy::Kubelets,
+    /// The certificate with which it shows itself to extension servers.
+    pub proxy_client: Option<pki::Issued>,
     pub audit: Option<crate::audit::Audit>,
     /// Reported by `/version` and in OpenAPI documents.
     pub version: Version,

@@ -121,16 +121,39 @@ pub fn not_after(cert_pem: &str) -> Result<i64> {
     Ok(cert.validity().not_after.timestamp())
 }
 
-/// The subject's common name and organizations of a DER certificate.
-pub fn subject(der: &[u8]) -> Result<(String, Vec<String>)> {
+/// What a client certificate says of who holds it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holder {
+    pub common_name: String,
+    pub organizations: Vec<String>,
+    /// The attribute with which upstream lets a certificate carry a user's uid.
+    pub uid: String,
+    /// When it ends, in seconds since the Unix epoch.
+    pub not_after: i64,
+    /// SHA-256 of the certificate, in hexadecimal.
+    pub fingerprint: String,
+}
+
+/// `1.3.6.1.4.1.57683.2`, Kubernetes' attribute of a subject for a user's uid.
+const UID: x509_parser::der_parser::oid::Oid<'static> =
+    x509_parser::der_parser::oid!(1.3.6.1.4.1.57683.2);
+
+/// Reads a DER certificate.
+pub fn holder(der: &[u8]) -> Result<Holder> {
     let (_, cert) =
         x509_parser::parse_x509_certificate(der).map_err(|err| Error::Pem(err.to_string()))?;
     let subject = cert.subject();
     let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
         attribute.as_str().unwrap_or_default().to_string()
     };
-    let common_name = subject.iter_common_name().next().map(text).unwrap_or_default();
-    Ok((common_name, subject.iter_organization().map(text).collect()))
+    let digest = ring::digest::digest(&ring::digest::SHA256, der);
+    Ok(Holder {
+        common_name: subject.iter_common_name().next().map(text).unwrap_or_default(),
+        organizations: subject.iter_organization().map(text).collect(),
+        uid: subject.iter_by_oid(&UID).next().map(text).unwrap_or_default(),
+        not_after: cert.validity().not_after.timestamp(),
+        fingerprint: digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
+    })
 }
 
 /// The names and addresses a PEM certificate is for.
@@ -172,9 +195,10 @@ mod tests {
         };
         let issued = ca.issue(&leaf).unwrap();
         let (_, pem) = x509_parser::pem::parse_x509_pem(issued.cert_pem.as_bytes()).unwrap();
-        let (user, groups) = subject(&pem.contents).unwrap();
-        assert_eq!(user, "admin");
-        assert_eq!(groups, ["system:masters"]);
+        let holder = holder(&pem.contents).unwrap();
+        assert_eq!(holder.common_name, "admin");
+        assert_eq!(holder.organizations, ["system:masters"]);
+        assert_eq!((holder.uid.as_str(), holder.fingerprint.len()), ("", 64));
         let (names, addresses) = alternative_names(&issued.cert_pem).unwrap();
         assert_eq!(names, ["kubernetes"]);
         assert_eq!(addresses, ["10.43.0.1".parse::<IpAddr>().unwrap()]);

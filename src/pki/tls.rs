@@ -5,7 +5,11 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
@@ -58,6 +62,54 @@ pub fn server_config(
         builder.with_single_cert(certificates(cert_pem)?, key(key_pem)?).map_err(Error::Tls)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// A server with one certificate that asks clients for one and takes any, as long as the
+/// client holds its key: whether it proves anything is for [`ClientAuthorities`] to say, so
+/// that a client with a bad one gets an answer. `hints_pem` are the authorities it names.
+pub fn open_server_config(
+    cert_pem: &[u8],
+    key_pem: &[u8],
+    hints_pem: &[u8],
+) -> Result<ServerConfig> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(Error::Tls)?;
+    let verifier = AnyClient { provider: provider(), hints: roots(hints_pem)?.subjects() };
+    let mut config = builder
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_single_cert(certificates(cert_pem)?, key(key_pem)?)
+        .map_err(Error::Tls)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Authorities that vouch for clients.
+#[derive(Debug)]
+pub struct ClientAuthorities(Arc<dyn ClientCertVerifier>);
+
+impl ClientAuthorities {
+    /// From the certificates of a PEM bundle.
+    ///
+    /// # Errors
+    /// What is no certificate, or none at all.
+    pub fn new(bundle_pem: &[u8]) -> Result<Self> {
+        let roots = Arc::new(roots(bundle_pem)?);
+        WebPkiClientVerifier::builder_with_provider(roots, provider())
+            .build()
+            .map(Self)
+            .map_err(|err| Error::Verifier(err.to_string()))
+    }
+
+    /// Whether a chain, the client's own certificate first, leads to one of them and is
+    /// valid now.
+    pub fn vouch_for(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((leaf, intermediates)) = chain.split_first() else { return false };
+        let now = base::time::now().as_second();
+        let now = std::time::Duration::from_secs(u64::try_from(now).unwrap_or(0));
+        let now = UnixTime::since_unix_epoch(now);
+        self.0.verify_client_cert(leaf, intermediates, now).is_ok()
+    }
 }
 
 /// A client that trusts `ca_pem` only, with a certificate where one is given.
@@ -133,5 +185,53 @@ impl ServerCertVerifier for AnyServer {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Takes any client that holds its certificate's key, and one without a certificate.
+#[derive(Debug)]
+struct AnyClient {
+    provider: Arc<CryptoProvider>,
+    hints: Vec<DistinguishedName>,
+}
+
+impl ClientCertVerifier for AnyClient {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> std::result::Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        AnyServer(self.provider.clone()).verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        AnyServer(self.provider.clone()).verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use pki::jwt::SigningKey;
 use serde_json::{Value, json};
 
-use super::{User, service_account_groups};
+use super::{Error, User, service_account_groups};
 use crate::cache::Cache;
 use crate::error::{ApiError, Result};
 use crate::registry::metadata_str;
@@ -21,6 +21,27 @@ const EXTENDED_FROM_SECONDS: i64 = 3_607;
 const EXTENDED_SECONDS: i64 = 365 * 86_400;
 /// Clocks may differ by this much.
 const LEEWAY_SECONDS: i64 = 60;
+
+/// How service-account tokens are made and which are believed.
+pub struct Settings {
+    /// The first signs; tokens of the others are believed.
+    pub issuers: Vec<String>,
+    /// Whom tokens are for that name no audience.
+    pub audiences: Vec<String>,
+    /// PEM of the private key that signs.
+    pub signing_key: String,
+}
+
+impl Settings {
+    /// One issuer, which is its own audience, and one key.
+    pub fn own(issuer: &str, signing_key: &str) -> Self {
+        Self {
+            issuers: vec![issuer.into()],
+            audiences: vec![issuer.into()],
+            signing_key: signing_key.into(),
+        }
+    }
+}
 
 pub struct ServiceAccountTokens {
     key: SigningKey,
@@ -40,8 +61,12 @@ pub struct TokenRequest<'a> {
 }
 
 impl ServiceAccountTokens {
-    pub fn new(key: SigningKey, issuer: &str, audiences: Vec<String>) -> Self {
-        Self { key, issuer: issuer.into(), audiences }
+    /// # Errors
+    /// A key that cannot be read.
+    pub fn new(settings: Settings) -> std::result::Result<Self, Error> {
+        let key = SigningKey::from_pem(&settings.signing_key).map_err(Error::Key)?;
+        let issuer = settings.issuers.into_iter().next().unwrap_or_default();
+        Ok(Self { key, issuer, audiences: settings.audiences })
     }
 
     pub fn issuer(&self) -> &str {

@@ -57,7 +57,7 @@ async fn walk(
     request.extensions_mut().insert(notes.clone());
 
     let cache = &server.registry.cache;
-    let user = server.authenticator.authenticate(cache, &peer, request.headers())?;
+    let user = server.authenticator.authenticate(cache, &peer, request.headers_mut())?;
     let as_user = impersonate(server, &user, request.headers(), || Action::of(&info, &query))?;
 
     let audit = server.audit.as_ref();

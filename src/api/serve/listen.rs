@@ -94,8 +94,7 @@ async fn connection(
         .get_ref()
         .1
         .peer_certificates()
-        .and_then(|chain| chain.first())
-        .and_then(|leaf| pki::authority::subject(leaf).ok());
+        .map(|chain| Arc::new(server.authenticator.judge(chain)));
     let peer = Peer { in_process: None, certificate, address: Some(address) };
     let service = service_fn(move |request| {
         let (server, peer) = (server.clone(), peer.clone());

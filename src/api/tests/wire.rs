@@ -20,16 +20,16 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
 async fn server(dir: &std::path::Path) -> Shared {
+    let key = pki::files::signing_key(&dir.join("key")).unwrap();
     let config = api::Config {
         store: Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
         service_network: "10.43.0.0/16".parse().unwrap(),
         node_ports: 30000..=32767,
-        issuer: "https://kubernetes.default.svc".into(),
-        signing_key: pki::files::signing_key(&dir.join("key")).unwrap(),
-        token_file: None,
+        authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key),
         disabled_admission: vec!["ServiceAccount".into()],
         audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
+        proxy_client: None,
         advertise: "127.0.0.1:6443".into(),
         version: Version {
             git: "v1.36.2".into(),

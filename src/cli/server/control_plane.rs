@@ -21,6 +21,20 @@ fn issuer(settings: &Settings) -> String {
     format!("https://kubernetes.default.svc.{}", settings.cluster_domain)
 }
 
+/// Who is believed: holders of this cluster's certificates and tokens, and its front proxy.
+fn authentication(settings: &Settings, credentials: &Credentials) -> api::authn::Settings {
+    let proxy = api::authn::front_proxy::Settings::new(
+        &credentials.front_proxy_ca.cert_pem,
+        &[credentials::FRONT_PROXY],
+    );
+    api::authn::Settings {
+        client_ca_pem: credentials.client_ca.cert_pem.clone(),
+        front_proxy: Some(proxy),
+        token_file: settings.token_file.clone(),
+        ..api::authn::Settings::own(&issuer(settings), &credentials.service_account_key)
+    }
+}
+
 pub struct ControlPlane {
     pub server: ApiServer,
     pub credentials: Credentials,
@@ -55,12 +69,11 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
         store,
         service_network: settings.service_network,
         node_ports: settings.node_ports.clone(),
-        issuer: issuer(settings),
-        signing_key: credentials.service_account_key.clone(),
-        token_file: settings.token_file.clone(),
+        authentication: authentication(settings, &credentials),
         disabled_admission: settings.disabled_admission.clone(),
         audit: settings.audit.clone(),
         kubelet_tls,
+        proxy_client: Some(credentials.proxy_client.clone()),
         advertise: format!("{}:{}", settings.advertise_address, settings.advertise_port),
         version: version::api(),
     };
@@ -75,10 +88,10 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
         .await
         .map_err(|err| Error::failed("bootstrap the cluster", err.message))?;
 
-    let tls = pki::tls::server_config(
+    let tls = pki::tls::open_server_config(
         credentials.server.cert_pem.as_bytes(),
         credentials.server.key_pem.as_bytes(),
-        Some(credentials.client_ca.cert_pem.as_bytes()),
+        server.authenticator.client_hints().as_bytes(),
     )
     .map_err(tls_failed)?;
     let mut tasks = vec![

@@ -11,6 +11,9 @@ use pki::{Authority, Issued, Leaf, files};
 use super::settings::Settings;
 use crate::{Error, Result};
 
+/// The name in the certificate of the API server as a front proxy.
+pub const FRONT_PROXY: &str = "system:auth-proxy";
+
 pub struct Credentials {
     /// Signs the certificates of servers: the API's and the kubelets'.
     pub server_ca: Authority,
@@ -20,6 +23,11 @@ pub struct Credentials {
     pub kubelet: Issued,
     /// With which the API server shows itself to kubelets.
     pub kubelet_client: Issued,
+    /// With which the API server shows itself to the extension servers it passes requests
+    /// on to; they believe the identity headers of whoever holds it.
+    pub proxy_client: Issued,
+    /// Signs [`Self::proxy_client`] and nothing else: it must not make users.
+    pub front_proxy_ca: Authority,
     pub admin: Issued,
     /// PEM of the key that signs service-account tokens.
     pub service_account_key: String,
@@ -39,6 +47,11 @@ pub fn prepare(settings: &Settings) -> Result<Credentials> {
         .map_err(|err| Error::failed(format!("create {}", dir.display()), err))?;
     let server_ca = files::authority(&dir, "server-ca", "coracle-server-ca").map_err(failed)?;
     let client_ca = files::authority(&dir, "client-ca", "coracle-client-ca").map_err(failed)?;
+    let front_proxy_ca =
+        files::authority(&dir, "request-header-ca", "coracle-request-header-ca").map_err(failed)?;
+    let proxy_leaf = Leaf::client(FRONT_PROXY, "");
+    let proxy_client =
+        files::leaf(&dir, "client-auth-proxy", &front_proxy_ca, &proxy_leaf).map_err(failed)?;
 
     let mut dns_names: Vec<String> =
         ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
@@ -83,6 +96,8 @@ pub fn prepare(settings: &Settings) -> Result<Credentials> {
             "kube-apiserver-kubelet-client",
             "system:masters",
         )?,
+        proxy_client,
+        front_proxy_ca,
         admin: client("admin", "system:admin", "system:masters")?,
         service_account_key: files::signing_key(&dir.join("service-account.key"))
             .map_err(failed)?,

@@ -216,9 +216,10 @@ fn read_user(value: Option<&Value>) -> User {
 
 /// The user of a client certificate that TLS has verified.
 pub fn of_certificate(der: &[u8]) -> Option<User> {
-    let (name, mut groups) = pki::authority::subject(der).ok()?;
+    let holder = pki::authority::holder(der).ok()?;
+    let mut groups = holder.organizations;
     groups.push("system:authenticated".to_owned());
-    Some(User { name, groups, ..User::default() })
+    Some(User { name: holder.common_name, uid: holder.uid, groups, ..User::default() })
 }
 
 #[cfg(test)]
