@@ -4,12 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 use api::change::{json_patch, merge_patch, strategic};
-use api::codec::protobuf::decode;
-use api::codec::protobuf::encode::Encoder;
-use api::codec::scan::Scan;
-use api::codec::{go_json, yaml};
 use api::registry::list::check_token;
 use api::scheme::Schema;
+use codec::protobuf::decode;
+use codec::protobuf::encode::Encoder;
+use codec::scan::Scan;
+use codec::{go_json, yaml};
 use kinds::meta::selector::{FieldSelector, LabelSelector};
 use serde_json::Value;
 

@@ -71,7 +71,7 @@ impl Event {
             return Some(made.clone());
         }
         let object = encode(&self.object).ok()?;
-        let made = crate::codec::protobuf::encode::watch_frame(self.change.name(), &object);
+        let made = codec::protobuf::encode::watch_frame(self.change.name(), &object);
         Some(self.message.get_or_init(|| made.into()).clone())
     }
 

@@ -9,7 +9,6 @@ pub mod authz;
 pub mod bootstrap;
 pub mod cache;
 pub mod change;
-pub mod codec;
 pub mod crd;
 pub mod error;
 pub mod registry;

@@ -20,6 +20,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::error::{Error, Result};
 use crate::kubeconfig::Endpoint;
+use crate::protobuf::InProtobuf;
 use crate::transport::{Body, Client, Transport};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -144,6 +145,11 @@ impl Remote {
 
     pub fn client(self, user_agent: &str) -> Client {
         Client::new(Arc::new(self), user_agent)
+    }
+
+    /// A client that speaks protobuf wherever the server does.
+    pub fn client_in_protobuf(self, user_agent: &str) -> Client {
+        Client::new(Arc::new(InProtobuf(self)), user_agent)
     }
 }
 

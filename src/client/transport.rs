@@ -74,7 +74,11 @@ impl Client {
     }
 }
 
-async fn collect(body: Body) -> Result<Bytes> {
+/// Reads a whole answer.
+///
+/// # Errors
+/// One that breaks off, or is too large.
+pub(crate) async fn collect(body: Body) -> Result<Bytes> {
     let mut stream = match body {
         Body::Full(bytes) => return Ok(bytes),
         Body::Stream(stream) => stream,

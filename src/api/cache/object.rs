@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::codec::scan::Scan;
+use codec::scan::Scan;
 
 const METADATA: &[u8] = b"\"metadata\":{";
 

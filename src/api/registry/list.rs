@@ -63,7 +63,7 @@ impl Token {
             .decode(text)
             .map_err(|err| bad(&format!("illegal base64 data at input byte {}", offset(&err))))?;
         let token: Value = serde_json::from_slice(&bytes).map_err(|err| {
-            bad(&crate::codec::go_json::mistake(&bytes).unwrap_or_else(|| err.to_string()))
+            bad(&codec::go_json::mistake(&bytes).unwrap_or_else(|| err.to_string()))
         })?;
         if token["v"] != "meta.k8s.io/v1" {
             let version = token["v"].as_str().unwrap_or("");

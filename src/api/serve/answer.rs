@@ -11,11 +11,11 @@ use serde_json::{Map, Value, json};
 use super::compress::Document;
 use super::negotiate::{self, Asked, Encoding, Form, View};
 use crate::cache::Object;
-use crate::codec::protobuf::encode::{self as protobuf, Encoder, ListWriter};
 use crate::error::{ApiError, Result};
 use crate::registry::list::Page;
 use crate::registry::{Target, convert};
 use crate::scheme::{Schema, Typed, shape, words};
+use codec::protobuf::encode::{self as protobuf, Encoder, ListWriter};
 
 /// A list is sent in pieces of about this many bytes.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -152,7 +152,7 @@ pub fn encoder(form: Form, target: &Target) -> Option<(Encoder, String, &str)> {
 }
 
 /// A stored object that is not of its kind: our own mistake, or a damaged disk.
-pub fn damaged(error: crate::codec::protobuf::Error) -> ApiError {
+pub fn damaged(error: codec::protobuf::Error) -> ApiError {
     ApiError::internal(format!("a stored object cannot be shown in protobuf: {error}"))
 }
 

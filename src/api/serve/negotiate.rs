@@ -5,9 +5,9 @@ use http::{HeaderMap, HeaderValue, header};
 use serde_json::Value;
 
 use super::request::Query;
-use crate::codec::protobuf::encode::Encoder;
-use crate::codec::{go_json, protobuf, yaml};
 use crate::error::{ApiError, Result};
+use codec::protobuf::encode::Encoder;
+use codec::{go_json, protobuf, yaml};
 
 const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";

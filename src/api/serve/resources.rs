@@ -13,7 +13,6 @@ use super::chain::Call;
 use super::negotiate::{self, Decoded, Form};
 use super::{Shared, duplicates, reviews, subresources, watching, websocket};
 use crate::change::json_patch::unknown_patch_fields;
-use crate::codec::yaml;
 use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::delete::{DeleteOptions, answers_with_object, deleted_status};
@@ -23,6 +22,7 @@ use crate::registry::update::Change;
 use crate::registry::watch::WatchOptions;
 use crate::registry::{FieldValidation, Target, WriteOptions, metadata_mut, metadata_str};
 use crate::scheme::{Schema, shape};
+use codec::yaml;
 
 /// Subresources that answer with what a kubelet or a container says.
 const STREAMS: [&str; 5] = ["exec", "attach", "portforward", "log", "proxy"];

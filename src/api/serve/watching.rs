@@ -12,10 +12,10 @@ use super::chain::Call;
 use super::negotiate::{self, Encoding, Form, View};
 use super::websocket;
 use crate::cache::{Change, Event, Object, frame};
-use crate::codec::protobuf::encode::{Encoder, watch_frame};
 use crate::error::{ApiError, Result};
 use crate::registry::watch::{Notice, Watcher};
 use crate::registry::{Target, convert};
+use codec::protobuf::encode::{Encoder, watch_frame};
 
 /// Notices put into one piece of the stream.
 const NOTICES_PER_CHUNK: usize = 64;

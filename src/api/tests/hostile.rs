@@ -3,8 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use api::codec::protobuf::encode::Encoder;
 use base64::Engine;
+use codec::protobuf::encode::Encoder;
 use serde_json::json;
 
 #[path = "../../../fuzz/checks.rs"]
@@ -79,7 +79,7 @@ fn examples(check: &str) -> Vec<Vec<u8>> {
         "yaml_documents" => vec![
             b"a: &x [1, yes, 0644, ~]\nb: *x\nc: |\n  two\n  lines\nd: {e: 'f''g', \"h\": 1.5}\n"
                 .to_vec(),
-            api::codec::yaml::to_string(&self::pod()).into_bytes(),
+            codec::yaml::to_string(&self::pod()).into_bytes(),
         ],
         _ => {
             let token = r#"{"v":"meta.k8s.io/v1","rv":7,"start":"b\u0000"}"#;

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use api::codec::protobuf::decode;
-use api::codec::protobuf::encode::Encoder;
 use api::scheme::schema::Type;
 use api::scheme::{Schema, Typed, shape};
+use codec::protobuf::decode;
+use codec::protobuf::encode::Encoder;
 use kinds::resources::Catalog;
 use serde_json::{Map, Value, json};
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::authn::{MASTERS, Peer, User};
-use api::codec::protobuf::decode;
 use api::serve::{Shared, Version, chain};
 use bytes::Bytes;
 use client::Body;
+use codec::protobuf::decode;
 use futures::StreamExt;
 use http::{HeaderMap, Request, StatusCode};
 use serde_json::{Value, json};

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::Error;
 use super::table::{Field, Form, Kind, Shape, Table, put_length, put_varint};
-use crate::codec::scan::{Scan, Text};
+use crate::scan::{Scan, Text};
 
 const MAGIC: &[u8] = b"k8s\0";
 /// JSON of stored objects is not nested deeper (see `serve::negotiate`), and a map of

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-const TABLE: &[u8] = include_bytes!("../../../../embedded/protobuf-1.36.json.gz");
+const TABLE: &[u8] = include_bytes!("../../../embedded/protobuf-1.36.json.gz");
 const META: &str = "k8s.io.apimachinery.pkg.apis.meta.v1";
 /// Structures by value do not nest deeper than this; the bound only guards the table.
 const ZERO_DEPTH_MAX: usize = 32;

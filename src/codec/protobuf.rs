@@ -35,8 +35,59 @@ pub enum Error {
     TooDeep,
 }
 
+/// What becomes of zero values that Go writes although nothing was set.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Zeros {
+    Kept,
+    /// As JSON has them, but for fields that it always has.
+    Dropped,
+}
+
 /// Decodes a body into the JSON form, with `apiVersion` and `kind`.
+///
+/// # Errors
+/// What is not a message of a known kind.
 pub fn decode(body: &[u8]) -> Result<Value, Error> {
+    read(body, Zeros::Kept)
+}
+
+/// The same for a reader to whom a field that is zero and one that is not there mean the
+/// same: no zero values but of fields that tell the two apart.
+///
+/// # Errors
+/// What is not a message of a known kind.
+pub fn decode_sparse(body: &[u8]) -> Result<Value, Error> {
+    read(body, Zeros::Dropped)
+}
+
+/// The type and the object, in its envelope, of a watch's frame without its length
+/// (meta/v1 `WatchEvent`).
+///
+/// # Errors
+/// Malformed for anything else.
+pub fn watch_event(frame: &[u8]) -> Result<(&str, &[u8]), Error> {
+    let (mut change, mut object) = ("", &[][..]);
+    let mut reader = Reader(frame);
+    while let Some((number, wire)) = reader.field()? {
+        match (number, wire) {
+            (1, Wire::Bytes(text)) => {
+                change = std::str::from_utf8(text).map_err(|_| Error::Malformed)?;
+            }
+            (2, Wire::Bytes(extension)) => {
+                let mut extension = Reader(extension);
+                while let Some((number, wire)) = extension.field()? {
+                    if let (1, Wire::Bytes(raw)) = (number, wire) {
+                        object = raw;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok((change, object))
+}
+
+fn read(body: &[u8], zeros: Zeros) -> Result<Value, Error> {
     let envelope = body.strip_prefix(MAGIC).ok_or(Error::NoMagic)?;
     let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
     let mut reader = Reader(envelope);
@@ -63,7 +114,7 @@ pub fn decode(body: &[u8]) -> Result<Value, Error> {
     let mut object = Map::new();
     object.insert("kind".into(), kind.into());
     object.insert("apiVersion".into(), api_version.into());
-    read_into(table, message, raw, &mut object, 0)?;
+    read_into(Context { table, zeros }, message, raw, &mut object, 0)?;
     Ok(Value::Object(object))
 }
 
@@ -71,13 +122,20 @@ fn utf8(bytes: &[u8]) -> Result<String, Error> {
     String::from_utf8(bytes.to_vec()).map_err(|_| Error::Malformed)
 }
 
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    table: &'a Table,
+    zeros: Zeros,
+}
+
 fn read_into(
-    table: &Table,
+    context: Context<'_>,
     message: usize,
     bytes: &[u8],
     out: &mut Map<String, Value>,
     depth: usize,
 ) -> Result<(), Error> {
+    let Context { table, zeros } = context;
     if depth > DEPTH_MAX {
         return Err(Error::TooDeep);
     }
@@ -87,12 +145,12 @@ fn read_into(
         let Some(field) = table.messages[message].numbered(number) else { continue };
         match (field.shape, field.kind, wire) {
             (Shape::Map, kind, Wire::Bytes(entry)) => {
-                let (key, value) = map_entry(table, kind, entry, depth)?;
+                let (key, value) = map_entry(context, kind, entry, depth)?;
                 let map = out.entry(&*field.name).or_insert_with(|| json!({}));
                 map[key] = value;
             }
             (_, Kind::Message(inner), Wire::Bytes(bytes)) if field.name.is_empty() => {
-                read_into(table, inner, bytes, out, depth + 1)?;
+                read_into(context, inner, bytes, out, depth + 1)?;
             }
             (Shape::Many, Kind::Integer, Wire::Bytes(packed)) => {
                 let list = out.entry(&*field.name).or_insert_with(|| json!([]));
@@ -103,13 +161,16 @@ fn read_into(
                 }
             }
             (Shape::Many, kind, wire) => {
-                let value = one(table, kind, wire, depth)?;
+                let value = one(context, kind, wire, depth)?;
                 push(out.entry(&*field.name).or_insert_with(|| json!([])), value);
             }
             (Shape::One | Shape::Pointer, kind, wire) => {
-                let value = one(table, kind, wire, depth)?;
-                let zero = value == "" || value == false;
-                if zero && field.shape == Shape::One && table.messages[message].omits_zero {
+                let value = one(context, kind, wire, depth)?;
+                let dropped = match zeros {
+                    Zeros::Kept => table.messages[message].omits_zero && is_empty(&value),
+                    Zeros::Dropped => is_empty(&value) || value == 0,
+                };
+                if dropped && field.shape == Shape::One {
                     continue;
                 }
                 out.insert(field.name.to_string(), value);
@@ -120,6 +181,10 @@ fn read_into(
     Ok(())
 }
 
+fn is_empty(value: &Value) -> bool {
+    value == "" || value == false
+}
+
 fn push(list: &mut Value, value: Value) {
     if let Value::Array(list) = list {
         list.push(value);
@@ -127,7 +192,7 @@ fn push(list: &mut Value, value: Value) {
 }
 
 fn map_entry(
-    table: &Table,
+    context: Context<'_>,
     kind: Kind,
     entry: &[u8],
     depth: usize,
@@ -137,7 +202,7 @@ fn map_entry(
     while let Some((number, wire)) = reader.field()? {
         match (number, wire) {
             (1, Wire::Bytes(text)) => key = utf8(text)?,
-            (2, wire) => value = Some(one(table, kind, wire, depth)?),
+            (2, wire) => value = Some(one(context, kind, wire, depth)?),
             _ => {}
         }
     }
@@ -146,33 +211,33 @@ fn map_entry(
         (None, Kind::Text | Kind::Bytes) => "".into(),
         (None, Kind::Flag) => false.into(),
         (None, Kind::Integer | Kind::Double) => 0.into(),
-        (None, Kind::Message(message)) => shown(table, message, &[], depth + 1)?,
+        (None, Kind::Message(message)) => shown(context, message, &[], depth + 1)?,
     };
     Ok((key, value))
 }
 
-fn one(table: &Table, kind: Kind, wire: Wire<'_>, depth: usize) -> Result<Value, Error> {
+fn one(context: Context<'_>, kind: Kind, wire: Wire<'_>, depth: usize) -> Result<Value, Error> {
     Ok(match (kind, wire) {
         (Kind::Text, Wire::Bytes(text)) => utf8(text)?.into(),
         (Kind::Bytes, Wire::Bytes(bytes)) => STANDARD.encode(bytes).into(),
         (Kind::Flag, Wire::Varint(number)) => (number != 0).into(),
         (Kind::Integer, Wire::Varint(number)) => (number as i64).into(),
         (Kind::Double, Wire::Fixed64(bits)) => f64::from_bits(bits).into(),
-        (Kind::Message(message), Wire::Bytes(bytes)) => shown(table, message, bytes, depth + 1)?,
+        (Kind::Message(message), Wire::Bytes(bytes)) => shown(context, message, bytes, depth + 1)?,
         _ => return Err(Error::Malformed),
     })
 }
 
 /// A message in its JSON form.
-fn shown(table: &Table, message: usize, bytes: &[u8], depth: usize) -> Result<Value, Error> {
-    let form = table.messages[message].form;
+fn shown(context: Context<'_>, message: usize, bytes: &[u8], depth: usize) -> Result<Value, Error> {
+    let form = context.table.messages[message].form;
     if form == Form::Plain {
         let mut out = Map::new();
-        read_into(table, message, bytes, &mut out, depth)?;
+        read_into(context, message, bytes, &mut out, depth)?;
         return Ok(Value::Object(out));
     }
     if let Form::OneOrMany | Form::FlagOrOne | Form::OneOrStrings = form {
-        return union(table, message, bytes, depth);
+        return union(context, message, bytes, depth);
     }
     let (mut numbers, mut texts) = ([0i64; 4], Vec::new());
     let mut last = &[][..];
@@ -219,12 +284,12 @@ fn shown(table: &Table, message: usize, bytes: &[u8], depth: usize) -> Result<Va
 }
 
 /// One of two things: the list if there is one, the message if there is one, or a flag.
-fn union(table: &Table, message: usize, bytes: &[u8], depth: usize) -> Result<Value, Error> {
+fn union(context: Context<'_>, message: usize, bytes: &[u8], depth: usize) -> Result<Value, Error> {
     let (mut flag, mut one_of, mut many) = (None, None, Vec::new());
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.field()? {
-        let Some(field) = table.messages[message].numbered(number) else { continue };
-        let value = one(table, field.kind, wire, depth)?;
+        let Some(field) = context.table.messages[message].numbered(number) else { continue };
+        let value = one(context, field.kind, wire, depth)?;
         match field.shape {
             Shape::Many => many.push(value),
             _ if value.is_boolean() => flag = Some(value),
