@@ -29,8 +29,31 @@ pub enum Command {
     Reset(ResetFlags),
     /// Is this host fit? Says what is missing and what to do
     CheckConfig(HostFlags),
+    /// Run the controllers alone, against the server of a kubeconfig
+    #[command(hide = true)]
+    Controllers {
+        #[command(flatten)]
+        apart: ApartFlags,
+        /// Network that nodes get their pods' networks from
+        #[arg(long)]
+        cluster_cidr: Option<String>,
+    },
+    /// Run the scheduler alone, against the server of a kubeconfig
+    #[command(hide = true)]
+    Scheduler(ApartFlags),
     /// Print the version
     Version,
+}
+
+/// Flags of components that run in a process of their own.
+#[derive(Debug, Args)]
+pub struct ApartFlags {
+    /// Server and credentials
+    #[arg(long)]
+    pub kubeconfig: PathBuf,
+    /// More words in the log; twice for all of them
+    #[arg(short = 'v', action = clap::ArgAction::Count)]
+    pub verbose: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use base::error::chain;
 use clap::Parser;
 
+mod apart;
 mod args;
 mod check_config;
 mod config;
@@ -42,6 +43,8 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Images(command) => images::run(command),
         Command::Reset(flags) => reset::run(&flags),
         Command::CheckConfig(flags) => check_config::run(&flags),
+        Command::Controllers { apart, cluster_cidr } => apart::controllers(&apart, cluster_cidr),
+        Command::Scheduler(flags) => apart::scheduler(&flags),
         Command::Version => {
             version::print();
             Ok(())

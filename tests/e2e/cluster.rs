@@ -75,11 +75,18 @@ impl Cluster {
     }
 
     pub fn start(&mut self) {
+        self.start_server();
+        if !self.flags.iter().any(|flag| flag == "--disable-agent") {
+            self.node_is_ready();
+        }
+    }
+
+    /// Starts it and waits for its word that it is ready.
+    pub fn start_server(&mut self) {
         let mut argv = vec!["/mnt/coracle/coracle", "server"];
         argv.extend(self.flags.iter().map(String::as_str));
         let began = Instant::now();
         self.pid = self.machine.start(LOG, &argv);
-        let with_node = !self.flags.iter().any(|flag| flag == "--disable-agent");
         eventually("the server is ready", 60, || {
             let log = self.machine.read(LOG);
             assert!(self.machine.is_alive(self.pid), "the server ended:\n{log}");
@@ -87,12 +94,13 @@ impl Cluster {
             if ready { Ok(()) } else { Err(log) }
         });
         self.started_in = began.elapsed();
-        if with_node {
-            eventually("the node is Ready", 30, || {
-                let nodes = self.try_kubectl(&["get", "nodes", "--no-headers"])?;
-                if nodes.contains(" Ready ") { Ok(()) } else { Err(nodes) }
-            });
-        }
+    }
+
+    pub fn node_is_ready(&self) {
+        eventually("the node is Ready", 30, || {
+            let nodes = self.try_kubectl(&["get", "nodes", "--no-headers"])?;
+            if nodes.contains(" Ready ") { Ok(()) } else { Err(nodes) }
+        });
     }
 
     /// As the kernel would: no word to anybody.

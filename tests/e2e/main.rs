@@ -2,6 +2,7 @@
 //! containers, on machines that the tests make themselves.
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
+mod apart;
 mod bad_days;
 mod boot;
 mod cluster;

@@ -1,0 +1,79 @@
+//! `coracle controllers` and `coracle scheduler`: a component in a process of its own, for
+//! any API server that a kubeconfig reaches. It speaks protobuf there.
+
+use std::path::Path;
+
+use base::drain::{self, Drain};
+use client::remote::Remote;
+use client::{Client, Recorder, Shared, kubeconfig};
+use controllers::Controllers;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use crate::args::ApartFlags;
+use crate::{Error, Result, version};
+
+pub fn controllers(flags: &ApartFlags, cluster_cidr: Option<String>) -> Result<()> {
+    run(flags, "coracle-controllers", |client, root_ca, drain| {
+        let shared = Shared::new(client.clone(), drain.clone());
+        let config = controllers::Config {
+            cluster_cidrs: cluster_cidr.into_iter().collect(),
+            root_ca_pem: root_ca,
+            ..controllers::Config::default()
+        };
+        // One identity writes for all of them, as the kubeconfig says.
+        let running = Controllers::start(&shared, |_| client.clone(), config, &drain);
+        running.join()
+    })
+}
+
+pub fn scheduler(flags: &ApartFlags) -> Result<()> {
+    run(flags, "kube-scheduler", |client, _, drain| {
+        let recorder = Recorder::new(client.clone(), "default-scheduler", "", drain.clone());
+        let shared = Shared::new(client, drain.clone());
+        let config = scheduler::Config::default();
+        scheduler::Scheduler::new(shared, recorder, config).run(drain)
+    })
+}
+
+/// Runs what `start` makes of a client and the server's authority until told to end.
+fn run<F: Future<Output = ()>>(
+    flags: &ApartFlags,
+    agent: &str,
+    start: impl FnOnce(Client, String, Drain) -> F,
+) -> Result<()> {
+    base::log::init(base::log::Format::Text, flags.verbose);
+    let (client, root_ca) = connect(&flags.kubeconfig, agent)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|err| Error::failed("start the runtime", err))?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())
+            .map_err(|err| Error::failed("install a signal handler", err))?;
+        let (trigger, drain) = drain::channel();
+        let work = start(client, root_ca, drain);
+        tokio::pin!(work);
+        info!(server = %flags.kubeconfig.display(), "{agent} runs");
+        tokio::select! {
+            () = &mut work => return Ok(()),
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        trigger.drain();
+        work.await;
+        Ok(())
+    })
+}
+
+/// A client of the server in the kubeconfig, and the PEM of that server's authority.
+fn connect(kubeconfig: &Path, agent: &str) -> Result<(Client, String)> {
+    let endpoint =
+        kubeconfig::load(kubeconfig).map_err(|err| Error::failed("find the server", err))?;
+    let authority = endpoint.ca_pem.clone().unwrap_or_default();
+    let remote =
+        Remote::new(&endpoint).map_err(|err| Error::failed("set up TLS to the server", err))?;
+    let agent = format!("{agent}/{}", version::git_version());
+    Ok((remote.client_in_protobuf(&agent), String::from_utf8_lossy(&authority).into_owned()))
+}
