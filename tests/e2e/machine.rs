@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::thread;
@@ -104,6 +105,19 @@ impl Machine {
             .env("PATH", std::env::var("PATH").unwrap())
             .stdin(Stdio::null());
         command
+    }
+
+    /// Runs `work` on a thread whose sockets are the machine's.
+    pub fn inside(&self, work: impl FnOnce() + Send + 'static) {
+        let network = File::open(format!("/proc/{}/ns/net", self.pid)).unwrap();
+        let thread = thread::spawn(move || {
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(network.as_fd(), kind).unwrap();
+            work();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
     }
 
     pub fn run(&self, argv: &[&str]) -> Output {

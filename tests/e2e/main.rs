@@ -5,11 +5,14 @@
 mod apart;
 mod bad_days;
 mod boot;
+mod clients;
 mod cluster;
 mod figures;
 mod images;
 mod install;
+
 mod labs;
 mod machine;
 mod restart;
+mod rust_client;
 mod story;
