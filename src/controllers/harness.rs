@@ -82,6 +82,7 @@ impl Controllers {
         tasks.spawn(node::run_lifecycle(context("node-controller")));
         tasks.spawn(node::run_ipam(context("node-controller")));
         tasks.spawn(garbage::run(context("generic-garbage-collector")));
+        tasks.spawn(quota::run(context("resourcequota-controller")));
         tasks.spawn(pod_collector::run(context("pod-garbage-collector")));
         tasks.spawn(aggregation::run(context("clusterrole-aggregation-controller")));
         Self(tasks)
@@ -99,7 +100,7 @@ impl Controllers {
 
 use crate::{
     aggregation, daemonset, deployment, endpoints, garbage, job, namespace, node, pod_collector,
-    replicaset, root_ca, service_account,
+    quota, replicaset, root_ca, service_account,
 };
 
 /// A request that failed, and what it was for.

@@ -17,6 +17,7 @@ mod node;
 mod owner;
 mod pod;
 mod pod_collector;
+mod quota;
 mod replicaset;
 mod root_ca;
 mod service_account;

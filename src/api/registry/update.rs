@@ -512,7 +512,8 @@ fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
         }
         "approval" => {
             let conditions = new["status"]["conditions"].clone();
-            keep_but(new, live, &[]);
+            copy_field(new, live, "spec");
+            copy_field(new, live, "status");
             // Who sends none takes them away, which is checked like any other change.
             if !conditions.is_null() {
                 new["status"]["conditions"] = conditions;

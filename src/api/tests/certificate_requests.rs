@@ -76,7 +76,7 @@ async fn approving_and_signing_need_the_signer() {
     let_bob(&server, "parts", parts, probe).await;
     let approval = format!("{REQUESTS}/a/approval");
     let status = format!("{REQUESTS}/a/status");
-    let approve = json!({"status": {"conditions": [{"type": "Approved", "status": "True",
+    let approve = json!({"metadata": {"annotations": {"by": "bob"}}, "status": {"conditions": [{"type": "Approved", "status": "True",
         "reason": "r", "message": "m"}]}});
     let refused = patch(&server, "bob", &approval, approve.clone()).await;
     assert_eq!(refused.status, 403);
@@ -92,6 +92,8 @@ async fn approving_and_signing_need_the_signer() {
     let_bob(&server, "signers", signers, probe).await;
     let approved = patch(&server, "bob", &approval, approve).await;
     assert_eq!(approved.status, 200, "{}", approved.message());
+    // Who approves may leave a word, but not change what is asked for.
+    assert_eq!(approved.json()["metadata"]["annotations"]["by"], "bob");
     let condition = &approved.json()["status"]["conditions"][0];
     assert!(condition["lastUpdateTime"].is_string(), "{condition}");
     assert!(condition["lastTransitionTime"].is_string(), "{condition}");

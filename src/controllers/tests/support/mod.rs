@@ -17,14 +17,17 @@ pub struct Cluster {
     _dir: tempfile::TempDir,
 }
 
+fn key(dir: &std::path::Path) -> String {
+    pki::files::signing_key(&dir.join("key")).unwrap()
+}
+
 async fn server(dir: &std::path::Path) -> Server {
     let config = api::Config {
         store: std::sync::Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
         service_network: "10.43.0.0/16".parse().unwrap(),
         node_ports: 30000..=32767,
-        issuer: "https://kubernetes.default.svc".into(),
-        signing_key: pki::files::signing_key(&dir.join("key")).unwrap(),
-        token_file: None,
+        authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key(dir)),
+        proxy_client: None,
         disabled_admission: Vec::new(),
         audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),

@@ -1,0 +1,212 @@
+//! Counts what a namespace's objects use of its ResourceQuotas. What a request adds is
+//! charged by the API server before it is stored; here is what is given back, and what
+//! there was before the quota.
+//!
+//! `plan.rs` counts; here is the watching. A resource is watched once a quota bounds it.
+
+mod plan;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::Queue;
+use client::api::{MetaOnly, Object, ResourceRef};
+use client::cache::{Cache, Key, key_of};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::discovery::{Discovered, discover};
+use crate::harness::{Context, Doing, Failed, Outcome, Settled};
+use crate::owner::{name, namespace};
+use plan::{Bounded, bounded, status};
+
+const WORKERS: usize = 2;
+/// A charge whose object never came is given back by counting again, this long after the
+/// last charge.
+const COUNT_AGAIN: Duration = Duration::from_secs(30);
+/// Resources that nobody serves yet are asked for again once definitions change, and then
+/// this long after: a new one is served a moment later.
+const SETTLE: Duration = Duration::from_secs(1);
+
+pub async fn run(context: Context) {
+    let definitions = context.shared.metadata(&ResourceRef {
+        group: "apiextensions.k8s.io".into(),
+        version: "v1".into(),
+        plural: "customresourcedefinitions".into(),
+        kind: "CustomResourceDefinition".into(),
+        namespaced: false,
+    });
+    let me = Arc::new(Controller {
+        queue: Queue::new(),
+        quotas: context.shared.cache(),
+        watched: Mutex::default(),
+        context,
+    });
+    let synced = async {
+        me.quotas.synced().await;
+        definitions.synced().await;
+    };
+    if me.context.drain.until(synced).await.is_none() {
+        return;
+    }
+    let queue = me.queue.clone();
+    me.quotas.on_change(move |old, new| {
+        let Some(new) = new else { return };
+        match old {
+            // Somebody was charged, or we counted.
+            Some(old) if old.spec == new.spec => queue.add_after(key_of(&**new), COUNT_AGAIN),
+            _ => queue.add(key_of(&**new)),
+        }
+    });
+    let again = me.clone();
+    definitions.on_change(move |old, new| {
+        if old.is_none() != new.is_none() {
+            for quota in again.quotas.list() {
+                again.queue.add_after(key_of(&*quota), SETTLE);
+            }
+        }
+    });
+    me.context.work(&me.queue, WORKERS, |key| me.clone().sync(key)).await;
+}
+
+struct Controller {
+    context: Context,
+    queue: Queue<Key>,
+    quotas: Cache<ResourceQuota>,
+    watched: Mutex<HashMap<Bounded, Watched>>,
+}
+
+/// The objects of one resource that some quota bounds.
+#[derive(Clone)]
+enum Watched {
+    Pods(Cache<Pod>),
+    Services(Cache<Service>),
+    Claims(Cache<PersistentVolumeClaim>),
+    /// Of all others only the number counts.
+    Others(Cache<MetaOnly>),
+}
+
+impl Watched {
+    async fn synced(&self) {
+        match self {
+            Self::Pods(cache) => cache.synced().await,
+            Self::Services(cache) => cache.synced().await,
+            Self::Claims(cache) => cache.synced().await,
+            Self::Others(cache) => cache.synced().await,
+        }
+    }
+
+    fn in_namespace(&self, namespace: &str) -> Vec<Value> {
+        fn values<K: Object>(cache: &Cache<K>, namespace: &str) -> Vec<Value> {
+            let list = cache.list_in(namespace);
+            list.iter().filter_map(|object| serde_json::to_value(&**object).ok()).collect()
+        }
+        match self {
+            Self::Pods(cache) => values(cache, namespace),
+            Self::Services(cache) => values(cache, namespace),
+            Self::Claims(cache) => values(cache, namespace),
+            Self::Others(cache) => values(cache, namespace),
+        }
+    }
+}
+
+impl Controller {
+    async fn sync(self: Arc<Self>, key: Key) -> Outcome {
+        let Some(quota) = self.quotas.get(&key.0, &key.1) else { return Ok(()) };
+        if quota.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let value = serde_json::to_value(&*quota).unwrap_or_default();
+        let mut objects = HashMap::new();
+        for resource in bounded(&value) {
+            let Some(watched) = self.watch(&resource).await? else { continue };
+            if self.context.drain.until(watched.synced()).await.is_none() {
+                return Ok(());
+            }
+            objects.insert(resource, watched.in_namespace(&key.0));
+        }
+        let counted = status(&value, &objects, base::time::now());
+        if value["status"] == counted {
+            return Ok(());
+        }
+        let mut next = (*quota).clone();
+        next.status = serde_json::from_value(counted).ok();
+        // Over the version that was counted from: a charge in between is a conflict, and
+        // counting begins again.
+        let api = self.context.client.api::<ResourceQuota>(Some(namespace(&quota.metadata)));
+        let answer = api.replace_status(name(&quota.metadata), &next).await;
+        answer.doing(|| "write what is used".into()).or_gone()
+    }
+
+    /// The objects of a resource; None where nobody serves it.
+    async fn watch(self: &Arc<Self>, resource: &Bounded) -> Result<Option<Watched>, Failed> {
+        if let Some(watched) = self.watched.lock().get(resource) {
+            return Ok(Some(watched.clone()));
+        }
+        let shared = &self.context.shared;
+        let watched = match (resource.group.as_str(), resource.plural.as_str()) {
+            ("", "pods") => Watched::Pods(shared.cache()),
+            ("", "services") => Watched::Services(shared.cache()),
+            ("", "persistentvolumeclaims") => Watched::Claims(shared.cache()),
+            _ => {
+                let found = discover(shared.client()).await;
+                let found = found.doing(|| "ask which resources there are".into())?;
+                match served(&found, resource) {
+                    Some(served) => Watched::Others(shared.metadata(served)),
+                    None => return Ok(None),
+                }
+            }
+        };
+        let mut all = self.watched.lock();
+        // Another worker may have been faster; one of us listens.
+        if let Some(there) = all.get(resource) {
+            return Ok(Some(there.clone()));
+        }
+        all.insert(resource.clone(), watched.clone());
+        drop(all);
+        match &watched {
+            Watched::Pods(cache) => self.listen(cache, resource),
+            Watched::Services(cache) => self.listen(cache, resource),
+            Watched::Claims(cache) => self.listen(cache, resource),
+            Watched::Others(cache) => self.listen(cache, resource),
+        }
+        Ok(Some(watched))
+    }
+
+    /// Counts again where something was given back. What was added has been charged.
+    fn listen<K: Object + Serialize>(self: &Arc<Self>, cache: &Cache<K>, resource: &Bounded) {
+        let (me, resource) = (self.clone(), resource.clone());
+        cache.on_change(move |old, new| {
+            let Some(old) = old else { return };
+            let meta = old.meta();
+            let bound: Vec<_> = me
+                .quotas
+                .list_in(namespace(meta))
+                .into_iter()
+                .filter(|quota| {
+                    let value = serde_json::to_value(&**quota).unwrap_or_default();
+                    bounded(&value).contains(&resource)
+                })
+                .collect();
+            if bound.is_empty() {
+                return;
+            }
+            let uses = |object: &Arc<K>| {
+                let value = serde_json::to_value(&**object).unwrap_or_default();
+                kinds::quota::usage(&resource.group, &resource.plural, &value, base::time::now())
+            };
+            if new.is_none_or(|new| uses(new) != uses(old)) {
+                bound.iter().for_each(|quota| me.queue.add(key_of(&**quota)));
+            }
+        });
+    }
+}
+
+fn served<'a>(found: &'a Discovered, resource: &Bounded) -> Option<&'a ResourceRef> {
+    let mut all = found.resources.iter().filter(|found| found.can("list") && found.can("watch"));
+    let same = |of: &ResourceRef| of.group == resource.group && of.plural == resource.plural;
+    all.find(|found| same(&found.resource)).map(|found| &found.resource)
+}

@@ -1,0 +1,129 @@
+//! What a quota bounds, and how much of it is used. Pure.
+
+use std::collections::{BTreeSet, HashMap};
+
+use jiff::Timestamp;
+use kinds::quota::{Usage, is_meant, usage};
+use serde_json::{Map, Value, json};
+
+/// A resource whose objects count.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bounded {
+    pub group: String,
+    pub plural: String,
+}
+
+/// The resources that the quota's `spec.hard` names, directly or by what their objects use.
+pub fn bounded(quota: &Value) -> BTreeSet<Bounded> {
+    let names = quota["spec"]["hard"].as_object().into_iter().flatten();
+    names.map(|(name, _)| counts(name)).collect()
+}
+
+/// Whose objects count under a name of `spec.hard`.
+fn counts(name: &str) -> Bounded {
+    let core = |plural: &str| Bounded { group: String::new(), plural: plural.into() };
+    if let Some(counted) = name.strip_prefix("count/") {
+        let (plural, group) = counted.split_once('.').unwrap_or((counted, ""));
+        return Bounded { group: group.into(), plural: plural.into() };
+    }
+    match name {
+        "configmaps"
+        | "persistentvolumeclaims"
+        | "replicationcontrollers"
+        | "resourcequotas"
+        | "secrets"
+        | "services" => core(name),
+        "requests.storage" => core("persistentvolumeclaims"),
+        _ if name.contains(".storageclass.storage.k8s.io/") => core("persistentvolumeclaims"),
+        _ if name.starts_with("services.") => core("services"),
+        _ => core("pods"),
+    }
+}
+
+/// The quota's status: its bounds, and what the objects of its namespace use of them.
+pub fn status(quota: &Value, objects: &HashMap<Bounded, Vec<Value>>, now: Timestamp) -> Value {
+    let mut sum = Usage::new();
+    for (Bounded { group, plural }, list) in objects {
+        for object in list.iter().filter(|object| is_meant(quota, group, plural, object)) {
+            for (name, value) in usage(group, plural, object, now) {
+                let total = sum.entry(name).or_default();
+                *total = total.plus(value);
+            }
+        }
+    }
+    let hard = quota["spec"]["hard"].as_object().cloned().unwrap_or_default();
+    let used: Map<String, Value> = hard
+        .keys()
+        .map(|name| (name.clone(), sum.get(name).copied().unwrap_or_default().to_string().into()))
+        .collect();
+    if hard.is_empty() {
+        return json!({});
+    }
+    json!({"hard": hard, "used": used})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(group: &str, plural: &str) -> Bounded {
+        Bounded { group: group.into(), plural: plural.into() }
+    }
+
+    #[test]
+    fn names_of_bounds_tell_whose_objects_count() {
+        for (name, expected) in [
+            ("pods", of("", "pods")),
+            ("requests.cpu", of("", "pods")),
+            ("hugepages-2Mi", of("", "pods")),
+            ("secrets", of("", "secrets")),
+            ("services.nodeports", of("", "services")),
+            ("requests.storage", of("", "persistentvolumeclaims")),
+            ("gold.storageclass.storage.k8s.io/requests.storage", of("", "persistentvolumeclaims")),
+            ("count/deployments.apps", of("apps", "deployments")),
+            ("count/boats.example.com", of("example.com", "boats")),
+            ("count/configmaps", of("", "configmaps")),
+        ] {
+            assert_eq!(counts(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_meant_is_counted_and_all_bounds_are_shown() {
+        let quota = json!({"spec": {
+            "hard": {"pods": "5", "requests.cpu": "1", "secrets": "2", "count/boats.example.com": "1"},
+            "scopes": ["NotTerminating"],
+        }});
+        let pod = |ends: bool, phase: &str| {
+            let mut pod = json!({
+                "spec": {"containers": [{"resources": {"requests": {"cpu": "150m"}}}]},
+                "status": {"phase": phase},
+            });
+            if ends {
+                pod["spec"]["activeDeadlineSeconds"] = 5.into();
+            }
+            pod
+        };
+        let objects = HashMap::from([
+            (
+                of("", "pods"),
+                vec![
+                    pod(false, "Running"),
+                    pod(false, "Pending"),
+                    pod(true, "Running"),
+                    pod(false, "Failed"),
+                ],
+            ),
+            (of("", "secrets"), vec![json!({"metadata": {}})]),
+        ]);
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let status = status(&quota, &objects, now);
+        assert_eq!(status["hard"], quota["spec"]["hard"]);
+        let used = &status["used"];
+        assert_eq!(used["pods"], "2");
+        assert_eq!(used["requests.cpu"], "300m");
+        // Scopes mean pods; nothing else fits them.
+        assert_eq!(used["secrets"], "0");
+        assert_eq!(used["count/boats.example.com"], "0");
+    }
+}

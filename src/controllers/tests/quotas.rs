@@ -1,0 +1,78 @@
+//! Quotas over objects that come and go.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use client::DeleteParams;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, ResourceQuota};
+use serde_json::{Value, json};
+use support::{Cluster, cluster, until};
+
+impl Cluster {
+    async fn quota(&self, hard: Value) {
+        let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": hard}});
+        let quota = serde_json::from_value(quota).unwrap();
+        self.client.api::<ResourceQuota>(Some("default")).create(&quota).await.unwrap();
+    }
+
+    async fn until_used(&self, expected: Value) {
+        until(&format!("{expected} is used"), || async {
+            let quota = self.client.api::<ResourceQuota>(Some("default")).get("q").await.unwrap();
+            let used = serde_json::to_value(quota.status?.used?).unwrap();
+            (used == expected).then_some(())
+        })
+        .await;
+    }
+
+    async fn pod(&self, name: &str) -> Result<(), client::Error> {
+        let pod = json!({
+            "metadata": {"name": name},
+            "spec": {"containers": [{"name": "c", "image": "i",
+                "resources": {"requests": {"cpu": "100m"}}}]},
+        });
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        self.client.api::<Pod>(Some("default")).create(&pod).await.map(drop)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_is_given_back_and_what_is_too_much_is_refused() {
+    let cluster = cluster().await;
+    // The account of pods comes a moment after its namespace.
+    until("a pod is let in", || async { cluster.pod("before").await.ok() }).await;
+    cluster.quota(json!({"pods": "2", "requests.cpu": "1"})).await;
+    cluster.until_used(json!({"pods": "1", "requests.cpu": "100m"})).await;
+    cluster.pod("within").await.unwrap();
+    let refused = cluster.pod("beyond").await.unwrap_err();
+    assert_eq!(refused.code(), 403);
+    assert!(refused.to_string().contains("exceeded quota: q"), "{refused}");
+    let pods = cluster.client.api::<Pod>(Some("default"));
+    // A pod that ends gives back what it held, and one that goes does.
+    let ended = client::Patch::Merge(json!({"status": {"phase": "Succeeded"}}));
+    pods.patch_status("before", &ended).await.unwrap();
+    cluster.until_used(json!({"pods": "1", "requests.cpu": "100m"})).await;
+    pods.delete("within", &DeleteParams::default().grace(0)).await.unwrap();
+    cluster.until_used(json!({"pods": "0", "requests.cpu": "0"})).await;
+    cluster.pod("beyond").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_of_any_kind_can_be_counted() {
+    let cluster = cluster().await;
+    cluster.quota(json!({"configmaps": "9", "count/deployments.apps": "0"})).await;
+    let maps = cluster.client.api::<ConfigMap>(Some("default"));
+    cluster.until_used(json!({"configmaps": "0", "count/deployments.apps": "0"})).await;
+    let map = serde_json::from_value(json!({"metadata": {"name": "m"}})).unwrap();
+    maps.create(&map).await.unwrap();
+    cluster.until_used(json!({"configmaps": "1", "count/deployments.apps": "0"})).await;
+    maps.delete("m", &DeleteParams::default()).await.unwrap();
+    cluster.until_used(json!({"configmaps": "0", "count/deployments.apps": "0"})).await;
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {
+            "metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let refused = cluster.client.post_raw(path, &deployment).await.unwrap_err();
+    assert!(refused.to_string().contains("exceeded quota: q"), "{refused}");
+}
