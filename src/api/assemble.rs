@@ -33,6 +33,8 @@ pub struct Config {
     pub service_network: Network,
     pub node_ports: RangeInclusive<u16>,
     pub authentication: crate::authn::Settings,
+    /// Who decides what users may do, in order.
+    pub authorization: Vec<crate::authz::Mode>,
     pub disabled_admission: Vec<String>,
     /// Policy file and log file.
     pub audit: Option<(PathBuf, PathBuf)>,
@@ -77,7 +79,7 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         Some((policy, log)) => Some(crate::audit::Audit::open(policy, log).map_err(Error::Audit)?),
         None => None,
     };
-    let authorizer = Arc::new(Authorizer::new(cache.clone()));
+    let authorizer = Arc::new(Authorizer::new(cache.clone(), config.authorization));
     let server = Arc::new(Server {
         audit,
         authorizer: authorizer.clone(),
@@ -96,6 +98,7 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         ready: Default::default(),
     });
     controller::start(&server).await.map_err(Error::Cache)?;
+    tokio::spawn(crate::bootstrap::mark_used_secrets(server.clone()));
     Ok(server)
 }
 

@@ -158,7 +158,7 @@ pub struct ServerFlags {
     /// Leave a part out: dns
     #[arg(long, env = "CORACLE_DISABLE", value_delimiter = ',')]
     pub disable: Vec<String>,
-    /// A kube-apiserver flag, NAME=VALUE: token-auth-file, disable-admission-plugins
+    /// A kube-apiserver flag, NAME=VALUE; one that is not supported says which are
     #[arg(long, env = "CORACLE_KUBE_APISERVER_ARG")]
     pub kube_apiserver_arg: Vec<String>,
     /// Audit policy

@@ -13,6 +13,7 @@ use crate::{Error, Result, control};
 
 mod control_plane;
 mod credentials;
+mod identity;
 mod node;
 mod settings;
 

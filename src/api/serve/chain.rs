@@ -57,8 +57,10 @@ async fn walk(
     request.extensions_mut().insert(notes.clone());
 
     let cache = &server.registry.cache;
-    let user = server.authenticator.authenticate(cache, &peer, request.headers_mut())?;
-    let as_user = impersonate(server, &user, request.headers(), || Action::of(&info, &query))?;
+    let authenticator = &server.authenticator;
+    let user = authenticator.authenticate(cache, &peer, &info.path, request.headers_mut()).await?;
+    let action = || Action::of(&info, &query);
+    let as_user = impersonate(server, &user, request.headers(), action).await?;
 
     let audit = server.audit.as_ref();
     let record =
@@ -84,12 +86,14 @@ async fn walk(
 async fn decide(server: &Shared, call: Call) -> Result<Response<Body>> {
     let Call { info, query, .. } = &call;
     let mut action = Action::of(info, query);
-    authorize(server, &call.user, &action)?;
+    let none = Notes::default();
+    let notes = call.request.extensions().get::<Arc<Notes>>().map_or(&none, |notes| notes);
+    authorize(server, &call.user, &action, notes).await?;
     let streams = ["exec", "attach", "portforward"].contains(&action.subresource.as_str());
     if streams && action.resource == "pods" && action.verb == "get" {
         // A WebSocket opens with GET; who may only read must not run commands by it.
         action.verb = "create".into();
-        authorize(server, &call.user, &action)?;
+        authorize(server, &call.user, &action, notes).await?;
     }
     if call.info.is_resource {
         resources::serve(server, call).await
@@ -100,12 +104,31 @@ async fn decide(server: &Shared, call: Call) -> Result<Response<Body>> {
     }
 }
 
+/// Whether a user may; the audit log is told what was decided, and why.
+///
 /// # Errors
-/// 403 in upstream's words.
-pub fn authorize(server: &Shared, user: &Arc<User>, action: &Action) -> Result<()> {
-    match server.authorizer.decide(user, action) {
-        Decision::Allow(_) => Ok(()),
-        Decision::NoOpinion(why) => Err(refusal(user, action, &why)),
+/// 403 in upstream's words; 500 where it could not be found out.
+pub async fn authorize(server: &Shared, user: &User, action: &Action, notes: &Notes) -> Result<()> {
+    let decision = server.authorizer.decide(user, action).await;
+    let tell = |word: &str, why: &str| {
+        if server.audit.is_some() {
+            notes.annotate("authorization.k8s.io/decision", word.to_owned());
+            notes.annotate("authorization.k8s.io/reason", why.to_owned());
+        }
+    };
+    match decision {
+        Decision::Allow(why) => {
+            tell("allow", &why);
+            Ok(())
+        }
+        Decision::Deny(why) | Decision::NoOpinion(why) => {
+            tell("forbid", &why);
+            Err(refusal(user, action, &why))
+        }
+        Decision::Failed { error, .. } => {
+            tell("forbid", "internal error");
+            Err(ApiError::internal(error))
+        }
     }
 }
 
@@ -122,7 +145,7 @@ fn refusal(user: &User, action: &Action, why: &str) -> ApiError {
 ///
 /// # Errors
 /// 400 for an incomplete wish, 403 in upstream's words.
-fn impersonate(
+async fn impersonate(
     server: &Shared,
     user: &Arc<User>,
     headers: &http::HeaderMap,
@@ -132,13 +155,7 @@ fn impersonate(
     let mut refused = None;
     for attempt in impersonation::attempts(&wanted, user, &action()) {
         let requestor = attempt.requestor.map_or_else(|| user.clone(), Arc::new);
-        let may = |action: &Action| authorize(server, &requestor, action);
-        let judged = attempt.checks.iter().try_for_each(|check| match check {
-            Check::Allowed(action) => may(action),
-            Check::AllOrEach(all, each) => may(all).or_else(|_| each.iter().try_for_each(may)),
-            Check::Never(action, why) => Err(refusal(&requestor, action, why)),
-        });
-        match judged {
+        match all_hold(server, &requestor, &attempt.checks).await {
             Ok(()) => {
                 let user = Arc::new(attempt.user);
                 return Ok(Some(ActsAs { user, constraint: attempt.constraint }));
@@ -147,4 +164,27 @@ fn impersonate(
         }
     }
     Err(refused.unwrap_or_else(|| ApiError::internal("all impersonation modes failed")))
+}
+
+async fn all_hold(server: &Shared, user: &User, checks: &[Check]) -> Result<()> {
+    let may = async |action: &Action| match server.authorizer.decide(user, action).await {
+        Decision::Allow(_) => Ok(()),
+        Decision::Deny(why) | Decision::NoOpinion(why) | Decision::Failed { error: why, .. } => {
+            Err(refusal(user, action, &why))
+        }
+    };
+    for check in checks {
+        match check {
+            Check::Allowed(action) => may(action).await?,
+            Check::AllOrEach(all, each) => {
+                if may(all).await.is_err() {
+                    for one in each {
+                        may(one).await?;
+                    }
+                }
+            }
+            Check::Never(action, why) => return Err(refusal(user, action, why)),
+        }
+    }
+    Ok(())
 }

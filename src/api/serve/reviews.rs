@@ -11,7 +11,7 @@ use super::chain::Call;
 use super::resources::{form, read_object, write_options};
 use super::{Shared, answer, health, subresources};
 use crate::authn::{User, user_info};
-use crate::authz::{Action, Decision};
+use crate::authz::{Action, Decision, Mode};
 use crate::change::apply::{Writer, update_managed_fields};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::{Target, metadata_str};
@@ -37,16 +37,16 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
     let user = &call.user;
     let plural = target.resource.plural.as_str();
     body["status"] = match plural {
-        "tokenreviews" => token_review(server, &body)?,
+        "tokenreviews" => token_review(server, &body).await?,
         "selfsubjectreviews" => json!({"userInfo": user_info(user)}),
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
             let spec = &body["spec"];
             if target.resource.namespaced {
                 check_local(target, spec)?;
             }
-            access(server, target, spec, &Arc::new(reviewed_user(target, spec)?))?
+            access(server, target, spec, &reviewed_user(target, spec)?).await?
         }
-        "selfsubjectaccessreviews" => access(server, target, &body["spec"], user)?,
+        "selfsubjectaccessreviews" => access(server, target, &body["spec"], user).await?,
         "selfsubjectrulesreviews" => rules(server, &body["spec"], user)?,
         _ => return Err(ApiError::method_not_allowed()),
     };
@@ -119,18 +119,18 @@ fn strings(value: &Value) -> Vec<String> {
     list.filter_map(|item| item.as_str().map(str::to_string)).collect()
 }
 
-fn token_review(server: &Shared, body: &Value) -> Result<Value> {
+async fn token_review(server: &Shared, body: &Value) -> Result<Value> {
     let token = body["spec"]["token"].as_str().unwrap_or("");
     if token.is_empty() {
         return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
     }
     let audiences = strings(&body["spec"]["audiences"]);
-    let found = server.authenticator.token(&server.registry.cache, token, &audiences);
+    let found = server.authenticator.token(&server.registry.cache, token, &audiences).await;
     Ok(match found {
-        Some((user, granted)) => {
+        Ok((user, granted)) => {
             json!({"authenticated": true, "user": user_info(&user), "audiences": granted})
         }
-        None => json!({"user": {}, "error": "[invalid bearer token, token lookup failed]"}),
+        Err(why) => json!({"user": {}, "error": crate::authn::aggregate(&why)}),
     })
 }
 
@@ -157,7 +157,7 @@ fn reviewed_user(target: &Target, spec: &Value) -> Result<User> {
     Ok(user)
 }
 
-fn access(server: &Shared, target: &Target, spec: &Value, user: &Arc<User>) -> Result<Value> {
+async fn access(server: &Shared, target: &Target, spec: &Value, user: &User) -> Result<Value> {
     let resource = &spec["resourceAttributes"];
     let path = &spec["nonResourceAttributes"];
     let text = |of: &Value, field: &str| of[field].as_str().unwrap_or("").to_string();
@@ -196,12 +196,33 @@ fn access(server: &Shared, target: &Target, spec: &Value, user: &Arc<User>) -> R
             ));
         }
     };
-    Ok(match server.authorizer.decide(user, &action) {
-        Decision::Allow(why) if why.is_empty() => json!({"allowed": true}),
-        Decision::Allow(why) => json!({"allowed": true, "reason": why}),
-        Decision::NoOpinion(why) if why.is_empty() => json!({"allowed": false}),
-        Decision::NoOpinion(why) => json!({"allowed": false, "reason": why}),
-    })
+    let mut status = json!({});
+    let reason = match server.authorizer.decide(user, &action).await {
+        Decision::Allow(why) => {
+            status["allowed"] = true.into();
+            why
+        }
+        Decision::Deny(why) => {
+            status = json!({"allowed": false, "denied": true});
+            why
+        }
+        Decision::NoOpinion(why) => {
+            status["allowed"] = false.into();
+            why
+        }
+        Decision::Failed { error, denied } => {
+            status["allowed"] = false.into();
+            if denied {
+                status["denied"] = true.into();
+            }
+            status["evaluationError"] = error.into();
+            String::new()
+        }
+    };
+    if !reason.is_empty() {
+        status["reason"] = reason.into();
+    }
+    Ok(status)
 }
 
 /// The requirements of a review's selector that authorizers look at: equality.
@@ -226,6 +247,43 @@ fn rules(server: &Shared, spec: &Value, user: &Arc<User>) -> Result<Value> {
         return Err(ApiError::bad_request("no namespace on request"));
     }
     let (mut resources, mut paths) = (Vec::new(), Vec::new());
+    let mut error = None;
+    for mode in server.authorizer.modes() {
+        match mode {
+            Mode::Rbac => rbac_rules(server, user, namespace, &mut resources, &mut paths),
+            Mode::Abac(abac) => {
+                for policy in abac.of(user, namespace) {
+                    if let Some((group, resource)) = policy.resource() {
+                        resources.push(json!({"verbs": policy.verbs(), "apiGroups": [group],
+                            "resources": [resource]}));
+                    }
+                    if let Some(path) = policy.path() {
+                        paths.push(json!({"verbs": policy.verbs(), "nonResourceURLs": [path]}));
+                    }
+                }
+            }
+            Mode::Webhook(_) => {
+                error = Some("webhook authorizer does not support user rule resolution");
+            }
+            Mode::Node | Mode::AlwaysDeny => {}
+        }
+    }
+    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths,
+        "incomplete": error.is_some()});
+    if let Some(error) = error {
+        status["evaluationError"] = error.into();
+    }
+    Ok(status)
+}
+
+/// What the roles of a user let it do.
+fn rbac_rules(
+    server: &Shared,
+    user: &User,
+    namespace: &str,
+    resources: &mut Vec<Value>,
+    paths: &mut Vec<Value>,
+) {
     server.authorizer.rbac().visit(user, namespace, |rule, _| {
         if !rule.resources.is_empty() {
             let mut shown = json!({
@@ -241,5 +299,4 @@ fn rules(server: &Shared, spec: &Value, user: &Arc<User>) -> Result<Value> {
         }
         true
     });
-    Ok(json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false}))
 }

@@ -501,21 +501,28 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
         bound: bound.as_ref().map(|(k, n, u)| (k.as_str(), n.as_str(), u.as_str())),
         node: node.as_ref().map(|(n, u)| (n.as_str(), u.as_str())),
     };
-    let (token, audiences, expires) = server.authenticator.tokens.issue(&request)?;
+    let issued = server.authenticator.tokens.issue(&request)?;
     body["kind"] = "TokenRequest".into();
     body["apiVersion"] = "authentication.k8s.io/v1".into();
     body["metadata"] = json!({
         "name": target.name, "namespace": target.namespace,
         "creationTimestamp": base::time::rfc3339(base::time::now()),
     });
-    body["spec"]["audiences"] = audiences;
-    if body["spec"]["expirationSeconds"].is_null() {
-        body["spec"]["expirationSeconds"] = 3600.into();
+    body["spec"]["audiences"] = issued.audiences;
+    let lifetime = issued.lifetime_seconds;
+    if let Some(asked) =
+        body["spec"]["expirationSeconds"].as_i64().filter(|asked| *asked > lifetime)
+    {
+        attributes.notes.warn(format!(
+            "requested expiration of {asked} seconds shortened to {lifetime} seconds"
+        ));
     }
+    body["spec"]["expirationSeconds"] = lifetime.into();
     if body["spec"].get("boundObjectRef").is_none() {
         body["spec"]["boundObjectRef"] = Value::Null;
     }
-    body["status"] = json!({"token": token, "expirationTimestamp": base::time::rfc3339(expires)});
+    let expires = base::time::rfc3339(issued.expires);
+    body["status"] = json!({"token": issued.token, "expirationTimestamp": expires});
     answer::plain(StatusCode::CREATED, form(call, target)?, &body)
 }
 
