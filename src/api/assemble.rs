@@ -1,7 +1,6 @@
 //! Puts an API server together from its configuration.
 
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +35,7 @@ pub struct Config {
     /// Who decides what users may do, in order.
     pub authorization: Vec<crate::authz::Mode>,
     pub disabled_admission: Vec<String>,
-    /// Policy file and log file.
-    pub audit: Option<(PathBuf, PathBuf)>,
+    pub audit: Option<crate::audit::Settings>,
     pub kubelet_tls: rustls::ClientConfig,
     /// With which the server shows itself to extension servers.
     pub proxy_client: Option<pki::Issued>,
@@ -76,7 +74,10 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
     let authenticator = Authenticator::new(config.authentication).map_err(Error::Authentication)?;
     let admission = Admission::without(&config.disabled_admission).map_err(Error::UnknownPlugin)?;
     let audit = match &config.audit {
-        Some((policy, log)) => Some(crate::audit::Audit::open(policy, log).map_err(Error::Audit)?),
+        Some(settings) => {
+            let audit = crate::audit::Audit::open(settings).map_err(Error::Audit)?;
+            Some(Arc::new(audit))
+        }
         None => None,
     };
     let authorizer = Arc::new(Authorizer::new(cache.clone(), config.authorization));

@@ -370,6 +370,23 @@ fn bearer(headers: &http::HeaderMap) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// By which means a request tried to prove an identity, for the audit log.
+pub fn attempted(peer: &Peer, headers: &http::HeaderMap) -> String {
+    let mut methods = Vec::new();
+    if let Some(header) = headers.get(http::header::AUTHORIZATION) {
+        let scheme = header.to_str().unwrap_or("").split(' ').next().unwrap_or("").to_lowercase();
+        methods.push(match scheme.as_str() {
+            "basic" => "basic",
+            "bearer" => "bearer",
+            _ => "unknown",
+        });
+    }
+    if peer.certificate.is_some() {
+        methods.push("x509");
+    }
+    if methods.is_empty() { "none".to_owned() } else { methods.join(", ") }
+}
+
 /// Namespace and name of a service account's user name.
 pub fn service_account(user: &str) -> Option<(&str, &str)> {
     user.strip_prefix("system:serviceaccount:")?.split_once(':')

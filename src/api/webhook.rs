@@ -116,6 +116,11 @@ impl Endpoint {
         self.post(Some(cache), Bytes::from(question.to_string())).await
     }
 
+    /// As [`Self::ask`], where no service has to be looked up.
+    pub async fn tell(&self, message: Bytes) -> Result<Value, String> {
+        self.post(None, message).await
+    }
+
     async fn post(&self, cache: Option<&Cache>, body: Bytes) -> Result<Value, String> {
         let shown = format!("{}?timeout={}s", self.place.shown(), self.timeout.as_secs());
         let answered = tokio::time::timeout(self.timeout, self.call(cache, body)).await;

@@ -17,6 +17,10 @@ use crate::authn::{Peer, User};
 use crate::authz::{Action, Decision};
 use crate::error::{ApiError, Result};
 
+const AUDIT_ID: &str = "audit-id";
+/// Of what a client calls its request.
+const AUDIT_ID_CHARS_MAX: usize = 128;
+
 /// A request with everything that the chain has learnt of it.
 pub struct Call {
     pub request: Request<Bytes>,
@@ -32,9 +36,10 @@ pub async fn handle(server: &Shared, request: Request<Bytes>) -> Response<Body> 
     let query = Query::parse(request.uri().query());
     let asked = Asked::of(request.headers(), &query);
     let gzip = compress::is_wanted(request.headers());
-    let walk = walk(server, request, query, asked.clone());
+    let id = audit_id(request.headers());
+    let walk = walk(server, &id, request, query, asked.clone());
     let answered = std::panic::AssertUnwindSafe(walk).catch_unwind().await;
-    let response = match answered {
+    let mut response = match answered {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => answer::failure(&error, &asked),
         Err(_) => {
@@ -42,11 +47,22 @@ pub async fn handle(server: &Shared, request: Request<Bytes>) -> Response<Body> 
             answer::failure(&ApiError::internal("the request handler failed"), &asked)
         }
     };
+    // What a client sent as a header can be sent back as one.
+    if let Ok(id) = http::HeaderValue::try_from(id) {
+        response.headers_mut().insert(AUDIT_ID, id);
+    }
     if gzip { compress::large(response) } else { response }
+}
+
+/// The name of a request in the audit log: the client's own, or a new one.
+fn audit_id(headers: &http::HeaderMap) -> String {
+    let own = headers.get(AUDIT_ID).and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
+    own.map_or_else(base::rng::uuid, |id| id.chars().take(AUDIT_ID_CHARS_MAX).collect())
 }
 
 async fn walk(
     server: &Shared,
+    id: &str,
     mut request: Request<Bytes>,
     query: Query,
     asked: Asked,
@@ -58,15 +74,31 @@ async fn walk(
 
     let cache = &server.registry.cache;
     let authenticator = &server.authenticator;
-    let user = authenticator.authenticate(cache, &peer, &info.path, request.headers_mut()).await?;
+    let who = authenticator.authenticate(cache, &peer, &info.path, request.headers_mut()).await;
+    let user = match (who, &server.audit) {
+        (Ok(user), _) => user,
+        (Err(error), Some(audit)) => {
+            let methods = crate::authn::attempted(&peer, request.headers());
+            audit.refused(id, &info, &peer, &request, &methods).await;
+            return Err(error);
+        }
+        (Err(error), None) => return Err(error),
+    };
+    let mut record = match &server.audit {
+        Some(audit) => audit.begin(id, &info, &user, &peer, &request).await?,
+        None => None,
+    };
     let action = || Action::of(&info, &query);
-    let as_user = impersonate(server, &user, request.headers(), action).await?;
-
-    let audit = server.audit.as_ref();
-    let record =
-        audit.and_then(|audit| audit.begin(&info, &user, as_user.as_ref(), &peer, &request));
-    let user = as_user.map_or(user, |acts_as| acts_as.user);
-    let answered = decide(server, Call { request, info, query, asked: asked.clone(), user }).await;
+    let answered = match impersonate(server, &user, request.headers(), action).await {
+        Ok(acts_as) => {
+            if let (Some(record), Some(acts_as)) = (&mut record, &acts_as) {
+                record.acts_as(acts_as);
+            }
+            let user = acts_as.map_or(user, |acts_as| acts_as.user);
+            decide(server, Call { request, info, query, asked: asked.clone(), user }).await
+        }
+        Err(error) => Err(error),
+    };
     let warnings = notes.warnings();
     let answered = if warnings.is_empty() {
         answered
@@ -76,10 +108,9 @@ async fn walk(
         answer::warn(&mut response, &warnings);
         Ok(response)
     };
-    let (Some(audit), Some(mut record)) = (audit, record) else { return answered };
+    let (Some(audit), Some(record)) = (&server.audit, record) else { return answered };
     let response = answered.unwrap_or_else(|error| answer::failure(&error, &asked));
-    audit.answered(&mut record, &response);
-    Ok(response)
+    Ok(audit.answered(record, response).await)
 }
 
 /// Whether, and what.

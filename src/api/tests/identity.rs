@@ -6,6 +6,8 @@
 
 #[path = "identity/accounts.rs"]
 mod accounts;
+#[path = "identity/audit.rs"]
+mod audit;
 #[path = "identity/authorizers.rs"]
 mod authorizers;
 #[path = "identity/front_proxy.rs"]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use api::registry::allocate::Network;
 
+use super::audit::{self, AuditFlags};
 use super::identity::{self, IdentityFlags};
 use crate::args::ServerFlags;
 use crate::paths::Paths;
@@ -45,7 +46,7 @@ pub struct Settings {
     pub proxy: bool,
     pub identity: IdentityFlags,
     pub disabled_admission: Vec<String>,
-    pub audit: Option<(PathBuf, PathBuf)>,
+    pub audit: Option<api::audit::Settings>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +97,7 @@ impl Settings {
             .filter(|mode| *mode <= 0o777)
             .ok_or_else(|| usage(format!("--write-kubeconfig-mode {mode:?} is not octal")))?;
         let mut identity = IdentityFlags::default();
+        let mut audit = AuditFlags::new(flags.audit_policy_file, flags.audit_log_path);
         let mut disabled_admission = Vec::new();
         for arg in &flags.kube_apiserver_arg {
             let (name, value) = arg.split_once('=').unwrap_or((arg, ""));
@@ -104,13 +106,13 @@ impl Settings {
                     disabled_admission.extend(value.split(',').map(str::to_string));
                 }
                 other => {
-                    let taken = identity.take(other, value);
-                    let taken = taken
-                        .map_err(|why| usage(format!("--kube-apiserver-arg {other}: {why}")))?;
+                    let said = |why| usage(format!("--kube-apiserver-arg {other}: {why}"));
+                    let taken = identity.take(other, value).map_err(said)?
+                        || audit.take(other, value).map_err(said)?;
                     if !taken {
                         return Err(usage(format!(
                             "--kube-apiserver-arg {other}: not supported; supported are {}",
-                            [&API_FLAGS[..], &identity::NAMES].concat().join(", ")
+                            [&API_FLAGS[..], &identity::NAMES, &audit::NAMES].concat().join(", ")
                         )));
                     }
                 }
@@ -145,7 +147,7 @@ impl Settings {
             dns: !flags.disable.iter().any(|part| part == "dns"),
             identity,
             disabled_admission,
-            audit: flags.audit_policy_file.zip(flags.audit_log_path),
+            audit: audit.settle().map_err(usage)?,
         })
     }
 
