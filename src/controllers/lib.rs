@@ -20,5 +20,6 @@ mod pod_collector;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod token_secret;
 
 pub use harness::{Config, Controllers};

@@ -122,6 +122,8 @@ fn control(
     let config = controllers::Config {
         cluster_cidrs: vec![format!("{}/{}", network.address, network.prefix)],
         root_ca_pem: credentials.server_ca.cert_pem.clone(),
+        // The API server believes it, whatever key signs what it makes itself.
+        token_key_pem: credentials.service_account_key.clone(),
         ..controllers::Config::default()
     };
     Controllers::start(shared, make_client, config, drain)
