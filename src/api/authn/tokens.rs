@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Error, User, service_account_groups};
 use crate::cache::Cache;
-use crate::error::{ApiError, Result};
+use crate::error::{ApiError, Cause, Result};
 use crate::registry::metadata_str;
 
 pub mod legacy_token;
@@ -150,13 +150,14 @@ impl ServiceAccountTokens {
             } else {
                 "may not specify a duration larger than 2^32 seconds"
             };
-            return Err(ApiError::new(
-                422,
-                "Invalid",
-                format!(
-                    "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: {asked}: {why}"
-                ),
-            ));
+            let message = format!("Invalid value: {asked}: {why}");
+            let field = "spec.expirationSeconds";
+            let text =
+                format!("TokenRequest.authentication.k8s.io \"\" is invalid: {field}: {message}");
+            let cause = Cause { reason: "FieldValueInvalid".into(), message, field: field.into() };
+            return Err(ApiError::new(422, "Invalid", text)
+                .about("authentication.k8s.io", "TokenRequest", "")
+                .with_causes(&[cause]));
         }
         if let Some(most) = self.lifetime_seconds_max {
             asked = asked.min(most);

@@ -15,6 +15,7 @@ use crate::authz::{Action, Decision, Mode};
 use crate::change::apply::{Writer, update_managed_fields};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::{Target, metadata_str};
+use crate::scheme::Typed;
 
 pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     if target.resource.plural == "componentstatuses" {
@@ -40,13 +41,17 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
         "tokenreviews" => token_review(server, &body).await?,
         "selfsubjectreviews" => json!({"userInfo": user_info(user)}),
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
+            check_metadata(call, target, &body)?;
             let spec = &body["spec"];
             if target.resource.namespaced {
                 check_local(target, spec)?;
             }
             access(server, target, spec, &reviewed_user(target, spec)?).await?
         }
-        "selfsubjectaccessreviews" => access(server, target, &body["spec"], user).await?,
+        "selfsubjectaccessreviews" => {
+            check_metadata(call, target, &body)?;
+            access(server, target, &body["spec"], user).await?
+        }
         "selfsubjectrulesreviews" => rules(server, &body["spec"], user)?,
         _ => return Err(ApiError::method_not_allowed()),
     };
@@ -60,24 +65,28 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
             body["metadata"] = json!({});
             body["spec"] = json!({});
         }
-        _ => body = managed(call, target, &body)?,
+        _ => body = written(call, (&target.api_version(), target.typed()), "", &body)?,
     }
     answer::plain(StatusCode::CREATED, form, &body)
 }
 
 /// The body with its writer recorded, as with any object that is created.
-fn managed(call: &Call, target: &Target, body: &Value) -> Result<Value> {
+pub fn written(
+    call: &Call,
+    (api_version, typed): (&str, Typed<'_>),
+    subresource: &str,
+    body: &Value,
+) -> Result<Value> {
     let options = write_options(call)?;
-    let api_version = target.api_version();
     let now = base::time::rfc3339(base::time::now());
     let writer = Writer {
         manager: &options.manager,
-        api_version: &api_version,
-        subresource: "",
+        api_version,
+        subresource,
         now: &now,
         reset: &[&["status"]],
     };
-    Ok(update_managed_fields(None, body, target.typed(), &writer))
+    Ok(update_managed_fields(None, body, typed, &writer))
 }
 
 /// What is wrong with the spec of a review; upstream names no kind here.
@@ -86,6 +95,21 @@ fn invalid(target: &Target, field: &str, message: String) -> ApiError {
     let cause = Cause { reason: "FieldValueInvalid".into(), message, field: field.into() };
     let text = format!(".{group} \"\" is invalid: {field}: {}", cause.message);
     ApiError::new(422, "Invalid", text).about(group, "", "").with_causes(&[cause])
+}
+
+/// A review has no name and nothing else of an object; a local one has its namespace.
+fn check_metadata(call: &Call, target: &Target, body: &Value) -> Result<()> {
+    let said = body["metadata"].as_object().into_iter().flatten();
+    let mut said = said.filter(|(field, value)| {
+        let is_place = *field == "namespace" && target.resource.namespaced;
+        !is_place && *field != "managedFields" && !value.is_null() && *value != ""
+    });
+    if said.next().is_none() {
+        return Ok(());
+    }
+    let shown = written(call, (&target.api_version(), target.typed()), "", body)?;
+    let message = format!("Invalid value: {}: must be empty", shown["metadata"]);
+    Err(invalid(target, "metadata", message))
 }
 
 /// A local review asks about its own namespace only.
