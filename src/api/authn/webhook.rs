@@ -118,6 +118,9 @@ fn read(status: &Value, audiences: &[String], own: &[String]) -> Result<Answer, 
     }
     let user = &status["user"];
     let text = |field: &str| user[field].as_str().unwrap_or("").to_owned();
+    if text("username").is_empty() {
+        return Err("the webhook believes the token and names no user".into());
+    }
     let extra = user["extra"].as_object().into_iter().flatten();
     let user = User {
         name: text("username"),

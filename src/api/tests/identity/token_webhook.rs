@@ -18,6 +18,7 @@ fn knows(asked: &Asked) -> Reply {
             "groups": ["dev"], "extra": {"a": ["b"]}}}),
         "other" => json!({"authenticated": true, "user": {"username": "o"}, "audiences": ["x"]}),
         "sick" => json!({"authenticated": false, "error": "the database is away"}),
+        "nameless" => json!({"authenticated": true, "user": {"groups": ["system:masters"]}}),
         "odd" => return Reply::Raw(200, Bytes::from_static(b"[1,")),
         "down" => return Reply::Raw(503, Bytes::from_static(b"later")),
         _ => json!({"authenticated": false}),
@@ -77,7 +78,7 @@ async fn it_is_asked_once_for_a_while() {
 async fn what_went_wrong_is_refused_and_asked_again() {
     let site = Site::start(knows).await;
     let (_dir, server) = server(&site, "v1beta1", Duration::from_secs(60)).await;
-    for token in ["sick", "odd", "down"] {
+    for token in ["sick", "nameless", "odd", "down"] {
         let before = site.count();
         assert_eq!(who_is(&server, token).await.0, 401, "{token}");
         assert_eq!(who_is(&server, token).await.0, 401, "{token}");
