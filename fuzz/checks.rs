@@ -17,13 +17,14 @@ use serde_json::Value;
 pub type Check = fn(&[u8]);
 
 /// All checks, by name.
-pub const ALL: [(&str, Check); 6] = [
+pub const ALL: [(&str, Check); 7] = [
     ("protobuf", protobuf),
     ("json", json),
     ("patches", patches),
     ("selectors", selectors),
     ("yaml_documents", yaml_documents),
     ("continue_tokens", continue_tokens),
+    ("tokens", tokens),
 ];
 
 /// What can be read from protobuf is written in one way only.
@@ -101,4 +102,29 @@ pub fn yaml_documents(data: &[u8]) {
 pub fn continue_tokens(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let _ = check_token(text, "/registry/pods/a/");
+}
+
+/// Whatever a bearer sends, no key signed it but the one that did; and the keys that an
+/// issuer publishes, and the files that name keys and policies, are read or refused.
+pub fn tokens(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Some(token) = pki::jwt::Token::read(&text) {
+        let strangers = pki::jwt::jwk_set(&serde_json::json!({"keys": [
+            {"kty": "EC", "crv": "P-256", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+                "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"},
+        ]}));
+        assert_eq!(strangers.len(), 1);
+        assert!(!token.is_signed_by(&strangers));
+    }
+    if let Ok(set) = serde_json::from_slice(data) {
+        for key in pki::jwt::jwk_set(&set) {
+            assert_eq!(
+                pki::jwt::VerifyingKey::from_jwk(&key.jwk()).map(|again| again.jwk()),
+                Some(key.jwk())
+            );
+        }
+    }
+    let _ = pki::jwt::public_keys(&text);
+    let _ = api::audit::policy::Policy::parse(&text);
+    let _ = api::authn::configuration::read(&text, &[]);
 }

@@ -1,7 +1,6 @@
 //! Puts an API server together from its configuration.
 
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,9 +32,10 @@ pub struct Config {
     pub service_network: Network,
     pub node_ports: RangeInclusive<u16>,
     pub authentication: crate::authn::Settings,
+    /// Who decides what users may do, in order.
+    pub authorization: Vec<crate::authz::Mode>,
     pub disabled_admission: Vec<String>,
-    /// Policy file and log file.
-    pub audit: Option<(PathBuf, PathBuf)>,
+    pub audit: Option<crate::audit::Settings>,
     pub kubelet_tls: rustls::ClientConfig,
     /// With which the server shows itself to extension servers.
     pub proxy_client: Option<pki::Issued>,
@@ -74,10 +74,13 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
     let authenticator = Authenticator::new(config.authentication).map_err(Error::Authentication)?;
     let admission = Admission::without(&config.disabled_admission).map_err(Error::UnknownPlugin)?;
     let audit = match &config.audit {
-        Some((policy, log)) => Some(crate::audit::Audit::open(policy, log).map_err(Error::Audit)?),
+        Some(settings) => {
+            let audit = crate::audit::Audit::open(settings).map_err(Error::Audit)?;
+            Some(Arc::new(audit))
+        }
         None => None,
     };
-    let authorizer = Arc::new(Authorizer::new(cache.clone()));
+    let authorizer = Arc::new(Authorizer::new(cache.clone(), config.authorization));
     let server = Arc::new(Server {
         audit,
         authorizer: authorizer.clone(),
@@ -96,6 +99,7 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         ready: Default::default(),
     });
     controller::start(&server).await.map_err(Error::Cache)?;
+    tokio::spawn(crate::bootstrap::mark_used_secrets(server.clone()));
     Ok(server)
 }
 

@@ -1,363 +1,402 @@
 //! The audit log: which requests came, from whom, and what became of them, as the policy
-//! wants it (documentation, "Auditing").
+//! wants it (documentation, "Auditing"). It goes to a file, to a webhook, or both.
+//!
+//! A backend that takes events in batches never holds a request up; one that blocks does,
+//! and its administrator wanted that.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use parking_lot::Mutex;
-use serde::Deserialize;
+use bytes::Bytes;
+use client::Body;
+use futures::Stream;
+use http::{Request, Response};
 use serde_json::{Value, json};
-use tracing::error;
+use tracing::warn;
 
 use crate::admission::Notes;
 use crate::authn::impersonation::ActsAs;
 use crate::authn::{Peer, User, user_info};
+use crate::error::{ApiError, Result};
 use crate::serve::request::RequestInfo;
+
+pub mod log;
+mod metrics;
+pub mod policy;
+mod queue;
+pub mod webhook;
+
+pub use queue::Batch;
+
+use log::Log;
+use policy::{Level, Policy, Stage, Wanted};
+use queue::Queue;
+use webhook::Webhook;
+
+/// Objects in events are cut off above this, in bytes of JSON: upstream's webhooks take no
+/// more than ten times as much at once.
+const OBJECT_BYTES_MAX: usize = 1 << 20;
+
+/// Whether requests wait for their events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// They do.
+    Blocking,
+    /// They do, and one whose beginning could not be written down is refused.
+    BlockingStrict,
+    /// Events wait in a queue instead.
+    Batch,
+}
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub policy_file: PathBuf,
+    pub log: Option<log::Settings>,
+    pub webhook: Option<webhook::Settings>,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("read the audit policy {0}")]
+    #[error("loading audit policy file: failed to read file path {0:?}")]
     Read(String, #[source] std::io::Error),
-    #[error("parse the audit policy {0}: {1}")]
-    Parse(String, String),
+    #[error("loading audit policy file: {1}: from file {0}")]
+    Policy(String, String),
     #[error("open the audit log {0}")]
     Log(String, #[source] std::io::Error),
+    #[error("set up the audit webhook: {0}")]
+    Webhook(String),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-pub enum Level {
-    None,
-    Metadata,
-    Request,
-    RequestResponse,
+/// Where events go.
+enum Sink {
+    Log(Arc<Log>, Mode),
+    Webhook(Arc<Webhook>, Mode),
+    Queue(Queue),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum Stage {
-    RequestReceived,
-    ResponseStarted,
-    ResponseComplete,
-    Panic,
-}
+const LOG: &str = "log";
+const WEBHOOK: &str = "webhook";
 
-/// `audit.k8s.io/v1 Policy`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Policy {
-    api_version: String,
-    kind: String,
-    rules: Vec<Rule>,
-    #[serde(default)]
-    omit_stages: Vec<Stage>,
-    #[serde(default)]
-    omit_managed_fields: bool,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Rule {
-    level: Level,
-    users: Vec<String>,
-    user_groups: Vec<String>,
-    verbs: Vec<String>,
-    resources: Vec<Resources>,
-    namespaces: Vec<String>,
-    #[serde(rename = "nonResourceURLs")]
-    non_resource_urls: Vec<String>,
-    omit_stages: Vec<Stage>,
-    omit_managed_fields: Option<bool>,
-}
-
-impl Default for Rule {
-    fn default() -> Self {
-        Self {
-            level: Level::None,
-            users: Vec::new(),
-            user_groups: Vec::new(),
-            verbs: Vec::new(),
-            resources: Vec::new(),
-            namespaces: Vec::new(),
-            non_resource_urls: Vec::new(),
-            omit_stages: Vec::new(),
-            omit_managed_fields: None,
-        }
-    }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Resources {
-    group: String,
-    resources: Vec<String>,
-    resource_names: Vec<String>,
-}
-
-impl Resources {
-    fn matches(&self, info: &RequestInfo) -> bool {
-        let full = if info.subresource.is_empty() {
-            info.resource.clone()
-        } else {
-            format!("{}/{}", info.resource, info.subresource)
-        };
-        let named = self.resources.is_empty()
-            || self.resources.iter().any(|wanted| {
-                *wanted == full
-                    || wanted == "*"
-                    || wanted.strip_suffix("/*") == Some(info.resource.as_str())
-                    || (!info.subresource.is_empty()
-                        && wanted.strip_prefix("*/") == Some(info.subresource.as_str()))
-            });
-        self.group == info.group
-            && named
-            && (self.resource_names.is_empty() || self.resource_names.contains(&info.name))
-    }
-}
-
-impl Rule {
-    fn matches(&self, info: &RequestInfo, user: &User) -> bool {
-        let any =
-            |list: &[String], one: &str| list.is_empty() || list.iter().any(|item| item == one);
-        if !any(&self.users, &user.name) || !any(&self.verbs, info.verb) {
-            return false;
-        }
-        if !self.user_groups.is_empty() && !self.user_groups.iter().any(|group| user.is_in(group)) {
-            return false;
-        }
-        if self.resources.is_empty()
-            && self.namespaces.is_empty()
-            && self.non_resource_urls.is_empty()
-        {
-            return true;
-        }
-        if info.is_resource {
-            let asks = !self.resources.is_empty() || !self.namespaces.is_empty();
-            let resource =
-                self.resources.is_empty() || self.resources.iter().any(|r| r.matches(info));
-            return asks && any(&self.namespaces, &info.namespace) && resource;
-        }
-        self.non_resource_urls.iter().any(|url| match url.strip_suffix('*') {
-            Some(prefix) => info.path.starts_with(prefix),
-            None => *url == info.path,
-        })
-    }
-}
-
-/// Where audit events go.
 pub struct Audit {
     policy: Policy,
-    log: Mutex<Box<dyn Write + Send>>,
+    sinks: Vec<Sink>,
 }
 
 /// One request that is being audited.
 pub struct Record {
-    level: Level,
-    omit: Vec<Stage>,
-    omit_managed_fields: bool,
+    wanted: Wanted,
     event: Value,
-    /// What admission has to say of the request.
+    is_long: bool,
+    /// What the chain and admission have to say of the request.
     notes: Arc<Notes>,
 }
 
 impl Audit {
-    /// Reads the policy and opens the log (`-` is standard output).
-    pub fn open(policy: &Path, log: &Path) -> Result<Self, Error> {
-        let shown = policy.display().to_string();
-        let text =
-            std::fs::read_to_string(policy).map_err(|err| Error::Read(shown.clone(), err))?;
-        let policy = parse(&text).map_err(|why| Error::Parse(shown, why))?;
-        let log: Box<dyn Write + Send> = if log == Path::new("-") {
-            Box::new(std::io::stdout())
-        } else {
-            let file = File::options().create(true).append(true).open(log);
-            Box::new(file.map_err(|err| Error::Log(log.display().to_string(), err))?)
-        };
-        Ok(Self { policy, log: Mutex::new(log) })
+    /// Reads the policy and opens the backends.
+    ///
+    /// # Errors
+    /// Files that cannot be read or opened.
+    pub fn open(settings: &Settings) -> std::result::Result<Self, Error> {
+        let policy = load(&settings.policy_file)?;
+        let mut sinks = Vec::new();
+        if let Some(settings) = &settings.log {
+            let shown = settings.path.display().to_string();
+            let log = Arc::new(Log::open(settings).map_err(|err| Error::Log(shown, err))?);
+            sinks.push(match settings.mode {
+                Mode::Batch => Sink::Queue(batched_log(log, settings.batch.clone())),
+                mode => Sink::Log(log, mode),
+            });
+        }
+        if let Some(settings) = &settings.webhook {
+            let webhook = Arc::new(Webhook::new(settings).map_err(Error::Webhook)?);
+            sinks.push(match settings.mode {
+                Mode::Batch => Sink::Queue(batched_webhook(webhook, settings.batch.clone())),
+                mode => Sink::Webhook(webhook, mode),
+            });
+        }
+        Ok(Self { policy, sinks })
     }
 
     /// Begins the record of a request, unless the policy does not want it.
-    pub fn begin(
+    ///
+    /// # Errors
+    /// 500 where a strict backend did not take its beginning.
+    pub async fn begin(
         &self,
+        id: &str,
         info: &RequestInfo,
         user: &User,
-        acts_as: Option<&ActsAs>,
         peer: &Peer,
-        request: &http::Request<bytes::Bytes>,
-    ) -> Option<Record> {
-        let shown_user = acts_as.map_or(user, |acts_as| &acts_as.user);
-        let rule = self.policy.rules.iter().find(|rule| rule.matches(info, shown_user))?;
-        if rule.level == Level::None {
-            return None;
-        }
-        let now = base::time::rfc3339_micro(base::time::now());
-        let text = |name: &str| {
-            request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_string()
+        request: &Request<Bytes>,
+    ) -> Result<Option<Record>> {
+        let Some(wanted) = self.policy.wanted(info, user) else {
+            metrics::level(Level::None);
+            return Ok(None);
         };
-        let address = peer.address.map_or_else(|| "127.0.0.1".into(), |a| a.ip().to_string());
-        let mut event = json!({
-            "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": format!("{:?}", rule.level),
-            "auditID": base::rng::uuid(), "stage": "RequestReceived",
-            "requestURI": request.uri().path_and_query().map_or("", |p| p.as_str()),
-            "verb": info.verb, "user": user_info(user), "sourceIPs": [address],
-            "userAgent": text("user-agent"),
-        });
-        if let Some(acts_as) = acts_as {
-            event["impersonatedUser"] = user_info(&acts_as.user);
-            if !acts_as.constraint.is_empty() {
-                event["authenticationMetadata"] =
-                    json!({"impersonationConstraint": acts_as.constraint});
-            }
-        }
-        if info.is_resource {
-            let mut reference = json!({});
-            for (key, value) in [
-                ("resource", &info.resource),
-                ("namespace", &info.namespace),
-                ("name", &info.name),
-                ("apiGroup", &info.group),
-                ("apiVersion", &info.version),
-                ("subresource", &info.subresource),
-            ] {
-                if !value.is_empty() {
-                    reference[key] = value.as_str().into();
-                }
-            }
-            event["objectRef"] = reference;
-        }
-        event["requestReceivedTimestamp"] = now.as_str().into();
-        event["stageTimestamp"] = now.into();
-        let omit = self.policy.omit_stages.iter().chain(&rule.omit_stages).copied().collect();
-        let omit_managed_fields =
-            rule.omit_managed_fields.unwrap_or(self.policy.omit_managed_fields);
+        metrics::level(wanted.level);
+        let mut event = event(id, info, user, peer, request);
+        event["level"] = wanted.level.name().into();
         let mut record = Record {
-            level: rule.level,
-            omit,
-            omit_managed_fields,
+            wanted: wanted.clone(),
+            is_long: is_long(info),
             notes: request.extensions().get().cloned().unwrap_or_default(),
             event,
         };
-        self.write(&mut record, Stage::RequestReceived);
-        if record.level >= Level::Request
-            && let Ok(object) = serde_json::from_slice::<Value>(request.body())
-        {
-            record.event["requestObject"] = record.shown(object);
+        if !self.write(&mut record, Stage::RequestReceived).await {
+            metrics::rejected();
+            return Err(ApiError::internal("failed to store audit event"));
         }
-        Some(record)
+        if wanted.level >= Level::Request {
+            record.keep("requestObject", request.body());
+        }
+        Ok(Some(record))
     }
 
-    /// Tells of the answer; a stream has only begun.
-    pub fn answered(&self, record: &mut Record, response: &http::Response<client::Body>) {
+    /// Tells of the answer. A stream has only begun; that it ended is told when it does.
+    pub async fn answered(
+        self: &Arc<Self>,
+        mut record: Record,
+        response: Response<Body>,
+    ) -> Response<Body> {
         let code = response.status().as_u16();
         record.event["responseStatus"] = json!({"metadata": {}, "code": code});
-        if let client::Body::Full(bytes) = response.body() {
-            let object = serde_json::from_slice::<Value>(bytes).ok();
-            if let Some(object) = object {
-                if object["kind"] == "Status" {
-                    record.event["responseStatus"] = object.clone();
-                    record.event["responseStatus"]["code"] = code.into();
-                }
-                if record.level == Level::RequestResponse {
-                    record.event["responseObject"] = record.shown(object);
-                }
+        if let Body::Full(bytes) = response.body() {
+            let is_status = memchr::memmem::find(&bytes[..bytes.len().min(64)], b"\"Status\"");
+            if is_status.is_some()
+                && let Ok(status) = serde_json::from_slice::<Value>(bytes)
+                && status["kind"] == "Status"
+            {
+                record.event["responseStatus"] = status;
+                record.event["responseStatus"]["code"] = code.into();
+            }
+            if record.wanted.level == Level::RequestResponse {
+                record.keep("responseObject", bytes);
             }
         }
-        let allowed = code != 403 && code != 401;
-        record.event["annotations"] = json!({
-            "authorization.k8s.io/decision": if allowed { "allow" } else { "forbid" },
-            "authorization.k8s.io/reason": "",
-        });
-        for (key, value) in record.notes.annotations() {
-            record.event["annotations"][key] = value.into();
+        let annotations = record.notes.annotations();
+        if !annotations.is_empty() {
+            record.event["annotations"] = json!(annotations);
         }
-        if record.event["verb"] == "watch" {
-            self.write(record, Stage::ResponseStarted);
+        if record.is_long {
+            self.write(&mut record, Stage::ResponseStarted).await;
         }
-        self.write(record, Stage::ResponseComplete);
+        let (parts, body) = response.into_parts();
+        let body = match body {
+            Body::Stream(stream) if record.is_long => {
+                let end = End { audit: self.clone(), record: Some(record) };
+                Body::Stream(Box::pin(Told { stream, _end: end }))
+            }
+            body => {
+                self.write(&mut record, Stage::ResponseComplete).await;
+                body
+            }
+        };
+        Response::from_parts(parts, body)
     }
 
-    fn write(&self, record: &mut Record, stage: Stage) {
-        if record.omit.contains(&stage) {
-            return;
-        }
-        record.event["stage"] = format!("{stage:?}").into();
-        record.event["stageTimestamp"] = base::time::rfc3339_micro(base::time::now()).into();
-        let mut line = record.event.to_string();
-        line.push('\n');
-        if let Err(err) = self.log.lock().write_all(line.as_bytes()) {
-            error!(error = %err, "audit event not written");
+    /// Tells of a request whose sender proved nothing.
+    pub async fn refused(
+        &self,
+        id: &str,
+        info: &RequestInfo,
+        peer: &Peer,
+        request: &Request<Bytes>,
+        methods: &str,
+    ) {
+        let nobody = User::default();
+        let Some(wanted) = self.policy.wanted(info, &nobody) else { return };
+        metrics::level(wanted.level);
+        let mut event = event(id, info, &nobody, peer, request);
+        event["level"] = wanted.level.name().into();
+        event["responseStatus"] = json!({"metadata": {}, "status": "Failure", "reason": "Unauthorized",
+            "message": format!("Authentication failed, attempted: {methods}"), "code": 401});
+        let notes = Arc::default();
+        let mut record = Record { wanted: wanted.clone(), is_long: false, notes, event };
+        self.write(&mut record, Stage::ResponseStarted).await;
+    }
+
+    /// Returns when what waits in queues was sent, or given up.
+    pub async fn flush(&self) {
+        for sink in &self.sinks {
+            if let Sink::Queue(queue) = sink {
+                queue.flush().await;
+            }
         }
     }
+
+    /// False if a strict backend did not take the event.
+    async fn write(&self, record: &mut Record, stage: Stage) -> bool {
+        if record.wanted.omit_stages.contains(&stage) {
+            return true;
+        }
+        record.event["stage"] = stage.name().into();
+        record.event["stageTimestamp"] = base::time::rfc3339_micro(base::time::now()).into();
+        metrics::event();
+        let mut taken = true;
+        for sink in &self.sinks {
+            let (plugin, mode, written) = match sink {
+                Sink::Queue(queue) => {
+                    queue.add(record.event.clone());
+                    continue;
+                }
+                Sink::Log(log, mode) => {
+                    let written = log.write(std::slice::from_ref(&record.event));
+                    (LOG, mode, written.map_err(|err| err.to_string()))
+                }
+                Sink::Webhook(webhook, mode) => {
+                    let sent = Box::pin(webhook.send_now(record.event.clone())).await;
+                    (WEBHOOK, mode, sent)
+                }
+            };
+            if let Err(why) = written {
+                metrics::dropped(plugin, 1);
+                warn!(plugin, error = %why, "an audit event was lost");
+                taken &= *mode != Mode::BlockingStrict;
+            }
+        }
+        taken
+    }
+}
+
+fn load(path: &Path) -> std::result::Result<Policy, Error> {
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|err| Error::Read(shown.clone(), err))?;
+    Policy::parse(&text).map_err(|why| Error::Policy(shown, why))
+}
+
+fn batched_log(log: Arc<Log>, batch: Batch) -> Queue {
+    let send = move |events: Vec<Value>| -> futures::future::BoxFuture<'static, _> {
+        let log = log.clone();
+        Box::pin(async move {
+            let written = tokio::task::spawn_blocking(move || log.write(&events)).await;
+            match written {
+                Ok(written) => written.map_err(|err| err.to_string()),
+                Err(err) => Err(err.to_string()),
+            }
+        })
+    };
+    Queue::start(LOG, batch, Arc::new(send))
+}
+
+fn batched_webhook(webhook: Arc<Webhook>, batch: Batch) -> Queue {
+    let send = move |events| -> futures::future::BoxFuture<'static, _> {
+        let webhook = webhook.clone();
+        Box::pin(async move { webhook.send(events).await })
+    };
+    Queue::start(WEBHOOK, batch, Arc::new(send))
+}
+
+/// Requests whose answer goes on for as long as the client wants.
+fn is_long(info: &RequestInfo) -> bool {
+    info.verb == "watch"
+        || (info.is_resource
+            && matches!(
+                info.subresource.as_str(),
+                "attach" | "exec" | "proxy" | "log" | "portforward"
+            ))
+}
+
+/// What is known of a request before it is answered.
+fn event(
+    id: &str,
+    info: &RequestInfo,
+    user: &User,
+    peer: &Peer,
+    request: &Request<Bytes>,
+) -> Value {
+    let text = |name: &str| {
+        request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_string()
+    };
+    let address = peer.address.map_or_else(|| "127.0.0.1".into(), |a| a.ip().to_string());
+    let mut event = json!({
+        "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "", "auditID": id, "stage": "",
+        "requestURI": request.uri().path_and_query().map_or("", |p| p.as_str()),
+        "verb": info.verb, "user": user_info(user), "sourceIPs": [address],
+        "userAgent": text("user-agent"),
+    });
+    if info.is_resource {
+        let mut reference = json!({});
+        for (key, value) in [
+            ("resource", &info.resource),
+            ("namespace", &info.namespace),
+            ("name", &info.name),
+            ("apiGroup", &info.group),
+            ("apiVersion", &info.version),
+            ("subresource", &info.subresource),
+        ] {
+            if !value.is_empty() {
+                reference[key] = value.as_str().into();
+            }
+        }
+        event["objectRef"] = reference;
+    }
+    let now = base::time::rfc3339_micro(base::time::now());
+    event["requestReceivedTimestamp"] = now.as_str().into();
+    event["stageTimestamp"] = now.into();
+    event
 }
 
 impl Record {
-    fn shown(&self, mut object: Value) -> Value {
-        if self.omit_managed_fields
-            && let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut)
-        {
-            metadata.shift_remove("managedFields");
+    /// The request acts as somebody else.
+    pub fn acts_as(&mut self, acts_as: &ActsAs) {
+        self.event["impersonatedUser"] = user_info(&acts_as.user);
+        if !acts_as.constraint.is_empty() {
+            self.event["authenticationMetadata"] =
+                json!({"impersonationConstraint": acts_as.constraint});
         }
-        object
+    }
+
+    /// Keeps an object of a body, if it is one and not too large.
+    fn keep(&mut self, field: &str, bytes: &[u8]) {
+        if bytes.is_empty() || bytes.len() > OBJECT_BYTES_MAX {
+            return;
+        }
+        let Ok(mut object) = serde_json::from_slice::<Value>(bytes) else { return };
+        if self.wanted.omit_managed_fields {
+            strip(&mut object);
+            for item in object["items"].as_array_mut().into_iter().flatten() {
+                strip(item);
+            }
+        }
+        self.event[field] = object;
     }
 }
 
-fn parse(text: &str) -> Result<Policy, String> {
-    let policy: Policy = serde_saphyr::from_str(text).map_err(|err| err.to_string())?;
-    if policy.api_version != "audit.k8s.io/v1" || policy.kind != "Policy" {
-        return Err(format!(
-            "expected audit.k8s.io/v1 Policy, not {} {}",
-            policy.api_version, policy.kind
-        ));
+fn strip(object: &mut Value) {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.shift_remove("managedFields");
     }
-    if policy.rules.is_empty() {
-        return Err("it has no rules".into());
-    }
-    Ok(policy)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A stream whose end is told, however it ends.
+struct Told {
+    stream: client::ByteStream,
+    _end: End,
+}
 
-    #[test]
-    fn the_first_rule_that_matches_decides() {
-        let policy = parse(
-            "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n- level: None\n  users: [system:kube-proxy]\n- level: RequestResponse\n  resources: [{group: '', resources: [pods, 'pods/*']}]\n- level: None\n  nonResourceURLs: ['/healthz*']\n- level: Metadata\n",
-        )
-        .unwrap();
-        let level = |uri: &str, user: &str| {
-            let query = crate::serve::request::Query::default();
-            let info = RequestInfo::parse(&http::Method::GET, uri, &query);
-            let user = User::new(user, &[]);
-            policy.rules.iter().find(|rule| rule.matches(&info, &user)).map(|rule| rule.level)
+impl Stream for Told {
+    type Item = std::io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.stream.as_mut().poll_next(cx)
+    }
+}
+
+struct End {
+    audit: Arc<Audit>,
+    record: Option<Record>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let (Some(mut record), Ok(runtime)) =
+            (self.record.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
         };
-        assert_eq!(level("/api/v1/pods", "system:kube-proxy"), Some(Level::None));
-        assert_eq!(level("/api/v1/namespaces/a/pods/b/log", "x"), Some(Level::RequestResponse));
-        assert_eq!(level("/healthz/ping", "x"), Some(Level::None));
-        assert_eq!(level("/api/v1/secrets", "x"), Some(Level::Metadata));
-        assert!(parse("apiVersion: v1\nkind: Policy\nrules: []\n").is_err());
-    }
-
-    #[test]
-    fn admission_annotates_the_event() {
-        let dir = tempfile::tempdir().unwrap();
-        let (policy, log) = (dir.path().join("policy"), dir.path().join("log"));
-        let text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";
-        std::fs::write(&policy, text).unwrap();
-        let audit = Audit::open(&policy, &log).unwrap();
-        let uri = "/api/v1/namespaces/d/pods/p";
-        let query = crate::serve::request::Query::default();
-        let info = RequestInfo::parse(&http::Method::GET, uri, &query);
-        let notes = Arc::new(Notes::default());
-        let mut request = http::Request::builder().uri(uri).body(bytes::Bytes::new()).unwrap();
-        request.extensions_mut().insert(notes.clone());
-        let user = User::new("u", &[]);
-        let mut record = audit.begin(&info, &user, None, &Peer::default(), &request).unwrap();
-        notes.annotate("policy/key", "value".into());
-        audit.answered(&mut record, &http::Response::new(client::Body::Full(bytes::Bytes::new())));
-        let written = std::fs::read_to_string(&log).unwrap();
-        let last: Value = serde_json::from_str(written.lines().last().unwrap()).unwrap();
-        assert_eq!(last["annotations"]["policy/key"], "value");
-        assert_eq!(last["annotations"]["authorization.k8s.io/decision"], "allow");
+        let audit = self.audit.clone();
+        runtime.spawn(async move { audit.write(&mut record, Stage::ResponseComplete).await });
     }
 }

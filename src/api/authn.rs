@@ -3,23 +3,38 @@
 //! Never decides what somebody may do.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
+use tokio::sync::mpsc;
+use tracing::debug;
 
 use crate::cache::Cache;
 use crate::error::{ApiError, Result};
 
+pub mod anonymous;
+mod bootstrap_token;
 pub mod certificate;
+pub mod configuration;
 pub mod front_proxy;
 pub mod impersonation;
+pub mod jwt;
+mod static_tokens;
 pub mod tokens;
+pub mod webhook;
 
+pub use anonymous::Anonymous;
 pub use certificate::Certificate;
 pub use front_proxy::FrontProxy;
 pub use tokens::ServiceAccountTokens;
+
+use certificate::CREDENTIAL_ID;
+use tokens::legacy_token;
+
+/// Secrets that wait for their label.
+const MARKS_MAX: usize = 64;
 
 /// An authenticated identity (`user.Info`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,10 +86,12 @@ pub enum Error {
     FrontProxy(String),
     #[error("read the service account key")]
     Key(#[source] pki::Error),
-    #[error("read the token file {0}")]
-    ReadTokens(String, #[source] std::io::Error),
-    #[error("the token file {0}, line {1}: expected token,user,uid[,\"group1,group2\"]")]
-    TokenLine(String, usize),
+    #[error(transparent)]
+    TokenFile(static_tokens::Error),
+    #[error("set up the token issuer {0}: {1}")]
+    Issuer(String, String),
+    #[error("set up the token webhook: {0}")]
+    Webhook(String),
 }
 
 /// Which proofs of an identity a server takes.
@@ -84,6 +101,11 @@ pub struct Settings {
     pub front_proxy: Option<front_proxy::Settings>,
     pub accounts: tokens::Settings,
     pub token_file: Option<PathBuf>,
+    pub bootstrap_tokens: bool,
+    /// Others whose tokens are believed.
+    pub issuers: Vec<jwt::Issuer>,
+    pub webhook: Option<webhook::Settings>,
+    pub anonymous: Anonymous,
 }
 
 impl Settings {
@@ -94,6 +116,10 @@ impl Settings {
             front_proxy: None,
             accounts: tokens::Settings::own(issuer, signing_key),
             token_file: None,
+            bootstrap_tokens: false,
+            issuers: Vec::new(),
+            webhook: None,
+            anonymous: Anonymous::default(),
         }
     }
 }
@@ -105,6 +131,12 @@ pub struct Authenticator {
     front_proxy: Option<FrontProxy>,
     static_tokens: HashMap<String, User>,
     pub tokens: ServiceAccountTokens,
+    bootstrap_tokens: bool,
+    issuers: Vec<jwt::JwtTokens>,
+    webhook: Option<webhook::WebhookTokens>,
+    anonymous: Anonymous,
+    /// Who keeps the labels of secrets whose tokens are used.
+    marks: OnceLock<mpsc::Sender<(String, String)>>,
 }
 
 impl Authenticator {
@@ -119,16 +151,55 @@ impl Authenticator {
             ),
         };
         let front_proxy = settings.front_proxy.map(FrontProxy::new).transpose();
+        let issuer = |issuer: jwt::Issuer| {
+            let url = issuer.url.clone();
+            jwt::JwtTokens::new(issuer).map_err(|why| Error::Issuer(url, why))
+        };
         Ok(Self {
             client_ca_pem: settings.client_ca_pem,
             clients,
             front_proxy: front_proxy.map_err(Error::FrontProxy)?,
             static_tokens: match &settings.token_file {
-                Some(path) => read_token_file(path)?,
+                Some(path) => static_tokens::read(path).map_err(Error::TokenFile)?,
                 None => HashMap::new(),
             },
             tokens: ServiceAccountTokens::new(settings.accounts)?,
+            bootstrap_tokens: settings.bootstrap_tokens,
+            issuers: settings
+                .issuers
+                .into_iter()
+                .map(issuer)
+                .collect::<std::result::Result<_, Error>>()?,
+            webhook: match &settings.webhook {
+                Some(settings) => {
+                    Some(webhook::WebhookTokens::new(settings).map_err(Error::Webhook)?)
+                }
+                None => None,
+            },
+            anonymous: settings.anonymous,
+            marks: OnceLock::new(),
         })
+    }
+
+    /// Namespaces and names of secrets whose tokens were used the first time of a day. What
+    /// does not fit is told with the next use.
+    pub fn used_secrets(&self) -> mpsc::Receiver<(String, String)> {
+        let (sender, receiver) = mpsc::channel(MARKS_MAX);
+        // Whoever asks a second time hears nothing.
+        let _ = self.marks.set(sender);
+        receiver
+    }
+
+    fn used_legacy_token(&self, cache: &Cache, token: &str, user: &User) {
+        if service_account(&user.name).is_none() || user.extra.contains_key(CREDENTIAL_ID) {
+            return;
+        }
+        let today = legacy_token::today();
+        if let Some(sender) = self.marks.get()
+            && let Some(secret) = legacy_token::unmarked(cache, token, &today)
+        {
+            let _ = sender.try_send(secret);
+        }
     }
 
     /// What a client's certificate, the first of a chain, proves.
@@ -154,10 +225,11 @@ impl Authenticator {
     ///
     /// # Errors
     /// 401 for credentials that are there but not good.
-    pub fn authenticate(
+    pub async fn authenticate(
         &self,
         cache: &Cache,
         peer: &Peer,
+        path: &str,
         headers: &mut http::HeaderMap,
     ) -> Result<Arc<User>> {
         if let Some(user) = &peer.in_process {
@@ -180,11 +252,16 @@ impl Authenticator {
             }
         }
         if let Some(token) = bearer(headers) {
-            let (user, _) = self.token(cache, &token, &[]).ok_or_else(ApiError::unauthorized)?;
+            let found = self.token(cache, &token, &[]).await;
+            let (user, _) = found.map_err(|why| {
+                debug!(why = %aggregate(&why), "a bearer token was not believed");
+                ApiError::unauthorized()
+            })?;
+            self.used_legacy_token(cache, &token, &user);
             headers.remove(http::header::AUTHORIZATION);
             return Ok(Arc::new(user));
         }
-        if refused {
+        if refused || !self.anonymous.is_let(path) {
             return Err(ApiError::unauthorized());
         }
         // Other schemes than a bearer's are nobody's here, and prove nothing.
@@ -193,47 +270,77 @@ impl Authenticator {
 
     /// The identity that a bearer token stands for and the audiences it is good for;
     /// empty `audiences` asks for the API server's own.
-    pub fn token(
+    ///
+    /// # Errors
+    /// Why nobody believes it, in sentences.
+    pub async fn token(
         &self,
         cache: &Cache,
         token: &str,
         audiences: &[String],
-    ) -> Option<(User, Vec<String>)> {
-        if let Some(user) = self.static_tokens.get(token) {
-            return Some((user.clone(), audiences.to_vec()));
+    ) -> std::result::Result<(User, Vec<String>), Vec<String>> {
+        let own = self.tokens.audiences();
+        let wanted = if audiences.is_empty() { own } else { audiences };
+        let mut why = vec!["invalid bearer token".to_owned()];
+        let mut of_account = self.tokens.authenticate(cache, token, wanted);
+        // What it is bound to may have been made a moment ago.
+        if of_account.is_err() && cache.fresh().await.is_ok() {
+            of_account = self.tokens.authenticate(cache, token, wanted);
         }
-        self.tokens.authenticate(cache, token, audiences)
+        match of_account {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {}
+            Err(said) => why.push(said),
+        }
+        // Tokens that name no audience are for the API server.
+        let granted: Vec<String> = wanted.iter().filter(|one| own.contains(one)).cloned().collect();
+        if !granted.is_empty() {
+            if let Some(user) = self.static_tokens.get(token) {
+                return Ok((user.clone(), granted));
+            }
+            if self.bootstrap_tokens && bootstrap_token::is_one(token) {
+                // Seen late is better than not: a node that joins has just been given it.
+                let _ = cache.fresh().await;
+                if let Some(user) = bootstrap_token::authenticate(cache, token) {
+                    return Ok((user, granted));
+                }
+            }
+            match self.of_issuer(token).await {
+                Ok(Some(user)) => return Ok((user, granted)),
+                Ok(None) => {}
+                Err(said) => why.push(said),
+            }
+        }
+        if let Some(webhook) = &self.webhook {
+            // Boxed: few servers have one, and all requests would carry its state.
+            match Box::pin(webhook.authenticate(cache, token, wanted, own)).await {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                Err(said) => why.push(said),
+            }
+        }
+        Err(why)
+    }
+
+    /// The user of a token of another issuer; None where no issuer knows it.
+    async fn of_issuer(&self, token: &str) -> std::result::Result<Option<User>, String> {
+        if self.issuers.is_empty() {
+            return Ok(None);
+        }
+        let Some(token) = pki::jwt::Token::read(token) else { return Ok(None) };
+        match self.issuers.iter().find(|issuer| issuer.issued(&token)) {
+            Some(issuer) => Box::pin(issuer.authenticate(&token)).await.map(Some),
+            None => Ok(None),
+        }
     }
 }
 
-/// Reads upstream's token file: `token,user,uid,"group1,group2"` per line.
-fn read_token_file(path: &Path) -> std::result::Result<HashMap<String, User>, Error> {
-    let shown = path.display().to_string();
-    let text =
-        std::fs::read_to_string(path).map_err(|err| Error::ReadTokens(shown.clone(), err))?;
-    let mut tokens = HashMap::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let mut parts = line.splitn(4, ',').map(str::trim);
-        let (Some(token), Some(name), Some(uid)) = (parts.next(), parts.next(), parts.next())
-        else {
-            return Err(Error::TokenLine(shown, number + 1));
-        };
-        let groups: Vec<&str> = parts
-            .next()
-            .unwrap_or("")
-            .trim_matches('"')
-            .split(',')
-            .map(str::trim)
-            .filter(|group| !group.is_empty())
-            .collect();
-        let user = User { uid: uid.into(), ..User::new(name, &groups) };
-        tokens.insert(token.into(), user);
+/// Several reasons as upstream tells them together.
+pub fn aggregate(why: &[String]) -> String {
+    match why {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
     }
-    Ok(tokens)
 }
 
 /// The user in the group of everybody who proved an identity.
@@ -261,6 +368,23 @@ fn bearer(headers: &http::HeaderMap) -> Option<String> {
     })?;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded).ok()?;
     String::from_utf8(bytes).ok()
+}
+
+/// By which means a request tried to prove an identity, for the audit log.
+pub fn attempted(peer: &Peer, headers: &http::HeaderMap) -> String {
+    let mut methods = Vec::new();
+    if let Some(header) = headers.get(http::header::AUTHORIZATION) {
+        let scheme = header.to_str().unwrap_or("").split(' ').next().unwrap_or("").to_lowercase();
+        methods.push(match scheme.as_str() {
+            "basic" => "basic",
+            "bearer" => "bearer",
+            _ => "unknown",
+        });
+    }
+    if peer.certificate.is_some() {
+        methods.push("x509");
+    }
+    if methods.is_empty() { "none".to_owned() } else { methods.join(", ") }
 }
 
 /// Namespace and name of a service account's user name.

@@ -1,14 +1,22 @@
-//! Who may do what: the node authorizer, then RBAC. One of them must say yes.
-
-use std::sync::Arc;
+//! Who may do what: authorizers in the order that the administrator wants them, by default
+//! that of nodes and then RBAC. The first that says yes or no decides; nobody's word is no.
+//!
+//! Only a webhook takes time. Where there is none, or its answer is known, a decision is
+//! made at once.
 
 use crate::authn::{MASTERS, User};
 use crate::cache::Cache;
 use crate::serve::request::{Query, RequestInfo};
 
+pub mod abac;
+pub mod configuration;
 pub mod escalation;
 pub mod node;
 pub mod rbac;
+pub mod webhook;
+
+use abac::Abac;
+use webhook::Webhook;
 
 /// A request as authorizers see it (`authorizer.Attributes`).
 #[derive(Debug, Clone, Default)]
@@ -77,43 +85,150 @@ impl Action {
     }
 }
 
-/// What an authorizer says. It never says a flat no: others may know better.
+/// What authorizers say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     Allow(String),
+    /// Whatever the others would say.
+    Deny(String),
     NoOpinion(String),
+    /// One that might have known could not be asked, and nobody else said yes.
+    Failed {
+        error: String,
+        /// Whether that is a no, or no opinion.
+        denied: bool,
+    },
+}
+
+/// An authorizer.
+pub enum Mode {
+    Node,
+    Rbac,
+    Abac(Abac),
+    Webhook(Box<Webhook>),
+    /// Says no to everybody but the masters.
+    AlwaysDeny,
+}
+
+/// Upstream's order where nothing else is wanted.
+pub fn default_modes() -> Vec<Mode> {
+    vec![Mode::Node, Mode::Rbac]
 }
 
 pub struct Authorizer {
     cache: Cache,
     rbac: rbac::Rbac,
+    modes: Vec<Mode>,
+}
+
+/// What was heard so far.
+#[derive(Default)]
+struct Heard {
+    reasons: Vec<String>,
+    errors: Vec<String>,
+}
+
+impl Heard {
+    /// The decision, if this one ends the matter.
+    fn hear(&mut self, said: Decision) -> Option<Decision> {
+        match said {
+            Decision::NoOpinion(why) => {
+                self.reasons.extend(Some(why).filter(|why| !why.is_empty()));
+                None
+            }
+            Decision::Failed { error, denied: false } => {
+                self.errors.push(error);
+                None
+            }
+            said => Some(said),
+        }
+    }
+
+    /// Nobody said yes or no. Whoever had a reason not to allow it is heard.
+    fn nobody(self) -> Decision {
+        if self.errors.is_empty() {
+            Decision::NoOpinion(self.reasons.join("\n"))
+        } else {
+            Decision::Failed { error: crate::authn::aggregate(&self.errors), denied: false }
+        }
+    }
 }
 
 impl Authorizer {
-    pub fn new(cache: Cache) -> Self {
-        Self { rbac: rbac::Rbac::new(cache.clone()), cache }
+    pub fn new(cache: Cache, modes: Vec<Mode>) -> Self {
+        Self { rbac: rbac::Rbac::new(cache.clone()), cache, modes }
     }
 
     pub fn rbac(&self) -> &rbac::Rbac {
         &self.rbac
     }
 
-    pub fn decide(&self, user: &Arc<User>, action: &Action) -> Decision {
-        if user.is_in(MASTERS) {
-            return Decision::Allow(String::new());
+    pub fn modes(&self) -> &[Mode] {
+        &self.modes
+    }
+
+    /// What everybody says together.
+    pub async fn decide(&self, user: &User, action: &Action) -> Decision {
+        match self.at_once(user, action) {
+            Some(decision) => decision,
+            // Boxed: few servers have webhooks, and all requests would carry the state.
+            None => Box::pin(self.ask(user, action)).await,
         }
-        let of_node = match node::decide(&self.cache, user, action) {
-            Decision::NoOpinion(why) => why,
-            allowed @ Decision::Allow(_) => return allowed,
-        };
-        match self.rbac.decide(user, action) {
-            // Whoever had a reason not to allow it is heard.
-            Decision::NoOpinion(why) => {
-                let reasons = [of_node, why];
-                let said = reasons.iter().filter(|why| !why.is_empty()).cloned();
-                Decision::NoOpinion(said.collect::<Vec<_>>().join("\n"))
+    }
+
+    /// As [`Self::decide`], for places that cannot wait; the thread waits for them.
+    pub fn decide_here(&self, user: &User, action: &Action) -> Decision {
+        if let Some(decision) = self.at_once(user, action) {
+            return decision;
+        }
+        let runtime = tokio::runtime::Handle::current();
+        if runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::CurrentThread {
+            let error = "a webhook cannot be asked on the only thread".to_owned();
+            return Decision::Failed { error, denied: false };
+        }
+        tokio::task::block_in_place(|| runtime.block_on(self.ask(user, action)))
+    }
+
+    /// The decision, unless a webhook has to be asked for it.
+    fn at_once(&self, user: &User, action: &Action) -> Option<Decision> {
+        if user.is_in(MASTERS) {
+            return Some(Decision::Allow(String::new()));
+        }
+        let mut heard = Heard::default();
+        for mode in &self.modes {
+            let said = match mode {
+                Mode::Webhook(webhook) => webhook.known(user, action)?,
+                mode => self.local(mode, user, action),
+            };
+            if let Some(decision) = heard.hear(said) {
+                return Some(decision);
             }
-            allowed @ Decision::Allow(_) => allowed,
+        }
+        Some(heard.nobody())
+    }
+
+    async fn ask(&self, user: &User, action: &Action) -> Decision {
+        let mut heard = Heard::default();
+        for mode in &self.modes {
+            let said = match mode {
+                Mode::Webhook(webhook) => webhook.decide(&self.cache, user, action).await,
+                mode => self.local(mode, user, action),
+            };
+            if let Some(decision) = heard.hear(said) {
+                return decision;
+            }
+        }
+        heard.nobody()
+    }
+
+    fn local(&self, mode: &Mode, user: &User, action: &Action) -> Decision {
+        match mode {
+            Mode::Node => node::decide(&self.cache, user, action),
+            Mode::Rbac => self.rbac.decide(user, action),
+            Mode::Abac(abac) => abac.decide(user, action),
+            Mode::AlwaysDeny => Decision::NoOpinion("Everything is forbidden.".into()),
+            // Asked by those who may wait.
+            Mode::Webhook(_) => Decision::NoOpinion(String::new()),
         }
     }
 }

@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde_json::{Value, json};
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::authn::tokens::legacy_token::{LAST_USED, today};
 use crate::authn::{MASTERS, User};
 use crate::error::{ApiError, Result};
 use crate::registry::update::Change;
@@ -92,6 +93,23 @@ async fn keep(server: &Shared, object: Value, fields: &[&str]) -> Result<usize> 
     let parts = parts.collect::<serde_json::Map<_, _>>();
     server.registry.update(&target, &Change::Merge(parts.into()), &options()).await?;
     Ok(0)
+}
+
+/// Labels secrets with the day on which their tokens were last used.
+pub async fn mark_used_secrets(server: Shared) {
+    let mut used = server.authenticator.used_secrets();
+    while let Some((namespace, name)) = used.recv().await {
+        let object = json!({"apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": name, "namespace": namespace}});
+        let labels = json!({"metadata": {"labels": {LAST_USED: today()}}});
+        let marked = match target(&server, &object) {
+            Ok(target) => server.registry.update(&target, &Change::Merge(labels), &options()).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = marked {
+            warn!(secret = %format!("{namespace}/{name}"), error = %error.message, "the last use of a token was not noted");
+        }
+    }
 }
 
 fn embedded(text: &str) -> Result<Vec<Value>> {

@@ -11,6 +11,7 @@ pub mod cache;
 pub mod change;
 pub mod crd;
 pub mod error;
+mod expiring;
 pub mod registry;
 pub mod scheme;
 pub mod serve;

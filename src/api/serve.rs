@@ -33,7 +33,7 @@ pub struct Server {
     pub kubelets: proxy::Kubelets,
     /// The certificate with which it shows itself to extension servers.
     pub proxy_client: Option<pki::Issued>,
-    pub audit: Option<crate::audit::Audit>,
+    pub audit: Option<Arc<crate::audit::Audit>>,
     /// Reported by `/version` and in OpenAPI documents.
     pub version: Version,
     /// Where the API is reached, for `/api`.

@@ -1,15 +1,17 @@
-//! Webhooks: how one is reached, and one question asked of it over HTTPS.
+//! Webhooks: how one is reached, and one question asked of it over HTTPS. Documents that
+//! others publish are fetched here as well.
 //!
 //! Every call has a deadline and every answer a bound; a connection that still stands is used
 //! again. What an answer means is for whoever asked to judge.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::{Request, Uri};
+use http::{HeaderValue, Request, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -47,6 +49,8 @@ pub struct Endpoint {
     place: Place,
     tls: Result<Arc<rustls::ClientConfig>, String>,
     timeout: Duration,
+    /// The `Authorization` header that it wants to see.
+    authorization: Option<HeaderValue>,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
 }
 
@@ -60,7 +64,48 @@ struct Peer {
 impl Endpoint {
     /// Reads a `clientConfig`.
     pub fn read(config: &Value, timeout: Duration) -> Self {
-        Self { place: Place::read(config), tls: tls(config), timeout, idle: Mutex::default() }
+        Self {
+            place: Place::read(config),
+            tls: tls(config),
+            timeout,
+            authorization: None,
+            idle: Mutex::default(),
+        }
+    }
+
+    /// The server that the current context of a kubeconfig leads to, asked at exactly the
+    /// path given there.
+    ///
+    /// # Errors
+    /// What is wrong with the file, in a sentence.
+    pub fn of_kubeconfig(path: &Path, timeout: Duration) -> Result<Self, String> {
+        let said = |err: &(dyn std::error::Error + 'static)| base::error::chain(err).to_string();
+        let config = client::kubeconfig::load(path).map_err(|err| said(&err))?;
+        let shown = path.display();
+        if !config.server.starts_with("https://") {
+            return Err(format!("{shown}: the server {:?} is not reached by https", config.server));
+        }
+        let identity = config.cert_pem.as_deref().zip(config.key_pem.as_deref());
+        let roots = match &config.ca_pem {
+            Some(pem) => Some(pem.clone()),
+            None if config.insecure => None,
+            None => Some(system_roots()?),
+        };
+        let tls = pki::tls::client_config(roots.as_deref(), identity, config.insecure)
+            .map_err(|err| format!("{shown}: {}", said(&err)))?;
+        let authorization = config.token.map(|token| {
+            let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+                .map_err(|_| format!("{shown}: the token is no text"))?;
+            value.set_sensitive(true);
+            Ok::<_, String>(value)
+        });
+        Ok(Self {
+            place: Place::read(&serde_json::json!({"url": config.server})),
+            tls: Ok(Arc::new(http1(tls))),
+            timeout,
+            authorization: authorization.transpose()?,
+            idle: Mutex::default(),
+        })
     }
 
     /// Posts a question and returns the answer.
@@ -68,8 +113,17 @@ impl Endpoint {
     /// # Errors
     /// Why there is none, in a sentence.
     pub async fn ask(&self, cache: &Cache, question: &Value) -> Result<Value, String> {
+        self.post(Some(cache), Bytes::from(question.to_string())).await
+    }
+
+    /// As [`Self::ask`], where no service has to be looked up.
+    pub async fn tell(&self, message: Bytes) -> Result<Value, String> {
+        self.post(None, message).await
+    }
+
+    async fn post(&self, cache: Option<&Cache>, body: Bytes) -> Result<Value, String> {
         let shown = format!("{}?timeout={}s", self.place.shown(), self.timeout.as_secs());
-        let answered = tokio::time::timeout(self.timeout, self.call(cache, question)).await;
+        let answered = tokio::time::timeout(self.timeout, self.call(cache, body)).await;
         let why = match answered {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(why)) => why,
@@ -78,8 +132,7 @@ impl Endpoint {
         Err(format!("Post {shown:?}: {why}"))
     }
 
-    async fn call(&self, cache: &Cache, question: &Value) -> Result<Value, String> {
-        let body = Bytes::from(question.to_string());
+    async fn call(&self, cache: Option<&Cache>, body: Bytes) -> Result<Value, String> {
         let peer = self.place.peer(cache)?;
         // Of a kept connection nobody knows whether the other side still holds it.
         let kept = self.idle.lock().pop();
@@ -88,30 +141,8 @@ impl Endpoint {
         {
             return answer;
         }
-        let sender = self.connect(&peer).await?;
+        let sender = connect(self.tls.clone()?, &peer).await?;
         self.exchange(sender, &peer, body).await?
-    }
-
-    async fn connect(&self, peer: &Peer) -> Result<SendRequest<Full<Bytes>>, String> {
-        let tls = self.tls.clone()?;
-        let server = ServerName::try_from(peer.name.clone()).map_err(|err| err.to_string())?;
-        let place = format!("{}:{}", peer.address, peer.port);
-        let tcp = TcpStream::connect((peer.address.as_str(), peer.port)).await.map_err(|err| {
-            let why = match err.kind() {
-                std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-                _ => err.to_string(),
-            };
-            format!("dial tcp {place}: connect: {why}")
-        })?;
-        let stream = TlsConnector::from(tls)
-            .connect(server, tcp)
-            .await
-            .map_err(|err| format!("tls: failed to verify certificate: {err}"))?;
-        let (sender, connection) =
-            handshake(TokioIo::new(stream)).await.map_err(|err| err.to_string())?;
-        // Ends with the connection, which ends when the sender is dropped.
-        tokio::spawn(connection);
-        Ok(sender)
     }
 
     /// The outer error is the connection's, before an answer began.
@@ -122,13 +153,16 @@ impl Endpoint {
         body: Bytes,
     ) -> Result<Result<Value, String>, String> {
         let path = self.place.path();
-        let request = Request::post(format!("{path}?timeout={}s", self.timeout.as_secs()))
+        let mut request = Request::post(format!("{path}?timeout={}s", self.timeout.as_secs()))
             .header(http::header::HOST, &peer.name)
             .header(http::header::CONTENT_TYPE, "application/json")
             .header(http::header::ACCEPT, "application/json, */*")
             .header(http::header::USER_AGENT, "kube-apiserver")
             .body(Full::new(body))
             .map_err(|err| err.to_string())?;
+        if let Some(value) = &self.authorization {
+            request.headers_mut().insert(http::header::AUTHORIZATION, value.clone());
+        }
         let response = sender.send_request(request).await.map_err(|err| err.to_string())?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
@@ -151,8 +185,74 @@ impl Endpoint {
                 text
             }));
         }
+        if body.is_empty() {
+            return Ok(Ok(Value::Null));
+        }
         Ok(crate::serve::negotiate::json(&body))
     }
+}
+
+async fn connect(
+    tls: Arc<rustls::ClientConfig>,
+    peer: &Peer,
+) -> Result<SendRequest<Full<Bytes>>, String> {
+    let server = ServerName::try_from(peer.name.clone()).map_err(|err| err.to_string())?;
+    let place = format!("{}:{}", peer.address, peer.port);
+    let tcp = TcpStream::connect((peer.address.as_str(), peer.port)).await.map_err(|err| {
+        let why = match err.kind() {
+            std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+            _ => err.to_string(),
+        };
+        format!("dial tcp {place}: connect: {why}")
+    })?;
+    let stream = TlsConnector::from(tls)
+        .connect(server, tcp)
+        .await
+        .map_err(|err| format!("tls: failed to verify certificate: {err}"))?;
+    let (sender, connection) =
+        handshake(TokioIo::new(stream)).await.map_err(|err| err.to_string())?;
+    // Ends with the connection, which ends when the sender is dropped.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// Gets the document at an `https` URL.
+///
+/// # Errors
+/// Why there is none in `timeout`, or that it is larger than `bytes_max`; in a sentence.
+pub async fn fetch(
+    url: &str,
+    tls: &Arc<rustls::ClientConfig>,
+    timeout: Duration,
+    bytes_max: usize,
+) -> Result<Bytes, String> {
+    let get = async {
+        let uri: Uri = url.parse().map_err(|_| "invalid URL".to_owned())?;
+        if uri.scheme_str() != Some("https") {
+            return Err("the URL scheme must be https".to_owned());
+        }
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().unwrap_or(443);
+        let peer = Peer { address: host.clone(), port, name: host };
+        let mut sender = connect(tls.clone(), &peer).await?;
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let request = Request::get(path)
+            .header(http::header::HOST, authority)
+            .header(http::header::ACCEPT, "application/json")
+            .header(http::header::USER_AGENT, "kube-apiserver")
+            .body(Full::default())
+            .map_err(|err| err.to_string())?;
+        let response = sender.send_request(request).await.map_err(|err| err.to_string())?;
+        if !response.status().is_success() {
+            return Err(format!("status code {}", response.status()));
+        }
+        let body = Limited::new(response.into_body(), bytes_max).collect().await;
+        body.map(|body| body.to_bytes()).map_err(|err| err.to_string())
+    };
+    let got = tokio::time::timeout(timeout, get).await;
+    let got = got.unwrap_or_else(|_| Err("context deadline exceeded".to_owned()));
+    got.map_err(|why| format!("Get {url:?}: {why}"))
 }
 
 impl Place {
@@ -198,12 +298,13 @@ impl Place {
         }
     }
 
-    fn peer(&self, cache: &Cache) -> Result<Peer, String> {
+    fn peer(&self, cache: Option<&Cache>) -> Result<Peer, String> {
         match self {
             Place::Url { host, port, .. } => {
                 Ok(Peer { address: host.clone(), port: *port, name: host.clone() })
             }
             Place::Service { namespace, name, port, .. } => {
+                let cache = cache.ok_or("services are not known here")?;
                 let (address, port) = resolve(cache, namespace, name, *port)?;
                 Ok(Peer { address, port, name: format!("{name}.{namespace}.svc") })
             }
@@ -261,18 +362,31 @@ fn resolve(cache: &Cache, namespace: &str, name: &str, port: u16) -> Result<(Str
 }
 
 fn tls(config: &Value) -> Result<Arc<rustls::ClientConfig>, String> {
-    let pem = match bundle(config).filter(|pem| !pem.is_empty()) {
-        Some(pem) => pem,
-        None => SYSTEM_ROOTS
-            .iter()
-            .find_map(|path| std::fs::read(path).ok())
-            .ok_or("no certificate authorities of the system were found")?,
-    };
-    let config = pki::tls::client_config(Some(&pem), None, false);
-    let mut config = config
+    roots(bundle(config).filter(|pem| !pem.is_empty()).as_deref())
+}
+
+/// How to reach servers under these authorities, or the system's where there are none.
+///
+/// # Errors
+/// What is wrong with them, in a sentence.
+pub fn roots(pem: Option<&[u8]>) -> Result<Arc<rustls::ClientConfig>, String> {
+    let of_system = if pem.is_none() { system_roots()? } else { Vec::new() };
+    let config = pki::tls::client_config(Some(pem.unwrap_or(&of_system)), None, false);
+    let config = config
         .map_err(|err| format!("unable to load root certificates: {}", base::error::chain(&err)))?;
+    Ok(Arc::new(http1(config)))
+}
+
+fn system_roots() -> Result<Vec<u8>, String> {
+    SYSTEM_ROOTS
+        .iter()
+        .find_map(|path| std::fs::read(path).ok())
+        .ok_or_else(|| "no certificate authorities of the system were found".to_owned())
+}
+
+fn http1(mut config: rustls::ClientConfig) -> rustls::ClientConfig {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    config
 }
 
 fn bundle(client: &Value) -> Option<Vec<u8>> {

@@ -29,6 +29,37 @@ pub fn parse(text: &str) -> Option<Timestamp> {
     text.parse().ok()
 }
 
+/// Reads a length of time as Go writes it: `1h30m`, `2m0s`, `250ms`. None for anything
+/// else, and for what is less than nothing or longer than Go can say.
+pub fn parse_duration(text: &str) -> Option<std::time::Duration> {
+    const UNITS: [(&str, f64); 8] = [
+        ("ns", 1e-9),
+        ("us", 1e-6),
+        ("µs", 1e-6),
+        ("μs", 1e-6),
+        ("ms", 1e-3),
+        ("s", 1.0),
+        ("m", 60.0),
+        ("h", 3600.0),
+    ];
+    if text == "0" {
+        return Some(std::time::Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..end].parse().ok()?;
+        rest = &rest[end..];
+        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let (_, unit) = UNITS.iter().find(|(name, _)| *name == &rest[..end])?;
+        seconds += number * unit;
+        rest = &rest[end..];
+    }
+    let go_max = i64::MAX as f64 / 1e9;
+    (!text.is_empty() && seconds <= go_max).then(|| std::time::Duration::from_secs_f64(seconds))
+}
+
 /// An age as kubectl prints it: `5s`, `3m10s`, `47m`, `5h12m`, `12h`, `3d4h`, `2y38d`
 /// (k8s.io/apimachinery, `util/duration`).
 pub fn human_duration(seconds: i64) -> String {
@@ -54,6 +85,18 @@ pub fn human_duration(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lengths_of_time_are_read_as_go_writes_them() {
+        let read = |text| super::parse_duration(text).map(|time| time.as_millis());
+        assert_eq!(read("1h30m"), Some(5_400_000));
+        assert_eq!(read("2m0s"), Some(120_000));
+        assert_eq!(read("1.5s250ms"), Some(1_750));
+        assert_eq!(read("0"), Some(0));
+        for wrong in ["", "5", "s", "-1s", "1d", "1s ", "99999999999h"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn times_have_the_digits_of_their_kind() {

@@ -158,14 +158,14 @@ pub struct ServerFlags {
     /// Leave a part out: dns
     #[arg(long, env = "CORACLE_DISABLE", value_delimiter = ',')]
     pub disable: Vec<String>,
-    /// A kube-apiserver flag, NAME=VALUE: token-auth-file, disable-admission-plugins
+    /// A kube-apiserver flag, NAME=VALUE; one that is not supported says which are
     #[arg(long, env = "CORACLE_KUBE_APISERVER_ARG")]
     pub kube_apiserver_arg: Vec<String>,
     /// Audit policy
-    #[arg(long, env = "CORACLE_AUDIT_POLICY_FILE", requires = "audit_log_path")]
+    #[arg(long, env = "CORACLE_AUDIT_POLICY_FILE")]
     pub audit_policy_file: Option<PathBuf>,
     /// Where audit events go, `-` for standard output
-    #[arg(long, env = "CORACLE_AUDIT_LOG_PATH", requires = "audit_policy_file")]
+    #[arg(long, env = "CORACLE_AUDIT_LOG_PATH")]
     pub audit_log_path: Option<PathBuf>,
 
     /// More words in the log; twice for all of them

@@ -11,8 +11,10 @@ use crate::args::{LogFormat, ServerFlags};
 use crate::paths::Paths;
 use crate::{Error, Result, control};
 
+mod audit;
 mod control_plane;
 mod credentials;
+mod identity;
 mod node;
 mod settings;
 
@@ -24,6 +26,9 @@ use settings::Settings;
 const WORKERS_MAX: usize = 4;
 /// Tasks get this long to finish when the process is told to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// And audit events that wait get this long to be sent.
+const AUDIT_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub fn run(flags: ServerFlags) -> Result<()> {
     let format = match flags.log_format {
@@ -113,6 +118,11 @@ async fn finish(control_plane: control_plane::ControlPlane, _drain: Drain) {
     let ended = tokio::time::timeout(DRAIN_TIMEOUT, futures::future::join_all(tasks)).await;
     if ended.is_err() {
         tracing::warn!("some tasks did not end in time");
+    }
+    if let Some(audit) = &control_plane.server.audit
+        && tokio::time::timeout(AUDIT_TIMEOUT, audit.flush()).await.is_err()
+    {
+        tracing::warn!("some audit events were not sent in time");
     }
     if let Err(err) = control_plane.server.registry.store().flush().await {
         tracing::error!(error = %base::error::chain(&err), "flush the datastore");

@@ -20,4 +20,4 @@ pub use cache::{Cache, Shared};
 pub use error::{Error, Status};
 pub use queue::Queue;
 pub use recorder::Recorder;
-pub use transport::{Body, Client, Transport};
+pub use transport::{Body, ByteStream, Client, Transport};

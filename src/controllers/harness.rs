@@ -19,13 +19,20 @@ pub struct Config {
     pub cluster_cidrs: Vec<String>,
     /// Certificates that clients in pods trust, as PEM.
     pub root_ca_pem: String,
+    /// PEM of the key that signs tokens in secrets; empty: there are none.
+    pub token_key_pem: String,
     /// Finished pods beyond this number are removed, the oldest first; 0 keeps all.
     pub finished_pods_max: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { cluster_cidrs: Vec::new(), root_ca_pem: String::new(), finished_pods_max: 12_500 }
+        Self {
+            cluster_cidrs: Vec::new(),
+            root_ca_pem: String::new(),
+            token_key_pem: String::new(),
+            finished_pods_max: 12_500,
+        }
     }
 }
 
@@ -77,6 +84,9 @@ impl Controllers {
         tasks.spawn(endpoints::run_slices(context("endpointslice-controller")));
         tasks.spawn(endpoints::run_endpoints(context("endpoint-controller")));
         tasks.spawn(service_account::run(context("service-account-controller")));
+        // As upstream, with the rights of all controllers: it has no account of its own.
+        let own = Context { client: shared.client().clone(), ..context("tokens-controller") };
+        tasks.spawn(token_secret::run(own));
         tasks.spawn(root_ca::run(context("root-ca-cert-publisher")));
         tasks.spawn(namespace::run(context("namespace-controller")));
         tasks.spawn(node::run_lifecycle(context("node-controller")));
@@ -100,7 +110,7 @@ impl Controllers {
 
 use crate::{
     aggregation, daemonset, deployment, endpoints, garbage, job, namespace, node, pod_collector,
-    quota, replicaset, root_ca, service_account,
+    quota, replicaset, root_ca, service_account, token_secret,
 };
 
 /// A request that failed, and what it was for.

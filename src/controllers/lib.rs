@@ -21,5 +21,6 @@ mod quota;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod token_secret;
 
 pub use harness::{Config, Controllers};

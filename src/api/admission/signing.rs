@@ -43,7 +43,7 @@ fn may(registry: &Registry, request: &Attributes<'_>, verb: &str, signer: &str) 
             name,
             ..Action::default()
         };
-        matches!(registry.authorizer.decide(request.user, &action), Decision::Allow(_))
+        matches!(registry.authorizer.decide_here(request.user, &action), Decision::Allow(_))
     })
 }
 

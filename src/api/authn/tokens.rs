@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use pki::jwt::SigningKey;
+use pki::jwt::{SigningKey, Token, VerifyingKey, public_keys};
 use serde_json::{Value, json};
 
 use super::{Error, User, service_account_groups};
 use crate::cache::Cache;
-use crate::error::{ApiError, Result};
+use crate::error::{ApiError, Cause, Result};
 use crate::registry::metadata_str;
+
+pub mod legacy_token;
 
 /// Tokens live ten minutes at least (documentation of TokenRequest).
 const LIFETIME_SECONDS_MIN: i64 = 600;
@@ -22,14 +24,23 @@ const EXTENDED_SECONDS: i64 = 365 * 86_400;
 /// Clocks may differ by this much.
 const LEEWAY_SECONDS: i64 = 60;
 
+/// The issuer of tokens that stand in secrets.
+const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+
 /// How service-account tokens are made and which are believed.
 pub struct Settings {
     /// The first signs; tokens of the others are believed.
     pub issuers: Vec<String>,
-    /// Whom tokens are for that name no audience.
+    /// Whom tokens are for that name no audience; the issuers where this is empty.
     pub audiences: Vec<String>,
     /// PEM of the private key that signs.
     pub signing_key: String,
+    /// PEM of further keys, public or private, whose tokens are believed.
+    pub keys: Vec<String>,
+    /// Longer lifetimes that are asked for become this one.
+    pub lifetime_seconds_max: Option<i64>,
+    /// Whether the tokens that kubelets put into pods live for a year.
+    pub extends: bool,
 }
 
 impl Settings {
@@ -37,16 +48,13 @@ impl Settings {
     pub fn own(issuer: &str, signing_key: &str) -> Self {
         Self {
             issuers: vec![issuer.into()],
-            audiences: vec![issuer.into()],
+            audiences: Vec::new(),
             signing_key: signing_key.into(),
+            keys: Vec::new(),
+            lifetime_seconds_max: None,
+            extends: true,
         }
     }
-}
-
-pub struct ServiceAccountTokens {
-    key: SigningKey,
-    issuer: String,
-    audiences: Vec<String>,
 }
 
 /// What a token is asked for.
@@ -60,42 +68,99 @@ pub struct TokenRequest<'a> {
     pub node: Option<(&'a str, &'a str)>,
 }
 
+/// A token that was made.
+pub struct Issued {
+    pub token: String,
+    pub audiences: Value,
+    /// In seconds; less than was asked for where that was too long.
+    pub lifetime_seconds: i64,
+    pub expires: jiff::Timestamp,
+}
+
+/// A believed token's user and the audiences it is good for.
+pub type Believed = (User, Vec<String>);
+
+pub struct ServiceAccountTokens {
+    signer: SigningKey,
+    keys: Vec<VerifyingKey>,
+    issuers: Vec<String>,
+    audiences: Vec<String>,
+    lifetime_seconds_max: Option<i64>,
+    extends: bool,
+}
+
 impl ServiceAccountTokens {
     /// # Errors
     /// A key that cannot be read.
     pub fn new(settings: Settings) -> std::result::Result<Self, Error> {
-        let key = SigningKey::from_pem(&settings.signing_key).map_err(Error::Key)?;
-        let issuer = settings.issuers.into_iter().next().unwrap_or_default();
-        Ok(Self { key, issuer, audiences: settings.audiences })
+        let signer = SigningKey::from_pem(&settings.signing_key).map_err(Error::Key)?;
+        let mut keys = vec![signer.public()];
+        for pem in &settings.keys {
+            for key in public_keys(pem).map_err(Error::Key)? {
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+            }
+        }
+        let audiences = match settings.audiences {
+            none if none.is_empty() => settings.issuers.clone(),
+            some => some,
+        };
+        Ok(Self {
+            signer,
+            keys,
+            issuers: settings.issuers,
+            audiences,
+            lifetime_seconds_max: settings.lifetime_seconds_max,
+            extends: settings.extends,
+        })
     }
 
     pub fn issuer(&self) -> &str {
-        &self.issuer
+        self.issuers.first().map_or("", String::as_str)
+    }
+
+    /// The API server's own.
+    pub fn audiences(&self) -> &[String] {
+        &self.audiences
     }
 
     pub fn jwks(&self) -> Value {
-        json!({"keys": [self.key.jwk()]})
+        json!({"keys": self.keys.iter().map(VerifyingKey::jwk).collect::<Vec<_>>()})
     }
 
-    /// Makes a token; returns it, its audiences and when it expires.
+    /// The names of the ways the keys sign, each once.
+    pub fn algorithms(&self) -> Vec<&'static str> {
+        let mut names: Vec<_> = self.keys.iter().map(|key| key.algorithm().name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Makes a token.
     ///
     /// # Errors
     /// 422 for a lifetime out of range.
-    pub fn issue(&self, request: &TokenRequest<'_>) -> Result<(String, Value, jiff::Timestamp)> {
-        let asked = request.spec["expirationSeconds"].as_i64().unwrap_or(LIFETIME_SECONDS_DEFAULT);
+    pub fn issue(&self, request: &TokenRequest<'_>) -> Result<Issued> {
+        let mut asked =
+            request.spec["expirationSeconds"].as_i64().unwrap_or(LIFETIME_SECONDS_DEFAULT);
         if !(LIFETIME_SECONDS_MIN..=LIFETIME_SECONDS_MAX).contains(&asked) {
             let why = if asked < LIFETIME_SECONDS_MIN {
                 "may not specify a duration less than 10 minutes"
             } else {
                 "may not specify a duration larger than 2^32 seconds"
             };
-            return Err(ApiError::new(
-                422,
-                "Invalid",
-                format!(
-                    "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: {asked}: {why}"
-                ),
-            ));
+            let message = format!("Invalid value: {asked}: {why}");
+            let field = "spec.expirationSeconds";
+            let text =
+                format!("TokenRequest.authentication.k8s.io \"\" is invalid: {field}: {message}");
+            let cause = Cause { reason: "FieldValueInvalid".into(), message, field: field.into() };
+            return Err(ApiError::new(422, "Invalid", text)
+                .about("authentication.k8s.io", "TokenRequest", "")
+                .with_causes(&[cause]));
+        }
+        if let Some(most) = self.lifetime_seconds_max {
+            asked = asked.min(most);
         }
         let audiences = match request.spec["audiences"].as_array() {
             Some(list) if !list.is_empty() => Value::Array(list.clone()),
@@ -103,7 +168,8 @@ impl ServiceAccountTokens {
         };
         let now = base::time::now().as_second();
         let own_audience = audiences == json!(self.audiences);
-        let extended = asked == EXTENDED_FROM_SECONDS
+        let extended = self.extends
+            && asked == EXTENDED_FROM_SECONDS
             && own_audience
             && request.bound.is_some_and(|(kind, ..)| kind == "Pod");
         let lifetime = if extended { EXTENDED_SECONDS } else { asked };
@@ -124,51 +190,79 @@ impl ServiceAccountTokens {
             "aud": audiences,
             "exp": now + lifetime,
             "iat": now,
-            "iss": self.issuer,
+            "iss": self.issuer(),
             "jti": base::rng::uuid(),
             "kubernetes.io": kubernetes,
             "nbf": now,
             "sub": format!("system:serviceaccount:{}:{}", request.namespace, request.account),
         });
-        let token = self.key.sign(&claims).map_err(|err| ApiError::internal(err.to_string()))?;
+        let token = self.signer.sign(&claims).map_err(|err| ApiError::internal(err.to_string()))?;
         let expires = jiff::Timestamp::from_second(now + asked)
             .map_err(|err| ApiError::internal(err.to_string()))?;
-        Ok((token, audiences, expires))
+        Ok(Issued { token, audiences, lifetime_seconds: asked, expires })
     }
 
-    /// The account behind a token, if everything it is bound to still exists.
+    /// The account behind a token, if everything it is bound to still exists; None for
+    /// what is no token of these issuers.
+    ///
+    /// # Errors
+    /// Why it is not believed, in upstream's words.
     pub fn authenticate(
         &self,
         cache: &Cache,
-        token: &str,
-        audiences: &[String],
-    ) -> Option<(User, Vec<String>)> {
-        let claims = self.key.verify(token)?;
-        if claims["iss"] != self.issuer.as_str() {
-            return None;
-        }
-        let now = base::time::now().as_second();
-        if claims["exp"].as_i64()? < now - LEEWAY_SECONDS
-            || claims["nbf"].as_i64().unwrap_or(0) > now + LEEWAY_SECONDS
+        text: &str,
+        wanted: &[String],
+    ) -> std::result::Result<Option<Believed>, String> {
+        let Some(token) = Token::read(text) else { return Ok(None) };
+        let issuer = token.claims["iss"].as_str().unwrap_or("");
+        let legacy = issuer == LEGACY_ISSUER;
+        if (!legacy && !self.issuers.iter().any(|known| known == issuer))
+            || !token.is_signed_by(&self.keys)
         {
-            return None;
+            return Ok(None);
         }
-        let wanted = if audiences.is_empty() { &self.audiences } else { audiences };
-        let granted: Vec<String> = claims["aud"]
-            .as_array()?
+        if legacy {
+            return legacy_token::judge(cache, text, &token.claims, wanted, &self.audiences);
+        }
+        self.judge(cache, &token.claims, wanted).map(Some)
+    }
+
+    fn judge(
+        &self,
+        cache: &Cache,
+        claims: &Value,
+        wanted: &[String],
+    ) -> std::result::Result<Believed, String> {
+        let now = base::time::now().as_second();
+        if claims["exp"].as_i64().is_none_or(|end| end < now - LEEWAY_SECONDS) {
+            return Err("service account token has expired".into());
+        }
+        if claims["nbf"].as_i64().unwrap_or(0) > now + LEEWAY_SECONDS {
+            return Err("service account token is not valid yet".into());
+        }
+        let audiences: Vec<&str> = match &claims["aud"] {
+            Value::Array(list) => list.iter().filter_map(Value::as_str).collect(),
+            Value::String(one) => vec![one],
+            _ => Vec::new(),
+        };
+        let granted: Vec<String> = audiences
             .iter()
-            .filter_map(Value::as_str)
-            .filter(|aud| wanted.iter().any(|wanted| wanted == aud))
-            .map(str::to_string)
+            .filter(|audience| wanted.iter().any(|wanted| wanted == *audience))
+            .map(|audience| (*audience).to_owned())
             .collect();
         if granted.is_empty() {
-            return None;
+            return Err(format!(
+                "token audiences {} is invalid for the target audiences {}",
+                quoted(&audiences),
+                quoted(wanted)
+            ));
         }
         let bound = &claims["kubernetes.io"];
-        let namespace = bound["namespace"].as_str()?;
-        let account = bound["serviceaccount"]["name"].as_str()?;
-        let account_uid = bound["serviceaccount"]["uid"].as_str()?;
-        exists(cache, "/registry/serviceaccounts/", Some(namespace), account, account_uid)?;
+        let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
+        let namespace = text(&bound["namespace"]);
+        let account = text(&bound["serviceaccount"]["name"]);
+        let account_uid = text(&bound["serviceaccount"]["uid"]);
+        account_exists(cache, &namespace, &account, &account_uid)?;
         let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut tell = |key: &str, value: &str| {
             extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value.to_string()]);
@@ -176,11 +270,12 @@ impl ServiceAccountTokens {
         if let Some(id) = claims["jti"].as_str() {
             tell("credential-id", &format!("JTI={id}"));
         }
+        let gone = || "service account token has been invalidated".to_owned();
         for (kind, prefix) in [("pod", "/registry/pods/"), ("secret", "/registry/secrets/")] {
             if let (Some(name), Some(uid)) =
                 (bound[kind]["name"].as_str(), bound[kind]["uid"].as_str())
             {
-                exists(cache, prefix, Some(namespace), name, uid)?;
+                exists(cache, prefix, Some(&namespace), name, uid).ok_or_else(gone)?;
                 if kind == "pod" {
                     tell("pod-name", name);
                     tell("pod-uid", uid);
@@ -192,21 +287,42 @@ impl ServiceAccountTokens {
         {
             // Alone, a node must exist; next to a pod it is only told.
             if !bound["pod"].is_object() {
-                exists(cache, "/registry/minions/", None, name, uid)?;
+                exists(cache, "/registry/minions/", None, name, uid).ok_or_else(gone)?;
             }
             tell("node-name", name);
             tell("node-uid", uid);
         }
-        let mut groups = service_account_groups(namespace);
-        groups.push(super::AUTHENTICATED.into());
-        let user = User {
-            name: format!("system:serviceaccount:{namespace}:{account}"),
-            uid: account_uid.to_string(),
-            groups,
-            extra,
-        };
-        Some((user, granted))
+        let user = User { extra, ..account_user(&namespace, &account, &account_uid) };
+        Ok((user, granted))
     }
+}
+
+/// As Go prints a list of strings with `%q`.
+fn quoted<T: AsRef<str>>(list: &[T]) -> String {
+    let words: Vec<String> = list.iter().map(|word| format!("{:?}", word.as_ref())).collect();
+    format!("[{}]", words.join(" "))
+}
+
+/// The user that a service account is.
+fn account_user(namespace: &str, account: &str, uid: &str) -> User {
+    let mut groups = service_account_groups(namespace);
+    groups.push(super::AUTHENTICATED.into());
+    User {
+        name: format!("system:serviceaccount:{namespace}:{account}"),
+        uid: uid.to_string(),
+        groups,
+        extra: BTreeMap::new(),
+    }
+}
+
+fn account_exists(
+    cache: &Cache,
+    namespace: &str,
+    account: &str,
+    uid: &str,
+) -> std::result::Result<(), String> {
+    exists(cache, "/registry/serviceaccounts/", Some(namespace), account, uid)
+        .ok_or_else(|| format!("service account {namespace}/{account} has been deleted"))
 }
 
 /// Some if the object exists, with this uid and not long deleted.

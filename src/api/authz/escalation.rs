@@ -49,7 +49,7 @@ pub fn check(
             name: name.into(),
             ..Action::default()
         };
-        matches!(authorizer.decide(request.user, &action), Decision::Allow(_))
+        matches!(authorizer.decide_here(request.user, &action), Decision::Allow(_))
     };
     let granted = if is_role {
         if may("escalate", plural, name) {

@@ -1,8 +1,6 @@
 //! What a node may do: its own objects, and what the pods bound to it refer to
 //! (documentation, "Using Node Authorization").
 
-use std::sync::Arc;
-
 use serde_json::Value;
 
 use super::{Action, Decision};
@@ -17,7 +15,7 @@ pub fn node_name(user: &User) -> Option<&str> {
     user.is_in(NODES_GROUP).then(|| user.name.strip_prefix("system:node:")).flatten()
 }
 
-pub fn decide(cache: &Cache, user: &Arc<User>, action: &Action) -> Decision {
+pub fn decide(cache: &Cache, user: &User, action: &Action) -> Decision {
     let Some(node) = node_name(user) else { return Decision::NoOpinion(String::new()) };
     let reads = matches!(action.verb.as_str(), "get" | "list" | "watch");
     let allowed = match (action.group.as_str(), action.resource.as_str()) {

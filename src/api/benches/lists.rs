@@ -27,6 +27,7 @@ async fn server(dir: &std::path::Path) -> Shared {
         service_network: "10.43.0.0/16".parse().unwrap(),
         node_ports: 30000..=32767,
         authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key),
+        authorization: api::authz::default_modes(),
         disabled_admission: vec!["ServiceAccount".into()],
         audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),

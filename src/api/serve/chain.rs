@@ -17,6 +17,10 @@ use crate::authn::{Peer, User};
 use crate::authz::{Action, Decision};
 use crate::error::{ApiError, Result};
 
+const AUDIT_ID: &str = "audit-id";
+/// Of what a client calls its request.
+const AUDIT_ID_CHARS_MAX: usize = 128;
+
 /// A request with everything that the chain has learnt of it.
 pub struct Call {
     pub request: Request<Bytes>,
@@ -32,9 +36,10 @@ pub async fn handle(server: &Shared, request: Request<Bytes>) -> Response<Body> 
     let query = Query::parse(request.uri().query());
     let asked = Asked::of(request.headers(), &query);
     let gzip = compress::is_wanted(request.headers());
-    let walk = walk(server, request, query, asked.clone());
+    let id = audit_id(request.headers());
+    let walk = walk(server, &id, request, query, asked.clone());
     let answered = std::panic::AssertUnwindSafe(walk).catch_unwind().await;
-    let response = match answered {
+    let mut response = match answered {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => answer::failure(&error, &asked),
         Err(_) => {
@@ -42,11 +47,22 @@ pub async fn handle(server: &Shared, request: Request<Bytes>) -> Response<Body> 
             answer::failure(&ApiError::internal("the request handler failed"), &asked)
         }
     };
+    // What a client sent as a header can be sent back as one.
+    if let Ok(id) = http::HeaderValue::try_from(id) {
+        response.headers_mut().insert(AUDIT_ID, id);
+    }
     if gzip { compress::large(response) } else { response }
+}
+
+/// The name of a request in the audit log: the client's own, or a new one.
+fn audit_id(headers: &http::HeaderMap) -> String {
+    let own = headers.get(AUDIT_ID).and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
+    own.map_or_else(base::rng::uuid, |id| id.chars().take(AUDIT_ID_CHARS_MAX).collect())
 }
 
 async fn walk(
     server: &Shared,
+    id: &str,
     mut request: Request<Bytes>,
     query: Query,
     asked: Asked,
@@ -57,14 +73,32 @@ async fn walk(
     request.extensions_mut().insert(notes.clone());
 
     let cache = &server.registry.cache;
-    let user = server.authenticator.authenticate(cache, &peer, request.headers_mut())?;
-    let as_user = impersonate(server, &user, request.headers(), || Action::of(&info, &query))?;
-
-    let audit = server.audit.as_ref();
-    let record =
-        audit.and_then(|audit| audit.begin(&info, &user, as_user.as_ref(), &peer, &request));
-    let user = as_user.map_or(user, |acts_as| acts_as.user);
-    let answered = decide(server, Call { request, info, query, asked: asked.clone(), user }).await;
+    let authenticator = &server.authenticator;
+    let who = authenticator.authenticate(cache, &peer, &info.path, request.headers_mut()).await;
+    let user = match (who, &server.audit) {
+        (Ok(user), _) => user,
+        (Err(error), Some(audit)) => {
+            let methods = crate::authn::attempted(&peer, request.headers());
+            audit.refused(id, &info, &peer, &request, &methods).await;
+            return Err(error);
+        }
+        (Err(error), None) => return Err(error),
+    };
+    let mut record = match &server.audit {
+        Some(audit) => audit.begin(id, &info, &user, &peer, &request).await?,
+        None => None,
+    };
+    let action = || Action::of(&info, &query);
+    let answered = match impersonate(server, &user, request.headers(), action).await {
+        Ok(acts_as) => {
+            if let (Some(record), Some(acts_as)) = (&mut record, &acts_as) {
+                record.acts_as(acts_as);
+            }
+            let user = acts_as.map_or(user, |acts_as| acts_as.user);
+            decide(server, Call { request, info, query, asked: asked.clone(), user }).await
+        }
+        Err(error) => Err(error),
+    };
     let warnings = notes.warnings();
     let answered = if warnings.is_empty() {
         answered
@@ -74,22 +108,23 @@ async fn walk(
         answer::warn(&mut response, &warnings);
         Ok(response)
     };
-    let (Some(audit), Some(mut record)) = (audit, record) else { return answered };
+    let (Some(audit), Some(record)) = (&server.audit, record) else { return answered };
     let response = answered.unwrap_or_else(|error| answer::failure(&error, &asked));
-    audit.answered(&mut record, &response);
-    Ok(response)
+    Ok(audit.answered(record, response).await)
 }
 
 /// Whether, and what.
 async fn decide(server: &Shared, call: Call) -> Result<Response<Body>> {
     let Call { info, query, .. } = &call;
     let mut action = Action::of(info, query);
-    authorize(server, &call.user, &action)?;
+    let none = Notes::default();
+    let notes = call.request.extensions().get::<Arc<Notes>>().map_or(&none, |notes| notes);
+    authorize(server, &call.user, &action, notes).await?;
     let streams = ["exec", "attach", "portforward"].contains(&action.subresource.as_str());
     if streams && action.resource == "pods" && action.verb == "get" {
         // A WebSocket opens with GET; who may only read must not run commands by it.
         action.verb = "create".into();
-        authorize(server, &call.user, &action)?;
+        authorize(server, &call.user, &action, notes).await?;
     }
     if call.info.is_resource {
         resources::serve(server, call).await
@@ -100,12 +135,31 @@ async fn decide(server: &Shared, call: Call) -> Result<Response<Body>> {
     }
 }
 
+/// Whether a user may; the audit log is told what was decided, and why.
+///
 /// # Errors
-/// 403 in upstream's words.
-pub fn authorize(server: &Shared, user: &Arc<User>, action: &Action) -> Result<()> {
-    match server.authorizer.decide(user, action) {
-        Decision::Allow(_) => Ok(()),
-        Decision::NoOpinion(why) => Err(refusal(user, action, &why)),
+/// 403 in upstream's words; 500 where it could not be found out.
+pub async fn authorize(server: &Shared, user: &User, action: &Action, notes: &Notes) -> Result<()> {
+    let decision = server.authorizer.decide(user, action).await;
+    let tell = |word: &str, why: &str| {
+        if server.audit.is_some() {
+            notes.annotate("authorization.k8s.io/decision", word.to_owned());
+            notes.annotate("authorization.k8s.io/reason", why.to_owned());
+        }
+    };
+    match decision {
+        Decision::Allow(why) => {
+            tell("allow", &why);
+            Ok(())
+        }
+        Decision::Deny(why) | Decision::NoOpinion(why) => {
+            tell("forbid", &why);
+            Err(refusal(user, action, &why))
+        }
+        Decision::Failed { error, .. } => {
+            tell("forbid", "internal error");
+            Err(ApiError::internal(error))
+        }
     }
 }
 
@@ -122,7 +176,7 @@ fn refusal(user: &User, action: &Action, why: &str) -> ApiError {
 ///
 /// # Errors
 /// 400 for an incomplete wish, 403 in upstream's words.
-fn impersonate(
+async fn impersonate(
     server: &Shared,
     user: &Arc<User>,
     headers: &http::HeaderMap,
@@ -132,13 +186,7 @@ fn impersonate(
     let mut refused = None;
     for attempt in impersonation::attempts(&wanted, user, &action()) {
         let requestor = attempt.requestor.map_or_else(|| user.clone(), Arc::new);
-        let may = |action: &Action| authorize(server, &requestor, action);
-        let judged = attempt.checks.iter().try_for_each(|check| match check {
-            Check::Allowed(action) => may(action),
-            Check::AllOrEach(all, each) => may(all).or_else(|_| each.iter().try_for_each(may)),
-            Check::Never(action, why) => Err(refusal(&requestor, action, why)),
-        });
-        match judged {
+        match all_hold(server, &requestor, &attempt.checks).await {
             Ok(()) => {
                 let user = Arc::new(attempt.user);
                 return Ok(Some(ActsAs { user, constraint: attempt.constraint }));
@@ -147,4 +195,27 @@ fn impersonate(
         }
     }
     Err(refused.unwrap_or_else(|| ApiError::internal("all impersonation modes failed")))
+}
+
+async fn all_hold(server: &Shared, user: &User, checks: &[Check]) -> Result<()> {
+    let may = async |action: &Action| match server.authorizer.decide(user, action).await {
+        Decision::Allow(_) => Ok(()),
+        Decision::Deny(why) | Decision::NoOpinion(why) | Decision::Failed { error: why, .. } => {
+            Err(refusal(user, action, &why))
+        }
+    };
+    for check in checks {
+        match check {
+            Check::Allowed(action) => may(action).await?,
+            Check::AllOrEach(all, each) => {
+                if may(all).await.is_err() {
+                    for one in each {
+                        may(one).await?;
+                    }
+                }
+            }
+            Check::Never(action, why) => return Err(refusal(user, action, why)),
+        }
+    }
+    Ok(())
 }

@@ -81,7 +81,7 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
             "jwks_uri": format!("https://{}/openid/v1/jwks", server.advertise),
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["ES256"],
+            "id_token_signing_alg_values_supported": server.authenticator.tokens.algorithms(),
         })),
         ["openid", "v1", "jwks"] => {
             call.asked.check_types(&["application/jwk-set+json"])?;

@@ -11,10 +11,11 @@ use super::chain::Call;
 use super::resources::{form, read_object, write_options};
 use super::{Shared, answer, health, subresources};
 use crate::authn::{User, user_info};
-use crate::authz::{Action, Decision};
+use crate::authz::{Action, Decision, Mode};
 use crate::change::apply::{Writer, update_managed_fields};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::{Target, metadata_str};
+use crate::scheme::Typed;
 
 pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     if target.resource.plural == "componentstatuses" {
@@ -37,16 +38,20 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
     let user = &call.user;
     let plural = target.resource.plural.as_str();
     body["status"] = match plural {
-        "tokenreviews" => token_review(server, &body)?,
+        "tokenreviews" => token_review(server, &body).await?,
         "selfsubjectreviews" => json!({"userInfo": user_info(user)}),
         "subjectaccessreviews" | "localsubjectaccessreviews" => {
+            check_metadata(call, target, &body)?;
             let spec = &body["spec"];
             if target.resource.namespaced {
                 check_local(target, spec)?;
             }
-            access(server, target, spec, &Arc::new(reviewed_user(target, spec)?))?
+            access(server, target, spec, &reviewed_user(target, spec)?).await?
         }
-        "selfsubjectaccessreviews" => access(server, target, &body["spec"], user)?,
+        "selfsubjectaccessreviews" => {
+            check_metadata(call, target, &body)?;
+            access(server, target, &body["spec"], user).await?
+        }
         "selfsubjectrulesreviews" => rules(server, &body["spec"], user)?,
         _ => return Err(ApiError::method_not_allowed()),
     };
@@ -60,24 +65,28 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
             body["metadata"] = json!({});
             body["spec"] = json!({});
         }
-        _ => body = managed(call, target, &body)?,
+        _ => body = written(call, (&target.api_version(), target.typed()), "", &body)?,
     }
     answer::plain(StatusCode::CREATED, form, &body)
 }
 
 /// The body with its writer recorded, as with any object that is created.
-fn managed(call: &Call, target: &Target, body: &Value) -> Result<Value> {
+pub fn written(
+    call: &Call,
+    (api_version, typed): (&str, Typed<'_>),
+    subresource: &str,
+    body: &Value,
+) -> Result<Value> {
     let options = write_options(call)?;
-    let api_version = target.api_version();
     let now = base::time::rfc3339(base::time::now());
     let writer = Writer {
         manager: &options.manager,
-        api_version: &api_version,
-        subresource: "",
+        api_version,
+        subresource,
         now: &now,
         reset: &[&["status"]],
     };
-    Ok(update_managed_fields(None, body, target.typed(), &writer))
+    Ok(update_managed_fields(None, body, typed, &writer))
 }
 
 /// What is wrong with the spec of a review; upstream names no kind here.
@@ -86,6 +95,21 @@ fn invalid(target: &Target, field: &str, message: String) -> ApiError {
     let cause = Cause { reason: "FieldValueInvalid".into(), message, field: field.into() };
     let text = format!(".{group} \"\" is invalid: {field}: {}", cause.message);
     ApiError::new(422, "Invalid", text).about(group, "", "").with_causes(&[cause])
+}
+
+/// A review has no name and nothing else of an object; a local one has its namespace.
+fn check_metadata(call: &Call, target: &Target, body: &Value) -> Result<()> {
+    let said = body["metadata"].as_object().into_iter().flatten();
+    let mut said = said.filter(|(field, value)| {
+        let is_place = *field == "namespace" && target.resource.namespaced;
+        !is_place && *field != "managedFields" && !value.is_null() && *value != ""
+    });
+    if said.next().is_none() {
+        return Ok(());
+    }
+    let shown = written(call, (&target.api_version(), target.typed()), "", body)?;
+    let message = format!("Invalid value: {}: must be empty", shown["metadata"]);
+    Err(invalid(target, "metadata", message))
 }
 
 /// A local review asks about its own namespace only.
@@ -119,18 +143,18 @@ fn strings(value: &Value) -> Vec<String> {
     list.filter_map(|item| item.as_str().map(str::to_string)).collect()
 }
 
-fn token_review(server: &Shared, body: &Value) -> Result<Value> {
+async fn token_review(server: &Shared, body: &Value) -> Result<Value> {
     let token = body["spec"]["token"].as_str().unwrap_or("");
     if token.is_empty() {
         return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
     }
     let audiences = strings(&body["spec"]["audiences"]);
-    let found = server.authenticator.token(&server.registry.cache, token, &audiences);
+    let found = server.authenticator.token(&server.registry.cache, token, &audiences).await;
     Ok(match found {
-        Some((user, granted)) => {
+        Ok((user, granted)) => {
             json!({"authenticated": true, "user": user_info(&user), "audiences": granted})
         }
-        None => json!({"user": {}, "error": "[invalid bearer token, token lookup failed]"}),
+        Err(why) => json!({"user": {}, "error": crate::authn::aggregate(&why)}),
     })
 }
 
@@ -157,7 +181,7 @@ fn reviewed_user(target: &Target, spec: &Value) -> Result<User> {
     Ok(user)
 }
 
-fn access(server: &Shared, target: &Target, spec: &Value, user: &Arc<User>) -> Result<Value> {
+async fn access(server: &Shared, target: &Target, spec: &Value, user: &User) -> Result<Value> {
     let resource = &spec["resourceAttributes"];
     let path = &spec["nonResourceAttributes"];
     let text = |of: &Value, field: &str| of[field].as_str().unwrap_or("").to_string();
@@ -196,12 +220,33 @@ fn access(server: &Shared, target: &Target, spec: &Value, user: &Arc<User>) -> R
             ));
         }
     };
-    Ok(match server.authorizer.decide(user, &action) {
-        Decision::Allow(why) if why.is_empty() => json!({"allowed": true}),
-        Decision::Allow(why) => json!({"allowed": true, "reason": why}),
-        Decision::NoOpinion(why) if why.is_empty() => json!({"allowed": false}),
-        Decision::NoOpinion(why) => json!({"allowed": false, "reason": why}),
-    })
+    let mut status = json!({});
+    let reason = match server.authorizer.decide(user, &action).await {
+        Decision::Allow(why) => {
+            status["allowed"] = true.into();
+            why
+        }
+        Decision::Deny(why) => {
+            status = json!({"allowed": false, "denied": true});
+            why
+        }
+        Decision::NoOpinion(why) => {
+            status["allowed"] = false.into();
+            why
+        }
+        Decision::Failed { error, denied } => {
+            status["allowed"] = false.into();
+            if denied {
+                status["denied"] = true.into();
+            }
+            status["evaluationError"] = error.into();
+            String::new()
+        }
+    };
+    if !reason.is_empty() {
+        status["reason"] = reason.into();
+    }
+    Ok(status)
 }
 
 /// The requirements of a review's selector that authorizers look at: equality.
@@ -226,6 +271,43 @@ fn rules(server: &Shared, spec: &Value, user: &Arc<User>) -> Result<Value> {
         return Err(ApiError::bad_request("no namespace on request"));
     }
     let (mut resources, mut paths) = (Vec::new(), Vec::new());
+    let mut error = None;
+    for mode in server.authorizer.modes() {
+        match mode {
+            Mode::Rbac => rbac_rules(server, user, namespace, &mut resources, &mut paths),
+            Mode::Abac(abac) => {
+                for policy in abac.of(user, namespace) {
+                    if let Some((group, resource)) = policy.resource() {
+                        resources.push(json!({"verbs": policy.verbs(), "apiGroups": [group],
+                            "resources": [resource]}));
+                    }
+                    if let Some(path) = policy.path() {
+                        paths.push(json!({"verbs": policy.verbs(), "nonResourceURLs": [path]}));
+                    }
+                }
+            }
+            Mode::Webhook(_) => {
+                error = Some("webhook authorizer does not support user rule resolution");
+            }
+            Mode::Node | Mode::AlwaysDeny => {}
+        }
+    }
+    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths,
+        "incomplete": error.is_some()});
+    if let Some(error) = error {
+        status["evaluationError"] = error.into();
+    }
+    Ok(status)
+}
+
+/// What the roles of a user let it do.
+fn rbac_rules(
+    server: &Shared,
+    user: &User,
+    namespace: &str,
+    resources: &mut Vec<Value>,
+    paths: &mut Vec<Value>,
+) {
     server.authorizer.rbac().visit(user, namespace, |rule, _| {
         if !rule.resources.is_empty() {
             let mut shown = json!({
@@ -241,5 +323,4 @@ fn rules(server: &Shared, spec: &Value, user: &Arc<User>) -> Result<Value> {
         }
         true
     });
-    Ok(json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false}))
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::answer::Include;
 use super::chain::Call;
 use super::resources::{self, form, read_change, write_options};
-use super::{Shared, answer, proxy};
+use super::{Shared, answer, proxy, reviews};
 use crate::admission::Notes;
 use crate::authn::tokens::TokenRequest;
 use crate::change::apply::{Writer, apply, update_managed_fields};
@@ -23,6 +23,7 @@ use crate::registry::delete::DeleteOptions;
 use crate::registry::patch;
 use crate::registry::update::{Change, apply_error, other_uid};
 use crate::registry::{Target, WriteOptions, metadata_str};
+use crate::scheme::Schema;
 
 pub async fn serve(
     server: &Shared,
@@ -463,7 +464,8 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
     let mut bound = None;
     let mut node = None;
     if let (Some(kind), Some(name)) = (reference["kind"].as_str(), reference["name"].as_str()) {
-        let object = bound_object(server, target, kind, name).await?;
+        let version = reference["apiVersion"].as_str().unwrap_or("");
+        let object = bound_object(server, target, (version, kind), name).await?;
         let uid = metadata_str(&object, "uid").to_string();
         let asked = reference["uid"].as_str().unwrap_or("");
         if !asked.is_empty() && asked != uid {
@@ -501,32 +503,54 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
         bound: bound.as_ref().map(|(k, n, u)| (k.as_str(), n.as_str(), u.as_str())),
         node: node.as_ref().map(|(n, u)| (n.as_str(), u.as_str())),
     };
-    let (token, audiences, expires) = server.authenticator.tokens.issue(&request)?;
+    let issued = server.authenticator.tokens.issue(&request)?;
+    // What the writer is recorded for is what it asked for, with the defaults.
+    let mut asked = body.clone();
+    if asked["spec"]["expirationSeconds"].is_null() {
+        asked["spec"]["expirationSeconds"] = issued.lifetime_seconds.into();
+    }
     body["kind"] = "TokenRequest".into();
     body["apiVersion"] = "authentication.k8s.io/v1".into();
+    let kind = Schema::built_in().kind("authentication.k8s.io", "v1", "TokenRequest");
+    let typed = kind.unwrap_or_else(Schema::untyped);
+    let written = reviews::written(call, ("authentication.k8s.io/v1", typed), "token", &asked)?;
     body["metadata"] = json!({
-        "name": target.name, "namespace": target.namespace,
+        "name": target.name, "namespace": target.namespace, "uid": metadata_str(&account, "uid"),
         "creationTimestamp": base::time::rfc3339(base::time::now()),
+        "managedFields": written["metadata"]["managedFields"],
     });
-    body["spec"]["audiences"] = audiences;
-    if body["spec"]["expirationSeconds"].is_null() {
-        body["spec"]["expirationSeconds"] = 3600.into();
+    body["spec"]["audiences"] = issued.audiences;
+    let lifetime = issued.lifetime_seconds;
+    if let Some(asked) =
+        body["spec"]["expirationSeconds"].as_i64().filter(|asked| *asked > lifetime)
+    {
+        attributes.notes.warn(format!(
+            "requested expiration of {asked} seconds shortened to {lifetime} seconds"
+        ));
     }
+    body["spec"]["expirationSeconds"] = lifetime.into();
     if body["spec"].get("boundObjectRef").is_none() {
         body["spec"]["boundObjectRef"] = Value::Null;
     }
-    body["status"] = json!({"token": token, "expirationTimestamp": base::time::rfc3339(expires)});
+    let expires = base::time::rfc3339(issued.expires);
+    body["status"] = json!({"token": issued.token, "expirationTimestamp": expires});
     answer::plain(StatusCode::CREATED, form(call, target)?, &body)
 }
 
-async fn bound_object(server: &Shared, target: &Target, kind: &str, name: &str) -> Result<Value> {
+async fn bound_object(
+    server: &Shared,
+    target: &Target,
+    (api_version, kind): (&str, &str),
+    name: &str,
+) -> Result<Value> {
     let plural = match kind {
         "Pod" => "pods",
         "Secret" => "secrets",
         "Node" => "nodes",
         other => {
+            let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
             return Err(ApiError::bad_request(format!(
-                "cannot bind token to object of type {other:?}"
+                "cannot bind token to object of type {group}/{version}, Kind={other}"
             )));
         }
     };

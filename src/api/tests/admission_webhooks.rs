@@ -20,7 +20,7 @@ const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
 async fn server() -> (tempfile::TempDir, Shared) {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     (dir, server)
 }
 

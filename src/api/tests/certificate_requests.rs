@@ -63,7 +63,7 @@ async fn let_bob(server: &Shared, name: &str, rules: Value, probe: Value) {
 #[tokio::test(flavor = "multi_thread")]
 async fn approving_and_signing_need_the_signer() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let made = request(&server, "a", "example.com/s", "team").await;
     assert_eq!(made.status, 201, "{}", made.message());
     assert_eq!(made.warnings(), Vec::<String>::new());
@@ -114,7 +114,7 @@ async fn approving_and_signing_need_the_signer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_becomes_a_master_by_certificate() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let signer = "kubernetes.io/kube-apiserver-client";
     let refused = request(&server, "m", signer, "system:masters").await;
     assert_eq!(refused.status, 403);

@@ -114,7 +114,7 @@ async fn open_watch(server: &Shared, path: &str) -> http::Response<Body> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_definitions_at_once_are_served_soon() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let begun = Instant::now();
     let all = (0..100).map(|n| {
         let server = &server;
@@ -152,7 +152,7 @@ async fn what_a_server_defined_is_served_at_once_after_a_restart() {
     let first = std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
-            let server = support::server(&path, &["ServiceAccount"]).await;
+            let server = support::server_with(&path, &["ServiceAccount"], |_| {}).await;
             let schema = with_spec(json!({"a": {"type": "string"}}));
             define(&server, definition("things", "Thing", schema)).await;
             let thing = object("Thing", "one", json!({"a": "b"}));
@@ -162,7 +162,7 @@ async fn what_a_server_defined_is_served_at_once_after_a_restart() {
     });
     let before = tokio::task::spawn_blocking(|| first.join().unwrap()).await.unwrap();
     assert!(before.is_string());
-    let second = support::server(dir.path(), &["ServiceAccount"]).await;
+    let second = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let read = get(&second, &format!("{}/one", place("things"))).await;
     assert_eq!(read.json()["spec"], json!({"a": "b"}), "{}", read.message());
     let group = get(&second, "/apis/example.com").await;
@@ -173,7 +173,7 @@ async fn what_a_server_defined_is_served_at_once_after_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn names_in_use_are_free_again_when_their_owner_goes() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let schema = with_spec(json!({}));
     define(&server, definition("firsts", "Same", schema.clone())).await;
     let made = post(&server, DEFINITIONS, definition("seconds", "Same", schema)).await;
@@ -195,7 +195,7 @@ async fn names_in_use_are_free_again_when_their_owner_goes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_definition_waits_for_its_instances_and_their_finalizers() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     define(&server, definition("helds", "Held", with_spec(json!({})))).await;
     let mut held = object("Held", "held", json!({}));
     held["metadata"]["finalizers"] = json!(["example.com/wait"]);
@@ -239,7 +239,7 @@ async fn a_definition_waits_for_its_instances_and_their_finalizers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_stored_reads_as_the_schema_of_today_says() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let old = with_spec(json!({"a": {"type": "string"}, "b": {"type": "string"}}));
     define(&server, definition("olds", "Old", old)).await;
     let made = post(&server, &place("olds"), object("Old", "x", json!({"a": "1", "b": "2"}))).await;
@@ -262,7 +262,7 @@ async fn what_was_stored_reads_as_the_schema_of_today_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_wrong_before_may_stay_but_not_come() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let schema = |most: i64| {
         with_spec(json!({
         "n": {"type": "integer", "maximum": most}, "m": {"type": "integer", "maximum": most}}))
@@ -296,7 +296,7 @@ async fn what_was_wrong_before_may_stay_but_not_come() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_schemas_and_objects_cost_little() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     // A schema and an object nested deep.
     let (mut schema, mut value) = (json!({"type": "string"}), json!("leaf"));
     for _ in 0..200 {
@@ -338,7 +338,7 @@ async fn a_body_over_the_limit_is_refused_unread() {
     use std::sync::Arc;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     define(&server, definition("bigs", "Big", with_spec(json!({"a": {"type": "string"}})))).await;
     let authority = pki::authority::Authority::create("ca").unwrap();
     let leaf = pki::authority::Leaf {
@@ -405,7 +405,7 @@ fn two_versions(hook: &webhook::Webhook) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_converts_between_versions() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let hook = webhook::Webhook::start().await;
     define(&server, two_versions(&hook)).await;
     let (v1, v2) = (place("hosts"), "/apis/example.com/v2/namespaces/default/hosts");
@@ -450,7 +450,7 @@ async fn a_webhook_converts_between_versions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_fails_is_told_in_upstreams_words() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let hook = webhook::Webhook::start().await;
     define(&server, two_versions(&hook)).await;
     let v2 = "/apis/example.com/v2/namespaces/default/hosts/a";
@@ -484,7 +484,7 @@ async fn a_webhook_that_fails_is_told_in_upstreams_words() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_storage_version_moves_and_the_old_one_can_go() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let schema = with_spec(json!({"a": {"type": "string"}}));
     define(&server, definition("moves", "Move", schema.clone())).await;
     post(&server, &place("moves"), object("Move", "x", json!({"a": "1"}))).await;
@@ -520,7 +520,7 @@ async fn the_storage_version_moves_and_the_old_one_can_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn scales_columns_and_selectable_fields_are_the_definitions() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let mut wanted = definition(
         "sets",
         "Set",
@@ -587,7 +587,7 @@ async fn scales_columns_and_selectable_fields_are_the_definitions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn patches_with_fields_nobody_knows_are_warned_of_or_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     define(&server, definition("ps", "P", with_spec(json!({"a": {"type": "string"}})))).await;
     post(&server, &place("ps"), object("P", "x", json!({"a": "1"}))).await;
     let path = format!("{}/x", place("ps"));
@@ -616,7 +616,7 @@ async fn patches_with_fields_nobody_knows_are_warned_of_or_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn patches_that_name_a_field_twice_are_warned_of_or_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     define(&server, definition("ps", "P", with_spec(json!({"a": {"type": "string"}})))).await;
     post(&server, &place("ps"), object("P", "x", json!({"a": "1"}))).await;
     let merge = ("application/merge-patch+json", r#"{"spec": {"a": "2", "a": "3", "z": 1}}"#);
@@ -666,7 +666,7 @@ fn ruled(mut schema: Value, rule: Value) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_see_the_old_value_and_let_pass_what_they_let_pass_before() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let schema = |most: i64| {
         let mut schema = with_spec(json!({
             "n": ruled(json!({"type": "integer"}), json!({"rule": format!("self < {most}")})),
@@ -742,7 +742,7 @@ async fn rules_see_the_old_value_and_let_pass_what_they_let_pass_before() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_that_run_long_are_stopped() {
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &["ServiceAccount"]).await;
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |_| {}).await;
     let numbers = json!({"type": "array", "maxItems": 100, "items": {"type": "integer"}});
     let costly = "self.a.all(x, self.a.all(y, self.a.all(z, x + y + z >= 0)))";
     let mut schema = with_spec(json!({"a": numbers}));

@@ -81,12 +81,28 @@ fn examples(check: &str) -> Vec<Vec<u8>> {
                 .to_vec(),
             codec::yaml::to_string(&self::pod()).into_bytes(),
         ],
+        "tokens" => tokens(),
         _ => {
             let token = r#"{"v":"meta.k8s.io/v1","rv":7,"start":"b\u0000"}"#;
             let encoder = base64::engine::general_purpose::URL_SAFE_NO_PAD;
             vec![encoder.encode(token).into_bytes()]
         }
     }
+}
+
+/// A token, a key set, a key file, and the files that name issuers and audit rules.
+fn tokens() -> Vec<Vec<u8>> {
+    let pem = include_str!("../../pki/testdata/p256.sec1.pem");
+    let key = pki::jwt::SigningKey::from_pem(pem).unwrap();
+    let rsa = include_str!("../../pki/testdata/rsa.pub.pem");
+    let rsa_key = pki::jwt::public_keys(rsa).unwrap().swap_remove(0);
+    vec![
+        key.sign(&json!({"iss": "https://a", "exp": 1, "aud": ["b"]})).unwrap().into_bytes(),
+        json!({"keys": [key.public().jwk(), rsa_key.jwk()]}).to_string().into_bytes(),
+        [rsa, pem].concat().into_bytes(),
+        b"apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Request\n  resources: [{group: a, resources: ['*/x']}]\n  omitStages: [Panic]\n- level: None\n  nonResourceURLs: ['/a*']\n".to_vec(),
+        b"apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n- issuer: {url: 'https://a', audiences: [b]}\n  claimMappings: {username: {expression: 'claims.sub + \"x\"'}}\n  claimValidationRules: [{claim: a, requiredValue: b}]\n".to_vec(),
+    ]
 }
 
 #[test]

@@ -21,20 +21,6 @@ fn issuer(settings: &Settings) -> String {
     format!("https://kubernetes.default.svc.{}", settings.cluster_domain)
 }
 
-/// Who is believed: holders of this cluster's certificates and tokens, and its front proxy.
-fn authentication(settings: &Settings, credentials: &Credentials) -> api::authn::Settings {
-    let proxy = api::authn::front_proxy::Settings::new(
-        &credentials.front_proxy_ca.cert_pem,
-        &[credentials::FRONT_PROXY],
-    );
-    api::authn::Settings {
-        client_ca_pem: credentials.client_ca.cert_pem.clone(),
-        front_proxy: Some(proxy),
-        token_file: settings.token_file.clone(),
-        ..api::authn::Settings::own(&issuer(settings), &credentials.service_account_key)
-    }
-}
-
 pub struct ControlPlane {
     pub server: ApiServer,
     pub credentials: Credentials,
@@ -65,11 +51,14 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
         false,
     )
     .map_err(tls_failed)?;
+    let identity = settings.identity.settle(&credentials, &issuer(settings));
+    let identity = identity.map_err(|why| Error::Usage(format!("--kube-apiserver-arg {why}")))?;
     let config = api::Config {
         store,
         service_network: settings.service_network,
         node_ports: settings.node_ports.clone(),
-        authentication: authentication(settings, &credentials),
+        authentication: identity.authentication,
+        authorization: identity.authorization,
         disabled_admission: settings.disabled_admission.clone(),
         audit: settings.audit.clone(),
         kubelet_tls,
@@ -133,6 +122,8 @@ fn control(
     let config = controllers::Config {
         cluster_cidrs: vec![format!("{}/{}", network.address, network.prefix)],
         root_ca_pem: credentials.server_ca.cert_pem.clone(),
+        // The API server believes it, whatever key signs what it makes itself.
+        token_key_pem: credentials.service_account_key.clone(),
         ..controllers::Config::default()
     };
     Controllers::start(shared, make_client, config, drain)

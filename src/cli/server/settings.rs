@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use api::registry::allocate::Network;
 
+use super::audit::{self, AuditFlags};
+use super::identity::{self, IdentityFlags};
 use crate::args::ServerFlags;
 use crate::paths::Paths;
 use crate::{Error, Result, host};
@@ -13,7 +15,7 @@ use crate::{Error, Result, host};
 /// Parts that `--disable` knows.
 const PARTS: [&str; 1] = ["dns"];
 /// Upstream flags of the API server that are supported.
-const API_FLAGS: [&str; 2] = ["token-auth-file", "disable-admission-plugins"];
+const API_FLAGS: [&str; 1] = ["disable-admission-plugins"];
 
 pub struct Settings {
     pub paths: Paths,
@@ -42,9 +44,9 @@ pub struct Settings {
     pub controllers: bool,
     pub dns: bool,
     pub proxy: bool,
-    pub token_file: Option<PathBuf>,
+    pub identity: IdentityFlags,
     pub disabled_admission: Vec<String>,
-    pub audit: Option<(PathBuf, PathBuf)>,
+    pub audit: Option<api::audit::Settings>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,20 +96,25 @@ impl Settings {
             .ok()
             .filter(|mode| *mode <= 0o777)
             .ok_or_else(|| usage(format!("--write-kubeconfig-mode {mode:?} is not octal")))?;
-        let mut token_file = None;
+        let mut identity = IdentityFlags::default();
+        let mut audit = AuditFlags::new(flags.audit_policy_file, flags.audit_log_path);
         let mut disabled_admission = Vec::new();
         for arg in &flags.kube_apiserver_arg {
             let (name, value) = arg.split_once('=').unwrap_or((arg, ""));
             match name.trim_start_matches("--") {
-                "token-auth-file" => token_file = Some(PathBuf::from(value)),
                 "disable-admission-plugins" => {
                     disabled_admission.extend(value.split(',').map(str::to_string));
                 }
                 other => {
-                    return Err(usage(format!(
-                        "--kube-apiserver-arg {other}: not supported; supported are {}",
-                        API_FLAGS.join(", ")
-                    )));
+                    let said = |why| usage(format!("--kube-apiserver-arg {other}: {why}"));
+                    let taken = identity.take(other, value).map_err(said)?
+                        || audit.take(other, value).map_err(said)?;
+                    if !taken {
+                        return Err(usage(format!(
+                            "--kube-apiserver-arg {other}: not supported; supported are {}",
+                            [&API_FLAGS[..], &identity::NAMES, &audit::NAMES].concat().join(", ")
+                        )));
+                    }
                 }
             }
         }
@@ -138,9 +145,9 @@ impl Settings {
             controllers: !flags.disable_controller_manager,
             proxy: !flags.disable_kube_proxy,
             dns: !flags.disable.iter().any(|part| part == "dns"),
-            token_file,
+            identity,
             disabled_admission,
-            audit: flags.audit_policy_file.zip(flags.audit_log_path),
+            audit: audit.settle().map_err(usage)?,
         })
     }
 

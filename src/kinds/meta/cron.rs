@@ -71,7 +71,7 @@ fn descriptor(text: &str) -> Result<Schedule, String> {
             let Some(every) = text.strip_prefix("@every ") else {
                 return Err(format!("unrecognized descriptor: {text}"));
             };
-            let duration = go_duration(every).ok_or_else(|| {
+            let duration = base::time::parse_duration(every).ok_or_else(|| {
                 format!("failed to parse duration {text}: time: invalid duration {every:?}")
             })?;
             // Below a second there is nothing to wait for.
@@ -80,33 +80,6 @@ fn descriptor(text: &str) -> Result<Schedule, String> {
         }
     };
     Schedule::parse(same)
-}
-
-/// `1h30m`, as Go writes durations; never negative.
-fn go_duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut nanos = 0u128;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let amount: f64 = rest[..digits].parse().ok()?;
-        let tail = &rest[digits..];
-        let unit = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let scale = match &tail[..unit] {
-            "ns" => 1.0,
-            "us" | "µs" | "μs" => 1e3,
-            "ms" => 1e6,
-            "s" => 1e9,
-            "m" => 60e9,
-            "h" => 3600e9,
-            _ => return None,
-        };
-        nanos = nanos.saturating_add((amount * scale) as u128);
-        rest = &tail[unit..];
-    }
-    Some(Duration::from_nanos(u64::try_from(nanos).ok()?))
 }
 
 impl Field {

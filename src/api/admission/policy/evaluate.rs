@@ -214,10 +214,12 @@ impl cel::Authorizer for Asker<'_> {
             Arc::new(user)
         });
         let user = account.as_ref().unwrap_or(self.user);
-        match self.authorizer.decide(user, &action) {
-            Decision::Allow(reason) => cel::Decision { allowed: true, reason, error: None },
-            Decision::NoOpinion(reason) => cel::Decision { allowed: false, reason, error: None },
-        }
+        let (allowed, reason, error) = match self.authorizer.decide_here(user, &action) {
+            Decision::Allow(reason) => (true, reason, None),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => (false, reason, None),
+            Decision::Failed { error, .. } => (false, String::new(), Some(error)),
+        };
+        cel::Decision { allowed, reason, error }
     }
 }
 

@@ -12,15 +12,20 @@ use http::{Method, Request};
 use serde_json::Value;
 use store::backend::sqlite::Sqlite;
 
-/// Starts a server on the datastore in `dir`.
-/// A server without some of the admission plugins.
-pub async fn server(dir: &Path, disabled: &[&str]) -> Shared {
+/// Starts a server on the datastore in `dir`, without some of the admission plugins and
+/// with a configuration that `change` was told of.
+pub async fn server_with(
+    dir: &Path,
+    disabled: &[&str],
+    change: impl FnOnce(&mut api::Config),
+) -> Shared {
     let key = pki::files::signing_key(&dir.join("key")).unwrap();
-    let config = api::Config {
+    let mut config = api::Config {
         store: Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
         service_network: "10.43.0.0/16".parse().unwrap(),
         node_ports: 30000..=32767,
         authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key),
+        authorization: api::authz::default_modes(),
         disabled_admission: disabled.iter().map(ToString::to_string).collect(),
         audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
@@ -34,6 +39,7 @@ pub async fn server(dir: &Path, disabled: &[&str]) -> Shared {
             built: "b".into(),
         },
     };
+    change(&mut config);
     let server = api::build(config).await.unwrap();
     let advertised = api::bootstrap::Advertised {
         address: "192.0.2.1".parse().unwrap(),

@@ -316,7 +316,7 @@ fn pick(value: &Value, path: &str) -> Value {
 pub async fn replay(recording: &str) {
     let recording: Value = serde_json::from_str(recording).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let server = support::server(dir.path(), &[]).await;
+    let server = support::server_with(dir.path(), &[], |_| {}).await;
     let namespace = json!({"metadata": {"name": "t-abc-ns"}});
     let made = support::ask(&server, Method::POST, "/api/v1/namespaces", namespace).await;
     assert_eq!(made.status, 201);

@@ -27,10 +27,11 @@ async fn server(dir: &std::path::Path) -> Server {
         service_network: "10.43.0.0/16".parse().unwrap(),
         node_ports: 30000..=32767,
         authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key(dir)),
-        proxy_client: None,
+        authorization: api::authz::default_modes(),
         disabled_admission: Vec::new(),
         audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
+        proxy_client: None,
         advertise: "127.0.0.1:6443".into(),
         version: Version {
             git: "v1.36.2".into(),
@@ -62,7 +63,7 @@ pub async fn cluster() -> Cluster {
     let controllers = controllers::Controllers::start(
         &Shared::new(reader, drain.clone()),
         |name| client_of(&format!("system:serviceaccount:kube-system:{name}"), &groups),
-        controllers::Config::default(),
+        controllers::Config { token_key_pem: key(dir.path()), ..controllers::Config::default() },
         &drain,
     );
     Cluster {
