@@ -95,7 +95,7 @@ pub fn prepare_create(target: &Target, object: &mut Value) {
     {
         map.shift_remove("status");
     }
-    shape::default(object, version.node());
+    complete(target, object);
 }
 
 /// Warnings about a new object, or a new definition.
@@ -112,6 +112,9 @@ pub fn create_warnings(target: &Target, object: &Value) -> Vec<String> {
 /// After admission, and after a change of the server's own making.
 pub fn complete(target: &Target, object: &mut Value) {
     if let Some(version) = of(target) {
+        // What a webhook put in and the schema does not know goes without a word.
+        shape::prune(object, version.node());
+        shape::prune_nulls(object, Some(version.node()));
         shape::default(object, version.node());
     }
 }

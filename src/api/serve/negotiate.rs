@@ -124,7 +124,16 @@ impl Asked {
     /// # Errors
     /// 406 where nothing fits.
     pub fn form(&self, custom: bool) -> Result<Form> {
-        self.choose(Want { views: true, custom, stream: false })
+        self.choose(Want { views: true, tables: true, custom, stream: false })
+            .ok_or_else(|| ApiError::not_acceptable(&OBJECT_TYPES.join(", ")))
+    }
+
+    /// The best form of what is answered and never stored: there are no tables of it.
+    ///
+    /// # Errors
+    /// 406 where nothing fits.
+    pub fn answer_form(&self) -> Result<Form> {
+        self.choose(Want { views: true, tables: false, custom: false, stream: false })
             .ok_or_else(|| ApiError::not_acceptable(&OBJECT_TYPES.join(", ")))
     }
 
@@ -133,14 +142,14 @@ impl Asked {
     /// # Errors
     /// 406 where nothing fits; YAML cannot be streamed.
     pub fn stream_form(&self, custom: bool) -> Result<Form> {
-        self.choose(Want { views: true, custom, stream: true })
+        self.choose(Want { views: true, tables: true, custom, stream: true })
             .filter(|form| form.encoding != Encoding::Yaml)
             .ok_or_else(|| ApiError::not_acceptable(&STREAM_TYPES.join(", ")))
     }
 
     /// The best form of what has no other view: failures, reviews, discovery.
     pub fn plain_form(&self) -> Form {
-        let want = Want { views: false, custom: false, stream: true };
+        let want = Want { views: false, tables: false, custom: false, stream: true };
         // Who accepts nothing we have gets what a person can read.
         self.choose(want).unwrap_or(Form { pretty: true, ..Form::JSON })
     }
@@ -164,8 +173,9 @@ impl Asked {
 /// What an answer can be.
 #[derive(Clone, Copy)]
 struct Want {
-    /// Tables and partial metadata.
+    /// Partial metadata, and tables if there are any.
     views: bool,
+    tables: bool,
     custom: bool,
     stream: bool,
 }
@@ -235,7 +245,7 @@ impl<'a> Clause<'a> {
                 return None;
             }
             match kind {
-                Some("Table") if encoding != Encoding::Protobuf => View::Table,
+                Some("Table") if want.tables && encoding != Encoding::Protobuf => View::Table,
                 Some("PartialObjectMetadata") => View::Partial,
                 Some("PartialObjectMetadataList") => View::PartialList,
                 _ => return None,
@@ -419,6 +429,10 @@ mod tests {
         assert_eq!(form("*/*;q=0.1,application/yaml;q=0.1").encoding, Encoding::Yaml);
         assert_eq!(Asked::default().form(false).unwrap(), Form::JSON);
         assert_eq!(asked("text/html").form(false).unwrap_err().code, 406);
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        assert_eq!(asked(table).answer_form().unwrap_err().code, 406);
+        let or_json = asked(&format!("{table},application/json")).answer_form().unwrap();
+        assert_eq!((or_json.encoding, or_json.view), (Encoding::Json, View::Object));
         let odd = "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io";
         assert_eq!(asked(odd).form(false).unwrap_err().code, 406);
         assert_eq!(

@@ -8,7 +8,7 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::chain::Call;
-use super::resources::{form, read_object, write_options};
+use super::resources::{read_object, write_options};
 use super::{Shared, answer, health, subresources};
 use crate::authn::{User, user_info};
 use crate::authz::{Action, Decision, Mode};
@@ -24,7 +24,7 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
     if call.info.verb != "create" {
         return Err(ApiError::method_not_allowed());
     }
-    let form = form(call, target)?;
+    let form = call.asked.answer_form()?;
     let (mut body, _) = read_object(call, target)?;
     if target.resource.plural == "bindings" {
         let pods = server.registry.resource("", "pods").ok_or_else(ApiError::no_such_resource)?;

@@ -534,7 +534,7 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
     }
     let expires = base::time::rfc3339(issued.expires);
     body["status"] = json!({"token": issued.token, "expirationTimestamp": expires});
-    answer::plain(StatusCode::CREATED, form(call, target)?, &body)
+    answer::plain(StatusCode::CREATED, call.asked.answer_form()?, &body)
 }
 
 async fn bound_object(

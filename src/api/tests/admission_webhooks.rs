@@ -267,3 +267,46 @@ async fn a_webhook_may_look_again_at_what_others_changed() {
     assert_eq!(answer.json()["metadata"]["annotations"], json!({"first": "2", "second": "2"}));
     assert_eq!((first.asked(), second.asked()), (2, 2));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_webhook_adds_to_a_custom_object_is_pruned_and_defaulted() {
+    let (_dir, server) = server().await;
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "boats.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "boats", "kind": "Boat"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                    "known": {"type": "string"},
+                    "crew": {"type": "object", "properties": {
+                        "size": {"type": "integer", "default": 1}}}}}}}],
+        },
+    });
+    let made = ask(&server, Method::POST, definitions, definition).await;
+    assert_eq!(made.status, 201, "{}", made.message());
+    let hook = Hook::start("h", |_| {
+        patch(json!([
+            {"op": "add", "path": "/known", "value": "yes"},
+            {"op": "add", "path": "/strange", "value": "yes"},
+            {"op": "add", "path": "/crew", "value": {}},
+        ]))
+    })
+    .await;
+    let rules = json!([{"apiGroups": ["example.com"], "apiVersions": ["v1"],
+        "operations": ["CREATE", "UPDATE"], "resources": ["boats"]}]);
+    register(&server, "Mutating", "m", hook.url(), json!({"rules": rules})).await;
+    let boats = "/apis/example.com/v1/namespaces/default/boats";
+    let boat = json!({"apiVersion": "example.com/v1", "kind": "Boat", "metadata": {"name": "b"}});
+    let mut answer = ask(&server, Method::POST, boats, boat).await;
+    for _ in 0..2 {
+        assert!(answer.status < 300, "{}", answer.message());
+        let seen = answer.json();
+        assert_eq!((&seen["known"], &seen["crew"]), (&json!("yes"), &json!({"size": 1})));
+        assert_eq!(seen.get("strange"), None, "{seen}");
+        let label = json!({"metadata": {"labels": {"a": "b"}}});
+        answer = ask(&server, Method::PATCH, &format!("{boats}/b"), label).await;
+    }
+}
