@@ -13,6 +13,7 @@ use store::Backend;
 use tracing::{debug, warn};
 
 use crate::admission::Admission;
+use crate::aggregate::{self, Aggregator};
 use crate::authn::Authenticator;
 use crate::authz::Authorizer;
 use crate::cache::Cache;
@@ -91,11 +92,13 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         authenticator,
         kubelets: Kubelets::new(config.kubelet_tls),
         proxy_client: config.proxy_client,
+        aggregator: Aggregator::default(),
         version: config.version,
         advertise: config.advertise,
         ready: Default::default(),
     });
     controller::start(&server).await.map_err(Error::Cache)?;
+    aggregate::controller::start(&server).map_err(Error::Cache)?;
     Ok(server)
 }
 

@@ -1,5 +1,5 @@
 //! What every cluster has from its first moment: namespaces, roles, priority classes,
-//! flow schemas, and the `kubernetes` service that leads to this server.
+//! flow schemas, API services, and the `kubernetes` service that leads to this server.
 //!
 //! Runs at every start and creates what is missing; what somebody changed stays.
 
@@ -11,6 +11,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use tracing::info;
 
+use crate::aggregate::local;
 use crate::authn::{MASTERS, User};
 use crate::error::{ApiError, Result};
 use crate::registry::update::Change;
@@ -107,7 +108,9 @@ pub async fn run(server: &Shared, advertised: Advertised) -> Result<()> {
     let mut objects = embedded(RBAC)?;
     objects.extend(embedded(FLOW_CONTROL)?);
     objects.extend(priority_classes());
+    objects.extend(local::wanted(&server.registry.catalog()));
     made += ensure(server, objects).await?;
+    local::tidy(&server.registry).await?;
     made += ensure(server, vec![kubernetes_service(advertised)]).await?;
     server.registry.cache.fresh().await?;
     let [endpoints, slice] = kubernetes_endpoints(advertised);

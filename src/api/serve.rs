@@ -13,6 +13,7 @@ mod compress;
 mod connect;
 pub mod documents;
 mod duplicates;
+pub mod forward;
 pub mod health;
 pub mod in_process;
 pub mod listen;
@@ -33,6 +34,8 @@ pub struct Server {
     pub kubelets: proxy::Kubelets,
     /// The certificate with which it shows itself to extension servers.
     pub proxy_client: Option<pki::Issued>,
+    /// Other API servers behind this one.
+    pub aggregator: crate::aggregate::Aggregator,
     pub audit: Option<crate::audit::Audit>,
     /// Reported by `/version` and in OpenAPI documents.
     pub version: Version,

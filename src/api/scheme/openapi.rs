@@ -60,7 +60,7 @@ pub fn v2(catalog: &Catalog, version: &str) -> Value {
 }
 
 /// `/openapi/v3`: the paths of the documents with a hash of what they hold.
-pub fn v3_index(catalog: &Catalog, version: &str) -> Vec<u8> {
+pub fn v3_index(catalog: &Catalog, version: &str) -> BTreeMap<String, Value> {
     let mut paths = BTreeMap::new();
     for group in catalog.groups() {
         for served in &group.versions {
@@ -75,7 +75,7 @@ pub fn v3_index(catalog: &Catalog, version: &str) -> Vec<u8> {
         let url = format!("/openapi/v3/{path}?hash={hash}");
         paths.insert(path, json!({"serverRelativeURL": url}));
     }
-    json!({"paths": paths}).to_string().into_bytes()
+    paths
 }
 
 /// What has a document of its own without being a group's version: discovery and the like.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::chain::Call;
 use super::negotiate::{self, Encoding, Form};
 use super::{Shared, answer};
+use crate::aggregate::{discovery as merged, openapi as parts_of_others};
 use crate::error::{ApiError, Result};
 use crate::scheme::{discovery, openapi, openapi_proto};
 
@@ -25,20 +26,26 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
         [] => Some(json!({"paths": paths(server)})),
         ["api"] | ["apis"] => {
             let core = parts == ["api"];
+            let groups = || merged::groups(&catalog, &server.aggregator.table());
             if let Some((kind, binary)) = aggregated_type(call) {
-                return aggregated(call, &discovery::aggregated(&catalog, core), kind, binary);
+                let document = match core {
+                    true => discovery::aggregated_core(&catalog),
+                    false => merged::aggregated(&catalog, &groups()),
+                };
+                return aggregated(call, &document, kind, binary);
             }
-            Some(if core {
-                discovery::api_versions(&server.advertise)
-            } else {
-                discovery::api_group_list(&catalog)
+            Some(match core {
+                true => discovery::api_versions(&server.advertise),
+                false => merged::group_list(&groups()),
             })
         }
         ["api", version] => Some(
             discovery::api_resource_list(&catalog, "", version)
                 .ok_or_else(ApiError::no_such_resource)?,
         ),
-        ["apis", group] => discovery::api_group(&catalog, group),
+        ["apis", group] => {
+            merged::group(&merged::groups(&catalog, &server.aggregator.table()), group)
+        }
         ["apis", group, version] => {
             let list = discovery::api_resource_list(&catalog, group, version);
             if list.is_none() && catalog.group(group).is_some() {
@@ -47,7 +54,13 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
             list
         }
         ["openapi", "v2"] => {
-            let out = openapi::v2(&catalog, version);
+            let mut out = openapi::v2(&catalog, version);
+            for (_, remote) in server.aggregator.table().remotes() {
+                let packed = remote.learnt().openapi_v2.clone();
+                if let Some(part) = packed.and_then(|packed| parts_of_others::unpack(&packed)) {
+                    parts_of_others::merge(&mut out, part);
+                }
+            }
             let accept = call.request.headers().get(http::header::ACCEPT);
             let offers = accept.and_then(|offers| offers.to_str().ok()).unwrap_or_default();
             if offers.contains(openapi_proto::MEDIA_TYPE) {
@@ -56,7 +69,16 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
             return Ok(document(call, out.to_string().into_bytes(), None));
         }
         ["openapi", "v3"] => {
-            let index = openapi::v3_index(&catalog, version);
+            let mut index = openapi::v3_index(&catalog, version);
+            for (_, remote) in server.aggregator.table().remotes() {
+                let path = remote.path().trim_start_matches('/').to_string();
+                match &remote.learnt().openapi_v3 {
+                    Some(url) => drop(index.insert(path, json!({"serverRelativeURL": url}))),
+                    // What is served by another is not what our own document says.
+                    None => drop(index.remove(&path)),
+                }
+            }
+            let index = json!({"paths": index}).to_string().into_bytes();
             return Ok(tagged(call, index, "text/plain; charset=utf-8"));
         }
         ["openapi", "v3", "api", served] => {
@@ -115,9 +137,9 @@ fn paths(server: &Shared) -> Vec<String> {
         "/api/v1".into(),
         "/apis".into(),
     ];
-    for group in catalog.groups().iter().filter(|group| !group.name.is_empty()) {
+    for group in merged::groups(&catalog, &server.aggregator.table()) {
         paths.push(format!("/apis/{}", group.name));
-        paths.extend(group.versions.iter().map(|v| format!("/apis/{}/{v}", group.name)));
+        paths.extend(group.versions.iter().map(|v| format!("/apis/{}/{}", group.name, v.name)));
     }
     let fixed = [
         "/healthz",
