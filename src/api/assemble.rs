@@ -51,6 +51,8 @@ pub enum Error {
     Cache(ApiError),
     #[error(transparent)]
     Authentication(crate::authn::Error),
+    #[error("set up TLS to kubelets and pods")]
+    Tls(#[source] pki::Error),
     #[error(transparent)]
     Audit(crate::audit::Error),
     #[error("unknown admission plugin {0:?}")]
@@ -90,7 +92,7 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
             allocator,
         },
         authenticator,
-        kubelets: Kubelets::new(config.kubelet_tls),
+        kubelets: Kubelets::new(config.kubelet_tls).map_err(Error::Tls)?,
         proxy_client: config.proxy_client,
         aggregator: Aggregator::default(),
         version: config.version,

@@ -13,6 +13,7 @@ mod compress;
 mod connect;
 pub mod documents;
 mod duplicates;
+mod eviction;
 pub mod forward;
 pub mod health;
 pub mod in_process;

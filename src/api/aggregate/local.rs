@@ -118,6 +118,7 @@ fn is_same(wanted: &Value, held: &Value) -> bool {
 /// # Errors
 /// When the store refuses.
 pub async fn tidy(registry: &Registry) -> Result<()> {
+    registry.cache.fresh().await?;
     let catalog = registry.catalog();
     let steps = plan(&wanted(&catalog), &held(&registry.cache));
     let resource =

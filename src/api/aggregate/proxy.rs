@@ -40,15 +40,7 @@ async fn pass(server: &Shared, call: Call, registered: &Registered, user: &User)
     }
     match remote.send(&server.registry.cache, onward).await {
         Ok(mut response) => {
-            // Who may read an answer in a browser is this server's to say.
-            for name in [
-                header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-                header::ACCESS_CONTROL_ALLOW_HEADERS,
-                header::ACCESS_CONTROL_ALLOW_METHODS,
-                header::ACCESS_CONTROL_ALLOW_ORIGIN,
-            ] {
-                response.headers_mut().remove(name);
-            }
+            forward::remove_cors(response.headers_mut());
             response
         }
         Err(why) => {

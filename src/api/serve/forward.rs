@@ -17,12 +17,15 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 use tracing::debug;
 
 /// A client that sends nothing of its body for so long is given up.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long the end of a joined connection may take.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A body on its way out.
 pub type Outgoing = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -281,6 +284,18 @@ pub fn answer<K: Send + 'static>(
     Ok(Response::from_parts(parts, Body::Stream(Box::pin(stream))))
 }
 
+/// Who may read an answer in a browser is this server's to say, not a backend's.
+pub fn remove_cors(headers: &mut HeaderMap) {
+    for name in [
+        header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        header::ACCESS_CONTROL_ALLOW_ORIGIN,
+    ] {
+        headers.remove(name);
+    }
+}
+
 /// Passes bytes between two upgraded connections until one of them ends.
 fn join(client: OnUpgrade, backend: OnUpgrade) {
     tokio::spawn(async move {
@@ -289,6 +304,9 @@ fn join(client: OnUpgrade, backend: OnUpgrade) {
         if let Err(err) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
             debug!(error = %err, "proxied stream ended");
         }
+        // Where one side broke, the other is still told of the end.
+        let end = async { tokio::join!(client.shutdown(), backend.shutdown()) };
+        let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, end).await;
     });
 }
 

@@ -1,5 +1,6 @@
-//! Extension API servers behind this one: how they are registered, found out to be there or
-//! not, reached, and shown in discovery and OpenAPI.
+//! What is passed on. Extension API servers behind this one: how they are registered, found
+//! out to be there or not, reached, and shown in discovery and OpenAPI; and in `proxies`
+//! kubelets and what runs behind them.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -21,6 +22,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[path = "support/extension.rs"]
 mod extension;
+#[path = "aggregation/proxies.rs"]
+mod proxies;
 #[path = "support/server.rs"]
 mod support;
 
