@@ -27,6 +27,7 @@ pub mod delete;
 pub mod list;
 pub mod patch;
 pub mod select;
+mod shown;
 mod signing;
 pub mod update;
 pub mod watch;
