@@ -19,8 +19,8 @@ use crate::authz::Authorizer;
 use crate::cache::Cache;
 use crate::crd::controller;
 use crate::error::ApiError;
-use crate::registry::Registry;
 use crate::registry::allocate::{Allocator, Network};
+use crate::registry::{ADDRESSES, Registry};
 use crate::serve::proxy::Kubelets;
 use crate::serve::{Server, Shared, Version};
 
@@ -72,7 +72,9 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
     const SERVICES: &str = "/registry/services/specs/";
     let services: Vec<_> =
         cache.list(SERVICES, SERVICES, None).0.iter().map(|service| service.value()).collect();
-    allocator.recount(services.iter());
+    let (addresses, _) = cache.list(ADDRESSES, ADDRESSES, None);
+    let names = addresses.iter().filter_map(|object| object.key.rsplit('/').next());
+    allocator.recount(services.iter(), names);
 
     let authenticator = Authenticator::new(config.authentication).map_err(Error::Authentication)?;
     let admission = Admission::without(&config.disabled_admission).map_err(Error::UnknownPlugin)?;

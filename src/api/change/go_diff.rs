@@ -66,7 +66,15 @@ fn go_name(name: &str) -> String {
 /// What upstream's own structure of a pod keeps in its security context.
 const OF_SECURITY_CONTEXT: [&str; 5] =
     ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "hostUsers"];
-/// What it does not have.
+/// Fields that stand elsewhere in upstream's own structures of pods and their security
+/// contexts: which, and after which.
+const MOVED: [(&str, &str); 4] = [
+    ("SetHostnameAsFQDN", "Subdomain"),
+    ("PreemptionPolicy", "Priority"),
+    ("EnableServiceLinks", "Overhead"),
+    ("Sysctls", "FSGroupChangePolicy"),
+];
+/// What a pod's does not have.
 const NOT_OF_PODS: [&str; 1] = ["serviceAccount"];
 
 /// A value with all fields of its type, under Go's names, in the order of the structure.
@@ -78,7 +86,7 @@ fn form(value: Option<&Value>, typed: Typed<'_>, class: Class) -> Value {
             let mut fields: Vec<_> = object.fields.iter().collect();
             fields.sort_by_key(|field| field.order);
             let pod = fields.iter().any(|field| &*field.name == "ephemeralContainers");
-            let mut out = Map::new();
+            let mut out: Vec<(String, Value)> = Vec::new();
             let mut hosts = Map::new();
             for field in fields {
                 let name = &*field.name;
@@ -87,9 +95,17 @@ fn form(value: Option<&Value>, typed: Typed<'_>, class: Class) -> Value {
                 if pod && OF_SECURITY_CONTEXT.contains(&name) {
                     hosts.insert(go_name(name), shown);
                 } else if !pod || !NOT_OF_PODS.contains(&name) {
-                    out.insert(go_name(name), shown);
+                    out.push((go_name(name), shown));
                 }
             }
+            for (name, after) in MOVED {
+                let at = |wanted: &str| out.iter().position(|(name, _)| name == wanted);
+                if let (Some(from), Some(to)) = (at(name), at(after)) {
+                    let field = out.remove(from);
+                    out.insert(if from < to { to } else { to + 1 }, field);
+                }
+            }
+            let mut out: Map<String, Value> = out.into_iter().collect();
             if pod && let Some(Value::Object(context)) = out.get_mut("SecurityContext") {
                 hosts.extend(std::mem::take(context));
                 *context = hosts;

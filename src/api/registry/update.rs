@@ -268,23 +268,27 @@ impl Registry {
             Write::Update { key, value, expected }
         };
         let deletes = matches!(write, Write::Delete { .. });
+        if let Err(error) = self.place(target, &allocated).await {
+            self.allocator.release(allocated);
+            return Err(error);
+        }
         match self.store().write(write, super::durability(resource)).await {
             Ok(Outcome::Done(revision)) => {
-                self.allocator.freed(target, &live, (!deletes).then_some(&new));
+                self.freed(target, &live, (!deletes).then_some(&new)).await;
                 if !deletes {
                     set_revision(&mut new, revision);
                 }
                 Ok(Some(new))
             }
             Ok(Outcome::Conflict(_)) => {
-                self.allocator.release(allocated);
+                self.give_back(target, allocated).await;
                 if expects_version {
                     return Err(ApiError::modified(resource, &target.name));
                 }
                 Ok(None)
             }
             Err(error) => {
-                self.allocator.release(allocated);
+                self.give_back(target, allocated).await;
                 Err(error.into())
             }
         }

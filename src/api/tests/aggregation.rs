@@ -1,6 +1,6 @@
 //! What is passed on. Extension API servers behind this one: how they are registered, found
 //! out to be there or not, reached, and shown in discovery and OpenAPI; and in `proxies`
-//! kubelets and what runs behind them.
+//! kubelets and what runs behind them. And in `addresses` what a service is reached under.
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
@@ -20,6 +20,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+#[path = "aggregation/addresses.rs"]
+mod addresses;
 #[path = "support/extension.rs"]
 mod extension;
 #[path = "aggregation/proxies.rs"]
