@@ -8,6 +8,7 @@ use kinds::resources::{Catalog, Resource};
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
+use super::enums::Enums;
 use super::schema::{decode, table};
 
 pub(super) const DESCRIPTIONS: &[u8] =
@@ -23,6 +24,7 @@ enum Edition {
 struct Definitions {
     types: Map<String, Value>,
     words: Map<String, Value>,
+    enums: Enums,
     edition: Edition,
     /// Custom kinds and what they are called, by group, version and kind.
     custom: HashMap<(String, String, String), String>,
@@ -271,6 +273,7 @@ impl Definitions {
         Self {
             types: table(),
             words: decode(DESCRIPTIONS),
+            enums: Enums::read(),
             edition,
             custom: HashMap::new(),
             custom_schemas: Map::new(),
@@ -340,6 +343,7 @@ impl Definitions {
                 if let Some(text) = words.get(field) {
                     schema.insert("description".into(), text.clone());
                 }
+                self.enums.add(name, field, &mut schema);
                 properties.insert(field.clone(), Value::Object(schema));
             }
             out.insert("properties".into(), Value::Object(properties));

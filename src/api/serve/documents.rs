@@ -66,7 +66,7 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
             if offers.contains(openapi_proto::MEDIA_TYPE) {
                 return Ok(tagged(call, openapi_proto::encode(&out), openapi_proto::ANSWER_TYPE));
             }
-            return Ok(document(call, out.to_string().into_bytes(), None));
+            return Ok(tagged(call, out.to_string().into_bytes(), "application/json"));
         }
         ["openapi", "v3"] => {
             let mut index = openapi::v3_index(&catalog, version);
@@ -90,11 +90,7 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
         ["openapi", "v3", rest @ ..] => {
             let path = rest.join("/");
             return Ok(match openapi::v3_plain(&catalog, &path, version) {
-                Some(body) => {
-                    let hash = openapi::plain_hash(&path, version);
-                    let asked = call.query.get("hash").filter(|asked| *asked == hash);
-                    document(call, body, asked.map(|_| ()))
-                }
+                Some(body) => v3_document(call, body, &openapi::plain_hash(&path, version)),
                 None => nothing(),
             });
         }
@@ -206,18 +202,38 @@ fn group_document(
     match openapi::v3(catalog, group, served, version) {
         Some(body) => {
             let hash = openapi::document_hash(catalog, group, served, version);
-            let asked = call.query.get("hash");
-            document(call, body, asked.filter(|asked| *asked == hash).map(|_| ()))
+            v3_document(call, body, &hash)
         }
         None => nothing(),
     }
 }
 
-/// A document; one that was asked for by its hash never changes.
-fn document(call: &Call, body: Vec<u8>, immutable: Option<()>) -> Response<Body> {
-    let mut response = tagged(call, body, "application/json");
-    if immutable.is_some() {
-        response.headers_mut().insert(
+/// A document of v3, in protobuf for who wants it; one that was asked for by its hash never
+/// changes. Who asks by another hash is sent to the right one, as upstream does.
+fn v3_document(call: &Call, body: Vec<u8>, hash: &str) -> Response<Body> {
+    let asked = call.query.set("hash");
+    if asked.is_some_and(|asked| asked != hash) {
+        let mut moved = answer::bytes(StatusCode::MOVED_PERMANENTLY, "", Vec::new());
+        moved.headers_mut().remove(http::header::CONTENT_TYPE);
+        let place = format!("{}?hash={hash}", call.info.path);
+        if let Ok(place) = http::HeaderValue::from_str(&place) {
+            moved.headers_mut().insert(http::header::LOCATION, place);
+        }
+        return moved;
+    }
+    let offers = call.request.headers().get(http::header::ACCEPT);
+    let offers = offers.and_then(|offers| offers.to_str().ok()).unwrap_or_default();
+    let binary = offers.contains(openapi_proto::V3_MEDIA_TYPE);
+    let mut response = match serde_json::from_slice(&body) {
+        Ok(value) if binary => {
+            tagged(call, openapi_proto::encode_v3(&value), openapi_proto::V3_ANSWER_TYPE)
+        }
+        _ => tagged(call, body, "application/json"),
+    };
+    let headers = response.headers_mut();
+    headers.insert(http::header::VARY, http::HeaderValue::from_static("Accept"));
+    if asked.is_some() {
+        headers.insert(
             http::header::CACHE_CONTROL,
             http::HeaderValue::from_static("public, immutable, max-age=31536000"),
         );
