@@ -89,8 +89,8 @@ async fn follow(server: Weak<Server>, mut live: Live) {
             }
             // Who begins to listen may have missed something.
             if any && (services.is_none() || slices.is_none()) {
-                services = cache.subscribe(SERVICES, None).ok().map(|s| s.live);
-                slices = cache.subscribe(SLICES, None).ok().map(|s| s.live);
+                services = cache.subscribe(SERVICES, SERVICES, None).ok().map(|s| s.live);
+                slices = cache.subscribe(SLICES, SLICES, None).ok().map(|s| s.live);
                 server.aggregator.table().remotes().for_each(|(_, r)| r.woken.notify_one());
             }
         }
