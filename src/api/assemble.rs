@@ -12,13 +12,14 @@ use store::Backend;
 use tracing::{debug, warn};
 
 use crate::admission::Admission;
+use crate::aggregate::{self, Aggregator};
 use crate::authn::Authenticator;
 use crate::authz::Authorizer;
 use crate::cache::Cache;
 use crate::crd::controller;
 use crate::error::ApiError;
-use crate::registry::Registry;
 use crate::registry::allocate::{Allocator, Network};
+use crate::registry::{ADDRESSES, Registry};
 use crate::serve::proxy::Kubelets;
 use crate::serve::{Server, Shared, Version};
 
@@ -50,6 +51,8 @@ pub enum Error {
     Cache(ApiError),
     #[error(transparent)]
     Authentication(crate::authn::Error),
+    #[error("set up TLS to kubelets and pods")]
+    Tls(#[source] pki::Error),
     #[error(transparent)]
     Audit(crate::audit::Error),
     #[error("unknown admission plugin {0:?}")]
@@ -69,7 +72,9 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
     const SERVICES: &str = "/registry/services/specs/";
     let services: Vec<_> =
         cache.list(SERVICES, SERVICES, None).0.iter().map(|service| service.value()).collect();
-    allocator.recount(services.iter());
+    let (addresses, _) = cache.list(ADDRESSES, ADDRESSES, None);
+    let names = addresses.iter().filter_map(|object| object.key.rsplit('/').next());
+    allocator.recount(services.iter(), names);
 
     let authenticator = Authenticator::new(config.authentication).map_err(Error::Authentication)?;
     let admission = Admission::without(&config.disabled_admission).map_err(Error::UnknownPlugin)?;
@@ -92,14 +97,16 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
             allocator,
         },
         authenticator,
-        kubelets: Kubelets::new(config.kubelet_tls),
+        kubelets: Kubelets::new(config.kubelet_tls).map_err(Error::Tls)?,
         proxy_client: config.proxy_client,
+        aggregator: Aggregator::default(),
         version: config.version,
         advertise: config.advertise,
         ready: Default::default(),
     });
     controller::start(&server).await.map_err(Error::Cache)?;
     tokio::spawn(crate::bootstrap::mark_used_secrets(server.clone()));
+    aggregate::controller::start(&server).map_err(Error::Cache)?;
     Ok(server)
 }
 

@@ -1,5 +1,5 @@
 //! What every cluster has from its first moment: namespaces, roles, priority classes,
-//! flow schemas, and the `kubernetes` service that leads to this server.
+//! flow schemas, API services, and the `kubernetes` service that leads to this server.
 //!
 //! Runs at every start and creates what is missing; what somebody changed stays.
 
@@ -11,6 +11,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
+use crate::aggregate::local;
 use crate::authn::tokens::legacy_token::{LAST_USED, today};
 use crate::authn::{MASTERS, User};
 use crate::error::{ApiError, Result};
@@ -125,7 +126,11 @@ pub async fn run(server: &Shared, advertised: Advertised) -> Result<()> {
     let mut objects = embedded(RBAC)?;
     objects.extend(embedded(FLOW_CONTROL)?);
     objects.extend(priority_classes());
+    objects.extend(local::wanted(&server.registry.catalog()));
     made += ensure(server, objects).await?;
+    local::tidy(&server.registry).await?;
+    made += ensure_range(server).await?;
+    server.registry.repair_addresses().await?;
     made += ensure(server, vec![kubernetes_service(advertised)]).await?;
     server.registry.cache.fresh().await?;
     let [endpoints, slice] = kubernetes_endpoints(advertised);
@@ -137,6 +142,32 @@ pub async fn run(server: &Shared, advertised: Advertised) -> Result<()> {
         info!(objects = made, "cluster bootstrapped");
     }
     Ok(())
+}
+
+/// The `ServiceCIDR` of the range that this server was given, which is ready at once.
+async fn ensure_range(server: &Shared) -> Result<usize> {
+    let range = server.registry.allocator.network().to_string();
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [range]},
+    });
+    let made = ensure(server, vec![object.clone()]).await?;
+    if made > 0 {
+        let target = Target { subresource: "status".into(), ..target(server, &object)? };
+        let manager = "kubernetes-service-cidr-controller".to_string();
+        let status = Change::Apply(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"},
+            "status": {"conditions": [{
+                "type": "Ready", "status": "True",
+                "lastTransitionTime": base::time::rfc3339(base::time::now()),
+                "message": "Kubernetes default Service CIDR is ready",
+            }]},
+        }));
+        let options = WriteOptions { manager, ..options() };
+        server.registry.update(&target, &status, &options).await?;
+    }
+    Ok(made)
 }
 
 fn priority_classes() -> [Value; 2] {

@@ -2,6 +2,7 @@
 //! watches.
 
 pub mod admission;
+pub mod aggregate;
 pub mod assemble;
 pub mod audit;
 pub mod authn;
@@ -12,6 +13,7 @@ pub mod change;
 pub mod crd;
 pub mod error;
 mod expiring;
+mod outbound;
 pub mod registry;
 pub mod scheme;
 pub mod serve;

@@ -12,6 +12,8 @@ use parking_lot::RwLock;
 use serde_json::{Map, Value};
 use store::{Backend, Durability};
 
+pub use addresses::ADDRESSES;
+
 use crate::admission::{Admission, Attributes, Operation};
 use crate::authn::User;
 use crate::authz::Authorizer;
@@ -20,6 +22,7 @@ use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::scheme::{Schema, Typed, shape};
 
+mod addresses;
 pub mod allocate;
 pub mod convert;
 pub mod create;
@@ -27,6 +30,7 @@ pub mod delete;
 pub mod list;
 pub mod patch;
 pub mod select;
+mod shown;
 mod signing;
 pub mod update;
 pub mod watch;

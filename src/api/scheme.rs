@@ -4,6 +4,7 @@
 //! and `openapi` write what clients read. Nothing here knows requests or storage.
 
 pub mod discovery;
+mod enums;
 mod go_time;
 pub mod openapi;
 pub mod openapi_proto;

@@ -13,6 +13,8 @@ mod compress;
 mod connect;
 pub mod documents;
 mod duplicates;
+mod eviction;
+pub mod forward;
 pub mod health;
 pub mod in_process;
 pub mod listen;
@@ -33,6 +35,8 @@ pub struct Server {
     pub kubelets: proxy::Kubelets,
     /// The certificate with which it shows itself to extension servers.
     pub proxy_client: Option<pki::Issued>,
+    /// Other API servers behind this one.
+    pub aggregator: crate::aggregate::Aggregator,
     pub audit: Option<Arc<crate::audit::Audit>>,
     /// Reported by `/version` and in OpenAPI documents.
     pub version: Version,

@@ -17,12 +17,10 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use kinds::meta::{FieldError, name};
 use parking_lot::Mutex;
-use rustls_pki_types::ServerName;
 use serde_json::Value;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use crate::cache::Cache;
+use crate::outbound::{self, Peer};
 
 /// Larger answers are refused, in bytes: a list may be converted in one question.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -30,8 +28,6 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 const IDLE_CONNECTIONS_MAX: usize = 4;
 /// Of an error's text that is told to the client.
 const ERROR_CHARS_MAX: usize = 1_000;
-const SERVICES: &str = "/registry/services/specs/";
-const SLICES: &str = "/registry/endpointslices/";
 /// Trusted where a webhook names no authority of its own.
 const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
@@ -52,13 +48,6 @@ pub struct Endpoint {
     /// The `Authorization` header that it wants to see.
     authorization: Option<HeaderValue>,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
-}
-
-/// Where to connect, and the name the certificate must have.
-struct Peer {
-    address: String,
-    port: u16,
-    name: String,
 }
 
 impl Endpoint {
@@ -196,19 +185,7 @@ async fn connect(
     tls: Arc<rustls::ClientConfig>,
     peer: &Peer,
 ) -> Result<SendRequest<Full<Bytes>>, String> {
-    let server = ServerName::try_from(peer.name.clone()).map_err(|err| err.to_string())?;
-    let place = format!("{}:{}", peer.address, peer.port);
-    let tcp = TcpStream::connect((peer.address.as_str(), peer.port)).await.map_err(|err| {
-        let why = match err.kind() {
-            std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-            _ => err.to_string(),
-        };
-        format!("dial tcp {place}: connect: {why}")
-    })?;
-    let stream = TlsConnector::from(tls)
-        .connect(server, tcp)
-        .await
-        .map_err(|err| format!("tls: failed to verify certificate: {err}"))?;
+    let stream = outbound::dial(peer, tls).await?;
     let (sender, connection) =
         handshake(TokioIo::new(stream)).await.map_err(|err| err.to_string())?;
     // Ends with the connection, which ends when the sender is dropped.
@@ -305,59 +282,11 @@ impl Place {
             }
             Place::Service { namespace, name, port, .. } => {
                 let cache = cache.ok_or("services are not known here")?;
-                let (address, port) = resolve(cache, namespace, name, *port)?;
+                let (address, port) = outbound::resolve(cache, namespace, name, *port)?;
                 Ok(Peer { address, port, name: format!("{name}.{namespace}.svc") })
             }
             Place::Nowhere(why) => Err(why.clone()),
         }
-    }
-}
-
-/// An address behind a service: one of its ready endpoints, or the service's own where it has
-/// none that we know of (the node's proxy then decides).
-fn resolve(cache: &Cache, namespace: &str, name: &str, port: u16) -> Result<(String, u16), String> {
-    let service = cache
-        .get(SERVICES, &format!("{SERVICES}{namespace}/{name}"))
-        .ok_or_else(|| format!("service {name:?} not found"))?
-        .value();
-    let spec = &service["spec"];
-    let ports = || spec["ports"].as_array().into_iter().flatten();
-    let Some(wanted) = ports().find(|known| known["port"] == port) else {
-        return Err(format!("no service port {port} found for service {name:?}"));
-    };
-    if spec["type"] == "ExternalName" {
-        let host = spec["externalName"].as_str().unwrap_or_default();
-        return Ok((host.to_owned(), port));
-    }
-    let start = format!("{SLICES}{namespace}/");
-    let (slices, _) = cache.list(SLICES, &start, None);
-    let mut found = Vec::new();
-    for slice in slices.iter().filter(|slice| {
-        slice.key.starts_with(&start) && slice.labels()["kubernetes.io/service-name"] == name
-    }) {
-        let slice = slice.value();
-        let same = |known: &&Value| {
-            let own = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            own(&known["name"]) == own(&wanted["name"])
-        };
-        let known = slice["ports"].as_array().into_iter().flatten().find(same);
-        let Some(target) = known.and_then(|known| known["port"].as_u64()) else { continue };
-        let Ok(target) = u16::try_from(target) else { continue };
-        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
-            if endpoint["conditions"]["ready"] != false
-                && let Some(address) = endpoint["addresses"][0].as_str()
-            {
-                found.push((address.to_owned(), target));
-            }
-        }
-    }
-    if !found.is_empty() {
-        let index = base::rng::below(found.len() as u64);
-        return Ok(found.swap_remove(usize::try_from(index).unwrap_or(0)));
-    }
-    match spec["clusterIP"].as_str().filter(|ip| *ip != "None" && !ip.is_empty()) {
-        Some(ip) => Ok((ip.to_owned(), port)),
-        None => Err(format!("no endpoints available for service {name:?}")),
     }
 }
 
@@ -377,16 +306,20 @@ pub fn roots(pem: Option<&[u8]>) -> Result<Arc<rustls::ClientConfig>, String> {
     Ok(Arc::new(http1(config)))
 }
 
-fn system_roots() -> Result<Vec<u8>, String> {
+fn http1(mut config: rustls::ClientConfig) -> rustls::ClientConfig {
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
+/// PEM of the authorities that this host trusts.
+///
+/// # Errors
+/// When the host has none.
+pub fn system_roots() -> Result<Vec<u8>, String> {
     SYSTEM_ROOTS
         .iter()
         .find_map(|path| std::fs::read(path).ok())
         .ok_or_else(|| "no certificate authorities of the system were found".to_owned())
-}
-
-fn http1(mut config: rustls::ClientConfig) -> rustls::ClientConfig {
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config
 }
 
 fn bundle(client: &Value) -> Option<Vec<u8>> {

@@ -209,7 +209,7 @@ fn name_rule(group: &str, kind: &str) -> NameRule {
         ("", "Namespace") => NameRule::Label,
         // Since 1.34 services are named like any DNS label.
         ("", "Service") => NameRule::Label,
-        ("rbac.authorization.k8s.io", _) => NameRule::PathSegment,
+        ("rbac.authorization.k8s.io" | "apiregistration.k8s.io", _) => NameRule::PathSegment,
         _ => NameRule::Subdomain,
     }
 }
@@ -389,6 +389,17 @@ fn prepare_of(group: &str, kind: &str) -> fn(&mut Value) {
             }
         },
         ("networking.k8s.io", "Ingress") => |o| o["status"] = json!({"loadBalancer": {}}),
+        ("apiregistration.k8s.io", "APIService") => |o| {
+            let now = at(o, "metadata.creationTimestamp").clone();
+            o["status"] = json!({});
+            // What this server serves itself is there at once.
+            if !at(o, "spec.service").is_object() {
+                o["status"]["conditions"] = json!([{
+                    "type": "Available", "status": "True", "lastTransitionTime": now,
+                    "reason": "Local", "message": "Local APIServices are always available",
+                }]);
+            }
+        },
         ("batch", "Job") => prepare_job,
         ("apps", "DaemonSet") => |o| {
             if let Some(map) = o.as_object_mut() {

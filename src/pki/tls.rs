@@ -138,6 +138,12 @@ pub fn client_config(
     Ok(config)
 }
 
+/// The same client, which takes any server.
+pub fn trusting_anyone(mut config: ClientConfig) -> ClientConfig {
+    config.dangerous().set_certificate_verifier(Arc::new(AnyServer(provider())));
+    config
+}
+
 /// For `insecure-skip-tls-verify`: takes any certificate, but still checks that the
 /// server holds its key.
 #[derive(Debug)]

@@ -102,11 +102,8 @@ impl<'s> Scope<'s> {
         let resource = self.root || self.schema["x-kubernetes-embedded-resource"] == true;
         let Some(declared) = declare(self.schema, resource, "selfType") else {
             let said = "Internal error: internal error: failed to construct type information for x-kubernetes-validations rules: unable to convert structural schema to CEL declarations";
-            return vec![FieldError {
-                field: format!("{path}.x-kubernetes-validations"),
-                reason: Reason::Invalid,
-                message: said.into(),
-            }];
+            let at = format!("{path}.x-kubernetes-validations");
+            return vec![FieldError::saying(at, Reason::Invalid, said)];
         };
         // Where nothing bounds how often a place is there, the size of a request does.
         let fit = REQUEST_BYTES_MAX / declared.bytes_min.saturating_add(1);

@@ -7,9 +7,10 @@ use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
 
+use super::addresses::is_address;
 use super::{Target, metadata_str};
 use crate::error::{ApiError, Cause, Result};
 
@@ -31,11 +32,17 @@ impl std::str::FromStr for Network {
         let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
         let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
         let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
-        if prefix > 30 {
+        if !(1..=30).contains(&prefix) {
             return Err(wrong());
         }
         let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
         Ok(Self { address: Ipv4Addr::from(u32::from(address) & mask), prefix })
+    }
+}
+
+impl std::fmt::Display for Network {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}/{}", self.address, self.prefix)
     }
 }
 
@@ -56,23 +63,53 @@ impl Network {
 
 #[derive(Default)]
 struct Taken {
+    /// Of services.
     addresses: HashSet<Ipv4Addr>,
+    /// Of address objects that somebody else made.
+    others: HashSet<Ipv4Addr>,
     ports: HashSet<u16>,
+}
+
+impl Taken {
+    fn has(&self, ip: &Ipv4Addr) -> bool {
+        self.addresses.contains(ip) || self.others.contains(ip)
+    }
 }
 
 /// What one request took; given back if the request fails.
 #[derive(Debug, Default)]
 #[must_use = "an allocation is released or kept on purpose"]
 pub struct Allocation {
-    addresses: Vec<Ipv4Addr>,
+    pub(super) addresses: Vec<Ipv4Addr>,
+    /// Of an address object that is being made.
+    other: Option<Ipv4Addr>,
     ports: Vec<u16>,
     /// Nothing is taken, and nothing that is asked for is compared with what is taken; what is
     /// drawn is the first of its range.
     dry_run: bool,
 }
 
+impl Allocation {
+    /// 422 for an address that somebody else has.
+    pub(super) fn refuse_taken(&self, target: &Target, wanted: Ipv4Addr) -> ApiError {
+        let why = format!("failed to allocate IP {wanted}: provided IP is already allocated");
+        refuse_address(target, wanted, &why)
+    }
+}
+
+fn refuse_address(target: &Target, wanted: Ipv4Addr, why: &str) -> ApiError {
+    let cause = Cause {
+        reason: "FieldValueInvalid".into(),
+        message: format!("Invalid value: [{:?}]: {why}", wanted.to_string()),
+        field: "spec.clusterIPs".into(),
+    };
+    ApiError::invalid(&target.resource, &target.name, &[cause])
+}
+
 pub struct Allocator {
     network: Network,
+    /// What `ServiceCIDR` objects add to it.
+    added: RwLock<Vec<Network>>,
     ports: RangeInclusive<u16>,
     taken: Mutex<Taken>,
 }
@@ -81,7 +118,22 @@ fn is_service(target: &Target) -> bool {
     target.resource.group.is_empty() && target.resource.plural == "services"
 }
 
-fn addresses_of(service: &Value) -> Vec<Ipv4Addr> {
+/// A free address of a network.
+fn draw(network: Network, free: impl Fn(&Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
+    let last = network.size() - 2;
+    // The lower part is left to those who choose an address themselves
+    // (KEP-3070), so that DNS and friends do not collide with drawn ones.
+    let reserved = (last / 16).clamp(16, 256).min(last / 2);
+    let above = u64::from(last - reserved);
+    (0..DRAWS)
+        .map(|_| network.nth(reserved + 1 + base::rng::below(above) as u32))
+        .find(&free)
+        .or_else(|| {
+            (reserved + 1..=last).chain(1..=reserved).map(|n| network.nth(n)).find(|ip| free(ip))
+        })
+}
+
+pub(super) fn addresses_of(service: &Value) -> Vec<Ipv4Addr> {
     let list = service["spec"]["clusterIPs"].as_array().into_iter().flatten();
     let mut out: Vec<Ipv4Addr> =
         list.filter_map(Value::as_str).filter_map(|ip| ip.parse().ok()).collect();
@@ -108,16 +160,41 @@ fn ports_of(service: &Value) -> Vec<u16> {
 
 impl Allocator {
     pub fn new(network: Network, ports: RangeInclusive<u16>) -> Self {
-        Self { network, ports, taken: Mutex::default() }
+        Self { network, added: RwLock::default(), ports, taken: Mutex::default() }
     }
 
-    /// Counts what existing services hold.
-    pub fn recount<'a>(&self, services: impl Iterator<Item = &'a Value>) {
-        let mut taken = Taken::default();
+    /// The range it was given.
+    pub fn network(&self) -> Network {
+        self.network
+    }
+
+    /// Uses these ranges besides its own.
+    pub fn use_ranges(&self, ranges: impl Iterator<Item = Network>) {
+        let mut added: Vec<Network> = Vec::new();
+        for range in ranges.filter(|range| *range != self.network) {
+            if !added.contains(&range) {
+                added.push(range);
+            }
+        }
+        *self.added.write() = added;
+    }
+
+    /// Counts what existing services hold, and the names of address objects.
+    pub fn recount<'a>(
+        &self,
+        services: impl Iterator<Item = &'a Value>,
+        addresses: impl Iterator<Item = &'a str>,
+    ) {
+        let mut taken = Taken {
+            others: addresses.filter_map(|name| name.parse().ok()).collect(),
+            ..Taken::default()
+        };
         for service in services {
             taken.addresses.extend(addresses_of(service));
             taken.ports.extend(ports_of(service));
         }
+        let Taken { addresses, others, .. } = &mut taken;
+        others.retain(|ip| !addresses.contains(ip));
         *self.taken.lock() = taken;
     }
 
@@ -133,6 +210,14 @@ impl Allocator {
         dry_run: bool,
     ) -> Result<Allocation> {
         let mut allocation = Allocation { dry_run, ..Allocation::default() };
+        if is_address(target) && live.is_none() && !dry_run {
+            let ip: Option<Ipv4Addr> = target.name.parse().ok();
+            // Where it is taken, there is an object already, as the store will say.
+            let mut taken = self.taken.lock();
+            allocation.other = ip.filter(|ip| !taken.has(ip));
+            taken.others.extend(allocation.other);
+            return Ok(allocation);
+        }
         if !is_service(target) || !matches!(target.subresource.as_str(), "") {
             return Ok(allocation);
         }
@@ -265,43 +350,29 @@ impl Allocator {
 
     fn draw_address(&self) -> Option<Ipv4Addr> {
         let mut taken = self.taken.lock();
-        let last = self.network.size() - 2;
-        // The lower part is left to those who choose an address themselves
-        // (KEP-3070), so that DNS and friends do not collide with drawn ones.
-        let reserved = (last / 16).clamp(16, 256).min(last / 2);
-        let above = u64::from(last - reserved);
-        let drawn = (0..DRAWS)
-            .map(|_| self.network.nth(reserved + 1 + base::rng::below(above) as u32))
-            .find(|ip| !taken.addresses.contains(ip));
-        let found = drawn.or_else(|| {
-            (reserved + 1..=last)
-                .chain(1..=reserved)
-                .map(|n| self.network.nth(n))
-                .find(|ip| !taken.addresses.contains(ip))
-        })?;
+        let added = self.added.read();
+        let found = std::iter::once(&self.network)
+            .chain(added.iter())
+            .find_map(|network| draw(*network, |ip| !taken.has(ip)))?;
         taken.addresses.insert(found);
         Some(found)
     }
 
     fn take_address(&self, target: &Target, wanted: Ipv4Addr) -> Result<()> {
-        let refuse = |why: String| {
-            let cause = Cause {
-                reason: "FieldValueInvalid".into(),
-                message: format!("Invalid value: [{:?}]: {why}", wanted.to_string()),
-                field: "spec.clusterIPs".into(),
-            };
-            Err(ApiError::invalid(&target.resource, &target.name, &[cause]))
-        };
-        if !self.network.contains(wanted) {
+        let refuse = |why: String| Err(refuse_address(target, wanted, &why));
+        let added = self.added.read();
+        if !self.network.contains(wanted) && !added.iter().any(|range| range.contains(wanted)) {
             return refuse(format!(
                 "failed to allocate IP {wanted}: the provided network does not match the current range"
             ));
         }
-        if !self.taken.lock().addresses.insert(wanted) {
+        let mut taken = self.taken.lock();
+        if taken.has(&wanted) {
             return refuse(format!(
                 "failed to allocate IP {wanted}: provided IP is already allocated"
             ));
         }
+        taken.addresses.insert(wanted);
         Ok(())
     }
 
@@ -422,6 +493,9 @@ impl Allocator {
         for address in allocation.addresses {
             taken.addresses.remove(&address);
         }
+        if let Some(other) = allocation.other {
+            taken.others.remove(&other);
+        }
         for port in allocation.ports {
             taken.ports.remove(&port);
         }
@@ -430,6 +504,11 @@ impl Allocator {
     /// Gives back what a service held and, after a change (`now`) or its end, no longer
     /// holds.
     pub fn freed(&self, target: &Target, live: &Value, now: Option<&Value>) {
+        if is_address(target) && now.is_none() {
+            let ip: Option<Ipv4Addr> = metadata_str(live, "name").parse().ok();
+            let mut taken = self.taken.lock();
+            ip.map(|ip| taken.others.remove(&ip));
+        }
         if !is_service(target) {
             return;
         }

@@ -4,7 +4,9 @@
 //! Events and HorizontalPodAutoscalers have two.
 
 use kinds::resources::Resource;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+
+mod autoscaler;
 
 /// From the storage version to `version` of the resource.
 pub fn from_storage(mut value: Value, resource: &Resource, version: &str) -> Value {
@@ -14,7 +16,7 @@ pub fn from_storage(mut value: Value, resource: &Resource, version: &str) -> Val
     }
     match (resource.group.as_str(), version) {
         ("events.k8s.io", _) => event_from_core(&mut value),
-        ("autoscaling", "v1") => autoscaler_to_v1(&mut value),
+        ("autoscaling", "v1") => autoscaler::to_v1(&mut value),
         _ => {}
     }
     value["apiVersion"] = wanted.into();
@@ -29,7 +31,7 @@ pub fn to_storage(mut value: Value, resource: &Resource) -> Value {
     }
     match (resource.group.as_str(), value["apiVersion"].as_str().unwrap_or("")) {
         ("events.k8s.io", _) => event_to_core(&mut value),
-        ("autoscaling", "autoscaling/v1") => autoscaler_from_v1(&mut value),
+        ("autoscaling", "autoscaling/v1") => autoscaler::from_v1(&mut value),
         _ => {}
     }
     value["apiVersion"] = stored.into();
@@ -107,124 +109,10 @@ fn event_to_core(value: &mut Value) {
     }
 }
 
-const TARGET_CPU: &str = "targetCPUUtilizationPercentage";
-const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
-const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
-
-fn is_cpu_utilization(metric: &Value) -> bool {
-    metric["type"] == "Resource"
-        && metric["resource"]["name"] == "cpu"
-        && metric["resource"]["target"]["averageUtilization"].is_number()
-}
-
-/// v1 has one number for CPU; the rest travels in annotations, as upstream does it.
-fn autoscaler_to_v1(value: &mut Value) {
-    let Some(Value::Object(spec)) = value.get_mut("spec") else { return };
-    let metrics = spec.shift_remove("metrics");
-    let behavior = spec.shift_remove("behavior");
-    let mut others = Vec::new();
-    for metric in metrics.as_ref().and_then(Value::as_array).into_iter().flatten() {
-        if is_cpu_utilization(metric) && !spec.contains_key(TARGET_CPU) {
-            let percent = metric["resource"]["target"]["averageUtilization"].clone();
-            spec.insert(TARGET_CPU.into(), percent);
-        } else {
-            others.push(metric.clone());
-        }
-    }
-    let mut annotate = |name: &str, kept: &Value| {
-        value["metadata"]["annotations"][name] = kept.to_string().into();
-    };
-    if !others.is_empty() {
-        annotate(METRICS, &Value::Array(others));
-    }
-    if let Some(behavior) = behavior {
-        annotate(BEHAVIOR, &behavior);
-    }
-    if let Some(Value::Object(status)) = value.get_mut("status") {
-        let current = status.shift_remove("currentMetrics");
-        // v1 writes a count of none; v2 leaves it out.
-        status.entry("currentReplicas").or_insert(json!(0));
-        status.shift_remove("conditions");
-        for metric in current.as_ref().and_then(Value::as_array).into_iter().flatten() {
-            if metric["resource"]["name"] == "cpu" {
-                let percent = metric["resource"]["current"]["averageUtilization"].clone();
-                if percent.is_number() {
-                    status.insert("currentCPUUtilizationPercentage".into(), percent);
-                }
-            }
-        }
-    }
-}
-
-fn autoscaler_from_v1(value: &mut Value) {
-    let mut kept = |name: &str| -> Option<Value> {
-        let annotations = value["metadata"].get_mut("annotations")?.as_object_mut()?;
-        let text = annotations.shift_remove(name)?;
-        serde_json::from_str(text.as_str()?).ok()
-    };
-    let (metrics, behavior) = (kept(METRICS), kept(BEHAVIOR));
-    if value["metadata"]["annotations"].as_object().is_some_and(Map::is_empty)
-        && let Some(Value::Object(metadata)) = value.get_mut("metadata")
-    {
-        metadata.shift_remove("annotations");
-    }
-    let Some(Value::Object(spec)) = value.get_mut("spec") else { return };
-    let mut list = metrics.and_then(|m| m.as_array().cloned()).unwrap_or_default();
-    if let Some(percent) = spec.shift_remove(TARGET_CPU) {
-        list.insert(
-            0,
-            json!({"type": "Resource", "resource": {
-                "name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent},
-            }}),
-        );
-    }
-    if !list.is_empty() {
-        spec.insert("metrics".into(), list.into());
-    }
-    if let Some(behavior) = behavior {
-        spec.insert("behavior".into(), behavior);
-    }
-    if let Some(Value::Object(status)) = value.get_mut("status") {
-        if status.get("currentReplicas").is_some_and(|count| count == 0) {
-            status.shift_remove("currentReplicas");
-        }
-        status.insert("currentMetrics".into(), Value::Null);
-    }
-    if let Some(Value::Object(status)) = value.get_mut("status")
-        && let Some(percent) = status.shift_remove("currentCPUUtilizationPercentage")
-    {
-        status.insert(
-            "currentMetrics".into(),
-            json!([{"type": "Resource", "resource": {
-                "name": "cpu", "current": {"averageUtilization": percent, "averageValue": "0"},
-            }}]),
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_autoscaler_survives_the_way_through_v1() {
-        let stored = json!({
-            "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
-            "metadata": {"name": "a"},
-            "spec": {"maxReplicas": 3, "metrics": [
-                {"type": "Resource", "resource": {"name": "cpu",
-                    "target": {"type": "Utilization", "averageUtilization": 80}}},
-                {"type": "Resource", "resource": {"name": "memory",
-                    "target": {"type": "AverageValue", "averageValue": "1Gi"}}},
-            ]},
-        });
-        let catalog = kinds::resources::Catalog::built_in();
-        let resource = catalog.any_version("autoscaling", "horizontalpodautoscalers").unwrap();
-        let v1 = from_storage(stored.clone(), resource, "v1");
-        assert_eq!(v1["spec"][TARGET_CPU], 80);
-        assert!(v1["spec"].get("metrics").is_none());
-        assert_eq!(to_storage(v1, resource), stored);
-    }
+    use serde_json::json;
 
     #[test]
     fn both_event_groups_show_one_stored_event() {

@@ -125,15 +125,20 @@ impl Registry {
                 return Err(error);
             }
         };
+        if let Err(error) = self.place(target, &allocated).await {
+            self.allocator.release(allocated);
+            return Err(error);
+        }
         let write = Write::Create { key: target.key()?, value };
         match self.store().write(write, super::durability(resource)).await {
             Ok(Outcome::Done(revision)) => {
                 let mut object = back.unwrap_or(object);
                 set_revision(&mut object, revision);
+                self.created(target).await;
                 Ok(object)
             }
             Ok(Outcome::Conflict(there)) => {
-                self.allocator.release(allocated);
+                self.give_back(target, allocated).await;
                 let deleting = there.is_some_and(|kv| {
                     serde_json::from_slice::<Value>(&kv.value)
                         .is_ok_and(|value| !metadata_str(&value, "deletionTimestamp").is_empty())
@@ -145,7 +150,7 @@ impl Registry {
                 Err(error)
             }
             Err(error) => {
-                self.allocator.release(allocated);
+                self.give_back(target, allocated).await;
                 Err(error.into())
             }
         }

@@ -99,9 +99,7 @@ impl Registry {
                 Outcome::Done(revision) => {
                     let mut object = next;
                     set_revision(&mut object, revision);
-                    if gone {
-                        self.allocator.freed(target, &live, None);
-                    }
+                    self.freed(target, &live, (!gone).then_some(&live)).await;
                     return Ok(Deleted { object, gone });
                 }
                 // Look again: the preconditions may hold for the new state, or not.

@@ -6,7 +6,7 @@ use store::{Outcome, Write};
 
 use super::{
     CONFLICT_RETRIES_MAX, FieldValidation, Registry, Target, WriteOptions, causes, convert,
-    finalizers, metadata_mut, metadata_str, patch, set_revision, signing,
+    finalizers, metadata_mut, metadata_str, patch, set_revision, shown, signing,
 };
 use crate::admission::Operation;
 use crate::authz::escalation;
@@ -185,7 +185,7 @@ impl Registry {
                 return Err(error);
             }
         }
-        let errors = match target.subresource.as_str() {
+        let mut errors = match target.subresource.as_str() {
             _ if resource.custom => Vec::new(),
             "" | "status" if target.is_definition() => {
                 warnings.extend(crd::definition::warnings(&new, Some(&live)));
@@ -220,6 +220,7 @@ impl Registry {
         };
         if !errors.is_empty() {
             self.allocator.release(allocated);
+            shown::complete(target, &new, &mut errors);
             return Err(ApiError::invalid(resource, &target.name, &causes(errors)));
         }
         if let Err(error) = self.admission.validate(self, &attributes, &new) {
@@ -267,23 +268,27 @@ impl Registry {
             Write::Update { key, value, expected }
         };
         let deletes = matches!(write, Write::Delete { .. });
+        if let Err(error) = self.place(target, &allocated).await {
+            self.allocator.release(allocated);
+            return Err(error);
+        }
         match self.store().write(write, super::durability(resource)).await {
             Ok(Outcome::Done(revision)) => {
-                self.allocator.freed(target, &live, (!deletes).then_some(&new));
+                self.freed(target, &live, (!deletes).then_some(&new)).await;
                 if !deletes {
                     set_revision(&mut new, revision);
                 }
                 Ok(Some(new))
             }
             Ok(Outcome::Conflict(_)) => {
-                self.allocator.release(allocated);
+                self.give_back(target, allocated).await;
                 if expects_version {
                     return Err(ApiError::modified(resource, &target.name));
                 }
                 Ok(None)
             }
             Err(error) => {
-                self.allocator.release(allocated);
+                self.give_back(target, allocated).await;
                 Err(error.into())
             }
         }

@@ -3,9 +3,9 @@
 //! Made from the catalog on every call; callers that want ETags hash the bytes.
 
 use base64::Engine as _;
-use kinds::resources::{Catalog, Group, Resource, Subresource};
+use kinds::resources::{Catalog, Resource, Subresource};
 use ring::digest::{SHA256, digest};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// `/api`. `server` is `host:port`.
 pub fn api_versions(server: &str) -> Value {
@@ -16,30 +16,12 @@ pub fn api_versions(server: &str) -> Value {
     })
 }
 
-/// `/apis`.
-pub fn api_group_list(catalog: &Catalog) -> Value {
-    let groups = catalog.groups().iter().filter(|g| !g.name.is_empty()).map(group_value);
-    let groups: Vec<Value> = groups.collect();
-    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
-}
-
-/// `/apis/GROUP`; `None` if there is no such group.
-pub fn api_group(catalog: &Catalog, group: &str) -> Option<Value> {
-    let group = catalog.group(group).filter(|g| !g.name.is_empty())?;
-    let mut out = Map::new();
-    out.insert("kind".into(), json!("APIGroup"));
-    out.insert("apiVersion".into(), json!("v1"));
-    if let Value::Object(fields) = group_value(group) {
-        out.extend(fields);
-    }
-    Some(Value::Object(out))
-}
-
-fn group_value(group: &Group) -> Value {
-    let version = |v: &String| json!({"groupVersion": format!("{}/{v}", group.name), "version": v});
-    let versions: Vec<Value> = group.versions.iter().map(version).collect();
+/// A group as `/apis` shows it; the preferred version comes first.
+pub fn group_value<'a>(group: &str, versions: impl Iterator<Item = &'a str>) -> Value {
+    let version = |v: &str| json!({"groupVersion": format!("{group}/{v}"), "version": v});
+    let versions: Vec<Value> = versions.map(version).collect();
     let preferred = versions.first().cloned().unwrap_or(Value::Null);
-    json!({"name": group.name, "versions": versions, "preferredVersion": preferred})
+    json!({"name": group, "versions": versions, "preferredVersion": preferred})
 }
 
 /// `/api/v1` (empty group) and `/apis/GROUP/VERSION`; `None` if it is not served.
@@ -118,10 +100,16 @@ fn storage_version_hash(resource: &Resource) -> String {
     base64::engine::general_purpose::STANDARD.encode(&hash.as_ref()[..8])
 }
 
-/// Aggregated discovery v2 for `/api` (`core`) or `/apis`: `apidiscovery.k8s.io/v2`.
-pub fn aggregated(catalog: &Catalog, core: bool) -> Value {
-    let groups = catalog.groups().iter().filter(|g| g.name.is_empty() == core);
-    let items: Vec<Value> = groups.map(|group| aggregated_group(catalog, group)).collect();
+/// Aggregated discovery of the core group: `/api`.
+pub fn aggregated_core(catalog: &Catalog) -> Value {
+    let versions = catalog.group("").into_iter().flat_map(|group| &group.versions);
+    let versions: Vec<Value> =
+        versions.map(|version| version_value(catalog, "", version)).collect();
+    aggregated_list(vec![json!({"metadata": {}, "versions": versions})])
+}
+
+/// A document of aggregated discovery: `apidiscovery.k8s.io/v2`.
+pub fn aggregated_list(items: Vec<Value>) -> Value {
     json!({
         "kind": "APIGroupDiscoveryList",
         "apiVersion": "apidiscovery.k8s.io/v2",
@@ -130,22 +118,12 @@ pub fn aggregated(catalog: &Catalog, core: bool) -> Value {
     })
 }
 
-fn aggregated_group(catalog: &Catalog, group: &Group) -> Value {
-    let versions: Vec<Value> = group
-        .versions
-        .iter()
-        .map(|version| {
-            let resources = sorted(catalog, &group.name, version);
-            let resources: Vec<Value> =
-                resources.into_iter().map(|r| aggregated_resource(r, version)).collect();
-            json!({"version": version, "resources": resources, "freshness": "Current"})
-        })
-        .collect();
-    let metadata = match group.name.as_str() {
-        "" => json!({}),
-        name => json!({"name": name}),
-    };
-    json!({"metadata": metadata, "versions": versions})
+/// A version of a group in aggregated discovery.
+pub fn version_value(catalog: &Catalog, group: &str, version: &str) -> Value {
+    let resources = sorted(catalog, group, version);
+    let resources: Vec<Value> =
+        resources.into_iter().map(|r| aggregated_resource(r, version)).collect();
+    json!({"version": version, "resources": resources, "freshness": "Current"})
 }
 
 /// Custom resources name their group and version; built-in ones leave the parent's out.
@@ -201,16 +179,14 @@ mod tests {
         let list = api_resource_list(Catalog::built_in(), "events.k8s.io", "v1").unwrap();
         assert_eq!(list["resources"][0]["storageVersionHash"], "r2yiGXH7wu8=");
         assert!(api_resource_list(Catalog::built_in(), "apps", "v7").is_none());
-        assert!(api_group(Catalog::built_in(), "nosuch").is_none());
     }
 
     #[test]
-    fn aggregated_discovery_holds_every_group() {
-        let core = aggregated(Catalog::built_in(), true);
+    fn aggregated_discovery_shows_subresources() {
+        let core = aggregated_core(Catalog::built_in());
         assert_eq!(core["items"].as_array().unwrap().len(), 1);
-        let all = aggregated(Catalog::built_in(), false);
-        assert_eq!(all["items"].as_array().unwrap().len(), Catalog::built_in().groups().len() - 1);
-        let scale = all.pointer("/items/1/versions/0/resources/2/subresources/0").unwrap();
+        let apps = version_value(Catalog::built_in(), "apps", "v1");
+        let scale = &apps["resources"][2]["subresources"][0];
         assert_eq!(scale["responseKind"]["kind"], "Scale");
     }
 }

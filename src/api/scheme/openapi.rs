@@ -8,7 +8,11 @@ use kinds::resources::{Catalog, Resource};
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
+use self::paths::add_paths;
+use super::enums::Enums;
 use super::schema::{decode, table};
+
+mod paths;
 
 pub(super) const DESCRIPTIONS: &[u8] =
     include_bytes!("../../../embedded/descriptions-1.36.json.gz");
@@ -23,6 +27,7 @@ enum Edition {
 struct Definitions {
     types: Map<String, Value>,
     words: Map<String, Value>,
+    enums: Enums,
     edition: Edition,
     /// Custom kinds and what they are called, by group, version and kind.
     custom: HashMap<(String, String, String), String>,
@@ -60,7 +65,7 @@ pub fn v2(catalog: &Catalog, version: &str) -> Value {
 }
 
 /// `/openapi/v3`: the paths of the documents with a hash of what they hold.
-pub fn v3_index(catalog: &Catalog, version: &str) -> Vec<u8> {
+pub fn v3_index(catalog: &Catalog, version: &str) -> BTreeMap<String, Value> {
     let mut paths = BTreeMap::new();
     for group in catalog.groups() {
         for served in &group.versions {
@@ -75,7 +80,7 @@ pub fn v3_index(catalog: &Catalog, version: &str) -> Vec<u8> {
         let url = format!("/openapi/v3/{path}?hash={hash}");
         paths.insert(path, json!({"serverRelativeURL": url}));
     }
-    json!({"paths": paths}).to_string().into_bytes()
+    paths
 }
 
 /// What has a document of its own without being a group's version: discovery and the like.
@@ -271,6 +276,7 @@ impl Definitions {
         Self {
             types: table(),
             words: decode(DESCRIPTIONS),
+            enums: Enums::read(),
             edition,
             custom: HashMap::new(),
             custom_schemas: Map::new(),
@@ -340,6 +346,7 @@ impl Definitions {
                 if let Some(text) = words.get(field) {
                     schema.insert("description".into(), text.clone());
                 }
+                self.enums.add(name, field, &mut schema);
                 properties.insert(field.clone(), Value::Object(schema));
             }
             out.insert("properties".into(), Value::Object(properties));
@@ -489,294 +496,6 @@ fn leaves(edition: Edition) -> [(&'static str, Value); 4] {
     };
     let time = json!({"type": "string", "format": "date-time"});
     [(TIME, time.clone()), (MICRO_TIME, time), (QUANTITY, quantity), (INT_OR_STRING, either)]
-}
-
-/// `AppsV1`, `CoreV1`, `RbacAuthorizationV1`: the middle of operation ids.
-fn group_word(group: &str, version: &str) -> String {
-    let group = group.strip_suffix(".k8s.io").unwrap_or(group);
-    let name = if group.is_empty() { "core" } else { group };
-    let capital = |word: &str| {
-        let mut letters = word.chars();
-        letters.next().map(|c| c.to_uppercase().chain(letters).collect()).unwrap_or_default()
-    };
-    let name: String = name.split('.').map(capital).collect::<Vec<String>>().concat();
-    let name = name.strip_suffix("Apiserver").unwrap_or(&name);
-    format!("{name}{}", capital(version))
-}
-
-/// One operation: verb of HTTP, word of the operation id, action.
-const ITEM_ACTIONS: [(&str, &str, &str, &str); 4] = [
-    ("get", "get", "read", "get"),
-    ("update", "put", "replace", "put"),
-    ("patch", "patch", "patch", "patch"),
-    ("delete", "delete", "delete", "delete"),
-];
-
-fn add_paths(
-    paths: &mut Map<String, Value>,
-    catalog: &Catalog,
-    group: &str,
-    version: &str,
-    definitions: &Definitions,
-) {
-    let root = format!("/{}/", document_path(group, version));
-    for resource in catalog.resources_of(group, version) {
-        let scope = if resource.namespaced { "namespaces/{namespace}/" } else { "" };
-        let collection = format!("{root}{scope}{}", resource.plural);
-        let own = (group, version, resource.kind.as_str());
-        let word = format!(
-            "{}{}{}",
-            group_word(group, version),
-            if resource.namespaced { "Namespaced" } else { "" },
-            resource.kind
-        );
-        let mut add = |path: String, operations: Map<String, Value>, named: bool| {
-            if operations.is_empty() {
-                return;
-            }
-            let mut operations = operations;
-            operations.insert(
-                "parameters".into(),
-                path_parameters(resource.namespaced, named, definitions.edition),
-            );
-            paths.insert(path, Value::Object(operations));
-        };
-        let operation = |id: String, action: &str, gvk, method: &str| {
-            make_operation(definitions, id, action, gvk, method)
-        };
-        let mut many = Map::new();
-        if resource.has_verb("list") {
-            many.insert("get".into(), operation(format!("list{word}"), "list", own, "list"));
-        }
-        if resource.has_verb("create") {
-            many.insert("post".into(), operation(format!("create{word}"), "post", own, "post"));
-        }
-        if resource.has_verb("deletecollection") {
-            let id = format!("deleteCollection{word}");
-            let id = id.replacen("deleteCollection", "delete", 1).replacen(
-                &word,
-                &word.replacen("Namespaced", "CollectionNamespaced", 1),
-                1,
-            );
-            many.insert("delete".into(), operation(id, "deletecollection", own, "delete"));
-        }
-        add(collection.clone(), many, false);
-        let mut one = Map::new();
-        for (verb, method, start, action) in ITEM_ACTIONS {
-            if resource.has_verb(verb) {
-                let id = format!("{start}{word}");
-                one.insert(method.into(), operation(id, action, own, method));
-            }
-        }
-        add(format!("{collection}/{{name}}"), one, true);
-        for sub in resource.subresources.iter().filter(|s| s.served_in(version)) {
-            let gvk = match &sub.other_gv {
-                Some(gv) => (gv.group.as_str(), gv.version.as_str(), sub.kind.as_str()),
-                None => (group, version, sub.kind.as_str()),
-            };
-            let tail = sub_word(&sub.name);
-            let mut operations = Map::new();
-            for (verb, method, start, action) in ITEM_ACTIONS {
-                if sub.verbs.iter().any(|v| v == verb) {
-                    let id = format!("{start}{word}{tail}");
-                    operations.insert(method.into(), operation(id, action, gvk, method));
-                }
-            }
-            if sub.verbs.iter().any(|v| v == "create") {
-                let id = format!("create{word}{tail}");
-                operations.insert("post".into(), operation(id, "post", gvk, "post"));
-            }
-            add(format!("{collection}/{{name}}/{}", sub.name), operations, true);
-        }
-        if resource.namespaced && resource.has_verb("list") {
-            let id = format!("list{}{}ForAllNamespaces", group_word(group, version), resource.kind);
-            let list = json!({"get": operation(id, "list", own, "list")});
-            paths.insert(format!("{root}{}", resource.plural), list);
-        }
-    }
-}
-
-fn sub_word(name: &str) -> String {
-    let mut letters = name.chars();
-    letters.next().map(|c| c.to_uppercase().chain(letters).collect()).unwrap_or_default()
-}
-
-fn path_parameters(namespaced: bool, named: bool, edition: Edition) -> Value {
-    let parameter = |name: &str, description: &str| match edition {
-        Edition::V2 => json!({
-            "name": name, "in": "path", "required": true,
-            "description": description, "type": "string", "uniqueItems": true
-        }),
-        Edition::V3 => json!({
-            "name": name, "in": "path", "required": true,
-            "description": description, "schema": {"type": "string", "uniqueItems": true}
-        }),
-    };
-    let mut out = Vec::new();
-    if named {
-        out.push(parameter("name", "name of the object"));
-    }
-    if namespaced {
-        out.push(parameter(
-            "namespace",
-            "object name and auth scope, such as for teams and projects",
-        ));
-    }
-    Value::Array(out)
-}
-
-/// What a request of each method may carry in its query.
-fn query_names(method: &str) -> &'static [(&'static str, &'static str)] {
-    match method {
-        "list" => &[
-            ("allowWatchBookmarks", "boolean"),
-            ("continue", "string"),
-            ("fieldSelector", "string"),
-            ("labelSelector", "string"),
-            ("limit", "integer"),
-            ("resourceVersion", "string"),
-            ("resourceVersionMatch", "string"),
-            ("sendInitialEvents", "boolean"),
-            ("timeoutSeconds", "integer"),
-            ("watch", "boolean"),
-        ],
-        "post" | "put" => {
-            &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")]
-        }
-        "patch" => &[
-            ("dryRun", "string"),
-            ("fieldManager", "string"),
-            ("fieldValidation", "string"),
-            ("force", "boolean"),
-        ],
-        "delete" => &[
-            ("dryRun", "string"),
-            ("gracePeriodSeconds", "integer"),
-            ("orphanDependents", "boolean"),
-            ("propagationPolicy", "string"),
-        ],
-        _ => &[],
-    }
-}
-
-const PATCH_TYPES: [&str; 4] = [
-    "application/apply-patch+yaml",
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-];
-const MEDIA_TYPES: [&str; 3] =
-    ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
-
-fn make_operation(
-    definitions: &Definitions,
-    id: String,
-    action: &str,
-    (group, version, kind): (&str, &str, &str),
-    method: &str,
-) -> Value {
-    let name = definitions.full_name(group, version, kind);
-    let key = (group.to_owned(), version.to_owned(), kind.to_owned());
-    let custom = definitions.custom.contains_key(&key);
-    let listed = match method {
-        "list" => definitions.full_name(group, version, &format!("{kind}List")),
-        "delete" => Some("io.k8s.apimachinery.pkg.apis.meta.v1.Status".to_owned()),
-        _ => name.clone(),
-    };
-    let schema = |name: &Option<String>| match name {
-        Some(name) => {
-            let root = match definitions.edition {
-                Edition::V2 => "#/definitions/",
-                Edition::V3 => "#/components/schemas/",
-            };
-            json!({"$ref": format!("{root}{name}")})
-        }
-        None => json!({"type": "string"}),
-    };
-    let body = match method {
-        "post" | "put" => Some(schema(&name)),
-        "patch" => Some(schema(&Some("io.k8s.apimachinery.pkg.apis.meta.v1.Patch".to_owned()))),
-        "delete" => {
-            Some(schema(&Some("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions".to_owned())))
-        }
-        _ => None,
-    };
-    // Custom resources know neither strategic merge patches nor protobuf.
-    let patch_types = if custom { &PATCH_TYPES[..3] } else { &PATCH_TYPES[..] };
-    let media_types: &[&str] = if custom { &MEDIA_TYPES[..2] } else { &MEDIA_TYPES[..] };
-    let media = |types: &[&str], schema: &Value| -> Value {
-        let content = types.iter().map(|t| ((*t).to_owned(), json!({"schema": schema})));
-        Value::Object(content.collect())
-    };
-    let mut parameters: Vec<Value> = query_names(method)
-        .iter()
-        .map(|(name, ty)| match definitions.edition {
-            Edition::V2 => json!({"name": name, "in": "query", "type": ty, "uniqueItems": true}),
-            Edition::V3 => {
-                json!({"name": name, "in": "query", "schema": {"type": ty, "uniqueItems": true}})
-            }
-        })
-        .collect();
-    let answer = schema(&listed);
-    let mut out = Map::new();
-    out.insert("tags".into(), json!([tag(group, version)]));
-    out.insert("operationId".into(), json!(id));
-    let codes: &[&str] = match method {
-        "post" => &["200", "201", "202"],
-        "put" | "patch" => &["200", "201"],
-        "delete" => &["200", "202"],
-        _ => &["200"],
-    };
-    let mut responses = Map::new();
-    for code in codes {
-        let text = ["OK", "Created", "Accepted"][usize::from(code.as_bytes()[2] - b'0').min(2)];
-        let response = match definitions.edition {
-            Edition::V2 => json!({"description": text, "schema": answer}),
-            Edition::V3 => json!({"description": text, "content": media(media_types, &answer)}),
-        };
-        responses.insert((*code).to_owned(), response);
-    }
-    match definitions.edition {
-        Edition::V2 => {
-            let consumes: &[&str] = if method == "patch" { patch_types } else { &["*/*"] };
-            out.insert("consumes".into(), json!(consumes));
-            out.insert("produces".into(), json!(media_types));
-            out.insert("schemes".into(), json!(["https"]));
-            if let Some(body) = body {
-                let required = method != "delete";
-                parameters.insert(
-                    0,
-                    json!({"name": "body", "in": "body", "required": required, "schema": body}),
-                );
-            }
-        }
-        Edition::V3 => {
-            if let Some(body) = body {
-                let types: &[&str] = if method == "patch" { patch_types } else { &["*/*"] };
-                out.insert("requestBody".into(), json!({"content": media(types, &body)}));
-            }
-        }
-    }
-    out.insert("parameters".into(), Value::Array(parameters));
-    out.insert("responses".into(), Value::Object(responses));
-    out.insert("x-kubernetes-action".into(), json!(action));
-    out.insert(
-        "x-kubernetes-group-version-kind".into(),
-        json!({"group": group, "version": version, "kind": kind}),
-    );
-    Value::Object(out)
-}
-
-fn tag(group: &str, version: &str) -> String {
-    let word = group_word(group, version);
-    let mut out = String::new();
-    for letter in word.chars() {
-        if letter.is_uppercase() && !out.is_empty() {
-            out.push('_');
-        }
-        out.extend(letter.to_lowercase());
-    }
-    out
 }
 
 #[cfg(test)]

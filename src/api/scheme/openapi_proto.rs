@@ -1,14 +1,21 @@
-//! `/openapi/v2` in protobuf, the form kubectl asks for when it meets a kind it does not
-//! know (gnostic's OpenAPIv2.proto, media type `openapi.v2@v1.0+protobuf`).
+//! OpenAPI documents in protobuf: v2 is the form kubectl asks for when it meets a kind it does
+//! not know, v3 the one of client-go (gnostic's OpenAPIv2.proto and OpenAPIv3.proto).
 //!
-//! Only what our own document holds is written; a test looks that nothing else is in it.
+//! Only what our own documents hold is written; tests look that nothing else is in them.
 
 use serde_json::{Map, Value};
+
+mod v2;
+mod v3;
 
 /// What clients ask for.
 pub const MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 /// What the answer says of itself: an `@` has no place in a media type.
 pub const ANSWER_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// The same of v3.
+pub const V3_MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf";
+pub const V3_ANSWER_TYPE: &str = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
 
 /// How a JSON value becomes a field. A list of numbers is that of the messages around it.
 enum Kind {
@@ -22,8 +29,17 @@ enum Kind {
     Many(&'static [u32], &'static Message),
     /// A map: the number of the pairs, what is around a value, and the value.
     Pairs(u32, &'static [u32], &'static Message),
+    /// A whole number that is written as one.
+    Count,
+    /// Any value, as YAML.
+    Yaml,
+    Yamls,
+    /// A number, true or false, or a text; others have no place.
+    Default,
     /// A schema, or true or false.
-    SchemaOrFlag,
+    SchemaOrFlag(&'static Message),
+    /// The message itself is one of two.
+    SchemaOrReference,
     /// Which of these messages it is, its `in` tells.
     Parameters,
     /// `[{"BearerToken": []}]`
@@ -36,120 +52,25 @@ struct Message {
     extensions: u32,
 }
 
-static DOCUMENT: Message = Message {
-    fields: &[
-        ("swagger", 1, Kind::Text),
-        ("info", 2, Kind::One(&[], &INFO)),
-        ("paths", 8, Kind::Pairs(2, &[], &PATH)),
-        ("definitions", 9, Kind::Pairs(1, &[], &SCHEMA)),
-        ("parameters", 10, Kind::Pairs(1, &[], &QUERY_PARAMETER)),
-        ("security", 12, Kind::Requirements),
-        ("securityDefinitions", 13, Kind::Pairs(1, &[2], &API_KEY)),
-    ],
-    extensions: 16,
-};
-static INFO: Message =
-    Message { fields: &[("title", 1, Kind::Text), ("version", 2, Kind::Text)], extensions: 7 };
-static API_KEY: Message = Message {
-    fields: &[
-        ("type", 1, Kind::Text),
-        ("name", 2, Kind::Text),
-        ("in", 3, Kind::Text),
-        ("description", 4, Kind::Text),
-    ],
-    extensions: 5,
-};
-static SCHEMA: Message = Message {
-    fields: &[
-        ("$ref", 1, Kind::Text),
-        ("format", 2, Kind::Text),
-        ("title", 3, Kind::Text),
-        ("description", 4, Kind::Text),
-        ("uniqueItems", 16, Kind::Flag),
-        ("required", 19, Kind::Texts),
-        ("additionalProperties", 21, Kind::SchemaOrFlag),
-        ("type", 22, Kind::TextsInside),
-        ("items", 23, Kind::One(&[1], &SCHEMA)),
-        ("allOf", 24, Kind::Many(&[], &SCHEMA)),
-        ("properties", 25, Kind::Pairs(1, &[], &SCHEMA)),
-    ],
-    extensions: 31,
-};
-static PATH: Message = Message {
-    fields: &[
-        ("get", 2, Kind::One(&[], &OPERATION)),
-        ("put", 3, Kind::One(&[], &OPERATION)),
-        ("post", 4, Kind::One(&[], &OPERATION)),
-        ("delete", 5, Kind::One(&[], &OPERATION)),
-        ("options", 6, Kind::One(&[], &OPERATION)),
-        ("head", 7, Kind::One(&[], &OPERATION)),
-        ("patch", 8, Kind::One(&[], &OPERATION)),
-        ("parameters", 9, Kind::Parameters),
-    ],
-    extensions: 10,
-};
-static OPERATION: Message = Message {
-    fields: &[
-        ("tags", 1, Kind::Texts),
-        ("summary", 2, Kind::Text),
-        ("description", 3, Kind::Text),
-        ("operationId", 5, Kind::Text),
-        ("produces", 6, Kind::Texts),
-        ("consumes", 7, Kind::Texts),
-        ("parameters", 8, Kind::Parameters),
-        ("responses", 9, Kind::Pairs(1, &[1], &RESPONSE)),
-        ("schemes", 10, Kind::Texts),
-        ("deprecated", 11, Kind::Flag),
-    ],
-    extensions: 13,
-};
-static RESPONSE: Message = Message {
-    fields: &[("description", 1, Kind::Text), ("schema", 2, Kind::One(&[1], &SCHEMA))],
-    extensions: 5,
-};
-static BODY_PARAMETER: Message = Message {
-    fields: &[
-        ("description", 1, Kind::Text),
-        ("name", 2, Kind::Text),
-        ("in", 3, Kind::Text),
-        ("required", 4, Kind::Flag),
-        ("schema", 5, Kind::One(&[], &SCHEMA)),
-    ],
-    extensions: 6,
-};
-static QUERY_PARAMETER: Message = Message {
-    fields: &[
-        ("required", 1, Kind::Flag),
-        ("in", 2, Kind::Text),
-        ("description", 3, Kind::Text),
-        ("name", 4, Kind::Text),
-        ("type", 6, Kind::Text),
-        ("format", 7, Kind::Text),
-        ("minimum", 13, Kind::Whole),
-        ("uniqueItems", 20, Kind::Flag),
-    ],
-    extensions: 23,
-};
-static PATH_PARAMETER: Message = Message {
-    fields: &[
-        ("required", 1, Kind::Flag),
-        ("in", 2, Kind::Text),
-        ("description", 3, Kind::Text),
-        ("name", 4, Kind::Text),
-        ("type", 5, Kind::Text),
-        ("format", 6, Kind::Text),
-        ("uniqueItems", 19, Kind::Flag),
-    ],
-    extensions: 22,
-};
-
-/// The document in protobuf.
+/// A document of v2 in protobuf.
 pub fn encode(document: &Value) -> Vec<u8> {
-    message(&DOCUMENT, document)
+    message(&v2::DOCUMENT, document)
+}
+
+/// A document of v3 in protobuf.
+pub fn encode_v3(document: &Value) -> Vec<u8> {
+    message(&v3::DOCUMENT, document)
 }
 
 fn message(about: &Message, value: &Value) -> Vec<u8> {
     let mut out = Vec::new();
+    if let [(_, _, Kind::SchemaOrReference)] = about.fields {
+        match value.get("$ref") {
+            Some(_) => put(&mut out, 2, &message(&v3::REFERENCE, value)),
+            None => put(&mut out, 1, &message(&v3::SCHEMA, value)),
+        }
+        return out;
+    }
     let empty = Map::new();
     let map = value.as_object().unwrap_or(&empty);
     for (name, number, kind) in about.fields {
@@ -158,12 +79,16 @@ fn message(about: &Message, value: &Value) -> Vec<u8> {
         }
     }
     for (name, value) in map.iter().filter(|(name, _)| name.starts_with("x-")) {
-        // Its value as YAML, which JSON is as well.
-        let mut any = Vec::new();
-        put(&mut any, 2, value.to_string().as_bytes());
-        put(&mut out, about.extensions, &pair(name, &any));
+        put(&mut out, about.extensions, &pair(name, &yaml(value)));
     }
     out
+}
+
+/// Any value as YAML, which JSON is as well.
+fn yaml(value: &Value) -> Vec<u8> {
+    let mut any = Vec::new();
+    put(&mut any, 2, value.to_string().as_bytes());
+    any
 }
 
 fn field(out: &mut Vec<u8>, number: u32, kind: &Kind, value: &Value) {
@@ -201,21 +126,36 @@ fn field(out: &mut Vec<u8>, number: u32, kind: &Kind, value: &Value) {
             }
             put(out, number, &inside);
         }
-        Kind::SchemaOrFlag => {
+        Kind::Count => put_number(out, number, value.as_u64().unwrap_or_default()),
+        Kind::Yaml => put(out, number, &yaml(value)),
+        Kind::Yamls => items().for_each(|item| put(out, number, &yaml(item))),
+        Kind::Default => {
             let mut inside = Vec::new();
-            match value.as_bool() {
-                Some(flag) => put_number(&mut inside, 2, u64::from(flag)),
-                None => put(&mut inside, 1, &message(&SCHEMA, value)),
+            match value {
+                Value::Number(_) => field(&mut inside, 1, &Kind::Whole, value),
+                Value::Bool(flag) => put_number(&mut inside, 2, u64::from(*flag)),
+                Value::String(text) => put(&mut inside, 3, text.as_bytes()),
+                _ => return,
             }
             put(out, number, &inside);
         }
+        Kind::SchemaOrFlag(about) => {
+            let mut inside = Vec::new();
+            match value.as_bool() {
+                Some(flag) => put_number(&mut inside, 2, u64::from(flag)),
+                None => put(&mut inside, 1, &message(about, value)),
+            }
+            put(out, number, &inside);
+        }
+        // Its message is written as a whole.
+        Kind::SchemaOrReference => {}
         Kind::Parameters => {
             for item in items() {
                 // ParametersItem.parameter, then which parameter it is.
                 let inside = match item["in"].as_str() {
-                    Some("body") => wrapped(&[1, 1], message(&BODY_PARAMETER, item)),
-                    Some("path") => wrapped(&[1, 2, 4], message(&PATH_PARAMETER, item)),
-                    _ => wrapped(&[1, 2, 3], message(&QUERY_PARAMETER, item)),
+                    Some("body") => wrapped(&[1, 1], message(&v2::BODY_PARAMETER, item)),
+                    Some("path") => wrapped(&[1, 2, 4], message(&v2::PATH_PARAMETER, item)),
+                    _ => wrapped(&[1, 2, 3], message(&v2::QUERY_PARAMETER, item)),
                 };
                 put(out, number, &inside);
             }
@@ -281,11 +221,16 @@ mod tests {
             0xfa, 0x01, 14, 0x0a, 3, b'x', b'-', b'b', // vendor_extension { name
             0x12, 7, 0x12, 5, b'[', b'"', b'c', b'"', b']', // value { yaml } }
         ];
-        assert_eq!(message(&SCHEMA, &schema), expected);
+        assert_eq!(message(&v2::SCHEMA, &schema), expected);
     }
 
     /// Names in the document that the tables do not know would be lost without a word.
     fn unknown(about: &Message, value: &Value, out: &mut Vec<String>) {
+        let about = match about.fields {
+            [(_, _, Kind::SchemaOrReference)] if value.get("$ref").is_some() => &v3::REFERENCE,
+            [(_, _, Kind::SchemaOrReference)] => &v3::SCHEMA,
+            _ => about,
+        };
         for (name, value) in value.as_object().into_iter().flatten() {
             if name.starts_with("x-") {
                 continue;
@@ -306,13 +251,13 @@ mod tests {
                         .flatten()
                         .for_each(|(_, it)| unknown(about, it, out));
                 }
-                Kind::SchemaOrFlag if value.is_object() => unknown(&SCHEMA, value, out),
+                Kind::SchemaOrFlag(about) if value.is_object() => unknown(about, value, out),
                 Kind::Parameters => {
                     for item in value.as_array().into_iter().flatten() {
                         let about = match item["in"].as_str() {
-                            Some("body") => &BODY_PARAMETER,
-                            Some("path") => &PATH_PARAMETER,
-                            _ => &QUERY_PARAMETER,
+                            Some("body") => &v2::BODY_PARAMETER,
+                            Some("path") => &v2::PATH_PARAMETER,
+                            _ => &v2::QUERY_PARAMETER,
                         };
                         unknown(about, item, out);
                     }
@@ -327,10 +272,37 @@ mod tests {
         let catalog = kinds::resources::Catalog::built_in();
         let document = crate::scheme::openapi::v2(catalog, "v1.36.2");
         let mut lost = Vec::new();
-        unknown(&DOCUMENT, &document, &mut lost);
+        unknown(&v2::DOCUMENT, &document, &mut lost);
         lost.sort();
         lost.dedup();
         assert_eq!(lost, Vec::<String>::new());
         assert!(encode(&document).len() > 100_000);
+    }
+
+    #[test]
+    fn nothing_of_our_v3_documents_is_lost() {
+        let catalog = kinds::resources::Catalog::built_in();
+        for (group, version) in [("", "v1"), ("apps", "v1"), ("apiextensions.k8s.io", "v1")] {
+            let bytes = crate::scheme::openapi::v3(catalog, group, version, "v1.36.2").unwrap();
+            let document: Value = serde_json::from_slice(&bytes).unwrap();
+            let mut lost = Vec::new();
+            unknown(&v3::DOCUMENT, &document, &mut lost);
+            lost.sort();
+            lost.dedup();
+            assert_eq!(lost, Vec::<String>::new());
+            assert!(encode_v3(&document).len() > 10_000);
+        }
+    }
+
+    #[test]
+    fn a_v3_schema_is_written_as_its_fields() {
+        let schema = json!({"default": "a", "allOf": [{"$ref": "#/b"}], "enum": ["c"]});
+        let expected: &[u8] = &[
+            0xc2, 0x01, 5, 0x12, 3, b'"', b'c', b'"', // enum { yaml }
+            0xd2, 0x01, 7, 0x12, 5, 0x0a, 3, b'#', b'/',
+            b'b', // all_of { reference { _ref } }
+            0x8a, 0x02, 3, 0x1a, 1, b'a', // default { string }
+        ];
+        assert_eq!(message(&v3::SCHEMA, &schema), expected);
     }
 }

@@ -8,10 +8,12 @@ use futures::FutureExt;
 use http::{Request, Response};
 use tracing::error;
 
+use super::forward::ClientAddress;
 use super::negotiate::Asked;
 use super::request::{Query, RequestInfo};
 use super::{Shared, answer, compress, documents, health, resources};
 use crate::admission::Notes;
+use crate::aggregate;
 use crate::authn::impersonation::{self, ActsAs, Check};
 use crate::authn::{Peer, User};
 use crate::authz::{Action, Decision};
@@ -71,6 +73,9 @@ async fn walk(
     let peer = request.extensions_mut().remove::<Peer>().unwrap_or_default();
     let notes = Arc::new(Notes::default());
     request.extensions_mut().insert(notes.clone());
+    if let Some(address) = peer.address {
+        request.extensions_mut().insert(ClientAddress(address));
+    }
 
     let cache = &server.registry.cache;
     let authenticator = &server.authenticator;
@@ -126,7 +131,11 @@ async fn decide(server: &Shared, call: Call) -> Result<Response<Body>> {
         action.verb = "create".into();
         authorize(server, &call.user, &action, notes).await?;
     }
-    if call.info.is_resource {
+    if let Some(other) = server.aggregator.route(&call.info.path) {
+        Ok(aggregate::proxy::serve(server, call, &other).await)
+    } else if let Some(other) = server.aggregator.document_route(&call.info.path) {
+        Ok(aggregate::proxy::document(server, call, &other).await)
+    } else if call.info.is_resource {
         resources::serve(server, call).await
     } else if let Some(response) = health::serve(server, &call).await {
         Ok(response)

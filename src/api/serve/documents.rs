@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::chain::Call;
 use super::negotiate::{self, Encoding, Form};
 use super::{Shared, answer};
+use crate::aggregate::{discovery as merged, openapi as parts_of_others};
 use crate::error::{ApiError, Result};
 use crate::scheme::{discovery, openapi, openapi_proto};
 
@@ -25,20 +26,26 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
         [] => Some(json!({"paths": paths(server)})),
         ["api"] | ["apis"] => {
             let core = parts == ["api"];
+            let groups = || merged::groups(&catalog, &server.aggregator.table());
             if let Some((kind, binary)) = aggregated_type(call) {
-                return aggregated(call, &discovery::aggregated(&catalog, core), kind, binary);
+                let document = match core {
+                    true => discovery::aggregated_core(&catalog),
+                    false => merged::aggregated(&catalog, &groups()),
+                };
+                return aggregated(call, &document, kind, binary);
             }
-            Some(if core {
-                discovery::api_versions(&server.advertise)
-            } else {
-                discovery::api_group_list(&catalog)
+            Some(match core {
+                true => discovery::api_versions(&server.advertise),
+                false => merged::group_list(&groups()),
             })
         }
         ["api", version] => Some(
             discovery::api_resource_list(&catalog, "", version)
                 .ok_or_else(ApiError::no_such_resource)?,
         ),
-        ["apis", group] => discovery::api_group(&catalog, group),
+        ["apis", group] => {
+            merged::group(&merged::groups(&catalog, &server.aggregator.table()), group)
+        }
         ["apis", group, version] => {
             let list = discovery::api_resource_list(&catalog, group, version);
             if list.is_none() && catalog.group(group).is_some() {
@@ -47,16 +54,31 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
             list
         }
         ["openapi", "v2"] => {
-            let out = openapi::v2(&catalog, version);
+            let mut out = openapi::v2(&catalog, version);
+            for (_, remote) in server.aggregator.table().remotes() {
+                let packed = remote.learnt().openapi_v2.clone();
+                if let Some(part) = packed.and_then(|packed| parts_of_others::unpack(&packed)) {
+                    parts_of_others::merge(&mut out, part);
+                }
+            }
             let accept = call.request.headers().get(http::header::ACCEPT);
             let offers = accept.and_then(|offers| offers.to_str().ok()).unwrap_or_default();
             if offers.contains(openapi_proto::MEDIA_TYPE) {
                 return Ok(tagged(call, openapi_proto::encode(&out), openapi_proto::ANSWER_TYPE));
             }
-            return Ok(document(call, out.to_string().into_bytes(), None));
+            return Ok(tagged(call, out.to_string().into_bytes(), "application/json"));
         }
         ["openapi", "v3"] => {
-            let index = openapi::v3_index(&catalog, version);
+            let mut index = openapi::v3_index(&catalog, version);
+            for (_, remote) in server.aggregator.table().remotes() {
+                let path = remote.path().trim_start_matches('/').to_string();
+                match &remote.learnt().openapi_v3 {
+                    Some(url) => drop(index.insert(path, json!({"serverRelativeURL": url}))),
+                    // What is served by another is not what our own document says.
+                    None => drop(index.remove(&path)),
+                }
+            }
+            let index = json!({"paths": index}).to_string().into_bytes();
             return Ok(tagged(call, index, "text/plain; charset=utf-8"));
         }
         ["openapi", "v3", "api", served] => {
@@ -68,11 +90,7 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
         ["openapi", "v3", rest @ ..] => {
             let path = rest.join("/");
             return Ok(match openapi::v3_plain(&catalog, &path, version) {
-                Some(body) => {
-                    let hash = openapi::plain_hash(&path, version);
-                    let asked = call.query.get("hash").filter(|asked| *asked == hash);
-                    document(call, body, asked.map(|_| ()))
-                }
+                Some(body) => v3_document(call, body, &openapi::plain_hash(&path, version)),
                 None => nothing(),
             });
         }
@@ -115,9 +133,9 @@ fn paths(server: &Shared) -> Vec<String> {
         "/api/v1".into(),
         "/apis".into(),
     ];
-    for group in catalog.groups().iter().filter(|group| !group.name.is_empty()) {
+    for group in merged::groups(&catalog, &server.aggregator.table()) {
         paths.push(format!("/apis/{}", group.name));
-        paths.extend(group.versions.iter().map(|v| format!("/apis/{}/{v}", group.name)));
+        paths.extend(group.versions.iter().map(|v| format!("/apis/{}/{}", group.name, v.name)));
     }
     let fixed = [
         "/healthz",
@@ -184,18 +202,38 @@ fn group_document(
     match openapi::v3(catalog, group, served, version) {
         Some(body) => {
             let hash = openapi::document_hash(catalog, group, served, version);
-            let asked = call.query.get("hash");
-            document(call, body, asked.filter(|asked| *asked == hash).map(|_| ()))
+            v3_document(call, body, &hash)
         }
         None => nothing(),
     }
 }
 
-/// A document; one that was asked for by its hash never changes.
-fn document(call: &Call, body: Vec<u8>, immutable: Option<()>) -> Response<Body> {
-    let mut response = tagged(call, body, "application/json");
-    if immutable.is_some() {
-        response.headers_mut().insert(
+/// A document of v3, in protobuf for who wants it; one that was asked for by its hash never
+/// changes. Who asks by another hash is sent to the right one, as upstream does.
+fn v3_document(call: &Call, body: Vec<u8>, hash: &str) -> Response<Body> {
+    let asked = call.query.set("hash");
+    if asked.is_some_and(|asked| asked != hash) {
+        let mut moved = answer::bytes(StatusCode::MOVED_PERMANENTLY, "", Vec::new());
+        moved.headers_mut().remove(http::header::CONTENT_TYPE);
+        let place = format!("{}?hash={hash}", call.info.path);
+        if let Ok(place) = http::HeaderValue::from_str(&place) {
+            moved.headers_mut().insert(http::header::LOCATION, place);
+        }
+        return moved;
+    }
+    let offers = call.request.headers().get(http::header::ACCEPT);
+    let offers = offers.and_then(|offers| offers.to_str().ok()).unwrap_or_default();
+    let binary = offers.contains(openapi_proto::V3_MEDIA_TYPE);
+    let mut response = match serde_json::from_slice(&body) {
+        Ok(value) if binary => {
+            tagged(call, openapi_proto::encode_v3(&value), openapi_proto::V3_ANSWER_TYPE)
+        }
+        _ => tagged(call, body, "application/json"),
+    };
+    let headers = response.headers_mut();
+    headers.insert(http::header::VARY, http::HeaderValue::from_static("Accept"));
+    if asked.is_some() {
+        headers.insert(
             http::header::CACHE_CONTROL,
             http::HeaderValue::from_static("public, immutable, max-age=31536000"),
         );

@@ -20,8 +20,9 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use super::forward::Unread;
 use super::negotiate::Asked;
-use super::request::Query;
+use super::request::{Query, RequestInfo};
 use super::{Shared, answer, chain};
 use crate::authn::Peer;
 use crate::error::ApiError;
@@ -128,6 +129,12 @@ async fn connection(
 async fn one(server: Shared, peer: Peer, request: Request<Incoming>) -> Response<Answer> {
     let (parts, body) = request.into_parts();
     let asked = Asked::of(&parts.headers, &Query::parse(parts.uri.query()));
+    if is_passed_on(&server, &parts) {
+        let mut request = Request::from_parts(parts, Bytes::new());
+        request.extensions_mut().insert(Unread::new(body));
+        request.extensions_mut().insert(peer);
+        return finish(chain::handle(&server, request).await);
+    }
     let body = match tokio::time::timeout(BODY_TIMEOUT, read(body)).await {
         Ok(Ok(body)) => body,
         Ok(Err(error)) => return finish(answer::failure(&error, &asked)),
@@ -141,6 +148,16 @@ async fn one(server: Shared, peer: Peer, request: Request<Incoming>) -> Response
     // In a box of its own, so that a stream that follows does not keep the room which the
     // whole walk needs: the many watches of a cluster would pay for it.
     finish(Box::pin(chain::handle(&server, request)).await)
+}
+
+/// Whether the body of a request goes on to somebody else while it arrives.
+fn is_passed_on(server: &Shared, parts: &http::request::Parts) -> bool {
+    let path = parts.uri.path();
+    let proxied = path.contains("/proxy") && {
+        let query = Query::parse(parts.uri.query());
+        RequestInfo::parse(&parts.method, path, &query).subresource == "proxy"
+    };
+    proxied || server.aggregator.route(path).is_some()
 }
 
 async fn read(mut body: Incoming) -> Result<Bytes, ApiError> {

@@ -1,112 +1,104 @@
-//! Requests that go on to a node's kubelet: logs, exec, attach, port-forward, and the
-//! node, pod and service proxies. The kubelet's streams are passed byte for byte.
+//! Requests that go on to a node's kubelet or to a pod: logs, exec, attach, port-forward, and
+//! the node, pod and service proxies. Streams are passed byte for byte.
 
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use client::Body;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use futures::StreamExt;
-use http::{Request, Response, StatusCode, Uri};
-use http_body_util::{BodyDataStream, Full};
-use hyper_util::rt::TokioIo;
+use http::{HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tracing::debug;
 
+use self::logs::LogOptions;
+use self::rewrite::Rewriter;
 use super::chain::Call;
-use super::{Shared, answer};
+use super::{Shared, answer, forward};
 use crate::error::{ApiError, Result};
+use crate::outbound::{self, SLICES};
 use crate::registry::Target;
+
+mod logs;
+mod place;
+mod rewrite;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a kubelet may take to begin its answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-const KUBELET_PORT: u16 = 10250;
+const KUBELET_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long whatever runs in a pod may take.
+const POD_TIMEOUT: Duration = Duration::from_secs(300);
+/// Of a kubelet's refusal that is told to the client, in bytes (upstream's limit).
+const REFUSAL_BYTES_MAX: usize = 50_000;
+/// A larger document of a proxied page is passed as it is, in bytes.
+const HTML_BYTES_MAX: usize = 4 << 20;
+/// And one that takes longer to arrive.
+const HTML_TIMEOUT: Duration = Duration::from_secs(30);
 const NODES: &str = "/registry/minions/";
 
-/// How kubelets are reached: their certificate authority and our certificate.
+/// How kubelets and pods are reached.
 pub struct Kubelets {
-    tls: Arc<rustls::ClientConfig>,
+    /// With the kubelets' certificate authority and our certificate.
+    tls: Arc<ClientConfig>,
+    /// The same without a look at the kubelet's certificate.
+    lenient: Arc<ClientConfig>,
+    /// To pods that speak TLS, whoever signed their certificates.
+    pods: Arc<ClientConfig>,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
+type Connected = std::result::Result<Box<dyn Stream>, String>;
+
 impl Kubelets {
-    pub fn new(tls: rustls::ClientConfig) -> Self {
+    /// # Errors
+    /// When no TLS configuration can be made.
+    pub fn new(tls: ClientConfig) -> std::result::Result<Self, pki::Error> {
         let mut tls = tls;
         // Upgrades need HTTP/1.1.
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self { tls: Arc::new(tls) }
+        let mut pods = pki::tls::client_config(None, None, true)?;
+        pods.alpn_protocols = tls.alpn_protocols.clone();
+        Ok(Self {
+            lenient: Arc::new(pki::tls::trusting_anyone(tls.clone())),
+            tls: Arc::new(tls),
+            pods: Arc::new(pods),
+        })
     }
+}
 
-    /// A connection to a node's kubelet; the node's name is what its certificate says.
-    async fn connect(&self, node: &Value) -> Result<(Box<dyn Stream>, String)> {
-        let name = node["metadata"]["name"].as_str().unwrap_or("").to_string();
-        let addresses = node["status"]["addresses"].as_array().into_iter().flatten();
-        let address = ["InternalIP", "Hostname", "ExternalIP"].iter().find_map(|kind| {
-            let found = addresses.clone().find(|address| address["type"] == *kind)?;
-            found["address"].as_str().map(str::to_string)
-        });
-        let address = address.ok_or_else(|| {
-            ApiError::internal(format!("no preferred addresses found for node {name}"))
-        })?;
-        let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
-            .as_u64()
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port != 0)
-            .unwrap_or(KUBELET_PORT);
-        let failed = |why: String| {
-            ApiError::internal(format!("error dialing backend: dial tcp {address}:{port}: {why}"))
-        };
-        let connect = async {
-            let tcp = TcpStream::connect((address.as_str(), port)).await?;
-            tcp.set_nodelay(true)?;
-            let name = ServerName::try_from(name.clone())
-                .map_err(|err| std::io::Error::other(err.to_string()))?;
-            TlsConnector::from(self.tls.clone()).connect(name, tcp).await
-        };
-        match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
-            Ok(Ok(stream)) => Ok((Box::new(stream), format!("{name}:{port}"))),
-            Ok(Err(err)) => Err(failed(err.to_string())),
-            Err(_) => Err(failed("i/o timeout".into())),
-        }
+/// A connection, with TLS where `tls` is given: to a server of this name.
+async fn connect(address: &str, port: u16, tls: Option<(&Arc<ClientConfig>, &str)>) -> Connected {
+    let open = async {
+        let tcp = outbound::plain(address, port).await?;
+        let Some((tls, name)) = tls else { return Ok(Box::new(tcp) as Box<dyn Stream>) };
+        let name = ServerName::try_from(name.to_owned()).map_err(|err| err.to_string())?;
+        let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await;
+        let stream = stream.map_err(|err| format!("tls: {err}"))?;
+        Ok(Box::new(stream) as Box<dyn Stream>)
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
+        Ok(opened) => opened,
+        Err(_) => Err(format!("dial tcp {address}:{port}: i/o timeout")),
     }
 }
 
 pub async fn serve(server: &Shared, call: Call, target: Target) -> Result<Response<Body>> {
     super::connect::admit(server, &call, &target).await?;
     match (target.resource.plural.as_str(), target.subresource.as_str()) {
-        ("pods", "proxy") | ("services", "proxy") => to_address(server, call, &target).await,
-        ("nodes", "proxy") => {
-            let (name, _) = split_port(&target.name);
-            let node = node(server, &name)?;
-            let path = with_query(&format!("/{}", call.info.rest), call.request.uri().query());
-            to_kubelet(server, call, &node, &path).await
-        }
-        ("pods", _) => {
-            let pod = server.registry.live(&target).await?.value();
-            let path = kubelet_path(&call, &target, &pod)?;
-            let node_name = pod["spec"]["nodeName"].as_str().unwrap_or("");
-            if node_name.is_empty() {
-                // Upstream has nothing to say of a log, and refuses the rest.
-                if target.subresource == "log" {
-                    let mut nothing = answer::bytes(StatusCode::NO_CONTENT, "", Bytes::new());
-                    nothing.headers_mut().remove(http::header::CONTENT_TYPE);
-                    return Ok(nothing);
-                }
-                return Err(ApiError::bad_request(format!(
-                    "pod {} does not have a host assigned",
-                    target.name
-                )));
-            }
-            let node = node(server, node_name)?;
-            to_kubelet(server, call, &node, &path).await
-        }
+        ("pods" | "services" | "nodes", "proxy") => proxy(server, call, &target).await,
+        ("pods", "log") => log(server, call, &target).await,
+        ("pods", _) => stream(server, call, &target).await,
         _ => Err(ApiError::no_such_resource()),
     }
 }
@@ -119,76 +111,200 @@ fn node(server: &Shared, name: &str) -> Result<Value> {
     Err(ApiError::not_found(&nodes, name))
 }
 
-/// The container a request is about: the one named, the annotated default, or the only
-/// one.
+/// The container a request is about: the one named, or the only one.
 fn container(call: &Call, target: &Target, pod: &Value) -> Result<String> {
     let names = |list: &str| -> Vec<String> {
         let containers = pod["spec"][list].as_array().into_iter().flatten();
         containers.filter_map(|c| c["name"].as_str().map(str::to_string)).collect()
     };
-    let (own, init) = (names("containers"), names("initContainers"));
-    let ephemeral = names("ephemeralContainers");
-    if let Some(wanted) = call.query.set("container") {
-        let known = own.iter().chain(&init).chain(&ephemeral).any(|name| name == wanted);
-        return if known {
-            Ok(wanted.to_string())
-        } else {
-            Err(ApiError::bad_request(format!(
-                "container {wanted} is not valid for pod {}",
+    let own = names("containers");
+    let all = [names("initContainers"), own.clone(), names("ephemeralContainers")].concat();
+    let pod = &target.name;
+    match (call.query.set("container"), own.as_slice()) {
+        (Some(wanted), _) if all.iter().any(|name| name == wanted) => Ok(wanted.to_string()),
+        (Some(wanted), _) => {
+            Err(ApiError::bad_request(format!("container {wanted} is not valid for pod {pod}")))
+        }
+        (None, [only]) => Ok(only.clone()),
+        (None, _) => Err(ApiError::bad_request(format!(
+            "a container name must be specified for pod {pod}, choose one of: [{}]",
+            all.join(" ")
+        ))),
+    }
+}
+
+/// A node, and how to open a connection to its kubelet.
+struct Kubelet {
+    name: String,
+    address: String,
+    port: u16,
+}
+
+impl Kubelet {
+    fn of(node: &Value) -> Result<Self> {
+        let name = node["metadata"]["name"].as_str().unwrap_or("").to_string();
+        let address = place::of_node(node).ok_or_else(|| {
+            ApiError::internal(format!("no preferred addresses found for node {name}"))
+        })?;
+        Ok(Self { address: address.to_string(), port: place::kubelet_port(node), name })
+    }
+
+    async fn connect(&self, tls: &Arc<ClientConfig>) -> Connected {
+        connect(&self.address, self.port, Some((tls, &self.name))).await
+    }
+
+    fn host(&self) -> String {
+        format!("{}:{}", self.address, self.port)
+    }
+}
+
+/// Sends a request on over a connection. The answer is the backend's, or why there is none.
+async fn exchange(
+    stream: Connected,
+    onward: forward::Onward,
+    patience: Duration,
+) -> std::result::Result<Passed, String> {
+    let mut sender = forward::open(stream?).await?;
+    let (response, upgrade) = onward.send(&mut sender, patience).await?;
+    Ok(Passed { response, upgrade, sender })
+}
+
+/// An answer on its way back.
+struct Passed {
+    response: Response<Incoming>,
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
+    sender: hyper::client::conn::http1::SendRequest<forward::Outgoing>,
+}
+
+impl Passed {
+    fn answer(self) -> std::result::Result<Response<Body>, String> {
+        // The connection lives as long as its answer.
+        forward::answer(self.response, self.upgrade, self.sender, drop)
+    }
+}
+
+async fn log(server: &Shared, call: Call, target: &Target) -> Result<Response<Body>> {
+    let options = LogOptions::read(&call.query)?;
+    options.check(&target.name)?;
+    let pod = server.registry.live(target).await?.value();
+    let container = container(&call, target, &pod)?;
+    let Some(node_name) = pod["spec"]["nodeName"].as_str().filter(|name| !name.is_empty()) else {
+        let mut nothing = answer::bytes(StatusCode::NO_CONTENT, "", Bytes::new());
+        nothing.headers_mut().remove(header::CONTENT_TYPE);
+        return Ok(nothing);
+    };
+    let kubelet = Kubelet::of(&node(server, node_name)?)?;
+    let path = format!("/containerLogs/{}/{}/{container}", target.namespace, target.name);
+    let path = with_query(&path, Some(&options.query()));
+    let tls = if options.insecure { &server.kubelets.lenient } else { &server.kubelets.tls };
+    let failed = |why: String| {
+        let url = format!("https://{}{path}", kubelet.host());
+        ApiError::new(500, "", format!("Get {url:?}: {why}"))
+    };
+    let onward = forward::onward(call.request, &path, &kubelet.host()).map_err(failed)?;
+    let stream = kubelet.connect(tls).await;
+    let passed = exchange(stream, onward, KUBELET_TIMEOUT).await.map_err(failed)?;
+    let status = passed.response.status();
+    if !status.is_success() {
+        return Err(refusal(target, status, passed.response.into_body()).await);
+    }
+    let mut response = passed.answer().map_err(failed)?;
+    let plain = HeaderValue::from_static("text/plain");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    Ok(response)
+}
+
+/// A kubelet's refusal in the form of this server's.
+async fn refusal(target: &Target, status: StatusCode, body: Incoming) -> ApiError {
+    let read = Limited::new(body, REFUSAL_BYTES_MAX).collect();
+    let text = match tokio::time::timeout(CONNECT_TIMEOUT, read).await {
+        Ok(Ok(body)) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+        Ok(Err(_)) | Err(_) => String::new(),
+    };
+    match status {
+        StatusCode::BAD_REQUEST => ApiError::bad_request(text),
+        StatusCode::INTERNAL_SERVER_ERROR => ApiError::internal(text),
+        StatusCode::NOT_FOUND => {
+            let said = "the server could not find the requested resource";
+            let name = &target.name;
+            ApiError::new(404, "NotFound", format!("{said} ( pods/log {name})"))
+                .about("", "pods/log", name)
+        }
+        other => {
+            let code = other.as_u16();
+            let said = format!(
+                "the server responded with the status code {code} but did not return more information ( pods/log {})",
                 target.name
-            )))
-        };
-    }
-    let default = &pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"];
-    if let Some(default) = default.as_str().filter(|d| own.iter().any(|name| name == d)) {
-        return Ok(default.to_string());
-    }
-    match own.as_slice() {
-        [only] => Ok(only.clone()),
-        many => {
-            let mut text = format!(
-                "a container name must be specified for pod {}, choose one of: [{}]",
-                target.name,
-                many.join(" ")
             );
-            if !init.is_empty() {
-                text.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
-            }
-            Err(ApiError::bad_request(text))
+            ApiError::new(code, "", said).about("", "pods/log", &target.name)
         }
     }
 }
 
-/// Path and query of the kubelet's own API for a pod's subresource.
-fn kubelet_path(call: &Call, target: &Target, pod: &Value) -> Result<String> {
+/// Exec, attach and port-forward: connections that become streams.
+async fn stream(server: &Shared, call: Call, target: &Target) -> Result<Response<Body>> {
+    let pod = server.registry.live(target).await?.value();
+    let path = stream_path(&call, target, &pod)?;
+    let Some(node_name) = pod["spec"]["nodeName"].as_str().filter(|name| !name.is_empty()) else {
+        let name = &target.name;
+        return Err(ApiError::bad_request(format!("pod {name} does not have a host assigned")));
+    };
+    let kubelet = Kubelet::of(&node(server, node_name)?)?;
+    if !forward::is_upgrade(call.request.headers()) {
+        return Err(ApiError::bad_request("Upgrade request required"));
+    }
+    let failed = |why: String| ApiError::internal(format!("error dialing backend: {why}"));
+    let onward = forward::onward(call.request, &path, &kubelet.host()).map_err(failed)?;
+    let stream = kubelet.connect(&server.kubelets.tls).await;
+    let passed = exchange(stream, onward, KUBELET_TIMEOUT).await.map_err(failed)?;
+    passed.answer().map_err(ApiError::bad_request)
+}
+
+/// Path and query of the kubelet's own API for a pod's stream.
+fn stream_path(call: &Call, target: &Target, pod: &Value) -> Result<String> {
     let place = format!("{}/{}", target.namespace, target.name);
-    let query = call.request.uri().query().unwrap_or("");
-    // `container` is in the kubelet's path.
-    let rest: Vec<&str> =
-        query.split('&').filter(|p| !p.is_empty() && !p.starts_with("container=")).collect();
+    let mut query: Vec<String> = Vec::new();
     let path = match target.subresource.as_str() {
-        "log" => format!("/containerLogs/{place}/{}", container(call, target, pod)?),
-        "exec" => format!("/exec/{place}/{}", container(call, target, pod)?),
-        "attach" => format!("/attach/{place}/{}", container(call, target, pod)?),
-        "portforward" => format!("/portForward/{place}"),
+        kind @ ("exec" | "attach") => {
+            // The kubelet reads the streams under its own names.
+            for (ours, theirs) in
+                [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")]
+            {
+                if call.query.flag(ours) {
+                    query.push(format!("{theirs}=1"));
+                }
+            }
+            if kind == "exec" {
+                let words = call.query.all("command");
+                query.extend(words.map(|word| format!("command={}", escape(word))));
+            }
+            format!("/{kind}/{place}/{}", container(call, target, pod)?)
+        }
+        "portforward" => {
+            let ports: Vec<&str> = call.query.all("ports").flat_map(|p| p.split(',')).collect();
+            let ports: Vec<&&str> = ports.iter().filter(|p| p.parse::<u16>().is_ok()).collect();
+            if !ports.is_empty() {
+                let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+                query.push(format!("port={}", ports.join(",")));
+            }
+            format!("/portForward/{place}")
+        }
         _ => return Err(ApiError::no_such_resource()),
     };
-    // The kubelet reads the streams under its own names.
-    let renamed: Vec<String> = rest
-        .iter()
-        .map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let on = !matches!(value, "false" | "0");
-            match (target.subresource.as_str(), name) {
-                ("exec" | "attach", "stdin") => format!("input={}", u8::from(on)),
-                ("exec" | "attach", "stdout") => format!("output={}", u8::from(on)),
-                ("exec" | "attach", "stderr") => format!("error={}", u8::from(on)),
-                ("exec" | "attach", "tty") => format!("tty={}", u8::from(on)),
-                _ => (*pair).to_string(),
-            }
-        })
-        .collect();
-    Ok(with_query(&path, Some(&renamed.join("&"))))
+    Ok(with_query(&path, Some(&query.join("&"))))
+}
+
+/// Percent-encodes a value of a query.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
 }
 
 fn with_query(path: &str, query: Option<&str>) -> String {
@@ -198,181 +314,207 @@ fn with_query(path: &str, query: Option<&str>) -> String {
     }
 }
 
-async fn to_kubelet(
-    server: &Shared,
-    call: Call,
-    node: &Value,
-    path: &str,
-) -> Result<Response<Body>> {
-    let (stream, host) = server.kubelets.connect(node).await?;
-    forward(call, stream, &host, path).await
+/// Where a proxied request goes.
+struct Place {
+    address: String,
+    port: u16,
+    https: bool,
+    kubelet: Option<Kubelet>,
 }
 
-/// `[scheme:]name[:port]`
-fn split_port(text: &str) -> (String, String) {
-    let parts: Vec<&str> = text.split(':').collect();
-    match parts.as_slice() {
-        [name] => ((*name).to_string(), String::new()),
-        [name, port] => ((*name).to_string(), (*port).to_string()),
-        [_, name, port] => ((*name).to_string(), (*port).to_string()),
-        _ => (text.to_string(), String::new()),
+impl Place {
+    async fn connect(&self, kubelets: &Kubelets) -> Connected {
+        match &self.kubelet {
+            Some(kubelet) => kubelet.connect(&kubelets.tls).await,
+            None => {
+                let tls = self.https.then_some((&kubelets.pods, self.address.as_str()));
+                connect(&self.address, self.port, tls).await
+            }
+        }
     }
 }
 
-/// The pod and service proxies: plain HTTP to the pod's address.
-async fn to_address(server: &Shared, call: Call, target: &Target) -> Result<Response<Body>> {
-    let (name, port) = split_port(&target.name);
-    let target = Target { name, ..target.clone() };
+async fn find(server: &Shared, target: &Target) -> Result<Place> {
+    let kind = target.resource.singular.as_str();
+    let text = &target.name;
+    let named = place::named(text)
+        .ok_or_else(|| ApiError::bad_request(format!("invalid {kind} request {text:?}")))?;
+    let of = Target { name: named.name.into(), subresource: String::new(), ..target.clone() };
+    let at = |address: &str, port: u16| Place {
+        address: address.to_string(),
+        port,
+        https: named.https,
+        kubelet: None,
+    };
     server.registry.cache.fresh().await?;
-    let address = if target.resource.plural == "pods" {
-        let pod = server.registry.live(&target).await?.value();
-        let ip = pod["status"]["podIP"].as_str().unwrap_or("").to_string();
-        let first = pod["spec"]["containers"][0]["ports"][0]["containerPort"].as_u64();
-        let port = if port.is_empty() { first.unwrap_or(80).to_string() } else { port };
-        (!ip.is_empty()).then(|| format!("{ip}:{port}"))
-    } else {
-        let service = server.registry.live(&target).await?.value();
-        service_endpoint(server, &target, &service, &port)
-    };
-    let address = address.ok_or_else(|| {
-        ApiError::unavailable(format!("no endpoints available for service {:?}", target.name))
+    match target.resource.plural.as_str() {
+        "pods" => {
+            let pod = server.registry.live(&of).await?.value();
+            let found = place::of_pod(&pod, named.port, named.https);
+            found.map(|(address, port)| at(&address, port)).map_err(ApiError::bad_request)
+        }
+        "services" => {
+            let (address, port) = behind_service(server, &of, named.port)?;
+            Ok(at(&address, port))
+        }
+        _ => {
+            let kubelet = Kubelet::of(&node(server, named.name)?)?;
+            if named.port.is_empty() || named.port.parse() == Ok(kubelet.port) {
+                let place = at(&kubelet.address, kubelet.port);
+                return Ok(Place { https: true, kubelet: Some(kubelet), ..place });
+            }
+            let port = named.port.parse();
+            let port = port.map_err(|_| ApiError::bad_request("invalid port"))?;
+            if !place::is_allowed(&kubelet.address) {
+                return Err(ApiError::bad_request("address not allowed"));
+            }
+            Ok(at(&kubelet.address, port))
+        }
+    }
+}
+
+/// One of the endpoints behind a service's port.
+fn behind_service(server: &Shared, target: &Target, port: &str) -> Result<(String, u16)> {
+    let (cache, name) = (&server.registry.cache, &target.name);
+    let missing = || ApiError::not_found(&target.resource, name);
+    let service = cache.get(target.prefix()?, &target.key()?).ok_or_else(missing)?.value();
+    let port_name = place::port_name(&service, port).ok_or_else(|| {
+        ApiError::unavailable(format!("no service port {port} found for service {name:?}"))
     })?;
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await;
-    let stream: Box<dyn Stream> = match stream {
-        Ok(Ok(stream)) => Box::new(stream),
-        Ok(Err(err)) => {
-            return Err(ApiError::unavailable(format!(
-                "error trying to reach service: dial tcp {address}: {err}"
-            )));
-        }
-        Err(_) => {
-            return Err(ApiError::unavailable(format!(
-                "error trying to reach service: dial tcp {address}: i/o timeout"
-            )));
-        }
-    };
-    let path = with_query(&format!("/{}", call.info.rest), call.request.uri().query());
-    forward(call, stream, &address, &path).await
-}
-
-/// A ready endpoint of a service's port (by name or number; the only one if empty).
-fn service_endpoint(
-    server: &Shared,
-    target: &Target,
-    service: &Value,
-    port: &str,
-) -> Option<String> {
-    const SLICES: &str = "/registry/endpointslices/";
-    let ports = service["spec"]["ports"].as_array()?;
-    let wanted = if port.is_empty() {
-        ports.first()?
-    } else {
-        ports.iter().find(|p| p["name"] == port || p["port"].as_u64() == port.parse().ok())?
-    };
-    let port_name = wanted["name"].as_str().unwrap_or("");
     let start = format!("{SLICES}{}/", target.namespace);
-    let (slices, _) = server.registry.cache.list(SLICES, &start, None);
-    let mut found = Vec::new();
-    for slice in slices.iter().map(|slice| slice.value()) {
-        if slice["metadata"]["labels"]["kubernetes.io/service-name"] != target.name.as_str() {
-            continue;
-        }
-        let port = slice["ports"]
-            .as_array()
-            .and_then(|ports| ports.iter().find(|p| p["name"].as_str().unwrap_or("") == port_name))
-            .and_then(|port| port["port"].as_u64());
-        let Some(port) = port else { continue };
-        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
-            if endpoint["conditions"]["ready"] != false
-                && let Some(address) = endpoint["addresses"][0].as_str()
-            {
-                found.push(format!("{address}:{port}"));
-            }
-        }
+    let (slices, _) = cache.list(SLICES, &start, None);
+    let slices: Vec<Value> = slices
+        .iter()
+        .filter(|slice| slice.labels()["kubernetes.io/service-name"] == name.as_str())
+        .map(|slice| slice.value())
+        .collect();
+    if slices.is_empty() {
+        return Err(missing());
     }
-    let at = base::rng::below(found.len() as u64) as usize;
-    found.into_iter().nth(at)
+    let found = place::behind(slices.iter(), port_name);
+    let at = usize::try_from(base::rng::below(found.len().max(1) as u64)).unwrap_or(0);
+    match found.get(at) {
+        Some((address, _)) if !place::is_allowed(address) => {
+            Err(ApiError::bad_request("address not allowed"))
+        }
+        Some((address, port)) => Ok(((*address).to_string(), *port)),
+        None => Err(ApiError::unavailable(format!("no endpoints available for service {name:?}"))),
+    }
 }
 
-/// Headers that belong to one connection, not to the message.
-const HOP_BY_HOP: [&str; 8] = [
-    "host",
-    "authorization",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "keep-alive",
-    "content-length",
-];
-
-/// Sends the request on over `stream` and answers with what comes back; an upgrade
-/// joins the two connections.
-async fn forward(
-    mut call: Call,
-    stream: Box<dyn Stream>,
-    host: &str,
-    path: &str,
-) -> Result<Response<Body>> {
-    let failed = |why: String| ApiError::internal(format!("error dialing backend: {why}"));
-    let on_upgrade = call.request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|err| failed(err.to_string()))?;
-    tokio::spawn(async move {
-        if let Err(err) = connection.with_upgrades().await {
-            debug!(error = %err, "proxied connection ended");
-        }
-    });
-    let (parts, body) = call.request.into_parts();
-    let upgrades = parts.headers.contains_key(http::header::UPGRADE);
-    let uri: Uri = path.parse().map_err(|_| ApiError::bad_request("the path cannot be proxied"))?;
-    let mut request = Request::builder().method(parts.method).uri(uri);
-    if let Some(headers) = request.headers_mut() {
-        for (name, value) in &parts.headers {
-            let kept = upgrades || (name != "connection" && name != "upgrade");
-            let impersonates = name.as_str().starts_with("impersonate-");
-            if kept && !impersonates && !HOP_BY_HOP.contains(&name.as_str()) {
-                headers.append(name.clone(), value.clone());
-            }
-        }
-        if let Ok(host) = http::HeaderValue::from_str(host) {
-            headers.insert(http::header::HOST, host);
-        }
+/// The pod, service and node proxies.
+async fn proxy(server: &Shared, call: Call, target: &Target) -> Result<Response<Body>> {
+    let place = find(server, target).await?;
+    let uri = call.request.uri().clone();
+    let rest = &call.info.rest;
+    let below = if rest.is_empty() { String::new() } else { format!("/{rest}") };
+    let upgrades = forward::is_upgrade(call.request.headers());
+    let reads = matches!(*call.request.method(), Method::GET | Method::HEAD);
+    if below.is_empty() && reads && !upgrades && !uri.path().ends_with('/') {
+        return Ok(to_root(&uri));
     }
-    let request = request.body(Full::new(body)).map_err(|err| failed(err.to_string()))?;
-    let answered = tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request)).await;
-    let mut response = match answered {
-        Ok(Ok(response)) => response,
-        Ok(Err(err)) => return Err(failed(err.to_string())),
-        Err(_) => return Err(ApiError::timeout("the backend did not answer")),
+    let below = if below.is_empty() { "/".to_string() } else { below };
+    let prepend = uri.path().strip_suffix(&below).unwrap_or(uri.path()).to_string();
+    let asked = call.request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let asked = asked.or_else(|| uri.authority().map(|authority| authority.as_str()));
+    let rewriter = Rewriter {
+        backend: format!("{}:{}", place.address, place.port),
+        asked: asked.unwrap_or("").to_string(),
+        prepend,
     };
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let Some(on_upgrade) = on_upgrade else {
-            return Err(ApiError::bad_request("the connection cannot be upgraded"));
-        };
-        let backend = hyper::upgrade::on(&mut response);
-        tokio::spawn(async move {
-            let (Ok(client), Ok(backend)) = tokio::join!(on_upgrade, backend) else { return };
-            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-            // Either side may hang up at any time; both directions end then.
-            if let Err(err) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
-                debug!(error = %err, "proxied stream ended");
+    let path = with_query(&below, uri.query());
+    // The backend sees the host that the client asked.
+    let mut onward =
+        forward::onward(call.request, &path, &rewriter.asked).map_err(ApiError::bad_request)?;
+    if let Ok(value) = HeaderValue::from_str(uri.path()) {
+        onward.request.headers_mut().insert("x-forwarded-uri", value);
+    }
+    let failed = |why: String| match upgrades {
+        true => ApiError::internal(format!("error dialing backend: {why}")),
+        false => ApiError::unavailable(format!("error trying to reach service: {why}")),
+    };
+    let patience = if place.kubelet.is_some() { KUBELET_TIMEOUT } else { POD_TIMEOUT };
+    let stream = place.connect(&server.kubelets).await;
+    let passed = exchange(stream, onward, patience).await.map_err(failed)?;
+    let mut response = passed.answer().map_err(failed)?;
+    forward::remove_cors(response.headers_mut());
+    Ok(through(response, rewriter).await)
+}
+
+/// 301 to the path with a slash at its end, below which relative links lead somewhere.
+fn to_root(uri: &http::Uri) -> Response<Body> {
+    let mut response = answer::bytes(StatusCode::MOVED_PERMANENTLY, "", Bytes::new());
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_TYPE);
+    if let Ok(place) = HeaderValue::from_str(&with_query(&format!("{}/", uri.path()), uri.query()))
+    {
+        headers.insert(header::LOCATION, place);
+    }
+    response
+}
+
+/// An answer with redirects and links that lead through the proxy again.
+async fn through(mut response: Response<Body>, rewriter: Rewriter) -> Response<Body> {
+    let headers = response.headers_mut();
+    if let Some(location) = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) {
+        if let Ok(value) = HeaderValue::from_str(&rewriter.url(location)) {
+            headers.insert(header::LOCATION, value);
+        }
+        return response;
+    }
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let media = text(header::CONTENT_TYPE).split(';').next().unwrap_or("").trim().to_string();
+    let gzip = match text(header::CONTENT_ENCODING) {
+        "" => false,
+        "gzip" => true,
+        // What cannot be read is not changed.
+        _ => return response,
+    };
+    if media != "text/html" {
+        return response;
+    }
+    let (mut head, body) = response.into_parts();
+    let Body::Stream(mut stream) = body else { return Response::from_parts(head, body) };
+    let deadline = tokio::time::Instant::now() + HTML_TIMEOUT;
+    let mut read: Vec<u8> = Vec::new();
+    loop {
+        match tokio::time::timeout_at(deadline, stream.next()).await {
+            Ok(Some(Ok(chunk))) => read.extend_from_slice(&chunk),
+            Ok(None) => break,
+            // Its failure is passed on with what came before it.
+            Ok(Some(Err(err))) => {
+                let parts = futures::stream::iter([Ok(Bytes::from(read)), Err(err)]);
+                return Response::from_parts(head, Body::Stream(Box::pin(parts)));
             }
-        });
-        let (parts, _) = response.into_parts();
-        return Ok(Response::from_parts(parts, Body::Full(Bytes::new())));
+            Err(_) => {
+                let first = futures::stream::iter([Ok(Bytes::from(read))]);
+                return Response::from_parts(head, Body::Stream(Box::pin(first.chain(stream))));
+            }
+        }
+        if read.len() > HTML_BYTES_MAX {
+            let first = futures::stream::iter([Ok(Bytes::from(read))]);
+            return Response::from_parts(head, Body::Stream(Box::pin(first.chain(stream))));
+        }
     }
-    let (mut parts, body) = response.into_parts();
-    for name in ["connection", "transfer-encoding", "keep-alive"] {
-        parts.headers.remove(name);
+    let new = rewritten(&read, gzip, &rewriter).unwrap_or(read);
+    if head.headers.contains_key(header::CONTENT_LENGTH) && !new.is_empty() {
+        head.headers.insert(header::CONTENT_LENGTH, new.len().into());
     }
-    let stream =
-        BodyDataStream::new(body).map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
-    // The connection lives as long as its sender or its stream.
-    let stream = stream.map(move |chunk| {
-        let _ = &sender;
-        chunk
-    });
-    Ok(Response::from_parts(parts, Body::Stream(Box::pin(stream))))
+    Response::from_parts(head, Body::Full(new.into()))
+}
+
+/// None where the document is not text, or unpacks to more than is read.
+fn rewritten(read: &[u8], gzip: bool, rewriter: &Rewriter) -> Option<Vec<u8>> {
+    if !gzip {
+        return std::str::from_utf8(read).ok().map(|text| rewriter.html(text).into_bytes());
+    }
+    let mut text = String::new();
+    let bound = HTML_BYTES_MAX as u64;
+    GzDecoder::new(read).take(bound + 1).read_to_string(&mut text).ok()?;
+    if text.len() as u64 > bound {
+        return None;
+    }
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(rewriter.html(&text).as_bytes()).ok()?;
+    encoder.finish().ok()
 }

@@ -12,14 +12,13 @@ use serde_json::{Value, json};
 use super::answer::Include;
 use super::chain::Call;
 use super::resources::{self, form, read_change, write_options};
-use super::{Shared, answer, proxy, reviews};
+use super::{Shared, answer, eviction, proxy, reviews};
 use crate::admission::Notes;
 use crate::authn::tokens::TokenRequest;
 use crate::change::apply::{Writer, apply, update_managed_fields};
 use crate::change::scale::{show_owners, take_owners};
 use crate::crd;
 use crate::error::{ApiError, Cause, Result};
-use crate::registry::delete::DeleteOptions;
 use crate::registry::patch;
 use crate::registry::update::{Change, apply_error, other_uid};
 use crate::registry::{Target, WriteOptions, metadata_str};
@@ -54,7 +53,7 @@ pub async fn serve(
             let body = resources::body_of(&call, "Binding")?;
             bind(server, &call, &target, &body).await
         }
-        ("eviction", "create") => evict(server, &call, &target).await,
+        ("eviction", "create") => eviction::evict(server, &call, &target).await,
         ("token", "create") => token(server, &call, &target).await,
         (_, "get") => resources::get(server, &call, &target).await,
         (_, "update" | "patch") => resources::update(server, &call, &target).await,
@@ -305,139 +304,6 @@ pub async fn bind(
     server.registry.update(&target, &edit, &options).await?;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(answer::json(StatusCode::CREATED, &status))
-}
-
-/// Deletes a pod if its disruption budgets allow it.
-async fn evict(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
-    const BUDGETS: &str = "/registry/poddisruptionbudgets/";
-    let options = write_options(call)?;
-    let body = resources::body_of(call, "Eviction")?;
-    let delete = DeleteOptions::from_body(&body["deleteOptions"])?;
-    let named = metadata_str(&body, "name");
-    if !named.is_empty() && named != target.name {
-        return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
-    }
-    super::connect::admit_object(server, call, target, options.dry_run, &body).await?;
-    let pod_target = Target { subresource: String::new(), ..target.clone() };
-    let pod = server.registry.get(&pod_target).await?;
-    let waiting =
-        matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
-    let deleting = !metadata_str(&pod, "deletionTimestamp").is_empty();
-    if !waiting && !deleting {
-        let start = format!("{BUDGETS}{}/", target.namespace);
-        let (budgets, _) = server.registry.cache.list(BUDGETS, &start, None);
-        let matching: Vec<Value> = budgets
-            .iter()
-            .map(|budget| budget.value())
-            .filter(|budget| {
-                let selector = &budget["spec"]["selector"];
-                !selector.is_null()
-                    && LabelSelector::from_value(selector).matches(&pod["metadata"]["labels"])
-            })
-            .collect();
-        if matching.len() > 1 {
-            return Err(ApiError::internal(
-                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-            ));
-        }
-        if let Some(budget) = matching.first() {
-            spend(server, &options, target, budget, metadata_str(&pod, "name")).await?;
-        }
-    }
-    if !options.dry_run && !delete.dry_run {
-        tell_of_eviction(server, &options, target).await?;
-    }
-    server.registry.delete(&pod_target, &delete, &options).await?;
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    Ok(answer::json(StatusCode::CREATED, &status))
-}
-
-/// Says in the pod's status why it goes.
-async fn tell_of_eviction(server: &Shared, options: &WriteOptions, target: &Target) -> Result<()> {
-    let now = base::time::rfc3339(base::time::now());
-    let edit = Change::Edit(Box::new(move |pod| {
-        let mut new = pod.clone();
-        let mut conditions = new["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let before = conditions.iter().find(|condition| condition["type"] == "DisruptionTarget");
-        if before.is_some_and(|condition| condition["status"] == "True") {
-            return Ok(new);
-        }
-        conditions.retain(|condition| condition["type"] != "DisruptionTarget");
-        conditions.push(json!({
-            "type": "DisruptionTarget", "status": "True", "lastProbeTime": null,
-            "lastTransitionTime": now, "reason": "EvictionByEvictionAPI",
-            "message": "Eviction API: evicting",
-        }));
-        new["status"]["conditions"] = conditions.into();
-        Ok(new)
-    }));
-    server.registry.update(target, &edit, options).await.map(drop)
-}
-
-/// When to ask again about a budget nobody has counted yet.
-const BUDGET_WAIT_SECONDS: u64 = 10;
-
-/// Takes one disruption from a budget.
-async fn spend(
-    server: &Shared,
-    options: &crate::registry::WriteOptions,
-    target: &Target,
-    budget: &Value,
-    pod: &str,
-) -> Result<()> {
-    let resource = server
-        .registry
-        .resource("policy", "poddisruptionbudgets")
-        .ok_or_else(ApiError::no_such_resource)?;
-    let name = metadata_str(budget, "name").to_string();
-    let budget_target = Target {
-        version: resource.versions[0].clone(),
-        resource,
-        namespace: target.namespace.clone(),
-        name: name.clone(),
-        subresource: "status".into(),
-    };
-    let pod = pod.to_string();
-    let now = base::time::rfc3339(base::time::now());
-    let edit = Change::Edit(Box::new(move |budget| {
-        let allowed = budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
-        let seen = budget["status"]["observedGeneration"].as_i64().unwrap_or(0);
-        let refuse = |text: String| {
-            let mut error = ApiError::new(
-                429,
-                "TooManyRequests",
-                "Cannot evict pod as it would violate the pod's disruption budget.",
-            );
-            error = error.with_causes(&[Cause {
-                reason: "DisruptionBudget".into(),
-                message: text,
-                field: String::new(),
-            }]);
-            Err(error)
-        };
-        if seen < budget["metadata"]["generation"].as_i64().unwrap_or(0) {
-            return refuse(format!(
-                "The disruption budget {name} is still being processed by the server."
-            ))
-            .map_err(|error| ApiError { retry_after: Some(BUDGET_WAIT_SECONDS), ..error });
-        }
-        if allowed <= 0 {
-            let desired = budget["status"]["desiredHealthy"].as_i64().unwrap_or(0);
-            let healthy = budget["status"]["currentHealthy"].as_i64().unwrap_or(0);
-            return refuse(if healthy <= desired {
-                format!(
-                    "The disruption budget {name} needs {desired} healthy pods and has {healthy} currently"
-                )
-            } else {
-                format!("The disruption budget {name} does not allow evicting pods currently")
-            });
-        }
-        let mut new = budget.clone();
-        new["status"]["disruptionsAllowed"] = (allowed - 1).into();
-        new["status"]["disruptedPods"][&pod] = now.as_str().into();
-        Ok(new)
-    }));
-    server.registry.update(&budget_target, &edit, options).await.map(drop)
 }
 
 /// Makes a token for a service account.

@@ -32,4 +32,7 @@ areas! {
     workloads_get_defaults: "defaults-workloads",
     more_pods_get_defaults: "defaults-pods-more",
     more_workloads_are_validated: "validation-workloads-more",
+    subresources_of_pods: "pod-subresources",
+    scales: "scale-subresource",
+    networking_kinds_get_defaults: "defaults-networking",
 }

@@ -41,6 +41,8 @@ pub struct FieldError {
     pub reason: Reason,
     /// What stands behind the field in the whole message.
     pub message: String,
+    /// Two structures, before and after, whose difference belongs to the message.
+    pub compared: Option<Box<(Value, Value)>>,
 }
 
 impl FieldError {
@@ -49,7 +51,12 @@ impl FieldError {
             "" => start,
             detail => format!("{start}: {detail}"),
         };
-        Self { field: field.into(), reason, message }
+        Self::saying(field, reason, message)
+    }
+
+    /// An error in words of its own.
+    pub fn saying(field: impl Into<String>, reason: Reason, message: impl Into<String>) -> Self {
+        Self { field: field.into(), reason, message: message.into(), compared: None }
     }
 
     pub fn required(field: impl Into<String>, detail: &str) -> Self {
@@ -91,6 +98,12 @@ impl FieldError {
 
     pub fn forbidden(field: impl Into<String>, detail: &str) -> Self {
         Self::new(field, Reason::Forbidden, "Forbidden".into(), detail)
+    }
+
+    /// The same error, which shows what was changed.
+    pub fn comparing(mut self, before: &Value, after: &Value) -> Self {
+        self.compared = Some(Box::new((before.clone(), after.clone())));
+        self
     }
 
     pub fn not_found(field: impl Into<String>, value: impl Into<Value>) -> Self {

@@ -67,13 +67,14 @@ pub(super) fn update(new: &Value, old: &Value) -> Errors {
     }
     // The node and ephemeral containers come by subresources, which do not ask here.
     if expected != *actual {
-        out.push(FieldError::forbidden(
+        let error = FieldError::forbidden(
             "spec",
             "pod updates may not change fields other than `spec.containers[*].image`,\
              `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` \
              (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` \
              (allow it to be set to 1 if it was previously negative)",
-        ));
+        );
+        out.push(error.comparing(&expected, actual));
     }
     out
 }

@@ -130,11 +130,12 @@ pub(super) fn claim_update(new: &Value, old: &Value) -> Errors {
         requests["storage"] = was["resources"]["requests"]["storage"].clone();
     }
     if expected != *was {
-        out.push(FieldError::forbidden(
+        let error = FieldError::forbidden(
             "spec",
             "spec is immutable after creation except resources.requests and \
              volumeAttributesClassName for bound claims",
-        ));
+        );
+        out.push(error.comparing(was, &expected));
     }
     let amount = |spec: &Value| quantity(&spec["resources"]["requests"]["storage"]);
     let held = quantity(at(old, "status.capacity.storage"));

@@ -380,13 +380,9 @@ fn finding(at: String, rules: &Rules, now: &Value, detail: &str, reason: &str) -
         ("FieldValueRequired", _) => FieldError::required(at, detail),
         ("FieldValueDuplicate", true) => FieldError::duplicate(at, now.clone()),
         ("FieldValueDuplicate", false) => {
-            FieldError { field: at, reason: Reason::Duplicate, message: "Duplicate value".into() }
+            FieldError::saying(at, Reason::Duplicate, "Duplicate value")
         }
         (_, true) => FieldError::invalid(at, now.clone(), detail),
-        (_, false) => FieldError {
-            field: at,
-            reason: Reason::Invalid,
-            message: format!("Invalid value: {detail}"),
-        },
+        (_, false) => FieldError::saying(at, Reason::Invalid, format!("Invalid value: {detail}")),
     }
 }

@@ -13,23 +13,30 @@ use serde_json::Value;
 use store::backend::sqlite::Sqlite;
 
 /// Starts a server on the datastore in `dir`, without some of the admission plugins and
-/// with a configuration that `change` was told of.
+/// with a configuration that `change` was told of. Its authorities for clients
+/// (`client-ca`) and for itself as a front proxy (`proxy-ca`) lie there, too.
 pub async fn server_with(
     dir: &Path,
     disabled: &[&str],
     change: impl FnOnce(&mut api::Config),
 ) -> Shared {
     let key = pki::files::signing_key(&dir.join("key")).unwrap();
+    let client_ca = pki::files::authority(dir, "client-ca", "clients").unwrap();
+    let proxy_ca = pki::files::authority(dir, "proxy-ca", "proxies").unwrap();
+    let proxy = pki::authority::Leaf::client("system:auth-proxy", "");
     let mut config = api::Config {
         store: Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
         service_network: "10.43.0.0/16".parse().unwrap(),
         node_ports: 30000..=32767,
-        authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key),
+        authentication: api::authn::Settings {
+            client_ca_pem: client_ca.cert_pem.clone(),
+            ..api::authn::Settings::own("https://kubernetes.default.svc", &key)
+        },
         authorization: api::authz::default_modes(),
         disabled_admission: disabled.iter().map(ToString::to_string).collect(),
         audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
-        proxy_client: None,
+        proxy_client: Some(proxy_ca.issue(&proxy).unwrap()),
         advertise: "127.0.0.1:6443".into(),
         version: Version {
             git: "v1.36.2".into(),

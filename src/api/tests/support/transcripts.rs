@@ -69,8 +69,8 @@ impl Replay<'_> {
         let mut at = 0;
         for found in marks.captures_iter(&expected) {
             let whole = found.get(0).unwrap();
-            // Go's way to say that there is no field, and CEL's name of an expression.
-            if matches!(&found[1], "nil" | "input") {
+            // Go's ways to say that there is nothing, and CEL's name of an expression.
+            if matches!(&found[1], "nil" | "empty" | "input") {
                 continue;
             }
             expression.push_str(&regex::escape(&expected[at..whole.start()]));
