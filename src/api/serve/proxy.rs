@@ -20,6 +20,7 @@ use tracing::debug;
 use super::chain::Call;
 use super::{Shared, answer};
 use crate::error::{ApiError, Result};
+use crate::metrics::route::LongRunning;
 use crate::registry::Target;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -325,6 +326,7 @@ async fn forward(
         }
     });
     let (parts, body) = call.request.into_parts();
+    let held = parts.extensions.get::<Arc<LongRunning>>().cloned();
     let upgrades = parts.headers.contains_key(http::header::UPGRADE);
     let uri: Uri = path.parse().map_err(|_| ApiError::bad_request("the path cannot be proxied"))?;
     let mut request = Request::builder().method(parts.method).uri(uri);
@@ -353,6 +355,8 @@ async fn forward(
         };
         let backend = hyper::upgrade::on(&mut response);
         tokio::spawn(async move {
+            // Counted as under way until it ends.
+            let _held = held;
             let (Ok(client), Ok(backend)) = tokio::join!(on_upgrade, backend) else { return };
             let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
             // Either side may hang up at any time; both directions end then.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use api::authn::{MASTERS, Peer, User};
+use api::flags::Flags;
 use api::serve::{Shared, Version, chain};
 use bytes::{Bytes, BytesMut};
 use client::Body;
@@ -19,6 +20,8 @@ pub async fn server_with(
     disabled: &[&str],
     change: impl FnOnce(&mut api::Config),
 ) -> Shared {
+    let disabled_admission = disabled.iter().map(ToString::to_string).collect();
+    let flags = Flags { disabled_admission, ..Flags::default() };
     let key = pki::files::signing_key(&dir.join("key")).unwrap();
     let mut config = api::Config {
         store: Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
@@ -26,7 +29,7 @@ pub async fn server_with(
         node_ports: 30000..=32767,
         authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key),
         authorization: api::authz::default_modes(),
-        disabled_admission: disabled.iter().map(ToString::to_string).collect(),
+        flags,
         audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
         proxy_client: None,
