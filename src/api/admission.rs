@@ -11,18 +11,26 @@ use serde_json::Value;
 
 use crate::authn::User;
 use crate::error::Result;
+use crate::flags::Flags;
+use crate::metrics::admission::Watch;
 use crate::registry::{Registry, WriteOptions};
 
 mod configuration;
+mod events;
+mod image_policy;
+mod ingress;
 mod limits;
 mod mountable;
 mod namespace;
 mod node;
+mod owners;
+mod placement;
 mod pod;
 pub mod policy;
 mod quota;
 mod runtime_class;
 mod security;
+pub mod settings;
 mod signing;
 mod storage;
 mod webhook;
@@ -32,7 +40,11 @@ const WARNINGS_MAX: usize = 100;
 /// The plugins that are policies, under upstream's names.
 const MUTATING_POLICY: &str = "MutatingAdmissionPolicy";
 const QUOTA: &str = "ResourceQuota";
+const AUTO_PROVISION: &str = "NamespaceAutoProvision";
+const IMAGE_POLICY: &str = "ImagePolicyWebhook";
 const VALIDATING_POLICY: &str = "ValidatingAdmissionPolicy";
+
+use settings::Settings;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
@@ -117,70 +129,141 @@ type Validate = fn(&Registry, &Attributes<'_>, &Value) -> Result<()>;
 
 /// One plugin under upstream's name.
 pub struct Plugin {
-    pub name: &'static str,
+    name: &'static str,
+    by_default: bool,
     mutate: Option<Mutate>,
     validate: Option<Validate>,
 }
 
+/// A plugin that is asked unless somebody does not want it.
 const fn plugin(name: &'static str, mutate: Option<Mutate>, validate: Option<Validate>) -> Plugin {
-    Plugin { name, mutate, validate }
+    Plugin { name, by_default: true, mutate, validate }
 }
 
-/// The default plugins in the order they are asked.
+/// A plugin that is asked where somebody wants it.
+const fn extra(name: &'static str, mutate: Option<Mutate>, validate: Option<Validate>) -> Plugin {
+    Plugin { name, by_default: false, mutate, validate }
+}
+
+/// All plugins in the order they are asked. Those without code here are asked by `Admission`
+/// itself, since they wait for somebody.
 const PLUGINS: &[Plugin] = &[
+    extra("AlwaysAdmit", None, None),
+    extra(AUTO_PROVISION, None, None),
     plugin("NamespaceLifecycle", None, Some(namespace::lifecycle)),
+    extra("NamespaceExists", None, Some(namespace::exists)),
+    extra("LimitPodHardAntiAffinityTopology", None, Some(placement::hard_anti_affinity)),
     plugin("LimitRanger", Some(limits::set_defaults), Some(limits::validate)),
     plugin("ServiceAccount", Some(pod::service_account), Some(pod::service_account_exists)),
     plugin("NodeRestriction", None, Some(node::restriction)),
     plugin("TaintNodesByCondition", Some(node::taint_new), None),
+    extra("AlwaysPullImages", Some(pod::always_pull), Some(pod::always_pulled)),
+    extra(IMAGE_POLICY, None, None),
     plugin("PodSecurity", None, Some(security::validate)),
+    extra("PodNodeSelector", Some(placement::merge_selector), Some(placement::check_selector)),
     plugin("Priority", Some(pod::priority), Some(pod::priority_class)),
     plugin("DefaultTolerationSeconds", Some(pod::default_tolerations), None),
+    extra(
+        "PodTolerationRestriction",
+        Some(placement::merge_tolerations),
+        Some(placement::check_tolerations),
+    ),
+    extra("EventRateLimit", None, Some(events::limit)),
+    extra("ExtendedResourceToleration", Some(placement::tolerate_resources), None),
     plugin("DefaultStorageClass", Some(storage::default_class), None),
     plugin("StorageObjectInUseProtection", Some(storage::in_use_protection), None),
+    extra("OwnerReferencesPermissionEnforcement", None, Some(owners::may_own)),
+    plugin("PersistentVolumeClaimResize", None, Some(storage::resize)),
+    plugin("RuntimeClass", Some(runtime_class::merge), Some(runtime_class::validate)),
     plugin("CertificateApproval", None, Some(signing::approval)),
     plugin("CertificateSigning", None, Some(signing::signing)),
     plugin("CertificateSubjectRestriction", None, Some(signing::subject)),
-    plugin("RuntimeClass", Some(runtime_class::merge), Some(runtime_class::validate)),
-    // Policies and webhooks change the object after all others, and see it last. The plugins
-    // without code here are asked by `Admission` itself.
+    plugin("DefaultIngressClass", Some(ingress::default_class), None),
+    extra("DenyServiceExternalIPs", None, Some(ingress::external_addresses)),
+    plugin("PodTopologyLabels", Some(placement::topology_labels), None),
+    // Policies and webhooks change the object after all others, and see it last.
     plugin(MUTATING_POLICY, None, None),
     plugin("MutatingAdmissionWebhook", None, None),
     plugin(VALIDATING_POLICY, None, Some(policy::validate)),
     plugin("ValidatingAdmissionWebhook", None, None),
     // What is charged is going to be stored.
     plugin(QUOTA, None, None),
+    extra("AlwaysDeny", None, Some(namespace::deny)),
 ];
 
 pub struct Admission {
     plugins: Vec<&'static Plugin>,
     pub policies: policy::Policies,
     webhooks: webhook::Webhooks,
+    configured: Configured,
+}
+
+/// What the plugins are told by their configuration.
+#[derive(Default)]
+struct Configured {
+    security: security::Defaults,
+    placement: placement::Defaults,
+    events: events::Limits,
+    images: Option<image_policy::ImagePolicy>,
 }
 
 impl Default for Admission {
     fn default() -> Self {
         Self {
-            plugins: PLUGINS.iter().collect(),
+            plugins: PLUGINS.iter().filter(|plugin| plugin.by_default).collect(),
             policies: policy::Policies::default(),
             webhooks: webhook::Webhooks::default(),
+            configured: Configured::default(),
         }
     }
 }
 
 impl Admission {
-    /// The default plugins without the named ones.
+    /// The default plugins without the ones that are not wanted, and the wanted others.
     ///
     /// # Errors
-    /// The first name that no plugin has.
-    pub fn without(disabled: &[String]) -> std::result::Result<Self, String> {
-        for name in disabled {
+    /// For names that no plugin has, and for configuration that is wrong.
+    pub fn with(flags: &Flags) -> std::result::Result<Self, settings::Error> {
+        let (on, off) = (&flags.enabled_admission, &flags.disabled_admission);
+        for name in on.iter().chain(off) {
             if !PLUGINS.iter().any(|plugin| plugin.name == name) {
-                return Err(name.clone());
+                return Err(settings::Error::UnknownPlugin(name.clone()));
             }
         }
-        let kept = |plugin: &&Plugin| !disabled.iter().any(|name| name == plugin.name);
-        Ok(Self { plugins: PLUGINS.iter().filter(kept).collect(), ..Self::default() })
+        if let Some(name) = on.iter().find(|name| off.contains(name)) {
+            return Err(settings::Error::Both(name.clone()));
+        }
+        let settings = match &flags.admission_file {
+            Some(file) => Settings::load(file)?,
+            None => Settings::default(),
+        };
+        if let Some(name) = settings.names().find(|name| !PLUGINS.iter().any(|p| p.name == *name)) {
+            return Err(settings::Error::UnknownPlugin(name.to_string()));
+        }
+        let wanted = |plugin: &&Plugin| {
+            let named = |list: &[String]| list.iter().any(|name| name == plugin.name);
+            !named(off) && (plugin.by_default || named(on))
+        };
+        let plugins: Vec<&'static Plugin> = PLUGINS.iter().filter(wanted).collect();
+        let has = |name: &str| plugins.iter().any(|plugin| plugin.name == name);
+        let wrong = |plugin: &str| {
+            let plugin = plugin.to_string();
+            move |why: String| settings::Error::Wrong(plugin, why)
+        };
+        let configured = Configured {
+            security: security::Defaults::read(settings.of("PodSecurity"))
+                .map_err(wrong("PodSecurity"))?,
+            placement: placement::Defaults::read(&settings).map_err(wrong("pods' placement"))?,
+            events: events::Limits::read(settings.of("EventRateLimit"))
+                .map_err(wrong("EventRateLimit"))?,
+            images: match has(IMAGE_POLICY) {
+                true => {
+                    Some(image_policy::ImagePolicy::read(&settings).map_err(wrong(IMAGE_POLICY))?)
+                }
+                false => None,
+            },
+        };
+        Ok(Self { plugins, configured, ..Self::default() })
     }
 
     pub fn mutate(
@@ -246,11 +329,18 @@ impl Admission {
         attributes: &Attributes<'_>,
         object: &mut Value,
     ) -> Result<()> {
+        let mut watch = Watch::start("admit", attributes.operation);
         for plugin in &self.plugins {
             if let Some(mutate) = plugin.mutate {
-                mutate(registry, attributes, object)?;
+                let done = mutate(registry, attributes, object);
+                watch.plugin(plugin.name, done.is_err());
+                if done.is_err() {
+                    watch.step(true);
+                    return done;
+                }
             }
         }
+        watch.step(false);
         Ok(())
     }
 
@@ -262,11 +352,18 @@ impl Admission {
         object: &Value,
     ) -> Result<()> {
         configuration::validate(attributes, object)?;
+        let mut watch = Watch::start("validate", attributes.operation);
         for plugin in &self.plugins {
             if let Some(validate) = plugin.validate {
-                validate(registry, attributes, object)?;
+                let done = validate(registry, attributes, object);
+                watch.plugin(plugin.name, done.is_err());
+                if done.is_err() {
+                    watch.step(true);
+                    return done;
+                }
             }
         }
+        watch.step(false);
         Ok(())
     }
 }

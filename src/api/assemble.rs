@@ -18,6 +18,9 @@ use crate::authz::Authorizer;
 use crate::cache::Cache;
 use crate::crd::controller;
 use crate::error::ApiError;
+use crate::flags::Flags;
+use crate::flow::Flow;
+use crate::metrics;
 use crate::registry::allocate::{Allocator, Network};
 use crate::registry::{ADDRESSES, Registry};
 use crate::serve::proxy::Kubelets;
@@ -35,8 +38,8 @@ pub struct Config {
     pub authentication: crate::authn::Settings,
     /// Who decides what users may do, in order.
     pub authorization: Vec<crate::authz::Mode>,
-    pub disabled_admission: Vec<String>,
     pub audit: Option<crate::audit::Settings>,
+    pub flags: Flags,
     pub kubelet_tls: rustls::ClientConfig,
     /// With which the server shows itself to extension servers.
     pub proxy_client: Option<pki::Issued>,
@@ -55,8 +58,8 @@ pub enum Error {
     Tls(#[source] pki::Error),
     #[error(transparent)]
     Audit(crate::audit::Error),
-    #[error("unknown admission plugin {0:?}")]
-    UnknownPlugin(String),
+    #[error(transparent)]
+    Admission(crate::admission::settings::Error),
 }
 
 /// Builds the server: its watch cache is filled when this returns.
@@ -67,7 +70,8 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
     // What definitions define is there from the first request on.
     let stored = controller::stored_prefixes(&*config.store).await.map_err(Error::Cache)?;
     prefixes.extend(stored);
-    let cache = Cache::start(config.store, prefixes).await.map_err(Error::Cache)?;
+    let store = Arc::new(metrics::storage::Measured::new(config.store));
+    let cache = Cache::start(store, prefixes).await.map_err(Error::Cache)?;
     let allocator = Allocator::new(config.service_network, config.node_ports);
     const SERVICES: &str = "/registry/services/specs/";
     let services: Vec<_> =
@@ -77,7 +81,7 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
     allocator.recount(services.iter(), names);
 
     let authenticator = Authenticator::new(config.authentication).map_err(Error::Authentication)?;
-    let admission = Admission::without(&config.disabled_admission).map_err(Error::UnknownPlugin)?;
+    let admission = Admission::with(&config.flags).map_err(Error::Admission)?;
     let audit = match &config.audit {
         Some(settings) => {
             let audit = crate::audit::Audit::open(settings).map_err(Error::Audit)?;
@@ -103,7 +107,10 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         version: config.version,
         advertise: config.advertise,
         ready: Default::default(),
+        flow: Flow::new(config.flags.limits),
+        flags: config.flags,
     });
+    metrics::state::watch(&server);
     controller::start(&server).await.map_err(Error::Cache)?;
     tokio::spawn(crate::bootstrap::mark_used_secrets(server.clone()));
     aggregate::controller::start(&server).map_err(Error::Cache)?;

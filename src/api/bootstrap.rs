@@ -15,12 +15,12 @@ use crate::aggregate::local;
 use crate::authn::tokens::legacy_token::{LAST_USED, today};
 use crate::authn::{MASTERS, User};
 use crate::error::{ApiError, Result};
+use crate::flow;
 use crate::registry::update::Change;
 use crate::registry::{Target, WriteOptions, metadata_str};
 use crate::serve::Shared;
 
 const RBAC: &str = include_str!("../../embedded/bootstrap-rbac.json");
-const FLOW_CONTROL: &str = include_str!("../../embedded/bootstrap-flowcontrol.json");
 const NAMESPACES: [&str; 4] = ["kube-system", "default", "kube-public", "kube-node-lease"];
 /// Creations under way at once; they share commits.
 const CONCURRENCY: usize = 64;
@@ -34,11 +34,14 @@ pub struct Advertised {
     pub service: Ipv4Addr,
 }
 
+/// The server's own name.
+pub(crate) const USER: &str = "system:apiserver";
+
 /// How the server writes in its own name.
 pub(crate) fn options() -> WriteOptions {
     WriteOptions {
         notes: Default::default(),
-        user: Arc::new(User::new("system:apiserver", &[MASTERS])),
+        user: Arc::new(User::new(USER, &[MASTERS])),
         manager: "kube-apiserver".into(),
         dry_run: false,
         validation: Default::default(),
@@ -124,7 +127,6 @@ pub async fn run(server: &Shared, advertised: Advertised) -> Result<()> {
     let mut made = ensure(server, namespaces.to_vec()).await?;
     server.registry.cache.fresh().await?;
     let mut objects = embedded(RBAC)?;
-    objects.extend(embedded(FLOW_CONTROL)?);
     objects.extend(priority_classes());
     objects.extend(local::wanted(&server.registry.catalog()));
     made += ensure(server, objects).await?;
@@ -137,6 +139,7 @@ pub async fn run(server: &Shared, advertised: Advertised) -> Result<()> {
     made += keep(server, endpoints, &["subsets"]).await?;
     made += keep(server, slice, &["endpoints", "ports"]).await?;
     made += keep(server, server.authenticator.published(), &["data"]).await?;
+    flow::controller::start(server).await?;
     server.ready.bootstrapped.store(true, Ordering::Release);
     if made > 0 {
         info!(objects = made, "cluster bootstrapped");

@@ -22,7 +22,7 @@ mod object;
 pub use object::{Object, Shown, decode, encode, splice_revision};
 
 /// Changes remembered per resource, so that a watch can resume.
-const RING_EVENTS_MAX: usize = 8_192;
+pub const RING_EVENTS_MAX: usize = 8_192;
 /// And their size in bytes, beyond which the oldest go, down to the minimum.
 const RING_BYTES_MAX: usize = 4 << 20;
 const RING_EVENTS_MIN: usize = 128;
@@ -111,6 +111,8 @@ pub fn frame(change: Change, object: &[u8]) -> Bytes {
 #[derive(Default)]
 struct Shelf {
     objects: BTreeMap<Arc<str>, Arc<Object>>,
+    /// Of all objects.
+    bytes: usize,
     ring: VecDeque<Arc<Event>>,
     ring_bytes: usize,
     /// Changes up to this revision are no longer in the ring.
@@ -131,6 +133,20 @@ impl Shelf {
         self.watchers.retain(|watcher| !watcher.sender.is_closed());
         self.watchers.push(Follower { start: start.into(), sender });
         live
+    }
+
+    /// Puts an object in its place and returns the one that was there.
+    fn put(&mut self, object: Arc<Object>) -> Option<Arc<Object>> {
+        self.bytes += object.bytes().len();
+        let previous = self.objects.insert(object.key.clone(), object);
+        self.bytes -= previous.as_ref().map_or(0, |old| old.bytes().len());
+        previous
+    }
+
+    fn remove(&mut self, key: &str) -> Option<Arc<Object>> {
+        let gone = self.objects.remove(key)?;
+        self.bytes -= gone.bytes().len();
+        Some(gone)
     }
 
     fn remember(&mut self, event: Arc<Event>) {
@@ -161,6 +177,14 @@ struct Inner {
     shelves: RwLock<HashMap<Arc<str>, Arc<RwLock<Shelf>>>>,
     /// Everything up to this revision is in the shelves.
     applied: watch::Sender<u64>,
+}
+
+/// What is stored of a resource, and who watches it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Weight {
+    pub objects: usize,
+    pub bytes: usize,
+    pub watchers: usize,
 }
 
 /// What a watch begins with.
@@ -198,7 +222,7 @@ impl Cache {
             if let Some((_, shelf)) = cache.shelf_of(&item.key) {
                 let object = Object::stored(&item.key, &item.value, item.mod_revision);
                 let mut shelf = shelf.write();
-                shelf.objects.insert(object.key.clone(), Arc::new(object));
+                shelf.put(Arc::new(object));
             }
         }
         for shelf in cache.0.shelves.read().values() {
@@ -254,7 +278,7 @@ impl Cache {
                 .any(|event| *event.object.key == *item.key && event.revision > item.mod_revision);
             if !newer && !shelf.objects.contains_key(item.key.as_str()) {
                 let object = Object::stored(&item.key, &item.value, item.mod_revision);
-                shelf.objects.insert(object.key.clone(), Arc::new(object));
+                shelf.put(Arc::new(object));
             }
         }
         Ok(())
@@ -304,7 +328,7 @@ impl Cache {
         match event {
             store::Event::Put(kv) => {
                 let object = Arc::new(Object::stored(&kv.key, &kv.value, kv.mod_revision));
-                let previous = shelf.objects.insert(object.key.clone(), object.clone());
+                let previous = shelf.put(object.clone());
                 let change = if previous.is_some() { Change::Modified } else { Change::Added };
                 let revision = kv.mod_revision;
                 shelf.remember(Arc::new(Event {
@@ -317,7 +341,7 @@ impl Cache {
                 }));
             }
             store::Event::Delete { key, revision } => {
-                let Some(previous) = shelf.objects.remove(key.as_str()) else { return };
+                let Some(previous) = shelf.remove(&key) else { return };
                 let object = Arc::new(previous.at_revision(revision));
                 shelf.remember(Arc::new(Event {
                     change: Change::Deleted,
@@ -416,6 +440,15 @@ impl Cache {
     /// How many objects a resource has.
     pub fn count(&self, prefix: &str) -> usize {
         self.shelf(prefix).map_or(0, |shelf| shelf.read().objects.len())
+    }
+
+    /// What a resource weighs.
+    pub fn weigh(&self, prefix: &str) -> Weight {
+        self.shelf(prefix).map_or(Weight::default(), |shelf| {
+            let shelf = shelf.read();
+            let (objects, bytes) = (shelf.objects.len(), shelf.bytes);
+            Weight { objects, bytes, watchers: shelf.watchers.len() }
+        })
     }
 
     /// Subscribes to the changes after `revision` of a resource's objects whose keys begin

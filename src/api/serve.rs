@@ -5,12 +5,16 @@ use std::sync::Arc;
 
 use crate::authn::Authenticator;
 use crate::authz::Authorizer;
+use crate::flags::Flags;
+use crate::flow::Flow;
 use crate::registry::Registry;
 
 pub mod answer;
 pub mod chain;
 mod compress;
 mod connect;
+pub mod deadline;
+mod debug;
 pub mod documents;
 mod duplicates;
 mod eviction;
@@ -43,6 +47,8 @@ pub struct Server {
     /// Where the API is reached, for `/api`.
     pub advertise: String,
     pub ready: health::Readiness,
+    pub flags: Flags,
+    pub flow: Arc<Flow>,
 }
 
 /// The version that clients see.

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod error;
 pub mod kubeconfig;
 pub mod labels;
+mod metrics;
 pub mod protobuf;
 pub mod queue;
 pub mod recorder;

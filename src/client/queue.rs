@@ -4,7 +4,7 @@
 //! Bound: one entry per distinct key, so never more than there are objects.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,20 +15,23 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::metrics::QueueMetrics;
+
 /// First and longest delay of a key that keeps failing.
 const RETRY_INITIAL: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_secs(120);
 
 struct State<T> {
     ready: VecDeque<T>,
-    /// Keys in `ready`, or that came again while being worked on.
-    dirty: HashSet<T>,
-    working: HashSet<T>,
+    /// Keys in `ready`, or that came again while being worked on; and since when.
+    dirty: HashMap<T, Instant>,
+    working: HashMap<T, Instant>,
     later: BinaryHeap<Reverse<(Instant, u64, T)>>,
     /// The earliest time each key in `later` is due; later entries of it are stale.
     due: HashMap<T, Instant>,
     failures: HashMap<T, Backoff>,
     sequence: u64,
+    metrics: Option<QueueMetrics>,
 }
 
 struct Inner<T> {
@@ -52,16 +55,27 @@ impl<T: Clone + Eq + Hash + Ord> Default for Queue<T> {
 }
 
 impl<T: Clone + Eq + Hash + Ord> Queue<T> {
+    /// A queue that measures nothing.
     pub fn new() -> Self {
+        Self::with(None)
+    }
+
+    /// A queue that is measured under a name.
+    pub fn named(name: &'static str) -> Self {
+        Self::with(Some(QueueMetrics::of(name)))
+    }
+
+    fn with(metrics: Option<QueueMetrics>) -> Self {
         Self(Arc::new(Inner {
             state: Mutex::new(State {
                 ready: VecDeque::new(),
-                dirty: HashSet::new(),
-                working: HashSet::new(),
+                dirty: HashMap::new(),
+                working: HashMap::new(),
                 later: BinaryHeap::new(),
                 due: HashMap::new(),
                 failures: HashMap::new(),
                 sequence: 0,
+                metrics,
             }),
             wake: Notify::new(),
         }))
@@ -96,6 +110,9 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
     pub fn retry_later(&self, key: T) {
         let delay = {
             let mut state = self.0.state.lock();
+            if let Some(metrics) = &state.metrics {
+                metrics.retries.inc();
+            }
             let backoff = state
                 .failures
                 .entry(key.clone())
@@ -142,9 +159,12 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
 
     pub fn done(&self, key: &T) {
         let mut state = self.0.state.lock();
-        state.working.remove(key);
-        if state.dirty.contains(key) {
+        if let (Some(begun), Some(metrics)) = (state.working.remove(key), &state.metrics) {
+            metrics.worked.observe(begun.elapsed().as_secs_f64());
+        }
+        if state.dirty.contains_key(key) {
             state.ready.push_back(key.clone());
+            state.note_depth();
             drop(state);
             self.0.wake.notify_one();
         }
@@ -182,21 +202,36 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
 impl<T: Clone + Eq + Hash + Ord> State<T> {
     /// True if a worker should wake.
     fn add(&mut self, key: T) -> bool {
-        if !self.dirty.insert(key.clone()) {
+        if self.dirty.contains_key(&key) {
             return false;
         }
-        if self.working.contains(&key) {
+        self.dirty.insert(key.clone(), Instant::now());
+        if let Some(metrics) = &self.metrics {
+            metrics.adds.inc();
+        }
+        if self.working.contains_key(&key) {
             return false;
         }
         self.ready.push_back(key);
+        self.note_depth();
         true
     }
 
     fn take(&mut self) -> Option<T> {
         let key = self.ready.pop_front()?;
-        self.dirty.remove(&key);
-        self.working.insert(key.clone());
+        let now = Instant::now();
+        if let (Some(since), Some(metrics)) = (self.dirty.remove(&key), &self.metrics) {
+            metrics.waited.observe(now.duration_since(since).as_secs_f64());
+        }
+        self.working.insert(key.clone(), now);
+        self.note_depth();
         Some(key)
+    }
+
+    fn note_depth(&self) {
+        if let Some(metrics) = &self.metrics {
+            metrics.depth.set(i64::try_from(self.ready.len()).unwrap_or(i64::MAX));
+        }
     }
 
     fn promote(&mut self, now: Instant) {

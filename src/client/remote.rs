@@ -155,6 +155,11 @@ impl Remote {
 
 #[async_trait]
 impl Transport for Remote {
+    fn host(&self) -> String {
+        let server = self.server.trim_start_matches("https://").trim_start_matches("http://");
+        server.split('/').next().unwrap_or(server).to_string()
+    }
+
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>> {
         let (mut parts, body) = request.into_parts();
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());

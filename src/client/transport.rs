@@ -2,13 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 
 use crate::error::{Error, Result, Status};
+use crate::metrics::ClientMetrics;
 
 /// An answer's body. Watches and logs stream; everything else comes whole.
 pub enum Body {
@@ -23,6 +24,11 @@ pub type ByteStream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>>;
+
+    /// Whom requests go to, for metrics.
+    fn host(&self) -> String {
+        "in-process".into()
+    }
 }
 
 /// A request that is not a watch is given up after this long.
@@ -36,11 +42,13 @@ pub struct Client {
     transport: Arc<dyn Transport>,
     /// Sent as `User-Agent`; its part before the slash becomes the field manager.
     user_agent: Arc<str>,
+    metrics: Arc<ClientMetrics>,
 }
 
 impl Client {
     pub fn new(transport: Arc<dyn Transport>, user_agent: &str) -> Self {
-        Self { transport, user_agent: user_agent.into() }
+        let metrics = Arc::new(ClientMetrics::of(&transport.host()));
+        Self { transport, user_agent: user_agent.into(), metrics }
     }
 
     /// Sends a request and returns the answer as it comes. An answer of 400 and above
@@ -49,9 +57,14 @@ impl Client {
         if let Ok(agent) = http::HeaderValue::from_str(&self.user_agent) {
             request.headers_mut().entry(http::header::USER_AGENT).or_insert(agent);
         }
-        let response = tokio::time::timeout(ANSWER_TIMEOUT, self.transport.send(request))
-            .await
-            .map_err(|_| Error::Timeout(ANSWER_TIMEOUT))??;
+        let (method, begun) = (request.method().clone(), Instant::now());
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, self.transport.send(request)).await;
+        let code = match &answered {
+            Ok(Ok(response)) => response.status().as_u16(),
+            Ok(Err(_)) | Err(_) => 0,
+        };
+        self.metrics.answered(&method, code, begun.elapsed());
+        let response = answered.map_err(|_| Error::Timeout(ANSWER_TIMEOUT))??;
         if response.status().as_u16() < 400 {
             return Ok(response);
         }

@@ -15,7 +15,7 @@ pub async fn run(context: Context) {
     if context.drain.until(roles.synced()).await.is_none() {
         return;
     }
-    let queue: Queue<Key> = Queue::new();
+    let queue: Queue<Key> = Queue::named("ClusterRoleAggregator");
     let (again, all) = (queue.clone(), roles.clone());
     roles.on_change(move |old, new| {
         let same = old.zip(new).is_some_and(|(old, new)| {

@@ -39,7 +39,7 @@ pub async fn run(context: Context) {
     let history = context.shared.cache::<ControllerRevision>();
     history.add_index(owner::BY_CONTROLLER, owner::by_controller);
     let me = Arc::new(Controller {
-        queue: Queue::new(),
+        queue: Queue::named("daemonset"),
         sets: context.shared.cache(),
         nodes: context.shared.cache(),
         pods,

@@ -29,7 +29,7 @@ const WORKERS: usize = 5;
 
 pub async fn run(context: Context) {
     let controller = Arc::new(Controller {
-        queue: Queue::new(),
+        queue: Queue::named("deployment"),
         deployments: context.shared.cache(),
         sets: context.shared.cache(),
         pods: context.shared.cache(),

@@ -83,7 +83,7 @@ pub async fn run_slices(context: Context) {
     if context.drain.until(synced).await.is_none() {
         return;
     }
-    let queue = Queue::new();
+    let queue = Queue::named("endpoint_slice");
     listen(&services, &pods, &queue);
     let expected = Arc::new(Expectations::default());
     let (again, seen) = (queue.clone(), expected.clone());
@@ -166,7 +166,7 @@ pub async fn run_endpoints(context: Context) {
     if context.drain.until(synced).await.is_none() {
         return;
     }
-    let queue = Queue::new();
+    let queue = Queue::named("endpoint");
     listen(&services, &pods, &queue);
     let again = queue.clone();
     endpoints.on_change(move |old, new| {

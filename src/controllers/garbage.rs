@@ -38,7 +38,7 @@ pub async fn run(context: Context) {
     let collector = Arc::new(Collector {
         context,
         graph: Mutex::new(Graph::default()),
-        queue: Queue::new(),
+        queue: Queue::named("garbage_collector"),
         resources: Mutex::new(Vec::new()),
         rediscover: Notify::new(),
     });

@@ -45,7 +45,7 @@ pub async fn run(context: Context) {
     pods.add_index(TRACKED, tracked);
     let jobs = context.shared.cache::<Job>();
     let controller = Arc::new(Controller {
-        queue: Queue::new(),
+        queue: Queue::named("job"),
         jobs,
         pods,
         expected: Expectations::default(),

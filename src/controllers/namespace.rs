@@ -29,7 +29,7 @@ pub async fn run(context: Context) {
     if context.drain.until(synced).await.is_none() {
         return;
     }
-    let queue: Queue<Key> = Queue::new();
+    let queue: Queue<Key> = Queue::named("namespace");
     let again = queue.clone();
     namespaces.on_change(move |_, new: Option<&Arc<Namespace>>| {
         if let Some(namespace) = new.filter(|ns| ns.metadata.deletion_timestamp.is_some()) {

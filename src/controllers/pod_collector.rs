@@ -43,7 +43,7 @@ pub async fn run(context: Context) {
     if context.drain.until(synced).await.is_none() {
         return;
     }
-    let queue: Queue<Key> = Queue::new();
+    let queue: Queue<Key> = Queue::named("pod_collector");
     let (again, held) = (queue.clone(), pods.clone());
     nodes.on_change(move |old, new| {
         if let (Some(node), None) = (old, new) {

@@ -40,7 +40,7 @@ pub async fn run(context: Context) {
         namespaced: false,
     });
     let me = Arc::new(Controller {
-        queue: Queue::new(),
+        queue: Queue::named("resource_quota_controller_resource_changes"),
         quotas: context.shared.cache(),
         watched: Mutex::default(),
         context,

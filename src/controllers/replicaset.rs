@@ -54,7 +54,10 @@ impl<K: Replicated> Controller<K> {
         let owners = context.shared.cache::<K>();
         owners.add_index(owner::BY_CONTROLLER, owner::by_controller);
         Arc::new(Self {
-            queue: Queue::new(),
+            queue: Queue::named(match K::KIND {
+                "ReplicationController" => "replicationmanager",
+                _ => "replicaset",
+            }),
             owners,
             pods,
             expected: Expectations::default(),

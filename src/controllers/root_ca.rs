@@ -28,7 +28,7 @@ pub async fn run(context: Context) {
     if context.drain.until(synced).await.is_none() {
         return;
     }
-    let queue = Queue::new();
+    let queue = Queue::named("root_ca_cert_publisher");
     watch_namespaces(&namespaces, &queue);
     let again = queue.clone();
     maps.on_change(move |old, new| {

@@ -24,7 +24,7 @@ pub async fn run(context: Context) {
     if context.drain.until(synced).await.is_none() {
         return;
     }
-    let queue = Queue::new();
+    let queue = Queue::named("serviceaccount");
     watch_namespaces(&namespaces, &queue);
     let again = queue.clone();
     accounts.on_change(move |old, new| {

@@ -222,7 +222,9 @@ impl Server {
             ["healthz", ..] if is_get => text(StatusCode::OK, "ok"),
             ["pods"] if is_get => self.pods(),
             ["runningpods"] if is_get => json(&stats::running_pods(&self.node)),
-            ["metrics"] if is_get => text(StatusCode::OK, base::metrics::render()),
+            ["metrics"] if is_get => {
+                text(StatusCode::OK, base::metrics::render(base::metrics::Format::Prometheus))
+            }
             ["metrics", "resource"] if is_get => match stats::resource_metrics(&self.node).await {
                 Ok(metrics) => text(StatusCode::OK, metrics),
                 Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),

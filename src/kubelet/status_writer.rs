@@ -37,7 +37,7 @@ pub struct StatusWriter {
 
 impl StatusWriter {
     pub fn new(client: Client, pods: Arc<Pods>) -> Self {
-        Self { client, pods, queue: Queue::new(), entries: Mutex::default() }
+        Self { client, pods, queue: Queue::named("pod_status"), entries: Mutex::default() }
     }
 
     pub fn set(&self, pod: &Arc<Pod>, status: PodStatus) {

@@ -1,10 +1,11 @@
-//! NamespaceLifecycle: nothing is created where there is no namespace, or one that goes.
+//! NamespaceLifecycle: nothing is created where there is no namespace, or one that goes; and
+//! the plugins that look closer, or make namespaces.
 
 use serde_json::{Value, json};
 
 use super::{Attributes, Operation};
 use crate::error::{ApiError, Cause, Result};
-use crate::registry::{Registry, metadata_str};
+use crate::registry::{Registry, Target, metadata_str};
 
 const NAMESPACES: &str = "/registry/namespaces/";
 /// Namespaces that cannot be deleted.
@@ -48,4 +49,68 @@ pub fn lifecycle(registry: &Registry, request: &Attributes<'_>, _: &Value) -> Re
     let mut error = request.forbidden(why);
     error.details.get_or_insert_with(|| Box::new(json!({})));
     Err(error.with_causes(&[cause]))
+}
+
+/// NamespaceExists: what is in a namespace is not touched without it.
+///
+/// # Errors
+/// 404 for the namespace.
+pub fn exists(registry: &Registry, request: &Attributes<'_>, _: &Value) -> Result<()> {
+    if request.namespace.is_empty() || request.is("", "namespaces") || !request.resource.namespaced
+    {
+        return Ok(());
+    }
+    let key = format!("{NAMESPACES}{}", request.namespace);
+    match (registry.cache.get(NAMESPACES, &key), registry.resource("", "namespaces")) {
+        (None, Some(namespaces)) => Err(ApiError::not_found(&namespaces, request.namespace)),
+        _ => Ok(()),
+    }
+}
+
+/// AlwaysDeny; the server itself makes what it needs to start.
+///
+/// # Errors
+/// 403.
+pub fn deny(_: &Registry, request: &Attributes<'_>, _: &Value) -> Result<()> {
+    if request.user.name == crate::bootstrap::USER {
+        return Ok(());
+    }
+    Err(request.forbidden("admission control is denying all modifications"))
+}
+
+/// NamespaceAutoProvision: the namespace of something new is made, if it is not there.
+///
+/// # Errors
+/// Why it cannot be made.
+pub async fn provide(registry: &Registry, request: &Attributes<'_>) -> Result<()> {
+    if request.operation != Operation::Create
+        || request.dry_run
+        || request.namespace.is_empty()
+        || !request.resource.namespaced
+    {
+        return Ok(());
+    }
+    let key = format!("{NAMESPACES}{}", request.namespace);
+    let Some(resource) = registry.resource("", "namespaces") else { return Ok(()) };
+    if registry.cache.get(NAMESPACES, &key).is_some() {
+        return Ok(());
+    }
+    let target = Target {
+        resource,
+        version: "v1".into(),
+        namespace: String::new(),
+        name: request.namespace.to_string(),
+        subresource: String::new(),
+    };
+    let mut namespace = json!({
+        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": request.namespace},
+    });
+    target.normalise(&mut namespace);
+    // Making a namespace asks admission again, which needs no namespace then.
+    let options = crate::bootstrap::options();
+    let made = Box::pin(registry.create(&target, namespace, &options)).await;
+    match made {
+        Err(error) if error.reason != "AlreadyExists" => Err(error),
+        Ok(_) | Err(_) => registry.cache.fresh().await.map(drop),
+    }
 }

@@ -222,3 +222,61 @@ pub fn default_tolerations(_: &Registry, request: &Attributes<'_>, pod: &mut Val
     pod["spec"]["tolerations"] = tolerations.into();
     Ok(())
 }
+
+/// Lists of containers in a pod.
+const CONTAINERS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
+
+/// Whether AlwaysPullImages looks at a request: one that brings images.
+fn brings_images(request: &Attributes<'_>, pod: &Value) -> bool {
+    if request.resource.plural != "pods"
+        || !request.resource.group.is_empty()
+        || !matches!(request.operation, Operation::Create | Operation::Update)
+        || !matches!(request.subresource, "" | "ephemeralcontainers")
+    {
+        return false;
+    }
+    let images = |pod: &Value| -> std::collections::BTreeSet<String> {
+        let all = CONTAINERS.iter().flat_map(|list| pod["spec"][*list].as_array());
+        all.flatten().filter_map(|c| c["image"].as_str().map(str::to_string)).collect()
+    };
+    request.old.is_none_or(|old| !images(pod).is_subset(&images(old)))
+}
+
+/// AlwaysPullImages: who may not pull an image does not get it from the node, either.
+pub fn always_pull(_: &Registry, request: &Attributes<'_>, pod: &mut Value) -> Result<()> {
+    if !brings_images(request, pod) {
+        return Ok(());
+    }
+    for list in CONTAINERS {
+        let containers = pod["spec"].get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            container["imagePullPolicy"] = "Always".into();
+        }
+    }
+    let volumes = pod["spec"].get_mut("volumes").and_then(Value::as_array_mut);
+    for volume in volumes.into_iter().flatten() {
+        if volume["image"].is_object() {
+            volume["image"]["pullPolicy"] = "Always".into();
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// 403 where somebody after us wants images not to be pulled.
+pub fn always_pulled(_: &Registry, request: &Attributes<'_>, pod: &Value) -> Result<()> {
+    if !brings_images(request, pod) {
+        return Ok(());
+    }
+    for list in CONTAINERS {
+        for (index, container) in pod["spec"][list].as_array().into_iter().flatten().enumerate() {
+            let policy = container["imagePullPolicy"].as_str().unwrap_or_default();
+            if policy != "Always" {
+                return Err(request.forbidden(format!(
+                    "spec.{list}[{index}].imagePullPolicy: Unsupported value: {policy:?}: supported values: \"Always\""
+                )));
+            }
+        }
+    }
+    Ok(())
+}

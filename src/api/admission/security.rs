@@ -50,11 +50,87 @@ struct Policy {
 }
 
 impl Policy {
-    fn of(namespace: &Value) -> Self {
-        let enforce = Rule::or_open(Rule::read(namespace, "enforce"));
+    fn of(namespace: &Value, defaults: &Defaults) -> Self {
+        let read = |mode| Rule::read(namespace, mode);
+        let labelled = read("enforce");
         // Who enforces something wants to hear of it where only controllers are written.
-        let follow = |mode| Rule::read(namespace, mode).unwrap_or_else(|| enforce.clone());
-        Self { audit: follow("audit"), warn: follow("warn"), enforce }
+        let follow = |mode, default: &Rule| {
+            let of_label = read(mode).or_else(|| labelled.clone());
+            of_label.unwrap_or_else(|| default.clone())
+        };
+        let [enforce, audit, warn] = &defaults.rules;
+        Self {
+            audit: follow("audit", audit),
+            warn: follow("warn", warn),
+            enforce: labelled.clone().unwrap_or_else(|| enforce.clone()),
+        }
+    }
+}
+
+/// What holds where a namespace says nothing, and who need not care
+/// (`PodSecurityConfiguration`).
+pub struct Defaults {
+    /// To enforce, to audit, to warn of.
+    rules: [Rule; 3],
+    usernames: Vec<String>,
+    namespaces: Vec<String>,
+    runtime_classes: Vec<String>,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            rules: [(); 3].map(|()| Rule::or_open(None)),
+            usernames: Vec::new(),
+            namespaces: Vec::new(),
+            runtime_classes: Vec::new(),
+        }
+    }
+}
+
+impl Defaults {
+    /// # Errors
+    /// What is wrong with the configuration.
+    pub fn read(configuration: Option<&Value>) -> std::result::Result<Self, String> {
+        let Some(configuration) = configuration else { return Ok(Self::default()) };
+        if configuration["kind"] != "PodSecurityConfiguration" {
+            return Err("is no PodSecurityConfiguration".into());
+        }
+        let word = |field: &str, default: &str| {
+            configuration["defaults"][field].as_str().unwrap_or(default).to_string()
+        };
+        let rule = |mode: &str| {
+            let level = word(mode, "privileged");
+            let version = word(&format!("{mode}-version"), "latest");
+            let known = Level::parse(&level).filter(|_| is_version(&version));
+            let wrong = || format!("defaults.{mode}: no level and version: {level}:{version}");
+            known.map(|level| Rule { level, version: version.clone() }).ok_or_else(wrong)
+        };
+        let list = |field: &str| -> Vec<String> {
+            let words = configuration["exemptions"][field].as_array().into_iter().flatten();
+            words.filter_map(|word| word.as_str().map(str::to_string)).collect()
+        };
+        Ok(Self {
+            rules: [rule("enforce")?, rule("audit")?, rule("warn")?],
+            usernames: list("usernames"),
+            namespaces: list("namespaces"),
+            runtime_classes: list("runtimeClasses"),
+        })
+    }
+
+    /// By what a request need not care.
+    fn exempt(&self, request: &Attributes<'_>, spec: &Value) -> Option<&'static str> {
+        let class = spec["runtimeClassName"].as_str().unwrap_or_default();
+        let has = |list: &[String], word: &str| list.iter().any(|known| known == word);
+        if has(&self.namespaces, request.namespace) {
+            Some("namespace")
+        } else if has(&self.usernames, &request.user.name) {
+            Some("user")
+        } else if !class.is_empty() && has(&self.runtime_classes, class) {
+            Some("runtimeClass")
+        } else {
+            None
+        }
     }
 }
 
@@ -96,7 +172,12 @@ pub fn validate(registry: &Registry, request: &Attributes<'_>, object: &Value) -
     }
     let key = format!("{NAMESPACES}{}", request.namespace);
     let Some(namespace) = registry.cache.get(NAMESPACES, &key) else { return Ok(()) };
-    let policy = Policy::of(&namespace.value());
+    let defaults = &registry.admission.configured.security;
+    if let Some(by) = defaults.exempt(request, spec) {
+        request.notes.annotate(format!("{LABEL}exempt"), by.to_owned());
+        return Ok(());
+    }
+    let policy = Policy::of(&namespace.value(), defaults);
     if is_pod {
         request.notes.annotate(
             format!("{LABEL}enforce-policy"),
@@ -152,7 +233,9 @@ fn namespace(registry: &Registry, request: &Attributes<'_>, object: &Value) -> R
         return Err(ApiError::invalid(request.resource, request.name, &causes));
     }
     let Some(old) = request.old else { return Ok(()) };
-    let (before, after) = (Policy::of(old).enforce, Policy::of(object).enforce);
+    let defaults = &registry.admission.configured.security;
+    let enforced = |namespace: &Value| Policy::of(namespace, defaults).enforce;
+    let (before, after) = (enforced(old), enforced(object));
     if after.level > before.level {
         let own = metadata_str(object, "name");
         for warning in of_existing(registry, own, &after) {

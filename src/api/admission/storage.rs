@@ -1,5 +1,6 @@
 //! Claims get the default class, and what is in use is not taken away.
 
+use kinds::meta::quantity::Quantity;
 use serde_json::{Value, json};
 
 use super::{Attributes, Operation};
@@ -61,4 +62,35 @@ pub fn in_use_protection(_: &Registry, request: &Attributes<'_>, object: &mut Va
         }
     }
     Ok(())
+}
+
+/// PersistentVolumeClaimResize: only what is bound grows, and only where its class lets it.
+///
+/// # Errors
+/// 403 for a claim that cannot grow.
+pub fn resize(registry: &Registry, request: &Attributes<'_>, claim: &Value) -> Result<()> {
+    if request.operation != Operation::Update || !request.is("", "persistentvolumeclaims") {
+        return Ok(());
+    }
+    let Some(old) = request.old else { return Ok(()) };
+    let size = |claim: &Value| {
+        let text = claim["spec"]["resources"]["requests"]["storage"].as_str();
+        text.and_then(|text| text.parse::<Quantity>().ok())
+    };
+    match (size(old), size(claim)) {
+        (Some(before), Some(after)) if after > before => {}
+        _ => return Ok(()),
+    }
+    if old["status"]["phase"] != "Bound" {
+        return Err(request.forbidden("Only bound persistent volume claims can be expanded"));
+    }
+    let name = claim["spec"]["storageClassName"].as_str().unwrap_or_default();
+    let class = registry.cache.get(CLASSES, &format!("{CLASSES}{name}"));
+    if !name.is_empty() && class.is_some_and(|class| class.value()["allowVolumeExpansion"] == true)
+    {
+        return Ok(());
+    }
+    Err(request.forbidden(
+        "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize",
+    ))
 }

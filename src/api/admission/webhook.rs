@@ -4,7 +4,7 @@
 //! requests they are about is told as for policies.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cel::{Bindings, Environment};
 use futures::future::{BoxFuture, join_all};
@@ -17,9 +17,10 @@ use super::policy::evaluate::{
 };
 use super::policy::matching::{Matched, Matching};
 use super::policy::{Compiled, current, is_exempt};
-use super::{Admission, Attributes, Operation};
+use super::{AUTO_PROVISION, Admission, Attributes, Operation, namespace};
 use crate::change::json_patch;
 use crate::error::{ApiError, Result};
+use crate::metrics::admission::Call;
 use crate::registry::{Registry, Target};
 use crate::scheme::shape;
 use crate::webhook::Endpoint;
@@ -190,9 +191,22 @@ impl Asked<'_> {
             object,
             &old,
         );
+        let kind = if mutating { "admit" } else { "validating" };
+        let (name, operation) = (self.hook.name.as_str(), request.operation);
+        let call = Call { name, kind, operation, begun: Instant::now() };
         let answer = self.hook.endpoint.ask(&registry.cache, &question).await;
-        let answer = answer.map_err(|why| format!("failed to call webhook: {why}"))?;
-        review::answer(version, &uid, &answer, mutating)
+        let answer = answer
+            .map_err(|why| format!("failed to call webhook: {why}"))
+            .and_then(|answer| review::answer(version, &uid, &answer, mutating));
+        match &answer {
+            Ok(answer) if answer.allowed => call.allowed(),
+            Ok(answer) => {
+                let code = answer.result["code"].as_u64().unwrap_or(403);
+                call.refused(u16::try_from(code).unwrap_or(403));
+            }
+            Err(_) => call.failed(self.hook.ignores_failure),
+        }
+        answer
     }
 
     /// What a failure means: nothing, or an error of the server.
@@ -228,6 +242,9 @@ impl Admission {
         request: &Attributes<'_>,
         object: &mut Value,
     ) -> Result<()> {
+        if self.has(AUTO_PROVISION) {
+            namespace::provide(registry, request).await?;
+        }
         if is_exempt(request) || !self.has("MutatingAdmissionWebhook") {
             return Ok(());
         }
@@ -253,6 +270,9 @@ impl Admission {
         request: &Attributes<'_>,
         object: &Value,
     ) -> Result<()> {
+        if let Some(images) = &self.configured.images {
+            images.judge(registry, request, object).await?;
+        }
         if is_exempt(request) || !self.has("ValidatingAdmissionWebhook") {
             return Ok(());
         }

@@ -211,7 +211,7 @@ impl Remote {
     fn answer(
         self: &Arc<Self>,
         response: Response<hyper::body::Incoming>,
-        upgrade: Option<hyper::upgrade::OnUpgrade>,
+        upgrade: Option<forward::Upgrade>,
         sender: SendRequest<Outgoing>,
     ) -> Result<Response<Body>, String> {
         let remote = self.clone();

@@ -11,6 +11,7 @@ use super::select::Selector;
 use super::{Registry, Target};
 use crate::cache::Object;
 use crate::error::{ApiError, Cause, Result};
+use crate::metrics::{count_list, count_storage_list};
 
 /// Objects read from the store at once while a page is filled.
 const STORE_PAGE: usize = 500;
@@ -220,6 +221,7 @@ impl Registry {
     ) -> Result<Page> {
         let narrow = options.selector.start(target)?;
         let (mut items, revision) = self.cache.list(target.prefix()?, &narrow, after);
+        let fetched = items.len();
         if !options.selector.is_empty() {
             items = self.show_all(target, items).await?;
             items.retain(|object| options.selector.matches(object));
@@ -227,6 +229,8 @@ impl Registry {
         let mut page = cut(items, revision, options, start, None);
         // What is not sent need not be converted.
         page.items = self.show_all(target, page.items).await?;
+        let resource = &target.resource;
+        count_list(&resource.group, &resource.plural, fetched, page.items.len());
         Ok(page)
     }
 
@@ -249,6 +253,7 @@ impl Registry {
         let revision = token.revision;
         let mut after = Some(token.after).filter(|after| !after.is_empty());
         let mut items: Vec<Arc<Object>> = Vec::new();
+        let mut fetched = 0;
         loop {
             let request = RangeRequest {
                 prefix: start.to_string(),
@@ -261,6 +266,7 @@ impl Registry {
                 other => other.into(),
             })?;
             after = range.items.last().map(|kv| kv.key.clone());
+            fetched += range.items.len();
             let stored = range.items.into_iter();
             let stored = stored
                 .map(|kv| Arc::new(Object::stored(&kv.key, &kv.value, kv.mod_revision)))
@@ -272,7 +278,10 @@ impl Registry {
             if full || !range.more {
                 // How many remain is only known when the rest has been read.
                 let known = !range.more;
-                return Ok(cut(items, revision, options, start, Some(known)));
+                let page = cut(items, revision, options, start, Some(known));
+                let (group, plural) = (&target.resource.group, &target.resource.plural);
+                count_storage_list(group, plural, fetched, page.items.len());
+                return Ok(page);
             }
         }
     }

@@ -16,9 +16,8 @@ use crate::cache::{Cache, Change, Event, Object};
 use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 
-/// Watches without a timeout of their own end after 30 to 60 minutes, at random, so
-/// that they do not all come back at once.
-const TIMEOUT_SECONDS: u64 = 1_800;
+/// No clock counts further than this.
+const TIMEOUT_SECONDS_MAX: u64 = 10 * 365 * 86_400;
 /// A watcher that wants bookmarks gets one about this often.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -29,7 +28,8 @@ pub struct WatchOptions {
     pub version_match: String,
     pub bookmarks: bool,
     pub send_initial_events: Option<bool>,
-    pub timeout_seconds: Option<u64>,
+    /// The watch ends after this long.
+    pub timeout_seconds: u64,
 }
 
 /// Something to tell a watcher.
@@ -103,9 +103,6 @@ impl Registry {
             self.cache.subscribe(prefix, &start, Some(asked).filter(|asked| *asked > 0))?
         };
         let now = Instant::now();
-        let seconds = options
-            .timeout_seconds
-            .unwrap_or_else(|| TIMEOUT_SECONDS + base::rng::below(TIMEOUT_SECONDS));
         let mut watcher = Watcher {
             cache: self.cache.clone(),
             resource: target.resource.clone(),
@@ -116,7 +113,7 @@ impl Registry {
             applied: self.cache.applied(),
             told: subscription.revision,
             bookmark_at: options.bookmarks.then(|| now + BOOKMARK_INTERVAL),
-            end_at: now + Duration::from_secs(seconds),
+            end_at: now + Duration::from_secs(options.timeout_seconds.min(TIMEOUT_SECONDS_MAX)),
         };
         for event in subscription.missed {
             let event = watcher.show(event).await?;

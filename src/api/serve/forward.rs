@@ -21,6 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 use tracing::debug;
 
+use crate::metrics::route::LongRunning;
+
 /// A client that sends nothing of its body for so long is given up.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -57,8 +59,15 @@ impl Progress {
 /// A request that is ready to be sent on.
 pub struct Onward {
     pub request: Request<Outgoing>,
-    pub upgrade: Option<OnUpgrade>,
+    pub upgrade: Option<Upgrade>,
     progress: Progress,
+}
+
+/// The client's connection, once it stops to speak HTTP.
+pub struct Upgrade {
+    on: OnUpgrade,
+    /// Counted as under way until it ends.
+    _held: Option<Arc<LongRunning>>,
 }
 
 /// Headers that belong to one connection, not to the message.
@@ -83,7 +92,9 @@ pub fn is_upgrade(headers: &HeaderMap) -> bool {
 /// # Errors
 /// Why the path cannot be asked for.
 pub fn onward(mut request: Request<Bytes>, path: &str, host: &str) -> Result<Onward, String> {
-    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let held = request.extensions().get::<Arc<LongRunning>>().cloned();
+    let on = request.extensions_mut().remove::<OnUpgrade>();
+    let upgrade = on.map(|on| Upgrade { on, _held: held });
     let unread = request.extensions_mut().remove::<Unread>();
     let from = request.extensions_mut().remove::<ClientAddress>();
     let (parts, body) = request.into_parts();
@@ -219,7 +230,7 @@ impl Onward {
         self,
         sender: &mut SendRequest<Outgoing>,
         patience: Duration,
-    ) -> Result<(Response<Incoming>, Option<OnUpgrade>), String> {
+    ) -> Result<(Response<Incoming>, Option<Upgrade>), String> {
         let answer = sender.send_request(self.request);
         let response = self.progress.wait(answer, patience).await?;
         Ok((response, self.upgrade))
@@ -252,7 +263,7 @@ impl Progress {
 /// passed; it is dropped where it has not.
 pub fn answer<K: Send + 'static>(
     mut response: Response<Incoming>,
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
     keep: K,
     done: impl FnOnce(K) + Send + 'static,
 ) -> Result<Response<Body>, String> {
@@ -297,9 +308,10 @@ pub fn remove_cors(headers: &mut HeaderMap) {
 }
 
 /// Passes bytes between two upgraded connections until one of them ends.
-fn join(client: OnUpgrade, backend: OnUpgrade) {
+fn join(client: Upgrade, backend: OnUpgrade) {
     tokio::spawn(async move {
-        let (Ok(client), Ok(backend)) = tokio::join!(client, backend) else { return };
+        let Upgrade { on, _held } = client;
+        let (Ok(client), Ok(backend)) = tokio::join!(on, backend) else { return };
         let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
         if let Err(err) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
             debug!(error = %err, "proxied stream ended");

@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
@@ -26,6 +26,7 @@ use super::request::{Query, RequestInfo};
 use super::{Shared, answer, chain};
 use crate::authn::Peer;
 use crate::error::ApiError;
+use crate::metrics::TLS_HANDSHAKE_ERRORS;
 
 /// Larger bodies are answered with 413 (upstream's limit).
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -86,10 +87,14 @@ async fn connection(
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
         Ok(Err(err)) => {
+            TLS_HANDSHAKE_ERRORS.inc();
             debug!(peer = %address, error = %err, "TLS handshake failed");
             return;
         }
-        Err(_) => return,
+        Err(_) => {
+            TLS_HANDSHAKE_ERRORS.inc();
+            return;
+        }
     };
     let certificate = stream
         .get_ref()
@@ -97,8 +102,15 @@ async fn connection(
         .peer_certificates()
         .map(|chain| Arc::new(server.authenticator.judge(chain)));
     let peer = Peer { in_process: None, certificate, address: Some(address) };
-    let service = service_fn(move |request| {
+    let goaway = Arc::new(Notify::new());
+    let leave = goaway.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
         let (server, peer) = (server.clone(), peer.clone());
+        let chance = server.flags.goaway_chance;
+        let http2 = request.version() == http::Version::HTTP_2;
+        if http2 && chance > 0.0 && base::rng::unit() < chance {
+            leave.notify_one();
+        }
         async move { Ok::<_, std::convert::Infallible>(one(server, peer, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -113,6 +125,14 @@ async fn connection(
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = goaway.notified() => {
+            // What is under way is finished; the client's next request opens a connection.
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection => ended,
+                () = drain.begun() => return,
+            }
+        }
         () = drain.begun() => {
             connection.as_mut().graceful_shutdown();
             match tokio::time::timeout(GRACE, connection).await {

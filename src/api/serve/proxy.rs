@@ -172,7 +172,7 @@ async fn exchange(
 /// An answer on its way back.
 struct Passed {
     response: Response<Incoming>,
-    upgrade: Option<hyper::upgrade::OnUpgrade>,
+    upgrade: Option<forward::Upgrade>,
     sender: hyper::client::conn::http1::SendRequest<forward::Outgoing>,
 }
 

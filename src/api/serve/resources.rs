@@ -337,8 +337,14 @@ async fn watch(server: &Shared, call: &Call, target: Target) -> Result<Response<
             .query
             .set("sendInitialEvents")
             .map(|_| call.query.flag("sendInitialEvents")),
-        timeout_seconds: whole_number(call, "timeoutSeconds")?
-            .and_then(|seconds| u64::try_from(seconds).ok()),
+        timeout_seconds: match whole_number(call, "timeoutSeconds")? {
+            Some(seconds) if seconds > 0 => seconds.unsigned_abs(),
+            // At random, so that they do not all come back at once.
+            _ => {
+                let least = server.flags.min_request_timeout.as_secs();
+                least + base::rng::below(least)
+            }
+        },
     };
     let include = include(call)?;
     let watcher = server.registry.watch(&target, options).await;

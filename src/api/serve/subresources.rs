@@ -261,6 +261,7 @@ pub async fn bind(
     }
     let uid = metadata_str(binding, "uid").to_string();
     let annotations = binding["metadata"]["annotations"].clone();
+    let labels = server.registry.admission.labels_by_binding(&server.registry, &node);
     let pod_target = Target { subresource: String::new(), ..target.clone() };
     let (resource, name) = (target.resource.clone(), target.name.clone());
     let now = base::time::rfc3339(base::time::now());
@@ -290,6 +291,9 @@ pub async fn bind(
         new["spec"]["nodeName"] = node.as_str().into();
         for (key, value) in annotations.as_object().into_iter().flatten() {
             new["metadata"]["annotations"][key] = value.clone();
+        }
+        for (key, value) in &labels {
+            new["metadata"]["labels"][key] = value.clone();
         }
         let mut conditions = new["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions.retain(|condition| condition["type"] != "PodScheduled");

@@ -13,6 +13,8 @@ use super::negotiate::{self, Encoding, Form, View};
 use super::websocket;
 use crate::cache::{Change, Event, Object, frame};
 use crate::error::{ApiError, Result};
+use crate::metrics::WatchCounts;
+use crate::metrics::route::LongRunning;
 use crate::registry::watch::{Notice, Watcher};
 use crate::registry::{Target, convert};
 use codec::protobuf::encode::{Encoder, watch_frame};
@@ -74,8 +76,10 @@ pub fn over_websocket(
     let binary = form.encoding == Encoding::Protobuf;
     let kind = if binary { websocket::Kind::Binary } else { websocket::Kind::Text };
     let state = Arc::new(tokio::sync::Mutex::new((Lines::new(target, form, include), watcher)));
+    let held = call.request.extensions().get::<Arc<LongRunning>>().cloned();
     tokio::spawn(websocket::send(upgrade, kind, move || {
-        let state = state.clone();
+        // Counted as under way until it ends.
+        let (state, _held) = (state.clone(), held.clone());
         async move {
             let mut state = state.lock().await;
             let (lines, watcher) = &mut *state;
@@ -120,6 +124,7 @@ pub struct Lines {
     encoder: Option<(Encoder, String, String)>,
     /// A table's columns are told once.
     columns_sent: bool,
+    counts: WatchCounts,
 }
 
 impl Lines {
@@ -129,7 +134,9 @@ impl Lines {
         let encoder = answer::encoder(form, &target)
             .filter(|_| binary)
             .map(|(encoder, version, kind)| (encoder, version, kind.to_string()));
-        Self { target, form, include, identity, encoder, columns_sent: false }
+        let resource = &target.resource;
+        let counts = WatchCounts::of(&resource.group, &target.version, &resource.plural);
+        Self { target, form, include, identity, encoder, columns_sent: false, counts }
     }
 
     /// The pieces that stored bytes give without a detour, shared by all watchers.
@@ -147,13 +154,15 @@ impl Lines {
     }
 
     pub fn line(&mut self, notice: &Notice) -> Bytes {
-        match notice {
+        let line = match notice {
             Notice::Event(event) => {
                 self.shared(event).unwrap_or_else(|| self.changed(event.change, &event.object))
             }
             Notice::Object(change, object) => self.changed(*change, object),
             Notice::Bookmark { revision, initial } => self.bookmark(*revision, *initial),
-        }
+        };
+        self.counts.sent(line.len());
+        line
     }
 
     fn changed(&mut self, change: Change, object: &Object) -> Bytes {

@@ -5,6 +5,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use api::flags::Flags;
 use api::serve::Shared;
 use hook::{Hook, Reply, allow, patch};
 use http::Method;
@@ -99,6 +100,9 @@ async fn a_webhook_is_told_the_request_and_its_patch_is_made() {
     assert_eq!(request["object"]["data"], json!({"a": "1", "b": "2"}));
     // One connection was enough for all of them.
     assert_eq!(hook.connections.load(Ordering::SeqCst), 1);
+    let metrics = base::metrics::render(base::metrics::Format::Prometheus);
+    let counted = r#"apiserver_admission_webhook_request_total{name="m.example.com",type="admit",operation="CREATE",code="200",rejected="false"} 2"#;
+    assert!(metrics.contains(counted));
 }
 
 #[tokio::test]
@@ -309,4 +313,47 @@ async fn what_a_webhook_adds_to_a_custom_object_is_pruned_and_defaulted() {
         let label = json!({"metadata": {"labels": {"a": "b"}}});
         answer = ask(&server, Method::PATCH, &format!("{boats}/b"), label).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_decides_about_images() {
+    let conf = tempfile::tempdir().unwrap();
+    let hook = Hook::start("images", |_| {
+        Reply::Raw(
+            200,
+            json!({"apiVersion": "imagepolicy.k8s.io/v1alpha1", "kind": "ImageReview",
+            "status": {"allowed": false, "reason": "not from here"}})
+            .to_string(),
+        )
+    })
+    .await;
+    let kubeconfig = json!({"current-context": "c",
+        "clusters": [{"name": "k", "cluster": {"server": hook.url()["url"], "certificate-authority-data": hook.bundle}}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": ""}}]});
+    std::fs::write(conf.path().join("images.kubeconfig"), kubeconfig.to_string()).unwrap();
+    let file = conf.path().join("admission.yaml");
+    let configuration = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AdmissionConfiguration",
+        "plugins": [{"name": "ImagePolicyWebhook", "configuration": {"imagePolicy":
+            {"kubeConfigFile": "images.kubeconfig", "denyTTL": 60}}}]});
+    std::fs::write(&file, configuration.to_string()).unwrap();
+    let flags = Flags {
+        admission_file: Some(file),
+        enabled_admission: vec!["ImagePolicyWebhook".into()],
+        disabled_admission: vec!["ServiceAccount".into()],
+        ..Flags::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let server = support::server_with(dir.path(), &[], |config| config.flags = flags).await;
+    for _ in 0..2 {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+        let answer = ask(&server, Method::POST, "/api/v1/namespaces/default/pods", pod).await;
+        assert_eq!(
+            (answer.status, answer.message().as_str()),
+            (
+                403,
+                "pods \"p\" is forbidden: image policy webhook backend denied one or more images: not from here"
+            )
+        );
+    }
+    assert_eq!(hook.asked(), 1, "the answer is remembered");
 }

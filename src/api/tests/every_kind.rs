@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use api::authn::{MASTERS, User};
+use api::flags::Flags;
 use api::serve::{Shared, Version, in_process};
 use base::drain;
 use bytes::Bytes;
@@ -170,7 +171,7 @@ async fn server(dir: &std::path::Path) -> Shared {
         node_ports: 30000..=32767,
         authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key),
         authorization: api::authz::default_modes(),
-        disabled_admission: vec!["ServiceAccount".into()],
+        flags: Flags { disabled_admission: vec!["ServiceAccount".into()], ..Flags::default() },
         audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
         proxy_client: None,

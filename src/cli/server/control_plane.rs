@@ -59,7 +59,7 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
         node_ports: settings.node_ports.clone(),
         authentication: identity.authentication,
         authorization: identity.authorization,
-        disabled_admission: settings.disabled_admission.clone(),
+        flags: settings.api_flags.clone(),
         audit: settings.audit.clone(),
         kubelet_tls,
         proxy_client: Some(credentials.proxy_client.clone()),

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use api::flags::Flags;
 use api::registry::allocate::Network;
 
 use super::audit::{self, AuditFlags};
@@ -14,8 +15,6 @@ use crate::{Error, Result, host};
 
 /// Parts that `--disable` knows.
 const PARTS: [&str; 1] = ["dns"];
-/// Upstream flags of the API server that are supported.
-const API_FLAGS: [&str; 1] = ["disable-admission-plugins"];
 
 pub struct Settings {
     pub paths: Paths,
@@ -45,7 +44,7 @@ pub struct Settings {
     pub dns: bool,
     pub proxy: bool,
     pub identity: IdentityFlags,
-    pub disabled_admission: Vec<String>,
+    pub api_flags: Flags,
     pub audit: Option<api::audit::Settings>,
 }
 
@@ -98,24 +97,19 @@ impl Settings {
             .ok_or_else(|| usage(format!("--write-kubeconfig-mode {mode:?} is not octal")))?;
         let mut identity = IdentityFlags::default();
         let mut audit = AuditFlags::new(flags.audit_policy_file, flags.audit_log_path);
-        let mut disabled_admission = Vec::new();
+        let mut api_flags = Flags::default();
         for arg in &flags.kube_apiserver_arg {
             let (name, value) = arg.split_once('=').unwrap_or((arg, ""));
-            match name.trim_start_matches("--") {
-                "disable-admission-plugins" => {
-                    disabled_admission.extend(value.split(',').map(str::to_string));
-                }
-                other => {
-                    let said = |why| usage(format!("--kube-apiserver-arg {other}: {why}"));
-                    let taken = identity.take(other, value).map_err(said)?
-                        || audit.take(other, value).map_err(said)?;
-                    if !taken {
-                        return Err(usage(format!(
-                            "--kube-apiserver-arg {other}: not supported; supported are {}",
-                            [&API_FLAGS[..], &identity::NAMES, &audit::NAMES].concat().join(", ")
-                        )));
-                    }
-                }
+            let name = name.trim_start_matches("--");
+            let said = |why| usage(format!("--kube-apiserver-arg {name}: {why}"));
+            let taken = identity.take(name, value).map_err(said)?
+                || audit.take(name, value).map_err(said)?
+                || api_flags.set(name, value).map_err(said)?;
+            if !taken {
+                return Err(usage(format!(
+                    "--kube-apiserver-arg {name}: not supported; supported are {}",
+                    [&Flags::NAMES[..], &identity::NAMES, &audit::NAMES].concat().join(", ")
+                )));
             }
         }
         Ok(Self {
@@ -146,7 +140,7 @@ impl Settings {
             proxy: !flags.disable_kube_proxy,
             dns: !flags.disable.iter().any(|part| part == "dns"),
             identity,
-            disabled_admission,
+            api_flags,
             audit: audit.settle().map_err(usage)?,
         })
     }

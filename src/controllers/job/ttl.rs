@@ -15,7 +15,7 @@ pub async fn run(context: Context) {
     if context.drain.until(jobs.synced()).await.is_none() {
         return;
     }
-    let queue: Queue<Key> = Queue::new();
+    let queue: Queue<Key> = Queue::named("ttl_jobs_to_delete");
     let again = queue.clone();
     jobs.on_change(move |_, new| {
         if let Some(job) = new

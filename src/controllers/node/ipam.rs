@@ -110,7 +110,7 @@ pub async fn run(context: Context) {
     if context.drain.until(nodes.synced()).await.is_none() {
         return;
     }
-    let queue: Queue<Key> = Queue::new();
+    let queue: Queue<Key> = Queue::named("node_ipam_controller");
     let again = queue.clone();
     let all = nodes.clone();
     nodes.on_change(move |old, new: Option<&Arc<Node>>| match (old, new) {

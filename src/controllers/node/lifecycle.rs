@@ -47,8 +47,8 @@ pub async fn run(context: Context) {
         nodes: context.shared.cache(),
         pods: context.shared.cache(),
         seen: Mutex::default(),
-        node_keys: Queue::new(),
-        pod_keys: Queue::new(),
+        node_keys: Queue::named("node_lifecycle_controller"),
+        pod_keys: Queue::named("node_lifecycle_controller_pods"),
         context,
     });
     let me = &lifecycle;

@@ -184,7 +184,7 @@ async fn a_webhook_gets_lists_of_events_again_if_need_be() {
 }
 
 fn counted(name: &str) -> f64 {
-    let text = base::metrics::render();
+    let text = base::metrics::render(base::metrics::Format::Prometheus);
     let line = text.lines().find(|line| line.starts_with(name));
     line.and_then(|line| line.split(' ').next_back()?.parse().ok()).unwrap_or(0.0)
 }

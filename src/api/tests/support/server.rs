@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use api::authn::{MASTERS, Peer, User};
+use api::flags::Flags;
 use api::serve::{Shared, Version, chain};
 use bytes::{Bytes, BytesMut};
 use client::Body;
@@ -20,6 +21,8 @@ pub async fn server_with(
     disabled: &[&str],
     change: impl FnOnce(&mut api::Config),
 ) -> Shared {
+    let disabled_admission = disabled.iter().map(ToString::to_string).collect();
+    let flags = Flags { disabled_admission, ..Flags::default() };
     let key = pki::files::signing_key(&dir.join("key")).unwrap();
     let client_ca = pki::files::authority(dir, "client-ca", "clients").unwrap();
     let proxy_ca = pki::files::authority(dir, "proxy-ca", "proxies").unwrap();
@@ -33,7 +36,7 @@ pub async fn server_with(
             ..api::authn::Settings::own("https://kubernetes.default.svc", &key)
         },
         authorization: api::authz::default_modes(),
-        disabled_admission: disabled.iter().map(ToString::to_string).collect(),
+        flags,
         audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
         proxy_client: Some(proxy_ca.issue(&proxy).unwrap()),

@@ -28,7 +28,7 @@ async fn server(dir: &std::path::Path) -> Server {
         node_ports: 30000..=32767,
         authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key(dir)),
         authorization: api::authz::default_modes(),
-        disabled_admission: Vec::new(),
+        flags: api::flags::Flags::default(),
         audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
         proxy_client: None,

@@ -1,0 +1,141 @@
+//! What a server knows of itself when it is asked: stored objects, watchers, requests under
+//! way, its build and its features.
+
+use std::fmt::Error;
+use std::sync::Weak;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::inflight;
+use crate::serve::{Server, Shared};
+
+/// Features of the Kubernetes that is served: name, stage, and whether it is on. Those whose
+/// stage is empty are part of it for good.
+const FEATURES: &str = include_str!("../../../embedded/feature-gates.txt");
+
+struct State(Weak<Server>);
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("State")
+    }
+}
+
+/// Lets the process' metrics tell of `server`, as long as it is there.
+pub fn watch(server: &Shared) {
+    base::metrics::register_collector(Box::new(State(std::sync::Arc::downgrade(server))));
+}
+
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+fn gauges<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    values: impl Iterator<Item = (Labels<'a>, i64)>,
+) -> Result<(), Error> {
+    let first = ConstGauge::new(0i64);
+    let mut family = encoder.encode_descriptor(name, help, None, first.metric_type())?;
+    for (labels, value) in values {
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+impl Collector for State {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let Some(server) = self.0.upgrade() else { return Ok(()) };
+        let encoder = &mut encoder;
+        let catalog = server.registry.catalog();
+        let stored: Vec<(String, String, String, crate::cache::Weight)> = catalog
+            .resources()
+            .filter_map(|resource| {
+                let weight = server.registry.cache.weigh(resource.prefix.as_ref()?);
+                let (group, plural) = (resource.group.clone(), resource.plural.clone());
+                Some((group, plural, resource.qualified(), weight))
+            })
+            .collect();
+        gauges(
+            encoder,
+            ("apiserver_storage_objects", "Stored objects by resource"),
+            stored.iter().map(|(_, _, name, weight)| {
+                (vec![("resource", name.as_str())], count(weight.objects))
+            }),
+        )?;
+        let by_resource = |of: fn(&crate::cache::Weight) -> usize| {
+            stored.iter().map(move |(group, resource, _, weight)| {
+                let labels = vec![("group", group.as_str()), ("resource", resource.as_str())];
+                (labels, count(of(weight)))
+            })
+        };
+        gauges(
+            encoder,
+            ("apiserver_resource_objects", "Stored objects by group and resource"),
+            by_resource(|weight| weight.objects),
+        )?;
+        gauges(
+            encoder,
+            ("apiserver_watch_cache_capacity", "Changes that the watch cache can remember"),
+            by_resource(|_| crate::cache::RING_EVENTS_MAX),
+        )?;
+        gauges(
+            encoder,
+            ("apiserver_watch_cache_resource_version", "What the watch cache has seen"),
+            by_resource(|_| 0).map(|(labels, _)| {
+                (labels, i64::try_from(server.registry.cache.revision()).unwrap_or(i64::MAX))
+            }),
+        )?;
+        gauges(
+            encoder,
+            ("apiserver_registered_watchers", "Watchers by group and resource"),
+            by_resource(|weight| weight.watchers),
+        )?;
+        gauges(
+            encoder,
+            (
+                "apiserver_current_inflight_requests",
+                "Most requests under way at once in the last second",
+            ),
+            inflight::read().into_iter().map(|(kind, most)| {
+                (vec![("request_kind", kind)], i64::try_from(most).unwrap_or(i64::MAX))
+            }),
+        )?;
+        let version = &server.version;
+        let platform = format!("linux/{}", crate::serve::health::platform());
+        let build = vec![
+            ("build_date", version.built.as_str()),
+            ("compiler", "rustc"),
+            ("git_commit", version.commit.as_str()),
+            ("git_tree_state", "clean"),
+            ("git_version", version.git.as_str()),
+            ("go_version", "none"),
+            ("major", version.major),
+            ("minor", version.minor),
+            ("platform", platform.as_str()),
+        ];
+        gauges(
+            encoder,
+            ("kubernetes_build_info", "What this is a build of"),
+            std::iter::once((build, 1)),
+        )?;
+        gauges(
+            encoder,
+            ("kubernetes_feature_enabled", "Features by name and stage"),
+            features()
+                .map(|(name, stage, on)| (vec![("name", name), ("stage", stage)], i64::from(on))),
+        )
+    }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn features() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+    FEATURES.lines().filter_map(|line| {
+        let (name, rest) = line.split_once(' ')?;
+        let (stage, on) = rest.rsplit_once(' ')?;
+        Some((name, stage.trim(), on == "1"))
+    })
+}
