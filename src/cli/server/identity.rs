@@ -276,8 +276,11 @@ impl AccountFlags {
         };
         let keys = self.key_files.iter().map(|path| read("service-account-key-file", path));
         let mut keys = keys.collect::<Result<Vec<_>, _>>()?;
-        // What the server signed before it was given another key is good until it ends.
-        keys.push(credentials.service_account_key.clone());
+        if keys.is_empty() {
+            // What the server signed before it was given another key is good until it ends;
+            // whoever names the keys that are believed means these alone.
+            keys.push(credentials.service_account_key.clone());
+        }
         let own = tokens::Settings::own(own_issuer, &signing_key);
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
         Ok(tokens::Settings {
