@@ -1,4 +1,4 @@
-//! How requests are served rather than what they do: in turn, in time, and counted.
+//! How requests are served: in turn, in time, and counted; and as upstream serves them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,8 +17,12 @@ use tokio::net::TcpListener;
 mod connections;
 #[path = "serving/plugins.rs"]
 mod plugins;
+#[path = "serving/recordings.rs"]
+mod recordings;
 #[path = "support/server.rs"]
 mod support;
+#[path = "support/transcripts.rs"]
+mod transcripts;
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const FLOW: &str = "/apis/flowcontrol.apiserver.k8s.io/v1";
