@@ -17,7 +17,7 @@ use serde_json::Value;
 pub type Check = fn(&[u8]);
 
 /// All checks, by name.
-pub const ALL: [(&str, Check); 7] = [
+pub const ALL: [(&str, Check); 9] = [
     ("protobuf", protobuf),
     ("json", json),
     ("patches", patches),
@@ -25,6 +25,8 @@ pub const ALL: [(&str, Check); 7] = [
     ("yaml_documents", yaml_documents),
     ("continue_tokens", continue_tokens),
     ("tokens", tokens),
+    ("expressions", expressions),
+    ("words", words),
 ];
 
 /// What can be read from protobuf is written in one way only.
@@ -127,4 +129,31 @@ pub fn tokens(data: &[u8]) {
     let _ = pki::jwt::public_keys(&text);
     let _ = api::audit::policy::Policy::parse(&text);
     let _ = api::authn::configuration::read(&text, &[]);
+}
+
+/// An expression of CEL is refused, or gives a value or an error within its budget.
+pub fn expressions(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let environment = cel::Environment::new().variable("self", cel::Decl::any());
+    let Ok(program) = cel::compile(&environment, text) else { return };
+    let object = serde_json::json!({"a": [1, 2.5, "x", null], "b": {"c": true}});
+    let mut bindings = cel::Bindings::new(&environment);
+    bindings.set("self", cel::Value::from_untyped(&object));
+    let _ = program.evaluate(&bindings, &mut cel::Budget::default());
+}
+
+/// The small languages in fields: quantities, times of day, lengths of time, patterns and
+/// paths into JSON. What can be read and written means the same when it is read again.
+pub fn words(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(quantity) = text.parse::<kinds::meta::quantity::Quantity>() {
+        let again: kinds::meta::quantity::Quantity = quantity.to_string().parse().unwrap();
+        assert_eq!(again, quantity, "{text:?}");
+    }
+    let _ = api::crd::pattern::pattern(text).map(|found| found.is_match("aaaaaaaaaaaaaaaaaaaaaa"));
+    let _ = kinds::meta::cron::Schedule::parse(text);
+    let _ = base::time::parse_duration(text);
+    if let Ok(path) = api::crd::jsonpath::Path::parse(text) {
+        let _ = path.find(&serde_json::json!({"a": [{"b": 1}, {"c": "d"}]}));
+    }
 }

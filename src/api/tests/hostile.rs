@@ -82,6 +82,18 @@ fn examples(check: &str) -> Vec<Vec<u8>> {
             codec::yaml::to_string(&self::pod()).into_bytes(),
         ],
         "tokens" => tokens(),
+        "expressions" => [
+            "self.a.exists(x, x == 2.5) && self.b.c ? self.a.map(x, string(x)).join(',') : 'no'",
+            "[1, 2, 3].filter(i, i % 2 == 1).all(i, i > 0) && duration('1h') > duration('1m')",
+            "'abc'.matches('^a.*c$') && quantity('1Gi').isGreaterThan(quantity('1M')) && ip('::1') == ip('::1')",
+            "{'k': [b'\\x00', null, 0x1F, 1e3, 2u]}.k.size() == 5 || has(self.b.c)",
+        ]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec(),
+        "words" => ["1.5Gi", "-12e-3", "100m", "*/15 0-4,22 1 JAN-MAR mon", "1h30m5.5s",
+            "^(a|b)*[^c-e]{2,3}\\d+$", "{.a[?(@.b==1)].c}", "$.a[*]['c']"]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec(),
         _ => {
             let token = r#"{"v":"meta.k8s.io/v1","rv":7,"start":"b\u0000"}"#;
             let encoder = base64::engine::general_purpose::URL_SAFE_NO_PAD;
