@@ -108,7 +108,7 @@ fn read(path: &Path) -> Result<Map<String, Value>, String> {
         if text.trim().is_empty() {
             continue;
         }
-        let parsed: Map<String, Value> = serde_saphyr::from_str(&text)
+        let parsed: Map<String, Value> = codec::yaml::read::typed(&text)
             .map_err(|err| format!("parse {}: {err}", file.display()))?;
         for (key, value) in parsed {
             match key.strip_suffix('+') {

@@ -10,8 +10,8 @@ use serde::Deserialize;
 pub enum Error {
     #[error("read kubeconfig {0}")]
     Read(String, #[source] std::io::Error),
-    #[error("parse kubeconfig {0}")]
-    Parse(String, #[source] Box<serde_saphyr::Error>),
+    #[error("parse kubeconfig {0}: {1}")]
+    Parse(String, String),
     #[error("kubeconfig {0}: {1}")]
     Incomplete(String, String),
 }
@@ -75,7 +75,7 @@ pub fn load(path: &Path) -> Result<Endpoint, Error> {
     let shown = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|err| Error::Read(shown.clone(), err))?;
     let file: File =
-        serde_saphyr::from_str(&text).map_err(|err| Error::Parse(shown.clone(), Box::new(err)))?;
+        codec::yaml::read::typed(&text).map_err(|why| Error::Parse(shown.clone(), why))?;
     let missing = |what: String| Error::Incomplete(shown.clone(), what);
     let context = find(&file.contexts, &file.current_context)
         .ok_or_else(|| missing(format!("no context {:?}", file.current_context)))?;

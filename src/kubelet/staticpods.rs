@@ -31,7 +31,7 @@ const MIRROR_RETRY: Duration = Duration::from_secs(10);
 
 /// A manifest as a pod of this node; its uid is the hash of node and content.
 fn parse(text: &str, file: &str, node_name: &str) -> Result<Pod, String> {
-    let mut pod: Pod = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    let mut pod: Pod = codec::yaml::read::typed(text)?;
     let name = pod.metadata.name.clone().filter(|name| !name.is_empty()).ok_or("it has no name")?;
     if pod.spec.as_ref().is_none_or(|spec| spec.containers.is_empty()) {
         return Err("it has no containers".to_owned());

@@ -156,7 +156,7 @@ fn review(namespace: &str, pod: &Value, subresource: &str) -> Value {
 fn endpoint(path: &Path) -> std::result::Result<Value, String> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).map_err(|err| format!("{shown}: {err}"))?;
-    let config: Value = serde_saphyr::from_str(&text).map_err(|err| format!("{shown}: {err}"))?;
+    let config: Value = codec::yaml::read::typed(&text).map_err(|err| format!("{shown}: {err}"))?;
     let named = |list: &str, name: &Value| {
         let all = config[list].as_array().into_iter().flatten();
         all.into_iter().find(|entry| entry["name"] == *name).cloned().unwrap_or_default()

@@ -38,7 +38,7 @@ fn read(path: &Path) -> Result<Value, Error> {
         return Err(Error::Wrong(shown, format!("larger than {FILE_BYTES_MAX} bytes")));
     }
     let text = std::fs::read_to_string(path).map_err(failed)?;
-    serde_saphyr::from_str(&text).map_err(|err| Error::Wrong(shown, err.to_string()))
+    codec::yaml::read::typed(&text).map_err(|why| Error::Wrong(shown, why))
 }
 
 impl Settings {

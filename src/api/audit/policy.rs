@@ -163,7 +163,7 @@ impl Policy {
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: File =
-            serde_saphyr::from_str(text).map_err(|err| format!("failed decoding: {err}"))?;
+            codec::yaml::read::typed(text).map_err(|err| format!("failed decoding: {err}"))?;
         if file.api_version != "audit.k8s.io/v1" || file.kind != "Policy" {
             return Err(format!(
                 "unknown group version field {}, Kind={} in policy",

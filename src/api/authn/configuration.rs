@@ -104,7 +104,7 @@ pub fn read(
     text: &str,
     own_issuers: &[String],
 ) -> Result<(Vec<Issuer>, Option<Anonymous>), String> {
-    let file: File = serde_saphyr::from_str(text).map_err(|err| err.to_string())?;
+    let file: File = codec::yaml::read::typed(text)?;
     if !VERSIONS.contains(&file.api_version.as_str()) || file.kind != "AuthenticationConfiguration"
     {
         return Err(format!(

@@ -196,7 +196,7 @@ struct MatchCondition {
 }
 
 fn read(text: &str, flags: &Flags) -> Result<Vec<Mode>, String> {
-    let file: File = serde_saphyr::from_str(text).map_err(|err| err.to_string())?;
+    let file: File = codec::yaml::read::typed(text)?;
     if !VERSIONS.contains(&file.api_version.as_str()) || file.kind != "AuthorizationConfiguration" {
         return Err(format!(
             "expected apiserver.config.k8s.io/v1 AuthorizationConfiguration, not {} {}",

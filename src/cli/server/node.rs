@@ -127,7 +127,7 @@ fn registries(settings: &Settings) -> Result<Registries> {
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Registries::default()),
         Err(err) => return Err(Error::failed(format!("read {}", path.display()), err)),
     };
-    serde_saphyr::from_str(&text)
+    codec::yaml::read::typed(&text)
         .map_err(|err| Error::failed(format!("parse {}", path.display()), err))
 }
 

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 
 use granit_parser::{Event, Parser};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
@@ -27,6 +28,20 @@ pub fn value(body: &[u8]) -> Result<Value, String> {
         duplicate_keys: DuplicateKeyPolicy::LastWins,
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|err| said(text, &err.to_string()))
+}
+
+/// A document of a known type, such as a configuration file: strict, so keys that stand
+/// twice are refused. By way of a value, because a reader of YAML for each type would be
+/// a large part of the executable.
+///
+/// # Errors
+/// What is wrong with it, in a sentence.
+pub fn typed<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let value = value(text.as_bytes())?;
+    if let Some(doubled) = duplicate_keys(text.as_bytes()).first() {
+        return Err(format!("yaml: {doubled}"));
+    }
+    serde_json::from_value(value).map_err(|err| err.to_string())
 }
 
 /// Our parser's complaint in libyaml's words.
