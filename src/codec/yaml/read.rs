@@ -16,6 +16,10 @@ const DUPLICATES_MAX: usize = 100;
 /// # Errors
 /// A sentence in libyaml's words as far as they are known: `yaml: line 1: ...`.
 pub fn value(body: &[u8]) -> Result<Value, String> {
+    read(body, false)
+}
+
+fn read(body: &[u8], strict_booleans: bool) -> Result<Value, String> {
     let Ok(text) = std::str::from_utf8(body) else {
         return Err("yaml: invalid leading UTF-8 octet".into());
     };
@@ -26,18 +30,20 @@ pub fn value(body: &[u8]) -> Result<Value, String> {
         legacy_octal_numbers: true,
         ignore_binary_tag_for_string: true,
         duplicate_keys: DuplicateKeyPolicy::LastWins,
+        strict_booleans: strict_booleans,
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|err| said(text, &err.to_string()))
 }
 
 /// A document of a known type, such as a configuration file: strict, so keys that stand
-/// twice are refused. By way of a value, because a reader of YAML for each type would be
-/// a large part of the executable.
+/// twice are refused, and only `true` and `false` are truth values (`n` may be a name). By
+/// way of a value, because a reader of YAML for each type would be a large part of the
+/// executable.
 ///
 /// # Errors
 /// What is wrong with it, in a sentence.
 pub fn typed<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    let value = value(text.as_bytes())?;
+    let value = read(text.as_bytes(), true)?;
     if let Some(doubled) = duplicate_keys(text.as_bytes()).first() {
         return Err(format!("yaml: {doubled}"));
     }
@@ -123,6 +129,8 @@ pub fn duplicate_keys(body: &[u8]) -> Vec<String> {
 mod tests {
     use serde_json::json;
 
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -154,5 +162,19 @@ mod tests {
             let _ = value(junk.as_bytes());
             let _ = duplicate_keys(junk.as_bytes());
         }
+    }
+
+    #[test]
+    fn files_of_a_type_are_strict_and_keep_words() {
+        let read = typed::<BTreeMap<String, Vec<String>>>;
+        assert_eq!(read("a: [n, yes, on]\n").unwrap()["a"], ["n", "yes", "on"]);
+        assert_eq!(
+            read("a: []\na: []\n").unwrap_err(),
+            "yaml: line 2: key \"a\" already set in map"
+        );
+        assert_eq!(read("a: [1]\n").unwrap_err(), "invalid type: integer `1`, expected a string");
+        assert!(read("a: [\n").unwrap_err().starts_with("yaml: line "));
+        let modes = typed::<BTreeMap<String, i64>>("mode: 0644\n").unwrap();
+        assert_eq!(modes["mode"], 0o644);
     }
 }
