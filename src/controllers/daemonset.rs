@@ -1,9 +1,7 @@
 //! Keeps one pod of a DaemonSet on every node that it is for.
 //!
-//! `plan.rs` decides, `node.rs` knows the nodes, `history.rs` the revisions; here is the
-//! applying.
+//! `plan.rs` decides, `node.rs` knows the nodes; here is the applying.
 
-mod history;
 mod node;
 mod plan;
 
@@ -13,15 +11,17 @@ use std::time::Duration;
 
 use client::cache::{Cache, Key, key_of};
 use client::recorder::reference;
-use client::{DeleteParams, Patch, Queue};
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
+use client::{DeleteParams, Queue};
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
+use crate::claim::claim;
 use crate::expect::Expectations;
-use crate::harness::{Context, Doing, Failed, Outcome, Settled};
+use crate::harness::{Context, Doing, Outcome, Settled};
+use crate::history::{self, History};
 use crate::owner::{self, controller_of, name, namespace, uid};
 use crate::pod;
 use plan::{Held, plan};
@@ -36,14 +36,12 @@ pub async fn run(context: Context) {
     let pods = context.shared.cache::<Pod>();
     pods.add_index(owner::BY_CONTROLLER, owner::by_controller);
     pods.add_index(owner::ORPHANS, owner::orphans);
-    let history = context.shared.cache::<ControllerRevision>();
-    history.add_index(owner::BY_CONTROLLER, owner::by_controller);
     let me = Arc::new(Controller {
         queue: Queue::named("daemonset"),
         sets: context.shared.cache(),
         nodes: context.shared.cache(),
         pods,
-        history,
+        history: History::new(&context),
         expected: Expectations::default(),
         failures: Mutex::default(),
         context,
@@ -57,7 +55,7 @@ struct Controller {
     sets: Cache<DaemonSet>,
     nodes: Cache<Node>,
     pods: Cache<Pod>,
-    history: Cache<ControllerRevision>,
+    history: History,
     expected: Expectations,
     /// By set and node: when a finished pod was deleted, and how long the next one waits.
     failures: Mutex<HashMap<(String, String), (Instant, Duration)>>,
@@ -94,11 +92,7 @@ impl Controller {
         let me = self.clone();
         self.pods.on_change(move |old, new| me.pod_changed(old, new));
         let me = self.clone();
-        self.history.on_change(move |old, new| {
-            for one in [old, new].into_iter().flatten() {
-                me.wake_owner(&one.metadata);
-            }
-        });
+        self.history.on_change(move |meta| me.wake_owner(meta));
         self.context.work(&self.queue, WORKERS, |key| self.sync(key)).await;
     }
 
@@ -135,8 +129,10 @@ impl Controller {
         if set.metadata.deletion_timestamp.is_some() || selector(&set).is_everything() {
             return Ok(());
         }
-        let pods = self.claim(&set).await?;
-        let Some(hash) = self.revision(&set).await? else { return Ok(()) };
+        let selector = selector(&set);
+        let pods = claim(&self.context, &*set, &self.pods, &selector, pod::is_active).await?;
+        let Some(revision) = self.history.present(&*set, &selector).await? else { return Ok(()) };
+        let hash = history::hash_of::<DaemonSet>(&revision).to_string();
         let held = |pod: Arc<Pod>| {
             let going = pod.metadata.deletion_timestamp.is_some()
                 || self.expected.deleted(uid(&pod.metadata));
@@ -173,93 +169,11 @@ impl Controller {
         done?;
         let used: Vec<&str> = held
             .iter()
-            .filter_map(|h| h.pod.metadata.labels.as_ref()?.get(plan::HASH))
+            .filter_map(|h| h.pod.metadata.labels.as_ref()?.get(history::HASH))
             .map(String::as_str)
             .chain([hash.as_str()])
             .collect();
-        let limit = set.spec.as_ref().and_then(|s| s.revision_history_limit).unwrap_or(10);
-        let all = self.history.indexed(owner::BY_CONTROLLER, uid(&set.metadata));
-        let api = self.context.client.api::<ControllerRevision>(Some(&key.0));
-        for old in history::surplus(all, &used, limit.max(0) as usize) {
-            let params = DeleteParams::uid(uid(&old.metadata));
-            let answer = api.delete(name(&old.metadata), &params).await;
-            answer.doing(|| "delete a revision".into()).or_gone()?;
-        }
-        Ok(())
-    }
-
-    /// The hash of the present template's revision; None if the set's own change will
-    /// wake us.
-    async fn revision(&self, set: &DaemonSet) -> Result<Option<String>, Failed> {
-        let all = self.history.indexed(owner::BY_CONTROLLER, uid(&set.metadata));
-        let api = self.context.client.api::<ControllerRevision>(Some(namespace(&set.metadata)));
-        let next = history::next(&all);
-        if let Some(held) = all.iter().find(|r| history::is_of(r, set)) {
-            if held.revision + 1 < next {
-                let patch = Patch::Strategic(json!({"revision": next}));
-                let answer = api.patch(name(&held.metadata), &patch).await;
-                answer.doing(|| "renumber a revision".into())?;
-            }
-            return Ok(Some(history::hash_of(held).to_string()));
-        }
-        let new = history::new(set, next);
-        match api.create(&new).await {
-            Ok(made) => Ok(Some(history::hash_of(&made).to_string())),
-            Err(err) if err.is_already_exists() => {
-                let live = api.get_opt(name(&new.metadata)).await;
-                let live = live.doing(|| "read a revision".into())?;
-                let ours = |r: &ControllerRevision| {
-                    history::is_of(r, set)
-                        && controller_of(&r.metadata).is_some_and(|o| o.uid == uid(&set.metadata))
-                };
-                if live.as_ref().is_some_and(ours) {
-                    return Ok(Some(history::hash_of(&new).to_string()));
-                }
-                let count = set.status.as_ref().and_then(|s| s.collision_count).unwrap_or(0) + 1;
-                let sets = self.context.client.api::<DaemonSet>(Some(namespace(&set.metadata)));
-                let patch = json!({"metadata": {"uid": set.metadata.uid},
-                    "status": {"collisionCount": count}});
-                let answer = sets.merge(name(&set.metadata), "status", &patch).await;
-                answer.doing(|| "count a collision".into()).or_gone()?;
-                Ok(None)
-            }
-            Err(err) => Err(err).doing(|| "create a revision".into()),
-        }
-    }
-
-    async fn claim(&self, set: &DaemonSet) -> Result<Vec<Arc<Pod>>, Failed> {
-        let (selector, meta) = (selector(set), &set.metadata);
-        let api = self.context.client.api::<Pod>(Some(namespace(meta)));
-        let mut mine = Vec::new();
-        for pod in self.pods.indexed(owner::BY_CONTROLLER, uid(meta)) {
-            if selector.matches_map(pod.metadata.labels.as_ref()) {
-                mine.push(pod);
-                continue;
-            }
-            let patch = json!({"metadata": {"uid": pod.metadata.uid, "ownerReferences": [
-                {"$patch": "delete", "uid": meta.uid}]}});
-            let answer = api.patch(name(&pod.metadata), &Patch::Strategic(patch)).await;
-            answer.doing(|| "release a pod".into()).or_gone()?;
-        }
-        let mut orphans = self.pods.indexed(owner::ORPHANS, namespace(meta));
-        orphans.retain(|p| selector.matches_map(p.metadata.labels.as_ref()) && pod::is_active(p));
-        if orphans.is_empty() {
-            return Ok(mine);
-        }
-        let sets = self.context.client.api::<DaemonSet>(Some(namespace(meta)));
-        let live = sets.get_opt(name(meta)).await.doing(|| "look whether it may adopt".into())?;
-        let may = live
-            .is_some_and(|l| l.metadata.uid == meta.uid && l.metadata.deletion_timestamp.is_none());
-        for pod in orphans.into_iter().filter(|_| may) {
-            let patch = json!({"metadata": {"uid": pod.metadata.uid,
-                "ownerReferences": [owner::reference_to(set)]}});
-            match api.patch(name(&pod.metadata), &Patch::Strategic(patch)).await {
-                Ok(_) => mine.push(pod),
-                Err(err) if err.is_not_found() || err.code() == 422 => {}
-                Err(err) => return Err(err).doing(|| "adopt a pod".into()),
-            }
-        }
-        Ok(mine)
+        self.history.prune(&*set, |r| used.contains(&history::hash_of::<DaemonSet>(r))).await
     }
 
     fn may_retry(&self, key: &Key, set: &DaemonSet, pod: &Pod) -> bool {

@@ -79,6 +79,7 @@ impl Controllers {
         tasks.spawn(deployment::run(context("deployment-controller")));
         tasks.spawn(replicaset::run_replica_sets(context("replicaset-controller")));
         tasks.spawn(replicaset::run_replication_controllers(context("replication-controller")));
+        tasks.spawn(statefulset::run(context("statefulset-controller")));
         tasks.spawn(job::run(context("job-controller")));
         tasks.spawn(job::run_ttl(context("ttl-after-finished-controller")));
         tasks.spawn(endpoints::run_slices(context("endpointslice-controller")));
@@ -110,7 +111,7 @@ impl Controllers {
 
 use crate::{
     aggregation, daemonset, deployment, endpoints, garbage, job, namespace, node, pod_collector,
-    quota, replicaset, root_ca, service_account, token_secret,
+    quota, replicaset, root_ca, service_account, statefulset, token_secret,
 };
 
 /// A request that failed, and what it was for.

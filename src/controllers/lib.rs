@@ -4,6 +4,7 @@
 //! repeated. They meet only through API objects.
 
 mod aggregation;
+mod claim;
 mod daemonset;
 mod deployment;
 mod discovery;
@@ -11,6 +12,7 @@ mod endpoints;
 mod expect;
 mod garbage;
 mod harness;
+mod history;
 mod job;
 mod namespace;
 mod node;
@@ -21,6 +23,7 @@ mod quota;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod statefulset;
 mod token_secret;
 
 pub use harness::{Config, Controllers};

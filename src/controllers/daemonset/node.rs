@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kinds::meta::selector::{Operator, Requirement};
 
-use super::plan::HASH;
+use crate::history::HASH;
 use crate::node::plan::{taints_of, tolerates};
 use crate::owner::{self, annotation, name};
 

@@ -9,10 +9,9 @@ use serde_json::{Value, json};
 
 use super::node::{should_run, target};
 use crate::deployment::scale::part;
+use crate::history::HASH;
 use crate::owner::{created, name};
 use crate::pod;
-
-pub const HASH: &str = "controller-revision-hash";
 
 /// A pod of the set; `going` if it is being deleted, though the cache may not say so yet.
 #[derive(Clone)]
