@@ -4,6 +4,7 @@
 //! Knows nothing of Kubernetes' kinds, of the kernel, or of the network.
 
 pub mod backoff;
+pub mod clock;
 pub mod drain;
 pub mod error;
 pub mod log;

@@ -81,6 +81,7 @@ impl Controllers {
         tasks.spawn(replicaset::run_replication_controllers(context("replication-controller")));
         tasks.spawn(statefulset::run(context("statefulset-controller")));
         tasks.spawn(job::run(context("job-controller")));
+        tasks.spawn(cronjob::run(context("cronjob-controller")));
         tasks.spawn(job::run_ttl(context("ttl-after-finished-controller")));
         tasks.spawn(endpoints::run_slices(context("endpointslice-controller")));
         tasks.spawn(endpoints::run_endpoints(context("endpoint-controller")));
@@ -110,8 +111,8 @@ impl Controllers {
 }
 
 use crate::{
-    aggregation, daemonset, deployment, endpoints, garbage, job, namespace, node, pod_collector,
-    quota, replicaset, root_ca, service_account, statefulset, token_secret,
+    aggregation, cronjob, daemonset, deployment, endpoints, garbage, job, namespace, node,
+    pod_collector, quota, replicaset, root_ca, service_account, statefulset, token_secret,
 };
 
 /// A request that failed, and what it was for.

@@ -5,6 +5,7 @@
 
 mod aggregation;
 mod claim;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod discovery;

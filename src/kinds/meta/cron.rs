@@ -2,6 +2,8 @@
 //!
 //! Shapes and errors are those of the parser that upstream uses for `spec.schedule`.
 
+mod due;
+
 use std::time::Duration;
 
 /// When a schedule is due: bit sets of the moments, or a fixed distance.
