@@ -367,13 +367,24 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         self.call(Method::PUT, &[name, "status"], Query::default(), Some(object)).await
     }
 
+    /// Reads a subresource of an object that is of another kind (`scale`).
+    pub async fn get_subresource<T>(&self, name: &str, subresource: &str) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        self.call(Method::GET, &[name, subresource], Query::default(), None).await
+    }
+
     /// Replaces a subresource of an object (`finalize`, `scale`).
-    pub async fn replace_subresource(
+    pub async fn replace_subresource<T>(
         &self,
         name: &str,
         subresource: &str,
-        object: &K,
-    ) -> Result<K> {
+        object: &T,
+    ) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned,
+    {
         self.call(Method::PUT, &[name, subresource], Query::default(), Some(object)).await
     }
 
@@ -483,13 +494,13 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         Ok(Box::pin(events(response.into_body(), patience)))
     }
 
-    async fn call(
+    async fn call<T: Serialize + DeserializeOwned>(
         &self,
         method: Method,
         tail: &[&str],
         query: Query,
-        object: Option<&K>,
-    ) -> Result<K> {
+        object: Option<&T>,
+    ) -> Result<T> {
         let (body, content_type) = match object {
             Some(object) => {
                 let body = serde_json::to_vec(object).map_err(Error::Encode)?;

@@ -79,11 +79,44 @@ pub async fn discover(client: &Client) -> Result<Discovered, Error> {
     Ok(out)
 }
 
-async fn add(client: &Client, group: &str, version: &str, out: &mut Discovered) {
-    let path = match group {
+/// The resource of a kind in a version of its group, and whether it has a scale; None if
+/// there is none.
+///
+/// # Errors
+/// When the version's list cannot be read.
+pub async fn of_kind(
+    client: &Client,
+    api_version: &str,
+    kind: &str,
+) -> Result<Option<(ResourceRef, bool)>, Error> {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let list = match client.get_raw(&path_of(group, version)).await {
+        Err(err) if err.is_not_found() => return Ok(None),
+        answer => answer?,
+    };
+    let list: Resources = serde_json::from_slice(&list).map_err(Error::Decode)?;
+    let mut names = list.resources.iter().filter(|r| !r.name.contains('/'));
+    let Some(found) = names.find(|r| r.kind == kind) else { return Ok(None) };
+    let scale = format!("{}/scale", found.name);
+    let resource = ResourceRef {
+        group: group.into(),
+        version: version.into(),
+        plural: found.name.clone(),
+        kind: kind.into(),
+        namespaced: found.namespaced,
+    };
+    Ok(Some((resource, list.resources.iter().any(|r| r.name == scale))))
+}
+
+fn path_of(group: &str, version: &str) -> String {
+    match group {
         "" => format!("/api/{version}"),
         group => format!("/apis/{group}/{version}"),
-    };
+    }
+}
+
+async fn add(client: &Client, group: &str, version: &str, out: &mut Discovered) {
+    let path = path_of(group, version);
     let answer = client.get_raw(&path).await;
     let parsed = answer.ok().and_then(|bytes| serde_json::from_slice::<Resources>(&bytes).ok());
     let Some(list) = parsed else {

@@ -7,6 +7,7 @@ mod support;
 use client::api::{ListParams, ResourceRef};
 use client::{DeleteParams, Patch};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
+use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
 use support::{Cluster, cluster, until};
@@ -147,7 +148,7 @@ async fn pods_come_in_order_and_go_in_the_opposite_one_and_pause_while_one_is_il
     let scale = json!({"kind": "Scale", "apiVersion": "autoscaling/v1",
         "metadata": {"name": "web", "namespace": "default"}, "spec": {"replicas": 1}});
     let sets = cluster.client.dynamic(ResourceRef::of::<StatefulSet>(), Some("default"));
-    let scale = serde_json::from_value(scale).unwrap();
+    let scale: Scale = serde_json::from_value(scale).unwrap();
     sets.replace_subresource("web", "scale", &scale).await.unwrap();
     until("the change is observed", || async {
         (cluster.status().await["observedGeneration"] == 2).then_some(())
