@@ -93,6 +93,9 @@ impl Controllers {
         tasks.spawn(root_ca::run(context("root-ca-cert-publisher")));
         tasks.spawn(namespace::run(context("namespace-controller")));
         tasks.spawn(node::run_lifecycle(context("node-controller")));
+        // As upstream: it has no account of its own.
+        tasks.spawn(node::run_eviction(context("node-controller")));
+        tasks.spawn(node::run_ttl(context("ttl-controller")));
         tasks.spawn(node::run_ipam(context("node-controller")));
         tasks.spawn(garbage::run(context("generic-garbage-collector")));
         tasks.spawn(quota::run(context("resourcequota-controller")));

@@ -1,16 +1,16 @@
-//! Notices nodes that fall silent, taints them by their conditions, and evicts the pods
-//! that do not tolerate it.
+//! Notices nodes that fall silent, and taints them by their conditions. `zone.rs` says how
+//! fast their pods may be evicted, `eviction.rs` does it.
 //!
 //! A node lives as long as its lease or its Ready condition moves, by our own clock: the
 //! node's may be wrong.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::error::chain;
-use client::api::{DeleteParams, ListParams};
-use client::cache::{Cache, Key, key_of};
+use client::api::ListParams;
+use client::cache::{Cache, Key};
 use client::recorder::reference;
 use client::{Patch, Queue};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -20,35 +20,48 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::plan::{self, Stay};
+use super::plan::{self, Evict};
+use super::zone::{Pace, Zones, zone_of};
 use crate::harness::{Context, Doing, Outcome, Settled};
-use crate::owner::{name, namespace, uid};
+use crate::owner::{name, namespace};
 use crate::pod;
 use crate::pod_collector::{BY_NODE, by_node};
 
 /// A node that is silent for longer is Unknown (upstream, `node-monitor-grace-period`).
 const GRACE: Duration = Duration::from_secs(50);
+/// A node that has never said a word has this long (upstream, `node-startup-grace-period`).
+const STARTUP_GRACE: Duration = Duration::from_secs(60);
 const LEASES: &str = "kube-node-lease";
 const NODE_WORKERS: usize = 4;
-const POD_WORKERS: usize = 4;
+
+/// What is remembered between looks. Bound: an entry per node, and per zone.
+#[derive(Default)]
+struct Memory {
+    /// When each node last moved.
+    seen: HashMap<String, Instant>,
+    /// Nodes whose pods were marked since they went down.
+    marked: HashSet<String>,
+    zones: Zones,
+    /// A node went up or down since the zones were surveyed.
+    changed: bool,
+    /// When the next node of a zone may begin to evict.
+    turns: HashMap<String, Instant>,
+}
 
 struct Lifecycle {
     context: Context,
     nodes: Cache<Node>,
     pods: Cache<Pod>,
-    /// When each node last moved.
-    seen: Mutex<HashMap<String, Instant>>,
+    memory: Mutex<Memory>,
     node_keys: Queue<Key>,
-    pod_keys: Queue<Key>,
 }
 
 pub async fn run(context: Context) {
     let lifecycle = Arc::new(Lifecycle {
         nodes: context.shared.cache(),
         pods: context.shared.cache(),
-        seen: Mutex::default(),
+        memory: Mutex::default(),
         node_keys: Queue::named("node_lifecycle_controller"),
-        pod_keys: Queue::named("node_lifecycle_controller_pods"),
         context,
     });
     let me = &lifecycle;
@@ -70,34 +83,32 @@ pub async fn run(context: Context) {
             listener.saw(name(&lease.metadata));
         }
     });
-    let listener = lifecycle.clone();
-    me.pods.on_change(move |old, new| {
-        let Some(pod) = new else { return };
-        let moved = old.is_none_or(|old| {
-            pod::node(old) != pod::node(pod)
-                || old.spec.as_ref().map(|s| &s.tolerations)
-                    != pod.spec.as_ref().map(|s| &s.tolerations)
-        });
-        if moved && !pod::node(pod).is_empty() {
-            listener.pod_keys.add(key_of(&**pod));
-        }
-    });
-    tokio::join!(
-        me.context.work(&me.node_keys, NODE_WORKERS, |key| me.sync_node(key)),
-        me.context.work(&me.pod_keys, POD_WORKERS, |key| me.sync_pod(key)),
-    );
+    me.context.work(&me.node_keys, NODE_WORKERS, |key| me.sync_node(key)).await;
 }
 
 impl Lifecycle {
     fn saw(&self, node: &str) {
-        let mut seen = self.seen.lock();
-        seen.insert(node.to_string(), Instant::now());
+        self.memory.lock().seen.insert(node.to_string(), Instant::now());
     }
 
     fn node_changed(&self, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) {
+        let ready = |node: &Arc<Node>| plan::condition(node, "Ready") == Some("True");
+        let place = |node: &Arc<Node>| (ready(node), zone_of(node));
+        if old.map(place) != new.map(place) {
+            self.memory.lock().changed = true;
+        }
         let Some(node) = new else {
             if let Some(old) = old {
-                self.seen.lock().remove(name(&old.metadata));
+                let own_name = name(&old.metadata);
+                let mut memory = self.memory.lock();
+                memory.seen.remove(own_name);
+                memory.marked.remove(own_name);
+                drop(memory);
+                self.tell(
+                    old,
+                    "RemovingNode",
+                    &format!("Removing Node {own_name} from Controller"),
+                );
             }
             return;
         };
@@ -109,38 +120,105 @@ impl Lifecycle {
         if old.is_none_or(|old| beat(node).is_some() && beat(old) != beat(node)) {
             self.saw(name(&node.metadata));
         }
-        self.node_keys.add((String::new(), name(&node.metadata).to_string()));
-        if old.is_none_or(|old| plan::taints_of(old) != plan::taints_of(node)) {
-            for pod in self.pods.indexed(BY_NODE, name(&node.metadata)) {
-                self.pod_keys.add(key_of(&*pod));
+        match old {
+            None => {
+                let text = format!("Registered Node {} in Controller", name(&node.metadata));
+                self.tell(node, "RegisteredNode", &text);
             }
+            Some(old) if ready(old) && !ready(node) => {
+                let text = format!("Node {} status is now: NodeNotReady", name(&node.metadata));
+                self.context.recorder.normal(&reference(&**node), "NodeNotReady", text);
+            }
+            Some(_) => {}
         }
+        self.node_keys.add((String::new(), name(&node.metadata).to_string()));
+    }
+
+    fn tell(&self, node: &Node, reason: &str, text: &str) {
+        let text = format!("Node {} event: {text}", name(&node.metadata));
+        self.context.recorder.normal(&reference(node), reason, text);
     }
 
     async fn sync_node(&self, key: Key) -> Outcome {
+        self.survey();
         let Some(node) = self.nodes.get("", &key.1) else { return Ok(()) };
+        let never = plan::condition(&node, "Ready").is_none();
+        let grace = if never { STARTUP_GRACE } else { GRACE };
         let silent = {
-            let mut seen = self.seen.lock();
-            seen.entry(key.1.clone()).or_insert_with(Instant::now).elapsed()
+            let mut memory = self.memory.lock();
+            memory.seen.entry(key.1.clone()).or_insert_with(Instant::now).elapsed()
         };
-        if silent >= GRACE {
+        if silent >= grace {
             self.mark_silent(&node).await?;
         } else {
             // One timer per node; it looks again at when the node moved last.
-            self.node_keys.add_after(key, GRACE - silent);
+            self.node_keys.add_after(key.clone(), grace - silent);
         }
-        let Some(taints) = plan::taints(&node, base::time::now()) else { return Ok(()) };
-        let patch = json!({
-            "metadata": {"resourceVersion": node.metadata.resource_version},
-            "spec": {"taints": taints},
-        });
-        let api = self.context.client.all::<Node>();
-        let answer = api.patch(name(&node.metadata), &Patch::Merge(patch)).await;
-        answer.doing(|| "taint the node".into()).or_gone()?;
-        if plan::condition(&node, "Ready").is_some_and(|status| status != "True") {
+        let evict = self.turn(&node, &key);
+        if let Some(taints) = plan::taints(&node, evict, base::time::now()) {
+            let patch = json!({
+                "metadata": {"resourceVersion": node.metadata.resource_version},
+                "spec": {"taints": taints},
+            });
+            let api = self.context.client.all::<Node>();
+            let answer = api.patch(name(&node.metadata), &Patch::Merge(patch)).await;
+            if answer.is_err() && evict == Evict::Now {
+                self.memory.lock().turns.remove(&zone_of(&node));
+            }
+            answer.doing(|| "taint the node".into()).or_gone()?;
+        }
+        if !plan::is_down(&node) {
+            self.memory.lock().marked.remove(&key.1);
+        } else if !self.memory.lock().marked.contains(&key.1) {
             self.mark_pods_unready(&node).await?;
+            self.memory.lock().marked.insert(key.1);
         }
         Ok(())
+    }
+
+    /// Looks at the zones again if a node went up or down. Whoever is down may have its turn
+    /// now, or lose it.
+    fn survey(&self) {
+        if !std::mem::take(&mut self.memory.lock().changed) {
+            return;
+        }
+        let nodes = self.nodes.list();
+        let zones = Zones::survey(&nodes);
+        let mut memory = self.memory.lock();
+        if memory.zones == zones {
+            return;
+        }
+        if memory.zones.all_down() && !zones.all_down() {
+            // We were cut off, perhaps: each node has its full time again.
+            memory.seen.values_mut().for_each(|seen| *seen = Instant::now());
+        }
+        memory.zones = zones;
+        drop(memory);
+        for node in nodes.iter().filter(|node| plan::is_down(node)) {
+            self.node_keys.add((String::new(), name(&node.metadata).to_string()));
+        }
+    }
+
+    /// Whether it is this node's turn to evict its pods; if it will be, it comes back then.
+    fn turn(&self, node: &Node, key: &Key) -> Evict {
+        if !plan::is_down(node) {
+            return Evict::Wait;
+        }
+        let mut memory = self.memory.lock();
+        let interval = match memory.zones.pace(node) {
+            Pace::AllDown => return Evict::Never,
+            Pace::Halted => return Evict::Wait,
+            Pace::Every(_) if plan::evicts(node) => return Evict::Wait,
+            Pace::Every(interval) => interval,
+        };
+        let now = Instant::now();
+        let next = memory.turns.entry(zone_of(node)).or_insert(now);
+        if *next > now {
+            self.node_keys.add_after(key.clone(), *next - now);
+            return Evict::Wait;
+        }
+        *next = now + interval;
+        Evict::Now
     }
 
     /// What a silent node last said is not known to be true any more.
@@ -153,15 +231,16 @@ impl Lifecycle {
                 Some(_) => ("NodeStatusUnknown", "Kubelet stopped posting node status."),
                 None => ("NodeStatusNeverUpdated", "Kubelet never posted node status."),
             };
-            conditions.push(json!({"type": kind, "status": "Unknown", "reason": reason,
-                "message": message, "lastTransitionTime": now}));
+            let mut condition = json!({"type": kind, "status": "Unknown", "reason": reason,
+                "message": message, "lastTransitionTime": now});
+            if plan::condition(node, kind).is_none() {
+                condition["lastHeartbeatTime"] = json!(node.metadata.creation_timestamp);
+            }
+            conditions.push(condition);
         }
         if conditions.is_empty() {
             return Ok(());
         }
-        let about = reference(node);
-        let text = format!("Node {} status is now: NodeNotReady", name(&node.metadata));
-        self.context.recorder.normal(&about, "NodeNotReady", text);
         let patch = json!({
             "metadata": {"resourceVersion": node.metadata.resource_version},
             "status": {"conditions": conditions},
@@ -192,37 +271,5 @@ impl Lifecycle {
             }
         }
         Ok(())
-    }
-
-    async fn sync_pod(&self, key: Key) -> Outcome {
-        let Some(pod) = self.pods.get(&key.0, &key.1) else { return Ok(()) };
-        if pod.metadata.deletion_timestamp.is_some() {
-            return Ok(());
-        }
-        let Some(node) = self.nodes.get("", pod::node(&pod)) else { return Ok(()) };
-        match plan::stay(&pod, plan::taints_of(&node), base::time::now().as_second()) {
-            Stay::Forever => Ok(()),
-            Stay::Seconds(left) => {
-                // Taints that go in the meantime are seen then.
-                self.pod_keys.add_after(key, Duration::from_secs(left.unsigned_abs()));
-                Ok(())
-            }
-            Stay::Leave => self.evict(&pod).await,
-        }
-    }
-
-    async fn evict(&self, pod: &Pod) -> Outcome {
-        let meta = &pod.metadata;
-        let text = format!("Marking for deletion Pod {}/{}", namespace(meta), name(meta));
-        self.context.recorder.normal(&reference(pod), "TaintManagerEviction", text);
-        let patch = json!({"metadata": {"uid": meta.uid}, "status": {"conditions": [{
-            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint",
-            "lastTransitionTime": base::time::rfc3339(base::time::now())}]}});
-        let api = self.context.client.api::<Pod>(Some(namespace(meta)));
-        let answer = api.patch_status(name(meta), &Patch::Strategic(patch)).await;
-        answer.doing(|| "mark an evicted pod".into()).or_gone()?;
-        let answer = api.delete(name(meta), &DeleteParams::uid(uid(meta))).await;
-        answer.doing(|| "evict a pod".into()).or_gone()
     }
 }

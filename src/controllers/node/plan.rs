@@ -27,15 +27,40 @@ pub fn taints_of(node: &Node) -> &[Taint] {
     node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default()
 }
 
+/// Whether a node that is down may evict its pods now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evict {
+    Now,
+    /// If it does already.
+    Wait,
+    Never,
+}
+
+/// What the node lost: it said once that it is ready, or not, and is not now.
+pub fn is_down(node: &Node) -> bool {
+    condition(node, "Ready").is_some_and(|status| status != "True")
+}
+
+pub fn evicts(node: &Node) -> bool {
+    let executes =
+        |t: &Taint| (t.key == NOT_READY || t.key == UNREACHABLE) && t.effect == "NoExecute";
+    taints_of(node).iter().any(executes)
+}
+
 /// All taints the node should have, None where it has them.
-pub fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
+pub fn taints(node: &Node, evict: Evict, now: Timestamp) -> Option<Vec<Taint>> {
+    let evict = match evict {
+        Evict::Now => true,
+        Evict::Wait => evicts(node),
+        Evict::Never => false,
+    };
     let mut wanted: Vec<(&str, &str)> = Vec::new();
     for (kind, bad, key) in BY_CONDITION {
         // A node that has never said anything is as good as not ready.
         let status = condition(node, kind).or((kind == "Ready").then_some("False"));
         if status == Some(bad) {
             wanted.push((key, "NoSchedule"));
-            if kind == "Ready" && condition(node, kind).is_some() {
+            if kind == "Ready" && evict && is_down(node) {
                 wanted.push((key, "NoExecute"));
             }
         }
@@ -122,8 +147,18 @@ mod tests {
     }
 
     fn check(ready: &str, held: serde_json::Value, want: Option<&[(&str, &str)]>) {
+        check_with(ready, Evict::Now, held, want);
+    }
+
+    #[track_caller]
+    fn check_with(
+        ready: &str,
+        evict: Evict,
+        held: serde_json::Value,
+        want: Option<&[(&str, &str)]>,
+    ) {
         let now = base::time::parse("2026-01-01T00:00:00Z").expect("a time");
-        let taints = taints(&node(ready, held), now);
+        let taints = taints(&node(ready, held), evict, now);
         let seen: Option<Vec<(&str, &str)>> =
             taints.as_ref().map(|t| t.iter().map(|t| (&*t.key, &*t.effect)).collect());
         assert_eq!(seen.as_deref(), want, "{ready}");
@@ -139,6 +174,13 @@ mod tests {
         let mine = json!([{"key": "a", "effect": "NoExecute"},
             {"key": NOT_READY, "effect": "NoSchedule"}]);
         check("True", mine, Some(&[("a", "NoExecute")]));
+        // Pods are evicted when it is the node's turn; a node that began goes on.
+        let only: &[_] = &[(UNREACHABLE, "NoSchedule")];
+        check_with("Unknown", Evict::Wait, json!([]), Some(only));
+        let not_ready = json!([{"key": NOT_READY, "effect": "NoExecute"}]);
+        let both: &[_] = &[(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")];
+        check_with("Unknown", Evict::Wait, not_ready.clone(), Some(both));
+        check_with("Unknown", Evict::Never, not_ready, Some(only));
     }
 
     #[test]

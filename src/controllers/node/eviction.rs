@@ -1,0 +1,117 @@
+//! Evicts the pods that do not tolerate a taint of their node, each in its time.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::api::DeleteParams;
+use client::cache::{Cache, Key, key_of};
+use client::recorder::reference;
+use client::{Patch, Queue};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::plan::{self, Stay};
+use crate::harness::{Context, Doing, Outcome, Settled};
+use crate::owner::{name, namespace, uid};
+use crate::pod;
+use crate::pod_collector::{BY_NODE, by_node};
+
+/// Pods worked on at a time.
+const WORKERS: usize = 8;
+
+struct Eviction {
+    context: Context,
+    nodes: Cache<Node>,
+    pods: Cache<Pod>,
+    keys: Queue<Key>,
+    /// Pods that will have to go; never more than there are.
+    waiting: Mutex<HashSet<Key>>,
+}
+
+pub async fn run(context: Context) {
+    let me = Arc::new(Eviction {
+        nodes: context.shared.cache(),
+        pods: context.shared.cache(),
+        keys: Queue::new(),
+        waiting: Mutex::default(),
+        context,
+    });
+    me.pods.add_index(BY_NODE, by_node);
+    let synced = async {
+        me.nodes.synced().await;
+        me.pods.synced().await;
+    };
+    if me.context.drain.until(synced).await.is_none() {
+        return;
+    }
+    let listener = me.clone();
+    me.nodes.on_change(move |old, new| {
+        let Some(node) = new else { return };
+        if old.is_none_or(|old| plan::taints_of(old) != plan::taints_of(node)) {
+            for pod in listener.pods.indexed(BY_NODE, name(&node.metadata)) {
+                listener.keys.add(key_of(&*pod));
+            }
+        }
+    });
+    let listener = me.clone();
+    me.pods.on_change(move |old, new| {
+        let Some(pod) = new else {
+            if let Some(old) = old {
+                listener.waiting.lock().remove(&key_of(&**old));
+            }
+            return;
+        };
+        let moved = old.is_none_or(|old| {
+            pod::node(old) != pod::node(pod)
+                || old.spec.as_ref().map(|s| &s.tolerations)
+                    != pod.spec.as_ref().map(|s| &s.tolerations)
+        });
+        if moved && !pod::node(pod).is_empty() {
+            listener.keys.add(key_of(&**pod));
+        }
+    });
+    me.context.work(&me.keys, WORKERS, |key| me.sync(key)).await;
+}
+
+impl Eviction {
+    async fn sync(&self, key: Key) -> Outcome {
+        let Some(pod) = self.pods.get(&key.0, &key.1) else { return Ok(()) };
+        if pod.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let Some(node) = self.nodes.get("", pod::node(&pod)) else { return Ok(()) };
+        match plan::stay(&pod, plan::taints_of(&node), base::time::now().as_second()) {
+            Stay::Forever => {
+                if self.waiting.lock().remove(&key) {
+                    let text = format!("Cancelling deletion of Pod {}/{}", key.0, key.1);
+                    self.context.recorder.normal(&reference(&*pod), "TaintManagerEviction", text);
+                }
+                Ok(())
+            }
+            Stay::Seconds(left) => {
+                self.waiting.lock().insert(key.clone());
+                // Taints that go in the meantime are seen then.
+                self.keys.add_after(key, Duration::from_secs(left.unsigned_abs()));
+                Ok(())
+            }
+            Stay::Leave => self.evict(&pod).await,
+        }
+    }
+
+    async fn evict(&self, pod: &Pod) -> Outcome {
+        let meta = &pod.metadata;
+        let text = format!("Marking for deletion Pod {}/{}", namespace(meta), name(meta));
+        self.context.recorder.normal(&reference(pod), "TaintManagerEviction", text);
+        let patch = json!({"metadata": {"uid": meta.uid}, "status": {"conditions": [{
+            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+            "message": "Taint manager: deleting due to NoExecute taint",
+            "lastTransitionTime": base::time::rfc3339(base::time::now())}]}});
+        let api = self.context.client.api::<Pod>(Some(namespace(meta)));
+        let answer = api.patch_status(name(meta), &Patch::Strategic(patch)).await;
+        answer.doing(|| "mark an evicted pod".into()).or_gone()?;
+        let answer = api.delete(name(meta), &DeleteParams::uid(uid(meta))).await;
+        answer.doing(|| "evict a pod".into()).or_gone()
+    }
+}

@@ -1,0 +1,138 @@
+//! How ill the zones of a cluster are, and how fast that lets pods be evicted. Pure.
+//!
+//! A few silent nodes are broken; many at once are more likely a network that is, and their
+//! pods are best left alone (upstream, `Rate limits on eviction`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+
+use super::plan;
+
+/// Between two nodes of a zone that evict (`node-eviction-rate`, 0.1 a second).
+const INTERVAL: Duration = Duration::from_secs(10);
+/// The same in a large zone that is partly ill (`secondary-node-eviction-rate`).
+const INTERVAL_ILL: Duration = Duration::from_secs(100);
+/// Percent of nodes not ready that make a zone ill (`unhealthy-zone-threshold`).
+const ILL_PERCENT: usize = 55;
+/// Fewer ill nodes make no zone ill.
+const ILL_MIN: usize = 3;
+/// Nodes in a zone above which it is large (`large-cluster-size-threshold`).
+const LARGE: usize = 50;
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    ready: usize,
+    down: usize,
+}
+
+impl Count {
+    fn interval(self) -> Option<Duration> {
+        let all = self.ready + self.down;
+        if self.ready > 0 && self.down >= ILL_MIN && self.down * 100 >= all * ILL_PERCENT {
+            return (all > LARGE).then_some(INTERVAL_ILL);
+        }
+        // A zone that is down as a whole is left at the usual rate: other zones take over.
+        Some(INTERVAL)
+    }
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Zones(HashMap<String, Count>);
+
+/// How a zone's pods may be evicted.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// A node each.
+    Every(Duration),
+    Halted,
+    /// All nodes of the cluster are down: it is more likely that we are.
+    AllDown,
+}
+
+impl Zones {
+    pub fn survey(nodes: &[Arc<Node>]) -> Self {
+        let mut out: HashMap<String, Count> = HashMap::new();
+        for node in nodes {
+            let count = out.entry(zone_of(node)).or_default();
+            match plan::condition(node, "Ready") {
+                Some("True") => count.ready += 1,
+                _ => count.down += 1,
+            }
+        }
+        Self(out)
+    }
+
+    pub fn all_down(&self) -> bool {
+        !self.0.is_empty() && self.0.values().all(|count| count.ready == 0)
+    }
+
+    pub fn pace(&self, node: &Node) -> Pace {
+        if self.all_down() {
+            return Pace::AllDown;
+        }
+        let count = self.0.get(&zone_of(node)).copied().unwrap_or_default();
+        count.interval().map_or(Pace::Halted, Pace::Every)
+    }
+}
+
+/// Region and zone.
+pub fn zone_of(node: &Node) -> String {
+    let label = |key: &str| {
+        let labels = node.metadata.labels.as_ref();
+        labels.and_then(|labels| labels.get(key)).map(String::as_str).unwrap_or_default()
+    };
+    format!("{}:{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn nodes(zone: &str, ready: usize, down: usize) -> Vec<Arc<Node>> {
+        let node = |status: &str| {
+            Arc::new(
+                serde_json::from_value(json!({
+                    "metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": zone}},
+                    "status": {"conditions": [{"type": "Ready", "status": status}]},
+                }))
+                .unwrap(),
+            )
+        };
+        let ready = (0..ready).map(|_| node("True"));
+        ready.chain((0..down).map(|_| node("Unknown"))).collect()
+    }
+
+    #[test]
+    fn the_pace_follows_the_state_of_the_zone() {
+        let every = |seconds| Pace::Every(Duration::from_secs(seconds));
+        for (ready, down, expected) in [
+            (1, 1, every(10)),
+            (0, 2, every(10)),
+            (1, 2, every(10)),
+            (1, 3, Pace::Halted),
+            (3, 3, every(10)),
+            (20, 31, every(100)),
+            (20, 30, Pace::Halted),
+            (60, 40, every(10)),
+        ] {
+            // Another zone is well.
+            let mut all = nodes("a", ready, down);
+            all.extend(nodes("b", 1, 0));
+            let pace = Zones::survey(&all).pace(all[ready].as_ref());
+            assert_eq!(pace, expected, "{ready} ready, {down} down");
+        }
+    }
+
+    #[test]
+    fn nobody_is_evicted_while_all_are_down() {
+        let mut all = nodes("a", 0, 1);
+        assert_eq!(Zones::survey(&all).pace(&all[0]), Pace::AllDown);
+        all.extend(nodes("b", 0, 2));
+        assert!(Zones::survey(&all).all_down());
+        assert!(!Zones::survey(&[]).all_down());
+    }
+}

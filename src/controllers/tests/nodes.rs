@@ -1,0 +1,109 @@
+//! Nodes that are not ready, and what becomes of their pods.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use client::Patch;
+use client::api::ListParams;
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use serde_json::json;
+use support::{Cluster, cluster, until};
+
+impl Cluster {
+    async fn create_node(&self, name: &str) {
+        let node = json!({"metadata": {"name": name}, "status": {
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "allocatable": {"cpu": "4", "memory": "4Gi", "pods": "110"}}});
+        let node = serde_json::from_value(node).unwrap();
+        self.client.all::<Node>().create(&node).await.unwrap();
+    }
+
+    async fn set_ready(&self, node: &str, status: &str) {
+        let patch = json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});
+        let api = self.client.all::<Node>();
+        api.patch_status(node, &Patch::Strategic(patch)).await.unwrap();
+    }
+
+    async fn until_tainted(&self, node: &str, expected: &[(&str, &str)]) {
+        until(&format!("{node} has {expected:?}"), || async {
+            let spec = self.client.all::<Node>().get(node).await.unwrap().spec;
+            let taints = spec.and_then(|s| s.taints).unwrap_or_default();
+            let seen: Vec<(&str, &str)> =
+                taints.iter().map(|t| (t.key.as_str(), t.effect.as_str())).collect();
+            (seen == expected).then_some(())
+        })
+        .await;
+    }
+
+    async fn create_pod(&self, name: &str, seconds: i64) {
+        let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": "a",
+            "containers": [{"name": "c", "image": "i"}],
+            "tolerations": [{"operator": "Exists", "effect": "NoExecute",
+                "tolerationSeconds": seconds}]}});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let api = self.client.api::<Pod>(Some("default"));
+        // The account of pods comes a moment after its namespace.
+        until("the pod is let in", || async { api.create(&pod).await.ok() }).await;
+        let ready = json!({"status": {"phase": "Running", "conditions":
+            [{"type": "Ready", "status": "True"}]}});
+        api.patch_status(name, &Patch::Merge(ready)).await.unwrap();
+    }
+
+    async fn until_told(&self, text: &str) {
+        until(&format!("{text:?} is told"), || async {
+            let api = self.client.api::<Event>(Some("default"));
+            let events = api.list(&ListParams::default()).await.unwrap().items;
+            events.iter().any(|e| e.message.as_deref() == Some(text)).then_some(())
+        })
+        .await;
+    }
+}
+
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const BOTH: [(&str, &str); 2] = [(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_leave_a_node_that_is_not_ready_as_they_tolerate_it() {
+    let cluster = cluster().await;
+    cluster.create_node("a").await;
+    cluster.create_node("b").await;
+    cluster.until_tainted("a", &[]).await;
+    cluster.create_pod("soon", 1).await;
+    cluster.create_pod("later", 600).await;
+    cluster.until_told("Node a event: Registered Node a in Controller").await;
+    cluster.set_ready("a", "False").await;
+    cluster.until_tainted("a", &BOTH).await;
+    cluster.until_told("Node a status is now: NodeNotReady").await;
+    let pods = cluster.client.api::<Pod>(Some("default"));
+    until("the impatient one is marked and goes", || async {
+        let pod = pods.get("soon").await.unwrap();
+        let conditions = pod.status.unwrap().conditions.unwrap();
+        let marked = conditions.iter().any(|c| c.type_ == "DisruptionTarget");
+        (marked && pod.metadata.deletion_timestamp.is_some()).then_some(())
+    })
+    .await;
+    let later = pods.get("later").await.unwrap();
+    assert!(later.metadata.deletion_timestamp.is_none());
+    let conditions = later.status.unwrap().conditions.unwrap();
+    assert!(conditions.iter().any(|c| c.type_ == "Ready" && c.status == "False"));
+    cluster.set_ready("a", "True").await;
+    cluster.until_tainted("a", &[]).await;
+    cluster.until_told("Cancelling deletion of Pod default/later").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_evicted_while_all_nodes_are_down() {
+    let cluster = cluster().await;
+    cluster.create_node("a").await;
+    cluster.until_tainted("a", &[]).await;
+    cluster.create_pod("stays", 1).await;
+    cluster.set_ready("a", "False").await;
+    cluster.until_tainted("a", &[(NOT_READY, "NoSchedule")]).await;
+    // A node that is well shows that it is not us.
+    cluster.create_node("b").await;
+    cluster.until_tainted("a", &BOTH).await;
+    let node = cluster.client.all::<Node>().get("b").await.unwrap();
+    let annotations = node.metadata.annotations.unwrap();
+    assert_eq!(annotations["node.alpha.kubernetes.io/ttl"], "0");
+}
