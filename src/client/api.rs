@@ -138,6 +138,8 @@ pub struct ListParams {
     pub resource_version: Option<String>,
     pub limit: Option<u64>,
     pub continue_token: Option<String>,
+    /// Of lists of custom metrics: which series of a metric.
+    pub metric_selector: Option<String>,
 }
 
 impl ListParams {
@@ -154,6 +156,7 @@ impl ListParams {
         query.set("labelSelector", self.label_selector.as_deref());
         query.set("fieldSelector", self.field_selector.as_deref());
         query.set("resourceVersion", self.resource_version.as_deref());
+        query.set("metricLabelSelector", self.metric_selector.as_deref());
         query.set("limit", self.limit.map(|n| n.to_string()).as_deref());
         query.set("continue", self.continue_token.as_deref());
         query

@@ -84,6 +84,7 @@ impl Controllers {
         tasks.spawn(cronjob::run(context("cronjob-controller")));
         tasks.spawn(job::run_ttl(context("ttl-after-finished-controller")));
         tasks.spawn(disruption::run(context("disruption-controller")));
+        tasks.spawn(hpa::run(context("horizontal-pod-autoscaler")));
         tasks.spawn(endpoints::run_slices(context("endpointslice-controller")));
         tasks.spawn(endpoints::run_endpoints(context("endpoint-controller")));
         tasks.spawn(service_account::run(context("service-account-controller")));
@@ -115,8 +116,9 @@ impl Controllers {
 }
 
 use crate::{
-    aggregation, cronjob, daemonset, deployment, disruption, endpoints, garbage, job, namespace,
-    node, pod_collector, quota, replicaset, root_ca, service_account, statefulset, token_secret,
+    aggregation, cronjob, daemonset, deployment, disruption, endpoints, garbage, hpa, job,
+    namespace, node, pod_collector, quota, replicaset, root_ca, service_account, statefulset,
+    token_secret,
 };
 
 /// A request that failed, and what it was for.

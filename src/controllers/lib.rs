@@ -15,6 +15,7 @@ mod expect;
 mod garbage;
 mod harness;
 mod history;
+mod hpa;
 mod job;
 mod namespace;
 mod node;

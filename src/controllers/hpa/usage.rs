@@ -1,0 +1,368 @@
+//! How many replicas a metric asks for. Pure.
+//!
+//! The rules are those of `Horizontal Pod Autoscaling`, `Algorithm details`: unready pods and
+//! pods without a metric are taken for what makes the change smaller.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use kinds::meta::quantity::Quantity;
+
+use crate::owner::name;
+use crate::pod;
+
+/// A pod's CPU does not count for so long after its start, unless it is ready
+/// (`cpu-initialization-period`).
+const CPU_INITIALIZATION: SignedDuration = SignedDuration::from_secs(300);
+/// A pod that became unready so soon after its start was never ready
+/// (`initial-readiness-delay`).
+const INITIAL_READINESS: SignedDuration = SignedDuration::from_secs(30);
+
+/// What a pod uses, in thousandths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    pub milli: i64,
+    pub at: Timestamp,
+    pub window: SignedDuration,
+}
+
+pub type Samples = BTreeMap<String, Sample>;
+
+/// Changes of the ratio that are too small to follow.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tolerance {
+    pub up: f64,
+    pub down: f64,
+}
+
+impl Tolerance {
+    pub fn covers(&self, ratio: f64) -> bool {
+        (1.0 - self.down..=1.0 + self.up).contains(&ratio)
+    }
+}
+
+/// What a metric is to be, on the average of the pods.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Target<'a> {
+    /// Percent of what the pods request, which is given in thousandths by pod.
+    Utilization { percent: i32, requests: &'a BTreeMap<String, i64> },
+    /// Thousandths.
+    Average(i64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proposal {
+    pub replicas: i32,
+    /// Percent, where that is the target.
+    pub utilization: Option<i32>,
+    /// Thousandths; the average, or the value of a metric of another object.
+    pub usage: i64,
+}
+
+struct Groups {
+    ready: i32,
+    unready: BTreeSet<String>,
+    missing: BTreeSet<String>,
+    ignored: BTreeSet<String>,
+}
+
+fn group(pods: &[Arc<Pod>], samples: &Samples, cpu: bool, now: Timestamp) -> Groups {
+    let mut out = Groups {
+        ready: 0,
+        unready: BTreeSet::new(),
+        missing: BTreeSet::new(),
+        ignored: BTreeSet::new(),
+    };
+    for pod in pods {
+        let own_name = name(&pod.metadata).to_string();
+        if pod.metadata.deletion_timestamp.is_some() || pod::phase(pod) == "Failed" {
+            out.ignored.insert(own_name);
+        } else if pod::phase(pod) == "Pending" {
+            out.unready.insert(own_name);
+        } else if let Some(sample) = samples.get(&own_name) {
+            if cpu && is_warming_up(pod, sample, now) {
+                out.unready.insert(own_name);
+            } else {
+                out.ready += 1;
+            }
+        } else {
+            out.missing.insert(own_name);
+        }
+    }
+    out
+}
+
+/// What a pod uses while it starts says nothing of its load.
+fn is_warming_up(pod: &Pod, sample: &Sample, now: Timestamp) -> bool {
+    let started = pod.status.as_ref().and_then(|s| s.start_time.as_ref());
+    let (Some(condition), Some(started)) = (pod::condition(pod, "Ready"), started) else {
+        return true;
+    };
+    let changed = condition.last_transition_time.as_ref().map_or(started.0, |time| time.0);
+    let unready = condition.status == "False";
+    if now.duration_since(started.0) < CPU_INITIALIZATION {
+        unready || sample.at.duration_since(changed) < sample.window
+    } else {
+        unready && changed.duration_since(started.0) < INITIAL_READINESS
+    }
+}
+
+/// Average over the samples: the ratio to the target, percent, thousandths.
+fn ratio(samples: &Samples, target: Target<'_>) -> Result<(f64, Option<i32>, i64), String> {
+    let sum = |values: &mut dyn Iterator<Item = i64>| values.fold(0_i64, i64::saturating_add);
+    match target {
+        Target::Average(wanted) => {
+            let all = sum(&mut samples.values().map(|sample| sample.milli));
+            let usage = all / i64::try_from(samples.len().max(1)).unwrap_or(i64::MAX);
+            Ok((usage as f64 / wanted.max(1) as f64, None, usage))
+        }
+        Target::Utilization { percent, requests } => {
+            let known =
+                || samples.iter().filter_map(|(pod, s)| Some((s.milli, requests.get(pod)?)));
+            let requested = sum(&mut known().map(|(_, request)| *request));
+            if requested == 0 {
+                return Err("no metrics returned matched known pods".into());
+            }
+            let all = sum(&mut known().map(|(usage, _)| usage));
+            let count = i64::try_from(known().count().max(1)).unwrap_or(i64::MAX);
+            let utilization = i128::from(all) * 100 / i128::from(requested);
+            let utilization = i32::try_from(utilization).unwrap_or(i32::MAX);
+            let ratio = f64::from(utilization) / f64::from(percent.max(1));
+            Ok((ratio, Some(utilization), all / count))
+        }
+    }
+}
+
+fn scaled(ratio: f64, count: usize) -> i32 {
+    // Casts from floats end at the type's limits.
+    (ratio * count as f64).ceil() as i32
+}
+
+/// # Errors
+/// Where nothing can be said, in upstream's words.
+pub fn of_pods(
+    current: i32,
+    pods: &[Arc<Pod>],
+    mut samples: Samples,
+    target: Target<'_>,
+    tolerance: Tolerance,
+    cpu: bool,
+    now: Timestamp,
+) -> Result<Proposal, String> {
+    if pods.is_empty() {
+        return Err("no pods returned by selector while calculating replica count".into());
+    }
+    let groups = group(pods, &samples, cpu, now);
+    samples.retain(|pod, _| !groups.ignored.contains(pod) && !groups.unready.contains(pod));
+    if samples.is_empty() {
+        let text = "did not receive metrics for targeted pods (pods might be unready)";
+        return Err(text.into());
+    }
+    let (first, utilization, usage) = ratio(&samples, target)?;
+    let stay = Proposal { replicas: current, utilization, usage };
+    let unready_count = !groups.unready.is_empty() && first > 1.0;
+    if !unready_count && groups.missing.is_empty() {
+        if tolerance.covers(first) {
+            return Ok(stay);
+        }
+        let replicas = scaled(first, usize::try_from(groups.ready).unwrap_or(0));
+        return Ok(Proposal { replicas, ..stay });
+    }
+    for pod in &groups.missing {
+        let milli = match target {
+            _ if first > 1.0 => 0,
+            Target::Average(wanted) => wanted,
+            Target::Utilization { percent, requests } => {
+                requests.get(pod).copied().unwrap_or(0) * i64::from(percent.max(100)) / 100
+            }
+        };
+        if first != 1.0 {
+            samples.insert(pod.clone(), idle(milli, now));
+        }
+    }
+    if unready_count {
+        samples.extend(groups.unready.into_iter().map(|pod| (pod, idle(0, now))));
+    }
+    let (second, ..) = ratio(&samples, target)?;
+    let replicas = scaled(second, samples.len());
+    let turned = (first < 1.0 && second > 1.0) || (first > 1.0 && second < 1.0);
+    let against = (second < 1.0 && replicas > current) || (second > 1.0 && replicas < current);
+    if tolerance.covers(second) || turned || against {
+        return Ok(stay);
+    }
+    Ok(Proposal { replicas, ..stay })
+}
+
+fn idle(milli: i64, at: Timestamp) -> Sample {
+    Sample { milli, at, window: SignedDuration::ZERO }
+}
+
+/// For a metric of something else than the pods; `usage` and `target` in thousandths.
+pub fn of_value(
+    current: i32,
+    pods: &[Arc<Pod>],
+    usage: i64,
+    target: i64,
+    tolerance: Tolerance,
+) -> Proposal {
+    let ratio = usage as f64 / target.max(1) as f64;
+    let replicas = if current == 0 {
+        ratio.ceil() as i32
+    } else if tolerance.covers(ratio) {
+        current
+    } else {
+        let ready = |pod: &&Arc<Pod>| pod::phase(pod) == "Running" && pod::is_ready(pod);
+        scaled(ratio, pods.iter().filter(ready).count())
+    };
+    Proposal { replicas, utilization: None, usage }
+}
+
+/// The same, where the target is a share for each replica.
+pub fn of_share(replicas: i32, usage: i64, target: i64, tolerance: Tolerance) -> Proposal {
+    let target = target.max(1);
+    let ratio = usage as f64 / (target as f64 * f64::from(replicas));
+    let wanted = if tolerance.covers(ratio) {
+        replicas
+    } else {
+        (usage as f64 / target as f64).ceil() as i32
+    };
+    let share = (usage as f64 / f64::from(replicas.max(1))).ceil() as i64;
+    Proposal { replicas: wanted, utilization: None, usage: share }
+}
+
+/// What each pod, or one container of it, requests of a resource, in thousandths.
+///
+/// # Errors
+/// Where a container requests nothing, in upstream's words.
+pub fn requests(
+    pods: &[Arc<Pod>],
+    container: Option<&str>,
+    resource: &str,
+) -> Result<BTreeMap<String, i64>, String> {
+    let mut out = BTreeMap::new();
+    for pod in pods {
+        let own_name = name(&pod.metadata);
+        let Some(spec) = &pod.spec else { continue };
+        let sidecars = spec.init_containers.iter().flatten();
+        let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let mut sum = 0_i64;
+        for one in spec.containers.iter().chain(sidecars) {
+            if container.is_some_and(|wanted| wanted != one.name) {
+                continue;
+            }
+            let requests = one.resources.as_ref().and_then(|r| r.requests.as_ref());
+            let request = requests.and_then(|r| r.get(resource)?.0.parse::<Quantity>().ok());
+            let Some(request) = request else {
+                return Err(format!(
+                    "missing request for {resource} in container {} of Pod {own_name}",
+                    one.name
+                ));
+            };
+            sum = sum.saturating_add(request.millis());
+        }
+        out.insert(own_name.to_string(), sum);
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const NOW: &str = "2026-01-01T12:00:00Z";
+    const TOLERANCE: Tolerance = Tolerance { up: 0.1, down: 0.1 };
+
+    /// `ready`, `pending`, `failed`, `going`, `fresh` (unready since its start).
+    fn pods(states: &[&str]) -> Vec<Arc<Pod>> {
+        let pod = |(n, state): (usize, &&str)| {
+            let started =
+                if *state == "fresh" { "2026-01-01T11:59:00Z" } else { "2026-01-01T10:00:00Z" };
+            let phase = match *state {
+                "pending" => "Pending",
+                "failed" => "Failed",
+                _ => "Running",
+            };
+            let ready = if *state == "fresh" { "False" } else { "True" };
+            let mut pod = json!({"metadata": {"name": format!("p{n}")}, "spec": {"containers": [
+                    {"name": "c", "resources": {"requests": {"cpu": "1"}}}]},
+                "status": {"phase": phase, "startTime": started, "conditions": [{"type": "Ready",
+                    "status": ready, "lastTransitionTime": started}]}});
+            if *state == "going" {
+                pod["metadata"]["deletionTimestamp"] = NOW.into();
+            }
+            Arc::new(serde_json::from_value(pod).unwrap())
+        };
+        states.iter().enumerate().map(pod).collect()
+    }
+
+    #[track_caller]
+    fn check(states: &[&str], usages: &[Option<i64>], percent: i32, expected: Result<i32, &str>) {
+        let (pods, now) = (pods(states), NOW.parse().unwrap());
+        let window = SignedDuration::from_secs(30);
+        let samples = usages.iter().enumerate().filter_map(|(n, milli)| {
+            Some((format!("p{n}"), Sample { milli: (*milli)?, at: now, window }))
+        });
+        let requests = requests(&pods, None, "cpu").unwrap();
+        let target = Target::Utilization { percent, requests: &requests };
+        let count = i32::try_from(states.len()).unwrap();
+        let seen = of_pods(count, &pods, samples.collect(), target, TOLERANCE, true, now);
+        let seen = seen.map(|proposal| proposal.replicas);
+        assert_eq!(seen, expected.map_err(str::to_owned), "{states:?} {usages:?} {percent}");
+    }
+
+    #[test]
+    fn replicas_follow_the_ratio_of_what_is_used_to_what_is_wanted() {
+        // The documentation's example: 200m used where 100m is wanted doubles them.
+        check(&["ready"], &[Some(200)], 10, Ok(2));
+        check(&["ready"; 2], &[Some(50), Some(50)], 10, Ok(1));
+        check(&["ready"; 3], &[Some(300), Some(500), Some(700)], 30, Ok(5));
+        // Close enough is left alone.
+        check(&["ready"; 3], &[Some(1010), Some(1030), Some(1020)], 100, Ok(3));
+        check(&["ready"; 5], &[Some(100), Some(300), Some(500), Some(250), Some(250)], 50, Ok(3));
+    }
+
+    #[test]
+    fn unready_and_missing_pods_make_the_change_smaller() {
+        // The fresh pod counts as idle when scaling up, and not at all when scaling down.
+        let usages = [Some(300), Some(500), Some(700)];
+        check(&["fresh", "ready", "ready"], &usages, 30, Ok(4));
+        check(&["fresh", "fresh", "ready"], &[Some(400), Some(500), Some(700)], 30, Ok(3));
+        check(&["fresh", "ready", "ready"], &[Some(1000), Some(100), Some(100)], 50, Ok(1));
+        check(&["ready", "failed"], &[Some(400), Some(500)], 20, Ok(2));
+        check(&["ready", "going"], &[Some(600), Some(500)], 20, Ok(3));
+        check(&["ready", "pending"], &[Some(600), None], 20, Ok(3));
+        // A missing one uses nothing when scaling up, and all it asked for when scaling down.
+        check(&["ready"; 3], &[Some(1000), Some(900), None], 50, Ok(4));
+        check(&["ready"; 4], &[Some(100), Some(100), Some(100), None], 90, Ok(2));
+        check(&["ready"; 2], &[Some(450), None], 50, Ok(2));
+        let none = "did not receive metrics for targeted pods (pods might be unready)";
+        check(&["ready"], &[None], 50, Err(none));
+        let nobody = "no pods returned by selector while calculating replica count";
+        check(&[], &[], 50, Err(nobody));
+    }
+
+    #[test]
+    fn other_metrics_are_compared_as_they_are_or_shared_out() {
+        let replicas = |proposal: Proposal| proposal.replicas;
+        let three = pods(&["ready", "ready", "ready"]);
+        assert_eq!(replicas(of_value(3, &three, 40_000, 20_000, TOLERANCE)), 6);
+        assert_eq!(replicas(of_value(3, &three, 21_000, 20_000, TOLERANCE)), 3);
+        assert_eq!(replicas(of_value(0, &[], 41_000, 20_000, TOLERANCE)), 3);
+        assert_eq!(replicas(of_share(3, 86_000, 30_000, TOLERANCE)), 3);
+        assert_eq!(replicas(of_share(3, 130_000, 30_000, TOLERANCE)), 5);
+        assert_eq!(of_share(3, 130_000, 30_000, TOLERANCE).usage, 43_334);
+    }
+
+    #[test]
+    fn a_container_that_requests_nothing_is_told() {
+        let pods = pods(&["ready"]);
+        assert_eq!(
+            requests(&pods, None, "memory").unwrap_err(),
+            "missing request for memory in container c of Pod p0"
+        );
+        assert_eq!(requests(&pods, Some("c"), "cpu").unwrap()["p0"], 1000);
+    }
+}

@@ -1,0 +1,130 @@
+//! An autoscaler over a deployment; a custom resource plays the metrics API.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use client::Patch;
+use client::api::ListParams;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use serde_json::{Value, json};
+use support::{Cluster, cluster, until};
+
+impl Cluster {
+    /// A deployment of one pod that requests 100m, and has been ready for an hour.
+    async fn deploy(&self) -> String {
+        let deployment = json!({"metadata": {"name": "web"}, "spec": {
+            "replicas": 1, "selector": {"matchLabels": {"app": "web"}},
+            "template": {"metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "c", "image": "i",
+                    "resources": {"requests": {"cpu": "100m"}}}]}}}});
+        let api = self.client.api::<Deployment>(Some("default"));
+        api.create(&serde_json::from_value(deployment).unwrap()).await.unwrap();
+        let pods = self.client.api::<Pod>(Some("default"));
+        let pod = until("the pod is there", || async {
+            pods.list(&ListParams::labels("app=web")).await.unwrap().items.pop()
+        })
+        .await;
+        let hour_ago = jiff::SignedDuration::from_secs(3600);
+        let since = base::time::rfc3339(base::time::now().checked_sub(hour_ago).unwrap());
+        let patch = Patch::Merge(json!({"status": {"phase": "Running", "startTime": since,
+            "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": since}]}}));
+        let name = pod.metadata.name.unwrap();
+        pods.patch_status(&name, &patch).await.unwrap();
+        name
+    }
+
+    async fn serve_metrics(&self, pod: &str, cpu: &str) {
+        let definition = json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": "pods.metrics.k8s.io",
+                "annotations": {"api-approved.kubernetes.io": "unapproved, a suite"}},
+            "spec": {"group": "metrics.k8s.io", "scope": "Namespaced",
+                "names": {"plural": "pods", "singular": "pod", "kind": "PodMetrics",
+                    "listKind": "PodMetricsList"},
+                "versions": [{"name": "v1beta1", "served": true, "storage": true,
+                    "schema": {"openAPIV3Schema": {"type": "object",
+                        "x-kubernetes-preserve-unknown-fields": true}}}]},
+        });
+        let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+        self.client.post_raw(path, &definition).await.unwrap();
+        let metrics = json!({
+            "apiVersion": "metrics.k8s.io/v1beta1", "kind": "PodMetrics",
+            "metadata": {"name": pod, "labels": {"app": "web"}},
+            "timestamp": base::time::rfc3339(base::time::now()), "window": "15s",
+            "containers": [{"name": "c", "usage": {"cpu": cpu, "memory": "1Mi"}}],
+        });
+        let path = "/apis/metrics.k8s.io/v1beta1/namespaces/default/pods";
+        until("the metric is there", || async { self.client.post_raw(path, &metrics).await.ok() })
+            .await;
+    }
+
+    async fn condition(&self, kind: &str) -> Option<(String, String)> {
+        let api = self.client.api::<HorizontalPodAutoscaler>(Some("default"));
+        let conditions = api.get("web").await.unwrap().status?.conditions?;
+        let found = conditions.into_iter().find(|c| c.type_ == kind)?;
+        Some((found.status, found.reason?))
+    }
+
+    async fn until_condition(&self, kind: &str, status: &str, reason: &str) {
+        until(&format!("{kind} is {status} for {reason}"), || async {
+            (self.condition(kind).await? == (status.into(), reason.into())).then_some(())
+        })
+        .await;
+    }
+
+    async fn until_told(&self, text: &str) {
+        until(&format!("{text:?} is told"), || async {
+            let api = self.client.api::<Event>(Some("default"));
+            let events = api.list(&ListParams::default()).await.unwrap().items;
+            events.iter().any(|e| e.message.as_deref() == Some(text)).then_some(())
+        })
+        .await;
+    }
+}
+
+fn autoscaler(target: &str) -> Value {
+    json!({"metadata": {"name": "web"}, "spec": {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": target},
+        "minReplicas": 1, "maxReplicas": 9, "metrics": [{"type": "Resource", "resource":
+            {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}]}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_grows_with_its_load_once_metrics_are_served() {
+    let cluster = cluster().await;
+    let pod = cluster.deploy().await;
+    let api = cluster.client.api::<HorizontalPodAutoscaler>(Some("default"));
+    api.create(&serde_json::from_value(autoscaler("web")).unwrap()).await.unwrap();
+    cluster.until_condition("ScalingActive", "False", "FailedGetResourceMetric").await;
+    cluster.until_condition("AbleToScale", "True", "SucceededGetScale").await;
+    cluster.serve_metrics(&pod, "250m").await;
+    // A change makes it look at once.
+    api.patch("web", &Patch::Merge(json!({"spec": {"maxReplicas": 10}}))).await.unwrap();
+    cluster.until_condition("ScalingActive", "True", "ValidMetricFound").await;
+    cluster.until_condition("ScalingLimited", "True", "ScaleUpLimit").await;
+    cluster.until_condition("AbleToScale", "True", "SucceededRescale").await;
+    let why = "cpu resource utilization (percentage of request) above target";
+    cluster.until_told(&format!("New size: 4; reason: {why}")).await;
+    let deployments = cluster.client.api::<Deployment>(Some("default"));
+    let deployment = deployments.get("web").await.unwrap();
+    assert_eq!(deployment.spec.unwrap().replicas, Some(4));
+    let status = serde_json::to_value(api.get("web").await.unwrap().status).unwrap();
+    assert_eq!((&status["currentReplicas"], &status["desiredReplicas"]), (&json!(1), &json!(4)));
+    assert_eq!(
+        status["currentMetrics"][0]["resource"],
+        json!({"name": "cpu", "current": {"averageUtilization": 250, "averageValue": "250m"}})
+    );
+    assert!(status["lastScaleTime"].is_string(), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_is_not_there_is_told() {
+    let cluster = cluster().await;
+    let api = cluster.client.api::<HorizontalPodAutoscaler>(Some("default"));
+    api.create(&serde_json::from_value(autoscaler("nobody")).unwrap()).await.unwrap();
+    cluster.until_condition("AbleToScale", "False", "FailedGetScale").await;
+    cluster.until_told("deployments.apps \"nobody\" not found").await;
+}
