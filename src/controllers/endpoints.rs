@@ -3,6 +3,7 @@
 //! `plan.rs` decides what they should be, `slices.rs` how to get there with few writes.
 
 mod legacy;
+mod mirror;
 mod plan;
 mod slices;
 
@@ -19,6 +20,8 @@ use crate::expect::Expectations;
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::owner::{name, namespace, uid};
 use crate::pod;
+pub use mirror::run as run_mirroring;
+use slices::Origin;
 
 /// Services worked on at a time.
 const WORKERS: usize = 5;
@@ -114,7 +117,8 @@ pub async fn run_slices(context: Context) {
                 node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone").cloned()
             };
             let wanted = plan::wanted(&service, &selected(&service, pods), &zone);
-            apply(context, expected, &key, slices::plan(&service, wanted, &held)).await
+            apply(context, expected, &key, slices::plan(&Origin::service(&service), wanted, &held))
+                .await
         }
     };
     context.work(&queue, WORKERS, sync).await;

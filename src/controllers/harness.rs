@@ -86,6 +86,7 @@ impl Controllers {
         tasks.spawn(disruption::run(context("disruption-controller")));
         tasks.spawn(hpa::run(context("horizontal-pod-autoscaler")));
         tasks.spawn(endpoints::run_slices(context("endpointslice-controller")));
+        tasks.spawn(endpoints::run_mirroring(context("endpointslicemirroring-controller")));
         tasks.spawn(endpoints::run_endpoints(context("endpoint-controller")));
         tasks.spawn(service_account::run(context("service-account-controller")));
         // As upstream, with the rights of all controllers: it has no account of its own.

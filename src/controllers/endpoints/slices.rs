@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::plan::{Port, Wanted, is_headless};
 use super::{MANAGED_BY, MANAGER, SERVICE_NAME};
@@ -22,7 +22,35 @@ pub enum Step {
     Delete(Arc<EndpointSlice>),
 }
 
-pub fn plan(service: &Service, wanted: Wanted, held: &[Arc<EndpointSlice>]) -> Vec<Step> {
+/// Who slices are for, and what they carry of it.
+pub struct Origin {
+    pub name: String,
+    pub namespace: Option<String>,
+    pub labels: Labels,
+    pub annotations: Option<Labels>,
+    pub owner: OwnerReference,
+}
+
+impl Origin {
+    pub fn service(service: &Service) -> Self {
+        Self {
+            name: name(&service.metadata).to_string(),
+            namespace: service.metadata.namespace.clone(),
+            labels: labels(service),
+            annotations: None,
+            owner: owner::reference_to(service),
+        }
+    }
+
+    fn is_on(&self, slice: &EndpointSlice) -> bool {
+        let annotations = self.annotations.as_ref();
+        let held = slice.metadata.annotations.clone().unwrap_or_default();
+        slice.metadata.labels.as_ref() == Some(&self.labels)
+            && annotations.is_none_or(|wanted| *wanted == held)
+    }
+}
+
+pub fn plan(origin: &Origin, wanted: Wanted, held: &[Arc<EndpointSlice>]) -> Vec<Step> {
     let mut groups: BTreeMap<(String, Vec<Port>), Vec<Arc<EndpointSlice>>> = BTreeMap::new();
     for slice in held {
         groups
@@ -33,7 +61,7 @@ pub fn plan(service: &Service, wanted: Wanted, held: &[Arc<EndpointSlice>]) -> V
     let mut steps = Vec::new();
     for (group, endpoints) in wanted {
         let slices = groups.remove(&group).unwrap_or_default();
-        fill(service, &group, endpoints, slices, &mut steps);
+        fill(origin, &group, endpoints, slices, &mut steps);
     }
     steps.extend(groups.into_values().flatten().map(Step::Delete));
     steps
@@ -55,7 +83,7 @@ fn target(endpoint: &Endpoint) -> String {
 }
 
 fn fill(
-    service: &Service,
+    origin: &Origin,
     group: &(String, Vec<Port>),
     endpoints: Vec<Endpoint>,
     slices: Vec<Arc<EndpointSlice>>,
@@ -63,7 +91,6 @@ fn fill(
 ) {
     let mut missing: BTreeMap<String, Endpoint> =
         endpoints.into_iter().map(|endpoint| (target(&endpoint), endpoint)).collect();
-    let labels = labels(service);
     // Whoever is in a slice stays in it.
     let mut kept: Vec<(Arc<EndpointSlice>, Vec<Endpoint>)> = Vec::new();
     for slice in slices {
@@ -89,21 +116,24 @@ fn fill(
             continue;
         }
         any = true;
-        if unchanged(&slice, &endpoints) && slice.metadata.labels.as_ref() == Some(&labels) {
+        if unchanged(&slice, &endpoints) && origin.is_on(&slice) {
             continue;
         }
         let mut new = (*slice).clone();
         new.endpoints = Some(endpoints);
-        new.metadata.labels = Some(labels.clone());
+        new.metadata.labels = Some(origin.labels.clone());
+        if origin.annotations.is_some() {
+            new.metadata.annotations = origin.annotations.clone();
+        }
         steps.push(Step::Replace(Box::new(new)));
     }
     let rest: Vec<Endpoint> = missing.collect();
     for chunk in rest.chunks(ENDPOINTS_MAX) {
-        steps.push(Step::Create(Box::new(new_slice(service, group, chunk, &labels))));
+        steps.push(Step::Create(Box::new(new_slice(origin, group, chunk))));
         any = true;
     }
     if !any {
-        steps.push(Step::Create(Box::new(new_slice(service, group, &[], &labels))));
+        steps.push(Step::Create(Box::new(new_slice(origin, group, &[]))));
     }
 }
 
@@ -119,17 +149,17 @@ fn labels(service: &Service) -> Labels {
 }
 
 fn new_slice(
-    service: &Service,
+    origin: &Origin,
     (family, ports): &(String, Vec<Port>),
     endpoints: &[Endpoint],
-    labels: &Labels,
 ) -> EndpointSlice {
     EndpointSlice {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", name(&service.metadata))),
-            namespace: service.metadata.namespace.clone(),
-            labels: Some(labels.clone()),
-            owner_references: Some(vec![owner::reference_to(service)]),
+            generate_name: Some(format!("{}-", origin.name)),
+            namespace: origin.namespace.clone(),
+            labels: Some(origin.labels.clone()),
+            annotations: origin.annotations.clone(),
+            owner_references: Some(vec![origin.owner.clone()]),
             ..ObjectMeta::default()
         },
         address_type: family.clone(),
@@ -168,7 +198,7 @@ mod tests {
 
     /// Plans, applies, and returns the slices and how many writes it took.
     fn run(held: &[Arc<EndpointSlice>], pods: &[Arc<Pod>]) -> (Vec<Arc<EndpointSlice>>, usize) {
-        let steps = plan(&service(), wanted(&service(), pods, &|_| None), held);
+        let steps = plan(&Origin::service(&service()), wanted(&service(), pods, &|_| None), held);
         let count = steps.len();
         let mut out = held.to_vec();
         for step in steps {
