@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 /// What controllers cannot read from the API.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// Networks that nodes get their pod networks from, at most one of each family;
     /// none: nodes get none.
@@ -21,6 +21,10 @@ pub struct Config {
     pub root_ca_pem: String,
     /// PEM of the key that signs tokens in secrets; empty: there are none.
     pub token_key_pem: String,
+    /// Signs the certificates that clients ask for; None: nobody here does.
+    pub client_ca: Option<Arc<pki::authority::Authority>>,
+    /// Signs the serving certificates that kubelets ask for; None: nobody here does.
+    pub serving_ca: Option<Arc<pki::authority::Authority>>,
     /// Finished pods beyond this number are removed, the oldest first; 0 keeps all.
     pub finished_pods_max: usize,
 }
@@ -31,6 +35,8 @@ impl Default for Config {
             cluster_cidrs: Vec::new(),
             root_ca_pem: String::new(),
             token_key_pem: String::new(),
+            client_ca: None,
+            serving_ca: None,
             finished_pods_max: 12_500,
         }
     }
@@ -81,6 +87,7 @@ impl Controllers {
         tasks.spawn(replicaset::run_replication_controllers(context("replication-controller")));
         tasks.spawn(statefulset::run(context("statefulset-controller")));
         tasks.spawn(job::run(context("job-controller")));
+        tasks.spawn(certificates::run(context("certificate-controller")));
         tasks.spawn(cronjob::run(context("cronjob-controller")));
         tasks.spawn(job::run_ttl(context("ttl-after-finished-controller")));
         tasks.spawn(disruption::run(context("disruption-controller")));
@@ -117,8 +124,8 @@ impl Controllers {
 }
 
 use crate::{
-    aggregation, cronjob, daemonset, deployment, disruption, endpoints, garbage, hpa, job,
-    namespace, node, pod_collector, quota, replicaset, root_ca, service_account, statefulset,
+    aggregation, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage, hpa,
+    job, namespace, node, pod_collector, quota, replicaset, root_ca, service_account, statefulset,
     token_secret,
 };
 

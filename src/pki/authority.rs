@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -18,6 +18,7 @@ const LEAF_DAYS: i64 = 365;
 const BACKDATE: Duration = Duration::hours(1);
 
 /// A certificate authority with its key.
+#[derive(Clone)]
 pub struct Authority {
     pub cert_pem: String,
     pub key_pem: String,
@@ -93,6 +94,66 @@ impl Authority {
         let cert = params.signed_by(&key, &issuer).map_err(Error::Make)?;
         Ok(Issued { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
     }
+}
+
+impl Authority {
+    /// Answers a PEM request whose signature is right with a certificate for these usages (as
+    /// certificates.k8s.io names them), valid for so many seconds.
+    ///
+    /// # Errors
+    /// Requests and usages that cannot be answered as they stand.
+    pub fn sign(&self, request_pem: &str, usages: &[String], seconds: i64) -> Result<String> {
+        if crate::request::organizations(request_pem.as_bytes())?.len() > 1 {
+            // It would be answered with one of them, without a word.
+            return Err(Error::Pem("more than one organization is not supported".into()));
+        }
+        let ca_key = KeyPair::from_pem(&self.key_pem).map_err(Error::Make)?;
+        let issuer = Issuer::from_ca_cert_pem(&self.cert_pem, ca_key).map_err(Error::Make)?;
+        let mut request =
+            CertificateSigningRequestParams::from_pem(request_pem).map_err(Error::Make)?;
+        let fresh = params("", "", 0);
+        let asked = &mut request.params;
+        asked.serial_number = fresh.serial_number;
+        asked.not_before = fresh.not_before;
+        asked.not_after = fresh.not_after + Duration::seconds(seconds);
+        asked.is_ca = IsCa::ExplicitNoCa;
+        asked.use_authority_key_identifier_extension = true;
+        (asked.key_usages, asked.extended_key_usages) = (Vec::new(), Vec::new());
+        for usage in usages {
+            if let Some(usage) = key_usage(usage) {
+                asked.key_usages.push(usage);
+            } else if let Some(usage) = extended_usage(usage) {
+                asked.extended_key_usages.push(usage);
+            } else {
+                return Err(Error::Pem(format!("unsupported usage {usage:?}")));
+            }
+        }
+        Ok(request.signed_by(&issuer).map_err(Error::Make)?.pem())
+    }
+}
+
+fn key_usage(name: &str) -> Option<KeyUsagePurpose> {
+    Some(match name {
+        "signing" | "digital signature" => KeyUsagePurpose::DigitalSignature,
+        "content commitment" => KeyUsagePurpose::ContentCommitment,
+        "key encipherment" => KeyUsagePurpose::KeyEncipherment,
+        "key agreement" => KeyUsagePurpose::KeyAgreement,
+        "data encipherment" => KeyUsagePurpose::DataEncipherment,
+        _ => return None,
+    })
+}
+
+fn extended_usage(name: &str) -> Option<ExtendedKeyUsagePurpose> {
+    Some(match name {
+        "any" => ExtendedKeyUsagePurpose::Any,
+        "server auth" => ExtendedKeyUsagePurpose::ServerAuth,
+        "client auth" => ExtendedKeyUsagePurpose::ClientAuth,
+        "code signing" => ExtendedKeyUsagePurpose::CodeSigning,
+        "email protection" | "s/mime" => ExtendedKeyUsagePurpose::EmailProtection,
+        "timestamping" => ExtendedKeyUsagePurpose::TimeStamping,
+        "ocsp signing" => ExtendedKeyUsagePurpose::OcspSigning,
+        _ => return None,
+    })
 }
 
 fn params(common_name: &str, organization: &str, days: i64) -> CertificateParams {

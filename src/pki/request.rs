@@ -3,6 +3,7 @@
 //! Never decides whether a request may be granted.
 
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
 
@@ -11,12 +12,23 @@ use crate::{Error, Result};
 const REQUEST: &str = "CERTIFICATE REQUEST";
 const CERTIFICATE: &str = "CERTIFICATE";
 
-/// The organizations of a PEM request's subject: the groups that the certificate's holder
-/// would be in.
+/// What a request asks a certificate to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request {
+    pub common_name: String,
+    pub organizations: Vec<String>,
+    pub dns_names: Vec<String>,
+    /// As bytes: four or sixteen.
+    pub addresses: Vec<Vec<u8>>,
+    pub emails: Vec<String>,
+    pub uris: Vec<String>,
+}
+
+/// Reads a PEM request. Does not look whether its signature is right.
 ///
 /// # Errors
 /// What is no request, or one whose subject is no text.
-pub fn organizations(pem: &[u8]) -> Result<Vec<String>> {
+pub fn read(pem: &[u8]) -> Result<Request> {
     let said = |err: String| Error::Pem(err);
     let block = Pem::iter_from_buffer(pem)
         .next()
@@ -28,10 +40,41 @@ pub fn organizations(pem: &[u8]) -> Result<Vec<String>> {
     let (_, request) =
         X509CertificationRequest::from_der(&block.contents).map_err(|err| said(err.to_string()))?;
     let subject = &request.certification_request_info.subject;
-    subject
+    let organizations = subject
         .iter_organization()
-        .map(|word| word.as_str().map(str::to_string).map_err(|err| said(err.to_string())))
-        .collect()
+        .map(|word| word.as_str().map(str::to_string).map_err(|err| said(err.to_string())));
+    let common_name = subject.iter_common_name().next().map(|word| word.as_str());
+    let mut out = Request {
+        organizations: organizations.collect::<Result<_>>()?,
+        common_name: common_name
+            .transpose()
+            .map_err(|err| said(err.to_string()))?
+            .unwrap_or_default()
+            .to_string(),
+        ..Request::default()
+    };
+    for extension in request.requested_extensions().into_iter().flatten() {
+        let ParsedExtension::SubjectAlternativeName(names) = extension else { continue };
+        for name in &names.general_names {
+            match name {
+                GeneralName::DNSName(name) => out.dns_names.push(name.to_string()),
+                GeneralName::RFC822Name(name) => out.emails.push(name.to_string()),
+                GeneralName::URI(name) => out.uris.push(name.to_string()),
+                GeneralName::IPAddress(bytes) => out.addresses.push(bytes.to_vec()),
+                _ => {}
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The organizations of a PEM request's subject: the groups that the certificate's holder
+/// would be in.
+///
+/// # Errors
+/// What is no request, or one whose subject is no text.
+pub fn organizations(pem: &[u8]) -> Result<Vec<String>> {
+    Ok(read(pem)?.organizations)
 }
 
 /// Whether a text holds certificates in PEM, at least one, and no other block.

@@ -124,6 +124,8 @@ fn control(
         root_ca_pem: credentials.server_ca.cert_pem.clone(),
         // The API server believes it, whatever key signs what it makes itself.
         token_key_pem: credentials.service_account_key.clone(),
+        client_ca: Some(Arc::new(credentials.client_ca.clone())),
+        serving_ca: Some(Arc::new(credentials.server_ca.clone())),
         ..controllers::Config::default()
     };
     Controllers::start(shared, make_client, config, drain)

@@ -63,7 +63,12 @@ pub async fn cluster() -> Cluster {
     let controllers = controllers::Controllers::start(
         &Shared::new(reader, drain.clone()),
         |name| client_of(&format!("system:serviceaccount:kube-system:{name}"), &groups),
-        controllers::Config { token_key_pem: key(dir.path()), ..controllers::Config::default() },
+        controllers::Config {
+            token_key_pem: key(dir.path()),
+            client_ca: Some(pki::Authority::create("clients").unwrap().into()),
+            serving_ca: Some(pki::Authority::create("servers").unwrap().into()),
+            ..controllers::Config::default()
+        },
         &drain,
     );
     Cluster {

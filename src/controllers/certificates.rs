@@ -1,0 +1,163 @@
+//! Approves the client certificates that kubelets ask for, signs what is approved for the
+//! signers of Kubernetes, and removes what is answered or nobody cares for.
+//!
+//! `plan.rs` decides. Who may approve at all the API server judges.
+
+mod plan;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::cache::{Cache, Key, key_of};
+use client::{DeleteParams, Queue};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::certificates::v1::{
+    CertificateSigningRequest, CertificateSigningRequestCondition,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use pki::authority::Authority;
+use serde_json::{Value, json};
+
+use crate::harness::{Context, Doing, Failed, Outcome, Settled};
+use crate::owner::{name, uid};
+
+/// Requests worked on at a time.
+const WORKERS: usize = 5;
+/// The longest sleep until a removal: timers of years are of no use.
+const SLEEP_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+pub async fn run(context: Context) {
+    let requests: Cache<CertificateSigningRequest> = context.shared.cache();
+    if context.drain.until(requests.synced()).await.is_none() {
+        return;
+    }
+    let queue: Queue<Key> = Queue::new();
+    let again = queue.clone();
+    requests.on_change(move |_, new| {
+        if let Some(request) = new {
+            again.add(key_of(&**request));
+        }
+    });
+    let sync = |key: Key| {
+        let (context, requests, queue) = (&context, &requests, &queue);
+        async move {
+            let Some(request) = requests.get("", &key.1) else { return Ok(()) };
+            approve(context, &request).await?;
+            sign(context, &request).await?;
+            clean(context, &request, queue, key).await
+        }
+    };
+    context.work(&queue, WORKERS, sync).await;
+}
+
+fn condition(kind: &str, reason: &str, message: &str) -> CertificateSigningRequestCondition {
+    let now = base::time::now();
+    let now = Time(jiff::Timestamp::from_second(now.as_second()).unwrap_or(now));
+    CertificateSigningRequestCondition {
+        type_: kind.into(),
+        status: "True".into(),
+        reason: Some(reason.into()),
+        message: Some(message.into()),
+        last_update_time: Some(now.clone()),
+        last_transition_time: Some(now),
+    }
+}
+
+async fn approve(context: &Context, request: &CertificateSigningRequest) -> Outcome {
+    if plan::is_issued(request) || plan::has(request, "Approved") || plan::has(request, "Denied") {
+        return Ok(());
+    }
+    // What cannot be read is nobody's to approve.
+    let Ok(asked) = pki::request::read(&request.spec.request.0) else { return Ok(()) };
+    for (what, message) in plan::recognize(&request.spec, &asked) {
+        if !may_create(context, request, what).await? {
+            continue;
+        }
+        let mut next = request.clone();
+        let conditions = next.status.get_or_insert_default().conditions.get_or_insert_default();
+        conditions.push(condition("Approved", "AutoApproved", message));
+        let api = context.client.all::<CertificateSigningRequest>();
+        let answer = api.replace_subresource(name(&request.metadata), "approval", &next).await;
+        return answer.doing(|| "approve a certificate".into()).or_gone();
+    }
+    Ok(())
+}
+
+/// Whether the one who asks may create requests of this kind.
+async fn may_create(
+    context: &Context,
+    request: &CertificateSigningRequest,
+    subresource: &str,
+) -> Result<bool, Failed> {
+    let spec = &request.spec;
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+        "spec": {
+            "user": spec.username, "uid": spec.uid, "groups": spec.groups, "extra": spec.extra,
+            "resourceAttributes": {"group": "certificates.k8s.io", "verb": "create",
+                "resource": "certificatesigningrequests", "subresource": subresource},
+        },
+    });
+    let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    let answer = context.client.post_raw(path, &review).await;
+    let answer = answer.doing(|| "ask whether it may ask".into())?;
+    Ok(answer["status"]["allowed"] == Value::Bool(true))
+}
+
+fn authority<'a>(context: &'a Context, signer: &str) -> Option<&'a Arc<Authority>> {
+    match signer {
+        plan::CLIENT | plan::KUBELET_CLIENT | plan::LEGACY => context.config.client_ca.as_ref(),
+        plan::KUBELET_SERVING => context.config.serving_ca.as_ref(),
+        _ => None,
+    }
+}
+
+async fn sign(context: &Context, request: &CertificateSigningRequest) -> Outcome {
+    let Some(authority) = authority(context, &request.spec.signer_name) else { return Ok(()) };
+    let answered = plan::is_issued(request) || plan::has(request, "Failed");
+    if answered || !plan::has(request, "Approved") || plan::has(request, "Denied") {
+        return Ok(());
+    }
+    let mut next = request.clone();
+    let status = next.status.get_or_insert_default();
+    match answer(authority, request) {
+        Ok(pem) => status.certificate = Some(ByteString(pem.into_bytes())),
+        Err(problem) => {
+            let failed = condition("Failed", "SignerValidationFailure", &problem);
+            status.conditions.get_or_insert_default().push(failed);
+        }
+    }
+    let api = context.client.all::<CertificateSigningRequest>();
+    let answer = api.replace_status(name(&request.metadata), &next).await;
+    answer.doing(|| "answer a request for a certificate".into()).or_gone()
+}
+
+fn answer(authority: &Authority, request: &CertificateSigningRequest) -> Result<String, String> {
+    let spec = &request.spec;
+    let said = |err: pki::Error| base::error::chain(&err).to_string();
+    let asked = pki::request::read(&spec.request.0).map_err(said)?;
+    plan::check(spec, &asked)?;
+    let pem = String::from_utf8_lossy(&spec.request.0);
+    let usages = spec.usages.as_deref().unwrap_or_default();
+    authority.sign(&pem, usages, plan::valid_seconds(spec)).map_err(said)
+}
+
+async fn clean(
+    context: &Context,
+    request: &CertificateSigningRequest,
+    queue: &Queue<Key>,
+    key: Key,
+) -> Outcome {
+    let held = request.status.as_ref().and_then(|s| s.certificate.as_ref());
+    let ends =
+        held.and_then(|pem| pki::authority::not_after(&String::from_utf8_lossy(&pem.0)).ok());
+    let left = plan::remove_at(request, ends).saturating_sub(base::time::now().as_second());
+    if left > 0 {
+        queue.add_after(key, Duration::from_secs(left.unsigned_abs()).min(SLEEP_MAX));
+        return Ok(());
+    }
+    let api = context.client.all::<CertificateSigningRequest>();
+    let params = DeleteParams::uid(uid(&request.metadata));
+    let answer = api.delete(&key.1, &params).await;
+    answer.doing(|| "remove a request for a certificate".into()).or_gone()
+}
