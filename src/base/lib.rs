@@ -1,7 +1,7 @@
 //! What every room needs and no room owns: time, chance, back-off, draining, error
 //! chains, logs and the metric registry.
 //!
-//! Knows nothing of Kubernetes' kinds, of the kernel, or of the network.
+//! Knows nothing of Kubernetes' kinds, of the network, or of the kernel but its clock.
 
 pub mod backoff;
 pub mod clock;

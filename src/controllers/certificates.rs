@@ -31,7 +31,7 @@ pub async fn run(context: Context) {
     if context.drain.until(requests.synced()).await.is_none() {
         return;
     }
-    let queue: Queue<Key> = Queue::new();
+    let queue: Queue<Key> = Queue::named("certificate");
     let again = queue.clone();
     requests.on_change(move |_, new| {
         if let Some(request) = new {

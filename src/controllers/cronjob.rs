@@ -30,7 +30,7 @@ pub async fn run(context: Context) {
     let jobs = context.shared.cache::<Job>();
     jobs.add_index(owner::BY_CONTROLLER, owner::by_controller);
     let me = Arc::new(Controller {
-        queue: Queue::new(),
+        queue: Queue::named("cronjob"),
         crons: context.shared.cache(),
         jobs,
         expected: Expectations::default(),

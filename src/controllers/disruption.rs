@@ -48,8 +48,8 @@ pub async fn run(context: Context) {
         replication_controllers: context.shared.cache(),
         deployments: context.shared.cache(),
         stateful_sets: context.shared.cache(),
-        keys: Queue::new(),
-        marked: Queue::new(),
+        keys: Queue::named("disruption"),
+        marked: Queue::named("stale_pod_disruption"),
         context,
     });
     let synced = async {

@@ -99,6 +99,7 @@ impl Controllers {
         // As upstream, with the rights of all controllers: it has no account of its own.
         let own = Context { client: shared.client().clone(), ..context("tokens-controller") };
         tasks.spawn(token_secret::run(own));
+        tasks.spawn(token_cleaner::run(context("token-cleaner")));
         tasks.spawn(root_ca::run(context("root-ca-cert-publisher")));
         tasks.spawn(namespace::run(context("namespace-controller")));
         tasks.spawn(node::run_lifecycle(context("node-controller")));
@@ -126,7 +127,7 @@ impl Controllers {
 use crate::{
     aggregation, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage, hpa,
     job, namespace, node, pod_collector, quota, replicaset, root_ca, service_account, statefulset,
-    token_secret,
+    token_cleaner, token_secret,
 };
 
 /// A request that failed, and what it was for.

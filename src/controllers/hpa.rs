@@ -57,7 +57,7 @@ pub async fn run(context: Context) {
     let me = Arc::new(Controller {
         autoscalers: context.shared.cache(),
         pods: context.shared.cache(),
-        keys: Queue::new(),
+        keys: Queue::named("horizontalpodautoscaler"),
         began: Instant::now(),
         past: Mutex::default(),
         context,

@@ -28,6 +28,7 @@ mod replicaset;
 mod root_ca;
 mod service_account;
 mod statefulset;
+mod token_cleaner;
 mod token_secret;
 
 pub use harness::{Config, Controllers};

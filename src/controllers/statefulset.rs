@@ -36,7 +36,7 @@ pub async fn run(context: Context) {
     pods.add_index(owner::BY_CONTROLLER, owner::by_controller);
     pods.add_index(owner::ORPHANS, owner::orphans);
     let me = Arc::new(Controller {
-        queue: Queue::new(),
+        queue: Queue::named("statefulset"),
         sets: context.shared.cache(),
         pods,
         claims: context.shared.cache(),

@@ -131,7 +131,7 @@ pub async fn run(context: Context) {
         endpoints: context.shared.cache(),
         slices: context.shared.cache(),
         expected: Expectations::default(),
-        queue: Queue::new(),
+        queue: Queue::named("endpoint_slice_mirroring"),
         context,
     });
     me.slices.add_index(BY_SERVICE, by_service);

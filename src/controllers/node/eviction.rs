@@ -34,7 +34,7 @@ pub async fn run(context: Context) {
     let me = Arc::new(Eviction {
         nodes: context.shared.cache(),
         pods: context.shared.cache(),
-        keys: Queue::new(),
+        keys: Queue::named("noexec_taint_pod"),
         waiting: Mutex::default(),
         context,
     });

@@ -36,7 +36,7 @@ pub async fn run(context: Context) {
     if context.drain.until(nodes.synced()).await.is_none() {
         return;
     }
-    let queue: Queue<Key> = Queue::new();
+    let queue: Queue<Key> = Queue::named("ttlcontroller");
     let now = Arc::new(Mutex::new(step(0, nodes.len())));
     let (again, all, held) = (queue.clone(), nodes.clone(), now.clone());
     nodes.on_change(move |old, new| {
