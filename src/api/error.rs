@@ -237,7 +237,7 @@ impl ApiError {
     }
 
     pub fn unavailable(message: impl Into<String>) -> Self {
-        Self { retry_after: Some(1), ..Self::new(503, "ServiceUnavailable", message) }
+        Self::new(503, "ServiceUnavailable", message)
     }
 
     /// The Status object.
@@ -276,7 +276,10 @@ impl From<store::Error> for ApiError {
                 }]})));
                 error
             }
-            store::Error::Stopped => Self::unavailable("the server is shutting down"),
+            store::Error::Stopped => {
+                let error = Self::unavailable("the server is shutting down");
+                Self { retry_after: Some(1), ..error }
+            }
             store::Error::InUse(_) | store::Error::Disk(_) | store::Error::Open { .. } => {
                 Self::internal(base::error::chain(&err).to_string())
             }

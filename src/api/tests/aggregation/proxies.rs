@@ -245,4 +245,6 @@ async fn what_cannot_be_proxied_says_why() {
         (answer.status, answer.message()),
         (503, "no endpoints available for service \"s\"".into())
     );
+    // Clients would ask again by themselves, ten times over.
+    assert_eq!(answer.headers.get("retry-after"), None);
 }
