@@ -19,6 +19,8 @@ pub struct KubeletConfig {
     pub pod_log_dir: PathBuf,
     /// `/var/log/containers`: links to the logs by pod name.
     pub container_log_dir: PathBuf,
+    /// Shown under `/logs/`: `/var/log`.
+    pub system_log_dir: PathBuf,
     /// Manifests of static pods; None has none.
     pub static_pod_dir: Option<PathBuf>,
     pub cluster_dns: Vec<IpAddr>,
@@ -56,6 +58,7 @@ impl KubeletConfig {
             root_dir: "/var/lib/coracle/agent".into(),
             pod_log_dir: "/var/log/pods".into(),
             container_log_dir: "/var/log/containers".into(),
+            system_log_dir: "/var/log".into(),
             static_pod_dir: None,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),

@@ -20,6 +20,7 @@ use crate::objects::Objects;
 use crate::observed::Observed;
 use crate::pods::Pods;
 use crate::status_writer::StatusWriter;
+use crate::usage::Rates;
 use crate::volumes::Volumes;
 use crate::{garbage, logs, pod, register, server, staticpods, worker};
 
@@ -71,6 +72,8 @@ impl Kubelet {
             pods,
             burstable_shares: AtomicU64::new(0),
             labels: Mutex::default(),
+            rates: Rates::default(),
+            probe_counts: Arc::default(),
             drain: drain.clone(),
             runtime,
             client,

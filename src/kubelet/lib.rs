@@ -31,6 +31,7 @@ mod status;
 mod status_writer;
 mod stop;
 mod tokens;
+mod usage;
 mod volumes;
 mod watched_dir;
 mod worker;

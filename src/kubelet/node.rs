@@ -20,7 +20,9 @@ use crate::machine::Machine;
 use crate::objects::Objects;
 use crate::observed::{Observed, PodRuntime};
 use crate::pods::Pods;
+use crate::probes::counts::Counts;
 use crate::status_writer::StatusWriter;
+use crate::usage::Rates;
 use crate::volumes::Volumes;
 use crate::{pod, sandbox};
 
@@ -41,6 +43,9 @@ pub struct Node {
     pub burstable_shares: AtomicU64,
     /// The labels of our Node object, once known.
     pub labels: Mutex<BTreeMap<String, String>>,
+    /// CPU counters last read.
+    pub rates: Rates,
+    pub probe_counts: Arc<Counts>,
     pub drain: Drain,
 }
 

@@ -72,6 +72,36 @@ fn host_path(config: &KubeletConfig, pod: &Pod, volume: &Volume) -> Option<PathB
     Some(dir.join(plugin(volume)?).join(&volume.name))
 }
 
+/// A volume whose files lie on this node.
+pub struct OnDisk {
+    pub name: String,
+    /// Namespace and name of the claim it stands for.
+    pub claim: Option<(String, String)>,
+    pub path: PathBuf,
+    /// Counts against the pod's share of the node's disk.
+    pub is_ephemeral: bool,
+}
+
+/// The volumes whose use of disk is told: those that were made for the pod.
+pub fn on_disk(config: &KubeletConfig, pod: &Pod) -> Vec<OnDisk> {
+    let volumes = pod::spec(pod).volumes.iter().flatten();
+    volumes
+        .filter(|volume| plugin(volume).is_some())
+        .filter_map(|volume| {
+            let in_memory = volume.empty_dir.as_ref().is_some_and(|source| {
+                source.medium.as_deref().is_some_and(|medium| !medium.is_empty())
+            });
+            Some(OnDisk {
+                name: volume.name.clone(),
+                claim: None,
+                path: host_path(config, pod, volume)?,
+                is_ephemeral: volume.config_map.is_some()
+                    || (volume.empty_dir.is_some() && !in_memory),
+            })
+        })
+        .collect()
+}
+
 impl Volumes {
     /// Makes all volumes current. Returns when to look again at the latest.
     pub async fn ensure(

@@ -258,6 +258,7 @@ impl Worker {
             runtime: self.node.runtime.clone(),
             recorder: self.node.recorder.clone(),
             wake: self.wake.clone(),
+            counts: self.node.probe_counts.clone(),
         };
         let host_ip = self.node.config.node_ips.first().copied();
         self.probes.reconcile(&context, &self.pod, runtime, host_ip, stopping);
@@ -580,6 +581,7 @@ impl Worker {
             }
             node.objects.release(&self.uid);
             node.images.release(&self.uid);
+            node.probe_counts.release(&self.uid);
             qos::update(&node).await;
             self.cleaned = true;
         }

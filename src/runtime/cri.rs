@@ -337,30 +337,54 @@ pub struct Session {
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-#[derive(Debug, Clone, Copy, Default)]
-pub struct CpuMemoryUsage {
-    /// Cumulative CPU time in nanoseconds.
-    pub cpu_usage_nanos: u64,
-    pub memory_working_set_bytes: u64,
-    pub memory_usage_bytes: u64,
-    pub memory_rss_bytes: u64,
+/// Numbers of a control group.
+pub type GroupUsage = sys::cgroup::Usage;
+
+/// What a tree of files takes of its disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+impl std::ops::AddAssign for DiskUsage {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.inodes += other.inodes;
+    }
+}
+
+/// Counters of one network interface since it was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InterfaceUsage {
+    pub name: String,
+    pub rx_bytes: u64,
+    pub rx_packets: u64,
+    pub rx_errors: u64,
+    pub rx_dropped: u64,
+    pub tx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_errors: u64,
+    pub tx_dropped: u64,
 }
 
 #[derive(Debug, Clone, Default)]
 pub struct ContainerStats {
     pub id: String,
-    pub usage: CpuMemoryUsage,
-    /// Bytes of the container's writable layer.
-    pub writable_layer_bytes: u64,
-    pub log_bytes: u64,
+    /// The container's group below the root of the hierarchy.
+    pub cgroup: String,
+    pub usage: GroupUsage,
+    /// The container's writable layer; None if it was not asked for.
+    pub writable_layer: Option<DiskUsage>,
 }
 
 #[derive(Debug, Clone, Default)]
 pub struct SandboxStats {
     pub id: String,
-    pub usage: CpuMemoryUsage,
-    pub rx_bytes: u64,
-    pub tx_bytes: u64,
+    pub cgroup: String,
+    pub usage: GroupUsage,
+    /// Without loopback; empty on the host network.
+    pub interfaces: Vec<InterfaceUsage>,
     pub containers: Vec<ContainerStats>,
 }
 
@@ -420,7 +444,9 @@ pub trait RuntimeService: Send + Sync {
     /// Connects to `localhost:port` inside the sandbox's network namespace.
     async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<Box<dyn Duplex>>;
 
-    async fn pod_sandbox_stats(&self) -> Result<Vec<SandboxStats>>;
+    /// Numbers of all sandboxes that run. `with_disk` also walks the writable layers, which
+    /// takes as long as they have files.
+    async fn pod_sandbox_stats(&self, with_disk: bool) -> Result<Vec<SandboxStats>>;
     /// A receiver that lags must list again; events are hints.
     fn events(&self) -> broadcast::Receiver<ContainerEvent>;
     /// Name and version, as in `kubectl get nodes -o wide` (`coracle://0.1.0`).

@@ -8,6 +8,7 @@ mod recover;
 mod sandbox;
 mod seccomp;
 mod service;
+pub use service::interfaces_of;
 pub mod shim;
 mod spec;
 mod streams;

@@ -15,7 +15,7 @@ use super::streams::{reader, resizer, writer};
 use super::{Container as Entry, ContainerRecord, Runtime, internal, new_id, write_whole};
 use crate::cri::{
     BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState, ContainerStats,
-    CpuMemoryUsage, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, LinuxResources,
+    Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, InterfaceUsage, LinuxResources,
     NamespaceMode, PodSandbox, PodSandboxConfig, Result, RuntimeService, SandboxState,
     SandboxStats, Session,
 };
@@ -181,43 +181,46 @@ impl Runtime {
         Ok(entry)
     }
 
-    async fn stats_of(&self, entry: &Entry) -> ContainerStats {
-        let group = self.cgroups.group(&entry.record.cgroup);
+    async fn stats_of(&self, entry: &Entry, with_disk: bool) -> ContainerStats {
+        let cgroup = entry.record.cgroup.clone();
+        let group = self.cgroups.group(&cgroup);
         let upper = self.container_dir(&entry.record.id).join("upper");
-        let log = self.describe(entry).log_path;
         let id = entry.record.id.clone();
-        tokio::task::spawn_blocking(move || ContainerStats {
+        let work = move || ContainerStats {
             id,
-            usage: usage_of(&group),
-            writable_layer_bytes: crate::images::bytes_below(&upper),
-            log_bytes: log.parent().map_or(0, crate::images::bytes_below),
-        })
-        .await
-        .unwrap_or_default()
+            cgroup,
+            // A container that has just ended has no numbers.
+            usage: group.usage().unwrap_or_default(),
+            writable_layer: with_disk.then(|| crate::images::disk_below(&upper)),
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_default()
     }
 }
 
-fn usage_of(group: &sys::cgroup::Group) -> CpuMemoryUsage {
-    // A container that has just ended has no numbers.
-    let usage = group.usage().unwrap_or_default();
-    CpuMemoryUsage {
-        cpu_usage_nanos: usage.cpu_nanos,
-        memory_working_set_bytes: usage.memory_working_set_bytes,
-        memory_usage_bytes: usage.memory_bytes,
-        memory_rss_bytes: usage.memory_rss_bytes,
-    }
-}
-
-/// Received and sent bytes of the namespace that a process lives in, without loopback.
-fn traffic_of(pid: i32) -> (u64, u64) {
+/// The interfaces of the namespace that a process (an id, or `self`) lives in, without
+/// loopback.
+pub fn interfaces_of(pid: &str) -> Vec<InterfaceUsage> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
-    text.lines().skip(2).filter_map(|line| line.split_once(':')).fold((0, 0), |sum, (name, row)| {
-        let numbers: Vec<u64> = row.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-        match (name.trim(), numbers.first(), numbers.get(8)) {
-            ("lo", _, _) | (_, None, _) | (_, _, None) => sum,
-            (_, Some(received), Some(sent)) => (sum.0 + received, sum.1 + sent),
-        }
-    })
+    text.lines()
+        .skip(2)
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| name.trim() != "lo")
+        .map(|(name, row)| {
+            let numbers: Vec<u64> = row.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+            let at = |index: usize| numbers.get(index).copied().unwrap_or(0);
+            InterfaceUsage {
+                name: name.trim().to_string(),
+                rx_bytes: at(0),
+                rx_packets: at(1),
+                rx_errors: at(2),
+                rx_dropped: at(3),
+                tx_bytes: at(8),
+                tx_packets: at(9),
+                tx_errors: at(10),
+                tx_dropped: at(11),
+            }
+        })
+        .collect()
 }
 
 /// A pipe that the other side writes to: what we read, and what we hand over.
@@ -624,23 +627,24 @@ impl RuntimeService for Runtime {
         Ok(Box::new(stream))
     }
 
-    async fn pod_sandbox_stats(&self) -> Result<Vec<SandboxStats>> {
+    async fn pod_sandbox_stats(&self, with_disk: bool) -> Result<Vec<SandboxStats>> {
         let sandboxes: Vec<_> = self.tables().sandboxes.values().cloned().collect();
         let mut all = Vec::new();
         for sandbox in sandboxes.into_iter().filter(|s| s.link().is_some()) {
-            let group = self.cgroups.group(&sandbox.record.config.cgroup_parent);
-            let (rx_bytes, tx_bytes) = match &sandbox.record.netns {
-                Some(_) => traffic_of(sandbox.shim_pid),
-                None => (0, 0),
+            let cgroup = sandbox.record.config.cgroup_parent.clone();
+            let interfaces = match &sandbox.record.netns {
+                Some(_) => interfaces_of(&sandbox.shim_pid.to_string()),
+                None => Vec::new(),
             };
             let mut containers = Vec::new();
             for entry in self.containers_of(&sandbox.record.id) {
                 if entry.status().state == ContainerState::Running {
-                    containers.push(self.stats_of(&entry).await);
+                    containers.push(self.stats_of(&entry, with_disk).await);
                 }
             }
             let id = sandbox.record.id.clone();
-            all.push(SandboxStats { id, usage: usage_of(&group), rx_bytes, tx_bytes, containers });
+            let usage = self.cgroups.group(&cgroup).usage().unwrap_or_default();
+            all.push(SandboxStats { id, cgroup, usage, interfaces, containers });
         }
         Ok(all)
     }

@@ -75,6 +75,8 @@ impl World {
         })
         .await
         .unwrap();
+        std::fs::create_dir(at.join("system")).unwrap();
+        std::fs::write(at.join("system/system.log"), "from the system\n").unwrap();
         let archive = at.join("busybox.tar");
         std::fs::write(&archive, busybox_archive()).unwrap();
         runtime.images().import_file(&archive).await.unwrap();
@@ -110,6 +112,7 @@ impl World {
         config.root_dir = at.join("agent");
         config.pod_log_dir = at.join("logs");
         config.container_log_dir = at.join("links");
+        config.system_log_dir = at.join("system");
         config.static_pod_dir = Some(at.join("static"));
         config.cgroup_root = group("pods", at);
         config.listen = self.listen;
@@ -243,7 +246,7 @@ fn busybox_archive() -> Vec<u8> {
     put("bin/busybox", &busybox, 0o755, None);
     for applet in [
         "sh", "cat", "sleep", "echo", "id", "test", "touch", "stat", "nc", "hostname", "ls",
-        "mount", "grep",
+        "mount", "grep", "dd", "df", "ln", "mkdir", "readlink", "kill",
     ] {
         put(&format!("bin/{applet}"), b"", 0o777, Some("busybox"));
     }
