@@ -145,6 +145,9 @@ async fn collect_images(node: &Node) -> Result<(), String> {
                     || image.repo_tags.contains(&it.image)
                     || image.repo_tags.contains(&it.user_specified_image)
                     || image.repo_digests.contains(&it.image_ref)
+                    || it.mounts.iter().any(|mount| {
+                        mount.image.as_ref().is_some_and(|tree| tree.image == image.id)
+                    })
             })
     });
     // The largest first: fewest images have to be pulled again.

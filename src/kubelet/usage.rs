@@ -16,7 +16,7 @@ use runtime::images::disk_below;
 use crate::machine::meminfo;
 use crate::node::Node;
 use crate::observed::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID};
-use crate::volumes::{self, OnDisk};
+use crate::volumes::OnDisk;
 
 /// Two readings closer than this make no rate.
 const RATE_SECONDS_MIN: f64 = 0.5;
@@ -204,7 +204,7 @@ async fn files(node: &Node, mut pods: Vec<PodUsage>) -> Result<Vec<PodUsage>, St
         .enumerate()
         .filter_map(|(index, usage)| {
             let wanted = node.pods.get(&usage.uid)?;
-            Some((index, volumes::on_disk(&config, &wanted.pod)))
+            Some((index, node.volumes.on_disk(&config, &wanted.pod)))
         })
         .collect();
     let work = move || {
@@ -218,7 +218,12 @@ async fn files(node: &Node, mut pods: Vec<PodUsage>) -> Result<Vec<PodUsage>, St
             pods[index].volumes = volumes
                 .into_iter()
                 .map(|volume| VolumeUsage {
-                    used: disk_below(&volume.path),
+                    // A volume of its own is as full as its file system; walking it could
+                    // take forever.
+                    used: match &volume.claim {
+                        Some(_) => filesystem(&volume.path).map(used).unwrap_or_default(),
+                        None => disk_below(&volume.path),
+                    },
                     name: volume.name,
                     claim: volume.claim,
                     path: volume.path,
@@ -320,6 +325,10 @@ pub struct Filesystem {
     pub used_bytes: u64,
     pub inodes: u64,
     pub inodes_free: u64,
+}
+
+fn used(fs: Filesystem) -> DiskUsage {
+    DiskUsage { bytes: fs.used_bytes, inodes: fs.inodes.saturating_sub(fs.inodes_free) }
 }
 
 /// The file system that `path` lies on; None when it cannot be read.

@@ -329,12 +329,8 @@ impl Worker {
         match self.volumes(&runtime, now).await {
             Some(Ok(renew)) => again = sooner(again, renew.map(|at| until(at, now))),
             Some(Err(failed)) => {
-                let text = format!(
-                    "MountVolume.SetUp failed for volume \"{}\" : {}",
-                    failed.volume, failed.message
-                );
                 let about = client::recorder::reference(&*self.pod);
-                self.node.recorder.warning(&about, "FailedMount", text);
+                self.node.recorder.warning(&about, "FailedMount", failed);
                 // What runs goes on running with the files it has.
                 if runtime.running().next().is_none() {
                     self.publish(&runtime, false);
@@ -392,7 +388,7 @@ impl Worker {
         &self,
         runtime: &PodRuntime,
         now: Timestamp,
-    ) -> Option<Result<Option<Timestamp>, crate::volumes::Failed>> {
+    ) -> Option<Result<Option<Timestamp>, String>> {
         let node = &self.node;
         let facts = node.facts(&self.pod, runtime);
         let mut doomed = self.doomed.clone();

@@ -174,6 +174,18 @@ pub struct Mount {
     pub readonly: bool,
     pub recursive_readonly: bool,
     pub propagation: MountPropagation,
+    /// Mounts the files of an image instead of `host_path`, which is empty.
+    #[serde(default)]
+    pub image: Option<ImageTree>,
+}
+
+/// The files of an image, or what lies at a path in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ImageTree {
+    /// Id of an image that is present.
+    pub image: String,
+    /// Relative; empty is all of it.
+    pub sub_path: PathBuf,
 }
 
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]

@@ -154,7 +154,13 @@ impl Runtime {
         self.tables()
             .containers
             .values()
-            .find(|c| self.images.find(&c.record.config.image).is_some_and(|i| i.id == image_id))
+            .find(|c| {
+                let config = &c.record.config;
+                let mounted = config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+                std::iter::once(&config.image)
+                    .chain(mounted.map(|tree| &tree.image))
+                    .any(|name| self.images.find(name).is_some_and(|i| i.id == image_id))
+            })
             .map(|c| c.record.id.clone())
     }
 

@@ -1,5 +1,6 @@
 //! `RuntimeService`: what the kubelet calls.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +41,8 @@ impl Runtime {
             )
         })?;
         let pod = &sandbox.record.config;
-        for mount in &config.mounts {
+        let volume_layers = self.volume_layers(&config)?;
+        for mount in config.mounts.iter().filter(|mount| mount.image.is_none()) {
             if let Err(err) = std::fs::metadata(&mount.host_path) {
                 let path = mount.host_path.display();
                 let message = format!("failed to stat mount source \"{path}\": {err}");
@@ -58,6 +60,7 @@ impl Runtime {
             } else {
                 self.shm_path(sandbox_id)
             }),
+            volume_layers,
         };
         let spec = spec::plan(id, pod, &config, &image, &group, &places)?;
         let signal = [&config.security.stop_signal, &image.config.stop_signal]
@@ -99,6 +102,20 @@ impl Runtime {
         }
         self.tables().containers.insert(id.to_string(), entry);
         Ok(())
+    }
+
+    /// Names of the layers of each image that is mounted as a volume, topmost first.
+    fn volume_layers(&self, config: &ContainerConfig) -> Result<HashMap<String, Vec<String>>> {
+        let trees = config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+        trees
+            .map(|tree| {
+                let image = self.images.find(&tree.image).ok_or_else(|| {
+                    let message = format!("image \"{}\" is not present", tree.image);
+                    Error::new(ErrorKind::ImageNotPresent, message)
+                })?;
+                Ok((tree.image.clone(), image.layers.iter().rev().cloned().collect()))
+            })
+            .collect()
     }
 
     /// SIGKILL to all of it, and waits for the shim to say so.

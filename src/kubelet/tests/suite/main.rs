@@ -4,4 +4,5 @@
 mod apiserver;
 mod pods;
 mod server;
+mod volumes;
 mod world;

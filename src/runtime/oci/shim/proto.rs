@@ -205,6 +205,19 @@ pub struct BindSpec {
     pub readonly: bool,
     pub recursive_readonly: bool,
     pub propagation: SpecPropagation,
+    /// Stands in for `source`.
+    #[serde(default)]
+    pub image: Option<ImageSpec>,
+}
+
+/// Layers that are mounted together, only to be read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageSpec {
+    pub layers: PathBuf,
+    /// Topmost first.
+    pub lower: Vec<String>,
+    /// Empty is the whole image.
+    pub sub_path: PathBuf,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
