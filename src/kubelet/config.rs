@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Taint;
 
+use crate::eviction::thresholds::Policy;
+
 pub const KUBELET_VERSION: &str = "v1.36.2";
 
 #[derive(Clone)]
@@ -47,6 +49,8 @@ pub struct KubeletConfig {
     pub log_files_max: usize,
     /// Percent of the image disk above which unused images are removed, and down to which.
     pub image_gc_percent: (u8, u8),
+    /// What the node keeps free, and how pods give way.
+    pub eviction: Policy,
 }
 
 impl KubeletConfig {
@@ -73,6 +77,7 @@ impl KubeletConfig {
             log_bytes_max: 10 << 20,
             log_files_max: 5,
             image_gc_percent: (85, 80),
+            eviction: Policy::default(),
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, broadcast, oneshot};
 use tracing::{info, warn};
 
 use crate::config::KubeletConfig;
+use crate::eviction::Pressure;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::node::Node;
@@ -22,7 +23,7 @@ use crate::pods::Pods;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
 use crate::volumes::Volumes;
-use crate::{garbage, logs, pod, register, server, staticpods, worker};
+use crate::{eviction, garbage, logs, pod, register, server, staticpods, worker};
 
 /// A safety net under the event stream.
 const RELIST_PERIOD: Duration = Duration::from_secs(300);
@@ -74,6 +75,7 @@ impl Kubelet {
             labels: Mutex::default(),
             rates: Rates::default(),
             probe_counts: Arc::default(),
+            pressure: Pressure::default(),
             drain: drain.clone(),
             runtime,
             client,
@@ -104,6 +106,7 @@ impl Kubelet {
         tasks.spawn(register::run(node.clone(), drain.clone()));
         tasks.spawn(node.status.clone().run(drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
+        tasks.spawn(eviction::run(node.clone(), drain.clone()));
         let (rotating, draining) = (node.clone(), drain.clone());
         tasks.spawn(async move { logs::run(&rotating, draining).await });
         let (closing, draining) = (node.clone(), drain.clone());

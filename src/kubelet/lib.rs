@@ -6,6 +6,7 @@ mod chore;
 mod config;
 mod container_config;
 mod env;
+pub mod eviction;
 mod garbage;
 mod hooks;
 mod images;

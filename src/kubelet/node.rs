@@ -15,6 +15,7 @@ use tracing::warn;
 
 use crate::config::KubeletConfig;
 use crate::env::Facts;
+use crate::eviction::Pressure;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
@@ -46,6 +47,7 @@ pub struct Node {
     /// CPU counters last read.
     pub rates: Rates,
     pub probe_counts: Arc<Counts>,
+    pub pressure: Pressure,
     pub drain: Drain,
 }
 

@@ -84,6 +84,21 @@ pub fn failed(mut status: PodStatus, reason: &str, message: &str) -> PodStatus {
     status
 }
 
+/// Says that the node ended the pod for its own sake (condition DisruptionTarget).
+pub fn disrupted(status: &mut PodStatus, message: &str, generation: Option<i64>) {
+    let all = status.conditions.get_or_insert_default();
+    all.retain(|it| it.type_ != "DisruptionTarget");
+    all.push(PodCondition {
+        type_: "DisruptionTarget".into(),
+        status: "True".into(),
+        reason: Some("TerminationByKubelet".into()),
+        message: Some(message.to_owned()),
+        last_transition_time: Some(seconds(base::time::now())),
+        observed_generation: generation,
+        ..PodCondition::default()
+    });
+}
+
 /// meta/v1 Time has whole seconds.
 pub fn seconds(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))

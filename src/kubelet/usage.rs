@@ -3,13 +3,13 @@
 //! Keeps nothing but the last CPU counters, from which rates are made. Reading files'
 //! sizes is asked for apart: it takes as long as there are files.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use runtime::cri::{
-    ContainerStats, DiskUsage, GroupUsage, InterfaceUsage, PodSandbox, SandboxStats,
+    ContainerStats, DiskUsage, GroupUsage, InterfaceUsage, PodSandbox, SandboxStats, StatsQuery,
 };
 use runtime::images::disk_below;
 
@@ -136,30 +136,9 @@ impl Rates {
 /// # Errors
 /// What the runtime says when it cannot be read.
 pub async fn read(node: &Node, with_files: bool) -> Result<Usage, String> {
-    let stats =
-        node.runtime.pod_sandbox_stats(with_files).await.map_err(|error| error.to_string())?;
+    let query = StatsQuery { pods: None, with_disk: with_files };
     let at = base::time::now();
-    let sandboxes: HashMap<String, PodSandbox> =
-        node.observed.sandboxes().into_iter().map(|it| (it.id.clone(), it)).collect();
-    let mut pods: Vec<PodUsage> = stats
-        .into_iter()
-        .filter_map(|stats| {
-            let known = sandboxes.get(&stats.id)?;
-            Some(PodUsage {
-                name: known.metadata.name.clone(),
-                namespace: known.metadata.namespace.clone(),
-                uid: known.metadata.uid.clone(),
-                created_at: known.created_at,
-                cpu_nano_cores: None,
-                containers: containers(node, &stats),
-                stats,
-                volumes: Vec::new(),
-            })
-        })
-        .collect();
-    if with_files {
-        pods = files(node, pods).await?;
-    }
+    let pods = pods(node, &query).await?;
     let mut usage = Usage { at, node: read_node(), pods };
     let mut counters: HashMap<String, u64> = [(String::new(), usage.node.group.cpu_nanos)].into();
     for pod in &usage.pods {
@@ -177,6 +156,37 @@ pub async fn read(node: &Node, with_files: bool) -> Result<Usage, String> {
         }
     }
     Ok(usage)
+}
+
+/// Of the pods `uids` alone, files included.
+///
+/// # Errors
+/// What the runtime says when it cannot be read.
+pub async fn read_pods(node: &Node, uids: BTreeSet<String>) -> Result<Vec<PodUsage>, String> {
+    pods(node, &StatsQuery { pods: Some(uids), with_disk: true }).await
+}
+
+async fn pods(node: &Node, query: &StatsQuery) -> Result<Vec<PodUsage>, String> {
+    let stats = node.runtime.pod_sandbox_stats(query).await.map_err(|error| error.to_string())?;
+    let sandboxes: HashMap<String, PodSandbox> =
+        node.observed.sandboxes().into_iter().map(|it| (it.id.clone(), it)).collect();
+    let pods: Vec<PodUsage> = stats
+        .into_iter()
+        .filter_map(|stats| {
+            let known = sandboxes.get(&stats.id)?;
+            Some(PodUsage {
+                name: known.metadata.name.clone(),
+                namespace: known.metadata.namespace.clone(),
+                uid: known.metadata.uid.clone(),
+                created_at: known.created_at,
+                cpu_nano_cores: None,
+                containers: containers(node, &stats),
+                stats,
+                volumes: Vec::new(),
+            })
+        })
+        .collect();
+    if query.with_disk { files(node, pods).await } else { Ok(pods) }
 }
 
 fn containers(node: &Node, stats: &SandboxStats) -> Vec<ContainerUsage> {

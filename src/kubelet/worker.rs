@@ -26,7 +26,7 @@ use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::start::log_link;
 use crate::status::{self, Inputs, Waiting};
-use crate::{admission, qos, sandbox, stop};
+use crate::{admission, eviction, qos, sandbox, stop};
 
 /// Bytes of a termination message (core/v1 ContainerStateTerminated).
 const MESSAGE_BYTES_MAX: u64 = 4096;
@@ -161,6 +161,11 @@ impl Worker {
 
     fn must_end(&mut self, wanted: &Wanted, now: Timestamp) -> bool {
         let pod = &wanted.pod;
+        if let Some(sentence) = &wanted.sentence
+            && self.failure.is_none()
+        {
+            self.failure = Some((eviction::REASON.into(), sentence.message.clone()));
+        }
         if wanted.gone
             || pod.metadata.deletion_timestamp.is_some()
             || pod::is_terminal_phase(pod::phase(pod))
@@ -240,6 +245,9 @@ impl Worker {
         }
         if ended && let Some((reason, message)) = &self.failure {
             new = status::failed(new, reason, message);
+            if reason == eviction::REASON && self.begun {
+                status::disrupted(&mut new, message, self.pod.metadata.generation);
+            }
         }
         if new != self.old {
             self.old = new.clone();
@@ -280,7 +288,8 @@ impl Worker {
             let decide = |labels| {
                 admission::refuse(&self.pod, &others, &labels, &self.node.machine.allocatable)
             };
-            let mut refusal = decide(self.node.machine_labels());
+            let mut refusal =
+                self.node.pressure.refuse(&self.pod).or_else(|| decide(self.node.machine_labels()));
             // The scheduler may know of labels that are newer than ours.
             if refusal.as_ref().is_some_and(|(reason, _)| reason == admission::AFFINITY) {
                 refusal = decide(self.node.refreshed_labels().await);
@@ -513,6 +522,11 @@ impl Worker {
     }
 
     fn end_grace(&self, wanted: &Wanted) -> i64 {
+        let sentenced = wanted.sentence.as_ref().map_or(i64::MAX, |it| it.grace_seconds);
+        self.own_grace(wanted).min(sentenced)
+    }
+
+    fn own_grace(&self, wanted: &Wanted) -> i64 {
         if wanted.gone && !pod::is_static(&wanted.pod) {
             return wanted
                 .pod
@@ -580,6 +594,9 @@ impl Worker {
             node.probe_counts.release(&self.uid);
             qos::update(&node).await;
             self.cleaned = true;
+            if let Some(sentence) = &wanted.sentence {
+                sentence.ended.notify_one();
+            }
         }
         let deleting = wanted.pod.metadata.deletion_timestamp.is_some();
         if !wanted.gone && !deleting {

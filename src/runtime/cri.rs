@@ -380,6 +380,15 @@ pub struct InterfaceUsage {
     pub tx_dropped: u64,
 }
 
+/// What is asked of the statistics.
+#[derive(Debug, Clone, Default)]
+pub struct StatsQuery {
+    /// Uids of pods; None is all.
+    pub pods: Option<std::collections::BTreeSet<String>>,
+    /// Also walks the writable layers, which takes as long as they have files.
+    pub with_disk: bool,
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct ContainerStats {
     pub id: String,
@@ -456,9 +465,8 @@ pub trait RuntimeService: Send + Sync {
     /// Connects to `localhost:port` inside the sandbox's network namespace.
     async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<Box<dyn Duplex>>;
 
-    /// Numbers of all sandboxes that run. `with_disk` also walks the writable layers, which
-    /// takes as long as they have files.
-    async fn pod_sandbox_stats(&self, with_disk: bool) -> Result<Vec<SandboxStats>>;
+    /// Numbers of the sandboxes that run and are asked about.
+    async fn pod_sandbox_stats(&self, query: &StatsQuery) -> Result<Vec<SandboxStats>>;
     /// A receiver that lags must list again; events are hints.
     fn events(&self) -> broadcast::Receiver<ContainerEvent>;
     /// Name and version, as in `kubectl get nodes -o wide` (`coracle://0.1.0`).
@@ -473,7 +481,10 @@ pub trait ImageService: Send + Sync {
     /// Tries the given credentials in order, then none. Returns the image's id.
     async fn pull_image(&self, image: &str, auth: &[AuthConfig]) -> Result<String>;
     async fn remove_image(&self, image: &str) -> Result<()>;
-    /// Bytes used by images and writable layers, and the directory they lie in.
+    /// The directory that images and writable layers lie in.
+    fn image_dir(&self) -> PathBuf;
+    /// Bytes used by images and writable layers, and the directory they lie in. Takes as
+    /// long as there are files.
     async fn image_fs_usage(&self) -> Result<(u64, PathBuf)>;
 }
 

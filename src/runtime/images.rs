@@ -98,6 +98,10 @@ impl ImageService for Images {
         beside(move || store.remove(&image)).await
     }
 
+    fn image_dir(&self) -> PathBuf {
+        self.store.root().to_path_buf()
+    }
+
     async fn image_fs_usage(&self) -> Result<(u64, PathBuf)> {
         let root = self.store.root().to_path_buf();
         beside(move || Ok((disk_below(&root).bytes, root))).await
@@ -129,6 +133,10 @@ impl ImageService for crate::oci::Runtime {
             ));
         }
         self.images().remove_image(image).await
+    }
+
+    fn image_dir(&self) -> PathBuf {
+        self.images().image_dir()
     }
 
     async fn image_fs_usage(&self) -> Result<(u64, PathBuf)> {

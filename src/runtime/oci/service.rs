@@ -18,7 +18,7 @@ use crate::cri::{
     BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState, ContainerStats,
     Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, InterfaceUsage, LinuxResources,
     NamespaceMode, PodSandbox, PodSandboxConfig, Result, RuntimeService, SandboxState,
-    SandboxStats, Session,
+    SandboxStats, Session, StatsQuery,
 };
 
 /// Each stream of an `exec_sync` is cut off here.
@@ -644,8 +644,11 @@ impl RuntimeService for Runtime {
         Ok(Box::new(stream))
     }
 
-    async fn pod_sandbox_stats(&self, with_disk: bool) -> Result<Vec<SandboxStats>> {
-        let sandboxes: Vec<_> = self.tables().sandboxes.values().cloned().collect();
+    async fn pod_sandbox_stats(&self, query: &StatsQuery) -> Result<Vec<SandboxStats>> {
+        let mut sandboxes: Vec<_> = self.tables().sandboxes.values().cloned().collect();
+        if let Some(pods) = &query.pods {
+            sandboxes.retain(|it| pods.contains(&it.record.config.metadata.uid));
+        }
         let mut all = Vec::new();
         for sandbox in sandboxes.into_iter().filter(|s| s.link().is_some()) {
             let cgroup = sandbox.record.config.cgroup_parent.clone();
@@ -656,7 +659,7 @@ impl RuntimeService for Runtime {
             let mut containers = Vec::new();
             for entry in self.containers_of(&sandbox.record.id) {
                 if entry.status().state == ContainerState::Running {
-                    containers.push(self.stats_of(&entry, with_disk).await);
+                    containers.push(self.stats_of(&entry, query.with_disk).await);
                 }
             }
             let id = sandbox.record.id.clone();

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod apiserver;
+mod eviction;
 mod pods;
 mod server;
 mod volumes;

@@ -50,6 +50,7 @@ pub struct World {
     pub api: Arc<ApiServer>,
     pub runtime: Arc<Runtime>,
     pub listen: SocketAddr,
+    settings: Box<dyn Fn(&mut KubeletConfig) + Send + Sync>,
     kubelet: Option<(Trigger, JoinHandle<()>)>,
     _runtime: Trigger,
 }
@@ -62,6 +63,11 @@ fn group(kind: &str, dir: &Path) -> String {
 
 impl World {
     pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With settings of its own on top of the test's.
+    pub async fn with(settings: impl Fn(&mut KubeletConfig) + Send + Sync + 'static) -> Self {
         let dir = tempfile::Builder::new().prefix("ckt").tempdir_in("/tmp").unwrap();
         let at = dir.path();
         let runtime = Runtime::open(RuntimeConfig {
@@ -84,8 +90,15 @@ impl World {
         let listen = listener.local_addr().unwrap();
         drop(listener);
         let (trigger, _) = drain::channel();
-        let mut world =
-            Self { api: ApiServer::new(), runtime, listen, kubelet: None, dir, _runtime: trigger };
+        let mut world = Self {
+            api: ApiServer::new(),
+            runtime,
+            listen,
+            settings: Box::new(settings),
+            kubelet: None,
+            dir,
+            _runtime: trigger,
+        };
         world.start();
         world
     }
@@ -116,6 +129,9 @@ impl World {
         config.static_pod_dir = Some(at.join("static"));
         config.cgroup_root = group("pods", at);
         config.listen = self.listen;
+        // How full the machine is that the tests run on is none of theirs.
+        config.eviction.thresholds.clear();
+        (self.settings)(&mut config);
         let client = Client::new(self.api.clone(), "kubelet");
         let (trigger, drain) = drain::channel();
         let shared = client::Shared::new(client, drain.clone());
