@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::eviction::thresholds::Policy;
+use crate::quantity::ResourceList;
 
 pub const KUBELET_VERSION: &str = "v1.36.2";
 
@@ -49,6 +50,13 @@ pub struct KubeletConfig {
     pub log_files_max: usize,
     /// Percent of the image disk above which unused images are removed, and down to which.
     pub image_gc_percent: (u8, u8),
+    /// Kept for the kubelet and for the rest of the host; pods get what is left.
+    pub kube_reserved: ResourceList,
+    pub system_reserved: ResourceList,
+    /// Pods together cannot use what is reserved.
+    pub enforce_allocatable: bool,
+    /// Names or `prefix*` of sysctls that pods may set although others could be harmed.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -77,6 +85,10 @@ impl KubeletConfig {
             log_bytes_max: 10 << 20,
             log_files_max: 5,
             image_gc_percent: (85, 80),
+            kube_reserved: ResourceList::new(),
+            system_reserved: ResourceList::new(),
+            enforce_allocatable: true,
+            allowed_unsafe_sysctls: Vec::new(),
             eviction: Policy::default(),
         }
     }

@@ -23,7 +23,7 @@ use crate::pods::Pods;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
 use crate::volumes::Volumes;
-use crate::{eviction, garbage, logs, pod, register, server, staticpods, worker};
+use crate::{eviction, garbage, logs, pod, qos, register, server, staticpods, worker};
 
 /// A safety net under the event stream.
 const RELIST_PERIOD: Duration = Duration::from_secs(300);
@@ -98,6 +98,7 @@ impl Kubelet {
         if drain.until(first_list(&node)).await.is_none() {
             return Ok(());
         }
+        qos::enforce_allocatable(&node).await;
         let mirrors = Arc::new(Notify::new());
         let (is_read, files_read) = oneshot::channel();
         let mut tasks = tokio::task::JoinSet::new();

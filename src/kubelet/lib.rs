@@ -26,6 +26,7 @@ mod register;
 mod resources;
 mod sandbox;
 mod server;
+mod settings;
 mod start;
 mod staticpods;
 mod status;
@@ -39,3 +40,4 @@ mod worker;
 
 pub use config::KubeletConfig;
 pub use kubelet::{Error, Kubelet};
+pub use settings::Configuration;

@@ -34,7 +34,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, warn};
 
 use crate::node::Node;
-use crate::pod;
+use crate::{pod, settings};
 use auth::{Auth, Denied, User};
 use exec::Wants;
 
@@ -224,6 +224,7 @@ impl Server {
             ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] if is_get => {
                 text(StatusCode::OK, "ok")
             }
+            ["configz"] if is_get => json(&settings::show(&self.node.config)),
             ["pods"] if is_get => self.pods(),
             ["runningpods"] if is_get => json(&stats::running_pods(&self.node)),
             ["metrics"] if is_get => {

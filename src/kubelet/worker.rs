@@ -288,8 +288,13 @@ impl Worker {
             let decide = |labels| {
                 admission::refuse(&self.pod, &others, &labels, &self.node.machine.allocatable)
             };
-            let mut refusal =
-                self.node.pressure.refuse(&self.pod).or_else(|| decide(self.node.machine_labels()));
+            let allowed = &self.node.config.allowed_unsafe_sysctls;
+            let mut refusal = self
+                .node
+                .pressure
+                .refuse(&self.pod)
+                .or_else(|| admission::refuse_sysctls(&self.pod, allowed))
+                .or_else(|| decide(self.node.machine_labels()));
             // The scheduler may know of labels that are newer than ours.
             if refusal.as_ref().is_some_and(|(reason, _)| reason == admission::AFFINITY) {
                 refusal = decide(self.node.refreshed_labels().await);

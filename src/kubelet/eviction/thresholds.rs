@@ -115,6 +115,15 @@ impl Amount {
     }
 }
 
+impl fmt::Display for Amount {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Quantity(amount) => out.write_str(&amount.0),
+            Self::Share(share) => write!(out, "{}%", share * 100.0),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Threshold {
     pub signal: Signal,
@@ -205,6 +214,14 @@ impl Policy {
             thresholds.push(Threshold { signal, amount, grace, reclaim });
         }
         Ok(Self { thresholds, transition: Duration::from_secs(300), pod_grace_seconds_max: 0 })
+    }
+}
+
+impl Policy {
+    /// What the hard threshold of a signal keeps free of `capacity`.
+    pub fn kept_free(&self, signal: Signal, capacity: u64) -> u64 {
+        let hard = self.thresholds.iter().filter(|it| it.signal == signal && it.grace.is_none());
+        hard.map(|it| it.amount.of(capacity)).max().unwrap_or(0)
     }
 }
 

@@ -154,6 +154,7 @@ async fn logs_exec_and_ports_are_served_to_those_who_may() {
     assert_eq!(get(&world, "/containerLogs/default/web/none", "good").await.0, 404);
     assert_eq!(get(&world, "/containerLogs/default/web/a?previous=true", "good").await.0, 400);
     assert_eq!(get(&world, "/exec/default/web/a?command=sh&stdout=1", "good").await.0, 400);
+    assert!(get(&world, "/configz", "good").await.1.contains("\"maxPods\":110"));
     assert!(get(&world, "/pods", "good").await.1.contains("PodList"));
     assert!(get(&world, "/runningpods/", "good").await.1.contains("web"));
 
