@@ -20,6 +20,7 @@ use crate::node::Node;
 use crate::objects::Objects;
 use crate::observed::Observed;
 use crate::pods::Pods;
+use crate::resize::Allocations;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
 use crate::volumes::Volumes;
@@ -76,6 +77,7 @@ impl Kubelet {
             rates: Rates::default(),
             probe_counts: Arc::default(),
             pressure: Pressure::default(),
+            allocations: Allocations::default(),
             drain: drain.clone(),
             runtime,
             client,

@@ -23,6 +23,7 @@ mod probes;
 mod qos;
 mod quantity;
 mod register;
+mod resize;
 mod resources;
 mod sandbox;
 mod server;

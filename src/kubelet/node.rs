@@ -22,10 +22,11 @@ use crate::objects::Objects;
 use crate::observed::{Observed, PodRuntime};
 use crate::pods::Pods;
 use crate::probes::counts::Counts;
+use crate::resize::Allocations;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
 use crate::volumes::Volumes;
-use crate::{pod, sandbox};
+use crate::{pod, resources, sandbox};
 
 pub struct Node {
     pub config: KubeletConfig,
@@ -48,10 +49,19 @@ pub struct Node {
     pub rates: Rates,
     pub probe_counts: Arc<Counts>,
     pub pressure: Pressure,
+    pub allocations: Allocations,
     pub drain: Drain,
 }
 
 impl Node {
+    /// What containers' limits depend on.
+    pub fn host(&self) -> resources::Host {
+        resources::Host {
+            memory_bytes: self.machine.memory_bytes,
+            has_unified_cgroups: self.machine.has_unified_cgroups,
+        }
+    }
+
     /// The address by which the node reaches the pod.
     pub fn pod_ip(&self, pod: &Pod, runtime: &PodRuntime) -> Option<IpAddr> {
         if pod::is_host_network(pod) {

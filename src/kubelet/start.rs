@@ -23,7 +23,7 @@ use crate::observed::{self, PodRuntime};
 use crate::plan::Start;
 use crate::pod::{self, Role};
 use crate::worker::Worker;
-use crate::{hooks, probes, resources, sandbox, stop, volumes};
+use crate::{hooks, probes, sandbox, stop, volumes};
 
 /// Why a container waits: reason, message, when to try again.
 struct Wait {
@@ -278,10 +278,7 @@ impl Worker {
             mounts,
             devices,
             config: &node.config,
-            host: resources::Host {
-                memory_bytes: node.machine.memory_bytes,
-                has_unified_cgroups: node.machine.has_unified_cgroups,
-            },
+            host: node.host(),
             target_container,
         })
     }

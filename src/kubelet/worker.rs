@@ -4,6 +4,8 @@
 //! or at a time it set itself; then looks again, plans and applies. Never blocks on a
 //! grace period or a pull.
 
+mod resizing;
+
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::start::log_link;
 use crate::status::{self, Inputs, Waiting};
+use resizing::Resizing;
+
 use crate::{admission, eviction, qos, sandbox, stop};
 
 /// Bytes of a termination message (core/v1 ContainerStateTerminated).
@@ -81,6 +85,7 @@ pub(crate) struct Worker {
     start_time: Timestamp,
     messages: HashMap<String, String>,
     failures: u32,
+    resizing: Resizing,
 }
 
 /// Starts the worker of a pod that has just become known.
@@ -112,6 +117,7 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         start_time,
         messages: HashMap::new(),
         failures: 0,
+        resizing: Resizing::default(),
     };
     tokio::spawn(worker.run());
 }
@@ -146,6 +152,11 @@ impl Worker {
         if self.stage == Stage::Syncing && self.must_end(&wanted, now) {
             self.begin_end();
         }
+        self.pod = match self.stage {
+            // Before it is admitted nothing is granted.
+            Stage::Syncing if self.begun => self.settle(&wanted.pod),
+            _ => self.node.allocations.view(&self.node.config, &wanted.pod),
+        };
         match self.stage {
             Stage::Syncing => self.sync(now).await,
             Stage::Ending => self.end(&wanted).await,
@@ -233,6 +244,7 @@ impl Worker {
             verdicts: &verdicts,
             waiting: &self.waiting,
             host_ips: &self.node.config.node_ips,
+            host: self.node.host(),
             start_time: self.start_time,
             ended,
             now: base::time::now(),
@@ -248,6 +260,9 @@ impl Worker {
             if reason == eviction::REASON && self.begun {
                 status::disrupted(&mut new, message, self.pod.metadata.generation);
             }
+        }
+        if !ended {
+            self.show_resizing(&mut new);
         }
         if new != self.old {
             self.old = new.clone();
@@ -283,7 +298,7 @@ impl Worker {
                 .list()
                 .into_iter()
                 .filter(|it| !it.gone && self.has_room_of_its_own(&it.pod))
-                .map(|it| it.pod)
+                .map(|it| self.node.allocations.view(&self.node.config, &it.pod))
                 .collect();
             let decide = |labels| {
                 admission::refuse(&self.pod, &others, &labels, &self.node.machine.allocatable)
@@ -380,7 +395,10 @@ impl Worker {
             }
         }
         self.failures = 0;
-        self.begin_kills(plan.kill, &runtime);
+        let (restarts, later) = self.actuate(&runtime).await;
+        again = sooner(again, later);
+        runtime = self.runtime();
+        self.begin_kills(plan.kill.into_iter().chain(restarts).collect(), &runtime);
         for start in &plan.start {
             let busy = runtime.container(&start.name).is_some_and(|it| {
                 it.state == ContainerState::Running || self.kills.contains_key(&it.id)
@@ -597,6 +615,9 @@ impl Worker {
             node.objects.release(&self.uid);
             node.images.release(&self.uid);
             node.probe_counts.release(&self.uid);
+            for waits in node.allocations.release(&self.uid) {
+                node.pods.wake(&waits);
+            }
             qos::update(&node).await;
             self.cleaned = true;
             if let Some(sentence) = &wanted.sentence {

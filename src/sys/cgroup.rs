@@ -406,6 +406,12 @@ impl Group {
         }
     }
 
+    /// One of the group's files, such as `cpu.max`, as the kernel shows it.
+    pub fn read_limit(&self, controller: &str, file: &str) -> io::Result<String> {
+        let directory = self.directory(controller).ok_or(io::ErrorKind::NotFound)?;
+        std::fs::read_to_string(directory.join(file)).map(|text| text.trim().to_owned())
+    }
+
     pub fn exists(&self) -> bool {
         self.directories().iter().any(|d| d.exists())
     }

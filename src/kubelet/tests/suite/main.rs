@@ -4,6 +4,7 @@
 mod apiserver;
 mod eviction;
 mod pods;
+mod resize;
 mod server;
 mod volumes;
 mod world;

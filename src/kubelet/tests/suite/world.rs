@@ -141,6 +141,11 @@ impl World {
         self.kubelet = Some((trigger, task));
     }
 
+    /// The cgroup of the pods below the hierarchy's root.
+    pub fn pods_group(&self) -> String {
+        group("pods", self.dir.path())
+    }
+
     /// Ends the kubelet as a restart of the process would; pods stay.
     pub async fn stop(&mut self) {
         let (trigger, task) = self.kubelet.take().unwrap();
