@@ -103,8 +103,22 @@ impl Node {
     }
 
     /// The handler of the pod's RuntimeClass; empty is the default.
+    ///
+    /// # Errors
+    /// When there is no such class, or its handler lacks what the pod asks for.
     pub async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
         let name = pod::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
+        let handler = self.handler_of_class(name).await?;
+        if pod::spec(pod).host_users == Some(false) {
+            // Running it with the node's own users would be less than it asked for.
+            return Err(format!(
+                "RuntimeClass handler \"{handler}\" does not support user namespaces"
+            ));
+        }
+        Ok(handler)
+    }
+
+    async fn handler_of_class(&self, name: &str) -> Result<String, String> {
         if name.is_empty() {
             return Ok(String::new());
         }

@@ -236,6 +236,7 @@ fn container_status(
     }
     readiness(inputs, role, container, current, &mut out);
     out.volume_mounts = volume_mounts(container);
+    out.stop_signal = container.lifecycle.as_ref().and_then(|it| it.stop_signal.clone());
     if role != Role::Ephemeral
         && let Some(resources) = &container.resources
         && (resources.requests.is_some() || resources.limits.is_some())

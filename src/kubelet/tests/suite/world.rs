@@ -227,6 +227,17 @@ impl World {
         }
         self.stop().await;
         assert_eq!(sys::mount::mounts_below(&at).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(left("links") + left("state/containers"), 0, "links or containers are left");
+        let pods = sys::cgroup::Hierarchy::detect().unwrap().group(&group("pods", &at));
+        for class in [pods.clone(), pods.child("burstable"), pods.child("besteffort")] {
+            let left = class.children().into_iter().find(|name| name.starts_with("pod"));
+            assert_eq!(left, None, "a cgroup is left in {}", class.path());
+        }
+        let namespaces: Vec<PathBuf> = files_below(&at.join("run"))
+            .into_iter()
+            .filter(|path| path.components().any(|part| part.as_os_str() == "ns"))
+            .collect();
+        assert_eq!(namespaces, Vec::<PathBuf>::new());
     }
 }
 
@@ -243,6 +254,16 @@ impl Drop for World {
             let _ = sys::mount::unmount_detach(&mount);
         }
     }
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .flat_map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files_below(&entry.path()),
+            _ => vec![entry.path()],
+        })
+        .collect()
 }
 
 /// An archive as `docker save` writes it, of busybox alone.
