@@ -290,6 +290,16 @@ pub struct Container {
     pub log_path: PathBuf,
     pub mounts: Vec<Mount>,
     pub resources: LinuxResources,
+    /// Whose rights the first process began with; None where the runtime does not say.
+    #[serde(default)]
+    pub user: Option<ContainerUser>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ContainerUser {
+    pub uid: i64,
+    pub gid: i64,
+    pub supplemental_groups: Vec<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

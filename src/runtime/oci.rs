@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::cri::{
-    ContainerConfig, ContainerEvent, ContainerState, Error, ErrorKind, LinuxResources, PodNetwork,
-    PodSandboxConfig, Result,
+    ContainerConfig, ContainerEvent, ContainerState, ContainerUser, Error, ErrorKind,
+    LinuxResources, PodNetwork, PodSandboxConfig, Result,
 };
 use crate::images::{Images, Registries};
 use link::{Link, LinkEvent};
@@ -70,6 +70,9 @@ struct ContainerRecord {
     image_ref: String,
     stop_signal: i32,
     cgroup: String,
+    /// None until it is created.
+    #[serde(default)]
+    user: Option<ContainerUser>,
 }
 
 struct Sandbox {

@@ -16,9 +16,9 @@ use super::streams::{reader, resizer, writer};
 use super::{Container as Entry, ContainerRecord, Runtime, internal, new_id, write_whole};
 use crate::cri::{
     BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState, ContainerStats,
-    Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, InterfaceUsage, LinuxResources,
-    NamespaceMode, PodSandbox, PodSandboxConfig, Result, RuntimeService, SandboxState,
-    SandboxStats, Session, StatsQuery,
+    ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, InterfaceUsage,
+    LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, Result, RuntimeService,
+    SandboxState, SandboxStats, Session, StatsQuery,
 };
 
 /// Each stream of an `exec_sync` is cut off here.
@@ -67,13 +67,14 @@ impl Runtime {
             .into_iter()
             .find_map(|name| sys::process::signal_number(name))
             .unwrap_or(15);
-        let record = ContainerRecord {
+        let mut record = ContainerRecord {
             id: id.to_string(),
             sandbox_id: sandbox_id.to_string(),
             created_at: super::shim::log::now(),
             image_ref: image.reference(),
             stop_signal: signal,
             cgroup: group.path().to_string(),
+            user: None,
             config,
         };
         for name in ["upper", "work", "rootfs"] {
@@ -96,10 +97,19 @@ impl Runtime {
             Error::with_source(ErrorKind::Create, format!("set up cgroup: {err}"), err)
         })?;
         let (answer, _) = link.call(Verb::Create(Box::new(spec)), &[]).await?;
-        let entry = Entry::new(record, ContainerState::Created);
-        if let Answer::Process { pid } = answer {
-            entry.status.send_modify(|status| status.pid = pid);
+        let mut process = 0;
+        if let Answer::Process { pid, user } = answer {
+            process = pid;
+            record.user = user.map(|user| ContainerUser {
+                uid: user.uid.into(),
+                gid: user.gid.into(),
+                supplemental_groups: user.groups.into_iter().map(i64::from).collect(),
+            });
+            // For the next process of the server.
+            write_whole(&state.join("container.json"), &record)?;
         }
+        let entry = Entry::new(record, ContainerState::Created);
+        entry.status.send_modify(|status| status.pid = process);
         self.tables().containers.insert(id.to_string(), entry);
         Ok(())
     }
@@ -184,6 +194,7 @@ impl Runtime {
             log_path: log_directory.join(&record.config.log_path),
             mounts: record.config.mounts.clone(),
             resources: status.resources,
+            user: record.user.clone(),
         }
     }
 
@@ -371,7 +382,7 @@ impl RuntimeService for Runtime {
                     if first {
                         status.state = ContainerState::Running;
                         status.started_at = super::shim::log::now();
-                        if let Answer::Process { pid } = answer {
+                        if let Answer::Process { pid, .. } = answer {
                             status.pid = pid;
                         }
                         self.tell_started(&entry.record);

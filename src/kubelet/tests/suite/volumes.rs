@@ -78,6 +78,10 @@ async fn a_claim_is_waited_for_mounted_and_survives_its_pod_and_the_kubelet() {
         "before4242:664\n0 4242\n"
     );
     run(&world, "db", "echo x > /sub/file").await;
+    assert_eq!(
+        world.pod("db").unwrap()["status"]["containerStatuses"][0]["user"]["linux"],
+        json!({"uid": 0, "gid": 0, "supplementalGroups": [0, 4242]})
+    );
     assert_eq!(std::fs::read_to_string(disk.join("new")).unwrap(), "made\n");
     assert!(disk.join("deep/er/file").exists());
 

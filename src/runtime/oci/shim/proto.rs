@@ -82,7 +82,20 @@ pub enum Answer {
     /// To Create, Start and Exec.
     Process {
         pid: i32,
+        /// To Create: who the process is to be.
+        #[serde(default)]
+        user: Option<ProcessUser>,
     },
+}
+
+/// Whose rights a container's first process has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessUser {
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary groups.
+    #[serde(default)]
+    pub groups: Vec<u32>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
