@@ -137,6 +137,12 @@ pub struct ServerFlags {
     /// The host's resolver configuration
     #[arg(long, env = "CORACLE_RESOLV_CONF", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
+    /// A KubeletConfiguration file (drop-ins in FILE.d/*.conf), or a folder of drop-ins
+    #[arg(long, env = "CORACLE_KUBELET_CONFIG")]
+    pub kubelet_config: Option<PathBuf>,
+    /// A kubelet flag, NAME=VALUE; one that is not supported says which are
+    #[arg(long, env = "CORACLE_KUBELET_ARG")]
+    pub kubelet_arg: Vec<String>,
     /// Port of the kubelet
     #[arg(long, env = "CORACLE_KUBELET_PORT", default_value_t = 10250, hide = true)]
     pub kubelet_port: u16,

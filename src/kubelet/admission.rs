@@ -14,6 +14,49 @@ use crate::{pod, resources};
 /// The reason of a refusal by the node's labels.
 pub const AFFINITY: &str = "NodeAffinity";
 
+/// Sysctls that belong to the pod alone and can harm no other: all nodes allow them.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+
+/// Why the pod may not set the sysctls that it asks for.
+pub fn refuse_sysctls(pod: &Pod, allowed: &[String]) -> Option<(String, String)> {
+    let spec = pod::spec(pod);
+    let asked = spec.security_context.as_ref()?.sysctls.as_ref()?;
+    asked.iter().find_map(|sysctl| {
+        let name = sysctl.name.replace('/', ".");
+        let listed = SAFE_SYSCTLS.contains(&name.as_str())
+            || allowed.iter().any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => name.starts_with(prefix),
+                None => *pattern == name,
+            });
+        let is_ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+        let why = if !listed {
+            "not allowlisted"
+        } else if name.starts_with("net.") && pod::is_host_network(pod) {
+            "not allowed with host net enabled"
+        } else if is_ipc && spec.host_ipc == Some(true) {
+            "not allowed with host ipc enabled"
+        } else {
+            return None;
+        };
+        Some(("SysctlForbidden".to_owned(), format!("forbidden sysctl: {name:?} {why}")))
+    })
+}
+
 /// Reason and message of the refusal.
 pub fn refuse(
     pod: &Pod,
@@ -82,6 +125,27 @@ mod tests {
     use crate::pod::samples::pod;
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     use serde_json::json;
+
+    #[test]
+    fn only_sysctls_that_harm_nobody_or_are_allowed_may_be_set() {
+        let asks = |name: &str, host: bool| {
+            pod(json!({"containers": [], "hostNetwork": host,
+                "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}))
+        };
+        let allowed = ["kernel.msg*".to_owned(), "net.core.somaxconn".to_owned()];
+        let said = |pod: &Pod| refuse_sysctls(pod, &allowed).map(|(_, message)| message);
+        assert_eq!(said(&asks("kernel.shm_rmid_forced", false)), None);
+        assert_eq!(said(&asks("kernel/msgmax", false)), None);
+        assert_eq!(said(&asks("net.core.somaxconn", false)), None);
+        assert_eq!(
+            said(&asks("kernel.sem", false)).unwrap(),
+            "forbidden sysctl: \"kernel.sem\" not allowlisted"
+        );
+        assert_eq!(
+            said(&asks("net.ipv4.tcp_rmem", true)).unwrap(),
+            "forbidden sysctl: \"net.ipv4.tcp_rmem\" not allowed with host net enabled"
+        );
+    }
 
     #[test]
     fn a_pod_that_does_not_fit_is_refused_with_its_reason() {

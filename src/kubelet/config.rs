@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Taint;
 
+use crate::eviction::thresholds::Policy;
+use crate::quantity::ResourceList;
+
 pub const KUBELET_VERSION: &str = "v1.36.2";
 
 #[derive(Clone)]
@@ -19,6 +22,8 @@ pub struct KubeletConfig {
     pub pod_log_dir: PathBuf,
     /// `/var/log/containers`: links to the logs by pod name.
     pub container_log_dir: PathBuf,
+    /// Shown under `/logs/`: `/var/log`.
+    pub system_log_dir: PathBuf,
     /// Manifests of static pods; None has none.
     pub static_pod_dir: Option<PathBuf>,
     pub cluster_dns: Vec<IpAddr>,
@@ -45,6 +50,15 @@ pub struct KubeletConfig {
     pub log_files_max: usize,
     /// Percent of the image disk above which unused images are removed, and down to which.
     pub image_gc_percent: (u8, u8),
+    /// Kept for the kubelet and for the rest of the host; pods get what is left.
+    pub kube_reserved: ResourceList,
+    pub system_reserved: ResourceList,
+    /// Pods together cannot use what is reserved.
+    pub enforce_allocatable: bool,
+    /// Names or `prefix*` of sysctls that pods may set although others could be harmed.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// What the node keeps free, and how pods give way.
+    pub eviction: Policy,
 }
 
 impl KubeletConfig {
@@ -56,6 +70,7 @@ impl KubeletConfig {
             root_dir: "/var/lib/coracle/agent".into(),
             pod_log_dir: "/var/log/pods".into(),
             container_log_dir: "/var/log/containers".into(),
+            system_log_dir: "/var/log".into(),
             static_pod_dir: None,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
@@ -70,6 +85,11 @@ impl KubeletConfig {
             log_bytes_max: 10 << 20,
             log_files_max: 5,
             image_gc_percent: (85, 80),
+            kube_reserved: ResourceList::new(),
+            system_reserved: ResourceList::new(),
+            enforce_allocatable: true,
+            allowed_unsafe_sysctls: Vec::new(),
+            eviction: Policy::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::drain::Drain;
-use runtime::cri::{ContainerState, ErrorKind, SandboxState};
+use runtime::cri::{self, ContainerState, ErrorKind, SandboxState};
 use tracing::{info, warn};
 
 use crate::node::Node;
@@ -126,27 +126,35 @@ fn bytes_to_free(total: u64, free: u64, high: u8, low: u8) -> u64 {
 }
 
 async fn collect_images(node: &Node) -> Result<(), String> {
-    let service = &node.images.service;
-    let (_, dir) = service.image_fs_usage().await.map_err(|error| error.to_string())?;
+    let dir = node.images.service.image_dir();
     let stat = rustix::fs::statvfs(&dir).map_err(|error| error.to_string())?;
     let (high, low) = node.config.image_gc_percent;
-    let mut wanted =
+    let wanted =
         bytes_to_free(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize, high, low);
-    if wanted == 0 {
-        return Ok(());
+    let left = remove_images(node, wanted).await?;
+    if left > 0 {
+        return Err(format!("{left} bytes more should be freed, but nothing unused is left"));
     }
+    Ok(())
+}
+
+/// Removes every image that nothing uses.
+///
+/// # Errors
+/// When the images cannot be listed.
+pub async fn remove_unused_images(node: &Node) -> Result<(), String> {
+    remove_images(node, u64::MAX).await.map(drop)
+}
+
+/// Removes images that nothing uses until `wanted` bytes are free; what is still missing.
+async fn remove_images(node: &Node, mut wanted: u64) -> Result<u64, String> {
+    if wanted == 0 {
+        return Ok(0);
+    }
+    let service = &node.images.service;
     let containers = node.observed.containers();
     let mut images = service.list_images().await.map_err(|error| error.to_string())?;
-    images.retain(|image| {
-        !image.pinned
-            && !containers.iter().any(|it| {
-                it.image == image.id
-                    || it.image_ref == image.id
-                    || image.repo_tags.contains(&it.image)
-                    || image.repo_tags.contains(&it.user_specified_image)
-                    || image.repo_digests.contains(&it.image_ref)
-            })
-    });
+    images.retain(|image| !image.pinned && !containers.iter().any(|it| uses(it, image)));
     // The largest first: fewest images have to be pulled again.
     images.sort_by_key(|image| std::cmp::Reverse(image.size));
     for image in images {
@@ -161,10 +169,33 @@ async fn collect_images(node: &Node) -> Result<(), String> {
             Err(error) => warn!(image = image.id, error = %error, "image not removed"),
         }
     }
-    if wanted > 0 {
-        return Err(format!("{wanted} bytes more should be freed, but nothing unused is left"));
+    Ok(wanted)
+}
+
+fn uses(container: &cri::Container, image: &cri::Image) -> bool {
+    container.image == image.id
+        || container.image_ref == image.id
+        || image.repo_tags.contains(&container.image)
+        || image.repo_tags.contains(&container.user_specified_image)
+        || image.repo_digests.contains(&container.image_ref)
+        || container
+            .mounts
+            .iter()
+            .any(|mount| mount.image.as_ref().is_some_and(|tree| tree.image == image.id))
+}
+
+/// Removes ended containers that another one of their name has followed.
+pub async fn remove_dead_containers(node: &Node) {
+    let all = node.observed.containers();
+    for container in all.iter().filter(|it| crate::eviction::is_superseded(&all, it)) {
+        match node.runtime.remove_container(&container.id).await {
+            Ok(()) => node.observed.forget(&container.id),
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                node.observed.forget(&container.id);
+            }
+            Err(error) => warn!(container = container.id, error = %error, "container not removed"),
+        }
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -13,15 +13,18 @@ use tokio::sync::{Notify, broadcast, oneshot};
 use tracing::{info, warn};
 
 use crate::config::KubeletConfig;
+use crate::eviction::Pressure;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::node::Node;
 use crate::objects::Objects;
 use crate::observed::Observed;
 use crate::pods::Pods;
+use crate::resize::Allocations;
 use crate::status_writer::StatusWriter;
+use crate::usage::Rates;
 use crate::volumes::Volumes;
-use crate::{garbage, logs, pod, register, server, staticpods, worker};
+use crate::{eviction, garbage, logs, pod, qos, register, server, staticpods, worker};
 
 /// A safety net under the event stream.
 const RELIST_PERIOD: Duration = Duration::from_secs(300);
@@ -71,6 +74,10 @@ impl Kubelet {
             pods,
             burstable_shares: AtomicU64::new(0),
             labels: Mutex::default(),
+            rates: Rates::default(),
+            probe_counts: Arc::default(),
+            pressure: Pressure::default(),
+            allocations: Allocations::default(),
             drain: drain.clone(),
             runtime,
             client,
@@ -93,6 +100,7 @@ impl Kubelet {
         if drain.until(first_list(&node)).await.is_none() {
             return Ok(());
         }
+        qos::enforce_allocatable(&node).await;
         let mirrors = Arc::new(Notify::new());
         let (is_read, files_read) = oneshot::channel();
         let mut tasks = tokio::task::JoinSet::new();
@@ -101,6 +109,7 @@ impl Kubelet {
         tasks.spawn(register::run(node.clone(), drain.clone()));
         tasks.spawn(node.status.clone().run(drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
+        tasks.spawn(eviction::run(node.clone(), drain.clone()));
         let (rotating, draining) = (node.clone(), drain.clone());
         tasks.spawn(async move { logs::run(&rotating, draining).await });
         let (closing, draining) = (node.clone(), drain.clone());

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::NodeSystemInfo;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::config::{KUBELET_VERSION, KubeletConfig};
+use crate::eviction::thresholds::Signal;
 use crate::quantity::{self, ResourceList};
 
 #[derive(Debug, Clone, Default)]
@@ -76,11 +77,7 @@ impl Machine {
         for (name, amount) in huge_pages() {
             capacity.insert(name, amount);
         }
-        let mut allocatable = capacity.clone();
-        // Upstream keeps 100Mi of memory and a tenth of the disk for the node itself.
-        let memory = memory_bytes.saturating_sub(100 << 20).max(0);
-        allocatable.insert("memory".into(), quantity::from_bytes(memory));
-        allocatable.insert("ephemeral-storage".into(), Quantity((disk / 10 * 9).to_string()));
+        let allocatable = allocatable(config, &capacity);
         let machine_id = read("/etc/machine-id");
         let boot_id = read("/proc/sys/kernel/random/boot_id");
         let system_uuid = read("/sys/class/dmi/id/product_uuid");
@@ -104,6 +101,36 @@ impl Machine {
             },
         }
     }
+}
+
+/// What pods can have: the capacity without what is reserved, and without what the hard
+/// eviction thresholds keep free.
+fn allocatable(config: &KubeletConfig, capacity: &ResourceList) -> ResourceList {
+    let mut out = capacity.clone();
+    for (name, signal) in [
+        ("cpu", None),
+        ("memory", Some(Signal::MemoryAvailable)),
+        ("ephemeral-storage", Some(Signal::NodeFsAvailable)),
+    ] {
+        let whole = quantity::milli_of(Some(capacity), name);
+        let reserved = quantity::milli_of(Some(&config.kube_reserved), name)
+            .saturating_add(quantity::milli_of(Some(&config.system_reserved), name));
+        let bytes = u64::try_from(whole / 1000).unwrap_or(0);
+        let kept = signal.map_or(0, |signal| config.eviction.kept_free(signal, bytes));
+        let kept = i64::try_from(kept).unwrap_or(i64::MAX).saturating_mul(1000);
+        if reserved == 0 && kept == 0 {
+            continue;
+        }
+        let left = whole.saturating_sub(reserved).saturating_sub(kept).max(0);
+        let amount = match name {
+            "cpu" if left % 1000 != 0 => Quantity(format!("{left}m")),
+            "cpu" => Quantity((left / 1000).to_string()),
+            "memory" => quantity::from_bytes(left / 1000),
+            _ => Quantity((left / 1000).to_string()),
+        };
+        out.insert(name.to_owned(), amount);
+    }
+    out
 }
 
 /// `hugepages-2Mi` and so on, for each size the kernel offers.
@@ -142,5 +169,26 @@ mod tests {
         assert!(machine.memory_bytes > 0);
         assert_eq!(machine.info.container_runtime_version, "coracle://0.1.0");
         assert_eq!(machine.capacity["pods"].0, "110");
+    }
+
+    #[test]
+    fn pods_get_what_is_neither_reserved_nor_kept_free() {
+        let list = |pairs: &[(&str, &str)]| -> ResourceList {
+            pairs.iter().map(|(a, b)| ((*a).to_owned(), Quantity((*b).to_owned()))).collect()
+        };
+        let mut config = crate::sandbox::samples::config();
+        config.kube_reserved = list(&[("cpu", "100m"), ("memory", "1Gi")]);
+        config.system_reserved = list(&[("memory", "1Gi"), ("ephemeral-storage", "1000")]);
+        let capacity = list(&[
+            ("cpu", "4"),
+            ("memory", "8Gi"),
+            ("ephemeral-storage", "100000"),
+            ("pods", "5"),
+        ]);
+        let left = allocatable(&config, &capacity);
+        assert_eq!(left["cpu"].0, "3900m");
+        assert_eq!(left["memory"].0, format!("{}Ki", 6 * 1024 * 1024 - 100 * 1024));
+        assert_eq!(left["ephemeral-storage"].0, "94000");
+        assert_eq!(left["pods"].0, "5");
     }
 }

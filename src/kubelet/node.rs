@@ -15,14 +15,18 @@ use tracing::warn;
 
 use crate::config::KubeletConfig;
 use crate::env::Facts;
+use crate::eviction::Pressure;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
 use crate::observed::{Observed, PodRuntime};
 use crate::pods::Pods;
+use crate::probes::counts::Counts;
+use crate::resize::Allocations;
 use crate::status_writer::StatusWriter;
+use crate::usage::Rates;
 use crate::volumes::Volumes;
-use crate::{pod, sandbox};
+use crate::{pod, resources, sandbox};
 
 pub struct Node {
     pub config: KubeletConfig,
@@ -41,10 +45,23 @@ pub struct Node {
     pub burstable_shares: AtomicU64,
     /// The labels of our Node object, once known.
     pub labels: Mutex<BTreeMap<String, String>>,
+    /// CPU counters last read.
+    pub rates: Rates,
+    pub probe_counts: Arc<Counts>,
+    pub pressure: Pressure,
+    pub allocations: Allocations,
     pub drain: Drain,
 }
 
 impl Node {
+    /// What containers' limits depend on.
+    pub fn host(&self) -> resources::Host {
+        resources::Host {
+            memory_bytes: self.machine.memory_bytes,
+            has_unified_cgroups: self.machine.has_unified_cgroups,
+        }
+    }
+
     /// The address by which the node reaches the pod.
     pub fn pod_ip(&self, pod: &Pod, runtime: &PodRuntime) -> Option<IpAddr> {
         if pod::is_host_network(pod) {
@@ -86,8 +103,22 @@ impl Node {
     }
 
     /// The handler of the pod's RuntimeClass; empty is the default.
+    ///
+    /// # Errors
+    /// When there is no such class, or its handler lacks what the pod asks for.
     pub async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
         let name = pod::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
+        let handler = self.handler_of_class(name).await?;
+        if pod::spec(pod).host_users == Some(false) {
+            // Running it with the node's own users would be less than it asked for.
+            return Err(format!(
+                "RuntimeClass handler \"{handler}\" does not support user namespaces"
+            ));
+        }
+        Ok(handler)
+    }
+
+    async fn handler_of_class(&self, name: &str) -> Result<String, String> {
         if name.is_empty() {
             return Ok(String::new());
         }

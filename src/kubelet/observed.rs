@@ -187,6 +187,10 @@ impl Observed {
         self.held.lock().by_pod.keys().cloned().collect()
     }
 
+    pub fn container(&self, id: &str) -> Option<Container> {
+        self.held.lock().containers.get(id).cloned()
+    }
+
     pub fn containers(&self) -> Vec<Container> {
         self.held.lock().containers.values().cloned().collect()
     }

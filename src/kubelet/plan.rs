@@ -382,6 +382,7 @@ pub(crate) mod samples {
             log_path: "".into(),
             mounts: vec![],
             resources: cri::LinuxResources::default(),
+            user: None,
         }
     }
 }

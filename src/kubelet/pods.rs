@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use crate::eviction::Sentence;
 use crate::pod;
 
 /// What a worker sees of its pod.
@@ -18,12 +19,14 @@ pub struct Wanted {
     pub pod: Arc<Pod>,
     /// The object or file is gone.
     pub gone: bool,
+    /// The node gives the pod up.
+    pub sentence: Option<Arc<Sentence>>,
 }
 
 struct Held {
     wanted: Wanted,
     wake: Arc<Notify>,
-    /// True once the pod is being deleted or gone.
+    /// True once the pod is being deleted, given up or gone.
     doomed: watch::Sender<bool>,
 }
 
@@ -48,7 +51,8 @@ impl Pods {
         let dying = pod.metadata.deletion_timestamp.is_some();
         let mut held = self.held.lock();
         if let Some(known) = held.get_mut(&uid) {
-            known.wanted = Wanted { pod, gone: false };
+            known.wanted.pod = pod;
+            known.wanted.gone = false;
             if dying {
                 known.doomed.send_replace(true);
             }
@@ -59,7 +63,11 @@ impl Pods {
         let (doomed, receiver) = watch::channel(dying);
         held.insert(
             uid.clone(),
-            Held { wanted: Wanted { pod, gone: false }, wake: wake.clone(), doomed },
+            Held {
+                wanted: Wanted { pod, gone: false, sentence: None },
+                wake: wake.clone(),
+                doomed,
+            },
         );
         Some(Begun { uid, wake, doomed: receiver })
     }
@@ -68,6 +76,15 @@ impl Pods {
     pub fn gone(&self, uid: &str) {
         if let Some(held) = self.held.lock().get_mut(uid) {
             held.wanted.gone = true;
+            held.doomed.send_replace(true);
+            held.wake.notify_one();
+        }
+    }
+
+    /// The node gives the pod up; the worker ends it.
+    pub fn sentence(&self, uid: &str, sentence: Arc<Sentence>) {
+        if let Some(held) = self.held.lock().get_mut(uid) {
+            held.wanted.sentence = Some(sentence);
             held.doomed.send_replace(true);
             held.wake.notify_one();
         }

@@ -2,12 +2,13 @@
 //!
 //! Keeps verdicts; what follows from them is decided in `plan.rs` and `status.rs`.
 
+pub mod counts;
 pub mod http;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::Recorder;
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Probe};
@@ -19,6 +20,7 @@ use tokio::task::AbortHandle;
 use crate::observed::PodRuntime;
 use crate::plan::{self, Verdicts};
 use crate::pod::{self, ProbeKind};
+use counts::{Counts, Key, Outcome};
 
 const AGENT: &str = "kube-probe/1.36";
 /// A probe that cannot be asked at all is tried this often before it counts.
@@ -31,6 +33,7 @@ pub struct Context {
     pub runtime: Arc<dyn RuntimeService>,
     pub recorder: Recorder,
     pub wake: Arc<Notify>,
+    pub counts: Arc<Counts>,
 }
 
 struct Task {
@@ -117,6 +120,14 @@ impl Probes {
                 runtime: context.runtime.clone(),
                 recorder: context.recorder.clone(),
                 wake: context.wake.clone(),
+                counts: context.counts.clone(),
+                key: Key {
+                    namespace: pod::namespace(pod).to_owned(),
+                    pod: pod::name(pod).to_owned(),
+                    uid: pod::uid(pod).to_owned(),
+                    container: container.name.clone(),
+                    kind,
+                },
                 verdicts: self.verdicts.clone(),
                 about,
                 container,
@@ -145,6 +156,8 @@ struct Run {
     runtime: Arc<dyn RuntimeService>,
     recorder: Recorder,
     wake: Arc<Notify>,
+    counts: Arc<Counts>,
+    key: Key,
     verdicts: Arc<Mutex<Verdicts>>,
     about: ObjectReference,
     container: Container,
@@ -224,7 +237,15 @@ impl Run {
     async fn ask(&self) -> Result<(), String> {
         let mut last = String::new();
         for _ in 0..TRIES {
-            match self.ask_once().await {
+            let begun = Instant::now();
+            let answer = self.ask_once().await;
+            let outcome = match &answer {
+                Answer::Success => Outcome::Successful,
+                Answer::Failure(_) => Outcome::Failed,
+                Answer::Broken(_) => Outcome::Unknown,
+            };
+            self.counts.add(&self.key, outcome, begun.elapsed());
+            match answer {
                 Answer::Success => return Ok(()),
                 Answer::Failure(output) => return Err(output),
                 Answer::Broken(error) => last = error,

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use crate::node::Node;
 use crate::resources::{self, Qos};
-use crate::{pod, resources::cpu_shares};
+use crate::{pod, quantity, resources::cpu_shares};
 
 /// CPU weight of all Burstable pods together.
 fn burstable_shares<'a>(pods: impl Iterator<Item = &'a Pod>) -> u64 {
@@ -43,6 +43,36 @@ pub async fn update(node: &Node) {
         // Pods still run, only with less exact weights.
         warn!(%error, "weights of the QoS classes not set");
         node.burstable_shares.store(0, std::sync::atomic::Ordering::Release);
+    }
+}
+
+/// Bounds all pods together by what is not reserved. Nothing is reserved unless somebody
+/// says so; then nothing is bounded.
+pub async fn enforce_allocatable(node: &Node) {
+    let config = &node.config;
+    let reserved = |name: &str| {
+        let all = [&config.kube_reserved, &config.system_reserved];
+        all.into_iter().map(|list| quantity::milli_of(Some(list), name)).sum::<i64>()
+    };
+    let (cpu, memory) = (reserved("cpu"), reserved("memory"));
+    if !config.enforce_allocatable || (cpu == 0 && memory == 0) {
+        return;
+    }
+    let capacity = |name: &str| quantity::milli_of(Some(&node.machine.capacity), name);
+    let limits = Limits {
+        cpu_shares: cpu_shares(capacity("cpu") - cpu),
+        memory_bytes: if memory > 0 { ((capacity("memory") - memory) / 1000).max(0) } else { 0 },
+        ..Limits::default()
+    };
+    let root = config.cgroup_root.clone();
+    let written = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        let group = Hierarchy::detect()?.group(&root);
+        group.create()?;
+        group.apply(&limits)
+    })
+    .await;
+    if let Ok(Err(error)) = written {
+        warn!(%error, "what is reserved for the node is not kept from pods");
     }
 }
 

@@ -4,7 +4,6 @@
 //! something changed, or every five minutes.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +14,15 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node as NodeObject, NodeAddress, NodeCondition,
-    NodeDaemonEndpoints, NodeSpec, NodeStatus, ObjectReference,
+    NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec,
+    NodeStatus, ObjectReference,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use serde_json::json;
 use tracing::{info, warn};
 
-use crate::machine::{architecture, meminfo};
+use crate::eviction::thresholds::Condition;
+use crate::machine::architecture;
 use crate::node::Node;
 use crate::status::seconds;
 
@@ -35,16 +36,13 @@ const STATUS_AGE_MAX: Duration = Duration::from_secs(300);
 /// Images told in the status, the largest first.
 const IMAGES_MAX: usize = 50;
 const NAMES_PER_IMAGE_MAX: usize = 5;
-/// Upstream's hard eviction thresholds.
-const MEMORY_FREE_BYTES_MIN: i64 = 100 << 20;
-const DISK_FREE_PERCENT_MIN: u64 = 10;
 
 /// What the conditions are judged by.
 struct Health {
     runtime: Option<String>,
-    memory_free_bytes: i64,
-    disk_free_percent: u64,
-    processes_full: bool,
+    memory_is_short: bool,
+    disk_is_short: bool,
+    pids_are_short: bool,
 }
 
 impl Node {
@@ -172,7 +170,10 @@ async fn keep_status(node: &Node) {
                 }
             }
         }
-        tokio::time::sleep(STATUS_PERIOD).await;
+        tokio::select! {
+            () = tokio::time::sleep(STATUS_PERIOD) => {}
+            () = node.pressure.changed.notified() => {}
+        }
     }
 }
 
@@ -229,28 +230,12 @@ async fn health(node: &Node) -> Health {
         Ok(Err(error)) => Some(format!("container runtime is down: {error}")),
         Err(_) => Some("container runtime is down: it does not answer".to_owned()),
     };
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let number =
-        |path: &str| -> Option<i64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
-    let loadavg = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let processes = loadavg
-        .split_whitespace()
-        .nth(3)
-        .and_then(|field| field.split('/').nth(1)?.parse::<i64>().ok())
-        .unwrap_or(0);
-    let pid_max = number("/proc/sys/kernel/pid_max").unwrap_or(i64::MAX);
-    let threads_max = number("/proc/sys/kernel/threads-max").unwrap_or(i64::MAX);
     Health {
         runtime,
-        memory_free_bytes: meminfo(&text, "MemAvailable").unwrap_or(i64::MAX),
-        disk_free_percent: disk_free_percent(&node.config.root_dir).unwrap_or(100),
-        processes_full: processes >= pid_max.min(threads_max) / 100 * 95,
+        memory_is_short: node.pressure.is(Condition::Memory),
+        disk_is_short: node.pressure.is(Condition::Disk),
+        pids_are_short: node.pressure.is(Condition::Pid),
     }
-}
-
-fn disk_free_percent(path: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    (stat.f_blocks > 0).then(|| stat.f_bavail * 100 / stat.f_blocks)
 }
 
 fn conditions(health: &Health, now: Timestamp) -> Vec<NodeCondition> {
@@ -263,7 +248,7 @@ fn conditions(health: &Health, now: Timestamp) -> Vec<NodeCondition> {
         last_heartbeat_time: Some(now.clone()),
         last_transition_time: Some(now.clone()),
     };
-    let memory = if health.memory_free_bytes < MEMORY_FREE_BYTES_MIN {
+    let memory = if health.memory_is_short {
         condition(
             "MemoryPressure",
             true,
@@ -278,12 +263,12 @@ fn conditions(health: &Health, now: Timestamp) -> Vec<NodeCondition> {
             "kubelet has sufficient memory available",
         )
     };
-    let disk = if health.disk_free_percent < DISK_FREE_PERCENT_MIN {
+    let disk = if health.disk_is_short {
         condition("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure")
     } else {
         condition("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
     };
-    let pids = if health.processes_full {
+    let pids = if health.pids_are_short {
         condition(
             "PIDPressure",
             true,
@@ -321,6 +306,15 @@ async fn status(
         }),
         images: Some(images(node).await),
         node_info: Some(node.machine.info.clone()),
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        runtime_handlers: Some(vec![NodeRuntimeHandler {
+            // The default handler has no name.
+            name: Some(String::new()),
+            features: Some(NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(true),
+                user_namespaces: Some(false),
+            }),
+        }]),
         ..NodeStatus::default()
     };
     keep_transitions(&mut status, old);
@@ -418,9 +412,9 @@ mod tests {
         };
         let good = Health {
             runtime: None,
-            memory_free_bytes: 1 << 30,
-            disk_free_percent: 50,
-            processes_full: false,
+            memory_is_short: false,
+            disk_is_short: false,
+            pids_are_short: false,
         };
         assert_eq!(
             shows(good),
@@ -433,9 +427,9 @@ mod tests {
         );
         let bad = Health {
             runtime: Some("down".into()),
-            memory_free_bytes: 0,
-            disk_free_percent: 1,
-            processes_full: true,
+            memory_is_short: true,
+            disk_is_short: true,
+            pids_are_short: true,
         };
         assert_eq!(
             shows(bad),

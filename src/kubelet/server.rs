@@ -5,7 +5,9 @@
 
 mod auth;
 mod exec;
+mod files;
 mod logs;
+mod metrics;
 mod portforward;
 mod spdy;
 mod stats;
@@ -32,7 +34,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, warn};
 
 use crate::node::Node;
-use crate::pod;
+use crate::{pod, settings};
 use auth::{Auth, Denied, User};
 use exec::Wants;
 
@@ -219,20 +221,37 @@ impl Server {
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let is_get = request.method() == Method::GET;
         match parts.as_slice() {
-            ["healthz", ..] if is_get => text(StatusCode::OK, "ok"),
+            ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] if is_get => {
+                text(StatusCode::OK, "ok")
+            }
+            ["configz"] if is_get => json(&settings::show(&self.node.config)),
             ["pods"] if is_get => self.pods(),
             ["runningpods"] if is_get => json(&stats::running_pods(&self.node)),
             ["metrics"] if is_get => {
                 text(StatusCode::OK, base::metrics::render(base::metrics::Format::Prometheus))
             }
-            ["metrics", "resource"] if is_get => match stats::resource_metrics(&self.node).await {
-                Ok(metrics) => text(StatusCode::OK, metrics),
-                Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
-            },
-            ["stats", "summary"] | ["stats"] => match stats::summary(&self.node).await {
-                Ok(summary) => json(&summary),
-                Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
-            },
+            ["metrics", "resource"] if is_get => {
+                text(StatusCode::OK, metrics::resource(&self.node).await)
+            }
+            ["metrics", "cadvisor"] if is_get => {
+                text(StatusCode::OK, metrics::cadvisor(&self.node).await)
+            }
+            ["metrics", "probes"] if is_get => {
+                text(StatusCode::OK, metrics::probes(&self.node.probe_counts))
+            }
+            ["stats", "summary"] => {
+                let query = query(&request);
+                let only = query
+                    .iter()
+                    .any(|(name, it)| name == "only_cpu_and_memory" && (it == "true" || it == "1"));
+                match stats::summary(&self.node, only).await {
+                    Ok(summary) => json(&summary),
+                    Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+                }
+            }
+            ["logs", below @ ..] if is_get => {
+                files::answer(&self.node.config.system_log_dir, below, path.ends_with('/')).await
+            }
             ["containerLogs", namespace, name, container] if is_get => {
                 self.logs(&request, namespace, name, container).await
             }

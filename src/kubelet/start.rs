@@ -2,6 +2,7 @@
 //!
 //! Part of the worker; each failure becomes a waiting reason and a time to try again.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -22,7 +23,7 @@ use crate::observed::{self, PodRuntime};
 use crate::plan::Start;
 use crate::pod::{self, Role};
 use crate::worker::Worker;
-use crate::{hooks, probes, resources, sandbox, stop};
+use crate::{hooks, probes, sandbox, stop, volumes};
 
 /// Why a container waits: reason, message, when to try again.
 struct Wait {
@@ -90,6 +91,7 @@ impl Worker {
             self.check_crash_loop(container, last, about, now)?;
         }
         let image = self.image(container, about, now).await?;
+        let volume_images = self.volume_images(container, about, now).await?;
         let restarts = match last {
             Some(last) if last.state == ContainerState::Created => {
                 // It was never started: its place is taken, not counted.
@@ -105,7 +107,7 @@ impl Worker {
             Wait::new(reason, message)
         };
         let config = self
-            .configure(role, container, runtime, &image, restarts)
+            .configure(role, container, runtime, &image, &volume_images, restarts)
             .await
             .map_err(|message| failed("Failed", "CreateContainerConfigError", message))?;
         let log_path = sandbox_log(&node.config, &self.pod).join(&config.log_path);
@@ -207,12 +209,36 @@ impl Worker {
         }
     }
 
+    /// Ids of the images that the container mounts as volumes, by volume name.
+    async fn volume_images(
+        &mut self,
+        container: &Container,
+        about: &ObjectReference,
+        now: Timestamp,
+    ) -> Result<HashMap<String, String>, Wait> {
+        let pod = self.pod.clone();
+        let mut out = HashMap::new();
+        for volume in volumes::images_of(&pod, container) {
+            // Pulled as a container's image is, under a name that no container has.
+            let stands_for = Container {
+                name: format!("volume/{}", volume.name),
+                image: Some(volume.reference.to_owned()),
+                image_pull_policy: volume.pull_policy.map(str::to_owned),
+                ..Container::default()
+            };
+            let image = self.image(&stands_for, about, now).await?;
+            out.insert(volume.name.to_owned(), image.id.clone());
+        }
+        Ok(out)
+    }
+
     async fn configure(
         &self,
         role: Role,
         container: &Container,
         runtime: &PodRuntime,
         image: &Image,
+        volume_images: &HashMap<String, String>,
         restart_count: u32,
     ) -> Result<cri::ContainerConfig, String> {
         let node = &self.node;
@@ -222,7 +248,9 @@ impl Worker {
         let services = env::service_variables(&node.services.list(), pod::namespace(pod), links);
         let facts = node.facts(pod, runtime);
         let variables = env::environment(pod, container, &referred, &services, &facts)?;
-        let mut mounts = node.volumes.mounts(&node.config, pod, container, variables.list())?;
+        let mut mounts =
+            node.volumes.mounts(&node.config, pod, container, variables.list(), volume_images)?;
+        let devices = node.volumes.devices(pod, container)?;
         self.own_mounts(container, &facts.pod_ips, &mut mounts)
             .map_err(|error| format!("make the pod's own files: {error}"))?;
         let target_container = pod::spec(pod)
@@ -248,11 +276,9 @@ impl Worker {
             restart_count,
             variables,
             mounts,
+            devices,
             config: &node.config,
-            host: resources::Host {
-                memory_bytes: node.machine.memory_bytes,
-                has_unified_cgroups: node.machine.has_unified_cgroups,
-            },
+            host: node.host(),
             target_container,
         })
     }

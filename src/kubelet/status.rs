@@ -8,9 +8,10 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-    ContainerStateWaiting, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
-    VolumeMountStatus,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod,
+    PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMountStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use runtime::cri;
 
@@ -30,6 +31,7 @@ pub struct Inputs<'a> {
     pub verdicts: &'a Verdicts,
     pub waiting: &'a Waiting,
     pub host_ips: &'a [IpAddr],
+    pub host: resources::Host,
     pub start_time: Timestamp,
     /// Nothing of the pod runs, and nothing will be started again.
     pub ended: bool,
@@ -82,6 +84,21 @@ pub fn failed(mut status: PodStatus, reason: &str, message: &str) -> PodStatus {
     status.reason = Some(reason.to_owned());
     status.message = Some(message.to_owned());
     status
+}
+
+/// Says that the node ended the pod for its own sake (condition DisruptionTarget).
+pub fn disrupted(status: &mut PodStatus, message: &str, generation: Option<i64>) {
+    let all = status.conditions.get_or_insert_default();
+    all.retain(|it| it.type_ != "DisruptionTarget");
+    all.push(PodCondition {
+        type_: "DisruptionTarget".into(),
+        status: "True".into(),
+        reason: Some("TerminationByKubelet".into()),
+        message: Some(message.to_owned()),
+        last_transition_time: Some(seconds(base::time::now())),
+        observed_generation: generation,
+        ..PodCondition::default()
+    });
 }
 
 /// meta/v1 Time has whole seconds.
@@ -219,12 +236,48 @@ fn container_status(
     }
     readiness(inputs, role, container, current, &mut out);
     out.volume_mounts = volume_mounts(container);
+    out.stop_signal = container.lifecycle.as_ref().and_then(|it| it.stop_signal.clone());
     if role != Role::Ephemeral
         && let Some(resources) = &container.resources
         && (resources.requests.is_some() || resources.limits.is_some())
     {
         out.allocated_resources = resources.requests.clone();
-        out.resources = Some(resources.clone());
+        out.resources = Some(match current {
+            Some(current) => actual(inputs, role, container, current, resources),
+            None => resources.clone(),
+        });
+    }
+    out
+}
+
+/// What a running container has, where that is not yet what it was granted.
+fn actual(
+    inputs: &Inputs<'_>,
+    role: Role,
+    container: &Container,
+    current: &cri::Container,
+    granted: &ResourceRequirements,
+) -> ResourceRequirements {
+    let mut out = granted.clone();
+    let wanted = resources::container_resources(inputs.pod, role, container, inputs.host);
+    let have = &current.resources;
+    // A runtime that tells nothing is believed to have done what it was told.
+    if current.state != cri::ContainerState::Running || have.cpu_shares == 0 {
+        return out;
+    }
+    let mut put = |of_limits: bool, name: &str, amount: String| {
+        let list = if of_limits { &mut out.limits } else { &mut out.requests };
+        list.get_or_insert_default().insert(name.to_owned(), Quantity(amount));
+    };
+    if have.cpu_shares != wanted.cpu_shares {
+        put(false, "cpu", format!("{}m", (have.cpu_shares * 1000).div_ceil(1024)));
+    }
+    if have.cpu_quota != wanted.cpu_quota && have.cpu_quota > 0 {
+        let period = i64::try_from(have.cpu_period).unwrap_or(0).max(1);
+        put(true, "cpu", format!("{}m", have.cpu_quota * 1000 / period));
+    }
+    if have.memory_limit != wanted.memory_limit && have.memory_limit > 0 {
+        put(true, "memory", have.memory_limit.to_string());
     }
     out
 }
@@ -241,6 +294,13 @@ fn read_current(out: &mut ContainerStatus, current: &cri::Container) {
         (name, _) => name.to_owned(),
     };
     out.restart_count = observed::restart_count(current) as i32;
+    out.user = current.user.as_ref().map(|user| ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid,
+            gid: user.gid,
+            supplemental_groups: Some(user.supplemental_groups.clone()),
+        }),
+    });
     match current.state {
         cri::ContainerState::Running => {
             out.state = Some(ContainerState {
@@ -542,6 +602,7 @@ mod tests {
         fn build(&self) -> PodStatus {
             build(&Inputs {
                 pod: &self.pod,
+                host: resources::Host { memory_bytes: 1 << 30, has_unified_cgroups: false },
                 old: &self.old,
                 runtime: &self.runtime,
                 verdicts: &self.verdicts,

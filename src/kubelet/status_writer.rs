@@ -17,6 +17,8 @@ use tracing::{debug, warn};
 use crate::pod;
 use crate::pods::Pods;
 
+/// Conditions of ours that go away again.
+const OWN_FOR_A_WHILE: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 const WRITES_AT_ONCE_MAX: usize = 8;
 
 struct Entry {
@@ -155,7 +157,7 @@ fn patch(uid: &str, status: &PodStatus, held: Option<&PodStatus>) -> Option<Valu
         let value = match (key.as_str(), value) {
             ("conditions", Value::Array(list)) => {
                 // Other writers' conditions are in the old list; ours merge by type.
-                let changed: Vec<Value> = list
+                let mut changed: Vec<Value> = list
                     .iter()
                     .filter(|one| {
                         !before.and_then(Value::as_array).is_some_and(|before| before.contains(one))
@@ -163,6 +165,11 @@ fn patch(uid: &str, status: &PodStatus, held: Option<&PodStatus>) -> Option<Valu
                     .cloned()
                     .map(clear_reason)
                     .collect();
+                let is_there = |type_: &str| list.iter().any(|one| one["type"] == type_);
+                let gone = before.and_then(Value::as_array).into_iter().flatten().filter(|old| {
+                    OWN_FOR_A_WHILE.iter().any(|own| old["type"] == *own && !is_there(own))
+                });
+                changed.extend(gone.map(|old| json!({"type": old["type"], "$patch": "delete"})));
                 if changed.is_empty() {
                     continue;
                 }
@@ -220,5 +227,11 @@ mod tests {
         let same = status(json!({"phase": "Running", "conditions": [
             {"type": "Ready", "status": "True"}, {"type": "example.com/gate", "status": "True"}]}));
         assert_eq!(patch("u", &new, Some(&same)), None);
+        let resizing = status(json!({"phase": "Running", "conditions": [
+            {"type": "Ready", "status": "True"}, {"type": "PodResizePending", "status": "True"}]}));
+        assert_eq!(
+            patch("u", &new, Some(&resizing)).unwrap()["status"]["conditions"],
+            json!([{"type": "PodResizePending", "$patch": "delete"}])
+        );
     }
 }

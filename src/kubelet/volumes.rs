@@ -3,43 +3,75 @@
 //! Safe to repeat: what is already as it should be is left alone. Never decides when.
 
 pub mod atomic;
+pub mod claims;
+mod emptydir;
+mod hostpath;
 pub mod mounts;
+mod ownership;
 pub mod payload;
+mod persistent;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    Container, EmptyDirVolumeSource, HostPathVolumeSource, Pod, Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use parking_lot::Mutex;
 use runtime::cri::{self, MountPropagation};
 
 use crate::config::KubeletConfig;
 use crate::env::{self, Facts, Referred};
 use crate::objects::Objects;
+use crate::pod;
+use crate::quantity::ResourceList;
 use crate::tokens::Tokens;
-use crate::{pod, quantity};
+use claims::Bound;
 use payload::Tokens as TokenSet;
+use persistent::Place;
 
 /// Size of the memory file systems that hold secrets and tokens.
 const SECRET_BYTES_MAX: u64 = 64 << 20;
 
-/// A volume that could not be made, for the FailedMount event.
-#[derive(Debug)]
-pub struct Failed {
-    pub volume: String,
-    pub message: String,
+/// What a pod's claims stand for, so that a restart need not ask.
+const CLAIMS_FILE: &str = "claims.json";
+
+/// The volume of an image: its name, the image as written, and when it is pulled.
+pub struct ImageVolume<'a> {
+    pub name: &'a str,
+    pub reference: &'a str,
+    pub pull_policy: Option<&'a str>,
+}
+
+/// The pod's image volumes that a container mounts.
+pub fn images_of<'a>(pod: &'a Pod, container: &Container) -> Vec<ImageVolume<'a>> {
+    let mounts = container.volume_mounts.as_deref().unwrap_or_default();
+    pod::spec(pod)
+        .volumes
+        .iter()
+        .flatten()
+        .filter(|volume| mounts.iter().any(|mount| mount.name == volume.name))
+        .filter_map(|volume| {
+            let source = volume.image.as_ref()?;
+            Some(ImageVolume {
+                name: &volume.name,
+                reference: source.reference.as_deref()?,
+                pull_policy: source.pull_policy.as_deref(),
+            })
+        })
+        .collect()
 }
 
 #[derive(Default)]
 pub struct Volumes {
     /// Hash of what each volume of a pod shows, by uid and volume name.
     shown: Mutex<HashMap<(String, String), u64>>,
+    /// What the claims of a pod stand for, by uid and volume name.
+    bound: Mutex<HashMap<String, BTreeMap<String, Bound>>>,
+    /// Where volumes are that do not lie in the pod's own directory.
+    places: Mutex<HashMap<(String, String), Place>>,
     tokens: Tokens,
 }
 
@@ -72,8 +104,21 @@ fn host_path(config: &KubeletConfig, pod: &Pod, volume: &Volume) -> Option<PathB
     Some(dir.join(plugin(volume)?).join(&volume.name))
 }
 
+/// A volume whose files lie on this node.
+pub struct OnDisk {
+    pub name: String,
+    /// Namespace and name of the claim it stands for.
+    pub claim: Option<(String, String)>,
+    pub path: PathBuf,
+    /// Counts against the pod's share of the node's disk.
+    pub is_ephemeral: bool,
+}
+
 impl Volumes {
     /// Makes all volumes current. Returns when to look again at the latest.
+    ///
+    /// # Errors
+    /// The text of the FailedMount event.
     pub async fn ensure(
         &self,
         config: &KubeletConfig,
@@ -82,10 +127,25 @@ impl Volumes {
         pod: &Pod,
         facts: &Facts<'_>,
         now: Timestamp,
-    ) -> Result<Option<Timestamp>, Failed> {
+    ) -> Result<Option<Timestamp>, String> {
         let mut again: Option<Timestamp> = None;
         for volume in pod::spec(pod).volumes.iter().flatten() {
-            let failed = |message: String| Failed { volume: volume.name.clone(), message };
+            if volume.image.is_some() {
+                continue;
+            }
+            let name = &volume.name;
+            let failed =
+                |why: String| format!("MountVolume.SetUp failed for volume \"{name}\" : {why}");
+            let bound = self.bound(config, client, pod, volume).await.map_err(|why| {
+                format!(
+                    "Unable to attach or mount volumes: unmounted volumes=[{name}], unattached \
+                     volumes=[], failed to process volumes=[{name}]: {why}"
+                )
+            })?;
+            if bound.is_some() || volume.nfs.is_some() {
+                self.place(config, pod, volume, bound).await.map_err(failed)?;
+                continue;
+            }
             let referred = referred_by(objects, pod, volume).await.map_err(failed)?;
             let mut tokens = TokenSet::new();
             for (audience, seconds) in payload::wants_tokens(volume) {
@@ -98,12 +158,95 @@ impl Volumes {
                 Some(files) => self.show(config, pod, volume, files.map_err(failed)?).await,
                 None => {
                     let (config, pod, volume) = (config.clone(), pod.clone(), volume.clone());
-                    blocking(move || make_plain(&config, &pod, &volume)).await
+                    let allocatable = facts.allocatable.cloned();
+                    blocking(move || make_plain(&config, &pod, &volume, allocatable.as_ref())).await
                 }
             }
             .map_err(failed)?;
         }
         Ok(again)
+    }
+
+    /// What the volume's claim stands for; None if it has no claim. Asked once.
+    async fn bound(
+        &self,
+        config: &KubeletConfig,
+        client: &client::Client,
+        pod: &Pod,
+        volume: &Volume,
+    ) -> Result<Option<Bound>, String> {
+        if claims::claim_of(pod, volume).is_none() {
+            return Ok(None);
+        }
+        let uid = pod::uid(pod);
+        let file = config.pod_dir(uid).join(CLAIMS_FILE);
+        {
+            let mut held = self.bound.lock();
+            let known = held.entry(uid.to_owned()).or_insert_with(|| {
+                // A file that cannot be read is as good as none: the server is asked.
+                let text = std::fs::read(&file).unwrap_or_default();
+                serde_json::from_slice(&text).unwrap_or_default()
+            });
+            if let Some(bound) = known.get(&volume.name) {
+                return Ok(Some(bound.clone()));
+            }
+        }
+        let Some(bound) = claims::resolve(client, pod, volume).await? else { return Ok(None) };
+        let text = {
+            let mut held = self.bound.lock();
+            let known = held.entry(uid.to_owned()).or_default();
+            known.insert(volume.name.clone(), bound.clone());
+            serde_json::to_vec(known).map_err(|error| error.to_string())?
+        };
+        blocking(move || {
+            let dir = file.parent().unwrap_or(&file);
+            std::fs::create_dir_all(dir).map_err(|e| says("create", dir, &e))?;
+            let fresh = file.with_extension("json.new");
+            std::fs::write(&fresh, text)
+                .and_then(|()| std::fs::rename(&fresh, &file))
+                .map_err(|e| says("write", &file, &e))
+        })
+        .await?;
+        Ok(Some(bound))
+    }
+
+    /// Mounts what does not lie in the pod's own directory, and gives it to its group.
+    async fn place(
+        &self,
+        config: &KubeletConfig,
+        pod: &Pod,
+        volume: &Volume,
+        bound: Option<Bound>,
+    ) -> Result<(), String> {
+        let dir = config.pod_dir(pod::uid(pod));
+        let place = match (bound, &volume.nfs) {
+            (Some(bound), _) => persistent::make(&dir, &bound).await?,
+            (None, Some(source)) => {
+                let dir = dir.join("volumes/kubernetes.io~nfs").join(&volume.name);
+                persistent::nfs(&dir, source, &[]).await?
+            }
+            (None, None) => return Err("the volume has no source".to_owned()),
+        };
+        let key = (pod::uid(pod).to_owned(), volume.name.clone());
+        let is_new = !self.places.lock().contains_key(&key);
+        if let Some(group) = fs_group(pod)
+            && is_new
+            && place.takes_group
+        {
+            let policy = pod::spec(pod).security_context.as_ref();
+            let policy = policy.and_then(|it| it.fs_group_change_policy.as_deref());
+            // What was mounted before this process began has been walked, unless that was
+            // cut off: then its root does not match.
+            let only_on_mismatch = policy == Some("OnRootMismatch") || !place.is_fresh;
+            let (path, read_only) = (place.path.clone(), place.read_only);
+            blocking(move || {
+                ownership::give(&path, group, read_only, only_on_mismatch)
+                    .map_err(|e| says("applyFSGroup failed for", &path, &e))
+            })
+            .await?;
+        }
+        self.places.lock().insert(key, place);
+        Ok(())
     }
 
     async fn show(
@@ -140,19 +283,91 @@ impl Volumes {
         Ok(())
     }
 
-    /// What a container mounts of its pod's volumes.
+    /// Where a volume is on this node, and whether it may only be read.
+    fn path_of(
+        &self,
+        config: &KubeletConfig,
+        pod: &Pod,
+        volume: &Volume,
+    ) -> Option<(PathBuf, bool)> {
+        if let Some(path) = host_path(config, pod, volume) {
+            return Some((path, false));
+        }
+        let key = (pod::uid(pod).to_owned(), volume.name.clone());
+        self.places.lock().get(&key).map(|place| (place.path.clone(), place.read_only))
+    }
+
+    /// The volumes whose use of disk is told: those that were made for the pod, and those
+    /// that it claims.
+    pub fn on_disk(&self, config: &KubeletConfig, pod: &Pod) -> Vec<OnDisk> {
+        let mut out = Vec::new();
+        for volume in pod::spec(pod).volumes.iter().flatten() {
+            let claim = claims::claim_of(pod, volume);
+            if plugin(volume).is_none() && claim.is_none() {
+                continue;
+            }
+            let Some((path, _)) = self.path_of(config, pod, volume) else { continue };
+            let in_memory = volume.empty_dir.as_ref().is_some_and(|source| {
+                source.medium.as_deref().is_some_and(|medium| !medium.is_empty())
+            });
+            out.push(OnDisk {
+                name: volume.name.clone(),
+                claim: claim.map(|(name, ..)| (pod::namespace(pod).to_owned(), name)),
+                path,
+                is_ephemeral: volume.config_map.is_some()
+                    || (volume.empty_dir.is_some() && !in_memory),
+            });
+        }
+        out
+    }
+
+    /// The devices that a container sees of its pod's volumes.
+    ///
+    /// # Errors
+    /// When a volume is not there or is no device.
+    pub fn devices(&self, pod: &Pod, container: &Container) -> Result<Vec<cri::Device>, String> {
+        let places = self.places.lock();
+        container
+            .volume_devices
+            .iter()
+            .flatten()
+            .map(|device| {
+                let key = (pod::uid(pod).to_owned(), device.name.clone());
+                let place = places.get(&key).filter(|place| place.is_block).ok_or_else(|| {
+                    format!("volume {} is no block device on this node", device.name)
+                })?;
+                Ok(cri::Device {
+                    container_path: PathBuf::from(&device.device_path),
+                    host_path: place.path.clone(),
+                    permissions: if place.read_only { "r" } else { "mrw" }.to_owned(),
+                })
+            })
+            .collect()
+    }
+
+    /// What a container mounts of its pod's volumes; `images` has the ids of the images of
+    /// image volumes by volume name.
     pub fn mounts(
         &self,
         config: &KubeletConfig,
         pod: &Pod,
         container: &Container,
         variables: &[(String, String)],
+        images: &HashMap<String, String>,
     ) -> Result<Vec<cri::Mount>, String> {
         let mut out = Vec::new();
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
             let volume = volume(pod, &mount.name)
                 .ok_or_else(|| format!("volume {} is not in the pod", mount.name))?;
-            let root = host_path(config, pod, volume)
+            if volume.image.is_some() {
+                let image = images
+                    .get(&mount.name)
+                    .ok_or_else(|| format!("the image of volume {} is not there", mount.name))?;
+                out.push(image_mount(mount, image, sub_path(mount, variables)?));
+                continue;
+            }
+            let (root, only_read) = self
+                .path_of(config, pod, volume)
                 .ok_or_else(|| format!("volume {} has no place on this node", mount.name))?;
             let sub_path = sub_path(mount, variables)?;
             let host_path = if sub_path.as_os_str().is_empty() {
@@ -182,7 +397,8 @@ impl Volumes {
             out.push(cri::Mount {
                 container_path: Path::new("/").join(&mount.mount_path),
                 host_path,
-                readonly: mount.read_only == Some(true) || projected,
+                readonly: mount.read_only == Some(true) || projected || only_read,
+                image: None,
                 recursive_readonly: recursive,
                 propagation: match mount.mount_propagation.as_deref() {
                     Some("HostToContainer") => MountPropagation::HostToContainer,
@@ -198,6 +414,8 @@ impl Volumes {
     pub async fn remove(&self, config: &KubeletConfig, uid: &str) -> Result<(), String> {
         self.tokens.release(uid);
         self.shown.lock().retain(|(of, _), _| of != uid);
+        self.places.lock().retain(|(of, _), _| of != uid);
+        self.bound.lock().remove(uid);
         let dir = config.pod_dir(uid);
         blocking(move || mounts::remove_tree(&dir).map_err(|e| says("remove", &dir, &e))).await
     }
@@ -244,73 +462,32 @@ fn own(dir: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))
 }
 
-fn make_plain(config: &KubeletConfig, pod: &Pod, volume: &Volume) -> Result<(), String> {
+fn make_plain(
+    config: &KubeletConfig,
+    pod: &Pod,
+    volume: &Volume,
+    allocatable: Option<&ResourceList>,
+) -> Result<(), String> {
     if let Some(source) = &volume.host_path {
-        return check_host_path(source);
+        return hostpath::check(source);
     }
     let Some(source) = &volume.empty_dir else {
         return Err("no volume plugin matched: this kind of volume is not supported on this node"
             .to_owned());
     };
     let dir = host_path(config, pod, volume).ok_or("the volume has no place")?;
-    make_empty_dir(&dir, source, fs_group(pod)).map_err(|error| says("create", &dir, &error))
+    emptydir::make(&dir, pod, source, allocatable).map_err(|error| says("create", &dir, &error))
 }
 
-fn make_empty_dir(dir: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -> io::Result<()> {
-    let medium = source.medium.as_deref().unwrap_or_default();
-    let exists = dir.exists();
-    std::fs::create_dir_all(dir)?;
-    let mut fresh = !exists;
-    match medium {
-        "" => {}
-        "Memory" => {
-            let size = source.size_limit.as_ref().and_then(quantity::value).unwrap_or(0);
-            fresh |= !mounts::is_mount_point(dir)?;
-            mounts::tmpfs(dir, u64::try_from(size).unwrap_or(0))?;
-        }
-        other => {
-            let message = format!("medium {other:?} is not supported on this node");
-            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
-        }
-    }
-    if fresh {
-        own(dir, if group.is_some() { 0o2777 } else { 0o777 }, group)?;
-    }
-    Ok(())
-}
-
-fn check_host_path(source: &HostPathVolumeSource) -> Result<(), String> {
-    let path = Path::new(&source.path);
-    let failed =
-        |what: &str| Err(format!("hostPath type check failed: {} is not {what}", source.path));
-    let there = std::fs::metadata(path).ok();
-    let is = |test: &dyn Fn(&std::fs::FileType) -> bool| {
-        there.as_ref().is_some_and(|there| test(&there.file_type()))
-    };
-    let made = |result: io::Result<()>| result.map_err(|error| says("create", path, &error));
-    match source.type_.as_deref().unwrap_or_default() {
-        "" if there.is_none() => made(std::fs::create_dir_all(path)),
-        "" => Ok(()),
-        "DirectoryOrCreate" if there.is_none() => {
-            made(std::fs::create_dir_all(path).and_then(|()| {
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
-            }))
-        }
-        "FileOrCreate" if there.is_none() => made(
-            std::fs::File::create(path)
-                .and_then(|file| file.set_permissions(std::fs::Permissions::from_mode(0o644))),
-        ),
-        "Directory" | "DirectoryOrCreate" if is(&|t| t.is_dir()) => Ok(()),
-        "Directory" | "DirectoryOrCreate" => failed("a directory"),
-        "File" | "FileOrCreate" if is(&|t| t.is_file()) => Ok(()),
-        "File" | "FileOrCreate" => failed("a file"),
-        "Socket" if is(&|t| t.is_socket()) => Ok(()),
-        "Socket" => failed("a socket file"),
-        "CharDevice" if is(&|t| t.is_char_device()) => Ok(()),
-        "CharDevice" => failed("a character device"),
-        "BlockDevice" if is(&|t| t.is_block_device()) => Ok(()),
-        "BlockDevice" => failed("a block device"),
-        other => Err(format!("hostPath type {other:?} is unknown")),
+/// An image is only ever read, and holds nothing that runs with more rights.
+fn image_mount(mount: &VolumeMount, image: &str, sub_path: PathBuf) -> cri::Mount {
+    cri::Mount {
+        container_path: Path::new("/").join(&mount.mount_path),
+        host_path: PathBuf::new(),
+        readonly: true,
+        recursive_readonly: true,
+        propagation: MountPropagation::Private,
+        image: Some(cri::ImageTree { image: image.to_owned(), sub_path }),
     }
 }
 
@@ -342,23 +519,6 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn host_paths_are_checked_and_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str, type_: &str| HostPathVolumeSource {
-            path: dir.path().join(name).display().to_string(),
-            type_: Some(type_.into()),
-        };
-        assert!(
-            check_host_path(&at("a", "Directory")).unwrap_err().ends_with("is not a directory")
-        );
-        check_host_path(&at("a", "DirectoryOrCreate")).unwrap();
-        check_host_path(&at("a", "Directory")).unwrap();
-        check_host_path(&at("f", "FileOrCreate")).unwrap();
-        assert!(check_host_path(&at("f", "Socket")).is_err());
-        assert!(check_host_path(&at("a", "File")).is_err());
-    }
-
-    #[test]
     fn an_empty_dir_is_open_to_the_pods_group_and_mounts_say_where() {
         let dir = tempfile::tempdir().unwrap();
         let mut config = config();
@@ -368,20 +528,21 @@ mod tests {
                 {"name": "v", "mountPath": "/v", "readOnly": true},
                 {"name": "v", "mountPath": "/w", "subPathExpr": "$(A)/x"}]}],
             "volumes": [{"name": "v", "emptyDir": {}}]}));
-        make_plain(&config, &pod, volume(&pod, "v").unwrap()).unwrap();
+        make_plain(&config, &pod, volume(&pod, "v").unwrap(), None).unwrap();
         let place = host_path(&config, &pod, volume(&pod, "v").unwrap()).unwrap();
         let meta = std::fs::metadata(&place).unwrap();
         assert_eq!(meta.permissions().mode() & 0o7777, 0o2777);
         assert_eq!(std::os::unix::fs::MetadataExt::gid(&meta), 4242);
         let volumes = Volumes::default();
         let container = &pod::spec(&pod).containers[0];
+        let none = HashMap::new();
         let mounts = volumes
-            .mounts(&config, &pod, container, &[("A".to_owned(), "sub".to_owned())])
+            .mounts(&config, &pod, container, &[("A".to_owned(), "sub".to_owned())], &none)
             .unwrap();
         assert_eq!(mounts[0].host_path, place);
         assert!(mounts[0].readonly && !mounts[1].readonly);
         assert!(place.join("sub/x").is_dir());
-        assert!(volumes.mounts(&config, &pod, container, &[]).is_err(), "unknown variable");
+        assert!(volumes.mounts(&config, &pod, container, &[], &none).is_err(), "unknown variable");
         mounts::remove_tree(&config.pod_dir("uid-1")).unwrap();
         assert!(!place.exists());
     }

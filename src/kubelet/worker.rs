@@ -4,6 +4,8 @@
 //! or at a time it set itself; then looks again, plans and applies. Never blocks on a
 //! grace period or a pull.
 
+mod resizing;
+
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -26,7 +28,9 @@ use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::start::log_link;
 use crate::status::{self, Inputs, Waiting};
-use crate::{admission, qos, sandbox, stop};
+use resizing::Resizing;
+
+use crate::{admission, eviction, qos, sandbox, stop};
 
 /// Bytes of a termination message (core/v1 ContainerStateTerminated).
 const MESSAGE_BYTES_MAX: u64 = 4096;
@@ -81,6 +85,7 @@ pub(crate) struct Worker {
     start_time: Timestamp,
     messages: HashMap<String, String>,
     failures: u32,
+    resizing: Resizing,
 }
 
 /// Starts the worker of a pod that has just become known.
@@ -112,6 +117,7 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         start_time,
         messages: HashMap::new(),
         failures: 0,
+        resizing: Resizing::default(),
     };
     tokio::spawn(worker.run());
 }
@@ -146,6 +152,11 @@ impl Worker {
         if self.stage == Stage::Syncing && self.must_end(&wanted, now) {
             self.begin_end();
         }
+        self.pod = match self.stage {
+            // Before it is admitted nothing is granted.
+            Stage::Syncing if self.begun => self.settle(&wanted.pod),
+            _ => self.node.allocations.view(&self.node.config, &wanted.pod),
+        };
         match self.stage {
             Stage::Syncing => self.sync(now).await,
             Stage::Ending => self.end(&wanted).await,
@@ -161,6 +172,11 @@ impl Worker {
 
     fn must_end(&mut self, wanted: &Wanted, now: Timestamp) -> bool {
         let pod = &wanted.pod;
+        if let Some(sentence) = &wanted.sentence
+            && self.failure.is_none()
+        {
+            self.failure = Some((eviction::REASON.into(), sentence.message.clone()));
+        }
         if wanted.gone
             || pod.metadata.deletion_timestamp.is_some()
             || pod::is_terminal_phase(pod::phase(pod))
@@ -228,6 +244,7 @@ impl Worker {
             verdicts: &verdicts,
             waiting: &self.waiting,
             host_ips: &self.node.config.node_ips,
+            host: self.node.host(),
             start_time: self.start_time,
             ended,
             now: base::time::now(),
@@ -240,6 +257,12 @@ impl Worker {
         }
         if ended && let Some((reason, message)) = &self.failure {
             new = status::failed(new, reason, message);
+            if reason == eviction::REASON && self.begun {
+                status::disrupted(&mut new, message, self.pod.metadata.generation);
+            }
+        }
+        if !ended {
+            self.show_resizing(&mut new);
         }
         if new != self.old {
             self.old = new.clone();
@@ -258,6 +281,7 @@ impl Worker {
             runtime: self.node.runtime.clone(),
             recorder: self.node.recorder.clone(),
             wake: self.wake.clone(),
+            counts: self.node.probe_counts.clone(),
         };
         let host_ip = self.node.config.node_ips.first().copied();
         self.probes.reconcile(&context, &self.pod, runtime, host_ip, stopping);
@@ -274,12 +298,18 @@ impl Worker {
                 .list()
                 .into_iter()
                 .filter(|it| !it.gone && self.has_room_of_its_own(&it.pod))
-                .map(|it| it.pod)
+                .map(|it| self.node.allocations.view(&self.node.config, &it.pod))
                 .collect();
             let decide = |labels| {
                 admission::refuse(&self.pod, &others, &labels, &self.node.machine.allocatable)
             };
-            let mut refusal = decide(self.node.machine_labels());
+            let allowed = &self.node.config.allowed_unsafe_sysctls;
+            let mut refusal = self
+                .node
+                .pressure
+                .refuse(&self.pod)
+                .or_else(|| admission::refuse_sysctls(&self.pod, allowed))
+                .or_else(|| decide(self.node.machine_labels()));
             // The scheduler may know of labels that are newer than ours.
             if refusal.as_ref().is_some_and(|(reason, _)| reason == admission::AFFINITY) {
                 refusal = decide(self.node.refreshed_labels().await);
@@ -328,12 +358,8 @@ impl Worker {
         match self.volumes(&runtime, now).await {
             Some(Ok(renew)) => again = sooner(again, renew.map(|at| until(at, now))),
             Some(Err(failed)) => {
-                let text = format!(
-                    "MountVolume.SetUp failed for volume \"{}\" : {}",
-                    failed.volume, failed.message
-                );
                 let about = client::recorder::reference(&*self.pod);
-                self.node.recorder.warning(&about, "FailedMount", text);
+                self.node.recorder.warning(&about, "FailedMount", failed);
                 // What runs goes on running with the files it has.
                 if runtime.running().next().is_none() {
                     self.publish(&runtime, false);
@@ -369,7 +395,10 @@ impl Worker {
             }
         }
         self.failures = 0;
-        self.begin_kills(plan.kill, &runtime);
+        let (restarts, later) = self.actuate(&runtime).await;
+        again = sooner(again, later);
+        runtime = self.runtime();
+        self.begin_kills(plan.kill.into_iter().chain(restarts).collect(), &runtime);
         for start in &plan.start {
             let busy = runtime.container(&start.name).is_some_and(|it| {
                 it.state == ContainerState::Running || self.kills.contains_key(&it.id)
@@ -391,7 +420,7 @@ impl Worker {
         &self,
         runtime: &PodRuntime,
         now: Timestamp,
-    ) -> Option<Result<Option<Timestamp>, crate::volumes::Failed>> {
+    ) -> Option<Result<Option<Timestamp>, String>> {
         let node = &self.node;
         let facts = node.facts(&self.pod, runtime);
         let mut doomed = self.doomed.clone();
@@ -516,6 +545,11 @@ impl Worker {
     }
 
     fn end_grace(&self, wanted: &Wanted) -> i64 {
+        let sentenced = wanted.sentence.as_ref().map_or(i64::MAX, |it| it.grace_seconds);
+        self.own_grace(wanted).min(sentenced)
+    }
+
+    fn own_grace(&self, wanted: &Wanted) -> i64 {
         if wanted.gone && !pod::is_static(&wanted.pod) {
             return wanted
                 .pod
@@ -580,8 +614,15 @@ impl Worker {
             }
             node.objects.release(&self.uid);
             node.images.release(&self.uid);
+            node.probe_counts.release(&self.uid);
+            for waits in node.allocations.release(&self.uid) {
+                node.pods.wake(&waits);
+            }
             qos::update(&node).await;
             self.cleaned = true;
+            if let Some(sentence) = &wanted.sentence {
+                sentence.ended.notify_one();
+            }
         }
         let deleting = wanted.pod.metadata.deletion_timestamp.is_some();
         if !wanted.gone && !deleting {

@@ -174,6 +174,18 @@ pub struct Mount {
     pub readonly: bool,
     pub recursive_readonly: bool,
     pub propagation: MountPropagation,
+    /// Mounts the files of an image instead of `host_path`, which is empty.
+    #[serde(default)]
+    pub image: Option<ImageTree>,
+}
+
+/// The files of an image, or what lies at a path in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ImageTree {
+    /// Id of an image that is present.
+    pub image: String,
+    /// Relative; empty is all of it.
+    pub sub_path: PathBuf,
 }
 
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
@@ -278,6 +290,16 @@ pub struct Container {
     pub log_path: PathBuf,
     pub mounts: Vec<Mount>,
     pub resources: LinuxResources,
+    /// Whose rights the first process began with; None where the runtime does not say.
+    #[serde(default)]
+    pub user: Option<ContainerUser>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ContainerUser {
+    pub uid: i64,
+    pub gid: i64,
+    pub supplemental_groups: Vec<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -337,30 +359,63 @@ pub struct Session {
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-#[derive(Debug, Clone, Copy, Default)]
-pub struct CpuMemoryUsage {
-    /// Cumulative CPU time in nanoseconds.
-    pub cpu_usage_nanos: u64,
-    pub memory_working_set_bytes: u64,
-    pub memory_usage_bytes: u64,
-    pub memory_rss_bytes: u64,
+/// Numbers of a control group.
+pub type GroupUsage = sys::cgroup::Usage;
+
+/// What a tree of files takes of its disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+impl std::ops::AddAssign for DiskUsage {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.inodes += other.inodes;
+    }
+}
+
+/// Counters of one network interface since it was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InterfaceUsage {
+    pub name: String,
+    pub rx_bytes: u64,
+    pub rx_packets: u64,
+    pub rx_errors: u64,
+    pub rx_dropped: u64,
+    pub tx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_errors: u64,
+    pub tx_dropped: u64,
+}
+
+/// What is asked of the statistics.
+#[derive(Debug, Clone, Default)]
+pub struct StatsQuery {
+    /// Uids of pods; None is all.
+    pub pods: Option<std::collections::BTreeSet<String>>,
+    /// Also walks the writable layers, which takes as long as they have files.
+    pub with_disk: bool,
 }
 
 #[derive(Debug, Clone, Default)]
 pub struct ContainerStats {
     pub id: String,
-    pub usage: CpuMemoryUsage,
-    /// Bytes of the container's writable layer.
-    pub writable_layer_bytes: u64,
-    pub log_bytes: u64,
+    /// The container's group below the root of the hierarchy.
+    pub cgroup: String,
+    pub usage: GroupUsage,
+    /// The container's writable layer; None if it was not asked for.
+    pub writable_layer: Option<DiskUsage>,
 }
 
 #[derive(Debug, Clone, Default)]
 pub struct SandboxStats {
     pub id: String,
-    pub usage: CpuMemoryUsage,
-    pub rx_bytes: u64,
-    pub tx_bytes: u64,
+    pub cgroup: String,
+    pub usage: GroupUsage,
+    /// Without loopback; empty on the host network.
+    pub interfaces: Vec<InterfaceUsage>,
     pub containers: Vec<ContainerStats>,
 }
 
@@ -420,7 +475,8 @@ pub trait RuntimeService: Send + Sync {
     /// Connects to `localhost:port` inside the sandbox's network namespace.
     async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<Box<dyn Duplex>>;
 
-    async fn pod_sandbox_stats(&self) -> Result<Vec<SandboxStats>>;
+    /// Numbers of the sandboxes that run and are asked about.
+    async fn pod_sandbox_stats(&self, query: &StatsQuery) -> Result<Vec<SandboxStats>>;
     /// A receiver that lags must list again; events are hints.
     fn events(&self) -> broadcast::Receiver<ContainerEvent>;
     /// Name and version, as in `kubectl get nodes -o wide` (`coracle://0.1.0`).
@@ -435,7 +491,10 @@ pub trait ImageService: Send + Sync {
     /// Tries the given credentials in order, then none. Returns the image's id.
     async fn pull_image(&self, image: &str, auth: &[AuthConfig]) -> Result<String>;
     async fn remove_image(&self, image: &str) -> Result<()>;
-    /// Bytes used by images and writable layers, and the directory they lie in.
+    /// The directory that images and writable layers lie in.
+    fn image_dir(&self) -> PathBuf;
+    /// Bytes used by images and writable layers, and the directory they lie in. Takes as
+    /// long as there are files.
     async fn image_fs_usage(&self) -> Result<(u64, PathBuf)>;
 }
 

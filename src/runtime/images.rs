@@ -16,7 +16,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use registries::{Endpoint, HostAuth, HostConfig, HostTls, Mirror, Patience, Registries};
-pub use store::{ImageConfig, StoredImage, bytes_below};
+pub use store::{ImageConfig, StoredImage, disk_below};
 
 use crate::cri::{AuthConfig, Error, ErrorKind, Image, ImageService, Result};
 use store::{Store, failed};
@@ -98,9 +98,13 @@ impl ImageService for Images {
         beside(move || store.remove(&image)).await
     }
 
+    fn image_dir(&self) -> PathBuf {
+        self.store.root().to_path_buf()
+    }
+
     async fn image_fs_usage(&self) -> Result<(u64, PathBuf)> {
         let root = self.store.root().to_path_buf();
-        beside(move || Ok((bytes_below(&root), root))).await
+        beside(move || Ok((disk_below(&root).bytes, root))).await
     }
 }
 
@@ -131,10 +135,14 @@ impl ImageService for crate::oci::Runtime {
         self.images().remove_image(image).await
     }
 
+    fn image_dir(&self) -> PathBuf {
+        self.images().image_dir()
+    }
+
     async fn image_fs_usage(&self) -> Result<(u64, PathBuf)> {
         let (bytes, path) = self.images().image_fs_usage().await?;
         let containers = self.writable_layers_dir();
-        let written = beside(move || Ok(bytes_below(&containers))).await?;
+        let written = beside(move || Ok(disk_below(&containers).bytes)).await?;
         Ok((bytes + written, path))
     }
 }

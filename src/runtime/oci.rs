@@ -8,6 +8,7 @@ mod recover;
 mod sandbox;
 mod seccomp;
 mod service;
+pub use service::interfaces_of;
 pub mod shim;
 mod spec;
 mod streams;
@@ -22,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::cri::{
-    ContainerConfig, ContainerEvent, ContainerState, Error, ErrorKind, LinuxResources, PodNetwork,
-    PodSandboxConfig, Result,
+    ContainerConfig, ContainerEvent, ContainerState, ContainerUser, Error, ErrorKind,
+    LinuxResources, PodNetwork, PodSandboxConfig, Result,
 };
 use crate::images::{Images, Registries};
 use link::{Link, LinkEvent};
@@ -69,6 +70,9 @@ struct ContainerRecord {
     image_ref: String,
     stop_signal: i32,
     cgroup: String,
+    /// None until it is created.
+    #[serde(default)]
+    user: Option<ContainerUser>,
 }
 
 struct Sandbox {
@@ -153,7 +157,13 @@ impl Runtime {
         self.tables()
             .containers
             .values()
-            .find(|c| self.images.find(&c.record.config.image).is_some_and(|i| i.id == image_id))
+            .find(|c| {
+                let config = &c.record.config;
+                let mounted = config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+                std::iter::once(&config.image)
+                    .chain(mounted.map(|tree| &tree.image))
+                    .any(|name| self.images.find(name).is_some_and(|i| i.id == image_id))
+            })
             .map(|c| c.record.id.clone())
     }
 

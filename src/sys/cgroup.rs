@@ -52,9 +52,23 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     pub cpu_nanos: u64,
+    /// Periods with a CPU quota, those of them in which it was used up, and the time that
+    /// was waited for the next.
+    pub cpu_periods: u64,
+    pub cpu_throttled_periods: u64,
+    pub cpu_throttled_nanos: u64,
     pub memory_bytes: u64,
     pub memory_working_set_bytes: u64,
     pub memory_rss_bytes: u64,
+    pub memory_cache_bytes: u64,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
+    /// None where the kernel does not account for swap.
+    pub swap_bytes: Option<u64>,
+    /// None without a limit.
+    pub memory_limit_bytes: Option<u64>,
+    pub oom_kills: u64,
+    pub processes: u64,
 }
 
 impl Hierarchy {
@@ -392,6 +406,12 @@ impl Group {
         }
     }
 
+    /// One of the group's files, such as `cpu.max`, as the kernel shows it.
+    pub fn read_limit(&self, controller: &str, file: &str) -> io::Result<String> {
+        let directory = self.directory(controller).ok_or(io::ErrorKind::NotFound)?;
+        std::fs::read_to_string(directory.join(file)).map(|text| text.trim().to_owned())
+    }
+
     pub fn exists(&self) -> bool {
         self.directories().iter().any(|d| d.exists())
     }
@@ -506,35 +526,65 @@ impl Group {
     }
 
     pub fn usage(&self) -> io::Result<Usage> {
-        match &self.hierarchy.layout {
-            Layout::Unified { root } => {
-                let at = root.join(&self.path);
-                let cpu = std::fs::read_to_string(at.join("cpu.stat"))?;
-                let memory = std::fs::read_to_string(at.join("memory.stat"))?;
-                let used = number(&at.join("memory.current"))?;
-                Ok(Usage {
-                    cpu_nanos: field(&cpu, "usage_usec") * 1_000,
-                    memory_bytes: used,
-                    memory_working_set_bytes: used.saturating_sub(field(&memory, "inactive_file")),
-                    memory_rss_bytes: field(&memory, "anon"),
-                })
-            }
-            Layout::Split { .. } => {
-                let mut usage = Usage::default();
-                if let Some(at) = self.directory("cpuacct") {
-                    usage.cpu_nanos = number(&at.join("cpuacct.usage"))?;
-                }
-                if let Some(at) = self.directory("memory") {
-                    let memory = std::fs::read_to_string(at.join("memory.stat"))?;
-                    usage.memory_bytes = number(&at.join("memory.usage_in_bytes"))?;
-                    usage.memory_working_set_bytes =
-                        usage.memory_bytes.saturating_sub(field(&memory, "total_inactive_file"));
-                    usage.memory_rss_bytes = field(&memory, "total_rss");
-                }
-                Ok(usage)
-            }
+        let mut usage = match &self.hierarchy.layout {
+            Layout::Unified { root } => unified_usage(&root.join(&self.path))?,
+            Layout::Split { .. } => self.split_usage()?,
+        };
+        usage.oom_kills = self.oom_kills();
+        if let Some(at) = self.directory("pids") {
+            usage.processes = number(&at.join("pids.current")).unwrap_or(0);
         }
+        Ok(usage)
     }
+
+    fn split_usage(&self) -> io::Result<Usage> {
+        let mut usage = Usage::default();
+        if let Some(at) = self.directory("cpuacct") {
+            usage.cpu_nanos = number(&at.join("cpuacct.usage"))?;
+        }
+        if let Some(at) = self.directory("cpu") {
+            let stat = std::fs::read_to_string(at.join("cpu.stat")).unwrap_or_default();
+            usage.cpu_periods = field(&stat, "nr_periods");
+            usage.cpu_throttled_periods = field(&stat, "nr_throttled");
+            usage.cpu_throttled_nanos = field(&stat, "throttled_time");
+        }
+        if let Some(at) = self.directory("memory") {
+            let memory = std::fs::read_to_string(at.join("memory.stat"))?;
+            usage.memory_bytes = number(&at.join("memory.usage_in_bytes"))?;
+            usage.memory_working_set_bytes =
+                usage.memory_bytes.saturating_sub(field(&memory, "total_inactive_file"));
+            usage.memory_rss_bytes = field(&memory, "total_rss");
+            usage.memory_cache_bytes = field(&memory, "total_cache");
+            usage.page_faults = field(&memory, "total_pgfault");
+            usage.major_page_faults = field(&memory, "total_pgmajfault");
+            usage.swap_bytes = memory.contains("total_swap ").then(|| field(&memory, "total_swap"));
+            // Without a limit the kernel shows the largest whole number of pages.
+            usage.memory_limit_bytes =
+                number(&at.join("memory.limit_in_bytes")).ok().filter(|limit| *limit < 1 << 62);
+        }
+        Ok(usage)
+    }
+}
+
+fn unified_usage(at: &Path) -> io::Result<Usage> {
+    let cpu = std::fs::read_to_string(at.join("cpu.stat"))?;
+    let memory = std::fs::read_to_string(at.join("memory.stat"))?;
+    let used = number(&at.join("memory.current"))?;
+    Ok(Usage {
+        cpu_nanos: field(&cpu, "usage_usec") * 1_000,
+        cpu_periods: field(&cpu, "nr_periods"),
+        cpu_throttled_periods: field(&cpu, "nr_throttled"),
+        cpu_throttled_nanos: field(&cpu, "throttled_usec") * 1_000,
+        memory_bytes: used,
+        memory_working_set_bytes: used.saturating_sub(field(&memory, "inactive_file")),
+        memory_rss_bytes: field(&memory, "anon"),
+        memory_cache_bytes: field(&memory, "file"),
+        page_faults: field(&memory, "pgfault"),
+        major_page_faults: field(&memory, "pgmajfault"),
+        swap_bytes: number(&at.join("memory.swap.current")).ok(),
+        memory_limit_bytes: number(&at.join("memory.max")).ok(),
+        ..Usage::default()
+    })
 }
 
 /// The count of out-of-memory kills in a file that `Group::oom_file` named.

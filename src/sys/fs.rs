@@ -31,6 +31,11 @@ pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
     own(unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) }.into())
 }
 
+/// Whether a descriptor, which may be a mere handle, is a directory's.
+pub fn is_directory(file: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(std::fs::File::from(file.try_clone_to_owned()?).metadata()?.is_dir())
+}
+
 fn openat2(dir: BorrowedFd<'_>, path: &Path, flags: i32, mode: u32) -> io::Result<OwnedFd> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };

@@ -155,6 +155,38 @@ fn overlay_by_descriptor(overlay: &Overlay<'_>) -> io::Result<OwnedFd> {
     context.mount(0)
 }
 
+/// Layers (names in the directory `layers`, the topmost first) as one tree that can only be
+/// read and runs nothing with more rights, attached nowhere.
+pub fn read_only_layers(layers: &Path, lower: &[String]) -> io::Result<OwnedFd> {
+    use std::os::unix::ffi::OsStrExt;
+    let attributes = attr::RDONLY | attr::NOSUID | attr::NODEV;
+    if let [only] = lower {
+        // An overlay wants two directories.
+        let tree = clone_tree(&layers.join(only), false)?;
+        set_attributes(tree.as_fd(), false, attributes, Some(Propagation::Private))?;
+        return Ok(tree);
+    }
+    let build = |joined: bool| -> io::Result<OwnedFd> {
+        let context = Context::open("overlay")?;
+        context.set("source", Some(b"overlay"))?;
+        let paths: Vec<_> = lower.iter().map(|name| layers.join(name)).collect();
+        if joined {
+            let text: Vec<&[u8]> = paths.iter().map(|path| path.as_os_str().as_bytes()).collect();
+            context.set("lowerdir", Some(&text.join(&b':')))?;
+        } else {
+            for path in &paths {
+                context.set("lowerdir+", Some(path.as_os_str().as_bytes()))?;
+            }
+        }
+        context.mount(attributes)
+    };
+    match build(false) {
+        // Before Linux 6.5 the directories share one option.
+        Err(err) if err.raw_os_error() == Some(libc::EINVAL) => build(true),
+        other => other,
+    }
+}
+
 fn overlay_by_page(overlay: &Overlay<'_>, target: &Path) -> io::Result<()> {
     std::env::set_current_dir(overlay.layers)?;
     let options = |extra: &str| {

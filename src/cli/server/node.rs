@@ -219,6 +219,7 @@ fn kubelet_config(
             time_added: None,
         })
         .collect();
+    settings.kubelet.clone().apply(&mut config).map_err(Error::Usage)?;
     Ok(config)
 }
 

@@ -36,6 +36,7 @@ pub struct Settings {
     pub node_taints: Vec<Taint>,
     pub resolv_conf: PathBuf,
     pub kubelet_port: u16,
+    pub kubelet: kubelet::Configuration,
     pub registries: PathBuf,
     pub bridge: String,
     pub agent: bool,
@@ -132,6 +133,11 @@ impl Settings {
             node_taints: flags.node_taint.iter().map(|text| taint(text)).collect::<Result<_>>()?,
             resolv_conf: flags.resolv_conf,
             kubelet_port: flags.kubelet_port,
+            kubelet: kubelet::Configuration::read(
+                flags.kubelet_config.as_deref(),
+                &flags.kubelet_arg,
+            )
+            .map_err(usage)?,
             registries: flags.private_registry,
             bridge: flags.host.bridge,
             agent: !flags.disable_agent,

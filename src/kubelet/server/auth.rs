@@ -88,6 +88,10 @@ fn attributes(method: &Method, path: &str) -> (&'static str, &'static [&'static 
         &["log"]
     } else if is("/healthz") {
         &["healthz", "proxy"]
+    } else if is("/configz") {
+        &["configz", "proxy"]
+    } else if is("/checkpoint") {
+        &["checkpoint"]
     } else if is("/pods") || is("/runningpods") {
         &["pods", "proxy"]
     } else {
@@ -287,6 +291,9 @@ mod tests {
             ("/stats/summary", "stats"),
             ("/metrics/resource", "metrics"),
             ("/pods", "pods"),
+            ("/configz", "configz"),
+            ("/healthz/ping", "healthz"),
+            ("/logs/syslog", "log"),
             ("/exec/a/b/c", "proxy"),
             ("/statsx", "proxy"),
         ];

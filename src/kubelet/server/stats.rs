@@ -1,238 +1,218 @@
-//! Usage of the node and its pods: the summary API and the metrics that autoscaling reads.
+//! Usage of the node and its pods as the summary API tells it, and what runs.
 //!
-//! Reads on demand; keeps nothing.
+//! Reads on demand; what is read, and how rates are made, is `usage.rs`'s.
 
-use std::collections::HashMap;
-use std::fmt::Write;
+use jiff::Timestamp;
+use runtime::cri::{DiskUsage, GroupUsage, InterfaceUsage};
+use serde_json::{Map, Value, json};
 
-use runtime::cri::{ContainerStats, CpuMemoryUsage, SandboxStats};
-use serde_json::{Value, json};
-
-use crate::machine::meminfo;
 use crate::node::Node;
-use crate::observed::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID};
+use crate::usage::{self, ContainerUsage, Filesystem, PodUsage, Usage};
 
-/// Sandbox statistics joined with the names of what they belong to.
-struct Usage {
-    pods: Vec<PodUsage>,
-    node: CpuMemoryUsage,
-    memory_available_bytes: i64,
+fn started(nanos: i64) -> Value {
+    Timestamp::from_nanosecond(i128::from(nanos))
+        .map(base::time::rfc3339)
+        .unwrap_or_default()
+        .into()
 }
 
-struct PodUsage {
-    name: String,
-    namespace: String,
-    uid: String,
-    stats: SandboxStats,
-    containers: Vec<(String, i64, ContainerStats)>,
-}
-
-async fn read(node: &Node) -> Result<Usage, String> {
-    let stats = node.runtime.pod_sandbox_stats().await.map_err(|error| error.to_string())?;
-    let sandboxes: HashMap<String, _> =
-        node.observed.sandboxes().into_iter().map(|it| (it.id.clone(), it)).collect();
-    let containers: HashMap<String, _> =
-        node.observed.containers().into_iter().map(|it| (it.id.clone(), it)).collect();
-    let mut pods = Vec::new();
-    for sandbox in stats {
-        let Some(known) = sandboxes.get(&sandbox.id) else { continue };
-        let of = sandbox
-            .containers
-            .iter()
-            .filter_map(|stats| {
-                let it = containers.get(&stats.id)?;
-                let name = it.labels.get(LABEL_CONTAINER_NAME).unwrap_or(&it.metadata.name);
-                Some((name.clone(), it.started_at, stats.clone()))
-            })
-            .collect();
-        pods.push(PodUsage {
-            name: known.metadata.name.clone(),
-            namespace: known.metadata.namespace.clone(),
-            uid: known.metadata.uid.clone(),
-            stats: sandbox,
-            containers: of,
-        });
+fn cpu(usage: &GroupUsage, nano_cores: Option<u64>, time: &str) -> Value {
+    let mut out = json!({"time": time, "usageCoreNanoSeconds": usage.cpu_nanos});
+    if let Some(rate) = nano_cores {
+        out["usageNanoCores"] = json!(rate);
     }
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = meminfo(&text, "MemTotal").unwrap_or(0);
-    let available = meminfo(&text, "MemAvailable").unwrap_or(0);
-    let used = u64::try_from(total.saturating_sub(available)).unwrap_or(0);
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    Ok(Usage {
-        pods,
-        node: CpuMemoryUsage {
-            cpu_usage_nanos: cpu_nanos(&stat),
-            memory_working_set_bytes: used,
-            memory_usage_bytes: used,
-            memory_rss_bytes: u64::try_from(meminfo(&text, "AnonPages").unwrap_or(0)).unwrap_or(0),
-        },
-        memory_available_bytes: available,
-    })
+    out
 }
 
-/// Time that all CPUs were busy, from /proc/stat's ticks of a hundredth of a second.
-fn cpu_nanos(stat: &str) -> u64 {
-    let Some(line) = stat.lines().find(|line| line.starts_with("cpu ")) else { return 0 };
-    let ticks: Vec<u64> =
-        line.split_whitespace().skip(1).filter_map(|it| it.parse().ok()).collect();
-    // user, nice, system, idle, iowait, irq, softirq, steal
-    let busy: u64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|index| ticks.get(*index)).sum();
-    busy.saturating_mul(10_000_000)
+fn memory(usage: &GroupUsage, available: Option<u64>, time: &str) -> Value {
+    let mut out = json!({
+        "time": time,
+        "usageBytes": usage.memory_bytes,
+        "workingSetBytes": usage.memory_working_set_bytes,
+        "rssBytes": usage.memory_rss_bytes,
+        "pageFaults": usage.page_faults,
+        "majorPageFaults": usage.major_page_faults,
+    });
+    let limit = usage.memory_limit_bytes;
+    let left = limit.map(|limit| limit.saturating_sub(usage.memory_working_set_bytes));
+    if let Some(bytes) = available.or(left) {
+        out["availableBytes"] = json!(bytes);
+    }
+    out
 }
 
-fn usage_json(usage: &CpuMemoryUsage, time: &str) -> (Value, Value) {
-    (
-        json!({"time": time, "usageCoreNanoSeconds": usage.cpu_usage_nanos}),
+fn swap(usage: &GroupUsage, available: Option<u64>, time: &str) -> Option<Value> {
+    let used = usage.swap_bytes?;
+    let mut out = json!({"time": time, "swapUsageBytes": used});
+    if let Some(bytes) = available {
+        out["swapAvailableBytes"] = json!(bytes);
+    }
+    Some(out)
+}
+
+fn network(interfaces: &[InterfaceUsage], default: &str, time: &str) -> Option<Value> {
+    let one = |it: &InterfaceUsage| {
         json!({
-            "time": time,
-            "usageBytes": usage.memory_usage_bytes,
-            "workingSetBytes": usage.memory_working_set_bytes,
-            "rssBytes": usage.memory_rss_bytes,
-        }),
-    )
+            "name": it.name, "rxBytes": it.rx_bytes, "rxErrors": it.rx_errors,
+            "txBytes": it.tx_bytes, "txErrors": it.tx_errors,
+        })
+    };
+    let main = interfaces.iter().find(|it| it.name == default).or(interfaces.first())?;
+    let mut out = one(main);
+    out["time"] = json!(time);
+    out["interfaces"] = interfaces.iter().map(one).collect();
+    Some(out)
 }
 
-fn started(nanos: i64) -> String {
-    jiff::Timestamp::from_nanosecond(i128::from(nanos)).map(base::time::rfc3339).unwrap_or_default()
+/// A file system, of which `used` belongs to what is spoken of.
+fn disk(fs: Option<Filesystem>, used: DiskUsage, time: &str) -> Value {
+    let mut out = json!({"time": time, "usedBytes": used.bytes, "inodesUsed": used.inodes});
+    if let Some(fs) = fs {
+        out["availableBytes"] = json!(fs.available_bytes);
+        out["capacityBytes"] = json!(fs.capacity_bytes);
+        out["inodes"] = json!(fs.inodes);
+        out["inodesFree"] = json!(fs.inodes_free);
+    }
+    out
 }
 
-/// `/stats/summary`
-pub async fn summary(node: &Node) -> Result<Value, String> {
-    let usage = read(node).await?;
-    let time = base::time::rfc3339(base::time::now());
-    let (cpu, mut memory) = usage_json(&usage.node, &time);
-    memory["availableBytes"] = json!(usage.memory_available_bytes);
-    let pods: Vec<Value> = usage
-        .pods
+fn whole(fs: Filesystem) -> DiskUsage {
+    DiskUsage { bytes: fs.used_bytes, inodes: fs.inodes.saturating_sub(fs.inodes_free) }
+}
+
+/// Only what was asked for of the disk appears.
+struct Disks {
+    node: Option<Filesystem>,
+    image: Option<Filesystem>,
+    logs: Option<Filesystem>,
+}
+
+fn container(it: &ContainerUsage, disks: Option<&Disks>, time: &str) -> Value {
+    let usage = &it.stats.usage;
+    let mut out = json!({
+        "name": it.name,
+        "startTime": started(it.started_at),
+        "cpu": cpu(usage, it.cpu_nano_cores, time),
+        "memory": memory(usage, None, time),
+    });
+    if let Some(swap) = swap(usage, None, time) {
+        out["swap"] = swap;
+    }
+    if let (Some(disks), Some(layer)) = (disks, it.stats.writable_layer) {
+        out["rootfs"] = disk(disks.image, layer, time);
+        out["logs"] = disk(disks.logs, it.logs.unwrap_or_default(), time);
+    }
+    out
+}
+
+fn pod(it: &PodUsage, disks: Option<&Disks>, time: &str) -> Value {
+    let usage = &it.stats.usage;
+    let containers: Vec<Value> =
+        it.containers.iter().map(|it| container(it, disks, time)).collect();
+    let mut out = json!({
+        "podRef": {"name": it.name, "namespace": it.namespace, "uid": it.uid},
+        "startTime": started(it.created_at),
+        "containers": containers,
+        "cpu": cpu(usage, it.cpu_nano_cores, time),
+        "memory": memory(usage, None, time),
+    });
+    if let Some(swap) = swap(usage, None, time) {
+        out["swap"] = swap;
+    }
+    let Some(disks) = disks else { return out };
+    if let Some(network) = network(&it.stats.interfaces, "eth0", time) {
+        out["network"] = network;
+    }
+    let volumes: Vec<Value> = it
+        .volumes
         .iter()
-        .map(|pod| {
-            let (cpu, memory) = usage_json(&pod.stats.usage, &time);
-            let containers: Vec<Value> = pod
-                .containers
-                .iter()
-                .map(|(name, since, stats)| {
-                    let (cpu, memory) = usage_json(&stats.usage, &time);
-                    json!({
-                        "name": name, "startTime": started(*since), "cpu": cpu, "memory": memory,
-                        "rootfs": {"time": time, "usedBytes": stats.writable_layer_bytes},
-                        "logs": {"time": time, "usedBytes": stats.log_bytes},
-                    })
-                })
-                .collect();
-            json!({
-                "podRef": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
-                "containers": containers, "cpu": cpu, "memory": memory,
-                "network": {
-                    "time": time, "name": "eth0",
-                    "rxBytes": pod.stats.rx_bytes, "txBytes": pod.stats.tx_bytes,
-                },
-            })
+        .map(|volume| {
+            let mut out = disk(usage::filesystem(&volume.path), volume.used, time);
+            out["name"] = json!(volume.name);
+            if let Some((namespace, name)) = &volume.claim {
+                out["pvcRef"] = json!({"name": name, "namespace": namespace});
+            }
+            out
         })
         .collect();
-    let mut out = json!({
-        "node": {"nodeName": node.config.node_name, "cpu": cpu, "memory": memory},
-        "pods": pods,
-    });
-    if let Ok(stat) = rustix::fs::statvfs(&node.config.root_dir) {
-        out["node"]["fs"] = json!({
-            "time": time,
-            "availableBytes": stat.f_bavail.saturating_mul(stat.f_frsize),
-            "capacityBytes": stat.f_blocks.saturating_mul(stat.f_frsize),
-            "usedBytes": stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize),
-            "inodes": stat.f_files,
-            "inodesFree": stat.f_ffree,
-        });
+    if !volumes.is_empty() {
+        out["volume"] = volumes.into();
     }
-    Ok(out)
+    out["ephemeral-storage"] = disk(disks.node, it.ephemeral_storage(), time);
+    out["process_stats"] = json!({"process_count": usage.processes});
+    out
 }
 
-/// `/metrics/resource` in the text format.
-pub async fn resource_metrics(node: &Node) -> Result<String, String> {
-    let usage = read(node).await?;
-    let mut out = String::new();
-    let at = base::time::now().as_millisecond();
-    let mut family = |name: &str, kind: &str, lines: Vec<(String, f64)>| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(out, "# TYPE {name} {kind}");
-        for (labels, value) in lines {
-            let _ = writeln!(out, "{name}{labels} {value} {at}");
-        }
-    };
-    let seconds = |usage: &CpuMemoryUsage| usage.cpu_usage_nanos as f64 / 1e9;
-    let working = |usage: &CpuMemoryUsage| usage.memory_working_set_bytes as f64;
-    let of_pod =
-        |pod: &PodUsage| format!("{{namespace=\"{}\",pod=\"{}\"}}", pod.namespace, pod.name);
-    let of_container = |pod: &PodUsage, name: &str| {
-        format!("{{container=\"{name}\",namespace=\"{}\",pod=\"{}\"}}", pod.namespace, pod.name)
-    };
-    let containers = |value: &dyn Fn(i64, &ContainerStats) -> f64| -> Vec<(String, f64)> {
-        usage
-            .pods
-            .iter()
-            .flat_map(|pod| {
-                pod.containers
-                    .iter()
-                    .map(|(name, since, stats)| (of_container(pod, name), value(*since, stats)))
-            })
-            .collect()
-    };
-    family(
-        "container_cpu_usage_seconds_total",
-        "counter",
-        containers(&|_, stats| seconds(&stats.usage)),
+fn node_stats(node: &Node, usage: &Usage, disks: Option<&Disks>, image: DiskUsage) -> Value {
+    let time = base::time::rfc3339(usage.at);
+    let it = &usage.node;
+    let mut out = Map::new();
+    out.insert("nodeName".into(), json!(node.config.node_name));
+    if let Some(booted) = it.booted {
+        out.insert("startTime".into(), json!(base::time::rfc3339(booted)));
+    }
+    out.insert("cpu".into(), cpu(&it.group, it.cpu_nano_cores, &time));
+    out.insert("memory".into(), memory(&it.group, Some(it.memory_available_bytes), &time));
+    let swap_left = it.swap_total_bytes.saturating_sub(it.group.swap_bytes.unwrap_or(0));
+    if let Some(swap) = swap(&it.group, Some(swap_left), &time) {
+        out.insert("swap".into(), swap);
+    }
+    let Some(disks) = disks else { return Value::Object(out) };
+    if let Some(network) = network(&it.interfaces, &it.default_interface, &time) {
+        out.insert("network".into(), network);
+    }
+    if let Some(fs) = disks.node {
+        out.insert("fs".into(), disk(Some(fs), whole(fs), &time));
+    }
+    let of_images = disk(disks.image, image, &time);
+    out.insert("runtime".into(), json!({"imageFs": of_images, "containerFs": of_images}));
+    out.insert(
+        "rlimit".into(),
+        json!({"time": time, "maxpid": it.processes_max, "curproc": it.processes}),
     );
-    family(
-        "container_memory_working_set_bytes",
-        "gauge",
-        containers(&|_, stats| working(&stats.usage)),
-    );
-    family("container_start_time_seconds", "gauge", containers(&|since, _| since as f64 / 1e9));
-    family("node_cpu_usage_seconds_total", "counter", vec![(String::new(), seconds(&usage.node))]);
-    family("node_memory_working_set_bytes", "gauge", vec![(String::new(), working(&usage.node))]);
-    let pods = |value: &dyn Fn(&CpuMemoryUsage) -> f64| {
-        usage.pods.iter().map(|pod| (of_pod(pod), value(&pod.stats.usage))).collect::<Vec<_>>()
+    Value::Object(out)
+}
+
+/// `/stats/summary`; with `only_cpu_and_memory` no file is looked at.
+///
+/// # Errors
+/// What the runtime says when it cannot be read.
+pub async fn summary(node: &Node, only_cpu_and_memory: bool) -> Result<Value, String> {
+    let usage = usage::read(node, !only_cpu_and_memory).await?;
+    let time = base::time::rfc3339(usage.at);
+    let (disks, image) = if only_cpu_and_memory {
+        (None, DiskUsage::default())
+    } else {
+        let (bytes, dir) =
+            node.images.service.image_fs_usage().await.map_err(|error| error.to_string())?;
+        let image = usage::filesystem(&dir);
+        let inodes = image.map_or(0, |fs| fs.inodes.saturating_sub(fs.inodes_free));
+        let disks = Disks {
+            node: usage::filesystem(&node.config.root_dir),
+            image,
+            logs: usage::filesystem(&node.config.pod_log_dir),
+        };
+        (Some(disks), DiskUsage { bytes, inodes })
     };
-    family("pod_cpu_usage_seconds_total", "counter", pods(&seconds));
-    family("pod_memory_working_set_bytes", "gauge", pods(&working));
-    family("resource_scrape_error", "gauge", vec![(String::new(), 0.0)]);
-    Ok(out)
+    let pods: Vec<Value> = usage.pods.iter().map(|it| pod(it, disks.as_ref(), &time)).collect();
+    Ok(json!({"node": node_stats(node, &usage, disks.as_ref(), image), "pods": pods}))
 }
 
 /// `/runningpods/`: what runs, as the runtime knows it.
 pub fn running_pods(node: &Node) -> Value {
-    let mut pods: HashMap<String, Value> = HashMap::new();
-    for container in node.observed.containers() {
-        if container.pid == 0 {
-            continue;
-        }
-        let label = |name: &str| container.labels.get(name).cloned().unwrap_or_default();
-        let pod = pods.entry(label(LABEL_POD_UID)).or_insert_with(|| {
+    let items: Vec<Value> = usage::running(node)
+        .into_iter()
+        .map(|pod| {
+            let containers: Vec<Value> = pod
+                .containers
+                .into_iter()
+                .map(|(name, image)| json!({"name": name, "image": image, "resources": {}}))
+                .collect();
             json!({
-                "metadata": {
-                    "name": label(LABEL_POD_NAME),
-                    "namespace": label(LABEL_POD_NAMESPACE),
-                    "uid": label(LABEL_POD_UID),
-                },
-                "spec": {"containers": []},
-                "status": {},
+                "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
+                "spec": {"containers": containers}, "status": {},
             })
-        });
-        if let Some(list) = pod.pointer_mut("/spec/containers").and_then(Value::as_array_mut) {
-            list.push(json!({
-                "name": label(LABEL_CONTAINER_NAME), "image": container.image_ref, "resources": {},
-            }));
-        }
-    }
-    let items: Vec<Value> = pods.into_values().collect();
+        })
+        .collect();
     json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn busy_time_leaves_idleness_out() {
-        let stat = "cpu  1 2 3 1000 1000 4 5 6 0 0\ncpu0 9 9 9 9\n";
-        assert_eq!(super::cpu_nanos(stat), 21 * 10_000_000);
-        assert_eq!(super::cpu_nanos(""), 0);
-    }
 }

@@ -5,27 +5,25 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes};
 use sys::mount::{mounts_below, unmount_detach};
 
-/// True if something is mounted on `path` itself.
-pub fn is_mount_point(path: &Path) -> io::Result<bool> {
-    let here = match std::fs::symlink_metadata(path) {
-        Ok(here) => here,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let Some(parent) = path.parent() else { return Ok(true) };
-    Ok(here.dev() != std::fs::metadata(parent)?.dev())
+/// True if something is mounted on `path` itself, another place of the same disk included.
+pub fn is_mounted(path: &Path) -> io::Result<bool> {
+    let none = rustix::fs::StatxFlags::empty();
+    match rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, none) {
+        Ok(stat) => Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Mounts a memory file system on `dir` unless one is there; 0 bytes is the kernel's
 /// default size.
 pub fn tmpfs(dir: &Path, bytes_max: u64) -> io::Result<()> {
-    if is_mount_point(dir)? {
+    if is_mounted(dir)? {
         return Ok(());
     }
     let mut options = String::from("mode=0777");
@@ -33,6 +31,15 @@ pub fn tmpfs(dir: &Path, bytes_max: u64) -> io::Result<()> {
         options.push_str(&format!(",size={bytes_max}"));
     }
     sys::mount::mount("tmpfs", dir, "tmpfs", 0, &options)
+}
+
+/// Mounts huge pages of that size on `dir` unless something is mounted there.
+pub fn huge_pages(dir: &Path, page_bytes: i64) -> io::Result<()> {
+    if is_mounted(dir)? {
+        return Ok(());
+    }
+    let options = format!("pagesize={page_bytes},mode=0777");
+    sys::mount::mount("hugetlbfs", dir, "hugetlbfs", 0, &options)
 }
 
 /// Unmounts everything at and below `dir`, then removes it. Refuses to remove anything
@@ -159,6 +166,6 @@ mod tests {
         tmpfs(&mount, 65536).unwrap();
         assert!(std::fs::write(mount.join("big"), vec![0u8; 1 << 20]).is_err());
         remove_tree(&mount).unwrap();
-        assert!(!is_mount_point(&mount).unwrap());
+        assert!(!is_mounted(&mount).unwrap());
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::reference::{Reference, digest_hex};
-use crate::cri::{Error, ErrorKind, Image, Result};
+use crate::cri::{DiskUsage, Error, ErrorKind, Image, Result};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageConfig {
@@ -419,15 +419,23 @@ pub fn digest_of(path: &Path) -> io::Result<String> {
     Ok(format!("sha256:{}", hex(&hash.finalize())))
 }
 
-/// Bytes on disk of everything below a directory.
-pub fn bytes_below(path: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => meta.blocks() * 512 + bytes_below(&entry.path()),
-            Ok(meta) => meta.blocks() * 512,
-            Err(_) => 0,
-        })
-        .sum()
+/// What lies below `path` takes on its disk, each link of a file counted once.
+pub fn disk_below(path: &Path) -> DiskUsage {
+    let mut seen = std::collections::HashSet::new();
+    let mut sum = DiskUsage::default();
+    let mut todo = vec![path.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        let Ok(entries) = std::fs::read_dir(dir) else { continue };
+        for entry in entries.flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.nlink() > 1 && !meta.is_dir() && !seen.insert((meta.dev(), meta.ino())) {
+                continue;
+            }
+            sum += DiskUsage { bytes: meta.blocks() * 512, inodes: 1 };
+            if meta.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    sum
 }

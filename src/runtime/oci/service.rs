@@ -1,5 +1,6 @@
 //! `RuntimeService`: what the kubelet calls.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +16,9 @@ use super::streams::{reader, resizer, writer};
 use super::{Container as Entry, ContainerRecord, Runtime, internal, new_id, write_whole};
 use crate::cri::{
     BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState, ContainerStats,
-    CpuMemoryUsage, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, LinuxResources,
-    NamespaceMode, PodSandbox, PodSandboxConfig, Result, RuntimeService, SandboxState,
-    SandboxStats, Session,
+    ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, InterfaceUsage,
+    LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, Result, RuntimeService,
+    SandboxState, SandboxStats, Session, StatsQuery,
 };
 
 /// Each stream of an `exec_sync` is cut off here.
@@ -40,7 +41,8 @@ impl Runtime {
             )
         })?;
         let pod = &sandbox.record.config;
-        for mount in &config.mounts {
+        let volume_layers = self.volume_layers(&config)?;
+        for mount in config.mounts.iter().filter(|mount| mount.image.is_none()) {
             if let Err(err) = std::fs::metadata(&mount.host_path) {
                 let path = mount.host_path.display();
                 let message = format!("failed to stat mount source \"{path}\": {err}");
@@ -58,19 +60,21 @@ impl Runtime {
             } else {
                 self.shm_path(sandbox_id)
             }),
+            volume_layers,
         };
         let spec = spec::plan(id, pod, &config, &image, &group, &places)?;
         let signal = [&config.security.stop_signal, &image.config.stop_signal]
             .into_iter()
             .find_map(|name| sys::process::signal_number(name))
             .unwrap_or(15);
-        let record = ContainerRecord {
+        let mut record = ContainerRecord {
             id: id.to_string(),
             sandbox_id: sandbox_id.to_string(),
             created_at: super::shim::log::now(),
             image_ref: image.reference(),
             stop_signal: signal,
             cgroup: group.path().to_string(),
+            user: None,
             config,
         };
         for name in ["upper", "work", "rootfs"] {
@@ -93,12 +97,35 @@ impl Runtime {
             Error::with_source(ErrorKind::Create, format!("set up cgroup: {err}"), err)
         })?;
         let (answer, _) = link.call(Verb::Create(Box::new(spec)), &[]).await?;
-        let entry = Entry::new(record, ContainerState::Created);
-        if let Answer::Process { pid } = answer {
-            entry.status.send_modify(|status| status.pid = pid);
+        let mut process = 0;
+        if let Answer::Process { pid, user } = answer {
+            process = pid;
+            record.user = user.map(|user| ContainerUser {
+                uid: user.uid.into(),
+                gid: user.gid.into(),
+                supplemental_groups: user.groups.into_iter().map(i64::from).collect(),
+            });
+            // For the next process of the server.
+            write_whole(&state.join("container.json"), &record)?;
         }
+        let entry = Entry::new(record, ContainerState::Created);
+        entry.status.send_modify(|status| status.pid = process);
         self.tables().containers.insert(id.to_string(), entry);
         Ok(())
+    }
+
+    /// Names of the layers of each image that is mounted as a volume, topmost first.
+    fn volume_layers(&self, config: &ContainerConfig) -> Result<HashMap<String, Vec<String>>> {
+        let trees = config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+        trees
+            .map(|tree| {
+                let image = self.images.find(&tree.image).ok_or_else(|| {
+                    let message = format!("image \"{}\" is not present", tree.image);
+                    Error::new(ErrorKind::ImageNotPresent, message)
+                })?;
+                Ok((tree.image.clone(), image.layers.iter().rev().cloned().collect()))
+            })
+            .collect()
     }
 
     /// SIGKILL to all of it, and waits for the shim to say so.
@@ -167,6 +194,7 @@ impl Runtime {
             log_path: log_directory.join(&record.config.log_path),
             mounts: record.config.mounts.clone(),
             resources: status.resources,
+            user: record.user.clone(),
         }
     }
 
@@ -181,43 +209,46 @@ impl Runtime {
         Ok(entry)
     }
 
-    async fn stats_of(&self, entry: &Entry) -> ContainerStats {
-        let group = self.cgroups.group(&entry.record.cgroup);
+    async fn stats_of(&self, entry: &Entry, with_disk: bool) -> ContainerStats {
+        let cgroup = entry.record.cgroup.clone();
+        let group = self.cgroups.group(&cgroup);
         let upper = self.container_dir(&entry.record.id).join("upper");
-        let log = self.describe(entry).log_path;
         let id = entry.record.id.clone();
-        tokio::task::spawn_blocking(move || ContainerStats {
+        let work = move || ContainerStats {
             id,
-            usage: usage_of(&group),
-            writable_layer_bytes: crate::images::bytes_below(&upper),
-            log_bytes: log.parent().map_or(0, crate::images::bytes_below),
-        })
-        .await
-        .unwrap_or_default()
+            cgroup,
+            // A container that has just ended has no numbers.
+            usage: group.usage().unwrap_or_default(),
+            writable_layer: with_disk.then(|| crate::images::disk_below(&upper)),
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_default()
     }
 }
 
-fn usage_of(group: &sys::cgroup::Group) -> CpuMemoryUsage {
-    // A container that has just ended has no numbers.
-    let usage = group.usage().unwrap_or_default();
-    CpuMemoryUsage {
-        cpu_usage_nanos: usage.cpu_nanos,
-        memory_working_set_bytes: usage.memory_working_set_bytes,
-        memory_usage_bytes: usage.memory_bytes,
-        memory_rss_bytes: usage.memory_rss_bytes,
-    }
-}
-
-/// Received and sent bytes of the namespace that a process lives in, without loopback.
-fn traffic_of(pid: i32) -> (u64, u64) {
+/// The interfaces of the namespace that a process (an id, or `self`) lives in, without
+/// loopback.
+pub fn interfaces_of(pid: &str) -> Vec<InterfaceUsage> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
-    text.lines().skip(2).filter_map(|line| line.split_once(':')).fold((0, 0), |sum, (name, row)| {
-        let numbers: Vec<u64> = row.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-        match (name.trim(), numbers.first(), numbers.get(8)) {
-            ("lo", _, _) | (_, None, _) | (_, _, None) => sum,
-            (_, Some(received), Some(sent)) => (sum.0 + received, sum.1 + sent),
-        }
-    })
+    text.lines()
+        .skip(2)
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| name.trim() != "lo")
+        .map(|(name, row)| {
+            let numbers: Vec<u64> = row.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+            let at = |index: usize| numbers.get(index).copied().unwrap_or(0);
+            InterfaceUsage {
+                name: name.trim().to_string(),
+                rx_bytes: at(0),
+                rx_packets: at(1),
+                rx_errors: at(2),
+                rx_dropped: at(3),
+                tx_bytes: at(8),
+                tx_packets: at(9),
+                tx_errors: at(10),
+                tx_dropped: at(11),
+            }
+        })
+        .collect()
 }
 
 /// A pipe that the other side writes to: what we read, and what we hand over.
@@ -351,7 +382,7 @@ impl RuntimeService for Runtime {
                     if first {
                         status.state = ContainerState::Running;
                         status.started_at = super::shim::log::now();
-                        if let Answer::Process { pid } = answer {
+                        if let Answer::Process { pid, .. } = answer {
                             status.pid = pid;
                         }
                         self.tell_started(&entry.record);
@@ -624,23 +655,27 @@ impl RuntimeService for Runtime {
         Ok(Box::new(stream))
     }
 
-    async fn pod_sandbox_stats(&self) -> Result<Vec<SandboxStats>> {
-        let sandboxes: Vec<_> = self.tables().sandboxes.values().cloned().collect();
+    async fn pod_sandbox_stats(&self, query: &StatsQuery) -> Result<Vec<SandboxStats>> {
+        let mut sandboxes: Vec<_> = self.tables().sandboxes.values().cloned().collect();
+        if let Some(pods) = &query.pods {
+            sandboxes.retain(|it| pods.contains(&it.record.config.metadata.uid));
+        }
         let mut all = Vec::new();
         for sandbox in sandboxes.into_iter().filter(|s| s.link().is_some()) {
-            let group = self.cgroups.group(&sandbox.record.config.cgroup_parent);
-            let (rx_bytes, tx_bytes) = match &sandbox.record.netns {
-                Some(_) => traffic_of(sandbox.shim_pid),
-                None => (0, 0),
+            let cgroup = sandbox.record.config.cgroup_parent.clone();
+            let interfaces = match &sandbox.record.netns {
+                Some(_) => interfaces_of(&sandbox.shim_pid.to_string()),
+                None => Vec::new(),
             };
             let mut containers = Vec::new();
             for entry in self.containers_of(&sandbox.record.id) {
                 if entry.status().state == ContainerState::Running {
-                    containers.push(self.stats_of(&entry).await);
+                    containers.push(self.stats_of(&entry, query.with_disk).await);
                 }
             }
             let id = sandbox.record.id.clone();
-            all.push(SandboxStats { id, usage: usage_of(&group), rx_bytes, tx_bytes, containers });
+            let usage = self.cgroups.group(&cgroup).usage().unwrap_or_default();
+            all.push(SandboxStats { id, cgroup, usage, interfaces, containers });
         }
         Ok(all)
     }

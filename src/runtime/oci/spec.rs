@@ -2,6 +2,7 @@
 //!
 //! Pure but for looking at devices of the node: makes nothing.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use sys::bpf::{DeviceKind, DeviceRule};
@@ -10,8 +11,8 @@ use sys::fs::Node;
 
 use super::seccomp;
 use super::shim::proto::{
-    BindSpec, ContainerSpec, DeviceSpec, Filter, PidMode, ProcessSpec, RootSpec, SpecPropagation,
-    UserSpec,
+    BindSpec, ContainerSpec, DeviceSpec, Filter, ImageSpec, PidMode, ProcessSpec, RootSpec,
+    SpecPropagation, UserSpec,
 };
 use crate::cri::{
     ContainerConfig, Error, ErrorKind, MountPropagation, NamespaceMode, PodSandboxConfig, Result,
@@ -56,6 +57,8 @@ pub struct Places {
     /// Files of the sandbox: `hostname` and `resolv.conf`.
     pub sandbox: PathBuf,
     pub shm: Option<PathBuf>,
+    /// By image id: names of the layers of images that are mounted, topmost first.
+    pub volume_layers: HashMap<String, Vec<String>>,
 }
 
 pub fn plan(
@@ -256,6 +259,7 @@ fn binds(config: &ContainerConfig, places: &Places) -> Vec<BindSpec> {
                 readonly: config.security.readonly_rootfs,
                 recursive_readonly: false,
                 propagation: SpecPropagation::Private,
+                image: None,
             });
         }
     }
@@ -270,6 +274,11 @@ fn binds(config: &ContainerConfig, places: &Places) -> Vec<BindSpec> {
             MountPropagation::HostToContainer => SpecPropagation::Slave,
             MountPropagation::Bidirectional => SpecPropagation::Shared,
         },
+        image: mount.image.as_ref().map(|tree| ImageSpec {
+            layers: places.layers.clone(),
+            lower: places.volume_layers.get(&tree.image).cloned().unwrap_or_default(),
+            sub_path: tree.sub_path.clone(),
+        }),
     }));
     binds
 }

@@ -41,6 +41,10 @@ fn merge(into: &mut Value, from: &Value) {
                     let held = into.entry(key).or_insert(json!([])).as_array_mut().unwrap();
                     for new in value.as_array().unwrap() {
                         let place = held.iter().position(|old| old["type"] == new["type"]);
+                        if new["$patch"] == "delete" {
+                            place.map(|place| held.remove(place));
+                            continue;
+                        }
                         match place {
                             Some(place) => merge(&mut held[place], new),
                             None => held.push(new.clone()),

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod apiserver;
+mod eviction;
 mod pods;
+mod resize;
 mod server;
+mod volumes;
 mod world;

@@ -81,6 +81,15 @@ async fn failures_show_their_reasons() {
         "start",
         json!({"containers": [{"name": "a", "command": ["/no/such/program"]}]}),
     );
+    world.create_pod(
+        "users",
+        json!({"hostUsers": false, "containers": [{"name": "a", "command": script("sleep 60")}]}),
+    );
+    world.create_pod(
+        "sysctl",
+        json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]},
+            "containers": [{"name": "a", "command": script("sleep 60")}]}),
+    );
     let waits = |pod: Option<&serde_json::Value>, reason: &str| {
         pod.is_some_and(|pod| {
             pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == reason
@@ -116,7 +125,14 @@ async fn failures_show_their_reasons() {
                 || waits(pod, "CreateContainerError")
         })
         .await;
-    for name in ["crash", "never", "config", "start"] {
+    let refused = world.until("sysctl", |pod| pod.unwrap()["status"]["phase"] == "Failed").await;
+    let refused = &refused.unwrap()["status"];
+    assert_eq!(refused["reason"], "SysctlForbidden");
+    assert_eq!(refused["message"], "forbidden sysctl: \"kernel.msgmax\" not allowlisted");
+    let want = "FailedCreatePodSandBox: Failed to create pod sandbox: RuntimeClass handler \"\" \
+                does not support user namespaces";
+    world.until("users", |_| world.api.events().iter().any(|it| it == want)).await;
+    for name in ["crash", "never", "config", "start", "users", "sysctl"] {
         world.delete(name).await;
     }
     world.finish().await;

@@ -25,7 +25,7 @@ async fn connect(world: &World) -> TlsStream<TcpStream> {
 async fn get(world: &World, path: &str, token: &str) -> (u16, String) {
     let mut stream = connect(world).await;
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: n1\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.0\r\nHost: n1\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -51,6 +51,90 @@ async fn open(
     socket
 }
 
+/// The value behind a metric's name and labels.
+fn metric(text: &str, series: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(series))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_is_told_to_those_who_ask_for_it() {
+    let world = World::new().await;
+    world.create_pod(
+        "busy",
+        json!({"terminationGracePeriodSeconds": 0,
+            "volumes": [{"name": "v", "emptyDir": {}}],
+            "containers": [{"name": "a",
+                "readinessProbe": {"exec": {"command": ["test", "-e", "/v/f"]}, "periodSeconds": 1},
+                "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}},
+                "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+                "command": ["sh", "-c", "dd if=/dev/zero of=/v/f bs=1024 count=2048; \
+                    dd if=/dev/zero of=/layer bs=1024 count=1024; while true; do :; done"]}]}),
+    );
+    world.until_ready("busy").await;
+    let summary = async |query: &str| -> Value {
+        let (status, body) = get(&world, &format!("/stats/summary{query}"), "good").await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    };
+    summary("").await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let all = summary("").await;
+    let pod = &all["pods"][0];
+    assert_eq!(pod["podRef"]["name"], "busy");
+    let number = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{value} in {all:#}"));
+    // It burns what it may, half a core.
+    let rate = number(&pod["containers"][0]["cpu"]["usageNanoCores"]);
+    assert!((100_000_000..800_000_000).contains(&rate), "{rate}");
+    assert!(number(&pod["containers"][0]["memory"]["availableBytes"]) < 64 << 20);
+    assert!(number(&pod["containers"][0]["rootfs"]["usedBytes"]) >= 1 << 20);
+    assert_eq!(pod["volume"][0]["name"], "v");
+    assert!(number(&pod["volume"][0]["usedBytes"]) >= 2 << 20);
+    assert!(number(&pod["ephemeral-storage"]["usedBytes"]) >= 3 << 20);
+    assert!(number(&pod["process_stats"]["process_count"]) >= 1);
+    for path in [
+        "/node/cpu/usageNanoCores",
+        "/node/memory/workingSetBytes",
+        "/node/fs/inodesFree",
+        "/node/runtime/imageFs/usedBytes",
+        "/node/rlimit/maxpid",
+    ] {
+        assert!(number(all.pointer(path).unwrap()) > 0, "{path}");
+    }
+    let small = summary("?only_cpu_and_memory=true").await;
+    assert!(small["pods"][0]["volume"].is_null() && small["node"]["fs"].is_null());
+
+    let (_, text) = get(&world, "/metrics/resource", "good").await;
+    let of = "{container=\"a\",namespace=\"default\",pod=\"busy\"} ";
+    assert!(metric(&text, &format!("container_cpu_usage_seconds_total{of}")).unwrap() > 0.1);
+    assert!(metric(&text, &format!("container_memory_working_set_bytes{of}")).is_some());
+    assert!(
+        metric(&text, "pod_cpu_usage_seconds_total{namespace=\"default\",pod=\"busy\"} ").is_some()
+    );
+    assert!(metric(&text, "node_memory_working_set_bytes ").unwrap() > 0.0);
+    assert_eq!(metric(&text, "resource_scrape_error "), Some(0.0), "{text}");
+
+    let (_, text) = get(&world, "/metrics/cadvisor", "good").await;
+    let throttled = text
+        .lines()
+        .find(|line| line.starts_with("container_cpu_cfs_throttled_periods_total{container=\"a\""));
+    assert!(throttled.is_some_and(|line| line.contains("pod=\"busy\"")), "{text}");
+    assert!(text.contains("container_memory_working_set_bytes{container=\"\",id=\"/\""));
+    assert!(text.contains("\nmachine_cpu_cores{boot_id="));
+
+    let (_, text) = get(&world, "/metrics/probes", "good").await;
+    assert!(text.contains("probe_type=\"Readiness\",result=\"successful\"}"), "{text}");
+    assert_eq!(get(&world, "/logs/", "bad").await.0, 401);
+    let (status, list) = get(&world, "/logs/", "good").await;
+    assert!(status == 200 && list.contains("<a href=\"system.log\">"), "{list}");
+    assert_eq!(get(&world, "/logs/system.log", "good").await, (200, "from the system\n".into()));
+    assert_eq!(get(&world, "/logs/../agent", "good").await.0, 404);
+    world.delete("busy").await;
+    let (_, text) = get(&world, "/metrics/probes", "good").await;
+    assert!(!text.contains("busy"), "{text}");
+    world.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_exec_and_ports_are_served_to_those_who_may() {
     let world = World::new().await;
@@ -70,14 +154,7 @@ async fn logs_exec_and_ports_are_served_to_those_who_may() {
     assert_eq!(get(&world, "/containerLogs/default/web/none", "good").await.0, 404);
     assert_eq!(get(&world, "/containerLogs/default/web/a?previous=true", "good").await.0, 400);
     assert_eq!(get(&world, "/exec/default/web/a?command=sh&stdout=1", "good").await.0, 400);
-    let (status, summary) = get(&world, "/stats/summary", "good").await;
-    assert!(status == 200 && summary.contains("\"podRef\""), "{summary}");
-    assert!(
-        get(&world, "/metrics/resource", "good")
-            .await
-            .1
-            .contains("container_cpu_usage_seconds_total{container=\"a\"")
-    );
+    assert!(get(&world, "/configz", "good").await.1.contains("\"maxPods\":110"));
     assert!(get(&world, "/pods", "good").await.1.contains("PodList"));
     assert!(get(&world, "/runningpods/", "good").await.1.contains("web"));
 

@@ -50,6 +50,7 @@ pub struct World {
     pub api: Arc<ApiServer>,
     pub runtime: Arc<Runtime>,
     pub listen: SocketAddr,
+    settings: Box<dyn Fn(&mut KubeletConfig) + Send + Sync>,
     kubelet: Option<(Trigger, JoinHandle<()>)>,
     _runtime: Trigger,
 }
@@ -62,6 +63,11 @@ fn group(kind: &str, dir: &Path) -> String {
 
 impl World {
     pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With settings of its own on top of the test's.
+    pub async fn with(settings: impl Fn(&mut KubeletConfig) + Send + Sync + 'static) -> Self {
         let dir = tempfile::Builder::new().prefix("ckt").tempdir_in("/tmp").unwrap();
         let at = dir.path();
         let runtime = Runtime::open(RuntimeConfig {
@@ -75,6 +81,8 @@ impl World {
         })
         .await
         .unwrap();
+        std::fs::create_dir(at.join("system")).unwrap();
+        std::fs::write(at.join("system/system.log"), "from the system\n").unwrap();
         let archive = at.join("busybox.tar");
         std::fs::write(&archive, busybox_archive()).unwrap();
         runtime.images().import_file(&archive).await.unwrap();
@@ -82,8 +90,15 @@ impl World {
         let listen = listener.local_addr().unwrap();
         drop(listener);
         let (trigger, _) = drain::channel();
-        let mut world =
-            Self { api: ApiServer::new(), runtime, listen, kubelet: None, dir, _runtime: trigger };
+        let mut world = Self {
+            api: ApiServer::new(),
+            runtime,
+            listen,
+            settings: Box::new(settings),
+            kubelet: None,
+            dir,
+            _runtime: trigger,
+        };
         world.start();
         world
     }
@@ -110,9 +125,13 @@ impl World {
         config.root_dir = at.join("agent");
         config.pod_log_dir = at.join("logs");
         config.container_log_dir = at.join("links");
+        config.system_log_dir = at.join("system");
         config.static_pod_dir = Some(at.join("static"));
         config.cgroup_root = group("pods", at);
         config.listen = self.listen;
+        // How full the machine is that the tests run on is none of theirs.
+        config.eviction.thresholds.clear();
+        (self.settings)(&mut config);
         let client = Client::new(self.api.clone(), "kubelet");
         let (trigger, drain) = drain::channel();
         let shared = client::Shared::new(client, drain.clone());
@@ -120,6 +139,11 @@ impl World {
             Kubelet::new(config, shared, self.runtime.clone(), self.runtime.clone(), drain);
         let task = tokio::spawn(async move { kubelet.run().await.unwrap() });
         self.kubelet = Some((trigger, task));
+    }
+
+    /// The cgroup of the pods below the hierarchy's root.
+    pub fn pods_group(&self) -> String {
+        group("pods", self.dir.path())
     }
 
     /// Ends the kubelet as a restart of the process would; pods stay.
@@ -203,6 +227,17 @@ impl World {
         }
         self.stop().await;
         assert_eq!(sys::mount::mounts_below(&at).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(left("links") + left("state/containers"), 0, "links or containers are left");
+        let pods = sys::cgroup::Hierarchy::detect().unwrap().group(&group("pods", &at));
+        for class in [pods.clone(), pods.child("burstable"), pods.child("besteffort")] {
+            let left = class.children().into_iter().find(|name| name.starts_with("pod"));
+            assert_eq!(left, None, "a cgroup is left in {}", class.path());
+        }
+        let namespaces: Vec<PathBuf> = files_below(&at.join("run"))
+            .into_iter()
+            .filter(|path| path.components().any(|part| part.as_os_str() == "ns"))
+            .collect();
+        assert_eq!(namespaces, Vec::<PathBuf>::new());
     }
 }
 
@@ -219,6 +254,16 @@ impl Drop for World {
             let _ = sys::mount::unmount_detach(&mount);
         }
     }
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .flat_map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files_below(&entry.path()),
+            _ => vec![entry.path()],
+        })
+        .collect()
 }
 
 /// An archive as `docker save` writes it, of busybox alone.
@@ -243,7 +288,7 @@ fn busybox_archive() -> Vec<u8> {
     put("bin/busybox", &busybox, 0o755, None);
     for applet in [
         "sh", "cat", "sleep", "echo", "id", "test", "touch", "stat", "nc", "hostname", "ls",
-        "mount", "grep",
+        "mount", "grep", "dd", "df", "ln", "mkdir", "readlink", "kill",
     ] {
         put(&format!("bin/{applet}"), b"", 0o777, Some("busybox"));
     }

@@ -82,7 +82,20 @@ pub enum Answer {
     /// To Create, Start and Exec.
     Process {
         pid: i32,
+        /// To Create: who the process is to be.
+        #[serde(default)]
+        user: Option<ProcessUser>,
     },
+}
+
+/// Whose rights a container's first process has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessUser {
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary groups.
+    #[serde(default)]
+    pub groups: Vec<u32>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -205,6 +218,19 @@ pub struct BindSpec {
     pub readonly: bool,
     pub recursive_readonly: bool,
     pub propagation: SpecPropagation,
+    /// Stands in for `source`.
+    #[serde(default)]
+    pub image: Option<ImageSpec>,
+}
+
+/// Layers that are mounted together, only to be read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageSpec {
+    pub layers: PathBuf,
+    /// Topmost first.
+    pub lower: Vec<String>,
+    /// Empty is the whole image.
+    pub sub_path: PathBuf,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use sys::fs::{Node, Root};
 use sys::mount::{self, Propagation, attr};
 use sys::namespace;
 
-use super::proto::{ContainerSpec, Failure, SpecPropagation};
+use super::proto::{ContainerSpec, Failure, ImageSpec, SpecPropagation};
 
 const RESTRICTED: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
 
@@ -45,6 +45,16 @@ pub fn enter(spec: &ContainerSpec) -> Result<(), Failure> {
         .map_err(|err| Failure::create("create mount namespace", &err))?;
     mount::set_propagation(Path::new("/"), Propagation::Slave)
         .map_err(|err| Failure::create("detach mounts from the node's", &err))?;
+    let mut trees = shared;
+    for (tree, bind) in trees.iter_mut().zip(&spec.binds) {
+        if let Some(image) = &bind.image {
+            let made = image_tree(image, &spec.root.target);
+            *tree = Some(made.map_err(|err| {
+                let name = image.sub_path.display();
+                Failure::create(format!("mount image volume (sub path \"{name}\")"), &err)
+            })?);
+        }
+    }
     mount::overlay(
         &mount::Overlay {
             layers: &spec.root.layers,
@@ -59,7 +69,7 @@ pub fn enter(spec: &ContainerSpec) -> Result<(), Failure> {
         .map_err(|err| Failure::create("open root file system", &err))?;
     system_mounts(spec, &root)?;
     devices(spec, &root)?;
-    binds(spec, &root, shared)?;
+    binds(spec, &root, trees)?;
     drop(root);
     mount::pivot_root(&spec.root.target)
         .map_err(|err| Failure::create("pivot into root file system", &err))?;
@@ -76,6 +86,21 @@ pub fn enter(spec: &ContainerSpec) -> Result<(), Failure> {
         mask(path).map_err(|err| Failure::create(format!("mask {}", path.display()), &err))?;
     }
     Ok(())
+}
+
+/// The files of an image as a mount that is attached nowhere. `at` is an empty directory in
+/// a mount namespace of our own, and is empty again afterwards.
+fn image_tree(image: &ImageSpec, at: &Path) -> io::Result<OwnedFd> {
+    let whole = mount::read_only_layers(&image.layers, &image.lower)?;
+    if image.sub_path.as_os_str().is_empty() {
+        return Ok(whole);
+    }
+    mount::attach(whole.as_fd(), sys::fs::open_path(at)?.as_fd())?;
+    let tree = Root::open(at)
+        .and_then(|root| root.resolve(&image.sub_path))
+        .and_then(|inside| mount::clone_tree_at(inside.as_fd(), false));
+    mount::unmount_detach(at)?;
+    tree
 }
 
 /// Last, once everything that is made in the root has been made.
@@ -195,7 +220,11 @@ fn binds(
                 let whole = bind.recursive_readonly;
                 mount::set_attributes(tree.as_fd(), whole, attr::RDONLY, None)?;
             }
-            let at = if std::fs::metadata(&bind.source)?.is_dir() {
+            let is_dir = match &bind.image {
+                Some(_) => sys::fs::is_directory(tree.as_fd())?,
+                None => std::fs::metadata(&bind.source)?.is_dir(),
+            };
+            let at = if is_dir {
                 root.make_directories(&bind.target)?
             } else {
                 root.make_file(&bind.target)?

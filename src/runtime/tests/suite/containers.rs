@@ -302,8 +302,8 @@ async fn a_pod_may_share_its_processes() {
     world.start(&sandbox, shared("one", "exec sleep 1234")).await;
     let (_, text) = world.output(&sandbox, shared("two", "ps")).await;
     assert!(text.contains("sleep 1234") && text.contains("pause"), "{text}");
-    let stats = world.runtime.pod_sandbox_stats().await.unwrap();
+    let stats = world.runtime.pod_sandbox_stats(&StatsQuery::default()).await.unwrap();
     assert_eq!(stats[0].containers.len(), 1);
-    assert!(stats[0].usage.memory_usage_bytes > 0);
+    assert!(stats[0].usage.memory_bytes > 0);
     world.finish().await;
 }

@@ -198,7 +198,9 @@ impl Shim {
         };
         let pid = container.pid;
         match (bytes[..length].split_first(), &container.phase) {
-            (Some((b'C', _)), Phase::Creating(waiter)) => {
+            (Some((b'C', text)), Phase::Creating(waiter)) => {
+                // What else the message says is not for the server.
+                let user = serde_json::from_slice(text).ok();
                 let waiter = *waiter;
                 if let Some(master) = fds.pop()
                     && let Err(err) = container.take_terminal(master)
@@ -208,7 +210,7 @@ impl Shim {
                     return;
                 }
                 container.phase = Phase::Created;
-                self.answer(waiter, Ok(Answer::Process { pid }), None);
+                self.answer(waiter, Ok(Answer::Process { pid, user }), None);
             }
             (Some((b'E', text)), Phase::Creating(waiter) | Phase::Starting(waiter)) => {
                 let failure = failure_from(text);
@@ -228,7 +230,7 @@ impl Shim {
                 let waiter = *waiter;
                 container.sync = None;
                 container.phase = Phase::Running;
-                self.answer(waiter, Ok(Answer::Process { pid }), None);
+                self.answer(waiter, Ok(Answer::Process { pid, user: None }), None);
                 self.shrink();
             }
             (None, Phase::Created | Phase::Running | Phase::Exited(_)) => container.sync = None,

@@ -95,7 +95,7 @@ impl Shim {
             None => {
                 exec.sync = None;
                 let terminal = exec.terminal.take();
-                self.answer(owner, Ok(Answer::Process { pid }), terminal.as_ref());
+                self.answer(owner, Ok(Answer::Process { pid, user: None }), terminal.as_ref());
             }
         }
     }

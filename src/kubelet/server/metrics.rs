@@ -1,0 +1,383 @@
+//! The node's metrics in the text format: `/metrics/resource`, `/metrics/cadvisor`,
+//! `/metrics/probes`. Their names and labels are those that dashboards know.
+//!
+//! Reads on demand; keeps nothing.
+
+use std::fmt::Write;
+
+use runtime::cri::{GroupUsage, InterfaceUsage};
+
+use crate::node::Node;
+use crate::probes::counts::{BUCKETS, Counts};
+use crate::usage::{self, Usage};
+
+/// Lines of the text format.
+struct Text {
+    out: String,
+    /// Milliseconds since the Unix epoch behind each value, where the values have a time.
+    at: Option<i64>,
+}
+
+impl Text {
+    fn family(
+        &mut self,
+        (name, kind, help): (&str, &str, &str),
+        lines: impl IntoIterator<Item = (String, f64)>,
+    ) {
+        let mut lines = lines.into_iter().peekable();
+        if lines.peek().is_none() {
+            return;
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in lines {
+            let _ = match self.at {
+                Some(at) => writeln!(self.out, "{name}{labels} {value} {at}"),
+                None => writeln!(self.out, "{name}{labels} {value}"),
+            };
+        }
+    }
+}
+
+/// `{a="1",b="2"}`, with what has a meaning of its own in it escaped.
+fn labels(pairs: &[(&str, &str)]) -> String {
+    let mut out = String::from("{");
+    for (index, (name, value)) in pairs.iter().enumerate() {
+        let comma = if index > 0 { "," } else { "" };
+        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let _ = write!(out, "{comma}{name}=\"{value}\"");
+    }
+    out + "}"
+}
+
+type Of = fn(&GroupUsage) -> Option<f64>;
+
+fn cpu_seconds(usage: &GroupUsage) -> Option<f64> {
+    Some(usage.cpu_nanos as f64 / 1e9)
+}
+
+fn working_set(usage: &GroupUsage) -> Option<f64> {
+    Some(usage.memory_working_set_bytes as f64)
+}
+
+fn swap(usage: &GroupUsage) -> Option<f64> {
+    usage.swap_bytes.map(|bytes| bytes as f64)
+}
+
+/// What the metrics server reads: CPU time and working sets.
+pub async fn resource(node: &Node) -> String {
+    let mut text = Text { out: String::new(), at: None };
+    let failed = match usage::read(node, false).await {
+        Ok(usage) => {
+            resource_families(&mut text, &usage);
+            0.0
+        }
+        Err(error) => {
+            tracing::warn!(error, "usage not read");
+            1.0
+        }
+    };
+    text.at = None;
+    let help = "1 if there was an error while getting container metrics, 0 otherwise";
+    for name in ["resource_scrape_error", "scrape_error"] {
+        text.family((name, "gauge", help), [(String::new(), failed)]);
+    }
+    text.out
+}
+
+fn resource_families(text: &mut Text, usage: &Usage) {
+    let containers = |of: Of| -> Vec<(String, f64)> {
+        usage
+            .pods
+            .iter()
+            .flat_map(|pod| pod.containers.iter().map(move |it| (pod, it)))
+            .filter_map(|(pod, it)| {
+                let labels = labels(&[
+                    ("container", &it.name),
+                    ("namespace", &pod.namespace),
+                    ("pod", &pod.name),
+                ]);
+                Some((labels, of(&it.stats.usage)?))
+            })
+            .collect()
+    };
+    let pods = |of: Of| -> Vec<(String, f64)> {
+        usage
+            .pods
+            .iter()
+            .filter_map(|pod| {
+                let labels = labels(&[("namespace", &pod.namespace), ("pod", &pod.name)]);
+                Some((labels, of(&pod.stats.usage)?))
+            })
+            .collect()
+    };
+    let node = |of: Of| of(&usage.node.group).map(|value| (String::new(), value));
+    text.at = Some(usage.at.as_millisecond());
+    let counter = "counter";
+    let gauge = "gauge";
+    let of_container = "container_cpu_usage_seconds_total";
+    text.family((of_container, counter, "CPU time of the container"), containers(cpu_seconds));
+    let of_container = "container_memory_working_set_bytes";
+    text.family((of_container, gauge, "Working set of the container"), containers(working_set));
+    text.family(
+        ("container_swap_usage_bytes", gauge, "Swap that the container uses"),
+        containers(swap),
+    );
+    let of_node = "node_cpu_usage_seconds_total";
+    text.family((of_node, counter, "CPU time of the node"), node(cpu_seconds));
+    let of_node = "node_memory_working_set_bytes";
+    text.family((of_node, gauge, "Working set of the node"), node(working_set));
+    text.family(("node_swap_usage_bytes", gauge, "Swap that the node uses"), node(swap));
+    let of_pod = "pod_cpu_usage_seconds_total";
+    text.family((of_pod, counter, "CPU time of the pod"), pods(cpu_seconds));
+    let of_pod = "pod_memory_working_set_bytes";
+    text.family((of_pod, gauge, "Working set of the pod"), pods(working_set));
+    text.family(("pod_swap_usage_bytes", gauge, "Swap that the pod uses"), pods(swap));
+    text.at = None;
+    let started: Vec<(String, f64)> = usage
+        .pods
+        .iter()
+        .flat_map(|pod| pod.containers.iter().map(move |it| (pod, it)))
+        .map(|(pod, it)| {
+            let pairs =
+                [("container", &*it.name), ("namespace", &pod.namespace), ("pod", &pod.name)];
+            (labels(&pairs), it.started_at as f64 / 1e9)
+        })
+        .collect();
+    let name = "container_start_time_seconds";
+    text.family((name, gauge, "When the container was started, since the Unix epoch"), started);
+}
+
+/// One row of cgroup numbers with the labels that dashboards join on.
+struct Row<'a> {
+    container: &'a str,
+    id: String,
+    image: &'a str,
+    name: &'a str,
+    namespace: &'a str,
+    pod: &'a str,
+    usage: &'a GroupUsage,
+    started_at: f64,
+    disk_bytes: Option<u64>,
+    interfaces: &'a [InterfaceUsage],
+}
+
+impl Row<'_> {
+    fn labels(&self, more: &[(&str, &str)]) -> String {
+        let mut pairs = vec![
+            ("container", self.container),
+            ("id", &*self.id),
+            ("image", self.image),
+            ("name", self.name),
+            ("namespace", self.namespace),
+            ("pod", self.pod),
+        ];
+        pairs.extend(more);
+        pairs.sort_unstable();
+        labels(&pairs)
+    }
+}
+
+fn rows(usage: &Usage) -> Vec<Row<'_>> {
+    let mut out = vec![Row {
+        container: "",
+        id: "/".into(),
+        image: "",
+        name: "",
+        namespace: "",
+        pod: "",
+        usage: &usage.node.group,
+        started_at: usage.node.booted.map_or(0.0, |at| at.as_second() as f64),
+        disk_bytes: None,
+        interfaces: &usage.node.interfaces,
+    }];
+    for pod in &usage.pods {
+        out.push(Row {
+            container: "",
+            id: format!("/{}", pod.stats.cgroup),
+            image: "",
+            name: "",
+            namespace: &pod.namespace,
+            pod: &pod.name,
+            usage: &pod.stats.usage,
+            started_at: pod.created_at as f64 / 1e9,
+            disk_bytes: None,
+            interfaces: &pod.stats.interfaces,
+        });
+        out.extend(pod.containers.iter().map(|it| Row {
+            container: &it.name,
+            id: format!("/{}", it.stats.cgroup),
+            image: &it.image,
+            name: &it.stats.id,
+            namespace: &pod.namespace,
+            pod: &pod.name,
+            usage: &it.stats.usage,
+            started_at: it.started_at as f64 / 1e9,
+            disk_bytes: it.stats.writable_layer.map(|disk| disk.bytes),
+            interfaces: &[],
+        }));
+    }
+    out
+}
+
+const GROUP_FAMILIES: [(&str, &str, &str, Of); 12] = [
+    ("container_cpu_cfs_periods_total", "counter", "Periods with a CPU quota", |it| {
+        (it.cpu_periods > 0).then_some(it.cpu_periods as f64)
+    }),
+    (
+        "container_cpu_cfs_throttled_periods_total",
+        "counter",
+        "Periods in which the CPU quota was used up",
+        |it| (it.cpu_periods > 0).then_some(it.cpu_throttled_periods as f64),
+    ),
+    ("container_cpu_cfs_throttled_seconds_total", "counter", "Time waited for CPU quota", |it| {
+        (it.cpu_periods > 0).then_some(it.cpu_throttled_nanos as f64 / 1e9)
+    }),
+    ("container_memory_cache", "gauge", "Page cache", |it| Some(it.memory_cache_bytes as f64)),
+    ("container_memory_rss", "gauge", "Anonymous memory", |it| Some(it.memory_rss_bytes as f64)),
+    ("container_memory_swap", "gauge", "Swap", swap),
+    ("container_memory_usage_bytes", "gauge", "All memory", |it| Some(it.memory_bytes as f64)),
+    ("container_memory_working_set_bytes", "gauge", "Memory that cannot be freed", working_set),
+    ("container_spec_memory_limit_bytes", "gauge", "Most memory; 0 is unlimited", |it| {
+        Some(it.memory_limit_bytes.unwrap_or(0) as f64)
+    }),
+    ("container_oom_events_total", "counter", "Processes killed for memory", |it| {
+        Some(it.oom_kills as f64)
+    }),
+    ("container_processes", "gauge", "Processes", |it| Some(it.processes as f64)),
+    ("container_threads", "gauge", "Threads", |it| Some(it.processes as f64)),
+];
+
+type Counter = fn(&InterfaceUsage) -> u64;
+
+const NETWORK_FAMILIES: [(&str, Counter); 8] = [
+    ("container_network_receive_bytes_total", |it| it.rx_bytes),
+    ("container_network_receive_errors_total", |it| it.rx_errors),
+    ("container_network_receive_packets_dropped_total", |it| it.rx_dropped),
+    ("container_network_receive_packets_total", |it| it.rx_packets),
+    ("container_network_transmit_bytes_total", |it| it.tx_bytes),
+    ("container_network_transmit_errors_total", |it| it.tx_errors),
+    ("container_network_transmit_packets_dropped_total", |it| it.tx_dropped),
+    ("container_network_transmit_packets_total", |it| it.tx_packets),
+];
+
+/// The cgroups' numbers under cAdvisor's names.
+pub async fn cadvisor(node: &Node) -> String {
+    let mut text = Text { out: String::new(), at: None };
+    let help = "1 if there was an error while getting container metrics, 0 otherwise";
+    let usage = match usage::read(node, true).await {
+        Ok(usage) => usage,
+        Err(error) => {
+            tracing::warn!(error, "usage not read");
+            text.family(("container_scrape_error", "gauge", help), [(String::new(), 1.0)]);
+            return text.out;
+        }
+    };
+    let rows = rows(&usage);
+    text.at = Some(usage.at.as_millisecond());
+    text.family(
+        ("container_cpu_usage_seconds_total", "counter", "CPU time"),
+        rows.iter().map(|row| (row.labels(&[("cpu", "total")]), row.usage.cpu_nanos as f64 / 1e9)),
+    );
+    for (name, kind, help, of) in GROUP_FAMILIES {
+        let lines = rows.iter().filter_map(|row| Some((row.labels(&[]), of(row.usage)?)));
+        text.family((name, kind, help), lines);
+    }
+    let failures = rows.iter().flat_map(|row| {
+        let faults =
+            [("pgfault", row.usage.page_faults), ("pgmajfault", row.usage.major_page_faults)];
+        faults.map(|(kind, count)| {
+            (row.labels(&[("failure_type", kind), ("scope", "hierarchy")]), count as f64)
+        })
+    });
+    text.family(("container_memory_failures_total", "counter", "Page faults"), failures);
+    let disks =
+        rows.iter().filter_map(|row| Some((row.labels(&[("device", "")]), row.disk_bytes? as f64)));
+    text.family(("container_fs_usage_bytes", "gauge", "Bytes of the writable layer"), disks);
+    for (name, of) in NETWORK_FAMILIES {
+        let lines = rows.iter().flat_map(|row| {
+            row.interfaces.iter().map(|it| (row.labels(&[("interface", &it.name)]), of(it) as f64))
+        });
+        text.family((name, "counter", "Counter of the network interface"), lines);
+    }
+    text.family(
+        ("container_start_time_seconds", "gauge", "When it was started, since the Unix epoch"),
+        rows.iter().map(|row| (row.labels(&[]), row.started_at)),
+    );
+    let seen = usage.at.as_second() as f64;
+    text.family(
+        ("container_last_seen", "gauge", "When it was last looked at, since the Unix epoch"),
+        rows.iter().map(|row| (row.labels(&[]), seen)),
+    );
+    text.at = None;
+    text.family(("container_scrape_error", "gauge", help), [(String::new(), 0.0)]);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+    let info = &node.machine.info;
+    let of_machine = labels(&[
+        ("boot_id", &info.boot_id),
+        ("machine_id", &info.machine_id),
+        ("system_uuid", &info.system_uuid),
+    ]);
+    text.family(("machine_cpu_cores", "gauge", "Logical CPUs"), [(of_machine.clone(), cores)]);
+    let bytes = usage.node.memory_total_bytes as f64;
+    text.family(("machine_memory_bytes", "gauge", "Memory"), [(of_machine.clone(), bytes)]);
+    let bytes = usage.node.swap_total_bytes as f64;
+    text.family(("machine_swap_bytes", "gauge", "Swap"), [(of_machine, bytes)]);
+    text.out
+}
+
+/// How often probes were answered, and how long that took.
+pub fn probes(counts: &Counts) -> String {
+    let mut text = Text { out: String::new(), at: None };
+    let mut totals = Vec::new();
+    let mut durations = String::new();
+    let name = "prober_probe_duration_seconds";
+    for (key, count) in counts.all() {
+        let base =
+            [("container", &*key.container), ("namespace", &key.namespace), ("pod", &key.pod)];
+        for (result, number) in count.results() {
+            let mut pairs = base.to_vec();
+            let kind = key.kind.title();
+            pairs.extend([("pod_uid", &*key.uid), ("probe_type", kind), ("result", result)]);
+            totals.push((labels(&pairs), number as f64));
+        }
+        let mut seen = 0;
+        let mut line = |suffix: &str, more: Option<&str>, value: f64| {
+            let mut pairs = base.to_vec();
+            pairs.push(("probe_type", key.kind.title()));
+            pairs.extend(more.map(|le| ("le", le)));
+            let _ = writeln!(durations, "{name}_{suffix}{} {value}", labels(&pairs));
+        };
+        for (bound, number) in BUCKETS.iter().zip(count.buckets) {
+            seen += number;
+            line("bucket", Some(&bound.to_string()), seen as f64);
+        }
+        line("bucket", Some("+Inf"), count.total() as f64);
+        line("sum", None, count.seconds);
+        line("count", None, count.total() as f64);
+    }
+    if !durations.is_empty() {
+        let _ = writeln!(text.out, "# HELP {name} How long probes took\n# TYPE {name} histogram");
+        text.out.push_str(&durations);
+    }
+    text.family(("prober_probe_total", "counter", "Probes by result"), totals);
+    text.out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_escaped() {
+        assert_eq!(labels(&[("a", "x\"y\\z\n"), ("b", "")]), r#"{a="x\"y\\z\n",b=""}"#);
+    }
+
+    #[test]
+    fn a_family_without_lines_is_not_shown() {
+        let mut text = Text { out: String::new(), at: Some(5) };
+        text.family(("none", "gauge", "x"), []);
+        text.family(("one", "gauge", "x"), [(String::new(), 1.5)]);
+        assert_eq!(text.out, "# HELP one x\n# TYPE one gauge\none 1.5 5\n");
+    }
+}

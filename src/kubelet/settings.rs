@@ -1,0 +1,457 @@
+//! KubeletConfiguration files, their drop-ins, and the kubelet's flags: what a user may set,
+//! read strictly.
+//!
+//! A field or flag that has no effect here is an error, not a silence.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::config::KubeletConfig;
+use crate::eviction::thresholds::{self, Policy, Settings};
+use crate::quantity;
+
+const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
+const KIND: &str = "KubeletConfiguration";
+/// A configuration file is small.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The fields of kubelet.config.k8s.io/v1beta1 that have an effect.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Configuration {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+    static_pod_path: Option<PathBuf>,
+    pod_logs_dir: Option<PathBuf>,
+    #[serde(rename = "clusterDNS")]
+    cluster_dns: Option<Vec<std::net::IpAddr>>,
+    cluster_domain: Option<String>,
+    resolv_conf: Option<PathBuf>,
+    max_pods: Option<u32>,
+    pod_pids_limit: Option<i64>,
+    register_with_taints: Option<Vec<Taint>>,
+    allowed_unsafe_sysctls: Option<Vec<String>>,
+    container_log_max_size: Option<String>,
+    container_log_max_files: Option<usize>,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    image_gc_high_threshold_percent: Option<u8>,
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    image_gc_low_threshold_percent: Option<u8>,
+    eviction_hard: Option<Settings>,
+    eviction_soft: Option<Settings>,
+    eviction_soft_grace_period: Option<Settings>,
+    eviction_minimum_reclaim: Option<Settings>,
+    eviction_max_pod_grace_period: Option<i64>,
+    eviction_pressure_transition_period: Option<String>,
+    merge_default_eviction_settings: Option<bool>,
+    kube_reserved: Option<BTreeMap<String, String>>,
+    system_reserved: Option<BTreeMap<String, String>>,
+    enforce_node_allocatable: Option<Vec<String>>,
+}
+
+/// What the shape of a flag's value is, and the field it sets.
+#[derive(Clone, Copy)]
+enum Shape {
+    Text,
+    Number,
+    List,
+    /// `a=1,b=2`
+    Pairs,
+    /// `a<1,b<2`
+    Thresholds,
+}
+
+const FLAGS: [(&str, &str, Shape); 23] = [
+    ("allowed-unsafe-sysctls", "allowedUnsafeSysctls", Shape::List),
+    ("cluster-dns", "clusterDNS", Shape::List),
+    ("cluster-domain", "clusterDomain", Shape::Text),
+    ("container-log-max-files", "containerLogMaxFiles", Shape::Number),
+    ("container-log-max-size", "containerLogMaxSize", Shape::Text),
+    ("enforce-node-allocatable", "enforceNodeAllocatable", Shape::List),
+    ("eviction-hard", "evictionHard", Shape::Thresholds),
+    ("eviction-max-pod-grace-period", "evictionMaxPodGracePeriod", Shape::Number),
+    ("eviction-minimum-reclaim", "evictionMinimumReclaim", Shape::Pairs),
+    ("eviction-pressure-transition-period", "evictionPressureTransitionPeriod", Shape::Text),
+    ("eviction-soft", "evictionSoft", Shape::Thresholds),
+    ("eviction-soft-grace-period", "evictionSoftGracePeriod", Shape::Pairs),
+    ("image-gc-high-threshold", "imageGCHighThresholdPercent", Shape::Number),
+    ("image-gc-low-threshold", "imageGCLowThresholdPercent", Shape::Number),
+    ("kube-reserved", "kubeReserved", Shape::Pairs),
+    ("max-pods", "maxPods", Shape::Number),
+    ("pod-manifest-path", "staticPodPath", Shape::Text),
+    ("pod-max-pids", "podPidsLimit", Shape::Number),
+    ("resolv-conf", "resolvConf", Shape::Text),
+    ("system-reserved", "systemReserved", Shape::Pairs),
+    ("pod-logs-dir", "podLogsDir", Shape::Text),
+    // Where the files themselves are.
+    ("config", "", Shape::Text),
+    ("config-dir", "", Shape::Text),
+];
+
+fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
+    let pairs = |by: char| -> Result<Value, String> {
+        let pairs = text.split(',').filter(|it| !it.is_empty()).map(|pair| {
+            let (name, value) = pair
+                .split_once(by)
+                .ok_or_else(|| format!("--kubelet-arg {flag}: {pair:?} is not NAME{by}VALUE"))?;
+            Ok((name.trim().to_owned(), json!(value.trim())))
+        });
+        Ok(Value::Object(pairs.collect::<Result<Map<_, _>, String>>()?))
+    };
+    match shape {
+        Shape::Text => Ok(json!(text)),
+        Shape::Number => text
+            .parse::<i64>()
+            .map(|number| json!(number))
+            .map_err(|_| format!("--kubelet-arg {flag}: {text:?} is no number")),
+        Shape::List => Ok(text.split(',').map(str::trim).filter(|it| !it.is_empty()).collect()),
+        Shape::Pairs => pairs('='),
+        Shape::Thresholds => pairs('<'),
+    }
+}
+
+/// A drop-in replaces what it names; maps are merged.
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+fn read_file(path: &Path) -> Result<Value, String> {
+    let about = |why: String| format!("kubelet configuration {}: {why}", path.display());
+    let meta = std::fs::metadata(path).map_err(|error| about(error.to_string()))?;
+    if meta.len() > FILE_BYTES_MAX {
+        return Err(about(format!("is larger than {FILE_BYTES_MAX} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| about(error.to_string()))?;
+    let value: Value = codec::yaml::read::typed(&text).map_err(|error| about(error.to_string()))?;
+    if value["kind"] != KIND || value["apiVersion"] != API_VERSION {
+        return Err(about(format!("is not a {KIND} of {API_VERSION}")));
+    }
+    // Judged alone too, so that the message names the file.
+    serde_json::from_value::<Configuration>(value.clone())
+        .map_err(|error| about(error.to_string()))?;
+    Ok(value)
+}
+
+/// Files ending in `.conf`, by name.
+fn drop_ins(dir: &Path) -> Result<Vec<PathBuf>, String> {
+    let entries = std::fs::read_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    let mut out: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|it| it == "conf"))
+        .collect();
+    out.sort();
+    Ok(out)
+}
+
+impl Configuration {
+    /// Reads `file` (a directory stands for the drop-ins in it), the drop-ins in `FILE.d`
+    /// where there is one, and the flags, each `NAME=VALUE`; later ones win.
+    ///
+    /// # Errors
+    /// The first thing that cannot be read or has no effect, in one line.
+    pub fn read(file: Option<&Path>, flags: &[String]) -> Result<Self, String> {
+        let mut from_flags = Vec::new();
+        let mut files = Vec::new();
+        let (mut main, mut dir) = (file.map(Path::to_path_buf), None);
+        for pair in flags {
+            let (name, text) = pair
+                .split_once('=')
+                .ok_or_else(|| format!("--kubelet-arg {pair:?} is not NAME=VALUE"))?;
+            let name = name.trim_start_matches("--");
+            let Some((_, field, shape)) = FLAGS.iter().find(|(flag, ..)| *flag == name) else {
+                let names: Vec<&str> = FLAGS.iter().map(|(flag, ..)| *flag).collect();
+                return Err(format!(
+                    "--kubelet-arg {name}: not supported; supported are {}",
+                    names.join(", ")
+                ));
+            };
+            match name {
+                "config" => main = Some(PathBuf::from(text)),
+                "config-dir" => dir = Some(PathBuf::from(text)),
+                _ => from_flags.push(json!({*field: value_of(name, text, *shape)?})),
+            }
+        }
+        match main {
+            Some(path) if path.is_dir() => files.extend(drop_ins(&path)?),
+            Some(path) => {
+                let mut beside = path.clone().into_os_string();
+                beside.push(".d");
+                files.push(path);
+                if Path::new(&beside).is_dir() {
+                    files.extend(drop_ins(Path::new(&beside))?);
+                }
+            }
+            None => {}
+        }
+        if let Some(dir) = dir {
+            files.extend(drop_ins(&dir)?);
+        }
+        let mut whole = json!({});
+        for path in &files {
+            merge(&mut whole, read_file(path)?);
+        }
+        for value in from_flags {
+            // A flag replaces a map of the file, as upstream.
+            for (field, value) in value.as_object().into_iter().flatten() {
+                whole[field] = value.clone();
+            }
+        }
+        serde_json::from_value(whole).map_err(|error| format!("kubelet configuration: {error}"))
+    }
+
+    /// Puts what is set into `config`.
+    ///
+    /// # Errors
+    /// A value that makes no sense.
+    pub fn apply(self, config: &mut KubeletConfig) -> Result<(), String> {
+        config.eviction = self.policy()?;
+        if let Some(marks) = self.image_marks(config.image_gc_percent)? {
+            config.image_gc_percent = marks;
+        }
+        for (name, list, to) in [
+            ("kubeReserved", self.kube_reserved, &mut config.kube_reserved),
+            ("systemReserved", self.system_reserved, &mut config.system_reserved),
+        ] {
+            if let Some(list) = list {
+                *to = reserved(name, list)?;
+            }
+        }
+        if let Some(size) = self.container_log_max_size {
+            let bytes = quantity::value(&Quantity(size.clone())).filter(|bytes| *bytes > 0);
+            config.log_bytes_max = bytes
+                .and_then(|bytes| u64::try_from(bytes).ok())
+                .ok_or_else(|| format!("containerLogMaxSize {size:?} is no size"))?;
+        }
+        if let Some(files) = self.container_log_max_files {
+            if files < 2 {
+                return Err(format!("containerLogMaxFiles must be more than 1, not {files}"));
+            }
+            config.log_files_max = files;
+        }
+        if let Some(list) = self.enforce_node_allocatable {
+            match list.iter().find(|it| !["pods", "none", ""].contains(&it.as_str())) {
+                Some(other) => {
+                    return Err(format!(
+                        "enforceNodeAllocatable {other:?} is not supported; pods is"
+                    ));
+                }
+                None => config.enforce_allocatable = list.iter().any(|it| it == "pods"),
+            }
+        }
+        set(&mut config.max_pods, self.max_pods);
+        // As upstream, less than nothing is no limit.
+        set(&mut config.pod_pids_limit, self.pod_pids_limit.map(|limit| limit.max(0)));
+        set(&mut config.cluster_dns, self.cluster_dns);
+        set(&mut config.cluster_domain, self.cluster_domain);
+        set(&mut config.resolv_conf, self.resolv_conf);
+        set(&mut config.pod_log_dir, self.pod_logs_dir);
+        config.register_taints.extend(self.register_with_taints.unwrap_or_default());
+        set(&mut config.allowed_unsafe_sysctls, self.allowed_unsafe_sysctls);
+        if self.static_pod_path.is_some() {
+            config.static_pod_dir = self.static_pod_path;
+        }
+        Ok(())
+    }
+
+    fn policy(&self) -> Result<Policy, String> {
+        let hard = match &self.eviction_hard {
+            None => thresholds::default_hard(),
+            Some(own) if self.merge_default_eviction_settings == Some(true) => {
+                let mut all = thresholds::default_hard();
+                all.extend(own.clone());
+                all
+            }
+            Some(own) => own.clone(),
+        };
+        let or_none = |it: &Option<Settings>| it.clone().unwrap_or_default();
+        let mut policy = Policy::read(
+            &hard,
+            &or_none(&self.eviction_soft),
+            &or_none(&self.eviction_soft_grace_period),
+            &or_none(&self.eviction_minimum_reclaim),
+        )?;
+        if let Some(text) = &self.eviction_pressure_transition_period {
+            policy.transition = base::time::parse_duration(text).ok_or_else(|| {
+                format!("evictionPressureTransitionPeriod {text:?} is no length of time")
+            })?;
+        }
+        policy.pod_grace_seconds_max = self.eviction_max_pod_grace_period.unwrap_or(0).max(0);
+        Ok(policy)
+    }
+
+    fn image_marks(&self, now: (u8, u8)) -> Result<Option<(u8, u8)>, String> {
+        let marks = (
+            self.image_gc_high_threshold_percent.unwrap_or(now.0),
+            self.image_gc_low_threshold_percent.unwrap_or(now.1),
+        );
+        if marks.0 > 100 || marks.1 >= marks.0 {
+            return Err(format!(
+                "imageGCLowThresholdPercent {} must be less than imageGCHighThresholdPercent {}, \
+                 and that at most 100",
+                marks.1, marks.0
+            ));
+        }
+        Ok(Some(marks))
+    }
+}
+
+fn set<T>(to: &mut T, from: Option<T>) {
+    if let Some(from) = from {
+        *to = from;
+    }
+}
+
+fn reserved(field: &str, list: BTreeMap<String, String>) -> Result<quantity::ResourceList, String> {
+    list.into_iter()
+        .map(|(name, amount)| {
+            if !["cpu", "memory", "ephemeral-storage", "pid"].contains(&name.as_str()) {
+                return Err(format!("{field}: cannot reserve {name:?}"));
+            }
+            let amount = Quantity(amount);
+            match quantity::milli(&amount) {
+                Some(milli) if milli >= 0 => Ok((name, amount)),
+                _ => Err(format!("{field}: {name} {:?} is no quantity", amount.0)),
+            }
+        })
+        .collect()
+}
+
+/// The configuration in effect, as `/configz` shows it.
+pub fn show(config: &KubeletConfig) -> Value {
+    let text = |list: &quantity::ResourceList| -> BTreeMap<String, String> {
+        list.iter().map(|(name, amount)| (name.clone(), amount.0.clone())).collect()
+    };
+    let of = |wanted: bool| -> Settings {
+        let all = config.eviction.thresholds.iter().filter(|it| it.grace.is_some() == wanted);
+        all.map(|it| (it.signal.as_str().to_owned(), it.amount.to_string())).collect()
+    };
+    let soft_grace: Settings = config
+        .eviction
+        .thresholds
+        .iter()
+        .filter_map(|it| Some((it.signal.as_str().to_owned(), format!("{}s", it.grace?.as_secs()))))
+        .collect();
+    let reclaim: Settings = config
+        .eviction
+        .thresholds
+        .iter()
+        .filter_map(|it| Some((it.signal.as_str().to_owned(), it.reclaim.as_ref()?.to_string())))
+        .collect();
+    let shown = Configuration {
+        api_version: Some(API_VERSION.into()),
+        kind: Some(KIND.into()),
+        static_pod_path: config.static_pod_dir.clone(),
+        pod_logs_dir: Some(config.pod_log_dir.clone()),
+        cluster_dns: Some(config.cluster_dns.clone()),
+        cluster_domain: Some(config.cluster_domain.clone()),
+        resolv_conf: Some(config.resolv_conf.clone()),
+        max_pods: Some(config.max_pods),
+        pod_pids_limit: Some(if config.pod_pids_limit == 0 { -1 } else { config.pod_pids_limit }),
+        register_with_taints: Some(config.register_taints.clone()),
+        allowed_unsafe_sysctls: Some(config.allowed_unsafe_sysctls.clone()),
+        container_log_max_size: Some(
+            quantity::from_bytes(i64::try_from(config.log_bytes_max).unwrap_or(i64::MAX)).0,
+        ),
+        container_log_max_files: Some(config.log_files_max),
+        image_gc_high_threshold_percent: Some(config.image_gc_percent.0),
+        image_gc_low_threshold_percent: Some(config.image_gc_percent.1),
+        eviction_hard: Some(of(false)),
+        eviction_soft: Some(of(true)),
+        eviction_soft_grace_period: Some(soft_grace),
+        eviction_minimum_reclaim: Some(reclaim),
+        eviction_max_pod_grace_period: Some(config.eviction.pod_grace_seconds_max),
+        eviction_pressure_transition_period: Some(format!(
+            "{}s",
+            config.eviction.transition.as_secs()
+        )),
+        merge_default_eviction_settings: None,
+        kube_reserved: Some(text(&config.kube_reserved)),
+        system_reserved: Some(text(&config.system_reserved)),
+        enforce_node_allocatable: Some(
+            config.enforce_allocatable.then(|| "pods".to_owned()).into_iter().collect(),
+        ),
+    };
+    json!({"kubeletconfig": shown})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::samples::config;
+
+    fn head(rest: &str) -> String {
+        format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{rest}")
+    }
+
+    #[test]
+    fn drop_ins_win_over_the_file_and_flags_over_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kubelet.yaml");
+        std::fs::create_dir(dir.path().join("kubelet.yaml.d")).unwrap();
+        let put =
+            |name: &str, text: &str| std::fs::write(dir.path().join(name), head(text)).unwrap();
+        put(
+            "kubelet.yaml",
+            "maxPods: 50\nclusterDomain: one\npodPidsLimit: 7\n\
+             evictionHard: {memory.available: 5%}\nkubeReserved: {cpu: 100m}\n",
+        );
+        put("kubelet.yaml.d/20.conf", "clusterDomain: three\nkubeReserved: {memory: 1Gi}\n");
+        put("kubelet.yaml.d/10.conf", "clusterDomain: two\nmaxPods: 60\n");
+        put("kubelet.yaml.d/ignored.yaml", "maxPods: 1\n");
+        let flags =
+            ["max-pods=70", "eviction-hard=nodefs.available<1Gi", "--container-log-max-size=1Mi"];
+        let read = Configuration::read(Some(&file), &flags.map(str::to_owned)).unwrap();
+        let mut config = config();
+        read.apply(&mut config).unwrap();
+        assert_eq!((config.max_pods, config.pod_pids_limit), (70, 7));
+        assert_eq!(config.cluster_domain, "three");
+        assert_eq!(config.kube_reserved.len(), 2, "maps are merged");
+        let shown = show(&config);
+        assert_eq!(shown["kubeletconfig"]["evictionHard"], json!({"nodefs.available": "1Gi"}));
+        assert_eq!(shown["kubeletconfig"]["containerLogMaxSize"], "1024Ki");
+    }
+
+    #[test]
+    fn what_has_no_effect_or_makes_no_sense_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("k.yaml");
+        let said = |text: &str, flags: &[&str]| {
+            std::fs::write(&file, text).unwrap();
+            let flags: Vec<String> = flags.iter().map(|it| (*it).to_owned()).collect();
+            Configuration::read(Some(&file), &flags)
+                .and_then(|read| read.apply(&mut config()))
+                .unwrap_err()
+        };
+        let cases: [(&str, &[&str], &str); 9] = [
+            ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
+            (&head("maxPod: 5\n"), &[], "unknown field `maxPod`"),
+            (&head("maxPods: many\n"), &[], "invalid type"),
+            (&head("evictionHard: {disk: 5%}\n"), &[], "unsupported eviction signal disk"),
+            (&head("imageGCLowThresholdPercent: 90\n"), &[], "must be less than"),
+            (&head("kubeReserved: {gpu: '1'}\n"), &[], "cannot reserve \"gpu\""),
+            (&head("containerLogMaxFiles: 1\n"), &[], "must be more than 1"),
+            (&head(""), &["no-such-flag=1"], "not supported; supported are"),
+            (&head(""), &["max-pods"], "is not NAME=VALUE"),
+        ];
+        for (text, flags, want) in cases {
+            let got = said(text, flags);
+            assert!(got.contains(want), "{got}");
+        }
+        assert!(Configuration::read(Some(&dir.path().join("none")), &[]).is_err());
+    }
+}

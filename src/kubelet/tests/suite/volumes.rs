@@ -1,0 +1,203 @@
+//! Volumes that are claimed, made for one pod, of images, in memory, and as devices.
+
+use std::path::Path;
+
+use runtime::cri::RuntimeService;
+use serde_json::{Value, json};
+
+use crate::world::World;
+
+fn claim_path(name: &str) -> String {
+    format!("/api/v1/namespaces/default/persistentvolumeclaims/{name}")
+}
+
+/// A volume and the claim that is bound to it.
+fn put_bound(world: &World, claim: &str, owner: Option<&str>, spec: Value) {
+    let mut metadata =
+        json!({"name": claim, "namespace": "default", "uid": format!("uid-of-{claim}")});
+    if let Some(uid) = owner {
+        metadata["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Pod", "name": "x",
+            "uid": uid, "controller": true}]);
+    }
+    let volume = format!("pv-{claim}");
+    let mut spec = spec;
+    spec["claimRef"] =
+        json!({"namespace": "default", "name": claim, "uid": format!("uid-of-{claim}")});
+    world.api.put(
+        &format!("/api/v1/persistentvolumes/{volume}"),
+        json!({"metadata": {"name": volume}, "spec": spec}),
+    );
+    world.api.put(
+        &claim_path(claim),
+        json!({"metadata": metadata, "spec": {"volumeName": volume}, "status": {"phase": "Bound"}}),
+    );
+}
+
+async fn told(world: &World, pod: &str, what: &str) {
+    world.until(pod, |_| world.api.events().iter().any(|it| it.contains(what))).await;
+}
+
+/// Output of a command in the pod's first container.
+async fn run(world: &World, pod: &str, script: &str) -> String {
+    let status = world.pod(pod).unwrap();
+    let id = status["status"]["containerStatuses"][0]["containerID"].as_str().unwrap();
+    let id = id.trim_start_matches("coracle://");
+    let command = ["sh", "-c", script].map(str::to_owned).to_vec();
+    let done = world.runtime.exec_sync(id, command, 10).await.unwrap();
+    String::from_utf8([done.stdout, done.stderr].concat()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_is_waited_for_mounted_and_survives_its_pod_and_the_kubelet() {
+    let mut world = World::new().await;
+    let disk = world.dir.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    std::fs::write(disk.join("old"), "before").unwrap();
+    let pod = |read_only: bool| {
+        json!({"terminationGracePeriodSeconds": 0, "securityContext": {"fsGroup": 4242},
+            "containers": [{"name": "a", "command": ["sh", "-c", "echo made > /data/new; sleep 1000"],
+                "volumeMounts": [{"name": "data", "mountPath": "/data"},
+                                 {"name": "data", "mountPath": "/sub", "subPath": "deep/er"}]}],
+            "volumes": [{"name": "data",
+                "persistentVolumeClaim": {"claimName": "c", "readOnly": read_only}}]})
+    };
+    world.create_pod("db", pod(false));
+    let unmounted = "FailedMount: Unable to attach or mount volumes: unmounted volumes=[data], \
+                     unattached volumes=[], failed to process volumes=[data]: error processing PVC \
+                     default/c: ";
+    told(&world, "db", &format!("{unmounted}failed to fetch PVC from API server")).await;
+    world.api.put(
+        &claim_path("c"),
+        json!({"metadata": {"name": "c", "namespace": "default"}, "spec": {}, "status": {"phase": "Pending"}}),
+    );
+    told(&world, "db", &format!("{unmounted}PVC is not bound")).await;
+    put_bound(&world, "c", None, json!({"local": {"path": disk.display().to_string()}}));
+    world.until_ready("db").await;
+    assert_eq!(
+        run(&world, "db", "cat /data/old; stat -c %g:%a /data/old; id -G").await,
+        "before4242:664\n0 4242\n"
+    );
+    run(&world, "db", "echo x > /sub/file").await;
+    assert_eq!(
+        world.pod("db").unwrap()["status"]["containerStatuses"][0]["user"]["linux"],
+        json!({"uid": 0, "gid": 0, "supplementalGroups": [0, 4242]})
+    );
+    assert_eq!(std::fs::read_to_string(disk.join("new")).unwrap(), "made\n");
+    assert!(disk.join("deep/er/file").exists());
+
+    // The kubelet begins anew while the server has forgotten the claim: nothing is asked.
+    world.stop().await;
+    world.api.delete(&claim_path("c"));
+    world.start();
+    world.until_ready("db").await;
+    let id = world.pod("db").unwrap()["status"]["containerStatuses"][0]["containerID"].clone();
+    world
+        .runtime
+        .stop_container(id.as_str().unwrap().trim_start_matches("coracle://"), 0)
+        .await
+        .unwrap();
+    world
+        .until("db", |pod| {
+            let status = &pod.unwrap()["status"]["containerStatuses"][0];
+            status["restartCount"] == 1 && status["ready"] == true
+        })
+        .await;
+    assert!(run(&world, "db", "cat /data/old").await.starts_with("before"));
+    world.delete("db").await;
+    assert!(disk.join("old").exists(), "a volume outlives its pod");
+
+    put_bound(&world, "c", None, json!({"local": {"path": disk.display().to_string()}}));
+    let mut reads = pod(true);
+    reads["containers"][0]["command"] = json!(["sleep", "1000"]);
+    reads["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    world.create_pod("reader", reads);
+    world.until_ready("reader").await;
+    assert!(run(&world, "reader", "touch /data/x").await.contains("Read-only file system"));
+    world.delete("reader").await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generic_ephemeral_volume_is_only_its_own_pods() {
+    let world = World::new().await;
+    let path = world.dir.path().join("host").display().to_string();
+    let source = json!({"hostPath": {"path": path, "type": "DirectoryOrCreate"}});
+    put_bound(&world, "own-v", None, source.clone());
+    world.create_pod(
+        "own",
+        json!({"terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "a", "command": ["sh", "-c", "echo 1 > /v/f; sleep 1000"],
+                "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+            "volumes": [{"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}}]}),
+    );
+    told(&world, "own", "PVC default/own-v was not created for pod default/own (pod is not owner)")
+        .await;
+    let uid = world.pod("own").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    put_bound(&world, "own-v", Some(&uid), source);
+    world.until_ready("own").await;
+    world.delete("own").await;
+    assert!(Path::new(&path).join("f").exists());
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_images_and_memory_are_volumes_too() {
+    let world = World::new().await;
+    let node = world.dir.path().join("block");
+    let device = rustix::fs::makedev(7, 250);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &node,
+        rustix::fs::FileType::BlockDevice,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        device,
+    )
+    .unwrap();
+    put_bound(
+        &world,
+        "raw",
+        None,
+        json!({"volumeMode": "Block", "local": {"path": node.display().to_string()}}),
+    );
+    world.create_pod(
+        "all",
+        json!({"terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "a", "command": ["sleep", "1000"],
+                "resources": {"limits": {"memory": "32Mi"}},
+                "volumeDevices": [{"name": "raw", "devicePath": "/dev/xda"}],
+                "volumeMounts": [{"name": "img", "mountPath": "/img"},
+                    {"name": "img", "mountPath": "/only", "subPath": "bin"},
+                    {"name": "mem", "mountPath": "/mem"}]}],
+            "volumes": [
+                {"name": "raw", "persistentVolumeClaim": {"claimName": "raw"}},
+                {"name": "img", "image": {"reference": "busybox:test", "pullPolicy": "IfNotPresent"}},
+                {"name": "mem", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]}),
+    );
+    world.until_ready("all").await;
+    assert_eq!(run(&world, "all", "stat -c %F:%t:%T /dev/xda").await, "block special file:7:fa\n");
+    assert_eq!(run(&world, "all", "ls /img; ls /only | grep -c busybox").await, "bin\n1\n");
+    assert!(run(&world, "all", "touch /img/x").await.contains("Read-only file system"));
+    assert!(run(&world, "all", "touch /only/x").await.contains("Read-only file system"));
+    let full = run(&world, "all", "dd if=/dev/zero of=/mem/f bs=1024 count=4096 2>&1").await;
+    assert!(full.contains("No space left on device"), "{full}");
+    assert!(run(&world, "all", "df -k /mem").await.contains("1024"));
+    // An image that is mounted is in use.
+    use runtime::cri::ImageService;
+    assert!(world.runtime.remove_image("busybox:test").await.is_err());
+    world.create_pod(
+        "lost",
+        json!({"terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "a", "command": ["sleep", "1000"],
+                "volumeMounts": [{"name": "img", "mountPath": "/img"}]}],
+            "volumes": [{"name": "img", "image": {"reference": "none:test", "pullPolicy": "Never"}}]}),
+    );
+    world
+        .until("lost", |pod| {
+            pod.unwrap()["status"]["containerStatuses"][0]["state"]["waiting"]["reason"]
+                == "ErrImageNeverPull"
+        })
+        .await;
+    world.delete("lost").await;
+    world.delete("all").await;
+    world.finish().await;
+}

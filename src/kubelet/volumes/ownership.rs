@@ -1,0 +1,127 @@
+//! Gives the files of a volume to the pod's group (`fsGroup`), as `fsGroupChangePolicy` says.
+//!
+//! Follows no link, whatever another pod does to the tree meanwhile.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags};
+
+const SETGID: u32 = 0o2000;
+
+/// What files and directories of the group may at least be used for.
+fn wanted_mode(mode: u32, is_dir: bool, read_only: bool) -> u32 {
+    let mut mode = mode | if read_only { 0o440 } else { 0o660 };
+    if is_dir {
+        mode |= SETGID | 0o110;
+    }
+    mode
+}
+
+fn open(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    Ok(rustix::fs::openat2(root, path, flags, Mode::empty(), inside)?)
+}
+
+fn change(file: &OwnedFd, group: u32, read_only: bool) -> io::Result<bool> {
+    let stat = rustix::fs::fstat(file)?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    rustix::fs::chownat(file, "", None, Some(Gid::from_raw(group)), AtFlags::EMPTY_PATH)?;
+    if kind == FileType::Symlink {
+        return Ok(false);
+    }
+    let is_dir = kind == FileType::Directory;
+    let mode = wanted_mode(stat.st_mode & 0o7777, is_dir, read_only);
+    // An O_PATH descriptor takes no fchmod, but its name in /proc leads to the very file.
+    let name = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    rustix::fs::chmodat(CWD, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
+    Ok(is_dir)
+}
+
+/// Whether the root of the volume already is as it should be.
+fn root_matches(root: &OwnedFd, group: u32, read_only: bool) -> io::Result<bool> {
+    let stat = rustix::fs::fstat(root)?;
+    let mode = stat.st_mode & 0o7777;
+    Ok(stat.st_gid == group && wanted_mode(mode, true, read_only) == mode)
+}
+
+/// Everything at and below `dir`; with `only_on_mismatch`, nothing if the root itself is
+/// right. The root comes last, so that a walk that was cut off is done again.
+pub fn give(dir: &Path, group: u32, read_only: bool, only_on_mismatch: bool) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, dir, flags, Mode::empty())?;
+    if only_on_mismatch && root_matches(&root, group, read_only)? {
+        return Ok(());
+    }
+    let mut todo = vec![PathBuf::new()];
+    while let Some(path) = todo.pop() {
+        let here = match open(&root, &path) {
+            Ok(here) => here,
+            // Others may be at work in the volume.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let listed = rustix::fs::openat(
+            &here,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        for entry in Dir::read_from(&listed)? {
+            let entry = entry?;
+            let name = std::ffi::OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let below = path.join(name);
+            match open(&root, &below) {
+                Ok(file) => {
+                    if change(&file, group, read_only)? {
+                        todo.push(below);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    change(&root, group, read_only).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    #[test]
+    fn files_go_to_the_group_and_links_lead_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("v");
+        std::fs::create_dir_all(volume.join("a/b")).unwrap();
+        std::fs::write(volume.join("a/b/f"), "x").unwrap();
+        std::fs::set_permissions(volume.join("a/b/f"), std::fs::Permissions::from_mode(0o600))
+            .unwrap();
+        std::fs::write(dir.path().join("outside"), "x").unwrap();
+        symlink("../outside", volume.join("link")).unwrap();
+        give(&volume, 4242, false, true).unwrap();
+        let shows = |path: &str| {
+            let meta = std::fs::symlink_metadata(dir.path().join(path)).unwrap();
+            format!("{}:{:o}", meta.gid(), meta.mode() & 0o7777)
+        };
+        assert_eq!(shows("v"), "4242:2775");
+        assert_eq!(shows("v/a/b"), "4242:2775");
+        assert_eq!(shows("v/a/b/f"), "4242:660");
+        assert_eq!(shows("outside"), "0:644");
+
+        std::fs::write(volume.join("new"), "x").unwrap();
+        std::os::unix::fs::chown(volume.join("new"), None, Some(0)).unwrap();
+        give(&volume, 4242, false, true).unwrap();
+        assert_eq!(shows("v/new"), "0:644", "the root matches: nothing is walked");
+        give(&volume, 4242, false, false).unwrap();
+        assert_eq!(shows("v/new"), "4242:664");
+    }
+}
