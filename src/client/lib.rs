@@ -15,6 +15,7 @@ pub mod queue;
 pub mod recorder;
 pub mod remote;
 pub mod transport;
+pub mod volumes;
 
 pub use api::{Api, DeleteParams, ListParams, ObjectList, Patch, Propagation, WatchEvent};
 pub use cache::{Cache, Shared};

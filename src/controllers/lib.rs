@@ -27,8 +27,10 @@ mod quota;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod service_cidr;
 mod statefulset;
 mod token_cleaner;
 mod token_secret;
+mod volume;
 
 pub use harness::{Config, Controllers};
