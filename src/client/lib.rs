@@ -6,6 +6,8 @@
 
 pub mod api;
 pub mod cache;
+pub mod discovery;
+pub mod election;
 pub mod error;
 pub mod kubeconfig;
 pub mod labels;

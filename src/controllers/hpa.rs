@@ -28,7 +28,7 @@ use kinds::meta::quantity::Quantity;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::discovery;
+use client::discovery;
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::owner::{name, namespace, uid};
 use behavior::{Limits, Past, normalize};

@@ -9,7 +9,6 @@ mod claim;
 mod cronjob;
 mod daemonset;
 mod deployment;
-mod discovery;
 mod disruption;
 mod endpoints;
 mod expect;

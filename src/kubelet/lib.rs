@@ -32,7 +32,6 @@ mod status_writer;
 mod stop;
 mod tokens;
 mod volumes;
-mod watched_dir;
 mod worker;
 
 pub use config::KubeletConfig;
