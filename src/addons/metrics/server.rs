@@ -4,7 +4,7 @@
 //! At most one round of questions is under way at a time; whoever comes meanwhile waits for
 //! it. A node that does not answer in time is left out, and its pods with it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -43,6 +43,8 @@ type Samples = HashMap<String, Sample>;
 struct Known {
     /// The latest answers, and when they came.
     last: Option<(Instant, Samples)>,
+    /// The nodes that were asked then, whether they answered or not.
+    asked: HashSet<String>,
     nodes: BTreeMap<String, Usage>,
     pods: BTreeMap<(String, String), Vec<(String, Usage)>>,
 }
@@ -62,10 +64,12 @@ impl MetricsServer {
         Self { client, nodes: shared.cache(), pods: shared.cache(), known: Mutex::default() }
     }
 
-    async fn ask_all(&self) -> Samples {
-        let names: Vec<String> =
-            self.nodes.list().iter().filter_map(|node| node.metadata.name.clone()).collect();
-        let asked = stream::iter(names).map(|name| async {
+    fn names(&self) -> HashSet<String> {
+        self.nodes.list().iter().filter_map(|node| node.metadata.name.clone()).collect()
+    }
+
+    async fn ask_all(&self, names: &HashSet<String>) -> Samples {
+        let asked = stream::iter(names.clone()).map(|name| async move {
             let sample = self.ask(&name).await?;
             Some((name, sample))
         });
@@ -99,19 +103,21 @@ impl MetricsServer {
         let mut known = self.known.lock().await;
         let age = known.last.as_ref().map(|(since, _)| since.elapsed());
         // A node that has come meanwhile need not wait for the others' turn.
-        let missing = self.nodes.len() > known.nodes.len();
+        let names = self.names();
+        let missing = !names.is_subset(&known.asked);
         if age.is_some_and(|age| age < if missing { WINDOW } else { FRESH }) {
             return known;
         }
         let before = match known.last.take() {
             Some((since, samples)) if since.elapsed() < BEGINNING_MAX && !missing => samples,
             Some(_) | None => {
-                let beginning = self.ask_all().await;
+                let beginning = self.ask_all(&names).await;
                 tokio::time::sleep(WINDOW).await;
                 beginning
             }
         };
-        let now = self.ask_all().await;
+        let now = self.ask_all(&names).await;
+        known.asked = names;
         known.nodes.clear();
         known.pods.clear();
         for (name, sample) in &now {
