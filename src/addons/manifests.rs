@@ -10,7 +10,7 @@ mod files;
 mod memory;
 mod plan;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use files::Source;
 use memory::Remembered;
+use plan::Named;
 
 /// The field manager of everything that is applied.
 pub const MANAGER: &str = "coracle-manifests";
@@ -52,6 +53,40 @@ pub const EMBEDDED: [Embedded; 2] = [
         text: include_str!("../../embedded/manifests/metrics-server.yaml"),
     },
 ];
+
+/// What is known of manifests, by name.
+struct Known {
+    held: BTreeMap<String, Remembered>,
+    /// Those that were applied since the start.
+    seen: HashSet<String>,
+}
+
+/// What came of applying a manifest.
+enum Outcome {
+    /// It could not be read or applied; what is known of it now.
+    Wrong(Remembered),
+    Applied(Applied),
+}
+
+struct Applied {
+    now: Remembered,
+    /// What is known while it is not pruned.
+    begun: Remembered,
+    /// What the cluster remembers of it.
+    stored: Option<Remembered>,
+    /// What it had and has no more.
+    gone: Vec<Named>,
+    /// It is not what it was.
+    news: bool,
+}
+
+/// The objects of all other manifests.
+fn others<'h>(
+    held: &'h BTreeMap<String, Remembered>,
+    name: &'h str,
+) -> impl Iterator<Item = &'h Named> {
+    held.iter().filter(move |(other, _)| *other != name).flat_map(|(_, held)| &held.objects)
+}
 
 pub struct Deployer {
     pub client: Client,
@@ -121,15 +156,13 @@ impl Deployer {
     }
 
     /// Brings the cluster in step once. False where something has to be tried again.
-    /// `known` is what was applied since the start, by name.
-    async fn step(
-        &self,
-        known: &mut Option<BTreeMap<String, Remembered>>,
-    ) -> client::error::Result<bool> {
-        let first = known.is_none();
-        let held = match known {
-            Some(held) => held,
-            None => known.insert(memory::load(&self.client).await?),
+    async fn step(&self, known: &mut Option<Known>) -> client::error::Result<bool> {
+        let Known { held, seen } = match known {
+            Some(known) => known,
+            None => {
+                let held = memory::load(&self.client).await?;
+                known.insert(Known { held, seen: HashSet::new() })
+            }
         };
         let (folder, disabled) = (self.folder.clone(), self.disabled.clone());
         let read = move || files::read(&folder, &EMBEDDED, &disabled);
@@ -143,102 +176,125 @@ impl Deployer {
             }
             Err(_) => return Ok(false),
         };
+        let mut applied = Vec::new();
         for (name, source) in &sources {
             let before = held.get(name);
             let text = match source {
                 Source::Skipped => continue,
                 Source::Unreadable(why) => {
                     good = false;
-                    self.tell(
-                        name,
-                        true,
-                        "ReadManifestFailed",
-                        &format!("Read manifest {name} failed: {why}"),
-                    );
+                    let text = format!("Read manifest {name} failed: {why}");
+                    self.tell(name, true, "ReadManifestFailed", &text);
                     continue;
                 }
                 Source::Text(text) => text,
             };
             let sum = files::sum(text);
-            let fresh = first && !before.is_some_and(|before| before.applied);
-            if before.is_some_and(|before| before.applied && before.sum == sum) && !first && !fresh
-            {
+            let same = before.is_some_and(|before| before.applied && before.sum == sum);
+            if same && seen.contains(name) {
                 continue;
             }
-            let (now, applied) = self.apply(name, text, before).await?;
-            good &= applied;
-            held.insert(name.clone(), now);
+            match self.apply(name, text, before).await? {
+                Outcome::Wrong(now) => {
+                    good &= now.applied;
+                    held.insert(name.clone(), now);
+                }
+                Outcome::Applied(step) => {
+                    held.insert(name.clone(), step.now.clone());
+                    applied.push((name, step));
+                }
+            }
+            seen.insert(name.clone());
+        }
+        // Only now: what has moved from one manifest to another must not go in between.
+        for (name, step) in applied {
+            good &= self.finish(name, step, held).await?;
         }
         let gone: Vec<String> =
             held.keys().filter(|name| !sources.contains_key(*name)).cloned().collect();
         for name in gone {
-            let Some(remembered) = held.get(&name) else { continue };
-            self.tell(&name, false, "DeletingManifest", &format!("Deleting manifest {name}"));
-            if !apply::prune(&self.client, &remembered.objects).await {
-                good = false;
-                continue;
-            }
-            memory::forget(&self.client, &name).await?;
-            info!(
-                manifest = name,
-                objects = remembered.objects.len(),
-                "manifest is gone, and what it made"
-            );
-            held.remove(&name);
+            good &= self.remove(&name, held).await?;
         }
         Ok(good)
     }
 
-    /// Applies one manifest and prunes what it no longer has.
+    /// Applies one manifest. Nothing is pruned yet.
     async fn apply(
         &self,
         name: &str,
         text: &str,
         before: Option<&Remembered>,
-    ) -> client::error::Result<(Remembered, bool)> {
+    ) -> client::error::Result<Outcome> {
         let old = before.map(|before| before.objects.clone()).unwrap_or_default();
         let sum = files::sum(text);
         let documents = match plan::parse(text) {
             Ok(documents) => documents,
             Err(why) => {
-                self.tell(
-                    name,
-                    true,
-                    "ParseManifestFailed",
-                    &format!("Parse manifest {name} failed: {why}"),
-                );
+                let text = format!("Parse manifest {name} failed: {why}");
+                self.tell(name, true, "ParseManifestFailed", &text);
                 // Time does not mend it; another file does.
-                return Ok((Remembered { sum, objects: old, applied: true }, true));
+                return Ok(Outcome::Wrong(Remembered { sum, objects: old, applied: true }));
             }
         };
         let done = apply::all(&self.client, &documents).await;
         // What may have been made is remembered before anything else can go wrong.
-        let objects = plan::union(&done.objects, &old);
-        memory::store(
-            &self.client,
-            name,
-            &Remembered { sum: sum.clone(), objects, applied: false },
-        )
-        .await?;
+        let all = plan::union(&done.objects, &old);
+        let begun = Remembered { sum: sum.clone(), objects: all, applied: false };
+        let mut stored = before.cloned();
+        if begun.objects.len() > old.len() {
+            memory::store(&self.client, name, &begun).await?;
+            stored = Some(begun.clone());
+        }
         if let Some(why) = &done.failed {
-            self.tell(
-                name,
-                true,
-                "ApplyManifestFailed",
-                &format!("Applying manifest {name} failed: {why}"),
-            );
-            let objects = plan::union(&done.objects, &old);
-            return Ok((Remembered { sum, objects, applied: false }, false));
+            let text = format!("Applying manifest {name} failed: {why}");
+            self.tell(name, true, "ApplyManifestFailed", &text);
+            return Ok(Outcome::Wrong(begun));
         }
         let gone = plan::gone(&old, &done.objects);
-        let pruned = apply::prune(&self.client, &gone).await;
-        let objects = if pruned { done.objects } else { plan::union(&done.objects, &old) };
-        let now = Remembered { sum, objects, applied: pruned };
-        memory::store(&self.client, name, &now).await?;
-        if before.is_none_or(|before| before.sum != now.sum) {
+        let now = Remembered { sum, objects: done.objects, applied: true };
+        let news = before.is_none_or(|before| before.sum != now.sum);
+        Ok(Outcome::Applied(Applied { now, begun, stored, gone, news }))
+    }
+
+    /// Prunes what a manifest no longer has, and remembers the rest. False where something
+    /// has to be tried again.
+    async fn finish(
+        &self,
+        name: &str,
+        step: Applied,
+        held: &mut BTreeMap<String, Remembered>,
+    ) -> client::error::Result<bool> {
+        let gone = plan::of_nobody(&step.gone, others(held, name));
+        if !apply::prune(&self.client, &gone).await {
+            held.insert(name.to_owned(), step.begun);
+            return Ok(false);
+        }
+        // A start that finds all as it was writes nothing.
+        if step.stored.as_ref() != Some(&step.now) {
+            memory::store(&self.client, name, &step.now).await?;
+        }
+        if step.news {
             self.tell(name, false, "AppliedManifest", &format!("Applied manifest {name}"));
         }
-        Ok((now, pruned))
+        Ok(true)
+    }
+
+    /// Takes away what a manifest made that is no more.
+    async fn remove(
+        &self,
+        name: &str,
+        held: &mut BTreeMap<String, Remembered>,
+    ) -> client::error::Result<bool> {
+        let Some(remembered) = held.get(name) else { return Ok(true) };
+        self.tell(name, false, "DeletingManifest", &format!("Deleting manifest {name}"));
+        let all = plan::gone(&remembered.objects, &[]);
+        let gone = plan::of_nobody(&all, others(held, name));
+        if !apply::prune(&self.client, &gone).await {
+            return Ok(false);
+        }
+        memory::forget(&self.client, name).await?;
+        held.remove(name);
+        Ok(true)
     }
 
     /// An event about a manifest, and a line in the log.

@@ -109,6 +109,15 @@ pub fn gone(old: &[Named], new: &[Named]) -> Vec<Named> {
     old.iter().rev().filter(|old| !new.iter().any(|new| new.is(old))).cloned().collect()
 }
 
+/// Those of `objects` that none of `others` is.
+pub fn of_nobody<'o>(objects: &[Named], others: impl Iterator<Item = &'o Named>) -> Vec<Named> {
+    let mut out = objects.to_vec();
+    for other in others {
+        out.retain(|object| !object.is(other));
+    }
+    out
+}
+
 pub fn union(new: &[Named], old: &[Named]) -> Vec<Named> {
     let mut out = new.to_vec();
     out.extend(old.iter().filter(|old| !new.iter().any(|new| new.is(old))).cloned());
@@ -159,5 +168,6 @@ mod tests {
         let names = |list: &[Named]| list.iter().map(|n| n.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&gone(&old, &new)), ["c", "a"]);
         assert_eq!(names(&union(&new, &old)), ["b", "a", "c"]);
+        assert_eq!(names(&of_nobody(&old, new.iter())), ["a", "c"]);
     }
 }

@@ -62,6 +62,22 @@ async fn what_lies_in_the_folder_is_applied_kept_in_step_and_pruned() {
     std::fs::write(folder.join("two.yaml"), map("one", "w")).unwrap();
     world.until_map("one", Some("w")).await;
     world.until_map("two", None).await;
+    // An object that moves to another manifest stays what it is.
+    std::fs::write(folder.join("from.yaml"), map("moves", "x")).unwrap();
+    world.until_map("moves", Some("x")).await;
+    let maps = world.admin.api::<ConfigMap>(Some("default"));
+    let uid = maps.get("moves").await.unwrap().metadata.uid;
+    std::fs::write(folder.join("at.yaml"), map("moves", "v")).unwrap();
+    std::fs::remove_file(folder.join("from.yaml")).unwrap();
+    world.until_map("moves", Some("v")).await;
+    let memory = ListParams::labels("coracle.io/manifest");
+    until("the old manifest is forgotten", async || {
+        let held = world.admin.api::<ConfigMap>(Some("kube-system")).list(&memory).await.unwrap();
+        let of = |map: &ConfigMap| map.metadata.name.clone().unwrap_or_default();
+        (!held.items.iter().any(|map| of(map).contains("from-yaml"))).then_some(())
+    })
+    .await;
+    assert_eq!(maps.get("moves").await.unwrap().metadata.uid, uid);
     // A folder that is made later is watched as well.
     std::fs::create_dir(folder.join("late")).unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(600)).await;
