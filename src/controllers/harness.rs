@@ -116,6 +116,7 @@ impl Controllers {
         tasks.spawn(volume::run_volume_protection(context("pv-protection-controller")));
         tasks.spawn(volume::run_ephemeral(context("ephemeral-volume-controller")));
         tasks.spawn(volume::run_expand(context("expand-controller")));
+        tasks.spawn(attach::run(context("attachdetach-controller")));
         tasks.spawn(service_cidr::run(context("service-cidrs-controller")));
         Self(tasks)
     }
@@ -131,9 +132,9 @@ impl Controllers {
 }
 
 use crate::{
-    aggregation, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage, hpa,
-    job, namespace, node, pod_collector, quota, replicaset, root_ca, service_account, service_cidr,
-    statefulset, token_cleaner, token_secret, volume,
+    aggregation, attach, certificates, cronjob, daemonset, deployment, disruption, endpoints,
+    garbage, hpa, job, namespace, node, pod_collector, quota, replicaset, root_ca, service_account,
+    service_cidr, statefulset, token_cleaner, token_secret, volume,
 };
 
 /// A request that failed, and what it was for.

@@ -4,6 +4,7 @@
 //! repeated. They meet only through API objects.
 
 mod aggregation;
+mod attach;
 mod certificates;
 mod claim;
 mod cronjob;

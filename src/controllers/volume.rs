@@ -46,10 +46,10 @@ impl Say {
 }
 
 /// Index of pods by the claims that they use, as `namespace/name`.
-const PODS_BY_CLAIM: &str = "claim";
+pub(crate) const PODS_BY_CLAIM: &str = "claim";
 
 /// The claims that a pod uses, those of its ephemeral volumes among them.
-fn claims_of(pod: &Pod) -> Vec<String> {
+pub(crate) fn claims_of(pod: &Pod) -> Vec<String> {
     let meta = &pod.metadata;
     let namespace = crate::owner::namespace(meta);
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
