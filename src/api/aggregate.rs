@@ -21,8 +21,10 @@ mod identity;
 pub mod local;
 pub mod openapi;
 pub mod proxy;
+mod resident;
 
 pub use backend::{Learnt, Remote};
+pub use resident::Resident;
 
 pub const SERVICES: &str = "/registry/apiregistration.k8s.io/apiservices/";
 /// Says of an API service that the server looks after it.
@@ -70,11 +72,21 @@ pub struct Table {
     by_name: BTreeMap<String, Arc<Registered>>,
     /// Only those that other servers serve, by group and version.
     remote: HashMap<(String, String), Arc<Registered>>,
+    /// Those that other rooms of this process serve.
+    residents: Vec<Arc<Resident>>,
 }
 
 impl Table {
     pub fn all(&self) -> impl Iterator<Item = &Arc<Registered>> {
         self.by_name.values()
+    }
+
+    /// The residents whose groups are registered, with their registrations.
+    pub fn residents(&self) -> impl Iterator<Item = (&Arc<Registered>, &Arc<Resident>)> {
+        self.residents.iter().filter_map(|resident| {
+            let mut all = self.by_name.values().filter(|known| known.remote.is_none());
+            Some((all.find(|known| resident.serves(&known.group, &known.version))?, resident))
+        })
     }
 
     pub fn remotes(&self) -> impl Iterator<Item = (&Arc<Registered>, &Arc<Remote>)> {
@@ -100,14 +112,30 @@ impl Aggregator {
         if table.remote.is_empty() {
             return None;
         }
-        let mut parts = path.split('/').filter(|part| !part.is_empty());
-        let group = match parts.next()? {
-            "apis" => parts.next()?,
-            "api" => "",
-            _ => return None,
-        };
-        let key = (group.to_string(), parts.next()?.to_string());
-        table.remote.get(&key).cloned()
+        let (group, version) = group_version(path)?;
+        table.remote.get(&(group.to_string(), version.to_string())).cloned()
+    }
+
+    /// Who serves such a path, if it is a room of this process. Ask [`Self::route`] first:
+    /// whoever registers a server of his own for the group means that one.
+    pub fn resident(&self, path: &str) -> Option<Arc<Resident>> {
+        let table = self.table.read();
+        if table.residents.is_empty() {
+            return None;
+        }
+        let (group, version) = group_version(path)?;
+        let mut all = table.residents();
+        all.find(|(_, resident)| resident.serves(group, version)).map(|(_, r)| r.clone())
+    }
+
+    /// Lets a room of this process serve a group. It does from when an APIService without
+    /// a service registers the group.
+    pub fn reside(&self, resident: Resident) {
+        let mut table = self.table.write();
+        let mut residents = table.residents.clone();
+        residents.push(Arc::new(resident));
+        let (by_name, remote) = (table.by_name.clone(), table.remote.clone());
+        *table = Arc::new(Table { by_name, remote, residents });
     }
 
     /// Who serves the OpenAPI document at a path, if it is another server.
@@ -135,10 +163,22 @@ impl Aggregator {
         let remote = by_name.get(name).and_then(|known| known.remote.clone());
         let remotes = by_name.values().filter(|known| known.remote.is_some());
         let keyed = remotes.map(|r| ((r.group.clone(), r.version.clone()), r.clone()));
-        let new = Table { remote: keyed.collect(), by_name };
+        let residents = table.residents.clone();
+        let new = Table { remote: keyed.collect(), by_name, residents };
         *table = Arc::new(new);
         remote
     }
+}
+
+/// Group and version of a path below `/apis` or `/api`.
+fn group_version(path: &str) -> Option<(&str, &str)> {
+    let mut parts = path.split('/').filter(|part| !part.is_empty());
+    let group = match parts.next()? {
+        "apis" => parts.next()?,
+        "api" => "",
+        _ => return None,
+    };
+    Some((group, parts.next()?))
 }
 
 #[cfg(test)]

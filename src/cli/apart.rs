@@ -1,20 +1,21 @@
 //! `coracle controllers` and `coracle scheduler`: a component in a process of its own, for
-//! any API server that a kubeconfig reaches. It speaks protobuf there.
+//! any API server that a kubeconfig reaches. It speaks protobuf there. Of several that run,
+//! the one acts that holds the lease, and another takes over when it goes.
 
 use std::path::Path;
 
 use base::drain::{self, Drain};
 use client::remote::Remote;
-use client::{Client, Recorder, Shared, kubeconfig};
+use client::{Client, Recorder, Shared, election, kubeconfig};
 use controllers::Controllers;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::args::ApartFlags;
-use crate::{Error, Result, version};
+use crate::{Error, Result, host, version};
 
 pub fn controllers(flags: &ApartFlags, cluster_cidr: Option<String>) -> Result<()> {
-    run(flags, "coracle-controllers", |client, root_ca, drain| {
+    run(flags, "kube-controller-manager", |client, root_ca, drain| {
         let shared = Shared::new(client.clone(), drain.clone());
         let config = controllers::Config {
             cluster_cidrs: cluster_cidr.into_iter().collect(),
@@ -36,10 +37,11 @@ pub fn scheduler(flags: &ApartFlags) -> Result<()> {
     })
 }
 
-/// Runs what `start` makes of a client and the server's authority until told to end.
+/// Runs what `start` makes of a client and the server's authority until told to end, under
+/// the lease `agent`.
 fn run<F: Future<Output = ()>>(
     flags: &ApartFlags,
-    agent: &str,
+    agent: &'static str,
     start: impl FnOnce(Client, String, Drain) -> F,
 ) -> Result<()> {
     base::log::init(base::log::Format::Text, flags.verbose);
@@ -53,17 +55,32 @@ fn run<F: Future<Output = ()>>(
         let mut terminate = signal(SignalKind::terminate())
             .map_err(|err| Error::failed("install a signal handler", err))?;
         let (trigger, drain) = drain::channel();
-        let work = start(client, root_ca, drain);
+        let lead = election::Lead::new(agent, &election::identity(&host::name()));
+        let work = election::lead(&client, &lead, &drain, || {
+            info!(server = %flags.kubeconfig.display(), "{agent} runs");
+            start(client.clone(), root_ca, drain.clone())
+        });
         tokio::pin!(work);
-        info!(server = %flags.kubeconfig.display(), "{agent} runs");
-        tokio::select! {
-            () = &mut work => return Ok(()),
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
+        let kept = tokio::select! {
+            kept = &mut work => kept,
+            _ = terminate.recv() => {
+                trigger.drain();
+                work.await
+            }
+            _ = tokio::signal::ctrl_c() => {
+                trigger.drain();
+                work.await
+            }
+        };
+        // Whoever lost the lease may have work under way; only its end stops all of that.
+        match kept {
+            true => Ok(()),
+            false => Err(Error::Unfit {
+                what: format!("{agent} lost its lease"),
+                fix: "another process leads now, or the server was not reached; start it again"
+                    .into(),
+            }),
         }
-        trigger.drain();
-        work.await;
-        Ok(())
     })
 }
 

@@ -161,7 +161,7 @@ pub struct ServerFlags {
     /// Run no service proxy in this process
     #[arg(long, env = "CORACLE_DISABLE_KUBE_PROXY")]
     pub disable_kube_proxy: bool,
-    /// Leave a part out: dns
+    /// Leave a part out: dns, local-storage, metrics-server, or a manifest by its name
     #[arg(long, env = "CORACLE_DISABLE", value_delimiter = ',')]
     pub disable: Vec<String>,
     /// A kube-apiserver flag, NAME=VALUE; one that is not supported says which are

@@ -21,6 +21,23 @@ impl Paths {
         self.data.join("server/tls")
     }
 
+    /// Manifests that the cluster is kept in step with.
+    pub fn manifests(&self) -> PathBuf {
+        self.data.join("server/manifests")
+    }
+
+    /// Whether a manifest of that name, or a folder of some, lies there.
+    pub fn has_manifest(&self, name: &str) -> bool {
+        let folder = self.manifests();
+        let ends = ["", ".yaml", ".yml", ".json"];
+        !name.contains('/') && ends.iter().any(|end| folder.join(format!("{name}{end}")).exists())
+    }
+
+    /// Volumes of this node's own disk.
+    pub fn storage(&self) -> PathBuf {
+        self.data.join("agent/storage")
+    }
+
     /// Holds the process id of the running server.
     pub fn server_pid(&self) -> PathBuf {
         self.run.join("server.pid")

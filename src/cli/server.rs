@@ -11,6 +11,7 @@ use crate::args::{LogFormat, ServerFlags};
 use crate::paths::Paths;
 use crate::{Error, Result, control};
 
+mod addons;
 mod audit;
 mod control_plane;
 mod credentials;

@@ -6,6 +6,8 @@
 
 pub mod api;
 pub mod cache;
+pub mod discovery;
+pub mod election;
 pub mod error;
 pub mod kubeconfig;
 pub mod labels;
@@ -15,6 +17,7 @@ pub mod queue;
 pub mod recorder;
 pub mod remote;
 pub mod transport;
+pub mod volumes;
 
 pub use api::{Api, DeleteParams, ListParams, ObjectList, Patch, Propagation, WatchEvent};
 pub use cache::{Cache, Shared};

@@ -20,9 +20,9 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatu
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::json;
 
-use crate::discovery::of_kind;
 use crate::harness::{Context, Doing, Failed, Outcome, Settled};
 use crate::owner::{controller_of, name, namespace, uid};
+use client::discovery::of_kind;
 
 /// Budgets, and pods, worked on at a time.
 const WORKERS: usize = 2;

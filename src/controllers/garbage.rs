@@ -22,9 +22,9 @@ use serde_json::json;
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use crate::discovery::discover;
 use crate::harness::{Context, Doing, Failed, Outcome, Settled};
 use crate::owner::{name, uid};
+use client::discovery::discover;
 use graph::{FOREGROUND, Graph, Item, ORPHAN, Work, has_finalizer};
 
 /// Objects worked on at a time.

@@ -111,6 +111,13 @@ impl Controllers {
         tasks.spawn(quota::run(context("resourcequota-controller")));
         tasks.spawn(pod_collector::run(context("pod-garbage-collector")));
         tasks.spawn(aggregation::run(context("clusterrole-aggregation-controller")));
+        tasks.spawn(volume::run_binder(context("persistent-volume-binder")));
+        tasks.spawn(volume::run_claim_protection(context("pvc-protection-controller")));
+        tasks.spawn(volume::run_volume_protection(context("pv-protection-controller")));
+        tasks.spawn(volume::run_ephemeral(context("ephemeral-volume-controller")));
+        tasks.spawn(volume::run_expand(context("expand-controller")));
+        tasks.spawn(attach::run(context("attachdetach-controller")));
+        tasks.spawn(service_cidr::run(context("service-cidrs-controller")));
         Self(tasks)
     }
 
@@ -125,9 +132,9 @@ impl Controllers {
 }
 
 use crate::{
-    aggregation, certificates, cronjob, daemonset, deployment, disruption, endpoints, garbage, hpa,
-    job, namespace, node, pod_collector, quota, replicaset, root_ca, service_account, statefulset,
-    token_cleaner, token_secret,
+    aggregation, attach, certificates, cronjob, daemonset, deployment, disruption, endpoints,
+    garbage, hpa, job, namespace, node, pod_collector, quota, replicaset, root_ca, service_account,
+    service_cidr, statefulset, token_cleaner, token_secret, volume,
 };
 
 /// A request that failed, and what it was for.

@@ -28,10 +28,10 @@ use kinds::meta::quantity::Quantity;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::discovery;
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::owner::{name, namespace, uid};
 use behavior::{Limits, Past, normalize};
+use client::discovery;
 use metrics::Metrics;
 use source::{Problem, Scene};
 use usage::Tolerance;

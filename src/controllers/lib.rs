@@ -4,12 +4,12 @@
 //! repeated. They meet only through API objects.
 
 mod aggregation;
+mod attach;
 mod certificates;
 mod claim;
 mod cronjob;
 mod daemonset;
 mod deployment;
-mod discovery;
 mod disruption;
 mod endpoints;
 mod expect;
@@ -27,8 +27,10 @@ mod quota;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod service_cidr;
 mod statefulset;
 mod token_cleaner;
 mod token_secret;
+mod volume;
 
 pub use harness::{Config, Controllers};

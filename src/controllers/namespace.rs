@@ -9,9 +9,9 @@ use client::cache::{Cache, Key, list_all};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde_json::{Value, json};
 
-use crate::discovery::{Discovered, Found, discover};
 use crate::harness::{Context, Doing, Failed, Outcome, Settled};
 use crate::owner::{name, namespace};
+use client::discovery::{Discovered, Found, discover};
 
 const FINALIZER: &str = "kubernetes";
 const WORKERS: usize = 4;

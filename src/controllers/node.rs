@@ -8,6 +8,6 @@ mod ttl;
 mod zone;
 
 pub use eviction::run as run_eviction;
-pub use ipam::run as run_ipam;
+pub use ipam::{Range, run as run_ipam};
 pub use lifecycle::run as run_lifecycle;
 pub use ttl::run as run_ttl;

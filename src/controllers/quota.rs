@@ -18,9 +18,9 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::discovery::{Discovered, discover};
 use crate::harness::{Context, Doing, Failed, Outcome, Settled};
 use crate::owner::{name, namespace};
+use client::discovery::{Discovered, discover};
 use plan::{Bounded, bounded, status};
 
 const WORKERS: usize = 2;

@@ -36,7 +36,6 @@ mod stop;
 mod tokens;
 mod usage;
 mod volumes;
-mod watched_dir;
 mod worker;
 
 pub use config::KubeletConfig;

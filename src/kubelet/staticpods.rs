@@ -18,8 +18,8 @@ use tracing::warn;
 
 use crate::node::Node;
 use crate::pod::{self, CONFIG_HASH, CONFIG_MIRROR, CONFIG_SOURCE};
-use crate::watched_dir::{WatchFlags, WatchedDir};
 use crate::worker;
+use sys::watched_dir::{WatchFlags, WatchedDir};
 
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 /// Where the directory cannot be watched it is read this often.

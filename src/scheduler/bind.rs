@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use base::error::chain;
 use client::recorder::reference;
+use client::volumes::{self, BOUND_BY_CONTROLLER, SELECTED_NODE};
 use client::{DeleteParams, Patch};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use crate::facts::{Facts, VolumeNeed};
+use crate::filter::volumes::Choice;
 use crate::plan::Unschedulable;
 use crate::pod::PodInfo;
 use crate::preempt::Victims;
 use crate::run::Scheduler;
 
-const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 /// How long a provisioner may take (upstream, `bindTimeoutSeconds`).
 const VOLUME_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -45,14 +45,13 @@ pub async fn bind(
     scheduler: &Scheduler,
     pod: &PodInfo,
     node: &str,
-    facts: &Facts,
+    choices: &[Choice],
     permit: OwnedSemaphorePermit,
 ) {
-    let waits = facts.volumes.iter().any(|need| matches!(need, VolumeNeed::Provision { .. }));
-    // Whoever waits for a provisioner must not keep others from writing.
-    let permit = (!waits).then_some(permit);
+    // Whoever waits for volumes must not keep others from writing.
+    let permit = choices.is_empty().then_some(permit);
     let result = async {
-        provision(scheduler, pod, node, facts).await?;
+        bind_volumes(scheduler, pod, node, choices).await?;
         post(scheduler, pod, node).await
     };
     let result = result.await;
@@ -66,6 +65,7 @@ pub async fn bind(
             let gone = matches!(&err, BindError::Rejected(source) if source.is_not_found());
             {
                 let mut state = scheduler.0.state.lock();
+                state.give_back(choices);
                 // If it is not assumed any more, the cache knows better already.
                 if state.assumed.remove(&pod.uid) {
                     state.snapshot.remove_pod(&pod.uid);
@@ -101,57 +101,107 @@ async fn post(scheduler: &Scheduler, pod: &PodInfo, node: &str) -> Result<(), Bi
     answer.map(drop).map_err(BindError::Rejected)
 }
 
-/// Tells the provisioners which node the claims are wanted on, and waits for them.
-async fn provision(
+/// Binds what is there, tells the provisioners which node the rest is wanted on, and waits
+/// until all claims are bound.
+async fn bind_volumes(
     scheduler: &Scheduler,
     pod: &PodInfo,
     node: &str,
-    facts: &Facts,
+    choices: &[Choice],
 ) -> Result<(), BindError> {
-    let mut claims = Vec::new();
-    for need in &facts.volumes {
-        let VolumeNeed::Provision { claim, .. } = need else { continue };
-        let patch = json!({"metadata": {"annotations": {SELECTED_NODE: node}}});
-        let api = scheduler.0.client.api::<PersistentVolumeClaim>(Some(&pod.namespace));
-        api.patch(claim, &Patch::Merge(patch)).await.map_err(|source| BindError::Claim {
+    for choice in choices {
+        let written = match choice {
+            Choice::Take { claim, volume } => take(scheduler, claim, volume).await,
+            Choice::Provision { claim } => {
+                let patch = json!({"metadata": {"annotations": {SELECTED_NODE: node}}});
+                let api = scheduler.0.client.api::<PersistentVolumeClaim>(Some(&pod.namespace));
+                api.patch(name(claim), &Patch::Merge(patch)).await.map(drop)
+            }
+        };
+        written.map_err(|source| BindError::Claim {
             node: node.to_string(),
-            claim: claim.clone(),
+            claim: name(choice.claim()).to_string(),
             source,
         })?;
-        claims.push(claim);
     }
-    if claims.is_empty() {
+    if choices.is_empty() {
         return Ok(());
     }
     let deadline = Instant::now() + VOLUME_TIMEOUT;
-    let mut selected = false;
+    let mut selected = vec![false; choices.len()];
     loop {
         let changed = scheduler.0.claims_changed.notified();
         tokio::pin!(changed);
         // From here on no change is missed.
         changed.as_mut().enable();
         let mut bound = 0;
-        for claim in &claims {
-            let Some(held) = scheduler.0.caches.claims.get(&pod.namespace, claim) else {
-                return Err(BindError::VolumesElsewhere((*claim).clone()));
-            };
-            if held.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound") {
-                bound += 1;
-                continue;
-            }
-            let annotations = held.metadata.annotations.as_ref();
-            let here = annotations.and_then(|a| a.get(SELECTED_NODE)).is_some_and(|n| n == node);
-            // A provisioner that gives up on the node takes the annotation away.
-            if selected && !here {
-                return Err(BindError::VolumesElsewhere((*claim).clone()));
-            }
-            selected |= here;
+        for (choice, selected) in choices.iter().zip(&mut selected) {
+            bound += usize::from(is_bound(scheduler, pod, node, choice, selected)?);
         }
-        if bound == claims.len() {
+        if bound == choices.len() {
             return Ok(());
         }
         if tokio::time::timeout_at(deadline, changed).await.is_err() {
             return Err(BindError::VolumesLate);
+        }
+    }
+}
+
+fn name(claim: &PersistentVolumeClaim) -> &str {
+    claim.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// Points a volume to its claim; the volume binder does the rest.
+async fn take(
+    scheduler: &Scheduler,
+    claim: &PersistentVolumeClaim,
+    volume: &PersistentVolume,
+) -> client::error::Result<()> {
+    if volumes::claim_ref(volume).is_some_and(|held| held.uid == claim.metadata.uid) {
+        return Ok(());
+    }
+    let mut patch = json!({
+        "metadata": {"resourceVersion": volume.metadata.resource_version},
+        "spec": {"claimRef": reference(claim)},
+    });
+    // A reference that a user wrote stays the user's.
+    if volumes::claim_ref(volume).is_none() {
+        patch["metadata"]["annotations"] = json!({BOUND_BY_CONTROLLER: "yes"});
+    }
+    let api = scheduler.0.client.all::<PersistentVolume>();
+    let of = volume.metadata.name.as_deref().unwrap_or_default();
+    api.patch(of, &Patch::Merge(patch)).await.map(drop)
+}
+
+/// Whether a claim is bound as it was chosen. `selected`: the cache has shown the node.
+fn is_bound(
+    scheduler: &Scheduler,
+    pod: &PodInfo,
+    node: &str,
+    choice: &Choice,
+    selected: &mut bool,
+) -> Result<bool, BindError> {
+    let claim = name(choice.claim());
+    let elsewhere = || BindError::VolumesElsewhere(claim.to_string());
+    let held = scheduler.0.caches.claims.get(&pod.namespace, claim).ok_or_else(elsewhere)?;
+    let phase = held.status.as_ref().and_then(|status| status.phase.as_deref());
+    let bound = phase == Some("Bound") && volumes::is_bind_completed(&held);
+    match choice {
+        Choice::Take { volume, .. } => {
+            let other = volumes::volume_name(&held)
+                .is_some_and(|name| Some(name) != volume.metadata.name.as_deref());
+            if other { Err(elsewhere()) } else { Ok(bound) }
+        }
+        Choice::Provision { .. } if bound => Ok(true),
+        Choice::Provision { .. } => {
+            let annotations = held.metadata.annotations.as_ref();
+            let here = annotations.and_then(|a| a.get(SELECTED_NODE)).is_some_and(|n| n == node);
+            // A provisioner that gives up on the node takes the annotation away.
+            if *selected && !here {
+                return Err(elsewhere());
+            }
+            *selected |= here;
+            Ok(false)
         }
     }
 }

@@ -2,14 +2,19 @@
 //!
 //! `observe` reads the caches; the rest of the room only sees the result.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
     Namespace, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume,
     PersistentVolumeClaim, ReplicationController, Service, TopologySelectorTerm,
 };
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{CSIDriver, CSIStorageCapacity, StorageClass};
 use kinds::meta::LabelSelector;
+use kinds::meta::quantity::Quantity;
 
+use client::volumes::{self as claims, NO_PROVISIONER, SELECTED_NODE};
 use client::{Cache, Shared};
 
 use crate::pod::{Labels, PodInfo, Term, Terms};
@@ -32,8 +37,37 @@ pub enum VolumeNeed {
     /// The claim's volume does not exist.
     Lost,
     /// The claim waits for its first consumer: bind it for the node that is picked.
-    Provision { claim: String, allowed: Vec<NodeSelectorTerm> },
+    Bind(Box<Unbound>),
 }
+
+/// A claim that has no volume yet.
+#[derive(Debug, Clone)]
+pub struct Unbound {
+    pub claim: Arc<PersistentVolumeClaim>,
+    /// Volumes that are there and may suit, unless the node does not reach them.
+    pub candidates: Vec<Arc<PersistentVolume>>,
+    /// A node was selected for it before.
+    pub selected: Option<String>,
+    /// None where nobody provisions volumes of its class.
+    pub provisioned: Option<Provisioned>,
+}
+
+/// Where volumes of a class can be provisioned.
+#[derive(Debug, Clone)]
+pub struct Provisioned {
+    /// None: everywhere.
+    pub allowed: Vec<NodeSelectorTerm>,
+    /// What is left of storage, and on which nodes; None where the driver does not say.
+    pub room: Option<Vec<(LabelSelector, Quantity)>>,
+}
+
+/// Volumes that were picked for claims and do not show it yet, by name, with the claim's uid.
+pub type Taken = HashMap<String, String>;
+
+/// Index of volumes by their class.
+const BY_CLASS: &str = "class";
+/// Index of capacities by their class.
+const ROOM_BY_CLASS: &str = "class";
 
 /// The caches that facts come from.
 #[derive(Clone)]
@@ -42,6 +76,8 @@ pub struct Caches {
     pub claims: Cache<PersistentVolumeClaim>,
     pub volumes: Cache<PersistentVolume>,
     pub classes: Cache<StorageClass>,
+    pub drivers: Cache<CSIDriver>,
+    pub capacities: Cache<CSIStorageCapacity>,
     pub services: Cache<Service>,
     pub replica_sets: Cache<ReplicaSet>,
     pub replication_controllers: Cache<ReplicationController>,
@@ -50,31 +86,44 @@ pub struct Caches {
 
 impl Caches {
     pub fn new(shared: &Shared) -> Self {
-        Self {
+        let out = Self {
             namespaces: shared.cache(),
             claims: shared.cache(),
             volumes: shared.cache(),
             classes: shared.cache(),
+            drivers: shared.cache(),
+            capacities: shared.cache(),
             services: shared.cache(),
             replica_sets: shared.cache(),
             replication_controllers: shared.cache(),
             stateful_sets: shared.cache(),
-        }
+        };
+        out.index();
+        out
+    }
+
+    fn index(&self) {
+        self.volumes.add_index(BY_CLASS, |volume| vec![claims::class_of_volume(volume).into()]);
+        self.capacities.add_index(ROOM_BY_CLASS, |room| vec![room.storage_class_name.clone()]);
     }
 
     /// Caches that nothing feeds.
     #[cfg(test)]
     pub fn empty() -> Self {
-        Self {
+        let out = Self {
             namespaces: Cache::new(),
             claims: Cache::new(),
             volumes: Cache::new(),
             classes: Cache::new(),
+            drivers: Cache::new(),
+            capacities: Cache::new(),
             services: Cache::new(),
             replica_sets: Cache::new(),
             replication_controllers: Cache::new(),
             stateful_sets: Cache::new(),
-        }
+        };
+        out.index();
+        out
     }
 
     pub async fn synced(&self) {
@@ -82,6 +131,8 @@ impl Caches {
         self.claims.synced().await;
         self.volumes.synced().await;
         self.classes.synced().await;
+        self.drivers.synced().await;
+        self.capacities.synced().await;
         self.services.synced().await;
         self.replica_sets.synced().await;
         self.replication_controllers.synced().await;
@@ -90,12 +141,12 @@ impl Caches {
 }
 
 /// Gathers the facts, or says in upstream's words why no node at all will do.
-pub fn observe(pod: &PodInfo, caches: &Caches) -> Result<Facts, String> {
+pub fn observe(pod: &PodInfo, caches: &Caches, taken: &Taken) -> Result<Facts, String> {
     let namespace = caches.namespaces.get("", &pod.namespace);
     Ok(Facts {
         namespace_labels: namespace.and_then(|ns| ns.metadata.labels.clone()),
         terms: pod.terms.as_deref().map(|terms| resolve(terms, caches)).unwrap_or_default(),
-        volumes: volumes(pod, caches)?,
+        volumes: volumes(pod, caches, taken)?,
         siblings: siblings(pod, caches),
     })
 }
@@ -122,7 +173,7 @@ fn resolve(terms: &Terms, caches: &Caches) -> Terms {
     }
 }
 
-fn volumes(pod: &PodInfo, caches: &Caches) -> Result<Vec<VolumeNeed>, String> {
+fn volumes(pod: &PodInfo, caches: &Caches, taken: &Taken) -> Result<Vec<VolumeNeed>, String> {
     let mut out = Vec::new();
     for volume in pod.spec().and_then(|s| s.volumes.as_deref()).unwrap_or_default() {
         let name = match (&volume.persistent_volume_claim, &volume.ephemeral) {
@@ -149,9 +200,9 @@ fn volumes(pod: &PodInfo, caches: &Caches) -> Result<Vec<VolumeNeed>, String> {
         if claim.metadata.deletion_timestamp.is_some() {
             return Err(format!("persistentvolumeclaim {name:?} is being deleted"));
         }
-        let spec = claim.spec.as_ref();
-        let bound = spec.and_then(|s| s.volume_name.as_deref()).filter(|v| !v.is_empty());
-        if let Some(volume) = bound {
+        if let Some(volume) =
+            claims::volume_name(&claim).filter(|_| claims::is_bind_completed(&claim))
+        {
             match caches.volumes.get("", volume) {
                 None => out.push(VolumeNeed::Lost),
                 Some(volume) => {
@@ -163,19 +214,55 @@ fn volumes(pod: &PodInfo, caches: &Caches) -> Result<Vec<VolumeNeed>, String> {
             }
             continue;
         }
-        let class = spec.and_then(|s| s.storage_class_name.as_deref()).unwrap_or_default();
-        let class = caches.classes.get("", class);
-        let waits = class.as_ref().is_some_and(|class| {
-            class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
-        });
-        if !waits {
+        let class = claims::class_of_claim(&claim).and_then(|class| caches.classes.get("", class));
+        // One that names its volume is bound without us.
+        let class = class
+            .filter(|class| claims::waits_for_consumer(class))
+            .filter(|_| claims::volume_name(&claim).is_none());
+        let Some(class) = class else {
             return Err("pod has unbound immediate PersistentVolumeClaims".into());
-        }
-        let allowed = class.and_then(|class| class.allowed_topologies.clone()).unwrap_or_default();
-        let allowed = allowed.iter().map(node_term).collect();
-        out.push(VolumeNeed::Provision { claim: name, allowed });
+        };
+        out.push(VolumeNeed::Bind(Box::new(unbound(claim, &class, caches, taken))));
     }
     Ok(out)
+}
+
+fn unbound(
+    claim: Arc<PersistentVolumeClaim>,
+    class: &StorageClass,
+    caches: &Caches,
+    taken: &Taken,
+) -> Unbound {
+    let name = class.metadata.name.as_deref().unwrap_or_default();
+    let uid = claim.metadata.uid.as_deref().unwrap_or_default();
+    let mut candidates = caches.volumes.indexed(BY_CLASS, name);
+    candidates.retain(|volume| {
+        let holder = volume.metadata.name.as_ref().and_then(|volume| taken.get(volume));
+        holder.is_none_or(|holder| holder == uid)
+    });
+    let selected = claim.metadata.annotations.as_ref().and_then(|all| all.get(SELECTED_NODE));
+    let provisioned = (class.provisioner != NO_PROVISIONER).then(|| Provisioned {
+        allowed: class.allowed_topologies.iter().flatten().map(node_term).collect(),
+        room: room(class, name, caches),
+    });
+    Unbound { selected: selected.cloned(), claim, candidates, provisioned }
+}
+
+/// What is left of storage for a class, where its driver says so.
+fn room(
+    class: &StorageClass,
+    name: &str,
+    caches: &Caches,
+) -> Option<Vec<(LabelSelector, Quantity)>> {
+    let driver = caches.drivers.get("", &class.provisioner)?;
+    driver.spec.storage_capacity.filter(|says| *says)?;
+    let of = |room: Arc<CSIStorageCapacity>| {
+        // Where the driver knows how large a volume may be, that counts.
+        let size = room.maximum_volume_size.as_ref().or(room.capacity.as_ref())?;
+        let nodes = client::labels::selector(room.node_topology.as_ref());
+        Some((nodes, size.0.parse().ok()?))
+    };
+    Some(caches.capacities.indexed(ROOM_BY_CLASS, name).into_iter().filter_map(of).collect())
 }
 
 fn node_term(term: &TopologySelectorTerm) -> NodeSelectorTerm {

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::bind;
-use crate::facts::{self, Caches, Facts};
+use crate::facts::{self, Caches};
+use crate::filter::volumes::{self, Choice};
 use crate::filter::{Rule, Rules};
 use crate::plan::{Chance, Plan, Unschedulable, plan};
 use crate::pod::PodInfo;
@@ -105,7 +106,20 @@ impl Scheduler {
             me.wake(Rule::Volumes);
         });
         let me = self.clone();
-        self.0.caches.volumes.on_change(move |_, _| me.wake(Rule::Volumes));
+        self.0.caches.volumes.on_change(move |old, new| {
+            // What the cache shows need not be remembered.
+            if let Some(volume) = new.or(old)
+                && let Some(name) = &volume.metadata.name
+                && new.is_none_or(|volume| client::volumes::claim_ref(volume).is_some())
+            {
+                me.0.state.lock().taken.remove(name);
+            }
+            me.wake(Rule::Volumes);
+        });
+        let me = self.clone();
+        self.0.caches.drivers.on_change(move |_, _| me.wake(Rule::Volumes));
+        let me = self.clone();
+        self.0.caches.capacities.on_change(move |_, _| me.wake(Rule::Volumes));
         let me = self.clone();
         self.0.caches.classes.on_change(move |_, _| me.wake(Rule::Volumes));
         let me = self.clone();
@@ -137,8 +151,8 @@ impl Scheduler {
             let (me, drain) = (self.clone(), drain.clone());
             tokio::spawn(async move {
                 match outcome {
-                    Outcome::Bind(node, facts) => {
-                        drain.until(bind::bind(&me, &pod, &node, &facts, permit)).await;
+                    Outcome::Bind(node, choices) => {
+                        drain.until(bind::bind(&me, &pod, &node, &choices, permit)).await;
                     }
                     Outcome::Wait(refusal) => {
                         drain.until(bind::refuse(&me, &pod, &refusal)).await;
@@ -152,7 +166,7 @@ impl Scheduler {
     fn next(&self) -> Option<(Arc<PodInfo>, Outcome)> {
         let mut state = self.0.state.lock();
         let pod = state.line.pop(Instant::now())?;
-        let facts = facts::observe(&pod, &self.0.caches);
+        let facts = facts::observe(&pod, &self.0.caches, &state.taken);
         let budgets = || self.0.budgets.list().iter().map(|b| Budget::new(b)).collect();
         let mut start = state.start;
         let mut chance = Chance { start: &mut start, below: &mut base::rng::below };
@@ -161,10 +175,14 @@ impl Scheduler {
         let outcome = match (planned, facts) {
             (Plan::Bind { node }, Ok(facts)) => {
                 debug!(pod = %pod.name, node, "planned");
+                // What was possible a moment ago is possible still: the lock is held.
+                let chosen = state.snapshot.get(&node).map(|node| volumes::choose(&facts, node));
+                let choices = chosen.and_then(Result::ok).unwrap_or_default();
+                state.take(&choices);
                 state.snapshot.place(pod.clone(), &node);
                 state.snapshot.forget_nomination(&pod.uid);
                 state.assumed.insert(pod.uid.clone());
-                Outcome::Bind(node, facts)
+                Outcome::Bind(node, choices)
             }
             (Plan::Bind { .. }, Err(reason)) => {
                 // A plan never binds without facts.
@@ -185,6 +203,6 @@ impl Scheduler {
 }
 
 enum Outcome {
-    Bind(String, Facts),
+    Bind(String, Vec<Choice>),
     Wait(Unschedulable),
 }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::time::Instant;
 
+use crate::facts::Taken;
+use crate::filter::volumes::Choice;
 use crate::filter::{Rule, Rules};
 use crate::line::Line;
 use crate::pod::{PodInfo, is_finished, node_of, uid_of};
@@ -19,6 +21,8 @@ pub struct State {
     pub snapshot: Snapshot,
     /// Pods that are on a node here but not yet at the API server, by uid.
     pub assumed: HashSet<String>,
+    /// Volumes that were picked and do not show it yet; no more than claims being bound.
+    pub taken: Taken,
     /// Where the next pod's search for nodes starts.
     pub start: usize,
     scheduler_name: String,
@@ -30,8 +34,29 @@ impl State {
             line: Line::default(),
             snapshot: Snapshot::default(),
             assumed: HashSet::new(),
+            taken: Taken::new(),
             start: 0,
             scheduler_name: scheduler_name.to_string(),
+        }
+    }
+
+    /// Keeps volumes that were picked from being picked again.
+    pub fn take(&mut self, choices: &[Choice]) {
+        for choice in choices {
+            let Choice::Take { claim, volume } = choice else { continue };
+            if let (Some(name), Some(uid)) = (&volume.metadata.name, &claim.metadata.uid) {
+                self.taken.insert(name.clone(), uid.clone());
+            }
+        }
+    }
+
+    pub fn give_back(&mut self, choices: &[Choice]) {
+        for choice in choices {
+            let Choice::Take { claim, volume } = choice else { continue };
+            let Some(name) = &volume.metadata.name else { continue };
+            if self.taken.get(name) == claim.metadata.uid.as_ref() {
+                self.taken.remove(name);
+            }
         }
     }
 

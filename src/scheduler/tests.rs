@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
 
-use crate::facts::{Caches, observe};
+use crate::facts::{Caches, Taken, observe};
 use crate::plan::{Chance, Plan, plan};
 use crate::pod::PodInfo;
 use crate::snapshot::Snapshot;
@@ -15,6 +15,7 @@ use crate::testing::{node, node_with, pod, pod_of};
 struct World {
     snapshot: Snapshot,
     caches: Caches,
+    taken: Taken,
 }
 
 impl World {
@@ -23,7 +24,7 @@ impl World {
         for node in nodes {
             snapshot.set_node(Arc::new(node));
         }
-        Self { snapshot, caches: Caches::empty() }
+        Self { snapshot, caches: Caches::empty(), taken: Taken::new() }
     }
 
     fn with(mut self, pod: Pod, node: &str) -> Self {
@@ -33,7 +34,7 @@ impl World {
 
     fn plan(&self, pod: Pod) -> Plan {
         let pod = PodInfo::new(Arc::new(pod));
-        let facts = observe(&pod, &self.caches);
+        let facts = observe(&pod, &self.caches, &self.taken);
         let mut start = 0;
         let mut chance = Chance { start: &mut start, below: &mut |_| 0 };
         plan(&pod, &facts, &self.snapshot, &Vec::new, &mut chance)
@@ -115,7 +116,9 @@ fn a_missing_claim_is_named() {
 fn a_bound_volume_draws_its_pod_to_where_it_is() {
     let world = World::new(vec![node("m", "4", "8Gi"), node("n", "4", "8Gi")]);
     let claim: PersistentVolumeClaim = serde_json::from_value(json!({
-        "metadata": {"name": "x", "namespace": "default"}, "spec": {"volumeName": "v"},
+        "metadata": {"name": "x", "namespace": "default",
+            "annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": "v"},
         "status": {"phase": "Bound"}}))
     .unwrap();
     let volume: PersistentVolume = serde_json::from_value(json!({
@@ -226,4 +229,73 @@ fn the_least_important_pods_make_room() {
         "0/2 nodes are available: 2 Insufficient cpu. no new claims to deallocate, preemption: \
          not eligible due to preemptionPolicy=Never.",
     );
+}
+
+/// A claim of a class whose volumes wait for their first consumer, and a pod that uses it.
+fn delayed(provisioner: &str, size: &str, annotations: Value) -> (World, Pod) {
+    let world = World::new(vec![node("a", "4", "8Gi"), node("b", "4", "8Gi")]);
+    world.caches.classes.put(read(json!({"metadata": {"name": "s"}, "provisioner": provisioner,
+        "volumeBindingMode": "WaitForFirstConsumer"})));
+    world.caches.claims.put(read(json!({
+        "metadata": {"name": "x", "namespace": "default", "uid": "x", "annotations": annotations},
+        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "s",
+            "resources": {"requests": {"storage": size}}},
+        "status": {"phase": "Pending"}})));
+    let volumes = json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "x"}}]});
+    (world, pod_of("p", json!({}), volumes))
+}
+
+fn read<K: serde::de::DeserializeOwned>(value: Value) -> K {
+    serde_json::from_value(value).unwrap()
+}
+
+fn volume_on(name: &str, node: &str) -> PersistentVolume {
+    read(json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "storageClassName": "s", "capacity": {"storage": "5Gi"},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+            {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}}},
+        "status": {"phase": "Available"}}))
+}
+
+#[test]
+fn a_pod_goes_where_a_free_volume_is() {
+    let (mut world, pod) = delayed("kubernetes.io/no-provisioner", "1Gi", json!({}));
+    let none = "node(s) didn't find available persistent volumes to bind";
+    assert!(waits(world.plan(pod.clone())).contains(&format!("2 {none}")));
+    world.caches.volumes.put(volume_on("on-b", "b"));
+    assert!(matches!(world.plan(pod.clone()), Plan::Bind { node } if node == "b"));
+    // Another claim is about to have it.
+    world.taken.insert("on-b".into(), "other".into());
+    assert!(waits(world.plan(pod.clone())).contains(none));
+    world.taken.insert("on-b".into(), "x".into());
+    assert!(matches!(world.plan(pod), Plan::Bind { node } if node == "b"));
+}
+
+#[test]
+fn a_claim_that_is_being_provisioned_keeps_its_node() {
+    let selected = json!({"volume.kubernetes.io/selected-node": "b"});
+    let (world, pod) = delayed("a.example/b", "1Gi", selected);
+    assert!(matches!(world.plan(pod), Plan::Bind { node } if node == "b"));
+}
+
+#[test]
+fn a_driver_that_tells_its_room_is_believed() {
+    let (world, pod) = delayed("a.example/b", "5Gi", json!({}));
+    world.caches.drivers.put(read(json!({"metadata": {"name": "a.example/b"},
+        "spec": {"storageCapacity": true}})));
+    let room = "node(s) did not have enough free storage";
+    assert!(waits(world.plan(pod.clone())).contains(&format!("2 {room}")));
+    for (node, size) in [("a", "1Gi"), ("b", "9Gi")] {
+        world.caches.capacities.put(read(json!({"metadata": {"namespace": "n", "name": node},
+            "storageClassName": "s", "capacity": size,
+            "nodeTopology": {"matchLabels": {"kubernetes.io/hostname": node}}})));
+    }
+    assert!(matches!(world.plan(pod), Plan::Bind { node } if node == "b"));
+}
+
+fn waits(plan: Plan) -> String {
+    match plan {
+        Plan::Wait(refusal) => refusal.message,
+        Plan::Bind { node } => panic!("bound to {node}"),
+    }
 }

@@ -18,9 +18,11 @@ pub mod netlink;
 pub mod nftables;
 pub mod process;
 pub mod pty;
+pub mod quota;
 pub mod seccomp;
 pub mod socket;
 pub mod syscalls;
+pub mod watched_dir;
 
 use std::ffi::CString;
 use std::io;

@@ -23,8 +23,21 @@ fn components_apart_do_what_they_do_in_process() {
     cluster.until("get pods --no-headers", 30, |text| {
         text.lines().filter(|line| line.contains("Pending")).count() == 3
     });
-    let scheduler = apart("scheduler", &[]);
+    let first = apart("scheduler", &[]);
     cluster.rollout("web");
+    // A second one waits, and takes over when the first is gone without a word.
+    let holder = "get lease -n kube-system kube-scheduler -o jsonpath={.spec.holderIdentity}";
+    let leads = cluster.k(holder);
+    let log = "/tmp/scheduler2.log".to_string();
+    let argv = ["/mnt/coracle/coracle", "scheduler", "--kubeconfig", KUBECONFIG];
+    let scheduler = (cluster.machine.start(&log, &argv), log);
+    eventually("the second waits", 15, || {
+        let log = cluster.machine.read(&scheduler.1);
+        if log.contains("another leads") { Ok(()) } else { Err(log) }
+    });
+    assert_eq!(cluster.k(holder), leads);
+    cluster.machine.sh(&format!("kill -KILL {}", first.0));
+    cluster.until(holder, 30, |text| !text.is_empty() && text != leads);
     let reason =
         "get events --field-selector=reason=Scheduled -o jsonpath={.items[*].source.component}";
     cluster.until(reason, 10, |text| text.contains("default-scheduler"));

@@ -197,6 +197,88 @@ fn lab_3_the_schedulers_mind() {
     cluster.reset();
 }
 
+/// Lab 4: a disk on demand.
+#[test]
+fn lab_4_a_disk_on_demand() {
+    let cluster = Cluster::new();
+    cluster.until("get storageclass", 20, |text| text.contains("local-path (default)"));
+    let claim = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}}}\nspec:\n  \
+             accessModes: [ReadWriteOnce]\n  resources: {{requests: {{storage: 1Gi}}}}\n"
+        )
+    };
+    let pod = |name: &str, claim: &str, command: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Never\n  \
+             terminationGracePeriodSeconds: 2\n  containers:\n  - name: main\n    image: web:1\n    \
+             command: [sh, -c, \"{command}\"]\n    volumeMounts: [{{name: disk, mountPath: /disk}}]\n  \
+             volumes: [{{name: disk, persistentVolumeClaim: {{claimName: {claim}}}}}]\n"
+        )
+    };
+    let ended = |name: &str| {
+        let line = format!("get pod {name} -o jsonpath={{.status.phase}}");
+        cluster.until(&line, 60, |text| text == "Succeeded");
+    };
+    let folder = "ls /var/lib/coracle/agent/storage";
+    for (policy, stays) in [("Delete", false), ("Retain", true)] {
+        cluster.apply(&claim("disk"));
+        eventually("the claim waits for its first consumer", 20, || {
+            let about = cluster.k("describe pvc disk");
+            let waits = about.contains("waiting for first consumer to be created before binding");
+            if waits && about.contains("Pending") { Ok(()) } else { Err(about) }
+        });
+        cluster.apply(&pod("writer", "disk", "echo kept > /disk/file"));
+        ended("writer");
+        cluster.until("get pvc disk --no-headers", 10, |text| text.contains("Bound"));
+        let about = cluster.k("describe pvc disk");
+        assert!(about.contains("ProvisioningSucceeded"), "{about}");
+        cluster.k("delete pod writer");
+        cluster.apply(&pod("reader", "disk", "cat /disk/file"));
+        ended("reader");
+        assert_eq!(cluster.k("logs reader").trim(), "kept");
+        let volume = cluster.k("get pvc disk -o jsonpath={.spec.volumeName}");
+        let patch = format!("{{\"spec\":{{\"persistentVolumeReclaimPolicy\":\"{policy}\"}}}}");
+        let output = cluster.output(&["patch", "pv", &volume, "-p", &patch]);
+        assert!(output.status.success(), "{}", told(&output));
+        cluster.k("delete pod reader");
+        cluster.k("delete pvc disk");
+        if stays {
+            let line = format!("get pv {volume} -o jsonpath={{.status.phase}}");
+            cluster.until(&line, 20, |text| text == "Released");
+            assert!(cluster.machine.sh(folder).contains(&volume));
+        } else {
+            cluster.until("get pv --ignore-not-found --no-headers", 20, |text| text.is_empty());
+            assert_eq!(cluster.machine.sh(folder).trim(), "");
+        }
+    }
+    cluster.reset();
+}
+
+/// The end of lab 5: what nodes and pods use.
+#[test]
+fn top_shows_what_nodes_and_pods_use() {
+    let cluster = Cluster::new();
+    cluster.k("run web --image=web:1");
+    cluster.k("wait --for=condition=Ready pod/web --timeout=30s");
+    let node = cluster.k("get node -o jsonpath={.items[0].metadata.name}");
+    cluster.until("top node --no-headers", 15, |text| {
+        text.contains(&node) && text.contains("Mi") && !text.contains("unknown")
+    });
+    cluster.until("top pod --no-headers", 15, |text| text.contains("web") && text.contains("Mi"));
+    let labelled = cluster.k("top pod -l run=other --no-headers");
+    assert!(!labelled.contains("web"), "{labelled}");
+    let raw = cluster.k("get --raw /apis/metrics.k8s.io/v1beta1/nodes");
+    let raw: Value = serde_json::from_str(&raw).unwrap();
+    assert_eq!(raw["items"][0]["metadata"]["name"], node.as_str());
+    for lease in ["kube-scheduler", "kube-controller-manager"] {
+        let holder =
+            format!("get lease -n kube-system {lease} -o jsonpath={{.spec.holderIdentity}}");
+        cluster.until(&holder, 10, |text| text.starts_with(&format!("{node}_")));
+    }
+    cluster.reset();
+}
+
 /// Lab 5, as far as it exists: the control plane from outside.
 #[test]
 fn lab_5_the_control_plane() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use kinds::resources::{Catalog, version_priority};
 use serde_json::{Value, json};
 
-use super::{Registered, Table, local};
+use super::{Registered, Resident, Table, local};
 use crate::scheme::discovery;
 
 /// A version of a group, and who serves it if it is another server.
@@ -17,6 +17,8 @@ pub struct Version {
     pub name: String,
     priority: i64,
     pub remote: Option<Arc<Registered>>,
+    /// The room of this process that serves it, if it is not the API server itself.
+    resident: Option<Arc<Resident>>,
 }
 
 /// A group with its versions, the preferred one first.
@@ -57,7 +59,7 @@ pub fn groups(catalog: &Catalog, table: &Table) -> Vec<Group> {
             add(
                 &group.name,
                 of_group,
-                Version { name: version.clone(), priority: of_version, remote },
+                Version { name: version.clone(), priority: of_version, remote, resident: None },
             );
         }
     }
@@ -71,9 +73,15 @@ pub fn groups(catalog: &Catalog, table: &Table) -> Vec<Group> {
                     name: known.version.clone(),
                     priority: known.version_priority,
                     remote: Some(known.clone()),
+                    resident: None,
                 },
             );
         }
+    }
+    for (known, resident) in table.residents() {
+        let (name, priority) = (known.version.clone(), known.version_priority);
+        let version = Version { name, priority, remote: None, resident: Some(resident.clone()) };
+        add(&known.group, known.group_priority, version);
     }
     for group in &mut out {
         group.versions.sort_by_key(|v| Reverse((v.priority, version_priority(&v.name))));
@@ -111,9 +119,10 @@ pub fn group(groups: &[Group], name: &str) -> Option<Value> {
 /// Aggregated discovery of `/apis`: `apidiscovery.k8s.io/v2`.
 pub fn aggregated(catalog: &Catalog, groups: &[Group]) -> Value {
     let item = |group: &Group| {
-        let version = |version: &Version| match &version.remote {
-            None => discovery::version_value(catalog, &group.name, &version.name),
-            Some(registered) => remote_version(registered),
+        let version = |version: &Version| match (&version.remote, &version.resident) {
+            (Some(registered), _) => remote_version(registered),
+            (None, Some(resident)) => resident.entry(),
+            (None, None) => discovery::version_value(catalog, &group.name, &version.name),
         };
         let versions: Vec<Value> = group.versions.iter().map(version).collect();
         json!({"metadata": {"name": group.name}, "versions": versions})

@@ -337,6 +337,8 @@ async fn decide(server: &Shared, call: Call) -> Result<Response<Body>> {
         Ok(aggregate::proxy::serve(server, call, &other).await)
     } else if let Some(other) = server.aggregator.document_route(&call.info.path) {
         Ok(aggregate::proxy::document(server, call, &other).await)
+    } else if let Some(resident) = server.aggregator.resident(&call.info.path) {
+        resident.serve(call).await
     } else if call.info.is_resource {
         resources::serve(server, call).await
     } else if let Some(response) = health::serve(server, &call).await {

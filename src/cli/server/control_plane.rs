@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use api::serve::Shared as ApiServer;
 use base::drain::Drain;
-use client::{Recorder, Shared};
+use client::{Recorder, Shared, election};
 use controllers::Controllers;
 use store::backend::sqlite::Sqlite;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tracing::info;
 
+use super::addons;
 use super::credentials::{self, Credentials, component};
 use super::settings::Settings;
 use crate::{Error, Result, version};
@@ -96,14 +97,25 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
     info!(address = %address, "API server listens");
     let reader = component(&server, "system:kube-controller-manager", &[], "coracle");
     let shared = Shared::new(reader, drain.clone());
+    let identity = election::identity(&settings.node_name);
     if settings.scheduler {
         tasks.push(tokio::spawn(schedule(&server, &shared, drain.clone())));
+        tasks.push(record(&server, "kube-scheduler", &identity, drain));
     }
     if settings.controllers {
         let controllers = control(settings, &server, &credentials, &shared, drain);
         tasks.push(tokio::spawn(controllers.join()));
+        tasks.push(record(&server, "kube-controller-manager", &identity, drain));
     }
+    tasks.extend(addons::start(settings, &server, &shared, drain));
     Ok(ControlPlane { server, credentials, shared, tasks })
+}
+
+/// Says in a lease of its own that a component of this process acts.
+fn record(server: &ApiServer, name: &str, identity: &str, drain: &Drain) -> JoinHandle<()> {
+    let client = component(server, &format!("system:{name}"), &[], name);
+    let (lead, drain) = (election::Lead::alone(name, identity), drain.clone());
+    tokio::spawn(async move { election::record(&client, &lead, &drain).await })
 }
 
 /// The controllers, each under the service account that upstream gives it.

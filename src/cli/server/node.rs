@@ -161,6 +161,10 @@ pub async fn start(
     keep_only_living(&runtime, &network).await?;
     import_archives(settings, &runtime).await;
 
+    let keeper = settings.local_storage.then(|| {
+        let (name, folder) = (settings.node_name.clone(), settings.paths.storage());
+        tokio::spawn(addons::local_path::keeper::run(node.clone(), name, folder, drain.clone()))
+    });
     let kubelet = kubelet::Kubelet::new(
         kubelet_config(settings, control_plane)?,
         node,
@@ -185,7 +189,7 @@ pub async fn start(
         () = wait_until_ready(settings, &control_plane.shared, drain) => {}
     }
     drop(has_ended);
-    Ok(Node { runtime, tasks: vec![task] })
+    Ok(Node { runtime, tasks: [Some(task), keeper].into_iter().flatten().collect() })
 }
 
 fn kubelet_config(

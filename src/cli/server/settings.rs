@@ -14,7 +14,7 @@ use crate::paths::Paths;
 use crate::{Error, Result, host};
 
 /// Parts that `--disable` knows.
-const PARTS: [&str; 1] = ["dns"];
+const PARTS: [&str; 3] = ["dns", "local-storage", "metrics-server"];
 
 pub struct Settings {
     pub paths: Paths,
@@ -43,6 +43,10 @@ pub struct Settings {
     pub scheduler: bool,
     pub controllers: bool,
     pub dns: bool,
+    pub local_storage: bool,
+    pub metrics: bool,
+    /// Parts that are left out.
+    pub disabled: Vec<String>,
     pub proxy: bool,
     pub identity: IdentityFlags,
     pub api_flags: Flags,
@@ -75,6 +79,7 @@ impl Settings {
         {
             return Err(usage("--cluster-cidr and --service-cidr overlap".into()));
         }
+        let paths = Paths::new(&flags.host.data_dir, &flags.host.run_dir);
         let node_ports = ports(&flags.service_node_port_range)?;
         let node_name = flags.node_name.unwrap_or_else(host::name);
         let problems = kinds::meta::name::is_dns1123_subdomain(&node_name);
@@ -84,13 +89,15 @@ impl Settings {
         // Without a route the address of the pods' bridge serves: it is always there.
         let node_ip = flags.node_ip.or_else(host::address).unwrap_or(cluster_network.nth(1));
         for part in &flags.disable {
-            if !PARTS.contains(&part.as_str()) {
+            if !PARTS.contains(&part.as_str()) && !paths.has_manifest(part) {
                 return Err(usage(format!(
-                    "--disable {part}: known parts are {}",
-                    PARTS.join(", ")
+                    "--disable {part}: known parts are {}, and manifests in {}",
+                    PARTS.join(", "),
+                    paths.manifests().display()
                 )));
             }
         }
+        let has = |part: &str| !flags.disable.iter().any(|off| off == part);
         let mode = flags.write_kubeconfig_mode.trim_start_matches("0o");
         let kubeconfig_mode = u32::from_str_radix(mode, 8)
             .ok()
@@ -114,7 +121,7 @@ impl Settings {
             }
         }
         Ok(Self {
-            paths: Paths::new(&flags.host.data_dir, &flags.host.run_dir),
+            paths,
             bind_address: flags.bind_address,
             port: flags.https_listen_port,
             advertise_address: flags.advertise_address.unwrap_or(node_ip),
@@ -144,7 +151,10 @@ impl Settings {
             scheduler: !flags.disable_scheduler,
             controllers: !flags.disable_controller_manager,
             proxy: !flags.disable_kube_proxy,
-            dns: !flags.disable.iter().any(|part| part == "dns"),
+            dns: has("dns"),
+            local_storage: has("local-storage"),
+            metrics: has("metrics-server"),
+            disabled: flags.disable.clone(),
             identity,
             api_flags,
             audit: audit.settle().map_err(usage)?,

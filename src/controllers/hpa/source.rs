@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::metrics::Metrics;
 use super::usage::{self, Proposal, Target, Tolerance};
-use crate::discovery;
+use client::discovery;
 
 /// What all metrics of an autoscaler are judged with.
 pub struct Scene<'a> {

@@ -20,14 +20,14 @@ const PREFIX_V6: u8 = 64;
 
 /// A network that node networks are cut from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Range {
+pub struct Range {
     base: u128,
     prefix: u8,
     is_v6: bool,
 }
 
 impl Range {
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let (address, prefix) = text.trim().split_once('/')?;
         let prefix: u8 = prefix.parse().ok()?;
         let (bits, is_v6) = match address.parse::<IpAddr>().ok()? {
@@ -41,6 +41,12 @@ impl Range {
         let host_bits = u32::from(width - prefix);
         let base = bits.checked_shr(host_bits).unwrap_or(0).checked_shl(host_bits).unwrap_or(0);
         Some(Self { base, prefix, is_v6 })
+    }
+
+    /// The range of one address.
+    pub fn of_address(text: &str) -> Option<Self> {
+        let width = if text.contains(':') { 128 } else { 32 };
+        Self::parse(&format!("{text}/{width}"))
     }
 
     fn width(&self) -> u8 {
@@ -57,7 +63,7 @@ impl Range {
         1u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1)
     }
 
-    fn overlaps(&self, other: &Self) -> bool {
+    pub fn overlaps(&self, other: &Self) -> bool {
         self.is_v6 == other.is_v6
             && self.base <= other.base.saturating_add(other.last_offset(other.prefix))
             && other.base <= self.base.saturating_add(self.last_offset(self.prefix))

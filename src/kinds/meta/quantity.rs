@@ -38,6 +38,10 @@ impl Quantity {
         Self { nano: i128::from(value) * (NANO / 1000), format: Format::Decimal }
     }
 
+    pub fn from_nanos(value: i64) -> Self {
+        Self { nano: i128::from(value), format: Format::Decimal }
+    }
+
     pub fn from_bytes(value: i64) -> Self {
         Self { nano: i128::from(value) * NANO, format: Format::Binary }
     }

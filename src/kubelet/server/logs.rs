@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use runtime::cri::ContainerEvent;
 
-use crate::watched_dir::{WatchFlags, WatchedDir};
+use sys::watched_dir::{WatchFlags, WatchedDir};
 
 const BLOCK_BYTES: usize = 64 << 10;
 /// A longer line is passed on in parts.

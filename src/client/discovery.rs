@@ -1,7 +1,7 @@
 //! Which resources there are, built in and custom.
 
-use client::api::ResourceRef;
-use client::{Client, Error};
+use crate::api::ResourceRef;
+use crate::{Client, Error};
 use serde::Deserialize;
 
 /// A resource and what can be done with it.

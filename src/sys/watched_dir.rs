@@ -1,4 +1,4 @@
-//! Tells when something in a directory changes.
+//! Tells when something in a directory, or in several, changes.
 //!
 //! Says only that, never what: the reader looks again.
 
@@ -18,6 +18,15 @@ impl WatchedDir {
         let fd = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         inotify::add_watch(&fd, dir, flags | WatchFlags::ONLYDIR)?;
         Ok(Self(pipe::Receiver::from_owned_fd_unchecked(fd)?))
+    }
+
+    /// Watches another directory as well; one that is watched already stays so.
+    ///
+    /// # Errors
+    /// When it is none, or the kernel watches no more.
+    pub fn add(&self, dir: &Path, flags: WatchFlags) -> io::Result<()> {
+        inotify::add_watch(&self.0, dir, flags | WatchFlags::ONLYDIR).map(drop)?;
+        Ok(())
     }
 
     /// Returns after the next change; changes since the last call count.

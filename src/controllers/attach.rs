@@ -1,0 +1,217 @@
+//! Volumes of CSI drivers are attached to the nodes whose pods use them, and detached when
+//! none does (upstream, `attachdetach-controller`).
+//!
+//! Only writes VolumeAttachments and what nodes have attached; drivers attach.
+
+mod plan;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use client::cache::{Key, key_of};
+use client::recorder::reference;
+use client::{Cache, DeleteParams, Patch, Queue, volumes};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use serde_json::json;
+
+use crate::harness::{Context, Doing, Outcome, Settled};
+use crate::owner::{name, uid};
+use crate::pod;
+use crate::volume::{PODS_BY_CLAIM, claims_of};
+use plan::{Disk, Step};
+
+const WORKERS: usize = 2;
+/// Index of pods by their node.
+const BY_NODE: &str = "node";
+/// Index of attachments by their node.
+const ATTACHED_TO: &str = "node";
+
+struct Attacher {
+    context: Context,
+    pods: Cache<Pod>,
+    claims: Cache<PersistentVolumeClaim>,
+    volumes: Cache<PersistentVolume>,
+    nodes: Cache<Node>,
+    drivers: Cache<CSIDriver>,
+    attachments: Cache<VolumeAttachment>,
+}
+
+pub async fn run(context: Context) {
+    let me = Arc::new(Attacher {
+        pods: context.shared.cache(),
+        claims: context.shared.cache(),
+        volumes: context.shared.cache(),
+        nodes: context.shared.cache(),
+        drivers: context.shared.cache(),
+        attachments: context.shared.cache(),
+        context,
+    });
+    me.pods.add_index(PODS_BY_CLAIM, claims_of);
+    me.pods.add_index(BY_NODE, |pod| vec![pod::node(pod).to_owned()]);
+    me.attachments.add_index(ATTACHED_TO, |held| vec![held.spec.node_name.clone()]);
+    let synced = async {
+        me.pods.synced().await;
+        me.claims.synced().await;
+        me.volumes.synced().await;
+        me.nodes.synced().await;
+        me.drivers.synced().await;
+        me.attachments.synced().await;
+    };
+    if me.context.drain.until(synced).await.is_none() {
+        return;
+    }
+    // The keys are nodes.
+    let queue: Queue<Key> = Queue::named("attach_detach");
+    me.listen(&queue);
+    me.context.work(&queue, WORKERS, |(_, node)| me.sync(node)).await;
+}
+
+impl Attacher {
+    fn listen(self: &Arc<Self>, queue: &Queue<Key>) {
+        let add = {
+            let queue = queue.clone();
+            move |node: &str| {
+                if !node.is_empty() {
+                    queue.add((String::new(), node.to_owned()));
+                }
+            }
+        };
+        let changed = add.clone();
+        self.pods.on_change(move |old, new| {
+            let Some(pod) = new.or(old).filter(|pod| !claims_of(pod).is_empty()) else { return };
+            let same = old.zip(new).is_some_and(|(old, new)| {
+                pod::node(old) == pod::node(new) && pod::is_finished(old) == pod::is_finished(new)
+            });
+            if !same {
+                changed(pod::node(pod));
+            }
+        });
+        let (me, changed) = (Arc::downgrade(self), add.clone());
+        self.claims.on_change(move |old, new| {
+            let Some(claim) = new.or(old) else { return };
+            let before = old.and_then(|old| volumes::volume_name(old));
+            if before == new.and_then(|new| volumes::volume_name(new)) {
+                return;
+            }
+            let Some(me) = me.upgrade() else { return };
+            let (namespace, name) = key_of(&**claim);
+            for pod in me.pods.indexed(PODS_BY_CLAIM, &format!("{namespace}/{name}")) {
+                changed(pod::node(&pod));
+            }
+        });
+        let changed = add.clone();
+        self.attachments.on_change(move |old, new| {
+            if let Some(attachment) = new.or(old) {
+                changed(&attachment.spec.node_name);
+            }
+        });
+        self.nodes.on_change(move |old, new| {
+            let in_use = |node: &Arc<Node>| node.status.as_ref().map(|s| s.volumes_in_use.clone());
+            if let Some(node) = new.or(old)
+                && old.map(in_use) != new.map(in_use)
+            {
+                add(name(&node.metadata));
+            }
+        });
+    }
+
+    /// What pods of a node use that has to be attached, by the attachment's name.
+    fn wanted(&self, node: &str) -> BTreeMap<String, Disk> {
+        let mut out = BTreeMap::new();
+        for pod in self.pods.indexed(BY_NODE, node) {
+            // A pod that ended lets go when the node has unmounted.
+            if pod::is_finished(&pod) {
+                continue;
+            }
+            for claim in claims_of(&pod) {
+                let Some((namespace, claim)) = claim.split_once('/') else { continue };
+                let Some(claim) = self.claims.get(namespace, claim) else { continue };
+                let Some(volume) =
+                    volumes::volume_name(&claim).and_then(|volume| self.volumes.get("", volume))
+                else {
+                    continue;
+                };
+                let Some(mut disk) = plan::disk(&volume, node) else { continue };
+                let driver = self.drivers.get("", &disk.driver);
+                if driver.is_some_and(|driver| driver.spec.attach_required == Some(false)) {
+                    continue;
+                }
+                disk.pod = Some(pod.clone());
+                out.entry(disk.attachment()).or_insert(disk);
+            }
+        }
+        out
+    }
+
+    async fn sync(&self, node: String) -> Outcome {
+        let wanted = self.wanted(&node);
+        let held = self.attachments.indexed(ATTACHED_TO, &node);
+        self.say_failed(&wanted, &held);
+        let object = self.nodes.get("", &node);
+        let find = |volume: &str| self.volumes.get("", volume);
+        for step in plan::plan(&wanted, &held, object.as_deref(), &find) {
+            self.apply(&node, &wanted, step).await?;
+        }
+        Ok(())
+    }
+
+    async fn apply(&self, node: &str, wanted: &BTreeMap<String, Disk>, step: Step) -> Outcome {
+        let api = self.context.client.all::<VolumeAttachment>();
+        match step {
+            Step::Attach(attachment) => {
+                let Some(disk) = wanted.get(&attachment) else { return Ok(()) };
+                let object = json!({"metadata": {"name": attachment}, "spec": {
+                    "attacher": disk.driver, "nodeName": node,
+                    "source": {"persistentVolumeName": disk.volume}}});
+                // All fields are of that kind and type.
+                let Ok(object) = serde_json::from_value(object) else { return Ok(()) };
+                match api.create(&object).await {
+                    Err(err) if err.is_already_exists() => Ok(()),
+                    made => made.map(drop).doing(|| format!("attach {} to {node}", disk.volume)),
+                }
+            }
+            Step::Detach(attachment) => {
+                let only = DeleteParams::uid(uid(&attachment.metadata));
+                let done = api.delete(name(&attachment.metadata), &only).await;
+                done.doing(|| format!("detach {} from {node}", name(&attachment.metadata)))
+                    .or_gone()
+            }
+            Step::Tell(attached) => {
+                let patch = json!({"status": {"volumesAttached": attached}});
+                let nodes = self.context.client.all::<Node>();
+                let told = nodes.patch_status(node, &Patch::Merge(patch)).await;
+                told.doing(|| format!("tell what is attached to {node}")).or_gone()?;
+                self.say_attached(wanted, &attached);
+                Ok(())
+            }
+        }
+    }
+
+    /// The pods that wait hear why.
+    fn say_failed(&self, wanted: &BTreeMap<String, Disk>, held: &[Arc<VolumeAttachment>]) {
+        for attachment in held {
+            let error = attachment.status.as_ref().and_then(|status| status.attach_error.as_ref());
+            let disk = wanted.get(name(&attachment.metadata));
+            if let (Some(error), Some(disk)) = (error, disk)
+                && let Some(pod) = &disk.pod
+            {
+                let why = error.message.as_deref().unwrap_or_default();
+                let text =
+                    format!("AttachVolume.Attach failed for volume {:?} : {why}", disk.volume);
+                self.context.recorder.warning(&reference(&**pod), "FailedAttachVolume", text);
+            }
+        }
+    }
+
+    /// The pods that waited hear of it.
+    fn say_attached(&self, wanted: &BTreeMap<String, Disk>, attached: &[plan::Attached]) {
+        for disk in wanted.values() {
+            let there = attached.iter().any(|it| it.name == disk.unique_name());
+            if let (true, Some(pod)) = (there, &disk.pod) {
+                let text = format!("AttachVolume.Attach succeeded for volume {:?} ", disk.volume);
+                self.context.recorder.normal(&reference(&**pod), "SuccessfulAttachVolume", text);
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Decides what of a node's attachments is made, kept and taken away.
+//!
+//! Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttachment;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::owner::name;
+
+/// A volume of a CSI driver on a node.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    pub driver: String,
+    pub handle: String,
+    /// Name of the PersistentVolume.
+    pub volume: String,
+    pub node: String,
+    /// One that uses it.
+    pub pod: Option<Arc<Pod>>,
+}
+
+/// What a node says of an attached volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attached {
+    pub name: String,
+    pub device_path: String,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// Make the attachment of this name.
+    Attach(String),
+    Detach(Arc<VolumeAttachment>),
+    /// The node's status is to hold this.
+    Tell(Vec<Attached>),
+}
+
+/// The disk behind a volume; None where no CSI driver holds it.
+pub fn disk(volume: &PersistentVolume, node: &str) -> Option<Disk> {
+    let csi = volume.spec.as_ref()?.csi.as_ref()?;
+    Some(Disk {
+        driver: csi.driver.clone(),
+        handle: csi.volume_handle.clone(),
+        volume: name(&volume.metadata).to_owned(),
+        node: node.to_owned(),
+        pod: None,
+    })
+}
+
+impl Disk {
+    /// The attachment's name, as drivers' sidecars know it.
+    pub fn attachment(&self) -> String {
+        let Self { handle, driver, node, .. } = self;
+        let digest = Sha256::digest(format!("{handle}{driver}{node}"));
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("csi-{hex}")
+    }
+
+    /// As kubelets name it in `volumesInUse`.
+    pub fn unique_name(&self) -> String {
+        format!("kubernetes.io/csi/{}^{}", self.driver, self.handle)
+    }
+}
+
+/// A node that is shut down for good: nobody unmounts there any more.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
+/// The name that `held` has on the node, if its volume is known.
+fn name_on_node(
+    held: &VolumeAttachment,
+    find: &dyn Fn(&str) -> Option<Arc<PersistentVolume>>,
+) -> Option<String> {
+    let volume = find(held.spec.source.persistent_volume_name.as_deref()?)?;
+    Some(disk(&volume, &held.spec.node_name)?.unique_name())
+}
+
+/// `held`: the attachments of the node. `node` is None where it is gone. The node is told
+/// before a volume is detached, so that nobody mounts it in between.
+pub fn plan(
+    wanted: &BTreeMap<String, Disk>,
+    held: &[Arc<VolumeAttachment>],
+    node: Option<&Node>,
+    find: &dyn Fn(&str) -> Option<Arc<PersistentVolume>>,
+) -> Vec<Step> {
+    let status = node.and_then(|node| node.status.as_ref());
+    let in_use: Vec<&String> =
+        status.iter().flat_map(|status| status.volumes_in_use.iter().flatten()).collect();
+    let taints = node.and_then(|node| node.spec.as_ref()).and_then(|spec| spec.taints.as_ref());
+    let lost = node.is_none()
+        || taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == OUT_OF_SERVICE));
+    let mut detach = Vec::new();
+    let mut attached = Vec::new();
+    for attachment in held {
+        let on_node = name_on_node(attachment, find);
+        let of = name(&attachment.metadata);
+        let used = on_node.as_ref().is_some_and(|name| in_use.contains(&name));
+        let ours = of.starts_with("csi-") && attachment.metadata.deletion_timestamp.is_none();
+        if ours && !wanted.contains_key(of) && (lost || !used) {
+            detach.push(Step::Detach(attachment.clone()));
+        } else if let Some(name) = on_node
+            && attachment.status.as_ref().is_some_and(|status| status.attached)
+        {
+            attached.push(Attached { name, device_path: String::new() });
+        }
+    }
+    attached.sort_by(|a, b| a.name.cmp(&b.name));
+    attached.dedup();
+    let mut told: Vec<&str> = status
+        .iter()
+        .flat_map(|status| status.volumes_attached.iter().flatten())
+        .map(|attached| attached.name.as_str())
+        .collect();
+    told.sort_unstable();
+    let mut out = Vec::new();
+    if node.is_some() {
+        let missing = wanted.keys().filter(|of| !held.iter().any(|h| name(&h.metadata) == *of));
+        out.extend(missing.cloned().map(Step::Attach));
+        if !attached.iter().map(|attached| attached.name.as_str()).eq(told) {
+            out.push(Step::Tell(attached));
+        }
+    }
+    out.extend(detach);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn volume() -> Arc<PersistentVolume> {
+        let volume = json!({"metadata": {"name": "v"},
+            "spec": {"csi": {"driver": "d.example", "volumeHandle": "h"}}});
+        Arc::new(serde_json::from_value(volume).unwrap())
+    }
+
+    fn node(status: Value, taints: Value) -> Node {
+        let node = json!({"metadata": {"name": "m"}, "spec": {"taints": taints}, "status": status});
+        serde_json::from_value(node).unwrap()
+    }
+
+    #[test]
+    fn what_pods_use_is_attached_and_what_nobody_uses_detached() {
+        let disk = disk(&volume(), "m").unwrap();
+        let of = disk.attachment();
+        let wanted: BTreeMap<String, Disk> = [(of.clone(), disk.clone())].into();
+        let nothing = BTreeMap::new();
+        let attachment = |attached: bool| -> Vec<Arc<VolumeAttachment>> {
+            let held = json!({"metadata": {"name": of}, "spec": {"attacher": "d.example",
+                "nodeName": "m", "source": {"persistentVolumeName": "v"}},
+                "status": {"attached": attached}});
+            vec![Arc::new(serde_json::from_value(held).unwrap())]
+        };
+        let unique = "kubernetes.io/csi/d.example^h";
+        assert_eq!(disk.unique_name(), unique);
+        let plain = node(json!({}), json!([]));
+        let told = json!({"volumesAttached": [{"name": unique, "devicePath": ""}]});
+        let mut used = told.clone();
+        used["volumesInUse"] = json!([unique]);
+        let tell = |names: &[&str]| {
+            let of = |name: &&str| Attached { name: (*name).into(), device_path: String::new() };
+            Step::Tell(names.iter().map(of).collect())
+        };
+        let detach = || Step::Detach(attachment(true)[0].clone());
+        let shut = json!([{"key": OUT_OF_SERVICE, "effect": "NoExecute"}]);
+        for (wanted, held, node, want) in [
+            (&wanted, vec![], Some(&plain), vec![Step::Attach(of.clone())]),
+            (&wanted, attachment(false), Some(&plain), vec![]),
+            (&wanted, attachment(true), Some(&plain), vec![tell(&[unique])]),
+            (&wanted, attachment(true), Some(&node(told.clone(), json!([]))), vec![]),
+            // It is mounted still.
+            (&nothing, attachment(true), Some(&node(used.clone(), json!([]))), vec![]),
+            (&nothing, attachment(true), Some(&node(told, json!([]))), vec![tell(&[]), detach()]),
+            (&nothing, attachment(true), Some(&node(used, shut)), vec![tell(&[]), detach()]),
+            (&nothing, attachment(true), None, vec![detach()]),
+        ] {
+            assert_eq!(plan(wanted, &held, node, &|_| Some(volume())), want);
+        }
+    }
+}

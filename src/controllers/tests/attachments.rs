@@ -1,0 +1,63 @@
+//! Volumes of CSI drivers are attached to where their pods are. The suite plays the driver.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use client::{DeleteParams, ListParams, Patch};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttachment;
+use serde_json::{Value, json};
+use support::{cluster, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
+    let cluster = cluster().await;
+    let client = &cluster.client;
+    let node = json!({"metadata": {"name": "m"}});
+    client.all::<Node>().create(&serde_json::from_value(node).unwrap()).await.unwrap();
+    let volume = json!({"metadata": {"name": "v"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "capacity": {"storage": "1Gi"}, "csi": {"driver": "d.example", "volumeHandle": "h"}}});
+    let volume = serde_json::from_value(volume).unwrap();
+    client.all::<PersistentVolume>().create(&volume).await.unwrap();
+    let claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "storageClassName": "", "resources": {"requests": {"storage": "1Gi"}}}});
+    let claims = client.api::<PersistentVolumeClaim>(Some("default"));
+    claims.create(&serde_json::from_value(claim).unwrap()).await.unwrap();
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "m",
+        "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+    let pod: Pod = serde_json::from_value(pod).unwrap();
+    let pods = client.api::<Pod>(Some("default"));
+    until("the pod is let in", async || pods.create(&pod).await.ok()).await;
+    let attachments = client.all::<VolumeAttachment>();
+    let made = until("it is to be attached", async || {
+        attachments.list(&ListParams::default()).await.unwrap().items.pop()
+    })
+    .await;
+    assert_eq!((made.spec.attacher.as_str(), made.spec.node_name.as_str()), ("d.example", "m"));
+    let name = made.metadata.name.unwrap();
+    let attached = Patch::Merge(json!({"status": {"attached": true}}));
+    attachments.patch_status(&name, &attached).await.unwrap();
+    let told = async || -> Value {
+        let node = client.all::<Node>().get("m").await.unwrap();
+        serde_json::to_value(node).unwrap()["status"]["volumesAttached"].clone()
+    };
+    until("the node is told", async || {
+        (told().await[0]["name"] == "kubernetes.io/csi/d.example^h").then_some(())
+    })
+    .await;
+    // While it is mounted it stays.
+    let mounted = json!({"status": {"volumesInUse": ["kubernetes.io/csi/d.example^h"]}});
+    client.all::<Node>().patch_status("m", &Patch::Merge(mounted)).await.unwrap();
+    pods.delete("p", &DeleteParams::default().grace(0)).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(attachments.get_opt(&name).await.unwrap().is_some());
+    let free = json!({"status": {"volumesInUse": []}});
+    client.all::<Node>().patch_status("m", &Patch::Merge(free)).await.unwrap();
+    until("it is detached", async || {
+        attachments.get_opt(&name).await.unwrap().is_none().then_some(())
+    })
+    .await;
+    assert!(told().await[0].is_null());
+}

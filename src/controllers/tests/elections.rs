@@ -1,0 +1,94 @@
+//! Of several processes one acts, and another takes over when it goes.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use base::drain::{self, Trigger};
+use client::Client;
+use client::election::{self, Lead};
+use k8s_openapi::api::coordination::v1::Lease;
+use support::{cluster, until};
+
+struct Process {
+    task: tokio::task::JoinHandle<bool>,
+    trigger: Trigger,
+}
+
+/// A process that counts itself in while it acts.
+fn start(client: &Client, identity: &str, acting: &Arc<AtomicUsize>) -> Process {
+    struct Acts(Arc<AtomicUsize>);
+    impl Drop for Acts {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let (trigger, drain) = drain::channel();
+    let lead = Lead {
+        lease: Duration::from_secs(1),
+        deadline: Duration::from_millis(700),
+        renew: Duration::from_millis(100),
+        retry: Duration::from_millis(100),
+        ..Lead::new("suite", identity)
+    };
+    let (client, acting) = (client.clone(), acting.clone());
+    let task = tokio::spawn(async move {
+        let (ends, acting) = (drain.clone(), acting.clone());
+        election::lead(&client, &lead, &drain, || async move {
+            acting.fetch_add(1, Ordering::SeqCst);
+            let _acts = Acts(acting);
+            ends.until(std::future::pending::<()>()).await;
+        })
+        .await
+    });
+    Process { task, trigger }
+}
+
+async fn held_by(client: &Client, want: &str) -> Lease {
+    let leases = client.api::<Lease>(Some("kube-system"));
+    until(&format!("{want} leads"), || async {
+        let lease = leases.get_opt("suite").await.unwrap()?;
+        (lease.spec.as_ref()?.holder_identity.as_deref() == Some(want)).then_some(lease)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_acts_and_another_takes_over() {
+    let cluster = cluster().await;
+    let acting = Arc::new(AtomicUsize::new(0));
+    let first = start(&cluster.client, "first", &acting);
+    held_by(&cluster.client, "first").await;
+    let second = start(&cluster.client, "second", &acting);
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(acting.load(Ordering::SeqCst), 1, "the lease is renewed and kept");
+    // It ends without a word: its time must pass first.
+    first.task.abort();
+    let lease = held_by(&cluster.client, "second").await;
+    assert_eq!(lease.spec.unwrap().lease_transitions, Some(1));
+    until("the second acts", async || (acting.load(Ordering::SeqCst) == 1).then_some(())).await;
+    // One that is told to end gives the lease back.
+    second.trigger.drain();
+    assert!(second.task.await.unwrap());
+    held_by(&cluster.client, "").await;
+    // And one whose lease is taken stops.
+    let third = start(&cluster.client, "third", &acting);
+    held_by(&cluster.client, "third").await;
+    let leases = cluster.client.api::<Lease>(Some("kube-system"));
+    until("the lease is taken", || {
+        let leases = &leases;
+        async move {
+            let mut live = leases.get("suite").await.unwrap();
+            live.spec.as_mut()?.holder_identity = Some("thief".into());
+            leases.replace("suite", &live).await.ok()
+        }
+    })
+    .await;
+    assert!(!third.task.await.unwrap());
+    assert_eq!(acting.load(Ordering::SeqCst), 0);
+    drop(first.trigger);
+}
