@@ -48,6 +48,39 @@ pub struct Config {
     pub version: Version,
 }
 
+impl Config {
+    /// Upstream's defaults behind a loopback address, with service-account tokens that a
+    /// PEM key signs. What is to be otherwise is set over it.
+    ///
+    /// # Errors
+    /// When TLS to kubelets cannot be set up.
+    pub fn new(store: Arc<dyn Backend>, signing_key: &str) -> Result<Self, pki::Error> {
+        const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+        Ok(Self {
+            store,
+            service_network: Network { address: [10, 43, 0, 0].into(), prefix: 16 },
+            node_ports: NODE_PORTS,
+            authentication: crate::authn::Settings::own(
+                "https://kubernetes.default.svc",
+                signing_key,
+            ),
+            authorization: crate::authz::default_modes(),
+            audit: None,
+            flags: Flags::default(),
+            kubelet_tls: pki::tls::client_config(None, None, false)?,
+            proxy_client: None,
+            advertise: "127.0.0.1:6443".into(),
+            version: Version {
+                git: "v1.36.2".into(),
+                major: "1",
+                minor: "36",
+                commit: String::new(),
+                built: String::new(),
+            },
+        })
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("load the datastore: {}", .0.message)]

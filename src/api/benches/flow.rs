@@ -12,7 +12,7 @@ use api::authn::{MASTERS, Peer, User};
 use api::flags::Flags;
 use api::flow::{Asking, Flow, Limits, Stored};
 use api::serve::request::{Query, RequestInfo};
-use api::serve::{Shared, Version, chain};
+use api::serve::{Shared, chain};
 use bytes::Bytes;
 use http::{Method, Request};
 use serde_json::{Value, json};
@@ -24,23 +24,8 @@ const PATH: &str = "/api/v1/namespaces/default/configmaps/a";
 async fn server(dir: &std::path::Path) -> Shared {
     let key = pki::files::signing_key(&dir.join("key")).unwrap();
     let config = api::Config {
-        store: Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
-        service_network: "10.43.0.0/16".parse().unwrap(),
-        node_ports: 30000..=32767,
-        authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key),
-        authorization: api::authz::default_modes(),
         flags: Flags { disabled_admission: vec!["ServiceAccount".into()], ..Flags::default() },
-        audit: None,
-        kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
-        proxy_client: None,
-        advertise: "127.0.0.1:6443".into(),
-        version: Version {
-            git: "v1.36.2".into(),
-            major: "1",
-            minor: "36",
-            commit: "c".into(),
-            built: "b".into(),
-        },
+        ..api::Config::new(Arc::new(Sqlite::open(&dir.join("db")).unwrap()), &key).unwrap()
     };
     let server = api::build(config).await.unwrap();
     let advertised = api::bootstrap::Advertised {

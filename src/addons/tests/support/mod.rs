@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::authn::{MASTERS, User};
-use api::serve::{Shared as Server, Version};
+use api::serve::Shared as Server;
 use base::drain::{Drain, Trigger};
 use client::{Client, Recorder, Shared};
 use store::backend::sqlite::Sqlite;
@@ -23,25 +23,7 @@ pub struct World {
 
 async fn server(dir: &Path) -> Server {
     let key = pki::files::signing_key(&dir.join("key")).unwrap();
-    let config = api::Config {
-        store: Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
-        service_network: "10.43.0.0/16".parse().unwrap(),
-        node_ports: 30000..=32767,
-        authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key),
-        authorization: api::authz::default_modes(),
-        flags: api::flags::Flags::default(),
-        audit: None,
-        kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
-        proxy_client: None,
-        advertise: "127.0.0.1:6443".into(),
-        version: Version {
-            git: "v1.36.2".into(),
-            major: "1",
-            minor: "36",
-            commit: "c".into(),
-            built: "b".into(),
-        },
-    };
+    let config = api::Config::new(Arc::new(Sqlite::open(&dir.join("db")).unwrap()), &key).unwrap();
     let server = api::build(config).await.unwrap();
     let advertised = api::bootstrap::Advertised {
         address: "192.0.2.1".parse().unwrap(),

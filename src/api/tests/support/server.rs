@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use api::authn::{MASTERS, Peer, User};
 use api::flags::Flags;
-use api::serve::{Shared, Version, chain};
+use api::serve::{Shared, chain};
 use bytes::{Bytes, BytesMut};
 use client::Body;
 use futures::StreamExt;
@@ -27,28 +27,14 @@ pub async fn server_with(
     let client_ca = pki::files::authority(dir, "client-ca", "clients").unwrap();
     let proxy_ca = pki::files::authority(dir, "proxy-ca", "proxies").unwrap();
     let proxy = pki::authority::Leaf::client("system:auth-proxy", "");
+    let store = Arc::new(Sqlite::open(&dir.join("db")).unwrap());
     let mut config = api::Config {
-        store: Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
-        service_network: "10.43.0.0/16".parse().unwrap(),
-        node_ports: 30000..=32767,
-        authentication: api::authn::Settings {
-            client_ca_pem: client_ca.cert_pem.clone(),
-            ..api::authn::Settings::own("https://kubernetes.default.svc", &key)
-        },
-        authorization: api::authz::default_modes(),
         flags,
-        audit: None,
         kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
         proxy_client: Some(proxy_ca.issue(&proxy).unwrap()),
-        advertise: "127.0.0.1:6443".into(),
-        version: Version {
-            git: "v1.36.2".into(),
-            major: "1",
-            minor: "36",
-            commit: "c".into(),
-            built: "b".into(),
-        },
+        ..api::Config::new(store, &key).unwrap()
     };
+    config.authentication.client_ca_pem = client_ca.cert_pem.clone();
     change(&mut config);
     let server = api::build(config).await.unwrap();
     let advertised = api::bootstrap::Advertised {

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use api::authn::{MASTERS, User};
-use api::serve::{Shared as Server, Version};
+use api::serve::Shared as Server;
 use base::drain::Trigger;
 use client::{Client, Shared};
 use store::backend::sqlite::Sqlite;
@@ -22,25 +22,9 @@ fn key(dir: &std::path::Path) -> String {
 }
 
 async fn server(dir: &std::path::Path) -> Server {
-    let config = api::Config {
-        store: std::sync::Arc::new(Sqlite::open(&dir.join("db")).unwrap()),
-        service_network: "10.43.0.0/16".parse().unwrap(),
-        node_ports: 30000..=32767,
-        authentication: api::authn::Settings::own("https://kubernetes.default.svc", &key(dir)),
-        authorization: api::authz::default_modes(),
-        flags: api::flags::Flags::default(),
-        audit: None,
-        kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
-        proxy_client: None,
-        advertise: "127.0.0.1:6443".into(),
-        version: Version {
-            git: "v1.36.2".into(),
-            major: "1",
-            minor: "36",
-            commit: "c".into(),
-            built: "b".into(),
-        },
-    };
+    let config =
+        api::Config::new(std::sync::Arc::new(Sqlite::open(&dir.join("db")).unwrap()), &key(dir))
+            .unwrap();
     let server = api::build(config).await.unwrap();
     let advertised = api::bootstrap::Advertised {
         address: "192.0.2.1".parse().unwrap(),
