@@ -81,17 +81,23 @@ pub fn load(path: &Path) -> Result<Endpoint, Error> {
         .ok_or_else(|| missing(format!("no context {:?}", file.current_context)))?;
     let cluster = find(&file.clusters, &context.cluster)
         .ok_or_else(|| missing(format!("no cluster {:?}", context.cluster)))?;
-    let user = find(&file.users, &context.user)
-        .ok_or_else(|| missing(format!("no user {:?}", context.user)))?;
+    // Who names no user shows no credentials.
+    let nobody = User::default();
+    let user = match context.user.as_str() {
+        "" => &nobody,
+        name => find(&file.users, name).ok_or_else(|| missing(format!("no user {name:?}")))?,
+    };
+    // Files lie where the kubeconfig does, unless they say otherwise.
+    let folder = path.parent().unwrap_or(Path::new("."));
     let pem = |data: &Option<String>, file: &Option<String>| -> Result<Option<Vec<u8>>, Error> {
         match (data, file) {
             (Some(data), _) => STANDARD
                 .decode(data)
                 .map(Some)
                 .map_err(|err| Error::Incomplete(shown.clone(), err.to_string())),
-            (None, Some(file)) => {
-                std::fs::read(file).map(Some).map_err(|err| Error::Read(file.clone(), err))
-            }
+            (None, Some(file)) => std::fs::read(folder.join(file))
+                .map(Some)
+                .map_err(|err| Error::Read(file.clone(), err)),
             (None, None) => Ok(None),
         }
     };

@@ -4,11 +4,8 @@
 //! the configuration wants it.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tracing::warn;
@@ -51,9 +48,8 @@ impl ImagePolicy {
         let retry = policy["retryBackoff"].as_u64().filter(|millis| *millis > 0);
         let file =
             policy["kubeConfigFile"].as_str().ok_or("imagePolicy.kubeConfigFile is missing")?;
-        let config = endpoint(&settings.directory.join(file))?;
         Ok(Self {
-            endpoint: Endpoint::read(&config, TIMEOUT),
+            endpoint: Endpoint::of_kubeconfig(&settings.directory.join(file), TIMEOUT)?,
             allow_ttl: seconds("allowTTL", 300),
             deny_ttl: seconds("denyTTL", 30),
             retry: Duration::from_millis(retry.unwrap_or(RETRY_MILLIS)),
@@ -150,33 +146,4 @@ fn review(namespace: &str, pod: &Value, subresource: &str) -> Value {
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     json!({"containers": containers, "annotations": annotations, "namespace": namespace})
-}
-
-/// The `clientConfig` that a kubeconfig's current cluster amounts to.
-fn endpoint(path: &Path) -> std::result::Result<Value, String> {
-    let shown = path.display();
-    let text = std::fs::read_to_string(path).map_err(|err| format!("{shown}: {err}"))?;
-    let config: Value = codec::yaml::read::typed(&text).map_err(|err| format!("{shown}: {err}"))?;
-    let named = |list: &str, name: &Value| {
-        let all = config[list].as_array().into_iter().flatten();
-        all.into_iter().find(|entry| entry["name"] == *name).cloned().unwrap_or_default()
-    };
-    let context = named("contexts", &config["current-context"]);
-    let cluster = named("clusters", &context["context"]["cluster"]);
-    let user = named("users", &context["context"]["user"]);
-    let cluster = &cluster["cluster"];
-    let server = cluster["server"].as_str().ok_or(format!("{shown}: its context has no server"))?;
-    if user["user"].as_object().is_some_and(|user| !user.is_empty()) {
-        // Said at start rather than refused by the backend later.
-        return Err(format!("{shown}: credentials for the backend are not supported"));
-    }
-    let authority = match cluster["certificate-authority"].as_str() {
-        Some(file) => {
-            let file = path.parent().unwrap_or(Path::new(".")).join(file);
-            let pem = std::fs::read(&file).map_err(|err| format!("{}: {err}", file.display()))?;
-            Value::String(STANDARD.encode(pem))
-        }
-        None => cluster["certificate-authority-data"].clone(),
-    };
-    Ok(json!({"url": server, "caBundle": authority}))
 }

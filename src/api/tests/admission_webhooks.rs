@@ -329,7 +329,8 @@ async fn a_backend_decides_about_images() {
     .await;
     let kubeconfig = json!({"current-context": "c",
         "clusters": [{"name": "k", "cluster": {"server": hook.url()["url"], "certificate-authority-data": hook.bundle}}],
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": ""}}]});
+        "users": [{"name": "u", "user": {"token": "secret"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}]});
     std::fs::write(conf.path().join("images.kubeconfig"), kubeconfig.to_string()).unwrap();
     let file = conf.path().join("admission.yaml");
     let configuration = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AdmissionConfiguration",
