@@ -13,9 +13,11 @@ pub mod configuration;
 pub mod escalation;
 pub mod node;
 pub mod rbac;
+pub mod selection;
 pub mod webhook;
 
 use abac::Abac;
+use selection::Selection;
 use webhook::Webhook;
 
 /// A request as authorizers see it (`authorizer.Attributes`).
@@ -31,13 +33,17 @@ pub struct Action {
     pub namespace: String,
     pub name: String,
     pub path: String,
-    /// The field selector of a list or watch, as sent.
-    pub field_selector: String,
+    /// What of a list, watch or deletion of many it is about.
+    pub selection: Selection,
 }
 
 impl Action {
     pub fn of(info: &RequestInfo, query: &Query) -> Self {
-        let field_selector = query.get("fieldSelector").unwrap_or("");
+        let selects = ["deletecollection", "list", "watch"].contains(&info.verb);
+        let selection = match selects {
+            true => Selection::of_query(query.get("fieldSelector"), query.get("labelSelector")),
+            false => Selection::default(),
+        };
         let mut action = Self {
             verb: info.verb.to_string(),
             is_resource: info.is_resource,
@@ -48,15 +54,13 @@ impl Action {
             namespace: info.namespace.clone(),
             name: info.name.clone(),
             path: info.path.clone(),
-            field_selector: field_selector.to_string(),
+            selection,
         };
         if action.name.is_empty()
-            && ["deletecollection", "list", "watch"].contains(&info.verb)
-            && let Some(name) = field_selector.strip_prefix("metadata.name=")
-            && !name.contains(',')
+            && let Some(name) = action.selection.name()
         {
             // A watch or list of one name may be allowed by name.
-            action.name = name.trim_start_matches('=').to_string();
+            action.name = name.to_string();
         }
         action
     }

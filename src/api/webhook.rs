@@ -28,6 +28,10 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 const IDLE_CONNECTIONS_MAX: usize = 4;
 /// Of an error's text that is told to the client.
 const ERROR_CHARS_MAX: usize = 1_000;
+/// As upstream asks again: questions in all, the pause before the second, and how it grows.
+const TRIES_MAX: u32 = 5;
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+const RETRY_FACTOR: f64 = 1.5;
 /// Trusted where a webhook names no authority of its own.
 const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
@@ -38,6 +42,20 @@ enum Place {
     Url { host: String, port: u16, path: String, shown: String },
     Service { namespace: String, name: String, path: String, port: u16 },
     Nowhere(String),
+}
+
+/// Why there is no answer, in a sentence.
+struct Failure {
+    why: String,
+    /// Whether a later question may have one: the server was overloaded or broken, or the
+    /// connection to it was cut.
+    passes: bool,
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self { why, passes: false }
+    }
 }
 
 /// A webhook that can be asked.
@@ -110,18 +128,47 @@ impl Endpoint {
         self.post(None, message).await
     }
 
-    async fn post(&self, cache: Option<&Cache>, body: Bytes) -> Result<Value, String> {
-        let shown = format!("{}?timeout={}s", self.place.shown(), self.timeout.as_secs());
-        let answered = tokio::time::timeout(self.timeout, self.call(cache, body)).await;
-        let why = match answered {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(why)) => why,
-            Err(_) => "context deadline exceeded".to_owned(),
-        };
-        Err(format!("Post {shown:?}: {why}"))
+    /// As [`Self::ask`], and again after growing pauses while the server is overloaded or
+    /// broken; all within the one deadline.
+    ///
+    /// # Errors
+    /// Why the last question had no answer, in a sentence.
+    pub async fn ask_patiently(&self, cache: &Cache, question: &Value) -> Result<Value, String> {
+        let body = Bytes::from(question.to_string());
+        let deadline = tokio::time::Instant::now() + self.timeout;
+        let mut pause = RETRY_PAUSE;
+        let mut tries = 1;
+        loop {
+            let failure =
+                match tokio::time::timeout_at(deadline, self.call(Some(cache), body.clone())).await
+                {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(failure)) => failure,
+                    Err(_) => return Err(self.told("context deadline exceeded")),
+                };
+            let next = tokio::time::Instant::now() + pause.mul_f64(1.0 + base::rng::unit() / 5.0);
+            if !failure.passes || tries >= TRIES_MAX || next >= deadline {
+                return Err(self.told(&failure.why));
+            }
+            tokio::time::sleep_until(next).await;
+            pause = pause.mul_f64(RETRY_FACTOR);
+            tries += 1;
+        }
     }
 
-    async fn call(&self, cache: Option<&Cache>, body: Bytes) -> Result<Value, String> {
+    async fn post(&self, cache: Option<&Cache>, body: Bytes) -> Result<Value, String> {
+        match tokio::time::timeout(self.timeout, self.call(cache, body)).await {
+            Ok(answered) => answered.map_err(|failure| self.told(&failure.why)),
+            Err(_) => Err(self.told("context deadline exceeded")),
+        }
+    }
+
+    fn told(&self, why: &str) -> String {
+        let shown = format!("{}?timeout={}s", self.place.shown(), self.timeout.as_secs());
+        format!("Post {shown:?}: {why}")
+    }
+
+    async fn call(&self, cache: Option<&Cache>, body: Bytes) -> Result<Value, Failure> {
         let peer = self.place.peer(cache)?;
         // Of a kept connection nobody knows whether the other side still holds it.
         let kept = self.idle.lock().pop();
@@ -131,7 +178,8 @@ impl Endpoint {
             return answer;
         }
         let sender = connect(self.tls.clone()?, &peer).await?;
-        self.exchange(sender, &peer, body).await?
+        let cut = |why| Failure { why, passes: true };
+        self.exchange(sender, &peer, body).await.map_err(cut)?
     }
 
     /// The outer error is the connection's, before an answer began.
@@ -140,7 +188,7 @@ impl Endpoint {
         mut sender: SendRequest<Full<Bytes>>,
         peer: &Peer,
         body: Bytes,
-    ) -> Result<Result<Value, String>, String> {
+    ) -> Result<Result<Value, Failure>, String> {
         let path = self.place.path();
         let mut request = Request::post(format!("{path}?timeout={}s", self.timeout.as_secs()))
             .header(http::header::HOST, &peer.name)
@@ -157,7 +205,7 @@ impl Endpoint {
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
         let body = match body {
             Ok(body) => body.to_bytes(),
-            Err(err) => return Ok(Err(err.to_string())),
+            Err(err) => return Ok(Err(err.to_string().into())),
         };
         let mut idle = self.idle.lock();
         if idle.len() < IDLE_CONNECTIONS_MAX {
@@ -168,16 +216,16 @@ impl Endpoint {
             let text = String::from_utf8_lossy(&body);
             let text: String = text.trim().chars().take(ERROR_CHARS_MAX).collect();
             let code = status.as_u16();
-            return Ok(Err(if text.is_empty() {
-                format!("the server responded with the status code {code}")
-            } else {
-                text
-            }));
+            let why = match text.is_empty() {
+                true => format!("the server responded with the status code {code}"),
+                false => text,
+            };
+            return Ok(Err(Failure { why, passes: code == 429 || code >= 500 }));
         }
         if body.is_empty() {
             return Ok(Ok(Value::Null));
         }
-        Ok(crate::serve::negotiate::json(&body))
+        Ok(crate::serve::negotiate::json(&body).map_err(Failure::from))
     }
 }
 

@@ -90,7 +90,7 @@ impl WebhookTokens {
         if let Some(known) = self.answers.get(&key, Instant::now()) {
             return Ok(known);
         }
-        let review = self.endpoint.ask(cache, &question).await?;
+        let review = self.endpoint.ask_patiently(cache, &question).await?;
         let answer = read(&review["status"], audiences, own)?;
         self.answers.put(key, answer.clone(), self.ttl, Instant::now());
         Ok(answer)

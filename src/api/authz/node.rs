@@ -124,11 +124,7 @@ fn pods(node: &str, cache: &Cache, action: &Action) -> bool {
             .get(PODS, &format!("{PODS}{}/{}", action.namespace, action.name))
             .is_some_and(|pod| pod.value()["spec"]["nodeName"] == node);
     }
-    action.field_selector.split(',').any(|part| {
-        part.split_once('=').is_some_and(|(field, value)| {
-            field == "spec.nodeName" && value.trim_start_matches('=') == node
-        })
-    })
+    action.selection.fields.exactly("spec.nodeName") == Some(node)
 }
 
 fn pods_of(cache: &Cache, node: &str, namespace: &str) -> Vec<Value> {
@@ -146,11 +142,7 @@ fn pods_of(cache: &Cache, node: &str, namespace: &str) -> Vec<Value> {
 /// Whether a pod on the node refers to the object by name. A watch or list names it by
 /// its field selector.
 fn referenced(cache: &Cache, node: &str, action: &Action) -> bool {
-    let selected = action
-        .field_selector
-        .split(',')
-        .find_map(|part| part.strip_prefix("metadata.name="))
-        .map(|name| name.trim_start_matches('='));
+    let selected = action.selection.fields.exactly("metadata.name");
     let name = if action.name.is_empty() { selected.unwrap_or("") } else { &action.name };
     if name.is_empty() || action.namespace.is_empty() {
         return false;

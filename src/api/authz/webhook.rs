@@ -124,6 +124,7 @@ impl Webhook {
         }
         let mut spec = spec(user, action);
         let key = key(&spec);
+        let keeps = of_client(&spec).to_string().len() < KEPT_QUESTION_BYTES_MAX;
         if self.settings.version == "v1beta1"
             && let Some(groups) = spec.as_object_mut().and_then(|spec| spec.shift_remove("groups"))
         {
@@ -140,13 +141,12 @@ impl Webhook {
             if let Some(known) = self.answers.get(&key, Instant::now()) {
                 return Ok(known);
             }
-            let review = self.endpoint.ask(cache, &question).await?;
+            let review = self.endpoint.ask_patiently(cache, &question).await?;
             let said = read(&review["status"]);
             let ttl = match &said {
                 Decision::Allow(_) => self.settings.authorized_ttl,
                 _ => self.settings.unauthorized_ttl,
             };
-            let keeps = length(action) < KEPT_QUESTION_BYTES_MAX;
             if keeps && !matches!(said, Decision::Failed { .. }) {
                 self.answers.put(key, said.clone(), ttl, Instant::now());
             }
@@ -177,22 +177,9 @@ fn key(spec: &Value) -> Key {
     expiring::key(&[spec.to_string().as_bytes()])
 }
 
-/// Of what a client chose, in bytes.
-fn length(action: &Action) -> usize {
-    [
-        &action.namespace,
-        &action.verb,
-        &action.group,
-        &action.version,
-        &action.resource,
-        &action.subresource,
-        &action.name,
-        &action.path,
-        &action.field_selector,
-    ]
-    .iter()
-    .map(|text| text.len())
-    .sum()
+/// What a client chose of a question.
+fn of_client(spec: &Value) -> &Value {
+    spec.get("resourceAttributes").unwrap_or(&spec["nonResourceAttributes"])
 }
 
 /// The question about an action, as the spec of a SubjectAccessReview.
@@ -217,9 +204,13 @@ fn spec(user: &User, action: &Action) -> Value {
             ("subresource", &action.subresource),
             ("name", &action.name),
         ]);
-        let requirements = requirements(&action.field_selector);
-        if !requirements.is_empty() {
-            resource["fieldSelector"] = json!({"requirements": requirements});
+        for (field, requirements) in [
+            ("fieldSelector", action.selection.field_requirements()),
+            ("labelSelector", action.selection.label_requirements()),
+        ] {
+            if !requirements.is_empty() {
+                resource[field] = json!({"requirements": requirements});
+            }
         }
         spec["resourceAttributes"] = resource;
     } else {
@@ -236,23 +227,6 @@ fn spec(user: &User, action: &Action) -> Value {
         spec["uid"] = user.uid.as_str().into();
     }
     spec
-}
-
-/// The requirements of a field selector.
-fn requirements(selector: &str) -> Vec<Value> {
-    let terms = selector.split(',').filter(|term| !term.is_empty());
-    terms
-        .filter_map(|term| {
-            let (key, operator, value) = match term.split_once("!=") {
-                Some((key, value)) => (key, "NotIn", value),
-                None => {
-                    let (key, value) = term.split_once('=')?;
-                    (key, "In", value.trim_start_matches('='))
-                }
-            };
-            Some(json!({"key": key, "operator": operator, "values": [value]}))
-        })
-        .collect()
 }
 
 /// What the `status` of a review says.

@@ -11,6 +11,7 @@ use super::chain::Call;
 use super::resources::{read_object, write_options};
 use super::{Shared, answer, health, subresources};
 use crate::authn::{User, user_info};
+use crate::authz::selection::Selection;
 use crate::authz::{Action, Decision, Mode};
 use crate::change::apply::{Writer, update_managed_fields};
 use crate::error::{ApiError, Cause, Result};
@@ -190,13 +191,15 @@ async fn access(server: &Shared, target: &Target, spec: &Value, user: &User) -> 
             verb: text(resource, "verb"),
             is_resource: true,
             group: text(resource, "group"),
-            version: text(resource, "version"),
+            version: Some(text(resource, "version"))
+                .filter(|v| !v.is_empty())
+                .unwrap_or("*".into()),
             resource: text(resource, "resource"),
             subresource: text(resource, "subresource"),
             namespace: text(resource, "namespace"),
             name: text(resource, "name"),
             path: String::new(),
-            field_selector: selector_text(&resource["fieldSelector"]),
+            selection: Selection::of_review(resource),
         },
         (false, true) => {
             Action { verb: text(path, "verb"), path: text(path, "path"), ..Action::default() }
@@ -221,6 +224,7 @@ async fn access(server: &Shared, target: &Target, spec: &Value, user: &User) -> 
         }
     };
     let mut status = json!({});
+    let mut errors = Vec::new();
     let reason = match server.authorizer.decide(user, &action).await {
         Decision::Allow(why) => {
             status["allowed"] = true.into();
@@ -239,30 +243,18 @@ async fn access(server: &Shared, target: &Target, spec: &Value, user: &User) -> 
             if denied {
                 status["denied"] = true.into();
             }
-            status["evaluationError"] = error.into();
+            errors.push(error);
             String::new()
         }
     };
+    errors.extend(action.selection.ignored());
+    if !errors.is_empty() {
+        status["evaluationError"] = errors.join("; ").into();
+    }
     if !reason.is_empty() {
         status["reason"] = reason.into();
     }
     Ok(status)
-}
-
-/// The requirements of a review's selector that authorizers look at: equality.
-fn selector_text(selector: &Value) -> String {
-    if let Some(raw) = selector["rawSelector"].as_str() {
-        return raw.to_string();
-    }
-    let requirements = selector["requirements"].as_array().into_iter().flatten();
-    let equal: Vec<String> = requirements
-        .filter(|requirement| requirement["operator"] == "In")
-        .filter_map(|requirement| {
-            let (key, value) = (requirement["key"].as_str()?, requirement["values"][0].as_str()?);
-            Some(format!("{key}={value}"))
-        })
-        .collect();
-    equal.join(",")
 }
 
 fn rules(server: &Shared, spec: &Value, user: &Arc<User>) -> Result<Value> {

@@ -10,6 +10,7 @@ use super::matching::Matched;
 use super::operation;
 use crate::admission::{Attributes, Operation};
 use crate::authn::{AUTHENTICATED, User, user_info};
+use crate::authz::selection::Selection;
 use crate::authz::{Action, Authorizer, Decision};
 use crate::registry::{Registry, convert};
 
@@ -199,7 +200,10 @@ impl cel::Authorizer for Asker<'_> {
             namespace: question.namespace.clone(),
             name: question.name.clone(),
             path: question.path.clone().unwrap_or_default(),
-            field_selector: question.field_selector.clone().unwrap_or_default(),
+            selection: Selection::of_query(
+                question.field_selector.as_deref(),
+                question.label_selector.as_deref(),
+            ),
         };
         let account = question.service_account.as_ref().map(|(namespace, name)| {
             let user = User {

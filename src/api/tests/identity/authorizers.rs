@@ -1,6 +1,7 @@
 //! Authorizers besides RBAC: webhooks, attribute policies, and their order.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use api::authz::Mode;
 use api::authz::configuration::Flags;
@@ -20,7 +21,7 @@ fn judges(asked: &Asked) -> Reply {
         "yes" => json!({"allowed": true, "reason": "we know them"}),
         "no" => json!({"allowed": false, "denied": true, "reason": "we know them"}),
         "both" => json!({"allowed": true, "denied": true}),
-        "down" => return Reply::Raw(500, Bytes::from_static(b"sorry")),
+        "down" => return Reply::Raw(404, Bytes::from_static(b"sorry")),
         _ => json!({"allowed": false, "reason": "who is that"}),
     };
     Reply::Json(
@@ -119,6 +120,73 @@ async fn a_webhook_allows_denies_or_leaves_it_to_others() {
     let path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
     let rules = support::ask(&server, Method::POST, path, rules).await.json();
     assert_eq!(rules["status"]["incomplete"], true);
+}
+
+#[tokio::test]
+async fn a_webhook_that_stumbles_is_asked_again() {
+    let stumbles = AtomicUsize::new(0);
+    let site = Site::start(move |asked| match stumbles.fetch_add(1, Ordering::SeqCst) {
+        0 => Reply::Raw(500, Bytes::new()),
+        1 => Reply::Raw(429, Bytes::new()),
+        _ => judges(asked),
+    })
+    .await;
+    let files = tempfile::tempdir().unwrap();
+    let kubeconfig = site.kubeconfig(files.path(), "/authorize");
+    let flags = configuration(files.path(), &kubeconfig, "    failurePolicy: Deny\n");
+    let (_dir, server) = server(flags.modes().unwrap()).await;
+    assert_eq!(list(&server, "yes").await.0, 200);
+    assert_eq!(site.count(), 3);
+}
+
+#[tokio::test]
+async fn a_webhook_hears_what_is_selected() {
+    let site = Site::start(judges).await;
+    let files = tempfile::tempdir().unwrap();
+    let kubeconfig = site.kubeconfig(files.path(), "/authorize");
+    let more = "    failurePolicy: NoOpinion\n    matchConditionSubjectAccessReviewVersion: v1\n    matchConditions:\n    - expression: request.resourceAttributes.labelSelector.requirements.exists(r, r.key == 'app')\n";
+    let flags = configuration(files.path(), &kubeconfig, more);
+    let (_dir, server) = server(flags.modes().unwrap()).await;
+    let get = async |query: &str| {
+        let path = format!("{MAPS}?{query}");
+        send(&server, "yes", Method::GET, &path, &[], Bytes::new()).await.status
+    };
+    assert_eq!(get("labelSelector=tier%3Dx").await, 403, "it wants not to hear of this");
+    assert_eq!(site.count(), 0);
+    assert_eq!(get("labelSelector=app+in+(a,b),!old&fieldSelector=metadata.name%3Dn").await, 200);
+    let about = site.last().body["spec"]["resourceAttributes"].clone();
+    assert_eq!(about["name"], "n");
+    assert_eq!(
+        about["labelSelector"],
+        json!({"requirements": [
+            {"key": "app", "operator": "In", "values": ["a", "b"]},
+            {"key": "old", "operator": "DoesNotExist"},
+        ]})
+    );
+    assert_eq!(
+        about["fieldSelector"],
+        json!({"requirements": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]})
+    );
+    // A review passes on what it understands, and tells of the rest.
+    let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+        "spec": {"user": "yes", "resourceAttributes": {"verb": "list", "resource": "pods",
+            "labelSelector": {"requirements": [{"key": "app", "operator": "Exists"},
+                {"key": "x", "operator": "Sideways"}]},
+            "fieldSelector": {"rawSelector": "a~b"}}}});
+    let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    let status = support::ask(&server, Method::POST, path, review).await.json()["status"].clone();
+    assert_eq!(status["allowed"], true);
+    assert_eq!(
+        status["evaluationError"],
+        "spec.resourceAttributes.fieldSelector ignored due to parse error; spec.resourceAttributes.labelSelector partially ignored due to parse error"
+    );
+    let about = site.last().body["spec"]["resourceAttributes"].clone();
+    assert_eq!(about["version"], "*");
+    assert_eq!(
+        about["labelSelector"],
+        json!({"requirements": [{"key": "app", "operator": "Exists"}]})
+    );
+    assert_eq!(about.get("fieldSelector"), None);
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ fn knows(asked: &Asked) -> Reply {
         "sick" => json!({"authenticated": false, "error": "the database is away"}),
         "nameless" => json!({"authenticated": true, "user": {"groups": ["system:masters"]}}),
         "odd" => return Reply::Raw(200, Bytes::from_static(b"[1,")),
-        "down" => return Reply::Raw(503, Bytes::from_static(b"later")),
+        "down" => return Reply::Raw(404, Bytes::from_static(b"later")),
         _ => json!({"authenticated": false}),
     };
     Reply::Json(
