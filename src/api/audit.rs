@@ -20,12 +20,14 @@ use crate::admission::Notes;
 use crate::authn::impersonation::ActsAs;
 use crate::authn::{Peer, User, user_info};
 use crate::error::{ApiError, Result};
+use crate::serve::negotiate;
 use crate::serve::request::RequestInfo;
 
 pub mod log;
 mod metrics;
 pub mod policy;
 mod queue;
+pub mod truncate;
 pub mod webhook;
 
 pub use queue::Batch;
@@ -33,6 +35,7 @@ pub use queue::Batch;
 use log::Log;
 use policy::{Level, Policy, Stage, Wanted};
 use queue::Queue;
+use truncate::Bounds;
 use webhook::Webhook;
 
 /// Objects in events are cut off above this, in bytes of JSON: upstream's webhooks take no
@@ -70,7 +73,14 @@ pub enum Error {
 }
 
 /// Where events go.
-enum Sink {
+struct Sink {
+    plugin: &'static str,
+    /// What it takes, where that is bounded.
+    bounds: Option<Bounds>,
+    way: Way,
+}
+
+enum Way {
     Log(Arc<Log>, Mode),
     Webhook(Arc<Webhook>, Mode),
     Queue(Queue),
@@ -104,17 +114,20 @@ impl Audit {
         if let Some(settings) = &settings.log {
             let shown = settings.path.display().to_string();
             let log = Arc::new(Log::open(settings).map_err(|err| Error::Log(shown, err))?);
-            sinks.push(match settings.mode {
-                Mode::Batch => Sink::Queue(batched_log(log, settings.batch.clone())),
-                mode => Sink::Log(log, mode),
-            });
+            let way = match settings.mode {
+                Mode::Batch => Way::Queue(batched_log(log, settings.batch.clone())),
+                mode => Way::Log(log, mode),
+            };
+            sinks.push(Sink { plugin: LOG, bounds: settings.truncate, way });
         }
         if let Some(settings) = &settings.webhook {
             let webhook = Arc::new(Webhook::new(settings).map_err(Error::Webhook)?);
-            sinks.push(match settings.mode {
-                Mode::Batch => Sink::Queue(batched_webhook(webhook, settings.batch.clone())),
-                mode => Sink::Webhook(webhook, mode),
-            });
+            let bounds = settings.truncate;
+            let way = match settings.mode {
+                Mode::Batch => Way::Queue(batched_webhook(webhook, settings.batch.clone(), bounds)),
+                mode => Way::Webhook(webhook, mode),
+            };
+            sinks.push(Sink { plugin: WEBHOOK, bounds, way });
         }
         Ok(Self { policy, sinks })
     }
@@ -148,8 +161,14 @@ impl Audit {
             metrics::rejected();
             return Err(ApiError::internal("failed to store audit event"));
         }
-        if wanted.level >= Level::Request {
-            record.keep("requestObject", request.body());
+        let content_type = content_type(request.headers());
+        if let Some(object) = object(content_type, request.body()) {
+            if matches!(info.verb, "create" | "update") {
+                record.refer(&object["metadata"]);
+            }
+            if wanted.level >= Level::Request {
+                record.keep("requestObject", object);
+            }
         }
         Ok(Some(record))
     }
@@ -171,8 +190,10 @@ impl Audit {
                 record.event["responseStatus"] = status;
                 record.event["responseStatus"]["code"] = code.into();
             }
-            if record.wanted.level == Level::RequestResponse {
-                record.keep("responseObject", bytes);
+            if record.wanted.level == Level::RequestResponse
+                && let Some(object) = object(content_type(response.headers()), bytes)
+            {
+                record.keep("responseObject", object);
             }
         }
         let annotations = record.notes.annotations();
@@ -220,7 +241,7 @@ impl Audit {
     /// Returns when what waits in queues was sent, or given up.
     pub async fn flush(&self) {
         for sink in &self.sinks {
-            if let Sink::Queue(queue) = sink {
+            if let Way::Queue(queue) = &sink.way {
                 queue.flush().await;
             }
         }
@@ -236,23 +257,28 @@ impl Audit {
         metrics::event();
         let mut taken = true;
         for sink in &self.sinks {
-            let (plugin, mode, written) = match sink {
-                Sink::Queue(queue) => {
-                    queue.add(record.event.clone());
+            let event = match sink.bounds {
+                Some(bounds) => bounds.fit(record.event.clone(), record.wanted.level),
+                None => Some(record.event.clone()),
+            };
+            let too_large = || Err("it is larger than the backend takes".to_owned());
+            let (mode, written) = match (&sink.way, event) {
+                (Way::Queue(queue), Some(event)) => {
+                    queue.add(event);
                     continue;
                 }
-                Sink::Log(log, mode) => {
-                    let written = log.write(std::slice::from_ref(&record.event));
-                    (LOG, mode, written.map_err(|err| err.to_string()))
+                (Way::Queue(_), None) => (&Mode::Batch, too_large()),
+                (Way::Log(log, mode), Some(event)) => {
+                    (mode, log.write(&[event]).map_err(|err| err.to_string()))
                 }
-                Sink::Webhook(webhook, mode) => {
-                    let sent = Box::pin(webhook.send_now(record.event.clone())).await;
-                    (WEBHOOK, mode, sent)
+                (Way::Webhook(webhook, mode), Some(event)) => {
+                    (mode, Box::pin(webhook.send_now(event)).await)
                 }
+                (Way::Log(_, mode) | Way::Webhook(_, mode), None) => (mode, too_large()),
             };
             if let Err(why) = written {
-                metrics::dropped(plugin, 1);
-                warn!(plugin, error = %why, "an audit event was lost");
+                metrics::dropped(sink.plugin, 1);
+                warn!(plugin = sink.plugin, error = %why, "an audit event was lost");
                 taken &= *mode != Mode::BlockingStrict;
             }
         }
@@ -280,10 +306,17 @@ fn batched_log(log: Arc<Log>, batch: Batch) -> Queue {
     Queue::start(LOG, batch, Arc::new(send))
 }
 
-fn batched_webhook(webhook: Arc<Webhook>, batch: Batch) -> Queue {
+fn batched_webhook(webhook: Arc<Webhook>, batch: Batch, bounds: Option<Bounds>) -> Queue {
     let send = move |events| -> futures::future::BoxFuture<'static, _> {
         let webhook = webhook.clone();
-        Box::pin(async move { webhook.send(events).await })
+        Box::pin(async move {
+            let Some(bounds) = bounds else { return webhook.send(events).await };
+            let mut sent = Ok(());
+            for events in bounds.batches(events) {
+                sent = sent.and(webhook.send(events).await);
+            }
+            sent
+        })
     };
     Queue::start(WEBHOOK, batch, Arc::new(send))
 }
@@ -348,20 +381,40 @@ impl Record {
         }
     }
 
-    /// Keeps an object of a body, if it is one and not too large.
-    fn keep(&mut self, field: &str, bytes: &[u8]) {
-        if bytes.is_empty() || bytes.len() > OBJECT_BYTES_MAX {
+    /// Tells of which object the request is, where its path does not.
+    fn refer(&mut self, metadata: &Value) {
+        let Some(reference) = self.event.get_mut("objectRef").and_then(Value::as_object_mut) else {
             return;
+        };
+        for field in ["name", "namespace", "uid", "resourceVersion"] {
+            let told = metadata[field].as_str().filter(|text| !text.is_empty());
+            if let (Some(text), None) = (told, reference.get(field)) {
+                reference.insert(field.into(), text.into());
+            }
         }
-        let Ok(mut object) = serde_json::from_slice::<Value>(bytes) else { return };
+    }
+
+    /// Keeps an object of a body.
+    fn keep(&mut self, field: &str, mut object: Value) {
         if self.wanted.omit_managed_fields {
             strip(&mut object);
-            for item in object["items"].as_array_mut().into_iter().flatten() {
+            let items = object.get_mut("items").and_then(Value::as_array_mut);
+            for item in items.into_iter().flatten() {
                 strip(item);
             }
         }
         self.event[field] = object;
     }
+}
+
+fn content_type(headers: &http::HeaderMap) -> Option<&str> {
+    headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
+}
+
+/// The object of a body, if it is one and not too large.
+fn object(content_type: Option<&str>, bytes: &[u8]) -> Option<Value> {
+    let fits = !bytes.is_empty() && bytes.len() <= OBJECT_BYTES_MAX;
+    fits.then(|| negotiate::any(content_type, bytes)).flatten()
 }
 
 fn strip(object: &mut Value) {

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use super::truncate::Bounds;
 use super::{Batch, Mode};
 
 /// As lumberjack names files: `audit-2006-01-02T15-04-05.000.log`, in UTC.
@@ -30,6 +31,8 @@ pub struct Settings {
     pub mode: Mode,
     pub batch: Batch,
     pub turning: Turning,
+    /// None where it takes whatever comes.
+    pub truncate: Option<Bounds>,
 }
 
 /// When a file is turned over, and what becomes of the old ones.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::truncate::Bounds;
 use super::{Batch, Mode};
 use crate::webhook::Endpoint;
 
@@ -25,6 +26,8 @@ pub struct Settings {
     pub mode: Mode,
     pub batch: Batch,
     pub initial_backoff: Duration,
+    /// None where it takes whatever comes.
+    pub truncate: Option<Bounds>,
 }
 
 pub struct Webhook {

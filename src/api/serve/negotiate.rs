@@ -303,6 +303,16 @@ pub fn decode(content_type: Option<&str>, body: &Bytes, kind: &str) -> Result<De
     Ok(Decoded { value, duplicates, yaml: media.eq_ignore_ascii_case(YAML) })
 }
 
+/// What a body holds in any form that bodies come in; None where it cannot be read.
+pub fn any(content_type: Option<&str>, body: &[u8]) -> Option<Value> {
+    let media = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
+    match media.to_ascii_lowercase().as_str() {
+        PROTOBUF => protobuf::decode(body).ok(),
+        media if media.ends_with("yaml") => yaml::read::value(body).ok(),
+        _ => parse(body).ok(),
+    }
+}
+
 /// Go's complaint about a document that is no object.
 fn not_an_object(value: &Value) -> String {
     let kind = match value {

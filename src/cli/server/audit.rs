@@ -6,10 +6,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use api::audit::log::{self, Format, Turning};
+use api::audit::truncate::Bounds;
 use api::audit::{Batch, Mode, webhook};
 
 /// The flags known here.
-pub const NAMES: [&str; 25] = [
+pub const NAMES: [&str; 31] = [
     "audit-log-batch-buffer-size",
     "audit-log-batch-max-size",
     "audit-log-batch-max-wait",
@@ -23,6 +24,9 @@ pub const NAMES: [&str; 25] = [
     "audit-log-maxsize",
     "audit-log-mode",
     "audit-log-path",
+    "audit-log-truncate-enabled",
+    "audit-log-truncate-max-batch-size",
+    "audit-log-truncate-max-event-size",
     "audit-log-version",
     "audit-policy-file",
     "audit-webhook-batch-buffer-size",
@@ -34,6 +38,9 @@ pub const NAMES: [&str; 25] = [
     "audit-webhook-config-file",
     "audit-webhook-initial-backoff",
     "audit-webhook-mode",
+    "audit-webhook-truncate-enabled",
+    "audit-webhook-truncate-max-batch-size",
+    "audit-webhook-truncate-max-event-size",
     "audit-webhook-version",
 ];
 
@@ -48,11 +55,19 @@ pub struct AuditFlags {
     log_format: Format,
     log_mode: Mode,
     log_batch: BatchFlags,
+    log_truncate: TruncateFlags,
     turning: Turning,
     webhook_file: Option<PathBuf>,
     webhook_mode: Mode,
     webhook_batch: BatchFlags,
+    webhook_truncate: TruncateFlags,
     initial_backoff: Duration,
+}
+
+#[derive(Debug, Clone, Default)]
+struct TruncateFlags {
+    enabled: bool,
+    bounds: Bounds,
 }
 
 #[derive(Debug, Clone)]
@@ -82,10 +97,12 @@ impl Default for AuditFlags {
             log_format: Format::Json,
             log_mode: Mode::Blocking,
             log_batch: BatchFlags { max_size: 1, throttles: false, ..batch.clone() },
+            log_truncate: TruncateFlags::default(),
             turning: Turning::default(),
             webhook_file: None,
             webhook_mode: Mode::Batch,
             webhook_batch: batch,
+            webhook_truncate: TruncateFlags::default(),
             initial_backoff: INITIAL_BACKOFF,
         }
     }
@@ -140,6 +157,12 @@ impl AuditFlags {
         if let Some(name) = name.strip_prefix("audit-webhook-batch-") {
             return self.webhook_batch.take(name, value);
         }
+        if let Some(name) = name.strip_prefix("audit-log-truncate-") {
+            return self.log_truncate.take(name, value);
+        }
+        if let Some(name) = name.strip_prefix("audit-webhook-truncate-") {
+            return self.webhook_truncate.take(name, value);
+        }
         match name {
             "audit-policy-file" => self.policy_file = Some(value.into()),
             "audit-log-path" => self.log_path = Some(value.into()),
@@ -191,20 +214,52 @@ impl AuditFlags {
         if !has_sink {
             return Err("audit-policy-file needs a place for the events: audit-log-path or audit-webhook-config-file".into());
         }
+        let (log_bounds, webhook_bounds) =
+            (self.log_truncate.settle()?, self.webhook_truncate.settle()?);
         let log = self.log_path.clone().map(|path| log::Settings {
             path,
             format: self.log_format,
             mode: self.log_mode,
             batch: self.log_batch.settle(),
             turning: self.turning.clone(),
+            truncate: log_bounds,
         });
         let webhook = self.webhook_file.clone().map(|config_file| webhook::Settings {
             config_file,
             mode: self.webhook_mode,
             batch: self.webhook_batch.settle(),
             initial_backoff: self.initial_backoff,
+            truncate: webhook_bounds,
         });
         Ok(Some(api::audit::Settings { policy_file, log, webhook }))
+    }
+}
+
+impl TruncateFlags {
+    fn take(&mut self, name: &str, value: &str) -> Result<bool, String> {
+        let positive = |value: &str| match number(value)? {
+            0 => Err("must be a positive number".to_owned()),
+            number => Ok(number),
+        };
+        match name {
+            "enabled" => self.enabled = flag(value)?,
+            "max-batch-size" => self.bounds.batch_bytes = positive(value)?,
+            "max-event-size" => self.bounds.event_bytes = positive(value)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// # Errors
+    /// A batch that could not hold an event.
+    fn settle(&self) -> Result<Option<Bounds>, String> {
+        let Bounds { batch_bytes, event_bytes } = self.bounds;
+        if self.enabled && event_bytes > batch_bytes {
+            return Err(format!(
+                "maximum batch size {batch_bytes} must not be less than the maximum event size {event_bytes}"
+            ));
+        }
+        Ok(self.enabled.then_some(self.bounds))
     }
 }
 
@@ -247,7 +302,12 @@ mod tests {
             name if name.ends_with("mode") => "blocking",
             name if name.ends_with("version") => "audit.k8s.io/v1",
             name if name.ends_with("wait") || name.ends_with("backoff") => "5s",
-            name if name.ends_with("enable") || name.ends_with("compress") => "false",
+            name if name.ends_with("enable")
+                || name.ends_with("enabled")
+                || name.ends_with("compress") =>
+            {
+                "false"
+            }
             _ => "7",
         };
         for name in NAMES {
@@ -264,6 +324,11 @@ mod tests {
         flags.take("audit-log-path", "/a").unwrap();
         assert!(flags.settle().is_err());
         flags.take("audit-policy-file", "/p").unwrap();
+        flags.take("audit-log-truncate-max-event-size", "99999999").unwrap();
+        assert!(flags.settle().is_ok(), "nothing is cut unless that is switched on");
+        flags.take("audit-log-truncate-enabled", "").unwrap();
+        assert!(flags.settle().is_err());
+        flags.take("audit-log-truncate-max-event-size", "1024").unwrap();
         assert!(flags.settle().unwrap().unwrap().log.is_some());
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use api::audit::log::{Format, Turning};
+use api::audit::truncate::Bounds;
 use api::audit::{Batch, Mode, Settings, log, webhook};
 use api::serve::Shared;
 use bytes::Bytes;
@@ -36,6 +37,7 @@ fn to_file(dir: &Path, mode: Mode) -> Settings {
         mode,
         batch: batch(1_000, 10),
         turning: Turning::default(),
+        truncate: None,
     };
     Settings { policy_file: policy(dir), log: Some(log), webhook: None }
 }
@@ -46,6 +48,7 @@ fn to_site(dir: &Path, site: &Site, mode: Mode, batch: Batch) -> Settings {
         mode,
         batch,
         initial_backoff: Duration::from_millis(20),
+        truncate: None,
     };
     Settings { policy_file: policy(dir), log: None, webhook: Some(webhook) }
 }
@@ -220,6 +223,68 @@ async fn a_strict_log_that_cannot_be_written_refuses_requests() {
         assert_eq!(answer.status, expected, "{}", answer.message());
     }
     assert!(counted("apiserver_audit_requests_rejected_total") >= 1.0);
+}
+
+#[tokio::test]
+async fn large_objects_are_left_out_of_a_log_that_is_bounded() {
+    let (dir, server) = server(|dir| {
+        let mut settings = to_file(dir, Mode::Blocking);
+        settings.log.as_mut().unwrap().truncate =
+            Some(Bounds { event_bytes: 4_096, ..Bounds::default() });
+        settings
+    })
+    .await;
+    for (name, data) in [("small", "x".to_owned()), ("large", "x".repeat(10_000))] {
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
+            "data": {"a": data}});
+        assert_eq!(ask(&server, Method::POST, MAPS, map).await.status, 201);
+    }
+    let text = std::fs::read_to_string(dir.path().join("audit.log")).unwrap();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |name: &str| {
+        let of = |event: &&Value| {
+            event["objectRef"]["name"] == name && event["stage"] == "ResponseComplete"
+        };
+        events.iter().find(of).unwrap()
+    };
+    assert_eq!(of("small")["requestObject"]["data"]["a"], "x");
+    assert!(of("small")["annotations"]["audit.k8s.io/truncated"].is_null());
+    assert_eq!(of("large")["annotations"]["audit.k8s.io/truncated"], "true");
+    assert_eq!(of("large").get("requestObject"), None);
+    assert!(text.lines().all(|line| line.len() <= 4_096));
+}
+
+#[tokio::test]
+async fn bodies_of_every_form_are_written_down_as_json() {
+    let (dir, server) = server(|dir| to_file(dir, Mode::Blocking)).await;
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}});
+    assert_eq!(ask(&server, Method::POST, MAPS, map.clone()).await.status, 201);
+    let path = format!("{MAPS}/a");
+    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {b: c}\n";
+    let patch = json!([{"op": "add", "path": "/data/d", "value": "e"}]).to_string();
+    let applied = "application/apply-patch+yaml";
+    for (method, path, content_type, body) in [
+        (Method::PUT, path.clone(), "application/yaml", Bytes::from(yaml)),
+        (Method::PATCH, path.clone(), "application/json-patch+json", Bytes::from(patch)),
+        (Method::PATCH, format!("{path}?fieldManager=f"), applied, Bytes::from(yaml)),
+    ] {
+        let headers = [("content-type", content_type)];
+        let answer = support::send(&server, "admin", method, &path, &headers, body).await;
+        assert_eq!(answer.status, 200, "{content_type}: {}", answer.message());
+    }
+    let text = std::fs::read_to_string(dir.path().join("audit.log")).unwrap();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let done: Vec<&Value> =
+        events.iter().filter(|event| event["stage"] == "ResponseComplete").collect();
+    let asked: Vec<&Value> = done.iter().map(|event| &event["requestObject"]).collect();
+    assert_eq!(asked[0]["kind"], "ConfigMap");
+    assert_eq!(asked[1]["data"], json!({"b": "c"}));
+    assert_eq!(asked[2][0]["op"], "add");
+    assert_eq!(asked[3]["data"], json!({"b": "c"}));
+    for event in done {
+        assert_eq!(event["objectRef"]["name"], "a", "{event}");
+        assert_eq!(event["responseObject"]["metadata"].get("managedFields"), None);
+    }
 }
 
 #[tokio::test]
