@@ -1,5 +1,6 @@
 //! Deleting objects: preconditions, grace, finalizers and propagation.
 
+use futures::stream::{self, TryStreamExt};
 use serde_json::{Value, json};
 use store::{Outcome, Write};
 
@@ -10,6 +11,9 @@ use super::{
 };
 use crate::admission::Operation;
 use crate::error::{ApiError, Result};
+
+/// Objects of a collection that are deleted at once, so that the store commits them together.
+const DELETIONS_MAX: usize = 16;
 
 /// `metav1.DeleteOptions`, as far as they steer a deletion.
 #[derive(Debug, Clone, Default)]
@@ -118,19 +122,21 @@ impl Registry {
         options: &WriteOptions,
     ) -> Result<Page> {
         let page = self.list(target, list).await?;
-        for object in &page.items {
-            let value = object.value();
-            let one = Target {
-                namespace: metadata_str(&value, "namespace").to_string(),
-                name: metadata_str(&value, "name").to_string(),
-                ..target.clone()
-            };
-            match self.delete(&one, delete, options).await {
-                Ok(_) => {}
-                Err(error) if error.code == 404 => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let items = stream::iter(page.items.iter().map(Ok));
+        items
+            .try_for_each_concurrent(DELETIONS_MAX, |object| async move {
+                let value = object.value();
+                let one = Target {
+                    namespace: metadata_str(&value, "namespace").to_string(),
+                    name: metadata_str(&value, "name").to_string(),
+                    ..target.clone()
+                };
+                match self.delete(&one, delete, options).await {
+                    Err(error) if error.code != 404 => Err(error),
+                    _ => Ok(()),
+                }
+            })
+            .await?;
         Ok(page)
     }
 }
