@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::RwLock;
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -132,7 +133,8 @@ pub struct Authenticator {
     static_tokens: HashMap<String, User>,
     pub tokens: ServiceAccountTokens,
     bootstrap_tokens: bool,
-    issuers: Vec<jwt::JwtTokens>,
+    /// Others may come while the server runs.
+    issuers: RwLock<Arc<[jwt::JwtTokens]>>,
     webhook: Option<webhook::WebhookTokens>,
     anonymous: Anonymous,
     /// Who keeps the labels of secrets whose tokens are used.
@@ -151,10 +153,6 @@ impl Authenticator {
             ),
         };
         let front_proxy = settings.front_proxy.map(FrontProxy::new).transpose();
-        let issuer = |issuer: jwt::Issuer| {
-            let url = issuer.url.clone();
-            jwt::JwtTokens::new(issuer).map_err(|why| Error::Issuer(url, why))
-        };
         Ok(Self {
             client_ca_pem: settings.client_ca_pem,
             clients,
@@ -165,11 +163,7 @@ impl Authenticator {
             },
             tokens: ServiceAccountTokens::new(settings.accounts)?,
             bootstrap_tokens: settings.bootstrap_tokens,
-            issuers: settings
-                .issuers
-                .into_iter()
-                .map(issuer)
-                .collect::<std::result::Result<_, Error>>()?,
+            issuers: RwLock::new(issuers(settings.issuers)?),
             webhook: match &settings.webhook {
                 Some(settings) => {
                     Some(webhook::WebhookTokens::new(settings).map_err(Error::Webhook)?)
@@ -179,6 +173,16 @@ impl Authenticator {
             anonymous: settings.anonymous,
             marks: OnceLock::new(),
         })
+    }
+
+    /// From now on these are the others whose tokens are believed.
+    ///
+    /// # Errors
+    /// Authorities that cannot be read; nothing is changed then.
+    pub fn replace_issuers(&self, others: Vec<jwt::Issuer>) -> std::result::Result<(), Error> {
+        let others = issuers(others)?;
+        *self.issuers.write() = others;
+        Ok(())
     }
 
     /// Namespaces and names of secrets whose tokens were used the first time of a day. What
@@ -324,15 +328,24 @@ impl Authenticator {
 
     /// The user of a token of another issuer; None where no issuer knows it.
     async fn of_issuer(&self, token: &str) -> std::result::Result<Option<User>, String> {
-        if self.issuers.is_empty() {
+        let issuers = self.issuers.read().clone();
+        if issuers.is_empty() {
             return Ok(None);
         }
         let Some(token) = pki::jwt::Token::read(token) else { return Ok(None) };
-        match self.issuers.iter().find(|issuer| issuer.issued(&token)) {
+        match issuers.iter().find(|issuer| issuer.issued(&token)) {
             Some(issuer) => Box::pin(issuer.authenticate(&token)).await.map(Some),
             None => Ok(None),
         }
     }
+}
+
+fn issuers(settings: Vec<jwt::Issuer>) -> std::result::Result<Arc<[jwt::JwtTokens]>, Error> {
+    let ready = settings.into_iter().map(|issuer| {
+        let url = issuer.url.clone();
+        jwt::JwtTokens::new(issuer).map_err(|why| Error::Issuer(url, why))
+    });
+    ready.collect()
 }
 
 /// Several reasons as upstream tells them together.

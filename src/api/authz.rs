@@ -4,6 +4,10 @@
 //! Only a webhook takes time. Where there is none, or its answer is known, a decision is
 //! made at once.
 
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
 use crate::authn::{MASTERS, User};
 use crate::cache::Cache;
 use crate::serve::request::{Query, RequestInfo};
@@ -122,7 +126,8 @@ pub fn default_modes() -> Vec<Mode> {
 pub struct Authorizer {
     cache: Cache,
     rbac: rbac::Rbac,
-    modes: Vec<Mode>,
+    /// Others may come while the server runs.
+    modes: RwLock<Arc<[Mode]>>,
 }
 
 /// What was heard so far.
@@ -160,15 +165,20 @@ impl Heard {
 
 impl Authorizer {
     pub fn new(cache: Cache, modes: Vec<Mode>) -> Self {
-        Self { rbac: rbac::Rbac::new(cache.clone()), cache, modes }
+        Self { rbac: rbac::Rbac::new(cache.clone()), cache, modes: RwLock::new(modes.into()) }
     }
 
     pub fn rbac(&self) -> &rbac::Rbac {
         &self.rbac
     }
 
-    pub fn modes(&self) -> &[Mode] {
-        &self.modes
+    pub fn modes(&self) -> Arc<[Mode]> {
+        self.modes.read().clone()
+    }
+
+    /// From now on these decide.
+    pub fn replace_modes(&self, modes: Vec<Mode>) {
+        *self.modes.write() = modes.into();
     }
 
     /// What everybody says together.
@@ -199,7 +209,7 @@ impl Authorizer {
             return Some(Decision::Allow(String::new()));
         }
         let mut heard = Heard::default();
-        for mode in &self.modes {
+        for mode in self.modes().iter() {
             let said = match mode {
                 Mode::Webhook(webhook) => webhook.known(user, action)?,
                 mode => self.local(mode, user, action),
@@ -213,7 +223,7 @@ impl Authorizer {
 
     async fn ask(&self, user: &User, action: &Action) -> Decision {
         let mut heard = Heard::default();
-        for mode in &self.modes {
+        for mode in self.modes().iter() {
             let said = match mode {
                 Mode::Webhook(webhook) => webhook.decide(&self.cache, user, action).await,
                 mode => self.local(mode, user, action),

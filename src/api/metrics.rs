@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 pub mod admission;
 pub mod inflight;
+pub mod reload;
 pub mod route;
 pub mod state;
 pub mod storage;

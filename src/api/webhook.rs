@@ -347,6 +347,9 @@ fn tls(config: &Value) -> Result<Arc<rustls::ClientConfig>, String> {
 /// # Errors
 /// What is wrong with them, in a sentence.
 pub fn roots(pem: Option<&[u8]>) -> Result<Arc<rustls::ClientConfig>, String> {
+    if pem.is_some_and(|pem| !holds_certificate(pem)) {
+        return Err("data does not contain any valid RSA or ECDSA certificates".into());
+    }
     let of_system = if pem.is_none() { system_roots()? } else { Vec::new() };
     let config = pki::tls::client_config(Some(pem.unwrap_or(&of_system)), None, false);
     let config = config
@@ -378,12 +381,13 @@ fn bundle(client: &Value) -> Option<Vec<u8>> {
 pub fn bundle_is_good(client: &Value) -> bool {
     match bundle(client).filter(|pem| !pem.is_empty()) {
         None => true,
-        Some(pem) => {
-            let mark = b"-----BEGIN CERTIFICATE-----";
-            pem.windows(mark.len()).any(|window| window == mark)
-                && pki::tls::client_config(Some(&pem), None, false).is_ok()
-        }
+        Some(pem) => roots(Some(&pem)).is_ok(),
     }
+}
+
+fn holds_certificate(pem: &[u8]) -> bool {
+    let mark = b"-----BEGIN CERTIFICATE-----";
+    pem.windows(mark.len()).any(|window| window == mark)
 }
 
 /// Checks a `clientConfig`; the authorities only where the definition is in use.

@@ -17,6 +17,7 @@ mod control_plane;
 mod credentials;
 mod identity;
 mod node;
+mod reload;
 mod settings;
 
 pub use node::{NFT_TABLE, SHIM_CGROUP, Unplug, shim_command};

@@ -8,9 +8,9 @@ mod boot;
 mod clients;
 mod cluster;
 mod figures;
+mod identity;
 mod images;
 mod install;
-
 mod labs;
 mod machine;
 mod restart;

@@ -58,10 +58,7 @@ impl Flags {
     /// What is wrong with the flags or the files they name, in a sentence.
     pub fn modes(&self) -> Result<Vec<Mode>, String> {
         if let Some(path) = &self.config_file {
-            let others = !self.modes.is_empty()
-                || self.policy_file.is_some()
-                || self.webhook_config_file.is_some();
-            if others {
+            if !self.modes.is_empty() || self.webhook_config_file.is_some() {
                 return Err("--authorization-config can not be specified when --authorization-mode or --authorization-webhook-* flags are defined".into());
             }
             let text = std::fs::read_to_string(path).map_err(|err| {

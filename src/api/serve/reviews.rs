@@ -264,7 +264,7 @@ fn rules(server: &Shared, spec: &Value, user: &Arc<User>) -> Result<Value> {
     }
     let (mut resources, mut paths) = (Vec::new(), Vec::new());
     let mut error = None;
-    for mode in server.authorizer.modes() {
+    for mode in server.authorizer.modes().iter() {
         match mode {
             Mode::Rbac => rbac_rules(server, user, namespace, &mut resources, &mut paths),
             Mode::Abac(abac) => {

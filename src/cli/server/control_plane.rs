@@ -14,6 +14,7 @@ use tracing::info;
 
 use super::addons;
 use super::credentials::{self, Credentials, component};
+use super::reload;
 use super::settings::Settings;
 use crate::{Error, Result, version};
 
@@ -54,6 +55,7 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
     .map_err(tls_failed)?;
     let identity = settings.identity.settle(&credentials, &issuer(settings));
     let identity = identity.map_err(|why| Error::Usage(format!("--kube-apiserver-arg {why}")))?;
+    let own_issuers = identity.authentication.accounts.issuers.clone();
     let config = api::Config {
         store,
         service_network: settings.service_network,
@@ -92,6 +94,12 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
             drain.clone(),
         )),
         tokio::spawn(api::assemble::compact(server.clone(), drain.clone())),
+        tokio::spawn(reload::follow(
+            server.clone(),
+            settings.identity.clone(),
+            own_issuers,
+            drain.clone(),
+        )),
     ];
     credentials::write_kubeconfig(settings, &credentials)?;
     info!(address = %address, "API server listens");

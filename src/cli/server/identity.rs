@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use api::authn::configuration::{self, OidcFlags};
+use api::authn::jwt::Issuer;
 use api::authn::{Anonymous, front_proxy, tokens, webhook};
 use api::authz::configuration::Flags as AuthorizationFlags;
 
@@ -179,34 +180,62 @@ impl IdentityFlags {
         Ok(true)
     }
 
+    pub fn authentication_config(&self) -> Option<&PathBuf> {
+        self.authentication_config.as_ref()
+    }
+
+    pub fn authorization_config(&self) -> Option<&PathBuf> {
+        self.authorization.config_file.as_ref()
+    }
+
+    /// Who decides, in order.
+    ///
+    /// # Errors
+    /// What is wrong with the flags or the files they name.
+    pub fn modes(&self) -> Result<Vec<api::authz::Mode>, String> {
+        self.authorization.modes()
+    }
+
+    /// Others whose tokens are believed, and what the same file says of anonymous requests.
+    ///
+    /// # Errors
+    /// What is wrong with the flags or the files they name.
+    pub fn issuers(
+        &self,
+        own_issuers: &[String],
+    ) -> Result<(Vec<Issuer>, Option<Anonymous>), String> {
+        let (mut issuers, mut anonymous) = (Vec::new(), None);
+        if let Some(path) = &self.authentication_config {
+            if self.oidc.is_some() {
+                return Err(
+                    "authentication-config file and oidc-* flags are mutually exclusive".into()
+                );
+            }
+            let text = read("authentication-config", path)?;
+            (issuers, anonymous) = configuration::read(&text, own_issuers)
+                .map_err(|why| format!("authentication-config {}: {why}", path.display()))?;
+        }
+        if let Some(mut oidc) = self.oidc.clone() {
+            oidc.ca_pem =
+                self.oidc_ca_file.as_ref().map(|path| read("oidc-ca-file", path)).transpose()?;
+            issuers.push(oidc.issuer(own_issuers)?);
+        }
+        Ok((issuers, anonymous))
+    }
+
     /// The settings of a server that has these credentials and is called `own_issuer`.
     ///
     /// # Errors
     /// What is wrong with the flags together, or with the files they name.
     pub fn settle(&self, credentials: &Credentials, own_issuer: &str) -> Result<Identity, String> {
         let this = self.clone();
-        let accounts = this.accounts.settle(credentials, own_issuer)?;
+        let accounts = this.accounts.clone().settle(credentials, own_issuer)?;
         let mut client_ca_pem = credentials.client_ca.cert_pem.clone();
         if let Some(path) = &this.client_ca_file {
             client_ca_pem.push('\n');
             client_ca_pem.push_str(&read("client-ca-file", path)?);
         }
-        let mut issuers = Vec::new();
-        let mut anonymous = None;
-        if let Some(path) = &this.authentication_config {
-            if this.oidc.is_some() {
-                return Err(
-                    "authentication-config file and oidc-* flags are mutually exclusive".into()
-                );
-            }
-            let text = read("authentication-config", path)?;
-            (issuers, anonymous) = configuration::read(&text, &accounts.issuers)
-                .map_err(|why| format!("authentication-config {}: {why}", path.display()))?;
-        }
-        if let Some(mut oidc) = this.oidc {
-            oidc.ca_pem = this.oidc_ca_file.map(|p| read("oidc-ca-file", &p)).transpose()?;
-            issuers.push(oidc.issuer(&accounts.issuers)?);
-        }
+        let (issuers, anonymous) = this.issuers(&accounts.issuers)?;
         let anonymous = match (anonymous, this.anonymous) {
             (Some(_), Some(_)) => {
                 return Err("anonymous-auth cannot be set when the anonymous field is configured in authentication-config".into());
@@ -217,7 +246,7 @@ impl IdentityFlags {
             }
         };
         Ok(Identity {
-            authorization: this.authorization.modes()?,
+            authorization: this.modes()?,
             authentication: api::authn::Settings {
                 client_ca_pem,
                 front_proxy: Some(this.front_proxy.settle(credentials)?),

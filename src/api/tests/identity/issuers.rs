@@ -120,6 +120,25 @@ async fn claims_become_a_user_and_its_groups() {
 }
 
 #[tokio::test]
+async fn issuers_come_and_go_while_the_server_runs() {
+    let ec = key(EC);
+    let issuer = Issuer::start(&ec).await;
+    let (_dir, server) = server(Vec::new()).await;
+    let token = ec.sign(&issuer.claims()).unwrap();
+    assert_eq!(who_is(&server, &token).await.0, 401);
+    let broken = OidcFlags { ca_pem: Some("-----BEGIN".into()), ..issuer.flags() };
+    let replaced = broken
+        .issuer(&[])
+        .map(|issuer| server.authenticator.replace_issuers(vec![issuer]).map_err(drop));
+    assert_ne!(replaced, Ok(Ok(())));
+    assert_eq!(who_is(&server, &token).await.0, 401);
+    server.authenticator.replace_issuers(vec![issuer.flags().issuer(&[]).unwrap()]).unwrap();
+    assert_eq!(who_is(&server, &token).await.0, 201);
+    server.authenticator.replace_issuers(Vec::new()).unwrap();
+    assert_eq!(who_is(&server, &token).await.0, 401);
+}
+
+#[tokio::test]
 async fn flags_change_names_and_require_claims() {
     let ec = key(EC);
     let issuer = Issuer::start(&ec).await;
