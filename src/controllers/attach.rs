@@ -165,7 +165,7 @@ impl Attacher {
                     "attacher": disk.driver, "nodeName": node,
                     "source": {"persistentVolumeName": disk.volume}}});
                 // All fields are of that kind and type.
-                let Ok(object) = serde_json::from_value(object) else { return Ok(()) };
+                let Ok(object) = client::api::typed(&object) else { return Ok(()) };
                 match api.create(&object).await {
                     Err(err) if err.is_already_exists() => Ok(()),
                     made => made.map(drop).doing(|| format!("attach {} to {node}", disk.volume)),

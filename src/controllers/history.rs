@@ -69,7 +69,7 @@ fn data<K: Kept>(set: &K) -> Value {
 /// The template that a revision keeps; None if it keeps none that can be read.
 pub fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
     let template = revision.data.as_ref()?.0.get("spec")?.get("template")?;
-    serde_json::from_value(template.clone()).ok()
+    client::api::typed(template).ok()
 }
 
 fn is_of<K: Kept>(revision: &ControllerRevision, set: &K) -> bool {

@@ -133,7 +133,7 @@ impl Controller {
             return Ok(());
         }
         let mut next = (*quota).clone();
-        next.status = serde_json::from_value(counted).ok();
+        next.status = client::api::typed(&counted).ok();
         // Over the version that was counted from: a charge in between is a conflict, and
         // counting begins again.
         let api = self.context.client.api::<ResourceQuota>(Some(namespace(&quota.metadata)));

@@ -121,7 +121,7 @@ fn volume(
         },
     });
     // Every field above is of that kind and type.
-    serde_json::from_value(made).unwrap_or_default()
+    client::api::typed(&made).unwrap_or_default()
 }
 
 /// `node_is_there`: the node that holds the volume is known to the cluster.

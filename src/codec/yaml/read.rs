@@ -37,7 +37,7 @@ fn read(body: &[u8], strict_booleans: bool) -> Result<Value, String> {
 
 /// A document of a known type, such as a configuration file: strict, so keys that stand
 /// twice are refused, and only `true` and `false` are truth values (`n` may be a name). By
-/// way of a value, because a reader of YAML for each type would be a large part of the
+/// way of JSON, because a reader of YAML for each type would be a large part of the
 /// executable.
 ///
 /// # Errors
@@ -47,7 +47,13 @@ pub fn typed<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     if let Some(doubled) = duplicate_keys(text.as_bytes()).first() {
         return Err(format!("yaml: {doubled}"));
     }
-    serde_json::from_value(value).map_err(|err| err.to_string())
+    let json = serde_json::to_vec(&value).map_err(|err| err.to_string())?;
+    serde_json::from_slice(&json).map_err(|err| {
+        // Where it stands in the JSON is of no use to whoever wrote YAML.
+        let why = err.to_string();
+        let end = why.rfind(" at line ").unwrap_or(why.len());
+        why[..end].to_owned()
+    })
 }
 
 /// Our parser's complaint in libyaml's words.

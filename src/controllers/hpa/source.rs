@@ -70,7 +70,7 @@ fn answer(spec: &MetricSpec, name: String, proposal: &Proposal, body: Value) -> 
     let mut status = json!({"type": spec.type_});
     let kind = format!("{}{}", spec.type_[..1].to_lowercase(), &spec.type_[1..]);
     status[kind] = body;
-    let status = serde_json::from_value(status).unwrap_or_default();
+    let status = client::api::typed(&status).unwrap_or_default();
     Answer { replicas: proposal.replicas, name, status }
 }
 
