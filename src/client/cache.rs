@@ -13,6 +13,7 @@ use base::backoff::Backoff;
 use base::drain::Drain;
 use base::error::chain;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -393,7 +394,10 @@ impl Shared {
         let cache = Cache::<K>::new();
         caches.insert(key, Box::new(cache.clone()));
         let (fed, drain) = (cache.clone(), self.drain.clone());
-        tokio::spawn(async move { fed.run(api, params, drain).await });
+        // In a box, so that tasks of all kinds are of one type.
+        let followed: BoxFuture<'static, ()> =
+            Box::pin(async move { fed.run(api, params, drain).await });
+        tokio::spawn(followed);
         cache
     }
 }

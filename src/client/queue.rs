@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use base::backoff::Backoff;
 use base::drain::Drain;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -183,19 +184,25 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
     /// work fails is retried; `work` logs its own errors.
     pub async fn run<F, Fut, E>(&self, workers: usize, drain: Drain, work: F)
     where
-        F: Fn(T) -> Fut,
-        Fut: Future<Output = Result<(), E>>,
+        T: Send + Sync,
+        F: Fn(T) -> Fut + Sync,
+        Fut: Future<Output = Result<(), E>> + Send,
+        E: Send,
     {
-        let worker = || async {
-            while let Some(key) = drain.until(self.next()).await {
-                match work(key.clone()).await {
-                    Ok(()) => self.forget(&key),
-                    Err(_) => self.retry_later(key.clone()),
+        // In a box: what is done with a key is all of a controller, and would be compiled
+        // twice, once for few workers and once for many.
+        let worker = |_| -> BoxFuture<'_, ()> {
+            Box::pin(async {
+                while let Some(key) = drain.until(self.next()).await {
+                    match work(key.clone()).await {
+                        Ok(()) => self.forget(&key),
+                        Err(_) => self.retry_later(key.clone()),
+                    }
+                    self.done(&key);
                 }
-                self.done(&key);
-            }
+            })
         };
-        futures::future::join_all((0..workers.max(1)).map(|_| worker())).await;
+        futures::future::join_all((0..workers.max(1)).map(worker)).await;
     }
 }
 

@@ -8,6 +8,7 @@ use base::drain::Drain;
 use base::error::chain;
 use client::cache::Key;
 use client::{Client, Queue, Recorder, Shared};
+use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
@@ -178,9 +179,20 @@ impl Context {
     /// back later; the failure is logged here and nowhere else.
     pub async fn work<F, Fut>(&self, queue: &Queue<Key>, workers: usize, sync: F)
     where
-        F: Fn(Key) -> Fut,
-        Fut: Future<Output = Outcome>,
+        F: Fn(Key) -> Fut + Send + Sync,
+        Fut: Future<Output = Outcome> + Send,
     {
+        let sync = |key| -> BoxFuture<'_, Outcome> { Box::pin(sync(key)) };
+        self.work_on(queue, workers, &sync).await;
+    }
+
+    /// The same for all controllers, compiled once.
+    async fn work_on<'a>(
+        &self,
+        queue: &Queue<Key>,
+        workers: usize,
+        sync: &(dyn Fn(Key) -> BoxFuture<'a, Outcome> + Send + Sync),
+    ) {
         let name = self.name;
         let work = |key: Key| {
             let sync = sync(key.clone());
