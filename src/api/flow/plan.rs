@@ -212,7 +212,7 @@ fn level(object: &Value, bounds: Bounds, before: Option<&Plan>, begun: Instant) 
         let mut state = level.state.lock();
         state.seats.response = response(spec);
         state.bounds = bounds;
-        state.seats_max = seats_max(bounds.nominal);
+        state.seats_max = seats_max(bounds.nominal, hand(state.seats.response));
         drop(state);
         return level.clone();
     }
@@ -224,12 +224,19 @@ fn level(object: &Value, bounds: Bounds, before: Option<&Plan>, begun: Instant) 
         state: Mutex::new(LevelState {
             seats: Seats::new(response(spec), bounds.nominal, now),
             bounds,
-            seats_max: seats_max(bounds.nominal),
+            seats_max: seats_max(bounds.nominal, hand(response(spec))),
             retry: Retry::default(),
             watched: false,
         }),
         wake: Notify::new(),
     })
+}
+
+fn hand(response: Response) -> Option<u32> {
+    match response {
+        Response::Reject => None,
+        Response::Queue { hand, .. } => Some(hand),
+    }
 }
 
 #[cfg(test)]

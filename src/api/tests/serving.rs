@@ -15,6 +15,8 @@ use tokio::net::TcpListener;
 
 #[path = "serving/connections.rs"]
 mod connections;
+#[path = "serving/openapi.rs"]
+mod openapi;
 #[path = "serving/plugins.rs"]
 mod plugins;
 #[path = "serving/recordings.rs"]
