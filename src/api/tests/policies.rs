@@ -413,3 +413,72 @@ async fn connections_are_judged_before_they_are_made() {
     let answer = ask(&server, Method::POST, path, eviction).await;
     assert!(answer.message().ends_with("denied request: pods stay"), "{}", answer.message());
 }
+
+/// Waits until a policy's status is of its newest generation, and gives what it says.
+async fn checked(server: &Shared, name: &str) -> Value {
+    let path = format!("{GROUP}/validatingadmissionpolicies/{name}");
+    for _ in 0..200 {
+        let policy = ask(server, Method::GET, &path, Value::Null).await.json();
+        if policy["status"]["observedGeneration"] == policy["metadata"]["generation"] {
+            return policy;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("{name} is not looked at");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_tells_what_is_wrong_with_the_types() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |config| {
+        config.checks_policies = true;
+    })
+    .await;
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "lamps.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "lamps", "kind": "Lamp"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                    "spec": {"type": "object", "properties": {"bulbs": {"type": "integer"}}}}}}}]},
+    });
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    assert_eq!(ask(&server, Method::POST, path, definition).await.status, 201);
+    let lamps = "/apis/example.com/v1/namespaces/default/lamps";
+    for _ in 0..200 {
+        if ask(&server, Method::GET, lamps, Value::Null).await.status == 200 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let spec = |text: &str| {
+        json!({
+            "matchConstraints": {"resourceRules": [{"apiGroups": ["example.com"],
+                "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["lamps"]}]},
+            "validations": [{"expression": text}]})
+    };
+    policy(&server, "lamps", spec("object.spec.bulbs < '3' && has(object.metadata.labels)")).await;
+    let found = checked(&server, "lamps").await;
+    let warnings = &found["status"]["typeChecking"]["expressionWarnings"];
+    assert_eq!(
+        *warnings,
+        json!([{"fieldRef": "spec.validations[0].expression", "warning":
+            "example.com/v1, Kind=Lamp: ERROR: <input>:1:19: found no matching overload for '_<_' applied to '(int, string)'\n | object.spec.bulbs < '3' && has(object.metadata.labels)\n | ..................^\n"}])
+    );
+    let managed = found["metadata"]["managedFields"].as_array().unwrap();
+    let by = |entry: &&Value| entry["manager"] == "validatingadmissionpolicy-status";
+    let entry = managed.iter().find(by).unwrap();
+    assert_eq!((&entry["operation"], &entry["subresource"]), (&json!("Apply"), &json!("status")));
+
+    // The next generation is looked at as well.
+    let path = format!("{GROUP}/validatingadmissionpolicies/lamps");
+    let patch = json!({"spec": spec("object.spec.bulbs < 3")});
+    assert_eq!(ask(&server, Method::PATCH, &path, patch).await.status, 200);
+    let found = checked(&server, "lamps").await;
+    assert_eq!(found["status"]["observedGeneration"], 2);
+    assert!(found["status"]["typeChecking"]["expressionWarnings"].is_null());
+    policy(&server, "well", spec("object.spec.bulbs < 3")).await;
+    let found = checked(&server, "well").await;
+    assert_eq!(found["status"], json!({"observedGeneration": 1, "typeChecking": {}}));
+}
