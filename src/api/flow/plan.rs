@@ -191,6 +191,9 @@ impl Plan {
                 LIMITS.current.remove(&labels);
                 LIMITS.demand.remove(&labels);
                 LIMITS.peak.remove(&labels);
+                LIMITS.average.remove(&labels);
+                LIMITS.deviation.remove(&labels);
+                LIMITS.target.remove(&labels);
             }
         }
     }

@@ -33,6 +33,12 @@ pub fn depends_on_stored(info: &RequestInfo) -> bool {
         && matches!(info.verb, "list" | "watch" | "create" | "update" | "patch" | "delete")
 }
 
+/// Whether watchers hear of it. A token is no event.
+pub fn is_write(info: &RequestInfo) -> bool {
+    let token = info.resource == "serviceaccounts" && info.subresource == "token";
+    info.is_resource && matches!(info.verb, "create" | "update" | "patch" | "delete") && !token
+}
+
 /// Seats that one request may take in a level with this many: so few that what a flow's hand
 /// of queues may hold fits. Levels without queues set no such limit.
 pub fn seats_max(nominal: u32, hand: Option<u32>) -> u32 {
@@ -45,9 +51,7 @@ pub fn estimate(info: &RequestInfo, query: &Query, stored: Stored, seats_max: u3
     match info.verb {
         "list" => list(info, query, stored, seats_max),
         "watch" if sends_objects(query) => list(info, query, stored, seats_max),
-        // A token is no event.
-        "create" if info.resource == "serviceaccounts" && info.subresource == "token" => Work::ONE,
-        "create" | "update" | "patch" | "delete" => write(stored, seats_max),
+        _ if is_write(info) => write(stored, seats_max),
         _ => Work::ONE,
     }
 }

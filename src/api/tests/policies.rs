@@ -74,6 +74,13 @@ async fn a_policy_counts_only_while_it_is_bound_and_as_it_is_now() {
     assert_eq!(answer.status, 200, "{}", answer.message());
     assert_eq!(map(&server, "c", json!({"a": "", "b": ""})).await.status, 201);
     assert_eq!(map(&server, "d", json!({"a": "", "b": "", "c": ""})).await.status, 422);
+    let metrics = support::send(&server, "admin", Method::GET, "/metrics", &[], "").await;
+    let metrics = String::from_utf8(metrics.body.to_vec()).unwrap();
+    let of = r#"{policy="few",policy_binding="few-all",error_type="no_error",enforcement_action="deny"}"#;
+    for name in ["check_total", "check_duration_seconds_count"] {
+        let line = format!("apiserver_validating_admission_policy_{name}{of} 2\n");
+        assert!(metrics.contains(&line), "{line}");
+    }
     let path = format!("{GROUP}/validatingadmissionpolicybindings/few-all");
     assert_eq!(ask(&server, Method::DELETE, &path, Value::Null).await.status, 200);
     assert_eq!(map(&server, "e", json!({"a": "", "b": "", "c": ""})).await.status, 201);
