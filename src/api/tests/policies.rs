@@ -297,6 +297,15 @@ async fn mutations_apply_and_patch_and_look_again() {
     assert_eq!(made.status, 201, "{}", made.message());
     let annotations = made.json()["metadata"]["annotations"].clone();
     assert_eq!(annotations, json!({"first": "m", "mark/b": "done", "late": "yes"}));
+    let metrics = support::send(&server, "admin", Method::GET, "/metrics", &[], "").await;
+    let metrics = String::from_utf8(metrics.body.to_vec()).unwrap();
+    // The first policy was asked twice.
+    for (name, times) in [("a-late", 2), ("b-mark", 1)] {
+        let line = format!(
+            "apiserver_mutating_admission_policy_check_total{{policy=\"{name}\",policy_binding=\"{name}\",error_type=\"no_error\"}} {times}\n"
+        );
+        assert!(metrics.contains(&line), "{line}");
+    }
 
     let answer = mutation(
         &server,
