@@ -20,6 +20,7 @@ pub mod discovery;
 mod identity;
 pub mod local;
 pub mod openapi;
+pub mod openapi_v3;
 pub mod proxy;
 mod resident;
 
@@ -138,11 +139,15 @@ impl Aggregator {
         *table = Arc::new(Table { by_name, remote, residents });
     }
 
-    /// Who serves the OpenAPI document at a path, if it is another server.
+    /// Who serves the OpenAPI document at a path, if it is another server. One that only knows
+    /// v2 serves none.
     pub fn document_route(&self, path: &str) -> Option<Arc<Registered>> {
         let below = path.strip_prefix("/openapi/v3")?;
-        (below.split('/').filter(|part| !part.is_empty()).count() <= 3)
-            .then(|| self.route(below))?
+        let found = (below.split('/').filter(|part| !part.is_empty()).count() <= 3)
+            .then(|| self.route(below))??;
+        let only_v2 =
+            found.remote.as_ref().is_some_and(|remote| remote.learnt().only_v2().is_some());
+        (!only_v2).then_some(found)
     }
 
     /// Takes an API service up (again), or forgets it where it is None. Returns its remote,

@@ -11,7 +11,7 @@ use parking_lot::RwLock;
 use store::Backend;
 use tracing::{debug, warn};
 
-use crate::admission::Admission;
+use crate::admission::{self, Admission};
 use crate::aggregate::{self, Aggregator};
 use crate::authn::Authenticator;
 use crate::authz::Authorizer;
@@ -40,6 +40,9 @@ pub struct Config {
     pub authorization: Vec<crate::authz::Mode>,
     pub audit: Option<crate::audit::Settings>,
     pub flags: Flags,
+    /// Whether the status of validating policies tells what checking their expressions found,
+    /// as it does where controllers run.
+    pub checks_policies: bool,
     pub kubelet_tls: rustls::ClientConfig,
     /// With which the server shows itself to extension servers.
     pub proxy_client: Option<pki::Issued>,
@@ -67,6 +70,7 @@ impl Config {
             authorization: crate::authz::default_modes(),
             audit: None,
             flags: Flags::default(),
+            checks_policies: false,
             kubelet_tls: pki::tls::client_config(None, None, false)?,
             proxy_client: None,
             advertise: "127.0.0.1:6443".into(),
@@ -147,6 +151,9 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
     controller::start(&server).await.map_err(Error::Cache)?;
     tokio::spawn(crate::bootstrap::mark_used_secrets(server.clone()));
     aggregate::controller::start(&server).map_err(Error::Cache)?;
+    if config.checks_policies {
+        admission::policy::status::start(&server).map_err(Error::Cache)?;
+    }
     Ok(server)
 }
 

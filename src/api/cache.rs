@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use store::Backend;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error};
 
@@ -118,6 +119,18 @@ struct Shelf {
     /// Changes up to this revision are no longer in the ring.
     ring_floor: u64,
     watchers: Vec<Follower>,
+    counts: Counts,
+}
+
+/// What has happened to a resource since it is cached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Changes, each of which went to all watchers that keep up.
+    pub changes: u64,
+    /// Events of before their beginning that watches were given.
+    pub initial: u64,
+    /// Watchers that did not keep up and were ended.
+    pub ended: u64,
 }
 
 /// Who is told of changes of objects whose keys begin with `start`.
@@ -151,10 +164,16 @@ impl Shelf {
 
     fn remember(&mut self, event: Arc<Event>) {
         self.ring_bytes += event.object.bytes().len();
+        self.counts.changes += 1;
         // Who does not keep up, or has gone, is told nothing more.
+        let ended = &mut self.counts.ended;
         self.watchers.retain(|watcher| {
-            !event.object.key.starts_with(&*watcher.start)
-                || watcher.sender.try_send(event.clone()).is_ok()
+            if !event.object.key.starts_with(&*watcher.start) {
+                return true;
+            }
+            let sent = watcher.sender.try_send(event.clone());
+            *ended += u64::from(matches!(sent, Err(TrySendError::Full(_))));
+            sent.is_ok()
         });
         self.ring.push_back(event);
         while self.ring.len() > RING_EVENTS_MAX
@@ -185,6 +204,7 @@ pub struct Weight {
     pub objects: usize,
     pub bytes: usize,
     pub watchers: usize,
+    pub counts: Counts,
 }
 
 /// What a watch begins with.
@@ -447,7 +467,7 @@ impl Cache {
         self.shelf(prefix).map_or(Weight::default(), |shelf| {
             let shelf = shelf.read();
             let (objects, bytes) = (shelf.objects.len(), shelf.bytes);
-            Weight { objects, bytes, watchers: shelf.watchers.len() }
+            Weight { objects, bytes, watchers: shelf.watchers.len(), counts: shelf.counts }
         })
     }
 
@@ -481,6 +501,7 @@ impl Cache {
             let after = shelf.ring.range(first..);
             missed = after.filter(|event| event.object.key.starts_with(start)).cloned().collect();
         }
+        shelf.counts.initial += missed.len() as u64;
         let live = shelf.follow(start);
         let revision = missed.last().map_or(now, |event| event.revision.max(now));
         Ok(Subscription { missed, live, revision })
@@ -503,6 +524,7 @@ impl Cache {
             .map(|(_, object)| object.clone())
             .collect();
         let revision = self.revision_of(&shelf);
+        shelf.counts.initial += items.len() as u64;
         let live = shelf.follow(start);
         Ok((items, Subscription { missed: Vec::new(), live, revision }))
     }

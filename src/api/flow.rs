@@ -29,7 +29,7 @@ mod work;
 
 pub use work::Stored;
 
-use demand::{ADJUST_SECONDS, Bounds, Claim};
+use demand::{ADJUST_SECONDS, Bounds, Claim, Period};
 use fair::{Arrival, Refusal, Run, Seats};
 use metrics::{LIMITS, OfLevel};
 use plan::{Plan, Schema};
@@ -101,7 +101,7 @@ impl Level {
     /// Gives free seats to those whose turn it is.
     fn hand_out(&self, state: &mut LevelState, now: f64) {
         while let Some((ticket, run)) = state.seats.next(now) {
-            ticket.schema.metrics.in_queue.dec();
+            ticket.schema.metrics.left_queue(run.work().max_seats());
             // Who has gone away leaves the seat to the next.
             if let Err(run) = ticket.turn.send(run) {
                 state.seats.finish(now, &run);
@@ -206,6 +206,8 @@ impl Occupied {
 struct InLine {
     schema: Arc<Schema>,
     id: u64,
+    /// Seats that it waits for.
+    seats: u32,
     turn: oneshot::Receiver<Run>,
     done: bool,
 }
@@ -219,7 +221,7 @@ impl InLine {
         let level = &self.schema.level;
         let gone = level.state.lock().seats.cancel(level.now(), self.id);
         if gone.is_some() {
-            self.schema.metrics.in_queue.dec();
+            self.schema.metrics.left_queue(self.seats);
         }
         self.turn.try_recv().ok()
     }
@@ -295,10 +297,13 @@ impl Flow {
             true => Stored::default(),
             false => stored(),
         };
-        let (id, turn) = {
+        let (id, seats, turn) = {
             let mut state = level.state.lock();
             let work = work::estimate(asking.info, asking.query, stored, state.seats_max);
             schema.metrics.estimated.observe(f64::from(work.max_seats()));
+            if !level.exempt && work::is_write(asking.info) {
+                schema.metrics.watchers.observe(f64::from(stored.watchers));
+            }
             if level.exempt {
                 let run = state.seats.pass(now, work);
                 drop(state);
@@ -327,6 +332,7 @@ impl Flow {
                 (Arrival::Waits { id, length }, Some(turn)) => {
                     schema.metrics.lengths.observe(length as f64);
                     schema.metrics.in_queue.inc();
+                    schema.metrics.seats_in_queue.inc_by(i64::from(work.max_seats()));
                     level.hand_out(&mut state, now);
                     let unwatched = !std::mem::replace(&mut state.watched, true);
                     let returns = state.seats.next_return().is_some();
@@ -336,7 +342,7 @@ impl Flow {
                     } else if returns {
                         level.wake.notify_one();
                     }
-                    (id, turn)
+                    (id, work.max_seats(), turn)
                 }
                 (Arrival::Refused(why), _) => return Err(refused(schema, &mut state, why)),
                 // The receiver is made with the ticket.
@@ -345,7 +351,7 @@ impl Flow {
                 }
             }
         };
-        let line = InLine { schema: schema.clone(), id, turn, done: false };
+        let line = InLine { schema: schema.clone(), id, seats, turn, done: false };
         wait(line, now, asking.time / 4, watch).await
     }
 
@@ -457,18 +463,21 @@ async fn wait(mut line: InLine, began: f64, most: Duration, watch: bool) -> Resu
 
 /// Ends a period of demand in all levels and sets their limits for the next.
 fn adjust(plan: &Plan) {
-    let claims: Vec<Claim> = plan
+    let (claims, periods): (Vec<Claim>, Vec<Period>) = plan
         .levels
         .iter()
         .map(|level| {
             let now = level.now();
             let mut state = level.state.lock();
-            let (peak, smoothed) = state.seats.demand.period(now);
-            Claim { exempt: level.exempt, bounds: state.bounds, peak, smoothed }
+            let period = state.seats.demand.period(now);
+            let Period { peak, smoothed, .. } = period;
+            (Claim { exempt: level.exempt, bounds: state.bounds, peak, smoothed }, period)
         })
-        .collect();
-    let limits = demand::adjust(&claims);
-    for ((level, claim), limit) in plan.levels.iter().zip(&claims).zip(limits) {
+        .unzip();
+    let (limits, fair) = demand::adjust(&claims);
+    LIMITS.fair.set(fair);
+    let found = plan.levels.iter().zip(&claims).zip(&periods).zip(limits);
+    for (((level, claim), period), limit) in found {
         let now = level.now();
         {
             let mut state = level.state.lock();
@@ -487,6 +496,9 @@ fn adjust(plan: &Plan) {
         set(&LIMITS.current, limit);
         LIMITS.demand.get_or_create(&labels).set(claim.smoothed);
         LIMITS.peak.get_or_create(&labels).set(claim.peak);
+        LIMITS.average.get_or_create(&labels).set(period.average);
+        LIMITS.deviation.get_or_create(&labels).set(period.deviation);
+        LIMITS.target.get_or_create(&labels).set(claim.target());
     }
 }
 

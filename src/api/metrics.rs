@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 pub mod admission;
 pub mod inflight;
+pub mod policy;
 pub mod reload;
 pub mod route;
 pub mod state;
@@ -192,10 +193,18 @@ pub struct GroupResource {
     pub resource: String,
 }
 
+/// `index` names what found the objects; empty where all of them were looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Indexed {
+    pub group: String,
+    pub resource: String,
+    pub index: &'static str,
+}
+
 /// Of lists that the watch cache answers.
 pub struct Lists {
-    pub lists: Family<GroupResource, Counter>,
-    pub fetched: Family<GroupResource, Counter>,
+    pub lists: Family<Indexed, Counter>,
+    pub fetched: Family<Indexed, Counter>,
     pub returned: Family<GroupResource, Counter>,
 }
 
@@ -251,9 +260,10 @@ pub fn count_storage_list(group: &str, resource: &str, fetched: usize, returned:
 
 /// Counts a list.
 pub fn count_list(group: &str, resource: &str, fetched: usize, returned: usize) {
+    let indexed = Indexed { group: group.into(), resource: resource.into(), index: "" };
+    LISTS.lists.get_or_create(&indexed).inc();
+    LISTS.fetched.get_or_create(&indexed).inc_by(fetched as u64);
     let labels = GroupResource { group: group.into(), resource: resource.into() };
-    LISTS.lists.get_or_create(&labels).inc();
-    LISTS.fetched.get_or_create(&labels).inc_by(fetched as u64);
     LISTS.returned.get_or_create(&labels).inc_by(returned as u64);
 }
 

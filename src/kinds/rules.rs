@@ -204,6 +204,29 @@ fn restore(new: &mut Value, old: &Value, key: &str) {
     }
 }
 
+/// Whether the answer to a deletion is what was removed, which differs between kinds.
+pub fn answers_with_removed(group: &str, kind: &str) -> bool {
+    let kinds: &[&str] = match group {
+        "" => &[
+            "PersistentVolume",
+            "PersistentVolumeClaim",
+            "Pod",
+            "PodTemplate",
+            "ResourceQuota",
+            "Service",
+            "ServiceAccount",
+        ],
+        "resource.k8s.io" => {
+            &["DeviceClass", "ResourceClaim", "ResourceClaimTemplate", "ResourceSlice"]
+        }
+        "storage.k8s.io" => {
+            &["CSIDriver", "CSINode", "StorageClass", "VolumeAttachment", "VolumeAttributesClass"]
+        }
+        _ => &[],
+    };
+    kinds.contains(&kind)
+}
+
 fn name_rule(group: &str, kind: &str) -> NameRule {
     match (group, kind) {
         ("", "Namespace") => NameRule::Label,

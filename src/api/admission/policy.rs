@@ -1,8 +1,8 @@
 //! Admission policies in CEL: ValidatingAdmissionPolicy and MutatingAdmissionPolicy.
 //!
 //! A policy is compiled once per revision of its object, and where there are none a request
-//! pays for looking. The type checking that upstream writes into a policy's status is a
-//! controller's work and not done here.
+//! pays for looking. `status` follows the policies and tells what `type_check` finds; nothing
+//! of that changes how one is evaluated.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ pub mod compile;
 pub mod evaluate;
 pub mod matching;
 mod mutating;
+pub mod status;
+mod type_check;
 mod validating;
 
 pub use mutating::mutate;

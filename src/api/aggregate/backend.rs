@@ -50,12 +50,21 @@ pub struct Learnt {
     pub discovery: Option<Arc<Value>>,
     /// Where its OpenAPI v3 document is, with its hash.
     pub openapi_v3: Option<String>,
+    /// It has no OpenAPI v3 at all.
+    pub no_openapi_v3: bool,
     /// Its part of OpenAPI v2, gzipped JSON.
     pub openapi_v2: Option<Bytes>,
     /// What its documents were tagged with: discovery, v3, v2.
     pub tags: [Option<HeaderValue>; 3],
     /// The last questions were answered.
     pub fresh: bool,
+}
+
+impl Learnt {
+    /// The OpenAPI v2 part of a server that has nothing newer, packed.
+    pub fn only_v2(&self) -> Option<&Bytes> {
+        self.openapi_v2.as_ref().filter(|_| self.no_openapi_v3)
+    }
 }
 
 type Tls = Result<Arc<rustls::ClientConfig>, String>;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
+use http::StatusCode;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -351,10 +352,14 @@ async fn index(cache: &Cache, remote: &Remote, learnt: &mut Learnt) -> Asked {
             // It must lead to the document, which is here under the same path.
             let url = entry.as_str().filter(|url| url.starts_with(&format!("/openapi/v3{own}")));
             learnt.openapi_v3 = url.map(str::to_string);
+            learnt.no_openapi_v3 = false;
             learnt.tags[1] = tag;
         }
         Fetched::Same => {}
-        Fetched::Refused(_) => learnt.openapi_v3 = None,
+        Fetched::Refused(status) => {
+            learnt.openapi_v3 = None;
+            learnt.no_openapi_v3 = status == StatusCode::NOT_FOUND;
+        }
     }
     Ok(())
 }

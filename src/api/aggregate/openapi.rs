@@ -27,7 +27,10 @@ pub fn part(document: &Value, root: &str) -> Value {
         .filter(|(path, _)| *path == root || path.starts_with(&below))
         .map(|(path, item)| (path.clone(), item.clone()))
         .collect();
-    let mut out = json!({"paths": paths, "definitions": {}, "parameters": {}});
+    let mut out = json!({
+        "info": document["info"], "paths": paths, "definitions": {}, "parameters": {},
+        "securityDefinitions": document["securityDefinitions"],
+    });
     let mut seen = BTreeSet::new();
     let mut todo = Vec::new();
     references(&out["paths"], &mut todo);
@@ -118,6 +121,12 @@ pub fn pack(part: &Value) -> Option<Bytes> {
     encoder.write_all(part.to_string().as_bytes()).ok()?;
     let packed = encoder.finish().ok()?;
     (packed.len() <= PACKED_BYTES_MAX).then(|| packed.into())
+}
+
+/// What tells one part from another.
+pub fn hash(packed: &[u8]) -> String {
+    let hash = ring::digest::digest(&ring::digest::SHA256, packed);
+    hash.as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 /// What [`pack`] packed.

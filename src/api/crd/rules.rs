@@ -225,6 +225,25 @@ struct Declared {
     bytes_min: u64,
 }
 
+/// What expressions outside of the schema know of its objects, with all of their metadata.
+pub fn declare_whole(schema: &Value, name: &str, metadata: Decl) -> Option<Decl> {
+    let own = properties(schema).into_iter();
+    let own =
+        own.filter(|(field, _)| !matches!(field.as_str(), "kind" | "apiVersion" | "metadata"));
+    let mut fields: Vec<FieldDecl> = own
+        .filter_map(|(field, property)| {
+            let embedded = property["x-kubernetes-embedded-resource"] == true;
+            let below = declare(property, embedded, &format!("{name}.{field}"))?;
+            Some(FieldDecl::new(field, below.decl))
+        })
+        .collect();
+    for field in ["kind", "apiVersion"] {
+        fields.push(FieldDecl::new(field, Decl::string(None, None)));
+    }
+    fields.push(FieldDecl::new("metadata", metadata));
+    (schema["type"] == "object").then(|| Decl::object(name, fields))
+}
+
 /// What expressions know of the data of a schema; None where they know nothing.
 fn declare(schema: &Value, resource: bool, name: &str) -> Option<Declared> {
     let length = |field: &str| schema[field].as_i64().map(|n| n.max(0) as u64);

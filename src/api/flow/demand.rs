@@ -40,9 +40,8 @@ impl Demand {
         self.squares += passed * self.now * self.now;
     }
 
-    /// Ends the period and returns its peak, and the demand that is expected from now on:
-    /// it rises at once and falls slowly.
-    pub fn period(&mut self, at: f64) -> (f64, f64) {
+    /// Ends the period and tells of it.
+    pub fn period(&mut self, at: f64) -> Period {
         self.add_up(at);
         let length = at - self.since;
         let (average, deviation) = if length > 0.0 {
@@ -57,8 +56,18 @@ impl Demand {
         self.smoothed = envelope.max(kept * self.smoothed + (1.0 - kept) * envelope);
         let peak = self.peak;
         (self.since, self.sum, self.squares, self.peak) = (at, 0.0, 0.0, self.now);
-        (peak, self.smoothed)
+        Period { peak, average, deviation, smoothed: self.smoothed }
     }
+}
+
+/// The demand of a period, in seats.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Period {
+    pub peak: f64,
+    pub average: f64,
+    pub deviation: f64,
+    /// What is expected from now on: it rises at once and falls slowly.
+    pub smoothed: f64,
 }
 
 /// What a level has by configuration, in seats.
@@ -114,22 +123,37 @@ pub struct Claim {
     pub smoothed: f64,
 }
 
+impl Claim {
+    /// What a level has used of its own it keeps.
+    fn least(&self) -> u32 {
+        self.bounds.min.max(self.bounds.nominal.min(ceil(self.peak)))
+    }
+
+    /// The seats that the level is meant to have, before the others are looked at.
+    pub fn target(&self) -> f64 {
+        self.smoothed.max(f64::from(self.least()))
+    }
+}
+
+fn ceil(seats: f64) -> u32 {
+    seats.ceil().min(f64::from(u32::MAX)) as u32
+}
+
 /// The limits for the next period: every level gets what it needs of its own, and what is
-/// left is shared by demand.
-pub fn adjust(claims: &[Claim]) -> Vec<u32> {
-    let ceil = |seats: f64| seats.ceil().min(f64::from(u32::MAX)) as u32;
+/// left is shared by demand. Also the part of its target that everybody gets, or 0 where
+/// there is not enough for that.
+pub fn adjust(claims: &[Claim]) -> (Vec<u32>, f64) {
     let total: f64 = claims.iter().map(|claim| f64::from(claim.bounds.nominal)).sum();
     let exempt = |claim: &Claim| claim.bounds.min.max(ceil(claim.peak));
     let taken: f64 = claims.iter().filter(|c| c.exempt).map(|c| f64::from(exempt(c))).sum();
     let left = total - taken;
-    // What a level has used of its own it keeps.
-    let least = |claim: &Claim| claim.bounds.min.max(claim.bounds.nominal.min(ceil(claim.peak)));
+    let least = Claim::least;
     let limited: Vec<&Claim> = claims.iter().filter(|claim| !claim.exempt).collect();
     let sum = |of: &dyn Fn(&Claim) -> f64| limited.iter().map(|claim| of(claim)).sum::<f64>();
     let min_sum = sum(&|claim| f64::from(claim.bounds.min));
     let least_sum = sum(&|claim| f64::from(least(claim)));
     let fair = (left > least_sum).then(|| fair_factor(left, &limited, &least));
-    claims
+    let limits = claims
         .iter()
         .map(|claim| {
             let (min, least_now) = (f64::from(claim.bounds.min), f64::from(least(claim)));
@@ -144,7 +168,8 @@ pub fn adjust(claims: &[Claim]) -> Vec<u32> {
             };
             seats.round() as u32
         })
-        .collect()
+        .collect();
+    (limits, fair.unwrap_or(0.0))
 }
 
 fn given(claim: &Claim, least: u32, factor: f64) -> f64 {
@@ -207,13 +232,13 @@ mod tests {
 
     #[test]
     fn who_needs_seats_borrows_them_from_who_does_not() {
-        let limits = adjust(&[claim(100, 20, 0.0, 0.0), claim(100, 20, 100.0, 300.0)]);
+        let (limits, _) = adjust(&[claim(100, 20, 0.0, 0.0), claim(100, 20, 100.0, 300.0)]);
         assert_eq!(limits, [20, 180]);
         // The lender takes back what it uses itself.
-        let limits = adjust(&[claim(100, 20, 80.0, 80.0), claim(100, 20, 100.0, 300.0)]);
+        let (limits, _) = adjust(&[claim(100, 20, 80.0, 80.0), claim(100, 20, 100.0, 300.0)]);
         assert_eq!(limits, [80, 120]);
         // An idle server gives everybody a share of what nobody wants.
-        let limits = adjust(&[claim(100, 20, 0.0, 0.0), claim(100, 20, 0.0, 0.0)]);
+        let (limits, _) = adjust(&[claim(100, 20, 0.0, 0.0), claim(100, 20, 0.0, 0.0)]);
         assert_eq!(limits, [100, 100]);
     }
 
@@ -221,13 +246,13 @@ mod tests {
     fn a_borrower_stops_at_its_limit() {
         let mut greedy = claim(100, 50, 100.0, 1_000.0);
         greedy.bounds.max = 120;
-        assert_eq!(adjust(&[greedy, claim(100, 0, 0.0, 0.0)])[0], 120);
+        assert_eq!(adjust(&[greedy, claim(100, 0, 0.0, 0.0)]).0[0], 120);
     }
 
     #[test]
     fn what_the_exempt_use_is_missing_elsewhere() {
         let exempt = Claim { exempt: true, ..claim(0, 0, 150.0, 0.0) };
-        let limits = adjust(&[exempt, claim(100, 20, 0.0, 0.0), claim(100, 40, 0.0, 0.0)]);
+        let (limits, _) = adjust(&[exempt, claim(100, 20, 0.0, 0.0), claim(100, 40, 0.0, 0.0)]);
         assert_eq!(limits, [150, 20, 40]);
     }
 
@@ -235,14 +260,15 @@ mod tests {
     fn demand_rises_at_once_and_falls_slowly() {
         let mut demand = Demand::new(0.0);
         demand.set(0.0, 10.0);
-        let (peak, smoothed) = demand.period(10.0);
-        assert_eq!((peak, smoothed), (10.0, 10.0));
+        let first = demand.period(10.0);
+        let steady = Period { peak: 10.0, average: 10.0, deviation: 0.0, smoothed: 10.0 };
+        assert_eq!(first, steady);
         demand.set(10.0, 0.0);
-        let (peak, smoothed) = demand.period(20.0);
+        let Period { peak, smoothed, .. } = demand.period(20.0);
         assert_eq!(peak, 10.0);
         assert!((9.7..9.8).contains(&smoothed), "{smoothed}");
         // An hour later nothing of it is left.
-        let (peak, smoothed) = demand.period(3_620.0);
+        let Period { peak, smoothed, .. } = demand.period(3_620.0);
         assert_eq!(peak, 0.0);
         assert!(smoothed < 0.01, "{smoothed}");
     }

@@ -42,8 +42,9 @@ pub struct OfLevel {
     pub priority_level: String,
 }
 
-const SECONDS: [f64; 12] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0];
-const SEATS: [f64; 6] = [1.0, 2.0, 4.0, 10.0, 30.0, 100.0];
+const SECONDS: [f64; 13] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0];
+const SEATS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 100.0];
+const WATCHERS: [f64; 6] = [0.0, 1.0, 10.0, 100.0, 1_000.0, 10_000.0];
 const LENGTHS: [f64; 8] = [0.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0];
 const REASONS: [&str; 4] = ["queue-full", "concurrency-limit", "time-out", "cancelled"];
 
@@ -54,7 +55,9 @@ struct Families {
     executed: HistogramFamily<Executed>,
     estimated: HistogramFamily<OfSchema>,
     lengths: HistogramFamily<OfSchema>,
+    watchers: HistogramFamily<OfSchema>,
     in_queue: Family<OfSchema, Gauge>,
+    seats_in_queue: Family<OfSchema, Gauge>,
     executing: Family<OfSchema, Gauge>,
     seats: Family<OfSchema, Gauge>,
 }
@@ -65,9 +68,16 @@ pub struct Limits {
     pub min: Family<OfLevel, Gauge>,
     pub max: Family<OfLevel, Gauge>,
     pub current: Family<OfLevel, Gauge>,
-    pub demand: Family<OfLevel, Gauge<f64, std::sync::atomic::AtomicU64>>,
-    pub peak: Family<OfLevel, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    pub demand: Family<OfLevel, Real>,
+    pub peak: Family<OfLevel, Real>,
+    pub average: Family<OfLevel, Real>,
+    pub deviation: Family<OfLevel, Real>,
+    pub target: Family<OfLevel, Real>,
+    /// Of the whole server.
+    pub fair: Real,
 }
+
+type Real = Gauge<f64, std::sync::atomic::AtomicU64>;
 
 fn family<M: prometheus_client::registry::Metric + Clone>(name: &str, help: &str, metric: M) -> M {
     base::metrics::register(&format!("apiserver_flowcontrol_{name}"), help, metric)
@@ -96,7 +106,13 @@ static FAMILIES: LazyLock<Families> = LazyLock::new(|| Families {
         "Length of the queue as each request that waits sees it",
         histograms(&LENGTHS),
     ),
+    watchers: family(
+        "watch_count_samples",
+        "Watchers of what is changed, as each change sees them",
+        histograms(&WATCHERS),
+    ),
     in_queue: family("current_inqueue_requests", "Requests that wait", Family::default()),
+    seats_in_queue: family("current_inqueue_seats", "Seats that are waited for", Family::default()),
     executing: family(
         "current_executing_requests",
         "Requests that are executed, watches until they are initialised",
@@ -120,6 +136,22 @@ pub static LIMITS: LazyLock<Limits> = LazyLock::new(|| Limits {
         "Most seats wanted in the last period of adjustment",
         Family::default(),
     ),
+    average: family(
+        "demand_seats_average",
+        "Seats wanted on average in the last period of adjustment",
+        Family::default(),
+    ),
+    deviation: family(
+        "demand_seats_stdev",
+        "Standard deviation of the seats wanted in the last period of adjustment",
+        Family::default(),
+    ),
+    target: family("target_seats", "Seats that each level is meant to have", Family::default()),
+    fair: family(
+        "seat_fair_frac",
+        "The part of its target that each level gets that can use it",
+        Real::default(),
+    ),
 });
 
 /// The metrics of one schema, found once.
@@ -133,7 +165,9 @@ pub struct SchemaMetrics {
     pub watches: Histogram,
     pub estimated: Histogram,
     pub lengths: Histogram,
+    pub watchers: Histogram,
     pub in_queue: Gauge,
+    pub seats_in_queue: Gauge,
     pub executing: Gauge,
     pub seats: Gauge,
 }
@@ -160,11 +194,19 @@ impl SchemaMetrics {
             watches: executed("watch"),
             estimated: FAMILIES.estimated.get_or_create(&labels).clone(),
             lengths: FAMILIES.lengths.get_or_create(&labels).clone(),
+            watchers: FAMILIES.watchers.get_or_create(&labels).clone(),
             in_queue: FAMILIES.in_queue.get_or_create_owned(&labels),
+            seats_in_queue: FAMILIES.seats_in_queue.get_or_create_owned(&labels),
             executing: FAMILIES.executing.get_or_create_owned(&labels),
             seats: FAMILIES.seats.get_or_create_owned(&labels),
             labels,
         }
+    }
+
+    /// A request that waited for so many seats waits no more.
+    pub fn left_queue(&self, seats: u32) {
+        self.in_queue.dec();
+        self.seats_in_queue.dec_by(i64::from(seats));
     }
 
     pub fn refused(&self, reason: &'static str) {
@@ -179,7 +221,9 @@ impl SchemaMetrics {
         FAMILIES.dispatched.remove(labels);
         FAMILIES.estimated.remove(labels);
         FAMILIES.lengths.remove(labels);
+        FAMILIES.watchers.remove(labels);
         FAMILIES.in_queue.remove(labels);
+        FAMILIES.seats_in_queue.remove(labels);
         FAMILIES.executing.remove(labels);
         FAMILIES.seats.remove(labels);
         let OfSchema { priority_level, flow_schema } = labels.clone();

@@ -191,6 +191,9 @@ impl Plan {
                 LIMITS.current.remove(&labels);
                 LIMITS.demand.remove(&labels);
                 LIMITS.peak.remove(&labels);
+                LIMITS.average.remove(&labels);
+                LIMITS.deviation.remove(&labels);
+                LIMITS.target.remove(&labels);
             }
         }
     }
@@ -212,7 +215,7 @@ fn level(object: &Value, bounds: Bounds, before: Option<&Plan>, begun: Instant) 
         let mut state = level.state.lock();
         state.seats.response = response(spec);
         state.bounds = bounds;
-        state.seats_max = seats_max(bounds.nominal);
+        state.seats_max = seats_max(bounds.nominal, hand(state.seats.response));
         drop(state);
         return level.clone();
     }
@@ -224,12 +227,19 @@ fn level(object: &Value, bounds: Bounds, before: Option<&Plan>, begun: Instant) 
         state: Mutex::new(LevelState {
             seats: Seats::new(response(spec), bounds.nominal, now),
             bounds,
-            seats_max: seats_max(bounds.nominal),
+            seats_max: seats_max(bounds.nominal, hand(response(spec))),
             retry: Retry::default(),
             watched: false,
         }),
         wake: Notify::new(),
     })
+}
+
+fn hand(response: Response) -> Option<u32> {
+    match response {
+        Response::Reject => None,
+        Response::Queue { hand, .. } => Some(hand),
+    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const WRITE_SEATS_MAX: u32 = 10;
 const WATCHERS_PER_SEAT: u32 = 10;
 /// For this long, in seconds.
 const EVENT_SECONDS: f64 = 0.005;
-/// Of a level's seats, what one request may take.
+/// Of a level's seats, what one request may take (`priorityLevelMaxSeatsPercent`).
 const LEVEL_PART_MAX: f64 = 0.15;
 
 /// What is stored of a resource, and who watches it.
@@ -33,18 +33,32 @@ pub fn depends_on_stored(info: &RequestInfo) -> bool {
         && matches!(info.verb, "list" | "watch" | "create" | "update" | "patch" | "delete")
 }
 
-/// Seats that one request may take in a level with this many.
-pub fn seats_max(nominal: u32) -> u32 {
-    ((f64::from(nominal) * LEVEL_PART_MAX).ceil() as u32).max(1)
+/// Whether watchers hear of it. A token is no event.
+pub fn is_write(info: &RequestInfo) -> bool {
+    let token = info.resource == "serviceaccounts" && info.subresource == "token";
+    info.is_resource && matches!(info.verb, "create" | "update" | "patch" | "delete") && !token
+}
+
+/// Seats that one request may take in a level with this many: so few that what a flow's hand
+/// of queues may hold fits. Levels without queues set no such limit.
+pub fn seats_max(nominal: u32, hand: Option<u32>) -> u32 {
+    let Some(hand) = hand else { return u32::MAX };
+    let part = (f64::from(nominal) * LEVEL_PART_MAX).ceil() as u32;
+    part.min(nominal / hand.max(1)).max(1)
 }
 
 pub fn estimate(info: &RequestInfo, query: &Query, stored: Stored, seats_max: u32) -> Work {
     match info.verb {
         "list" => list(info, query, stored, seats_max),
-        "watch" if query.flag("sendInitialEvents") => list(info, query, stored, seats_max),
-        "create" | "update" | "patch" | "delete" => write(stored, seats_max),
+        "watch" if sends_objects(query) => list(info, query, stored, seats_max),
+        _ if is_write(info) => write(stored, seats_max),
         _ => Work::ONE,
     }
+}
+
+/// Whether a watch begins with what is there, as it does where no point to begin at is given.
+fn sends_objects(query: &Query) -> bool {
+    query.flag("sendInitialEvents") || query.set("resourceVersion").is_none_or(|v| v == "0")
 }
 
 fn list(info: &RequestInfo, query: &Query, stored: Stored, seats_max: u32) -> Work {
@@ -97,11 +111,36 @@ mod tests {
         check(Method::GET, "/api/v1/pods?limit=150", many, seats(3));
         check(Method::GET, "/api/v1/pods?fieldSelector=metadata.name%3Da", many, seats(1));
         check(Method::GET, "/api/v1/namespaces/a/pods/b", many, seats(1));
-        check(Method::GET, "/api/v1/pods?watch=1", many, seats(1));
-        check(Method::GET, "/api/v1/pods?watch=1&sendInitialEvents=true", some, seats(5));
+        check(Method::GET, "/api/v1/pods?watch=1", many, seats(10));
+        check(Method::GET, "/api/v1/pods?watch=1&resourceVersion=0", some, seats(5));
+        check(Method::GET, "/api/v1/pods?watch=1&resourceVersion=7", many, seats(1));
+        check(
+            Method::GET,
+            "/api/v1/pods?watch=1&resourceVersion=7&sendInitialEvents=true",
+            some,
+            seats(5),
+        );
         check(Method::POST, "/api/v1/namespaces/a/pods", some, seats(1));
         let watched = Work { seats: 1, final_seats: 10, extra: 0.015 };
         check(Method::POST, "/api/v1/namespaces/a/pods", many, watched);
+        let token = "/api/v1/namespaces/a/serviceaccounts/b/token";
+        check(Method::POST, token, many, seats(1));
         check(Method::GET, "/healthz", many, seats(1));
+    }
+
+    #[test]
+    fn one_request_takes_a_part_of_its_level() {
+        // Seats of the level, queues in a hand, and what one request may take.
+        for (nominal, hand, most) in [
+            (245, Some(6), 37),
+            (40, Some(6), 6),
+            (16, Some(6), 2),
+            (13, Some(8), 1),
+            (5, Some(6), 1),
+            (0, Some(1), 1),
+            (40, None, u32::MAX),
+        ] {
+            assert_eq!(seats_max(nominal, hand), most, "{nominal} {hand:?}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Weak;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::inflight;
@@ -14,6 +15,9 @@ use crate::serve::{Server, Shared};
 /// Features of the Kubernetes that is served: name, stage, and whether it is on. Those whose
 /// stage is empty are part of it for good.
 const FEATURES: &str = include_str!("../../../embedded/feature-gates.txt");
+
+/// Of a revision the last 15 digits are shown, which a floating-point number holds.
+const REVISION_SHOWN: u64 = 1_000_000_000_000_000;
 
 struct State(Weak<Server>);
 
@@ -39,6 +43,46 @@ fn gauges<'a>(
     let mut family = encoder.encode_descriptor(name, help, None, first.metric_type())?;
     for (labels, value) in values {
         ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// Of the watch cache: what happened to each resource since it is cached.
+fn watch_cache(
+    encoder: &mut DescriptorEncoder<'_>,
+    stored: &[(String, String, String, crate::cache::Weight)],
+) -> Result<(), Error> {
+    type Of = fn(&crate::cache::Counts) -> u64;
+    let families: [(&str, &str, Of); 5] = [
+        ("apiserver_watch_cache_initializations", "How often the watch cache was filled", |_| 1),
+        (
+            "apiserver_watch_cache_events_received",
+            "Changes that reached the watch cache",
+            |counts| counts.changes,
+        ),
+        (
+            "apiserver_watch_cache_events_dispatched",
+            "Changes that the watch cache handed on",
+            |counts| counts.changes,
+        ),
+        (
+            "apiserver_init_events",
+            "Events of before their beginning that watches were given",
+            |counts| counts.initial,
+        ),
+        (
+            "apiserver_terminated_watchers",
+            "Watchers that did not keep up and were ended",
+            |counts| counts.ended,
+        ),
+    ];
+    for (name, help, of) in families {
+        let first = ConstCounter::new(0u64);
+        let mut family = encoder.encode_descriptor(name, help, None, first.metric_type())?;
+        for (group, resource, _, weight) in stored {
+            let labels = [("group", group.as_str()), ("resource", resource.as_str())];
+            ConstCounter::new(of(&weight.counts)).encode(family.encode_family(&labels)?)?;
+        }
     }
     Ok(())
 }
@@ -76,16 +120,22 @@ impl Collector for State {
         )?;
         gauges(
             encoder,
-            ("apiserver_watch_cache_capacity", "Changes that the watch cache can remember"),
+            ("watch_cache_capacity", "Changes that the watch cache can remember"),
             by_resource(|_| crate::cache::RING_EVENTS_MAX),
         )?;
         gauges(
             encoder,
             ("apiserver_watch_cache_resource_version", "What the watch cache has seen"),
             by_resource(|_| 0).map(|(labels, _)| {
-                (labels, i64::try_from(server.registry.cache.revision()).unwrap_or(i64::MAX))
+                (labels, (server.registry.cache.revision() % REVISION_SHOWN) as i64)
             }),
         )?;
+        gauges(
+            encoder,
+            ("apiserver_resource_size_estimate_bytes", "Size of stored objects by resource"),
+            by_resource(|weight| weight.bytes),
+        )?;
+        watch_cache(encoder, &stored)?;
         gauges(
             encoder,
             ("apiserver_registered_watchers", "Watchers by group and resource"),

@@ -260,16 +260,7 @@ fn pod_grace(pod: &Value, delete: &DeleteOptions) -> i64 {
 /// Whether the answer to a deletion is the object rather than a Status.
 pub fn answers_with_object(target: &Target, gone: bool) -> bool {
     let resource = &target.resource;
-    const KINDS: [&str; 7] = [
-        "PersistentVolume",
-        "PersistentVolumeClaim",
-        "Pod",
-        "PodTemplate",
-        "ResourceQuota",
-        "Service",
-        "ServiceAccount",
-    ];
-    !gone || (resource.group.is_empty() && KINDS.contains(&resource.kind.as_str()))
+    !gone || kinds::rules::answers_with_removed(&resource.group, &resource.kind)
 }
 
 /// The Status that tells of a finished deletion.

@@ -9,13 +9,21 @@ use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
 use self::paths::add_paths;
+pub use self::plain::{hash as plain_hash, v3 as v3_plain};
 use super::enums::Enums;
 use super::schema::{decode, table};
 
+mod marks;
+mod operation;
+mod parameters;
 mod paths;
+mod plain;
 
 pub(super) const DESCRIPTIONS: &[u8] =
     include_bytes!("../../../embedded/descriptions-1.36.json.gz");
+
+/// Counts up when documents are written in another way, so that clients read them again.
+const FORM: u32 = 2;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Edition {
@@ -45,17 +53,23 @@ pub fn v2(catalog: &Catalog, version: &str) -> Value {
     }
     let all: Vec<String> = definitions.types.keys().cloned().collect();
     let mut paths = Map::new();
+    plain::add_all(&mut paths, catalog);
     for group in catalog.groups() {
         for served in &group.versions {
+            plain::add_resources(&mut paths, catalog, (&group.name, served), Edition::V2);
             add_paths(&mut paths, catalog, &group.name, served, &definitions);
         }
     }
+    paths.sort_keys();
+    let parameters = parameters::refer(&mut paths);
+    let mut schemas = definitions.schemas(all.iter().map(String::as_str));
+    schemas.insert(plain::INFO.into(), plain::info());
     json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": version},
         "paths": paths,
-        "definitions": definitions.schemas(all.iter().map(String::as_str)),
-        "parameters": {},
+        "definitions": schemas,
+        "parameters": parameters,
         "securityDefinitions": {"BearerToken": {
             "description": "Bearer Token authentication",
             "type": "apiKey", "name": "authorization", "in": "header"
@@ -75,118 +89,17 @@ pub fn v3_index(catalog: &Catalog, version: &str) -> BTreeMap<String, Value> {
             paths.insert(path, json!({"serverRelativeURL": url}));
         }
     }
-    for path in plain_paths(catalog) {
-        let hash = plain_hash(&path, version);
+    for path in plain::documents(catalog) {
+        let hash = plain::hash(&path, version);
         let url = format!("/openapi/v3/{path}?hash={hash}");
         paths.insert(path, json!({"serverRelativeURL": url}));
     }
     paths
 }
 
-/// What has a document of its own without being a group's version: discovery and the like.
-fn plain_paths(catalog: &Catalog) -> Vec<String> {
-    let fixed = [".well-known/openid-configuration", "api", "apis", "openid/v1/jwks", "version"];
-    let mut out: Vec<String> = fixed.map(str::to_string).to_vec();
-    for group in catalog.groups().iter().filter(|group| !group.name.is_empty()) {
-        let mut resources =
-            group.versions.iter().flat_map(|v| catalog.resources_of(&group.name, v));
-        if resources.any(|resource| !resource.custom) {
-            out.push(format!("apis/{}", group.name));
-        }
-    }
-    out
-}
-
-/// The hash the index gives for a document that is not of a group's version.
-pub fn plain_hash(path: &str, version: &str) -> String {
-    let hash = digest(&SHA256, format!("{version} plain {path}").as_bytes());
-    hash.as_ref().iter().map(|b| format!("{b:02X}")).collect()
-}
-
-/// `/openapi/v3/api`, `/openapi/v3/apis/apps`, `/openapi/v3/version`; `None` for paths
-/// without a document.
-pub fn v3_plain(catalog: &Catalog, path: &str, version: &str) -> Option<Vec<u8>> {
-    plain_paths(catalog).iter().find(|known| *known == path)?;
-    const META: &str = "apimachinery.pkg.apis.meta.v1";
-    let types = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
-    let (description, operation, answer, types): (&str, String, Option<&str>, &[&str]) = match path
-    {
-        "api" => {
-            ("get available API versions", "getCoreAPIVersions".into(), Some("APIVersions"), &types)
-        }
-        "apis" => {
-            ("get available API versions", "getAPIVersions".into(), Some("APIGroupList"), &types)
-        }
-        "version" => (
-            "get the version information for this server",
-            "getCodeVersion".into(),
-            None,
-            &types[..1],
-        ),
-        "openid/v1/jwks" => (
-            "get service account issuer OpenID JSON Web Key Set (contains public token verification keys)",
-            "getServiceAccountIssuerOpenIDKeyset".into(),
-            None,
-            &["application/jwk-set+json"],
-        ),
-        ".well-known/openid-configuration" => (
-            "get service account issuer OpenID configuration, also known as the 'OIDC discovery doc'",
-            "getServiceAccountIssuerOpenIDConfiguration".into(),
-            None,
-            &types[..1],
-        ),
-        group => {
-            let name = group.trim_start_matches("apis/").trim_end_matches(".k8s.io");
-            let words = name.split(['.', '-']).map(|word| {
-                let (first, rest) = word.split_at(word.len().min(1));
-                format!("{}{rest}", first.to_uppercase())
-            });
-            let operation = format!("get{}APIGroup", words.collect::<String>());
-            ("get information of a group", operation, Some("APIGroup"), &types)
-        }
-    };
-    let definitions = Definitions::read(Edition::V3);
-    let mut wanted = BTreeSet::new();
-    let mut todo: Vec<String> = answer.map(|kind| format!("{META}.{kind}")).into_iter().collect();
-    while let Some(name) = todo.pop() {
-        if let Some(definition) = definitions.types.get(&name)
-            && wanted.insert(name)
-        {
-            references(definition, &mut todo);
-        }
-    }
-    let schema = match answer {
-        Some(kind) => json!({"$ref": format!("#/components/schemas/io.k8s.{META}.{kind}")}),
-        None => json!({"type": "string"}),
-    };
-    let content: Map<String, Value> =
-        types.iter().map(|kind| ((*kind).to_string(), json!({"schema": schema}))).collect();
-    let slash = if answer.is_some() || path == "version" { "/" } else { "" };
-    let out = json!({
-        "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": version},
-        "paths": {format!("/{path}{slash}"): {"get": {
-            "description": description, "operationId": operation,
-            "responses": {
-                "200": {"description": "OK", "content": content},
-                "401": {"description": "Unauthorized"},
-            },
-        }}},
-        "components": {
-            "schemas": definitions.schemas(wanted.iter().map(String::as_str)),
-            "securitySchemes": {"BearerToken": {
-                "type": "apiKey",
-                "description": "Bearer Token authentication",
-                "name": "authorization", "in": "header"
-            }}
-        }
-    });
-    Some(out.to_string().into_bytes())
-}
-
 /// The hash the index gives for a document; depends on what makes the document differ.
 pub fn document_hash(catalog: &Catalog, group: &str, served: &str, version: &str) -> String {
-    let mut text = format!("{version} {group}/{served}");
+    let mut text = format!("{version} {FORM} {group}/{served}");
     for resource in catalog.resources_of(group, served) {
         text.push_str(&format!(" {resource:?}"));
         if let Some(custom) = crate::crd::of(resource) {
@@ -212,15 +125,16 @@ pub fn v3(catalog: &Catalog, group: &str, served: &str, version: &str) -> Option
         definitions.add_custom(resource, served);
     }
     let mut paths = Map::new();
+    plain::add_resources(&mut paths, catalog, (group, served), Edition::V3);
     add_paths(&mut paths, catalog, group, served, &definitions);
-    let mut wanted = BTreeSet::new();
-    let mut todo: Vec<String> = ["DeleteOptions", "Patch", "Status", "WatchEvent"]
-        .iter()
-        .map(|n| format!("apimachinery.pkg.apis.meta.v1.{n}"))
-        .collect();
+    let meta = |n: &&str| format!("apimachinery.pkg.apis.meta.v1.{n}");
+    let mut todo: Vec<String> =
+        ["APIResourceList", "DeleteOptions", "Patch", "Status", "WatchEvent"]
+            .iter()
+            .map(meta)
+            .collect();
     if !definitions.custom.is_empty() {
-        let meta = ["ListMeta", "ObjectMeta"].iter();
-        todo.extend(meta.map(|n| format!("apimachinery.pkg.apis.meta.v1.{n}")));
+        todo.extend(["ListMeta", "ObjectMeta"].iter().map(meta));
     }
     for (name, definition) in &definitions.types {
         let gvks = definition.get("gvk").and_then(Value::as_array);
@@ -235,19 +149,19 @@ pub fn v3(catalog: &Catalog, group: &str, served: &str, version: &str) -> Option
             }
         }
     }
-    while let Some(name) = todo.pop() {
-        if let Some(definition) = definitions.types.get(&name)
-            && wanted.insert(name)
-        {
-            references(definition, &mut todo);
-        }
-    }
+    let mut wanted = BTreeSet::new();
+    definitions.reach(todo, &mut wanted);
+    let schemas = definitions.schemas(wanted.iter().map(String::as_str));
+    Some(document_v3(paths, schemas, version))
+}
+
+fn document_v3(paths: Map<String, Value>, schemas: Map<String, Value>, version: &str) -> Vec<u8> {
     let out = json!({
         "openapi": "3.0.0",
         "info": {"title": "Kubernetes", "version": version},
         "paths": paths,
         "components": {
-            "schemas": definitions.schemas(wanted.iter().map(String::as_str)),
+            "schemas": schemas,
             "securitySchemes": {"BearerToken": {
                 "type": "apiKey",
                 "description": "Bearer Token authentication",
@@ -255,7 +169,7 @@ pub fn v3(catalog: &Catalog, group: &str, served: &str, version: &str) -> Option
             }}
         }
     });
-    Some(out.to_string().into_bytes())
+    out.to_string().into_bytes()
 }
 
 fn references(value: &Value, out: &mut Vec<String>) {
@@ -315,6 +229,25 @@ impl Definitions {
         found.map(|(name, _)| name.clone())
     }
 
+    /// Adds definitions and what they refer to.
+    fn reach(&self, mut todo: Vec<String>, wanted: &mut BTreeSet<String>) {
+        while let Some(name) = todo.pop() {
+            if let Some(definition) = self.types.get(&name)
+                && wanted.insert(name)
+            {
+                references(definition, &mut todo);
+            }
+        }
+    }
+
+    /// A reference as operations have it.
+    fn reference_to(&self, name: &str) -> Value {
+        match self.edition {
+            Edition::V2 => json!({"$ref": format!("#/definitions/{name}")}),
+            Edition::V3 => json!({"$ref": format!("#/components/schemas/{name}")}),
+        }
+    }
+
     fn schemas<'a>(&self, names: impl Iterator<Item = &'a str>) -> Map<String, Value> {
         let mut out = Map::new();
         for name in names {
@@ -322,7 +255,12 @@ impl Definitions {
                 out.insert(format!("io.k8s.{name}"), self.definition(name, definition));
             }
         }
-        for (leaf, schema) in leaves(self.edition) {
+        for (leaf, mut schema) in leaves(self.edition) {
+            let known = leaf.strip_prefix("io.k8s.").and_then(|leaf| self.words.get(leaf));
+            let own = marks::words(leaf).map(Value::from);
+            if let Some(text) = known.and_then(|words| words.get("")).cloned().or(own) {
+                schema["description"] = text;
+            }
             out.insert(leaf.to_owned(), schema);
         }
         out.extend(self.custom_schemas.clone());
@@ -346,6 +284,9 @@ impl Definitions {
                 if let Some(text) = words.get(field) {
                     schema.insert("description".into(), text.clone());
                 }
+                if let Some(list_type) = marks::list_type(name, field) {
+                    schema.insert("x-kubernetes-list-type".into(), json!(list_type));
+                }
                 self.enums.add(name, field, &mut schema);
                 properties.insert(field.clone(), Value::Object(schema));
             }
@@ -355,8 +296,16 @@ impl Definitions {
         }
         if let Some(gvks) = definition.get("gvk").and_then(Value::as_array) {
             let gvk = |g: &Value| json!({"group": g[0], "version": g[1], "kind": g[2]});
-            let gvks: Vec<Value> = gvks.iter().map(gvk).collect();
+            let gvks: Vec<Value> = match marks::everywhere(name) {
+                Some(kind) => marks::group_versions()
+                    .map(|(group, version)| gvk(&json!([group, version, kind])))
+                    .collect(),
+                None => gvks.iter().map(gvk).collect(),
+            };
             out.insert("x-kubernetes-group-version-kind".into(), Value::Array(gvks));
+        }
+        if let Some(unions) = marks::unions(name) {
+            out.insert("x-kubernetes-unions".into(), unions);
         }
         if let Some(kind) = definition.get("t") {
             out.insert("x-kubernetes-map-type".into(), kind.clone());

@@ -40,8 +40,10 @@ enum Kind {
     SchemaOrFlag(&'static Message),
     /// The message itself is one of two.
     SchemaOrReference,
-    /// Which of these messages it is, its `in` tells.
+    /// Which of these messages it is, its `in` tells; or it is a reference.
     Parameters,
+    /// A map of them.
+    NamedParameters,
     /// `[{"BearerToken": []}]`
     Requirements,
 }
@@ -151,20 +153,34 @@ fn field(out: &mut Vec<u8>, number: u32, kind: &Kind, value: &Value) {
         Kind::SchemaOrReference => {}
         Kind::Parameters => {
             for item in items() {
-                // ParametersItem.parameter, then which parameter it is.
-                let inside = match item["in"].as_str() {
-                    Some("body") => wrapped(&[1, 1], message(&v2::BODY_PARAMETER, item)),
-                    Some("path") => wrapped(&[1, 2, 4], message(&v2::PATH_PARAMETER, item)),
-                    _ => wrapped(&[1, 2, 3], message(&v2::QUERY_PARAMETER, item)),
+                let inside = match item.get("$ref") {
+                    Some(_) => wrapped(&[2], message(&v2::REFERENCE, item)),
+                    None => wrapped(&[1], parameter(item)),
                 };
                 put(out, number, &inside);
             }
+        }
+        Kind::NamedParameters => {
+            let mut inside = Vec::new();
+            for (name, item) in entries() {
+                put(&mut inside, 1, &pair(name, &parameter(item)));
+            }
+            put(out, number, &inside);
         }
         Kind::Requirements => {
             for (name, _) in items().filter_map(Value::as_object).flatten() {
                 put(out, number, &wrapped(&[1], pair(name, &[])));
             }
         }
+    }
+}
+
+/// Which parameter it is.
+fn parameter(item: &Value) -> Vec<u8> {
+    match item["in"].as_str() {
+        Some("body") => wrapped(&[1], message(&v2::BODY_PARAMETER, item)),
+        Some("path") => wrapped(&[2, 4], message(&v2::PATH_PARAMETER, item)),
+        _ => wrapped(&[2, 3], message(&v2::QUERY_PARAMETER, item)),
     }
 }
 
@@ -224,6 +240,20 @@ mod tests {
         assert_eq!(message(&v2::SCHEMA, &schema), expected);
     }
 
+    #[test]
+    fn parameters_are_written_where_they_stand_and_by_name() {
+        let document = json!({"parameters": {"a": {"in": "query", "name": "b"}}});
+        let expected: &[u8] = &[
+            0x52, 21, 0x0a, 19, 0x0a, 1, b'a', // parameters { additional_properties { name
+            0x12, 14, 0x12, 12, 0x1a, 10, // value { non_body_parameter { query {
+            0x12, 5, b'q', b'u', b'e', b'r', b'y', 0x22, 1, b'b', // in, name
+        ];
+        assert_eq!(encode(&document), expected);
+        let item = json!({"parameters": [{"$ref": "#/p"}]});
+        let expected: &[u8] = &[0x4a, 7, 0x12, 5, 0x0a, 3, b'#', b'/', b'p'];
+        assert_eq!(message(&v2::PATH, &item), expected);
+    }
+
     /// Names in the document that the tables do not know would be lost without a word.
     fn unknown(about: &Message, value: &Value, out: &mut Vec<String>) {
         let about = match about.fields {
@@ -252,9 +282,12 @@ mod tests {
                         .for_each(|(_, it)| unknown(about, it, out));
                 }
                 Kind::SchemaOrFlag(about) if value.is_object() => unknown(about, value, out),
-                Kind::Parameters => {
-                    for item in value.as_array().into_iter().flatten() {
+                Kind::Parameters | Kind::NamedParameters => {
+                    let listed = value.as_array().into_iter().flatten();
+                    let named = value.as_object().into_iter().flat_map(|all| all.values());
+                    for item in listed.chain(named) {
                         let about = match item["in"].as_str() {
+                            _ if item.get("$ref").is_some() => &v2::REFERENCE,
                             Some("body") => &v2::BODY_PARAMETER,
                             Some("path") => &v2::PATH_PARAMETER,
                             _ => &v2::QUERY_PARAMETER,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::chain::Call;
 use super::negotiate::{self, Encoding, Form};
 use super::{Shared, answer};
-use crate::aggregate::{discovery as merged, openapi as parts_of_others};
+use crate::aggregate::{Registered, discovery as merged, openapi as parts_of_others, openapi_v3};
 use crate::error::{ApiError, Result};
 use crate::scheme::{discovery, openapi, openapi_proto};
 
@@ -72,7 +72,12 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
             let mut index = openapi::v3_index(&catalog, version);
             for (_, remote) in server.aggregator.table().remotes() {
                 let path = remote.path().trim_start_matches('/').to_string();
-                match &remote.learnt().openapi_v3 {
+                let learnt = remote.learnt();
+                let converted = || {
+                    let hash = parts_of_others::hash(learnt.only_v2()?);
+                    Some(format!("/openapi/v3/{path}?hash={hash}"))
+                };
+                match learnt.openapi_v3.clone().or_else(converted) {
                     Some(url) => drop(index.insert(path, json!({"serverRelativeURL": url}))),
                     // What is served by another is not what our own document says.
                     None => drop(index.remove(&path)),
@@ -85,6 +90,9 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
             return Ok(group_document(call, &catalog, "", served, version));
         }
         ["openapi", "v3", "apis", group, served] => {
+            if let Some(other) = server.aggregator.route(&format!("/apis/{group}/{served}")) {
+                return Ok(converted_document(call, &other));
+            }
             return Ok(group_document(call, &catalog, group, served, version));
         }
         ["openapi", "v3", rest @ ..] => {
@@ -204,6 +212,19 @@ fn group_document(
         Some(body) => {
             let hash = openapi::document_hash(catalog, group, served, version);
             v3_document(call, body, &hash)
+        }
+        None => nothing(),
+    }
+}
+
+/// The v3 document of a server that only said one of v2.
+fn converted_document(call: &Call, other: &Registered) -> Response<Body> {
+    let learnt = other.remote.as_ref().map(|remote| remote.learnt()).unwrap_or_default();
+    let packed = learnt.only_v2();
+    match packed.and_then(|packed| Some((packed, parts_of_others::unpack(packed)?))) {
+        Some((packed, part)) => {
+            let body = openapi_v3::convert(&part).to_string().into_bytes();
+            v3_document(call, body, &parts_of_others::hash(packed))
         }
         None => nothing(),
     }

@@ -297,10 +297,19 @@ async fn documents_of(modern: bool) {
     assert!(v2["paths"].get("/apis/other.example.com/v1/x").is_none());
     let index = get(&server, "/openapi/v3").await.json();
     let path = format!("apis/{GROUP}/{VERSION}");
-    let url = index["paths"][&path]["serverRelativeURL"].as_str();
-    assert_eq!(url.is_some(), modern);
-    if let Some(url) = url {
-        assert_eq!(get(&server, url).await.json()["info"]["title"], "wardle");
+    let url = index["paths"][&path]["serverRelativeURL"].as_str().unwrap();
+    let document = get(&server, url).await.json();
+    assert_eq!(document["openapi"], "3.0.0");
+    assert_eq!(document["info"]["title"], "wardle");
+    if !modern {
+        // It said it in v2 only.
+        let kind = &document["components"]["schemas"]["com.example.wardle.Flunder"];
+        assert_eq!(kind["type"], "object");
+        let answer = &document["paths"][format!("/{path}/flunders")]["get"]["responses"]["200"];
+        let reference = "#/components/schemas/com.example.wardle.Flunder";
+        assert_eq!(answer["content"]["application/json"]["schema"]["$ref"], reference);
+        let answer = get(&server, &format!("/openapi/v3/{path}?hash=OLD")).await;
+        assert_eq!((answer.status, &answer.headers["location"]), (301, &url.parse().unwrap()));
     }
 
     // One that stalls holds up nobody, and is stale as soon as that is known.

@@ -74,6 +74,13 @@ async fn a_policy_counts_only_while_it_is_bound_and_as_it_is_now() {
     assert_eq!(answer.status, 200, "{}", answer.message());
     assert_eq!(map(&server, "c", json!({"a": "", "b": ""})).await.status, 201);
     assert_eq!(map(&server, "d", json!({"a": "", "b": "", "c": ""})).await.status, 422);
+    let metrics = support::send(&server, "admin", Method::GET, "/metrics", &[], "").await;
+    let metrics = String::from_utf8(metrics.body.to_vec()).unwrap();
+    let of = r#"{policy="few",policy_binding="few-all",error_type="no_error",enforcement_action="deny"}"#;
+    for name in ["check_total", "check_duration_seconds_count"] {
+        let line = format!("apiserver_validating_admission_policy_{name}{of} 2\n");
+        assert!(metrics.contains(&line), "{line}");
+    }
     let path = format!("{GROUP}/validatingadmissionpolicybindings/few-all");
     assert_eq!(ask(&server, Method::DELETE, &path, Value::Null).await.status, 200);
     assert_eq!(map(&server, "e", json!({"a": "", "b": "", "c": ""})).await.status, 201);
@@ -290,6 +297,15 @@ async fn mutations_apply_and_patch_and_look_again() {
     assert_eq!(made.status, 201, "{}", made.message());
     let annotations = made.json()["metadata"]["annotations"].clone();
     assert_eq!(annotations, json!({"first": "m", "mark/b": "done", "late": "yes"}));
+    let metrics = support::send(&server, "admin", Method::GET, "/metrics", &[], "").await;
+    let metrics = String::from_utf8(metrics.body.to_vec()).unwrap();
+    // The first policy was asked twice.
+    for (name, times) in [("a-late", 2), ("b-mark", 1)] {
+        let line = format!(
+            "apiserver_mutating_admission_policy_check_total{{policy=\"{name}\",policy_binding=\"{name}\",error_type=\"no_error\"}} {times}\n"
+        );
+        assert!(metrics.contains(&line), "{line}");
+    }
 
     let answer = mutation(
         &server,
@@ -412,4 +428,73 @@ async fn connections_are_judged_before_they_are_made() {
     let path = "/api/v1/namespaces/default/pods/p/eviction";
     let answer = ask(&server, Method::POST, path, eviction).await;
     assert!(answer.message().ends_with("denied request: pods stay"), "{}", answer.message());
+}
+
+/// Waits until a policy's status is of its newest generation, and gives what it says.
+async fn checked(server: &Shared, name: &str) -> Value {
+    let path = format!("{GROUP}/validatingadmissionpolicies/{name}");
+    for _ in 0..200 {
+        let policy = ask(server, Method::GET, &path, Value::Null).await.json();
+        if policy["status"]["observedGeneration"] == policy["metadata"]["generation"] {
+            return policy;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("{name} is not looked at");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_tells_what_is_wrong_with_the_types() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = support::server_with(dir.path(), &["ServiceAccount"], |config| {
+        config.checks_policies = true;
+    })
+    .await;
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "lamps.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "lamps", "kind": "Lamp"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                    "spec": {"type": "object", "properties": {"bulbs": {"type": "integer"}}}}}}}]},
+    });
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    assert_eq!(ask(&server, Method::POST, path, definition).await.status, 201);
+    let lamps = "/apis/example.com/v1/namespaces/default/lamps";
+    for _ in 0..200 {
+        if ask(&server, Method::GET, lamps, Value::Null).await.status == 200 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let spec = |text: &str| {
+        json!({
+            "matchConstraints": {"resourceRules": [{"apiGroups": ["example.com"],
+                "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["lamps"]}]},
+            "validations": [{"expression": text}]})
+    };
+    policy(&server, "lamps", spec("object.spec.bulbs < '3' && has(object.metadata.labels)")).await;
+    let found = checked(&server, "lamps").await;
+    let warnings = &found["status"]["typeChecking"]["expressionWarnings"];
+    assert_eq!(
+        *warnings,
+        json!([{"fieldRef": "spec.validations[0].expression", "warning":
+            "example.com/v1, Kind=Lamp: ERROR: <input>:1:19: found no matching overload for '_<_' applied to '(int, string)'\n | object.spec.bulbs < '3' && has(object.metadata.labels)\n | ..................^\n"}])
+    );
+    let managed = found["metadata"]["managedFields"].as_array().unwrap();
+    let by = |entry: &&Value| entry["manager"] == "validatingadmissionpolicy-status";
+    let entry = managed.iter().find(by).unwrap();
+    assert_eq!((&entry["operation"], &entry["subresource"]), (&json!("Apply"), &json!("status")));
+
+    // The next generation is looked at as well.
+    let path = format!("{GROUP}/validatingadmissionpolicies/lamps");
+    let patch = json!({"spec": spec("object.spec.bulbs < 3")});
+    assert_eq!(ask(&server, Method::PATCH, &path, patch).await.status, 200);
+    let found = checked(&server, "lamps").await;
+    assert_eq!(found["status"]["observedGeneration"], 2);
+    assert!(found["status"]["typeChecking"]["expressionWarnings"].is_null());
+    policy(&server, "well", spec("object.spec.bulbs < 3")).await;
+    let found = checked(&server, "well").await;
+    assert_eq!(found["status"], json!({"observedGeneration": 1, "typeChecking": {}}));
 }

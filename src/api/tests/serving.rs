@@ -15,6 +15,8 @@ use tokio::net::TcpListener;
 
 #[path = "serving/connections.rs"]
 mod connections;
+#[path = "serving/openapi.rs"]
+mod openapi;
 #[path = "serving/plugins.rs"]
 mod plugins;
 #[path = "serving/recordings.rs"]
@@ -396,7 +398,16 @@ async fn what_happens_is_counted_under_upstreams_names() {
         ("apiserver_watch_events_sizes_sum", vec!["resource=\"secrets\""]),
         ("apiserver_storage_objects", vec!["resource=\"secrets\""]),
         ("apiserver_resource_objects", vec!["group=\"\"", "resource=\"secrets\""]),
-        ("apiserver_cache_list_total", vec!["resource=\"secrets\""]),
+        ("apiserver_cache_list_total", vec!["resource=\"secrets\"", "index=\"\""]),
+        ("apiserver_cache_list_fetched_objects_total", vec!["resource=\"secrets\"", "index=\"\""]),
+        ("apiserver_cache_list_returned_objects_total", vec!["resource=\"secrets\""]),
+        ("apiserver_resource_size_estimate_bytes", vec!["group=\"\"", "resource=\"secrets\""]),
+        ("watch_cache_capacity", vec!["resource=\"secrets\""]),
+        ("apiserver_watch_cache_resource_version", vec!["resource=\"secrets\""]),
+        ("apiserver_watch_cache_initializations_total", vec!["resource=\"secrets\""]),
+        ("apiserver_watch_cache_events_received_total", vec!["resource=\"secrets\""]),
+        ("apiserver_watch_cache_events_dispatched_total", vec!["resource=\"secrets\""]),
+        ("apiserver_init_events_total", vec!["resource=\"secrets\""]),
         ("apiserver_storage_list_total", vec!["resource=\"namespaces\""]),
         ("apiserver_storage_list_returned_objects_total", vec!["resource=\"namespaces\""]),
         (
@@ -405,6 +416,8 @@ async fn what_happens_is_counted_under_upstreams_names() {
         ),
         ("apiserver_flowcontrol_dispatched_requests_total", vec!["flow_schema=\"global-default\""]),
         ("apiserver_flowcontrol_nominal_limit_seats", vec!["priority_level=\"workload-low\""]),
+        ("apiserver_flowcontrol_target_seats", vec!["priority_level=\"workload-high\""]),
+        ("apiserver_flowcontrol_seat_fair_frac", vec![]),
         (
             "apiserver_flowcontrol_request_execution_seconds_count",
             vec!["flow_schema=\"global-default\"", "type=\"watch\""],
@@ -428,6 +441,19 @@ async fn what_happens_is_counted_under_upstreams_names() {
         value(&metrics, "apiserver_longrunning_requests", &with(&["verb=\"WATCH\""])),
         Some(0.0)
     );
+    let ended = value(&metrics, "apiserver_terminated_watchers_total", &["resource=\"secrets\""]);
+    assert_eq!(ended, Some(0.0));
+    for name in ["demand_seats_average", "demand_seats_stdev"] {
+        let name = format!("apiserver_flowcontrol_{name}");
+        let found = value(&metrics, &name, &["priority_level=\"workload-low\""]);
+        assert!(found.is_some(), "{name}");
+    }
+    let waiting = value(
+        &metrics,
+        "apiserver_flowcontrol_current_inqueue_seats",
+        &["priority_level=\"global-default\"", "flow_schema=\"global-default\""],
+    );
+    assert_eq!(waiting, Some(0.0));
     let gate = ["name=\"APIServerIdentity\"", "stage=\"BETA\""];
     assert_eq!(value(&metrics, "kubernetes_feature_enabled", &gate), Some(1.0));
     assert!(!metrics.contains("stranger"));

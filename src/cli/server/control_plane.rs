@@ -64,6 +64,7 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
         authorization: identity.authorization,
         flags: settings.api_flags.clone(),
         audit: settings.audit.clone(),
+        checks_policies: settings.controllers,
         kubelet_tls,
         proxy_client: Some(credentials.proxy_client.clone()),
         advertise: format!("{}:{}", settings.advertise_address, settings.advertise_port),

@@ -223,12 +223,21 @@ impl Expression {
 pub fn composed(
     spec: &Value,
     mutating: bool,
-    mut each: impl FnMut(usize, &str, Result<Program, String>),
+    each: impl FnMut(usize, &str, Result<Program, String>),
 ) -> [Environment; 2] {
     let mut base = environment(spec["paramKind"].is_object());
     if mutating {
         base = base.with_mutation();
     }
+    composed_in(base, spec, each)
+}
+
+/// The same over an environment that knows more of the objects.
+pub fn composed_in(
+    base: Environment,
+    spec: &Value,
+    mut each: impl FnMut(usize, &str, Result<Program, String>),
+) -> [Environment; 2] {
     let mut plain = base.clone().with_composed("variables");
     let mut full = with_authorizer(base).with_composed("variables");
     for (index, variable) in spec["variables"].as_array().into_iter().flatten().enumerate() {

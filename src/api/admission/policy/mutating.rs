@@ -2,16 +2,19 @@
 //!
 //! The mutated object is defaulted again by the registry, not here.
 
+use std::time::Instant;
+
 use cel::Budget;
 use serde_json::Value;
 
 use super::compile::{Binding, Mutation, Policy};
-use super::evaluate::{Asker, Purse, View, bind, conditions_hold, in_version, params};
+use super::evaluate::{self, Asker, Purse, View, bind, conditions_hold, in_version, params};
 use super::matching::Matched;
 use super::{MUTATING, is_exempt, namespace_of};
 use crate::admission::{Attributes, Operation};
 use crate::change::{json_patch, merge_fields};
 use crate::error::{ApiError, Cause, Result};
+use crate::metrics::policy::{Trouble, mutated};
 use crate::registry::{Registry, Target, convert};
 use crate::scheme::Typed;
 use crate::scheme::schema::{ListKind, Type};
@@ -102,9 +105,18 @@ pub fn mutate(
                 }
             };
             for param in &params {
-                match run(registry, request, policy, &matched, param, object) {
-                    Ok(new) => changed |= new,
-                    Err(Failure::Policy(message)) => {
+                let begun = Instant::now();
+                let done = run(registry, request, policy, &matched, param, object);
+                let count = |trouble| {
+                    mutated((&policy.name, &binding.name), trouble, begun.elapsed());
+                };
+                match done {
+                    Ok(new) => {
+                        count(Trouble::None);
+                        changed |= new;
+                    }
+                    Err(Failure::Policy(message, trouble)) => {
+                        count(trouble);
                         refusals.add(policy, Some(binding), &message);
                     }
                     Err(Failure::Request(error)) => return Err(error),
@@ -117,8 +129,12 @@ pub fn mutate(
 }
 
 enum Failure {
-    Policy(String),
+    Policy(String, Trouble),
     Request(ApiError),
+}
+
+fn invalid(message: String) -> Failure {
+    Failure::Policy(message, Trouble::Invalid)
 }
 
 /// One policy with one parameter; whether it changed the object.
@@ -131,7 +147,7 @@ fn run(
     object: &mut Value,
 ) -> std::result::Result<bool, Failure> {
     if let Some(error) = &policy.error {
-        return Err(Failure::Policy(error.clone()));
+        return Err(Failure::Policy(error.clone(), Trouble::Compile));
     }
     let namespace = namespace_of(registry, request).map_err(Failure::Request)?;
     let asker = Asker { authorizer: &registry.authorizer, user: request.user };
@@ -149,24 +165,26 @@ fn run(
         let bindings = bind(policy, &view, param, &asker, request);
         if !asked {
             asked = true;
-            if !conditions_hold(&policy.conditions, &bindings).map_err(Failure::Policy)? {
+            if !conditions_hold(&policy.conditions, &bindings).map_err(invalid)? {
                 return Ok(false);
             }
         }
         let mut purse = Purse::new(cel::COST_PER_OBJECT_MAX);
-        let value = purse
-            .evaluate(&mutation.expression, &bindings)
-            .map_err(|failure| Failure::Policy(failure.message()))?;
-        let made = value
-            .to_json(&mut Budget::default())
-            .map_err(|err| Failure::Policy(err.to_string()))?;
-        let mut new =
-            patched(mutation, &view.object, made, target.typed()).map_err(Failure::Policy)?;
+        let value = purse.evaluate(&mutation.expression, &bindings).map_err(|failure| {
+            let trouble = match &failure {
+                evaluate::Failure::OutOfBudget(_) => Trouble::OutOfBudget,
+                _ if mutation.expression.program.is_err() => Trouble::Compile,
+                evaluate::Failure::Expression(_) => Trouble::Invalid,
+            };
+            Failure::Policy(failure.message(), trouble)
+        })?;
+        let made = value.to_json(&mut Budget::default()).map_err(|err| invalid(err.to_string()))?;
+        let mut new = patched(mutation, &view.object, made, target.typed()).map_err(invalid)?;
         target.normalise(&mut new);
         if new == view.object {
             continue;
         }
-        keep_identity(&mut new, &view.object).map_err(Failure::Policy)?;
+        keep_identity(&mut new, &view.object).map_err(invalid)?;
         *object = if matched.version == request.version {
             new
         } else {

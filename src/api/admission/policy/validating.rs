@@ -1,5 +1,7 @@
 //! ValidatingAdmissionPolicy: decisions, and what a binding does about them.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use super::compile::{Binding, Policy};
@@ -7,6 +9,7 @@ use super::evaluate::{Asker, Failure, Purse, View, bind, conditions_hold, params
 use super::{VALIDATING, is_exempt, namespace_of};
 use crate::admission::Attributes;
 use crate::error::{ApiError, Cause, Result};
+use crate::metrics::policy::{Trouble, validated};
 use crate::registry::Registry;
 
 /// The longest message an expression may make, in bytes; a longer one is not used.
@@ -24,10 +27,12 @@ struct Denial {
     reason: Option<String>,
 }
 
-/// What came of one validation.
-enum Decision {
-    Admit,
-    Deny { message: String, reason: Option<String> },
+/// What came of one validation, and what it took.
+struct Decision {
+    /// Why not, with the reason that the answer gives; None where it holds.
+    refused: Option<(String, Option<String>)>,
+    trouble: Trouble,
+    took: Duration,
 }
 
 #[derive(Default)]
@@ -159,29 +164,36 @@ impl One<'_> {
         let asker = Asker { authorizer: &self.registry.authorizer, user: self.request.user };
         let bindings = bind(self.policy, self.view, self.param, &asker, self.request);
         if let Some(error) = &self.policy.error {
-            return self.act(outcome, 0, self.failed(error.clone()));
+            return self.act(outcome, 0, self.failed(error.clone(), Trouble::Compile));
         }
         match conditions_hold(&self.policy.conditions, &bindings) {
             Ok(true) => {}
             Ok(false) => return,
-            Err(error) => return self.act(outcome, 0, self.failed(error)),
+            Err(error) => return self.act(outcome, 0, self.failed(error, Trouble::Invalid)),
         }
         let mut purse = Purse::new(cel::COST_PER_OBJECT_MAX);
         let mut results = Vec::new();
         for validation in &self.policy.validations {
-            match purse.evaluate(&validation.expression, &bindings) {
-                Ok(value) => results.push(Ok(value.as_bool() == Some(true))),
+            let begun = Instant::now();
+            let result = match purse.evaluate(&validation.expression, &bindings) {
+                Ok(value) => Ok(value.as_bool() == Some(true)),
                 Err(Failure::OutOfBudget(message)) => {
-                    return self.act(outcome, 0, self.failed(message));
+                    let decision = self.failed(message, Trouble::OutOfBudget);
+                    return self.act(outcome, 0, Decision { took: begun.elapsed(), ..decision });
                 }
-                Err(Failure::Expression(message)) => results.push(Err(message)),
-            }
+                Err(Failure::Expression(message)) => Err(message),
+            };
+            results.push((result, begun.elapsed()));
         }
-        for (index, (validation, result)) in self.policy.validations.iter().zip(results).enumerate()
-        {
+        let results = self.policy.validations.iter().zip(results);
+        for (index, (validation, (result, took))) in results.enumerate() {
             let decision = match result {
-                Ok(true) => Decision::Admit,
-                Err(message) => self.failed(message),
+                Ok(true) => continue,
+                Err(message) => {
+                    let compiled = validation.expression.program.is_ok();
+                    let trouble = if compiled { Trouble::Invalid } else { Trouble::Compile };
+                    self.failed(message, trouble)
+                }
                 Ok(false) => {
                     let said = validation.message_expression.as_ref().and_then(|expression| {
                         let value = purse.evaluate(expression, &bindings).ok()?;
@@ -193,26 +205,32 @@ impl One<'_> {
                     let message = said
                         .or_else(own)
                         .unwrap_or_else(|| format!("failed expression: {expression}"));
-                    Decision::Deny { message, reason: validation.reason.clone() }
+                    let refused = Some((message, validation.reason.clone()));
+                    Decision { refused, trouble: Trouble::None, took }
                 }
             };
-            self.act(outcome, index, decision);
+            self.act(outcome, index, Decision { took, ..decision });
         }
         self.annotate(outcome, annotations, &bindings);
     }
 
     /// What an error decides, by the failure policy.
-    fn failed(&self, message: String) -> Decision {
-        if self.policy.ignores_failure {
-            return Decision::Admit;
-        }
-        Decision::Deny { message, reason: None }
+    fn failed(&self, message: String, trouble: Trouble) -> Decision {
+        let refused = (!self.policy.ignores_failure).then_some((message, None));
+        Decision { refused, trouble, took: Duration::ZERO }
     }
 
     fn act(&self, outcome: &mut Outcome, index: usize, decision: Decision) {
-        let Decision::Deny { message, reason } = decision else { return };
         let (policy, binding) = (&self.policy.name, &self.binding.name);
+        let count = |action| validated((policy, binding), action, decision.trouble, decision.took);
+        let Some((message, reason)) = decision.refused else { return count("allow") };
         for action in &self.binding.actions {
+            match action.as_str() {
+                "Deny" => count("deny"),
+                "Warn" => count("warn"),
+                "Audit" => count("audit"),
+                _ => {}
+            }
             match action.as_str() {
                 "Deny" => outcome.denials.push(Denial {
                     policy: policy.clone(),

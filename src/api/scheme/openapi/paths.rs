@@ -1,43 +1,39 @@
-//! The paths of a group's version with their operations: ids, parameters and bodies as
-//! generators of clients expect them.
+//! The paths of a group's version with their operations, called as generators of clients
+//! expect it.
 
 use kinds::resources::{Catalog, Resource, Subresource};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::{Definitions, Edition, document_path};
+use super::operation::{Operation, Verb};
+use super::parameters::{self, in_path};
+use super::{Definitions, document_path};
 
 /// `AppsV1`, `CoreV1`, `RbacAuthorizationV1`: the middle of operation ids.
-fn group_word(group: &str, version: &str) -> String {
+pub(super) fn group_word(group: &str, version: &str) -> String {
     let group = group.strip_suffix(".k8s.io").unwrap_or(group);
     let name = if group.is_empty() { "core" } else { group };
-    let capital = |word: &str| {
-        let mut letters = word.chars();
-        letters.next().map(|c| c.to_uppercase().chain(letters).collect()).unwrap_or_default()
-    };
-    let name: String = name.split('.').map(capital).collect::<Vec<String>>().concat();
-    let name = name.strip_suffix("Apiserver").unwrap_or(&name);
+    let name: String = name.split('.').map(capital).collect();
     format!("{name}{}", capital(version))
 }
 
-/// One operation: verb of HTTP, word of the operation id, action.
-const ITEM_ACTIONS: [(&str, &str, &str, &str); 4] = [
-    ("get", "get", "read", "get"),
-    ("update", "put", "replace", "put"),
-    ("patch", "patch", "patch", "patch"),
-    ("delete", "delete", "delete", "delete"),
-];
-
-/// What an operation is: its id, action, method and purpose.
-struct Operation<'a> {
-    /// Of the path, whatever group the kind is of.
-    tag: &'a str,
-    id: String,
-    description: String,
-    action: &'a str,
-    /// Of HTTP, or `list`.
-    method: &'a str,
-    gvk: (&'a str, &'a str, &'a str),
+/// `apps_v1`, `rbacAuthorization_v1`, `apps`: what operations are sorted by.
+pub(super) fn tag(group: &str, version: &str) -> String {
+    let word = group_word(group, "");
+    let mut letters = word.chars();
+    let name: String =
+        letters.next().map(|c| c.to_lowercase().chain(letters).collect()).unwrap_or_default();
+    if version.is_empty() { name } else { format!("{name}_{version}") }
 }
+
+/// Of an object: verb, method of HTTP, word of the operation id, and what it does.
+const ITEM_VERBS: [(&str, &str, &str, Verb); 4] = [
+    ("get", "get", "read", Verb::Get),
+    ("update", "put", "replace", Verb::Put),
+    ("patch", "patch", "patch", Verb::Patch),
+    ("delete", "delete", "delete", Verb::Delete),
+];
+const WATCH_LIST_WORDS: &str =
+    "deprecated: use the 'watch' parameter with a list operation instead";
 
 pub(super) fn add_paths(
     paths: &mut Map<String, Value>,
@@ -59,12 +55,18 @@ pub(super) fn add_paths(
             }
         }
         if resource.namespaced && resource.has_verb("list") {
-            let kind = &resource.kind;
-            let id = format!("list{}{kind}ForAllNamespaces", group_word(group, version));
-            let list = json!({"get": of.list(id)});
-            paths.insert(format!("{root}{}", resource.plural), list);
+            let id = format!("list{}{}ForAllNamespaces", of.group_word(), resource.kind);
+            of.add(paths, format!("{root}{}", resource.plural), one("get", of.list(id)), None);
+        }
+        // Upstream does not list them for custom resources.
+        if resource.has_verb("watch") && !resource.custom {
+            of.watches(paths);
         }
     }
+}
+
+fn one(method: &str, operation: Value) -> Map<String, Value> {
+    Map::from_iter([(method.to_owned(), operation)])
 }
 
 /// A resource in one version, whose paths are written.
@@ -78,13 +80,18 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn path(&self) -> String {
+    /// The path of the collection, below `watch/` or nothing.
+    fn path(&self, below: &str) -> String {
         let scope = if self.resource.namespaced { "namespaces/{namespace}/" } else { "" };
-        format!("{}{scope}{}", self.root, self.resource.plural)
+        format!("{}{below}{scope}{}", self.root, self.resource.plural)
     }
 
     fn own(&self) -> (&'a str, &'a str, &'a str) {
         (self.group, self.version, self.resource.kind.as_str())
+    }
+
+    fn group_word(&self) -> String {
+        group_word(self.group, self.version)
     }
 
     /// `Namespaced` where it is, and the kind.
@@ -94,23 +101,28 @@ impl<'a> Place<'a> {
     }
 
     fn word(&self) -> String {
-        format!("{}{}", group_word(self.group, self.version), self.scoped())
+        format!("{}{}", self.group_word(), self.scoped())
     }
 
     fn operation(
         &self,
         id: String,
         description: String,
-        (action, method): (&'a str, &'a str),
+        verb: Verb,
         gvk: (&'a str, &'a str, &'a str),
     ) -> Value {
-        let operation = Operation { tag: self.tag, id, description, action, method, gvk };
-        make_operation(self.definitions, operation)
+        let custom = self.resource.custom;
+        // A custom resource's operations are marked with its kind, whatever they read.
+        let marked = custom.then(|| self.own());
+        let operation = Operation { tag: self.tag, id, description, verb, gvk, marked, custom };
+        operation.write(self.definitions)
     }
 
     fn list(&self, id: String) -> Value {
-        let said = format!("list or watch objects of kind {}", self.resource.kind);
-        self.operation(id, said, ("list", "list"), self.own())
+        let watch = self.resource.has_verb("watch") && !self.resource.custom;
+        let what = if watch { "list or watch" } else { "list" };
+        let said = format!("{what} objects of kind {}", self.resource.kind);
+        self.operation(id, said, Verb::List, self.own())
     }
 
     /// Adds a path; `named` is the kind that its name is of.
@@ -125,16 +137,21 @@ impl<'a> Place<'a> {
             return;
         }
         let edition = self.definitions.edition;
-        let mut parameters = path_parameters(self.resource.namespaced, named, edition);
+        let mut inside = Vec::new();
+        if let Some(kind) = named {
+            inside.push(in_path("name", &format!("name of the {kind}"), edition));
+        }
+        if path.contains("/{namespace}/") {
+            let text = "object name and auth scope, such as for teams and projects";
+            inside.push(in_path("namespace", text, edition));
+        }
         if path.ends_with("{path}") {
-            parameters.push(path_parameter("path", "path to the resource", edition));
+            inside.push(in_path("path", "path to the resource", edition));
         }
-        if !operations.values().any(|operation| operation["x-kubernetes-action"] == "connect") {
-            let text = "If 'true', then the output is pretty printed.";
-            let schema = json!({"type": "string", "uniqueItems": true});
-            parameters.push(query_parameter("pretty", text, schema, edition));
+        let parameters = parameters::shared(&mut operations, inside);
+        if !parameters.is_empty() {
+            operations.insert("parameters".into(), parameters.into());
         }
-        operations.insert("parameters".into(), parameters.into());
         paths.insert(path, Value::Object(operations));
     }
 
@@ -147,34 +164,52 @@ impl<'a> Place<'a> {
         }
         if resource.has_verb("create") {
             let (id, said) = (format!("create{word}"), format!("create {}", with_article(kind)));
-            many.insert("post".into(), self.operation(id, said, ("post", "post"), self.own()));
+            many.insert("post".into(), self.operation(id, said, Verb::Post, self.own()));
         }
         if resource.has_verb("deletecollection") {
-            let group = group_word(self.group, self.version);
-            let id = format!("delete{group}Collection{}", self.scoped());
+            let id = format!("delete{}Collection{}", self.group_word(), self.scoped());
             let said = format!("delete collection of {kind}");
-            let action = ("deletecollection", "deletecollection");
-            many.insert("delete".into(), self.operation(id, said, action, self.own()));
+            let made = self.operation(id, said, Verb::DeleteCollection, self.own());
+            many.insert("delete".into(), made);
         }
-        self.add(paths, self.path(), many, None);
+        self.add(paths, self.path(""), many, None);
     }
 
     fn item(&self, paths: &mut Map<String, Value>) {
         let (resource, word) = (self.resource, self.word());
         let kind = &resource.kind;
-        let mut one = Map::new();
-        for (verb, method, start, action) in ITEM_ACTIONS {
-            if resource.has_verb(verb) {
+        let mut operations = Map::new();
+        for (name, method, start, verb) in ITEM_VERBS {
+            if resource.has_verb(name) {
                 let said = match verb {
-                    "delete" => format!("delete {}", with_article(kind)),
-                    "patch" => format!("partially update the specified {kind}"),
+                    Verb::Delete => format!("delete {}", with_article(kind)),
+                    Verb::Patch => format!("partially update the specified {kind}"),
                     _ => format!("{start} the specified {kind}"),
                 };
-                let id = format!("{start}{word}");
-                one.insert(method.into(), self.operation(id, said, (action, method), self.own()));
+                let made = self.operation(format!("{start}{word}"), said, verb, self.own());
+                operations.insert(method.into(), made);
             }
         }
-        self.add(paths, format!("{}/{{name}}", self.path()), one, Some(kind));
+        self.add(paths, format!("{}/{{name}}", self.path("")), operations, Some(kind));
+    }
+
+    /// Watches by paths of their own, as clients of old ask for them.
+    fn watches(&self, paths: &mut Map<String, Value>) {
+        let (kind, word) = (&self.resource.kind, self.word());
+        let said = format!("watch individual changes to a list of {kind}. {WATCH_LIST_WORDS}.");
+        let list = |id| one("get", self.operation(id, said.clone(), Verb::WatchList, self.own()));
+        if self.resource.namespaced && self.resource.has_verb("list") {
+            let id = format!("watch{}{kind}ListForAllNamespaces", self.group_word());
+            let path = format!("{}watch/{}", self.root, self.resource.plural);
+            self.add(paths, path, list(id), None);
+        }
+        let path = self.path("watch/");
+        self.add(paths, path.clone(), list(format!("watch{word}List")), None);
+        let said = format!(
+            "watch changes to an object of kind {kind}. {WATCH_LIST_WORDS}, filtered to a single item with the 'fieldSelector' parameter."
+        );
+        let made = self.operation(format!("watch{word}"), said, Verb::Watch, self.own());
+        self.add(paths, format!("{path}/{{name}}"), one("get", made), Some(kind));
     }
 
     fn subresource(&self, paths: &mut Map<String, Value>, sub: &'a Subresource) {
@@ -182,25 +217,26 @@ impl<'a> Place<'a> {
             Some(gv) => (gv.group.as_str(), gv.version.as_str(), sub.kind.as_str()),
             None => (self.group, self.version, sub.kind.as_str()),
         };
-        let (word, tail) = (self.word(), sub_word(&sub.name));
+        let (word, tail) = (self.word(), capital(&sub.name));
         let (kind, name) = (&self.resource.kind, &sub.name);
         let mut operations = Map::new();
-        for (verb, method, start, action) in ITEM_ACTIONS {
-            if sub.verbs.iter().any(|v| v == verb) {
-                let start_said = if verb == "patch" { "partially update" } else { start };
+        for (known, method, start, verb) in ITEM_VERBS {
+            if sub.verbs.iter().any(|v| v == known) {
+                let start_said = if verb == Verb::Patch { "partially update" } else { start };
                 let said = format!("{start_said} {name} of the specified {kind}");
-                let id = format!("{start}{word}{tail}");
-                let purpose = if name == "log" { "log" } else { method };
-                operations.insert(method.into(), self.operation(id, said, (action, purpose), gvk));
+                let verb = if name == "log" { Verb::Log } else { verb };
+                let made = self.operation(format!("{start}{word}{tail}"), said, verb, gvk);
+                operations.insert(method.into(), made);
             }
         }
         if sub.verbs.iter().any(|v| v == "create") {
             let said = format!("create {name} of {}", with_article(kind));
             let id = format!("create{word}{tail}");
-            operations.insert("post".into(), self.operation(id, said, ("post", "post"), gvk));
+            operations.insert("post".into(), self.operation(id, said, Verb::Post, gvk));
         }
-        let path = format!("{}/{{name}}/{name}", self.path());
-        self.add(paths, path, operations, Some(gvk.2));
+        let path = format!("{}/{{name}}/{name}", self.path(""));
+        let named = if self.resource.custom { kind.as_str() } else { gvk.2 };
+        self.add(paths, path, operations, Some(named));
     }
 
     /// Subresources that connect the client with something else.
@@ -209,8 +245,8 @@ impl<'a> Place<'a> {
             "proxy" => &["get", "put", "post", "delete", "options", "head", "patch"],
             _ => &["get", "post"],
         };
-        let group = group_word(self.group, self.version);
-        let (scoped, tail) = (self.scoped(), sub_word(&sub.name));
+        let group = self.group_word();
+        let (scoped, tail) = (self.scoped(), capital(&sub.name));
         let gvk = (self.group, self.version, sub.kind.as_str());
         let below: &[(&str, &str)] = match sub.name.as_str() {
             "proxy" => &[("", ""), ("/{path}", "WithPath")],
@@ -219,266 +255,40 @@ impl<'a> Place<'a> {
         for (path, end) in below {
             let mut operations = Map::new();
             for method in methods {
-                let verb = sub_word(method);
-                let id = format!("connect{group}{verb}{scoped}{tail}{end}");
+                let id = format!("connect{group}{}{scoped}{tail}{end}", capital(method));
                 let said = format!(
                     "connect {} requests to {} of {}",
                     method.to_uppercase(),
                     sub.name,
                     self.resource.kind
                 );
-                let made = self.operation(id, said, ("connect", "connect"), gvk);
+                let made = self.operation(id, said, Verb::Connect, gvk);
                 operations.insert((*method).to_owned(), made);
             }
-            let path = format!("{}/{{name}}/{}{path}", self.path(), sub.name);
+            let path = format!("{}/{{name}}/{}{path}", self.path(""), sub.name);
             self.add(paths, path, operations, Some(&sub.kind));
         }
     }
 }
 
-/// `a Deployment`, `an Ingress`.
+/// `a Deployment`, `an Ingress`, and just `Endpoints`, which are many.
 fn with_article(kind: &str) -> String {
+    if kind.ends_with('s') && !kind.ends_with("ss") {
+        return kind.to_owned();
+    }
     let vowel = kind.starts_with(['A', 'E', 'I', 'O', 'U']);
     format!("{} {kind}", if vowel { "an" } else { "a" })
 }
 
-fn sub_word(name: &str) -> String {
-    let mut letters = name.chars();
+fn capital(word: &str) -> String {
+    let mut letters = word.chars();
     letters.next().map(|c| c.to_uppercase().chain(letters).collect()).unwrap_or_default()
-}
-
-fn path_parameter(name: &str, description: &str, edition: Edition) -> Value {
-    match edition {
-        Edition::V2 => json!({
-            "name": name, "in": "path", "required": true,
-            "description": description, "type": "string", "uniqueItems": true
-        }),
-        Edition::V3 => json!({
-            "name": name, "in": "path", "required": true,
-            "description": description, "schema": {"type": "string", "uniqueItems": true}
-        }),
-    }
-}
-
-fn query_parameter(name: &str, description: &str, schema: Value, edition: Edition) -> Value {
-    let mut out = json!({"name": name, "in": "query"});
-    if !description.is_empty() {
-        out["description"] = description.into();
-    }
-    match (edition, schema) {
-        (Edition::V2, Value::Object(fields)) => {
-            fields.into_iter().for_each(|(field, value)| out[field] = value);
-        }
-        (_, schema) => out["schema"] = schema,
-    }
-    out
-}
-
-fn path_parameters(namespaced: bool, named: Option<&str>, edition: Edition) -> Vec<Value> {
-    let mut out = Vec::new();
-    if let Some(kind) = named {
-        out.push(path_parameter("name", &format!("name of the {kind}"), edition));
-    }
-    if namespaced {
-        let text = "object name and auth scope, such as for teams and projects";
-        out.push(path_parameter("namespace", text, edition));
-    }
-    out
-}
-
-/// What a request of each method may carry in its query.
-fn query_names(method: &str) -> &'static [(&'static str, &'static str)] {
-    match method {
-        "list" => &[
-            ("allowWatchBookmarks", "boolean"),
-            ("continue", "string"),
-            ("fieldSelector", "string"),
-            ("labelSelector", "string"),
-            ("limit", "integer"),
-            ("resourceVersion", "string"),
-            ("resourceVersionMatch", "string"),
-            ("sendInitialEvents", "boolean"),
-            ("timeoutSeconds", "integer"),
-            ("watch", "boolean"),
-        ],
-        "post" | "put" => {
-            &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")]
-        }
-        "patch" => &[
-            ("dryRun", "string"),
-            ("fieldManager", "string"),
-            ("fieldValidation", "string"),
-            ("force", "boolean"),
-        ],
-        "log" => &[
-            ("container", "string"),
-            ("follow", "boolean"),
-            ("insecureSkipTLSVerifyBackend", "boolean"),
-            ("limitBytes", "integer"),
-            ("previous", "boolean"),
-            ("sinceSeconds", "integer"),
-            ("stream", "string"),
-            ("tailLines", "integer"),
-            ("timestamps", "boolean"),
-        ],
-        "delete" => &[
-            ("dryRun", "string"),
-            ("gracePeriodSeconds", "integer"),
-            ("ignoreStoreReadErrorWithClusterBreakingPotential", "boolean"),
-            ("orphanDependents", "boolean"),
-            ("propagationPolicy", "string"),
-        ],
-        "deletecollection" => &[
-            ("continue", "string"),
-            ("dryRun", "string"),
-            ("fieldSelector", "string"),
-            ("gracePeriodSeconds", "integer"),
-            ("ignoreStoreReadErrorWithClusterBreakingPotential", "boolean"),
-            ("labelSelector", "string"),
-            ("limit", "integer"),
-            ("orphanDependents", "boolean"),
-            ("propagationPolicy", "string"),
-            ("resourceVersion", "string"),
-            ("resourceVersionMatch", "string"),
-            ("sendInitialEvents", "boolean"),
-            ("timeoutSeconds", "integer"),
-        ],
-        _ => &[],
-    }
-}
-
-const PATCH_TYPES: [&str; 4] = [
-    "application/apply-patch+yaml",
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-];
-const MEDIA_TYPES: [&str; 3] =
-    ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
-
-/// What watches are answered in.
-const STREAM_TYPES: [&str; 2] =
-    ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
-
-fn make_operation(definitions: &Definitions, operation: Operation<'_>) -> Value {
-    let Operation { tag, id, description, action, method, gvk: (group, version, kind) } = operation;
-    let name = definitions.full_name(group, version, kind);
-    let key = (group.to_owned(), version.to_owned(), kind.to_owned());
-    let custom = definitions.custom.contains_key(&key);
-    let listed = match method {
-        "list" => definitions.full_name(group, version, &format!("{kind}List")),
-        "delete" | "deletecollection" => {
-            Some("io.k8s.apimachinery.pkg.apis.meta.v1.Status".to_owned())
-        }
-        // What answers is not this server.
-        "connect" | "log" => None,
-        _ => name.clone(),
-    };
-    let schema = |name: &Option<String>| match name {
-        Some(name) => {
-            let root = match definitions.edition {
-                Edition::V2 => "#/definitions/",
-                Edition::V3 => "#/components/schemas/",
-            };
-            json!({"$ref": format!("{root}{name}")})
-        }
-        None => json!({"type": "string"}),
-    };
-    let body = match method {
-        "post" | "put" => Some(schema(&name)),
-        "patch" => Some(schema(&Some("io.k8s.apimachinery.pkg.apis.meta.v1.Patch".to_owned()))),
-        "delete" | "deletecollection" => {
-            Some(schema(&Some("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions".to_owned())))
-        }
-        _ => None,
-    };
-    // Custom resources know neither strategic merge patches nor protobuf.
-    let patch_types = if custom { &PATCH_TYPES[..3] } else { &PATCH_TYPES[..] };
-    let media_types: Vec<&str> = match (method, custom) {
-        ("connect", _) => vec!["*/*"],
-        ("log", _) => [&["text/plain"], &MEDIA_TYPES[..]].concat(),
-        ("list", true) => [&MEDIA_TYPES[..2], &STREAM_TYPES[..1]].concat(),
-        (_, true) => MEDIA_TYPES[..2].to_vec(),
-        ("list", false) => [&MEDIA_TYPES[..], &STREAM_TYPES[..]].concat(),
-        (_, false) => MEDIA_TYPES.to_vec(),
-    };
-    let media = |types: &[&str], schema: &Value| -> Value {
-        let content = types.iter().map(|t| ((*t).to_owned(), json!({"schema": schema})));
-        Value::Object(content.collect())
-    };
-    let mut parameters: Vec<Value> = query_names(method)
-        .iter()
-        .map(|(name, ty)| {
-            let schema = json!({"type": ty, "uniqueItems": true});
-            query_parameter(name, "", schema, definitions.edition)
-        })
-        .collect();
-    let answer = schema(&listed);
-    let mut out = Map::new();
-    out.insert("description".into(), description.into());
-    out.insert("tags".into(), json!([tag]));
-    out.insert("operationId".into(), json!(id));
-    let codes: &[&str] = match method {
-        "post" => &["200", "201", "202"],
-        "put" | "patch" => &["200", "201"],
-        "delete" => &["200", "202"],
-        _ => &["200"],
-    };
-    let mut responses = Map::new();
-    for code in codes {
-        let text = ["OK", "Created", "Accepted"][usize::from(code.as_bytes()[2] - b'0').min(2)];
-        let response = match definitions.edition {
-            Edition::V2 => json!({"description": text, "schema": answer}),
-            Edition::V3 => json!({"description": text, "content": media(&media_types, &answer)}),
-        };
-        responses.insert((*code).to_owned(), response);
-    }
-    responses.insert("401".into(), json!({"description": "Unauthorized"}));
-    match definitions.edition {
-        Edition::V2 => {
-            let consumes: &[&str] = if method == "patch" { patch_types } else { &["*/*"] };
-            out.insert("consumes".into(), json!(consumes));
-            out.insert("produces".into(), json!(media_types));
-            out.insert("schemes".into(), json!(["https"]));
-            if let Some(body) = body {
-                let required = !method.starts_with("delete");
-                parameters.insert(
-                    0,
-                    json!({"name": "body", "in": "body", "required": required, "schema": body}),
-                );
-            }
-        }
-        Edition::V3 => {
-            if let Some(body) = body {
-                let types: &[&str] = if method == "patch" { patch_types } else { &["*/*"] };
-                out.insert("requestBody".into(), json!({"content": media(types, &body)}));
-            }
-        }
-    }
-    out.insert("parameters".into(), Value::Array(parameters));
-    out.insert("responses".into(), Value::Object(responses));
-    out.insert("x-kubernetes-action".into(), json!(action));
-    out.insert(
-        "x-kubernetes-group-version-kind".into(),
-        json!({"group": group, "version": version, "kind": kind}),
-    );
-    Value::Object(out)
-}
-
-fn tag(group: &str, version: &str) -> String {
-    let word = group_word(group, version);
-    let mut out = String::new();
-    for letter in word.chars() {
-        if letter.is_uppercase() && !out.is_empty() {
-            out.push('_');
-        }
-        out.extend(letter.to_lowercase());
-    }
-    out
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::super::v2;
     use super::*;
 
@@ -540,18 +350,5 @@ mod tests {
         let scale = &document["paths"][format!("{apps}/{{name}}/scale")];
         assert_eq!(scale["get"]["tags"], json!(["apps_v1"]));
         assert_eq!(scale["parameters"][0]["description"], "name of the Scale");
-    }
-
-    #[test]
-    fn no_id_stands_twice() {
-        let document = v2(Catalog::built_in(), "v1.36.2");
-        let mut seen = std::collections::HashSet::new();
-        for (path, item) in document["paths"].as_object().unwrap() {
-            for operation in item.as_object().unwrap().values() {
-                if let Some(id) = operation["operationId"].as_str() {
-                    assert!(seen.insert(id.to_string()), "{id} of {path}");
-                }
-            }
-        }
     }
 }

@@ -8,7 +8,7 @@ pub static DOCUMENT: Message = Message {
         ("info", 2, Kind::One(&[], &INFO)),
         ("paths", 8, Kind::Pairs(2, &[], &PATH)),
         ("definitions", 9, Kind::Pairs(1, &[], &SCHEMA)),
-        ("parameters", 10, Kind::Pairs(1, &[], &QUERY_PARAMETER)),
+        ("parameters", 10, Kind::NamedParameters),
         ("security", 12, Kind::Requirements),
         ("securityDefinitions", 13, Kind::Pairs(1, &[2], &API_KEY)),
     ],
@@ -52,7 +52,7 @@ pub static SCHEMA: Message = Message {
     ],
     extensions: 31,
 };
-static PATH: Message = Message {
+pub static PATH: Message = Message {
     fields: &[
         ("get", 2, Kind::One(&[], &OPERATION)),
         ("put", 3, Kind::One(&[], &OPERATION)),
@@ -84,6 +84,7 @@ static RESPONSE: Message = Message {
     fields: &[("description", 1, Kind::Text), ("schema", 2, Kind::One(&[1], &SCHEMA))],
     extensions: 5,
 };
+pub static REFERENCE: Message = Message { fields: &[("$ref", 1, Kind::Text)], extensions: 0 };
 pub static BODY_PARAMETER: Message = Message {
     fields: &[
         ("description", 1, Kind::Text),

@@ -171,8 +171,8 @@ fn aggregated() -> Value {
 
 fn swagger() -> Value {
     let path = format!("/apis/{GROUP}/{VERSION}/flunders");
-    json!({"swagger": "2.0", "paths": {
-            path: {"get": {"responses": {"200": {"description": "OK",
+    json!({"swagger": "2.0", "info": {"title": "wardle", "version": "v1"}, "paths": {
+            path: {"get": {"produces": ["application/json"], "responses": {"200": {"description": "OK",
                 "schema": {"$ref": "#/definitions/com.example.wardle.Flunder"}}}}},
             "/apis/other.example.com/v1/x": {"get": {}}},
         "definitions": {"com.example.wardle.Flunder": {"type": "object"}, "unused": {}}})
