@@ -57,6 +57,8 @@ pub struct KubeletConfig {
     pub enforce_allocatable: bool,
     /// Names or `prefix*` of sysctls that pods may set although others could be harmed.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Ids that a pod with a user namespace of its own has; a multiple of 65536.
+    pub ids_per_pod: u32,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -89,6 +91,7 @@ impl KubeletConfig {
             system_reserved: ResourceList::new(),
             enforce_allocatable: true,
             allowed_unsafe_sysctls: Vec::new(),
+            ids_per_pod: crate::users::IDS_UNIT,
             eviction: Policy::default(),
         }
     }

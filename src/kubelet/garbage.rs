@@ -65,6 +65,9 @@ async fn remove_orphan(node: &Node, uid: &str) {
     {
         warn!(pod = uid, error, "pod directory not removed");
     }
+    if node.pods.get(uid).is_none() {
+        node.users.release(uid);
+    }
 }
 
 async fn stop(node: &Node, runtime: &PodRuntime) {

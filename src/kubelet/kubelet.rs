@@ -23,6 +23,7 @@ use crate::pods::Pods;
 use crate::resize::Allocations;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
+use crate::users::Users;
 use crate::volumes::Volumes;
 use crate::{eviction, garbage, logs, pod, qos, register, server, staticpods, worker};
 
@@ -78,6 +79,7 @@ impl Kubelet {
             probe_counts: Arc::default(),
             pressure: Pressure::default(),
             allocations: Allocations::default(),
+            users: Users::default(),
             drain: drain.clone(),
             runtime,
             client,

@@ -35,6 +35,7 @@ mod status_writer;
 mod stop;
 mod tokens;
 mod usage;
+mod users;
 mod volumes;
 mod worker;
 

@@ -312,7 +312,7 @@ async fn status(
             name: Some(String::new()),
             features: Some(NodeRuntimeHandlerFeatures {
                 recursive_read_only_mounts: Some(true),
-                user_namespaces: Some(false),
+                user_namespaces: Some(node.runtime.features().user_namespaces),
             }),
         }]),
         ..NodeStatus::default()

@@ -65,6 +65,7 @@ pub fn config(
         resources: resources::pod_resources(pod, config.pod_pids_limit),
         seccomp: seccomp(context.and_then(|context| context.seccomp_profile.as_ref()), config),
         runtime_handler: runtime_handler.to_owned(),
+        users: None,
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::KubeletConfig;
 use crate::eviction::thresholds::{self, Policy, Settings};
-use crate::quantity;
+use crate::{quantity, users};
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
 const KIND: &str = "KubeletConfiguration";
@@ -54,6 +54,13 @@ pub struct Configuration {
     kube_reserved: Option<BTreeMap<String, String>>,
     system_reserved: Option<BTreeMap<String, String>>,
     enforce_node_allocatable: Option<Vec<String>>,
+    user_namespaces: Option<UserNamespaces>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct UserNamespaces {
+    ids_per_pod: Option<i64>,
 }
 
 /// What the shape of a flag's value is, and the field it sets.
@@ -253,6 +260,14 @@ impl Configuration {
                 None => config.enforce_allocatable = list.iter().any(|it| it == "pods"),
             }
         }
+        if let Some(ids) = self.user_namespaces.and_then(|it| it.ids_per_pod) {
+            config.ids_per_pod = u32::try_from(ids)
+                .ok()
+                .filter(|ids| *ids > 0 && ids % users::IDS_UNIT == 0)
+                .ok_or_else(|| {
+                    format!("userNamespaces.idsPerPod must be a multiple of 65536, not {ids}")
+                })?;
+        }
         set(&mut config.max_pods, self.max_pods);
         // As upstream, less than nothing is no limit.
         set(&mut config.pod_pids_limit, self.pod_pids_limit.map(|limit| limit.max(0)));
@@ -385,6 +400,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         enforce_node_allocatable: Some(
             config.enforce_allocatable.then(|| "pods".to_owned()).into_iter().collect(),
         ),
+        user_namespaces: Some(UserNamespaces { ids_per_pod: Some(config.ids_per_pod.into()) }),
     };
     json!({"kubeletconfig": shown})
 }
@@ -437,7 +453,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 9] = [
+        let cases: [(&str, &[&str], &str); 10] = [
             ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
             (&head("maxPod: 5\n"), &[], "unknown field `maxPod`"),
             (&head("maxPods: many\n"), &[], "invalid type"),
@@ -445,6 +461,7 @@ mod tests {
             (&head("imageGCLowThresholdPercent: 90\n"), &[], "must be less than"),
             (&head("kubeReserved: {gpu: '1'}\n"), &[], "cannot reserve \"gpu\""),
             (&head("containerLogMaxFiles: 1\n"), &[], "must be more than 1"),
+            (&head("userNamespaces: {idsPerPod: 100}\n"), &[], "a multiple of 65536"),
             (&head(""), &["no-such-flag=1"], "not supported; supported are"),
             (&head(""), &["max-pods"], "is not NAME=VALUE"),
         ];

@@ -449,7 +449,9 @@ impl Worker {
         let node = &self.node;
         let resolver = node.host_resolver().await;
         let handler = node.runtime_handler(&self.pod).await?;
-        let config = sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler);
+        let users = node.users_of(&self.pod, &handler).await?;
+        let mut config = sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler);
+        config.users = users;
         tokio::fs::create_dir_all(&config.log_directory)
             .await
             .map_err(|error| format!("create {}: {error}", config.log_directory.display()))?;
@@ -612,6 +614,7 @@ impl Worker {
                 warn!(pod = %pod::display(&self.pod), error, "pod directory not removed");
                 return Next::Again(Some(self.retry()));
             }
+            node.users.release(&self.uid);
             node.objects.release(&self.uid);
             node.images.release(&self.uid);
             node.probe_counts.release(&self.uid);

@@ -6,5 +6,6 @@ mod eviction;
 mod pods;
 mod resize;
 mod server;
+mod users;
 mod volumes;
 mod world;
