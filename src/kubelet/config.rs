@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
@@ -59,6 +60,10 @@ pub struct KubeletConfig {
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Ids that a pod with a user namespace of its own has; a multiple of 65536.
     pub ids_per_pod: u32,
+    /// Containers that do not say otherwise run under the runtime's seccomp profile.
+    pub seccomp_default: bool,
+    /// Longest wait before a failing container is started again.
+    pub restart_backoff_max: Duration,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -91,6 +96,8 @@ impl KubeletConfig {
             system_reserved: ResourceList::new(),
             enforce_allocatable: true,
             allowed_unsafe_sysctls: Vec::new(),
+            seccomp_default: false,
+            restart_backoff_max: crate::backoff::MAX,
             ids_per_pod: crate::users::IDS_UNIT,
             eviction: Policy::default(),
         }

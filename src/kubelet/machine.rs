@@ -16,6 +16,7 @@ pub struct Machine {
     pub memory_bytes: i64,
     /// cgroup v2 alone.
     pub has_unified_cgroups: bool,
+    pub has_app_armor: bool,
     pub capacity: ResourceList,
     pub allocatable: ResourceList,
     pub info: NodeSystemInfo,
@@ -84,6 +85,7 @@ impl Machine {
         Self {
             memory_bytes,
             has_unified_cgroups: sys::cgroup::Hierarchy::detect().is_ok_and(|it| it.is_unified()),
+            has_app_armor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
             capacity,
             allocatable,
             info: NodeSystemInfo {

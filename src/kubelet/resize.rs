@@ -11,6 +11,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use parking_lot::Mutex;
 use runtime::cri::{ContainerState, LinuxResources};
+use serde_json::json;
 use tracing::warn;
 
 use crate::config::KubeletConfig;
@@ -20,6 +21,9 @@ use crate::quantity::{self, ResourceList};
 use crate::resources::{self, Host};
 
 const FILE: &str = "allocation.json";
+
+/// Where an allocation has the resources of the pod as a whole: no container has this name.
+const WHOLE: &str = "";
 
 /// Granted resources by container name.
 pub type Allocation = BTreeMap<String, ResourceRequirements>;
@@ -35,7 +39,20 @@ pub struct Pending {
 /// What the pod asks for now.
 pub fn asked(pod: &Pod) -> Allocation {
     let all = pod::init_containers(pod).iter().chain(&pod::spec(pod).containers);
-    all.map(|it| (it.name.clone(), it.resources.clone().unwrap_or_default())).collect()
+    let whole = pod::spec(pod).resources.iter().map(|it| (WHOLE.to_owned(), it.clone()));
+    all.map(|it| (it.name.clone(), it.resources.clone().unwrap_or_default())).chain(whole).collect()
+}
+
+/// As events show it.
+pub fn shown(allocation: &Allocation) -> serde_json::Value {
+    let containers = allocation.iter().filter(|(name, _)| *name != WHOLE);
+    let mut out = json!({"containers": containers
+        .map(|(name, resources)| json!({"name": name, "resources": resources}))
+        .collect::<Vec<_>>()});
+    if let Some(whole) = allocation.get(WHOLE) {
+        out["resources"] = json!(whole);
+    }
+    out
 }
 
 /// The pod with the resources that it was granted.
@@ -50,6 +67,9 @@ pub fn granted(pod: &Arc<Pod>, allocation: &Allocation) -> Arc<Pod> {
             if let Some(resources) = allocation.get(&container.name) {
                 container.resources = Some(resources.clone());
             }
+        }
+        if let Some(whole) = allocation.get(WHOLE) {
+            spec.resources = Some(whole.clone());
         }
     }
     Arc::new(out)

@@ -106,24 +106,23 @@ pub fn cpu_quota(milli: i64) -> i64 {
 /// What the pod asks of `name`: containers and sidecars together, or more if an init
 /// container needs more while it runs.
 pub fn pod_request_milli(pod: &Pod, name: &str) -> i64 {
-    sum_milli(pod, name, |container| {
-        let request = quantity::milli_of(requests(container), name);
-        if request == 0 { quantity::milli_of(limits(container), name) } else { request }
-    })
-}
-
-fn sum_milli(pod: &Pod, name: &str, of: impl Fn(&Container) -> i64) -> i64 {
     let spec = pod::spec(pod);
     let overhead = quantity::milli_of(spec.overhead.as_ref(), name);
-    if let Some(level) = &spec.resources {
-        let asked = quantity::milli_of(level.requests.as_ref(), name);
-        let asked =
-            if asked == 0 { quantity::milli_of(level.limits.as_ref(), name) } else { asked };
-        if asked > 0 {
-            return asked + overhead;
-        }
+    let of = |requests: Option<&ResourceList>, limits: Option<&ResourceList>| {
+        let request = quantity::milli_of(requests, name);
+        if request == 0 { quantity::milli_of(limits, name) } else { request }
+    };
+    let level = spec.resources.as_ref();
+    let asked = level.map_or(0, |it| of(it.requests.as_ref(), it.limits.as_ref()));
+    if asked > 0 {
+        return asked + overhead;
     }
-    let main: i64 = spec.containers.iter().map(&of).sum();
+    of_containers(pod, |container| of(requests(container), limits(container))) + overhead
+}
+
+/// What the containers have together, or more while an init container runs.
+fn of_containers(pod: &Pod, of: impl Fn(&Container) -> i64) -> i64 {
+    let main: i64 = pod::spec(pod).containers.iter().map(&of).sum();
     let mut sidecars = 0;
     let mut while_starting = 0;
     for container in pod::init_containers(pod) {
@@ -134,22 +133,25 @@ fn sum_milli(pod: &Pod, name: &str, of: impl Fn(&Container) -> i64) -> i64 {
             while_starting = while_starting.max(sidecars + of(container));
         }
     }
-    (main + sidecars).max(while_starting) + overhead
+    (main + sidecars).max(while_starting)
 }
 
-/// Some when every container (or the pod itself) has a limit of `name`.
+/// Some when every container (or the pod itself) has a limit of `name`. What the pod's
+/// runtime class needs comes on top.
 fn pod_limit_milli(pod: &Pod, name: &str) -> Option<i64> {
-    if let Some(level) = &pod::spec(pod).resources {
+    let spec = pod::spec(pod);
+    let overhead = quantity::milli_of(spec.overhead.as_ref(), name);
+    if let Some(level) = &spec.resources {
         let limit = quantity::milli_of(level.limits.as_ref(), name);
         if limit > 0 {
-            return Some(limit);
+            return Some(limit + overhead);
         }
     }
     let bounded = |container: &Container| quantity::milli_of(limits(container), name) > 0;
-    let all = pod::spec(pod).containers.iter().all(bounded)
+    let all = spec.containers.iter().all(bounded)
         && pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c)).all(bounded);
-    let sum = sum_milli(pod, name, |container| quantity::milli_of(limits(container), name));
-    (all && sum > 0).then_some(sum)
+    let sum = of_containers(pod, |container| quantity::milli_of(limits(container), name));
+    (all && sum > 0).then_some(sum + overhead)
 }
 
 /// Limits of the pod's own cgroup.
@@ -269,6 +271,35 @@ mod tests {
             let limits = container_resources(&burst, Role::Main, &spec.containers[0], host);
             assert_eq!(limits.unified.get("memory.oom.group").map(String::as_str), group);
         }
+    }
+
+    #[test]
+    fn a_pods_own_resources_bound_it_whatever_its_containers_say() {
+        let of = |level: serde_json::Value, container: serde_json::Value| {
+            pod(json!({"resources": level, "overhead": {"cpu": "100m", "memory": "1Mi"},
+                       "containers": [{"name": "a", "resources": container}]}))
+        };
+        let none = json!({});
+        let it = of(
+            json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "64Mi"}}),
+            none.clone(),
+        );
+        assert_eq!(qos(&it), Qos::Burstable);
+        assert_eq!(pod_request_milli(&it, "cpu"), 1100);
+        let limits = pod_resources(&it, 0);
+        assert_eq!((limits.cpu_quota, limits.memory_limit), (210_000, 65 << 20));
+        let it = of(json!({"requests": {"cpu": "1"}}), json!({"limits": {"cpu": "500m"}}));
+        assert_eq!(
+            pod_resources(&it, 0).cpu_quota,
+            60_000,
+            "the containers' limits, not the pod's request"
+        );
+        let it = of(none, json!({"limits": {"cpu": "500m", "memory": "64Mi"}}));
+        let limits = pod_resources(&it, 0);
+        assert_eq!(
+            (limits.cpu_shares, limits.cpu_quota, limits.memory_limit),
+            (614, 60_000, 65 << 20)
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -13,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::KubeletConfig;
 use crate::eviction::thresholds::{self, Policy, Settings};
-use crate::{quantity, users};
+use crate::{backoff, quantity, users};
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
 const KIND: &str = "KubeletConfiguration";
@@ -55,6 +56,14 @@ pub struct Configuration {
     system_reserved: Option<BTreeMap<String, String>>,
     enforce_node_allocatable: Option<Vec<String>>,
     user_namespaces: Option<UserNamespaces>,
+    seccomp_default: Option<bool>,
+    crash_loop_back_off: Option<CrashLoopBackOff>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct CrashLoopBackOff {
+    max_container_restart_period: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -68,6 +77,7 @@ struct UserNamespaces {
 enum Shape {
     Text,
     Number,
+    Truth,
     List,
     /// `a=1,b=2`
     Pairs,
@@ -75,7 +85,7 @@ enum Shape {
     Thresholds,
 }
 
-const FLAGS: [(&str, &str, Shape); 23] = [
+const FLAGS: &[(&str, &str, Shape)] = &[
     ("allowed-unsafe-sysctls", "allowedUnsafeSysctls", Shape::List),
     ("cluster-dns", "clusterDNS", Shape::List),
     ("cluster-domain", "clusterDomain", Shape::Text),
@@ -95,6 +105,7 @@ const FLAGS: [(&str, &str, Shape); 23] = [
     ("pod-manifest-path", "staticPodPath", Shape::Text),
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
+    ("seccomp-default", "seccompDefault", Shape::Truth),
     ("system-reserved", "systemReserved", Shape::Pairs),
     ("pod-logs-dir", "podLogsDir", Shape::Text),
     // Where the files themselves are.
@@ -118,6 +129,10 @@ fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
             .parse::<i64>()
             .map(|number| json!(number))
             .map_err(|_| format!("--kubelet-arg {flag}: {text:?} is no number")),
+        Shape::Truth => text
+            .parse::<bool>()
+            .map(|truth| json!(truth))
+            .map_err(|_| format!("--kubelet-arg {flag}: {text:?} is neither true nor false")),
         Shape::List => Ok(text.split(',').map(str::trim).filter(|it| !it.is_empty()).collect()),
         Shape::Pairs => pairs('='),
         Shape::Thresholds => pairs('<'),
@@ -268,6 +283,18 @@ impl Configuration {
                     format!("userNamespaces.idsPerPod must be a multiple of 65536, not {ids}")
                 })?;
         }
+        if let Some(text) = self.crash_loop_back_off.and_then(|it| it.max_container_restart_period)
+        {
+            let allowed = Duration::from_secs(1)..=backoff::MAX;
+            config.restart_backoff_max = base::time::parse_duration(&text)
+                .filter(|period| allowed.contains(period))
+                .ok_or_else(|| {
+                    format!(
+                        "crashLoopBackOff.maxContainerRestartPeriod {text:?} must be from 1s to 300s"
+                    )
+                })?;
+        }
+        set(&mut config.seccomp_default, self.seccomp_default);
         set(&mut config.max_pods, self.max_pods);
         // As upstream, less than nothing is no limit.
         set(&mut config.pod_pids_limit, self.pod_pids_limit.map(|limit| limit.max(0)));
@@ -400,6 +427,10 @@ pub fn show(config: &KubeletConfig) -> Value {
         enforce_node_allocatable: Some(
             config.enforce_allocatable.then(|| "pods".to_owned()).into_iter().collect(),
         ),
+        seccomp_default: Some(config.seccomp_default),
+        crash_loop_back_off: Some(CrashLoopBackOff {
+            max_container_restart_period: Some(backoff::go_duration(config.restart_backoff_max)),
+        }),
         user_namespaces: Some(UserNamespaces { ids_per_pod: Some(config.ids_per_pod.into()) }),
     };
     json!({"kubeletconfig": shown})
@@ -453,7 +484,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 10] = [
+        let cases: [(&str, &[&str], &str); 11] = [
             ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
             (&head("maxPod: 5\n"), &[], "unknown field `maxPod`"),
             (&head("maxPods: many\n"), &[], "invalid type"),
@@ -461,6 +492,11 @@ mod tests {
             (&head("imageGCLowThresholdPercent: 90\n"), &[], "must be less than"),
             (&head("kubeReserved: {gpu: '1'}\n"), &[], "cannot reserve \"gpu\""),
             (&head("containerLogMaxFiles: 1\n"), &[], "must be more than 1"),
+            (
+                &head("crashLoopBackOff: {maxContainerRestartPeriod: 10m}\n"),
+                &[],
+                "must be from 1s to 300s",
+            ),
             (&head("userNamespaces: {idsPerPod: 100}\n"), &[], "a multiple of 65536"),
             (&head(""), &["no-such-flag=1"], "not supported; supported are"),
             (&head(""), &["max-pods"], "is not NAME=VALUE"),

@@ -86,6 +86,20 @@ pub fn failed(mut status: PodStatus, reason: &str, message: &str) -> PodStatus {
     status
 }
 
+/// The status of a pod that may not begin yet, with why.
+pub fn blocked(mut status: PodStatus, reason: &str, message: &str) -> PodStatus {
+    status.phase = Some("Pending".into());
+    status.reason = Some(reason.to_owned());
+    status.message = Some(message.to_owned());
+    let containers = status.container_statuses.iter_mut().flatten();
+    for container in containers.chain(status.init_container_statuses.iter_mut().flatten()) {
+        if let Some(waiting) = container.state.as_mut().and_then(|state| state.waiting.as_mut()) {
+            waiting.reason = Some("Blocked".to_owned());
+        }
+    }
+    status
+}
+
 /// Says that the node ended the pod for its own sake (condition DisruptionTarget).
 pub fn disrupted(status: &mut PodStatus, message: &str, generation: Option<i64>) {
     let all = status.conditions.get_or_insert_default();
@@ -553,8 +567,9 @@ fn ready(inputs: &Inputs<'_>, containers: &PodCondition) -> PodCondition {
         let type_ = &gate.condition_type;
         match given.into_iter().flatten().find(|condition| condition.type_ == *type_) {
             Some(condition) if condition.status == "True" => {}
-            Some(_) => missing.push(format!(
-                "the status of pod readiness gate \"{type_}\" is not \"True\", but False"
+            Some(condition) => missing.push(format!(
+                "the status of pod readiness gate \"{type_}\" is not \"True\", but {}",
+                condition.status
             )),
             None => missing.push(format!(
                 "corresponding condition of pod readiness gate \"{type_}\" does not exist."
@@ -734,6 +749,28 @@ mod tests {
         assert_eq!(read(&world), (true, false));
         world.verdicts.insert(("id-a".into(), ProbeKind::Readiness), true);
         assert_eq!(read(&world), (true, true));
+    }
+
+    #[test]
+    fn a_pod_waits_for_its_readiness_gates() {
+        let spec = json!({"containers": [{"name": "a"}],
+                          "readinessGates": [{"conditionType": "x/a"}, {"conditionType": "x/b"}]});
+        let mut world = World::new(spec, vec![container("a", State::Running, 0)]);
+        let mut says = |conditions: Value| {
+            world.pod.status = serde_json::from_value(json!({"conditions": conditions})).unwrap();
+            let all = world.build().conditions.unwrap();
+            let ready = all.into_iter().find(|it| it.type_ == "Ready").unwrap();
+            (ready.status, ready.message.unwrap_or_default())
+        };
+        let (status, message) = says(json!([{"type": "x/a", "status": "Unknown"}]));
+        assert_eq!(status, "False");
+        assert_eq!(
+            message,
+            "the status of pod readiness gate \"x/a\" is not \"True\", but Unknown, \
+             corresponding condition of pod readiness gate \"x/b\" does not exist."
+        );
+        let both = json!([{"type": "x/a", "status": "True"}, {"type": "x/b", "status": "True"}]);
+        assert_eq!(says(both).0, "True");
     }
 
     #[test]

@@ -96,6 +96,7 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
     let failure = pod::is_terminal_phase(old.phase.as_deref().unwrap_or_default())
         .then(|| Some((old.reason.clone()?, old.message.clone().unwrap_or_default())))
         .flatten();
+    let backoffs = Backoffs::up_to(node.config.restart_backoff_max);
     let worker = Worker {
         node,
         uid: begun.uid,
@@ -105,7 +106,7 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         old,
         waiting: Waiting::new(),
         pulls: Pulls::default(),
-        backoffs: Backoffs::default(),
+        backoffs,
         told_backoff: HashMap::new(),
         stage: Stage::Syncing,
         begun: false,
@@ -235,20 +236,23 @@ impl Worker {
         runtime
     }
 
-    fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
-        let verdicts = self.probes.verdicts();
-        let mut new = status::build(&Inputs {
+    fn status(&self, runtime: &PodRuntime, ended: bool) -> PodStatus {
+        status::build(&Inputs {
             pod: &self.pod,
             old: &self.old,
             runtime,
-            verdicts: &verdicts,
+            verdicts: &self.probes.verdicts(),
             waiting: &self.waiting,
             host_ips: &self.node.config.node_ips,
             host: self.node.host(),
             start_time: self.start_time,
             ended,
             now: base::time::now(),
-        });
+        })
+    }
+
+    fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
+        let mut new = self.status(runtime, ended);
         let before = self.old.phase.clone().unwrap_or_default();
         let turned = new.phase.as_ref() != Some(&before);
         if pod::is_terminal_phase(&before) && turned {
@@ -264,6 +268,14 @@ impl Worker {
         if !ended {
             self.show_resizing(&mut new);
         }
+        if new != self.old {
+            self.old = new.clone();
+            self.node.status.set(&self.pod, new);
+        }
+    }
+
+    fn publish_blocked(&mut self, runtime: &PodRuntime, reason: &str, message: &str) {
+        let new = status::blocked(self.status(runtime, false), reason, message);
         if new != self.old {
             self.old = new.clone();
             self.node.status.set(&self.pod, new);
@@ -349,6 +361,12 @@ impl Worker {
         if !self.begun && !self.begin(&runtime).await {
             self.begin_end();
             return Next::Again(Some(Duration::ZERO));
+        }
+        if let Some((reason, message)) =
+            admission::blocked(&self.pod, self.node.machine.has_app_armor)
+        {
+            self.publish_blocked(&runtime, &reason, &message);
+            return Next::Again(self.deadline().map(|deadline| until(deadline, now)));
         }
         self.watch_probes(&runtime, false);
         let mut again = self.deadline().map(|deadline| until(deadline, now));
@@ -450,7 +468,10 @@ impl Worker {
         let resolver = node.host_resolver().await;
         let handler = node.runtime_handler(&self.pod).await?;
         let users = node.users_of(&self.pod, &handler).await?;
-        let mut config = sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler);
+        let mut config = sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler)?;
+        for (reason, message) in sandbox::dns(&self.pod, &node.config, &resolver).1 {
+            node.recorder.warning(&client::recorder::reference(&*self.pod), reason, message);
+        }
         config.users = users;
         tokio::fs::create_dir_all(&config.log_directory)
             .await
