@@ -51,6 +51,10 @@ pub struct KubeletConfig {
     pub log_files_max: usize,
     /// Percent of the image disk above which unused images are removed, and down to which.
     pub image_gc_percent: (u8, u8),
+    /// Younger images stay unless the disk runs short.
+    pub image_age_min: Duration,
+    /// Images unused for longer are removed; zero keeps them.
+    pub image_age_max: Duration,
     /// Kept for the kubelet and for the rest of the host; pods get what is left.
     pub kube_reserved: ResourceList,
     pub system_reserved: ResourceList,
@@ -64,6 +68,10 @@ pub struct KubeletConfig {
     pub seccomp_default: bool,
     /// Longest wait before a failing container is started again.
     pub restart_backoff_max: Duration,
+    /// Burstable pods may use the node's swap (LimitedSwap); cgroup v2 only.
+    pub limited_swap: bool,
+    /// The throttling factor of memory QoS, where that is on; cgroup v2 only.
+    pub memory_qos: Option<f64>,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -92,10 +100,14 @@ impl KubeletConfig {
             log_bytes_max: 10 << 20,
             log_files_max: 5,
             image_gc_percent: (85, 80),
+            image_age_min: Duration::from_secs(120),
+            image_age_max: Duration::ZERO,
             kube_reserved: ResourceList::new(),
             system_reserved: ResourceList::new(),
             enforce_allocatable: true,
             allowed_unsafe_sysctls: Vec::new(),
+            limited_swap: false,
+            memory_qos: None,
             seccomp_default: false,
             restart_backoff_max: crate::backoff::MAX,
             ids_per_pod: crate::users::IDS_UNIT,

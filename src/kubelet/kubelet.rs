@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::KubeletConfig;
 use crate::eviction::Pressure;
+use crate::garbage::Ages;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::node::Node;
@@ -80,6 +81,7 @@ impl Kubelet {
             pressure: Pressure::default(),
             allocations: Allocations::default(),
             users: Users::default(),
+            image_ages: Ages::default(),
             drain: drain.clone(),
             runtime,
             client,

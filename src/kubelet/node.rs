@@ -16,6 +16,7 @@ use tracing::warn;
 use crate::config::KubeletConfig;
 use crate::env::Facts;
 use crate::eviction::Pressure;
+use crate::garbage::Ages;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
@@ -27,7 +28,7 @@ use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
 use crate::users::Users;
 use crate::volumes::Volumes;
-use crate::{pod, resources, sandbox};
+use crate::{pod, quantity, resources, sandbox};
 
 pub struct Node {
     pub config: KubeletConfig,
@@ -52,15 +53,21 @@ pub struct Node {
     pub pressure: Pressure,
     pub allocations: Allocations,
     pub users: Users,
+    pub image_ages: Ages,
     pub drain: Drain,
 }
 
 impl Node {
     /// What containers' limits depend on.
     pub fn host(&self) -> resources::Host {
+        let allocatable = quantity::value_of(Some(&self.machine.allocatable), "memory");
         resources::Host {
             memory_bytes: self.machine.memory_bytes,
+            memory_allocatable_bytes: allocatable,
             has_unified_cgroups: self.machine.has_unified_cgroups,
+            huge_pages: self.machine.huge_page_bytes,
+            swap_bytes: self.config.limited_swap.then_some(self.machine.swap_bytes),
+            memory_qos: self.config.memory_qos,
         }
     }
 

@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn containers_are_changed_or_restarted_as_their_policy_says() {
-        let host = Host { memory_bytes: 1 << 30, has_unified_cgroups: false };
+        let host = Host { memory_bytes: 1 << 30, ..Host::default() };
         let now = asks("500m");
         let (_, spec) = pod::container(&now, "a").unwrap();
         let mut running = container("a", ContainerState::Running, 0);

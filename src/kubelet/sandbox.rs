@@ -25,6 +25,7 @@ pub fn config(
     config: &KubeletConfig,
     host_resolver: &DnsConfig,
     runtime_handler: &str,
+    host: resources::Host,
 ) -> Result<PodSandboxConfig, String> {
     let spec = pod::spec(pod);
     let context = spec.security_context.as_ref();
@@ -64,7 +65,7 @@ pub fn config(
         ipc: node_or(spec.host_ipc == Some(true), NamespaceMode::Pod),
         sysctls,
         cgroup_parent: resources::cgroup_parent(pod, &config.cgroup_root),
-        resources: resources::pod_resources(pod, config.pod_pids_limit),
+        resources: resources::pod_resources(pod, config.pod_pids_limit, host),
         seccomp: seccomp(context.and_then(|context| context.seccomp_profile.as_ref()), config),
         runtime_handler: runtime_handler.to_owned(),
         users: None,
@@ -365,7 +366,8 @@ mod tests {
     #[test]
     fn a_host_name_is_short_whole_or_what_was_said() {
         let of = |spec: serde_json::Value| {
-            config(&pod(spec), 0, &samples::config(), &DnsConfig::default(), "")
+            let host = resources::Host::default();
+            config(&pod(spec), 0, &samples::config(), &DnsConfig::default(), "", host)
                 .map(|it| it.hostname)
         };
         let fqdn = |name: &str| json!({"containers": [], "hostname": name, "subdomain": "sub", "setHostnameAsFQDN": true});
@@ -396,7 +398,10 @@ mod tests {
     #[test]
     fn namespaces_follow_the_spec() {
         let host = DnsConfig::default();
-        let of = |spec| config(&pod(spec), 0, &samples::config(), &host, "").unwrap();
+        let of = |spec| {
+            let machine = resources::Host::default();
+            config(&pod(spec), 0, &samples::config(), &host, "", machine).unwrap()
+        };
         let plain = of(json!({"containers": []}));
         assert_eq!(
             (plain.network, plain.pid, plain.ipc, plain.hostname.as_str()),

@@ -18,6 +18,11 @@ use crate::{backoff, quantity, users};
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
 const KIND: &str = "KubeletConfiguration";
+const LIMITED_SWAP: &str = "LimitedSwap";
+const NO_SWAP: &str = "NoSwap";
+const MEMORY_QOS: &str = "MemoryQoS";
+/// Upstream's.
+const THROTTLING_FACTOR: f64 = 0.9;
 /// A configuration file is small.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -58,6 +63,20 @@ pub struct Configuration {
     user_namespaces: Option<UserNamespaces>,
     seccomp_default: Option<bool>,
     crash_loop_back_off: Option<CrashLoopBackOff>,
+    #[serde(rename = "imageMinimumGCAge")]
+    image_minimum_gc_age: Option<String>,
+    #[serde(rename = "imageMaximumGCAge")]
+    image_maximum_gc_age: Option<String>,
+    fail_swap_on: Option<bool>,
+    memory_swap: Option<MemorySwap>,
+    memory_throttling_factor: Option<f64>,
+    feature_gates: Option<BTreeMap<String, bool>>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct MemorySwap {
+    swap_behavior: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -81,6 +100,8 @@ enum Shape {
     List,
     /// `a=1,b=2`
     Pairs,
+    /// `a=true,b=false`
+    Truths,
     /// `a<1,b<2`
     Thresholds,
 }
@@ -92,6 +113,8 @@ const FLAGS: &[(&str, &str, Shape)] = &[
     ("container-log-max-files", "containerLogMaxFiles", Shape::Number),
     ("container-log-max-size", "containerLogMaxSize", Shape::Text),
     ("enforce-node-allocatable", "enforceNodeAllocatable", Shape::List),
+    ("fail-swap-on", "failSwapOn", Shape::Truth),
+    ("feature-gates", "featureGates", Shape::Truths),
     ("eviction-hard", "evictionHard", Shape::Thresholds),
     ("eviction-max-pod-grace-period", "evictionMaxPodGracePeriod", Shape::Number),
     ("eviction-minimum-reclaim", "evictionMinimumReclaim", Shape::Pairs),
@@ -100,6 +123,7 @@ const FLAGS: &[(&str, &str, Shape)] = &[
     ("eviction-soft-grace-period", "evictionSoftGracePeriod", Shape::Pairs),
     ("image-gc-high-threshold", "imageGCHighThresholdPercent", Shape::Number),
     ("image-gc-low-threshold", "imageGCLowThresholdPercent", Shape::Number),
+    ("minimum-image-ttl-duration", "imageMinimumGCAge", Shape::Text),
     ("kube-reserved", "kubeReserved", Shape::Pairs),
     ("max-pods", "maxPods", Shape::Number),
     ("pod-manifest-path", "staticPodPath", Shape::Text),
@@ -135,6 +159,16 @@ fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
             .map_err(|_| format!("--kubelet-arg {flag}: {text:?} is neither true nor false")),
         Shape::List => Ok(text.split(',').map(str::trim).filter(|it| !it.is_empty()).collect()),
         Shape::Pairs => pairs('='),
+        Shape::Truths => {
+            let mut all = pairs('=')?;
+            for value in all.as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
+                let truth = value.as_str().and_then(|text| text.parse::<bool>().ok());
+                *value = truth.map(Value::Bool).ok_or_else(|| {
+                    format!("--kubelet-arg {flag}: {value} is neither true nor false")
+                })?;
+            }
+            Ok(all)
+        }
         Shape::Thresholds => pairs('<'),
     }
 }
@@ -294,6 +328,46 @@ impl Configuration {
                     )
                 })?;
         }
+        for (field, text, to) in [
+            ("imageMinimumGCAge", self.image_minimum_gc_age, &mut config.image_age_min),
+            ("imageMaximumGCAge", self.image_maximum_gc_age, &mut config.image_age_max),
+        ] {
+            if let Some(text) = text {
+                *to = base::time::parse_duration(&text)
+                    .ok_or_else(|| format!("{field} {text:?} is no length of time"))?;
+            }
+        }
+        if !config.image_age_max.is_zero() && config.image_age_max <= config.image_age_min {
+            return Err("imageMaximumGCAge must be more than imageMinimumGCAge".to_owned());
+        }
+        if let Some(behavior) = self.memory_swap.and_then(|it| it.swap_behavior) {
+            config.limited_swap = match behavior.as_str() {
+                LIMITED_SWAP => true,
+                NO_SWAP | "" => false,
+                other => {
+                    return Err(format!(
+                        "memorySwap.swapBehavior {other:?} is neither {NO_SWAP} nor {LIMITED_SWAP}"
+                    ));
+                }
+            };
+        }
+        if self.fail_swap_on == Some(true) && swaps() {
+            return Err("running with swap on is not supported, please disable swap or set \
+                        failSwapOn to false"
+                .to_owned());
+        }
+        let factor = self.memory_throttling_factor.unwrap_or(THROTTLING_FACTOR);
+        if !(factor > 0.0 && factor <= 1.0) {
+            return Err(format!(
+                "memoryThrottlingFactor must be more than 0 and at most 1, not {factor}"
+            ));
+        }
+        for (gate, on) in self.feature_gates.unwrap_or_default() {
+            match gate.as_str() {
+                MEMORY_QOS => config.memory_qos = on.then_some(factor),
+                other => return Err(format!("featureGates: {other} is no switch of this kubelet")),
+            }
+        }
         set(&mut config.seccomp_default, self.seccomp_default);
         set(&mut config.max_pods, self.max_pods);
         // As upstream, less than nothing is no limit.
@@ -350,6 +424,11 @@ impl Configuration {
         }
         Ok(Some(marks))
     }
+}
+
+/// Whether the machine swaps.
+fn swaps() -> bool {
+    std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
 }
 
 fn set<T>(to: &mut T, from: Option<T>) {
@@ -427,6 +506,14 @@ pub fn show(config: &KubeletConfig) -> Value {
         enforce_node_allocatable: Some(
             config.enforce_allocatable.then(|| "pods".to_owned()).into_iter().collect(),
         ),
+        image_minimum_gc_age: Some(backoff::go_duration(config.image_age_min)),
+        image_maximum_gc_age: Some(backoff::go_duration(config.image_age_max)),
+        fail_swap_on: Some(false),
+        memory_swap: Some(MemorySwap {
+            swap_behavior: Some(if config.limited_swap { LIMITED_SWAP } else { NO_SWAP }.into()),
+        }),
+        memory_throttling_factor: config.memory_qos,
+        feature_gates: Some([(MEMORY_QOS.to_owned(), config.memory_qos.is_some())].into()),
         seccomp_default: Some(config.seccomp_default),
         crash_loop_back_off: Some(CrashLoopBackOff {
             max_container_restart_period: Some(backoff::go_duration(config.restart_backoff_max)),
@@ -484,7 +571,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 11] = [
+        let cases: [(&str, &[&str], &str); 15] = [
             ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
             (&head("maxPod: 5\n"), &[], "unknown field `maxPod`"),
             (&head("maxPods: many\n"), &[], "invalid type"),
@@ -497,6 +584,10 @@ mod tests {
                 &[],
                 "must be from 1s to 300s",
             ),
+            (&head("imageMaximumGCAge: 1m\n"), &[], "must be more than imageMinimumGCAge"),
+            (&head("memorySwap: {swapBehavior: Some}\n"), &[], "is neither NoSwap nor LimitedSwap"),
+            (&head("featureGates: {NoSuchGate: true}\n"), &[], "NoSuchGate"),
+            (&head("memoryThrottlingFactor: 1.5\n"), &[], "must be more than 0 and at most 1"),
             (&head("userNamespaces: {idsPerPod: 100}\n"), &[], "a multiple of 65536"),
             (&head(""), &["no-such-flag=1"], "not supported; supported are"),
             (&head(""), &["max-pods"], "is not NAME=VALUE"),

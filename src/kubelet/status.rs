@@ -617,7 +617,7 @@ mod tests {
         fn build(&self) -> PodStatus {
             build(&Inputs {
                 pod: &self.pod,
-                host: resources::Host { memory_bytes: 1 << 30, has_unified_cgroups: false },
+                host: resources::Host { memory_bytes: 1 << 30, ..resources::Host::default() },
                 old: &self.old,
                 runtime: &self.runtime,
                 verdicts: &self.verdicts,

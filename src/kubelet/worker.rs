@@ -468,7 +468,8 @@ impl Worker {
         let resolver = node.host_resolver().await;
         let handler = node.runtime_handler(&self.pod).await?;
         let users = node.users_of(&self.pod, &handler).await?;
-        let mut config = sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler)?;
+        let mut config =
+            sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler, node.host())?;
         for (reason, message) in sandbox::dns(&self.pod, &node.config, &resolver).1 {
             node.recorder.warning(&client::recorder::reference(&*self.pod), reason, message);
         }

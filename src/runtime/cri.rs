@@ -161,6 +161,12 @@ pub struct LinuxResources {
     pub pids_limit: i64,
     pub cpuset_cpus: String,
     pub cpuset_mems: String,
+    /// Bytes by size of page, as the kernel names it (`2MB`).
+    #[serde(default)]
+    pub huge_pages: BTreeMap<String, u64>,
+    /// Bytes beyond memory; None is none once memory is limited.
+    #[serde(default)]
+    pub swap_bytes: Option<u64>,
     /// cgroup v2 files written as they are (`memory.high`, ...).
     pub unified: BTreeMap<String, String>,
 }

@@ -32,6 +32,8 @@ fn limits(resources: &LinuxResources) -> Limits {
         cpu_quota: resources.cpu_quota,
         cpu_period: resources.cpu_period,
         memory_bytes: resources.memory_limit,
+        swap_bytes: resources.swap_bytes,
+        unified: resources.unified.clone(),
         ..Limits::default()
     }
 }
@@ -147,7 +149,7 @@ impl Worker {
     async fn apply(&self, steps: &[Step]) -> Result<(), String> {
         self.check_memory(steps).await?;
         let node = &self.node;
-        let whole = limits(&resources::pod_resources(&self.pod, 0));
+        let whole = limits(&resources::pod_resources(&self.pod, 0, node.host()));
         let path = resources::cgroup_parent(&self.pod, &node.config.cgroup_root);
         let apply = async || -> std::io::Result<()> {
             let (path, whole) = (path.clone(), whole.clone());

@@ -29,6 +29,8 @@ pub fn limits(resources: &LinuxResources) -> sys::cgroup::Limits {
         pids: resources.pids_limit,
         cpuset_cpus: resources.cpuset_cpus.clone(),
         cpuset_mems: resources.cpuset_mems.clone(),
+        huge_pages: resources.huge_pages.clone(),
+        swap_bytes: resources.swap_bytes,
         unified: resources.unified.clone(),
     }
 }
