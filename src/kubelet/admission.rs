@@ -94,7 +94,7 @@ pub fn refuse(
     if mismatch && !labels.is_empty() {
         return Some((
             AFFINITY.into(),
-            "Pod was rejected: Predicate NodeAffinity failed: \
+            "Predicate NodeAffinity failed: \
              node(s) didn't match Pod's node affinity/selector"
                 .into(),
         ));
@@ -129,7 +129,7 @@ fn out_of(name: &str, wanted: i64, used: i64, there: i64) -> (String, String) {
     (
         format!("OutOf{name}"),
         format!(
-            "Pod was rejected: Node didn't have enough resource: {name}, \
+            "Node didn't have enough resource: {name}, \
              requested: {wanted}, used: {used}, capacity: {there}"
         ),
     )
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(refused(&asks("500m"), &[other("x")]), None);
         assert_eq!(
             refused(&asks("1"), &[other("x")]).unwrap(),
-            "OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu, requested: 1000, used: 1500, capacity: 2000"
+            "OutOfcpu: Node didn't have enough resource: cpu, requested: 1000, used: 1500, capacity: 2000"
         );
         assert!(refused(&asks("0"), &[other("x"), other("y")]).unwrap().starts_with("OutOfpods"));
         let elsewhere = pod(json!({"containers": [], "nodeSelector": {"zone": "b"}}));

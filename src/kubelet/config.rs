@@ -8,9 +8,22 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::eviction::thresholds::Policy;
-use crate::quantity::ResourceList;
+use crate::placement::Settings;
+use crate::quantity::{self, ResourceList};
 
 pub const KUBELET_VERSION: &str = "v1.36.2";
+
+/// A cgroup of the host that may use no more than is reserved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReservedGroup {
+    /// As enforceNodeAllocatable names it.
+    pub name: String,
+    /// Below the root of every hierarchy.
+    pub path: String,
+    pub amounts: ResourceList,
+    /// Only its CPU weight is set.
+    pub compressible_only: bool,
+}
 
 #[derive(Clone)]
 pub struct KubeletConfig {
@@ -60,6 +73,8 @@ pub struct KubeletConfig {
     pub system_reserved: ResourceList,
     /// Pods together cannot use what is reserved.
     pub enforce_allocatable: bool,
+    /// Groups of the host's own that are bounded by what is reserved for them.
+    pub reserved_groups: Vec<ReservedGroup>,
     /// Names or `prefix*` of sysctls that pods may set although others could be harmed.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Ids that a pod with a user namespace of its own has; a multiple of 65536.
@@ -72,6 +87,8 @@ pub struct KubeletConfig {
     pub limited_swap: bool,
     /// The throttling factor of memory QoS, where that is on; cgroup v2 only.
     pub memory_qos: Option<f64>,
+    /// How CPUs and memory of NUMA nodes are given out.
+    pub places: Settings,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -105,14 +122,22 @@ impl KubeletConfig {
             kube_reserved: ResourceList::new(),
             system_reserved: ResourceList::new(),
             enforce_allocatable: true,
+            reserved_groups: Vec::new(),
             allowed_unsafe_sysctls: Vec::new(),
             limited_swap: false,
+            places: Settings::default(),
             memory_qos: None,
             seccomp_default: false,
             restart_backoff_max: crate::backoff::MAX,
             ids_per_pod: crate::users::IDS_UNIT,
             eviction: Policy::default(),
         }
+    }
+
+    /// What is kept of a resource for the kubelet and for the rest of the host, in thousandths.
+    pub fn reserved_milli(&self, name: &str) -> i64 {
+        let all = [&self.kube_reserved, &self.system_reserved];
+        all.map(|list| quantity::milli_of(Some(list), name)).iter().sum()
     }
 
     pub fn pod_dir(&self, uid: &str) -> PathBuf {

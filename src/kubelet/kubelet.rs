@@ -16,10 +16,12 @@ use crate::config::KubeletConfig;
 use crate::eviction::Pressure;
 use crate::garbage::Ages;
 use crate::images::Images;
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::node::Node;
 use crate::objects::Objects;
 use crate::observed::Observed;
+use crate::placement::layout::Layout;
+use crate::placement::{self, Placements};
 use crate::pods::Pods;
 use crate::resize::Allocations;
 use crate::status_writer::StatusWriter;
@@ -64,6 +66,9 @@ impl Kubelet {
         let pods = Arc::new(Pods::default());
         let (name, version) = runtime.version();
         let woken = pods.clone();
+        let layout = Layout::read("/sys/devices/system".as_ref(), machine::memory_bytes());
+        let kept = config.reserved_milli("cpu");
+        let placements = Placements::open(config.places.clone(), layout, &config.root_dir, kept);
         let node = Node {
             machine: Machine::read(&config, &name, &version),
             images: Images::new(images),
@@ -81,6 +86,7 @@ impl Kubelet {
             pressure: Pressure::default(),
             allocations: Allocations::default(),
             users: Users::default(),
+            placements,
             image_ages: Ages::default(),
             drain: drain.clone(),
             runtime,
@@ -112,6 +118,7 @@ impl Kubelet {
         tasks.spawn(server::run(node.clone(), listener, drain.clone()));
         tasks.spawn(register::run(node.clone(), drain.clone()));
         tasks.spawn(node.status.clone().run(drain.clone()));
+        tasks.spawn(placement::cpusets::run(node.clone(), drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
         tasks.spawn(eviction::run(node.clone(), drain.clone()));
         let (rotating, draining) = (node.clone(), drain.clone());

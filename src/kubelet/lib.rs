@@ -16,6 +16,7 @@ mod machine;
 mod node;
 mod objects;
 mod observed;
+mod placement;
 mod plan;
 mod pod;
 mod pods;

@@ -37,6 +37,12 @@ pub fn meminfo(text: &str, name: &str) -> Option<i64> {
     kib.checked_mul(1024)
 }
 
+/// All of the machine's memory.
+pub fn memory_bytes() -> u64 {
+    let bytes = meminfo(&read("/proc/meminfo"), "MemTotal").unwrap_or(0);
+    u64::try_from(bytes).unwrap_or(0)
+}
+
 /// The nice name in os-release(5).
 fn os_image(text: &str) -> String {
     text.lines()

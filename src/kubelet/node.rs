@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use base::drain::Drain;
 use client::{Cache, Client, Recorder};
-use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Service};
+use k8s_openapi::api::core::v1::{Node as NodeObject, ObjectReference, Pod, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use parking_lot::Mutex;
 use runtime::cri::{DnsConfig, RuntimeService, UserNamespace};
@@ -21,6 +21,7 @@ use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
 use crate::observed::{Observed, PodRuntime};
+use crate::placement::Placements;
 use crate::pods::Pods;
 use crate::probes::counts::Counts;
 use crate::resize::Allocations;
@@ -53,11 +54,22 @@ pub struct Node {
     pub pressure: Pressure,
     pub allocations: Allocations,
     pub users: Users,
+    pub placements: Placements,
     pub image_ages: Ages,
     pub drain: Drain,
 }
 
 impl Node {
+    /// What events about this node are about.
+    pub fn reference(&self) -> ObjectReference {
+        ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(self.config.node_name.clone()),
+            uid: Some(self.config.node_name.clone()),
+            ..ObjectReference::default()
+        }
+    }
+
     /// What containers' limits depend on.
     pub fn host(&self) -> resources::Host {
         let allocatable = quantity::value_of(Some(&self.machine.allocatable), "memory");

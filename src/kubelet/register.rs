@@ -15,7 +15,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node as NodeObject, NodeAddress, NodeCondition,
     NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec,
-    NodeStatus, ObjectReference,
+    NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use serde_json::json;
@@ -85,12 +85,7 @@ pub async fn run(node: Arc<Node>, drain: Drain) {
             }
         }
         info!(node = node.config.node_name, "node registered");
-        let about = ObjectReference {
-            kind: Some("Node".into()),
-            name: Some(node.config.node_name.clone()),
-            uid: Some(node.config.node_name.clone()),
-            ..ObjectReference::default()
-        };
+        let about = node.reference();
         node.recorder.normal(&about, "Starting", "Starting kubelet.");
         tokio::join!(keep_status(&node), keep_lease(&node));
     };

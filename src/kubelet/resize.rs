@@ -16,6 +16,7 @@ use tracing::warn;
 
 use crate::config::KubeletConfig;
 use crate::observed::PodRuntime;
+use crate::placement::Settings;
 use crate::pod::{self, Role};
 use crate::quantity::{self, ResourceList};
 use crate::resources::{self, Host};
@@ -102,6 +103,28 @@ pub fn judge(pod: &Pod, others: &[Arc<Pod>], allocatable: &ResourceList) -> Opti
         }
     }
     None
+}
+
+/// What was given of the machine for a pod's whole life is not changed.
+pub fn refuse_pinned(pod: &Pod, held: &Allocation, places: &Settings) -> Option<Pending> {
+    if resources::qos(pod) != resources::Qos::Guaranteed {
+        return None;
+    }
+    let of = |all: &Allocation, name: &str| -> BTreeMap<String, i64> {
+        let milli = |it: &ResourceRequirements| quantity::milli_of(it.requests.as_ref(), name);
+        all.iter().map(|(container, it)| (container.clone(), milli(it))).collect()
+    };
+    let wanted = asked(pod);
+    let pinned = [
+        ("cpu", places.cpus.is_some(), "CPU Manager static policy"),
+        ("memory", places.memory.is_some(), "Memory Manager static policy"),
+    ];
+    pinned.into_iter().find(|(name, on, _)| *on && of(&wanted, name) != of(held, name)).map(
+        |(_, _, what)| Pending {
+            reason: "Infeasible",
+            message: format!("Resize is infeasible for Guaranteed Pods alongside {what}"),
+        },
+    )
 }
 
 /// A running container that does not have what it was granted.

@@ -3,6 +3,8 @@
 //!
 //! A field or flag that has no effect here is an error, not a silence.
 
+mod places;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,9 +14,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::config::KubeletConfig;
+use crate::config::{KubeletConfig, ReservedGroup};
 use crate::eviction::thresholds::{self, Policy, Settings};
 use crate::{backoff, quantity, users};
+use places::MemoryReservation;
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
 const KIND: &str = "KubeletConfiguration";
@@ -67,6 +70,16 @@ pub struct Configuration {
     image_minimum_gc_age: Option<String>,
     #[serde(rename = "imageMaximumGCAge")]
     image_maximum_gc_age: Option<String>,
+    system_reserved_cgroup: Option<String>,
+    kube_reserved_cgroup: Option<String>,
+    cpu_manager_policy: Option<String>,
+    cpu_manager_policy_options: Option<BTreeMap<String, String>>,
+    memory_manager_policy: Option<String>,
+    reserved_memory: Option<Vec<MemoryReservation>>,
+    #[serde(rename = "reservedSystemCPUs")]
+    reserved_system_cpus: Option<String>,
+    topology_manager_policy: Option<String>,
+    topology_manager_scope: Option<String>,
     fail_swap_on: Option<bool>,
     memory_swap: Option<MemorySwap>,
     memory_throttling_factor: Option<f64>,
@@ -100,6 +113,8 @@ enum Shape {
     List,
     /// `a=1,b=2`
     Pairs,
+    /// `0:memory=1Gi;1:memory=1Gi`
+    ReservedMemory,
     /// `a=true,b=false`
     Truths,
     /// `a<1,b<2`
@@ -124,8 +139,17 @@ const FLAGS: &[(&str, &str, Shape)] = &[
     ("image-gc-high-threshold", "imageGCHighThresholdPercent", Shape::Number),
     ("image-gc-low-threshold", "imageGCLowThresholdPercent", Shape::Number),
     ("minimum-image-ttl-duration", "imageMinimumGCAge", Shape::Text),
+    ("kube-reserved-cgroup", "kubeReservedCgroup", Shape::Text),
+    ("system-reserved-cgroup", "systemReservedCgroup", Shape::Text),
     ("kube-reserved", "kubeReserved", Shape::Pairs),
     ("max-pods", "maxPods", Shape::Number),
+    ("cpu-manager-policy", "cpuManagerPolicy", Shape::Text),
+    ("cpu-manager-policy-options", "cpuManagerPolicyOptions", Shape::Pairs),
+    ("memory-manager-policy", "memoryManagerPolicy", Shape::Text),
+    ("reserved-cpus", "reservedSystemCPUs", Shape::Text),
+    ("reserved-memory", "reservedMemory", Shape::ReservedMemory),
+    ("topology-manager-policy", "topologyManagerPolicy", Shape::Text),
+    ("topology-manager-scope", "topologyManagerScope", Shape::Text),
     ("pod-manifest-path", "staticPodPath", Shape::Text),
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
@@ -159,6 +183,7 @@ fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
             .map_err(|_| format!("--kubelet-arg {flag}: {text:?} is neither true nor false")),
         Shape::List => Ok(text.split(',').map(str::trim).filter(|it| !it.is_empty()).collect()),
         Shape::Pairs => pairs('='),
+        Shape::ReservedMemory => places::read_reserved_memory(text),
         Shape::Truths => {
             let mut all = pairs('=')?;
             for value in all.as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
@@ -274,19 +299,21 @@ impl Configuration {
     ///
     /// # Errors
     /// A value that makes no sense.
-    pub fn apply(self, config: &mut KubeletConfig) -> Result<(), String> {
+    pub fn apply(mut self, config: &mut KubeletConfig) -> Result<(), String> {
         config.eviction = self.policy()?;
         if let Some(marks) = self.image_marks(config.image_gc_percent)? {
             config.image_gc_percent = marks;
         }
         for (name, list, to) in [
-            ("kubeReserved", self.kube_reserved, &mut config.kube_reserved),
-            ("systemReserved", self.system_reserved, &mut config.system_reserved),
+            ("kubeReserved", self.kube_reserved.take(), &mut config.kube_reserved),
+            ("systemReserved", self.system_reserved.take(), &mut config.system_reserved),
         ] {
             if let Some(list) = list {
                 *to = reserved(name, list)?;
             }
         }
+        config.places = self.places(config)?;
+        self.enforce(config)?;
         if let Some(size) = self.container_log_max_size {
             let bytes = quantity::value(&Quantity(size.clone())).filter(|bytes| *bytes > 0);
             config.log_bytes_max = bytes
@@ -298,16 +325,6 @@ impl Configuration {
                 return Err(format!("containerLogMaxFiles must be more than 1, not {files}"));
             }
             config.log_files_max = files;
-        }
-        if let Some(list) = self.enforce_node_allocatable {
-            match list.iter().find(|it| !["pods", "none", ""].contains(&it.as_str())) {
-                Some(other) => {
-                    return Err(format!(
-                        "enforceNodeAllocatable {other:?} is not supported; pods is"
-                    ));
-                }
-                None => config.enforce_allocatable = list.iter().any(|it| it == "pods"),
-            }
         }
         if let Some(ids) = self.user_namespaces.and_then(|it| it.ids_per_pod) {
             config.ids_per_pod = u32::try_from(ids)
@@ -380,6 +397,38 @@ impl Configuration {
         set(&mut config.allowed_unsafe_sysctls, self.allowed_unsafe_sysctls);
         if self.static_pod_path.is_some() {
             config.static_pod_dir = self.static_pod_path;
+        }
+        Ok(())
+    }
+
+    /// Whom `enforceNodeAllocatable` bounds.
+    fn enforce(&self, config: &mut KubeletConfig) -> Result<(), String> {
+        let Some(list) = &self.enforce_node_allocatable else { return Ok(()) };
+        config.enforce_allocatable = list.iter().any(|it| it == "pods");
+        config.reserved_groups.clear();
+        for name in list.iter().filter(|it| !["pods", "none", ""].contains(&it.as_str())) {
+            let plain = name.strip_suffix("-compressible").unwrap_or(name);
+            let (field, path, amounts) = match plain {
+                "system-reserved" => {
+                    ("systemReservedCgroup", &self.system_reserved_cgroup, &config.system_reserved)
+                }
+                "kube-reserved" => {
+                    ("kubeReservedCgroup", &self.kube_reserved_cgroup, &config.kube_reserved)
+                }
+                _ => return Err(format!("enforceNodeAllocatable {name:?} is not supported")),
+            };
+            let path = path.as_deref().unwrap_or_default().trim_matches('/');
+            if path.is_empty() || path.split('/').any(|part| part == "..") {
+                return Err(format!(
+                    "{field} must be specified when {name:?} is in enforceNodeAllocatable"
+                ));
+            }
+            config.reserved_groups.push(ReservedGroup {
+                name: plain.to_owned(),
+                path: path.to_owned(),
+                amounts: amounts.clone(),
+                compressible_only: plain != name,
+            });
         }
         Ok(())
     }
@@ -473,7 +522,10 @@ pub fn show(config: &KubeletConfig) -> Value {
         .iter()
         .filter_map(|it| Some((it.signal.as_str().to_owned(), it.reclaim.as_ref()?.to_string())))
         .collect();
-    let shown = Configuration {
+    let group_path = |name: &str| {
+        config.reserved_groups.iter().find(|it| it.name == name).map(|it| format!("/{}", it.path))
+    };
+    let mut shown = Configuration {
         api_version: Some(API_VERSION.into()),
         kind: Some(KIND.into()),
         static_pod_path: config.static_pod_dir.clone(),
@@ -504,10 +556,24 @@ pub fn show(config: &KubeletConfig) -> Value {
         kube_reserved: Some(text(&config.kube_reserved)),
         system_reserved: Some(text(&config.system_reserved)),
         enforce_node_allocatable: Some(
-            config.enforce_allocatable.then(|| "pods".to_owned()).into_iter().collect(),
+            config
+                .enforce_allocatable
+                .then(|| "pods".to_owned())
+                .into_iter()
+                .chain(config.reserved_groups.iter().map(|it| it.name.clone()))
+                .collect(),
         ),
         image_minimum_gc_age: Some(backoff::go_duration(config.image_age_min)),
         image_maximum_gc_age: Some(backoff::go_duration(config.image_age_max)),
+        system_reserved_cgroup: group_path("system-reserved"),
+        kube_reserved_cgroup: group_path("kube-reserved"),
+        cpu_manager_policy: None,
+        cpu_manager_policy_options: None,
+        memory_manager_policy: None,
+        reserved_memory: None,
+        reserved_system_cpus: None,
+        topology_manager_policy: None,
+        topology_manager_scope: None,
         fail_swap_on: Some(false),
         memory_swap: Some(MemorySwap {
             swap_behavior: Some(if config.limited_swap { LIMITED_SWAP } else { NO_SWAP }.into()),
@@ -520,6 +586,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         }),
         user_namespaces: Some(UserNamespaces { ids_per_pod: Some(config.ids_per_pod.into()) }),
     };
+    places::show(config, &mut shown);
     json!({"kubeletconfig": shown})
 }
 
@@ -558,6 +625,23 @@ mod tests {
         let shown = show(&config);
         assert_eq!(shown["kubeletconfig"]["evictionHard"], json!({"nodefs.available": "1Gi"}));
         assert_eq!(shown["kubeletconfig"]["containerLogMaxSize"], "1024Ki");
+        let places = [
+            "cpu-manager-policy=static",
+            "cpu-manager-policy-options=full-pcpus-only=true",
+            "reserved-cpus=0-1",
+            "topology-manager-policy=single-numa-node",
+            "topology-manager-scope=pod",
+            "memory-manager-policy=Static",
+            "reserved-memory=0:memory=100Mi",
+            "eviction-hard=memory.available<100Mi",
+        ];
+        let read = Configuration::read(None, &places.map(str::to_owned)).unwrap();
+        let mut config = super::tests::config();
+        read.apply(&mut config).unwrap();
+        let shown = &show(&config)["kubeletconfig"];
+        assert_eq!(shown["cpuManagerPolicyOptions"], json!({"full-pcpus-only": "true"}));
+        assert_eq!(shown["reservedMemory"][0]["limits"]["memory"], "104857600");
+        assert_eq!(shown["topologyManagerPolicy"], "single-numa-node");
     }
 
     #[test]
@@ -571,7 +655,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 15] = [
+        let cases: [(&str, &[&str], &str); 20] = [
             ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
             (&head("maxPod: 5\n"), &[], "unknown field `maxPod`"),
             (&head("maxPods: many\n"), &[], "invalid type"),
@@ -585,6 +669,21 @@ mod tests {
                 "must be from 1s to 300s",
             ),
             (&head("imageMaximumGCAge: 1m\n"), &[], "must be more than imageMinimumGCAge"),
+            (&head("cpuManagerPolicy: static\n"), &[], "to be greater than zero"),
+            (&head("topologyManagerPolicy: best\n"), &[], "is not supported"),
+            (
+                &head(
+                    "memoryManagerPolicy: Static\nreservedMemory: [{numaNode: 0, limits: {memory: 1Mi}}]\n",
+                ),
+                &[],
+                "is not equal to the value",
+            ),
+            (&head(""), &["reserved-memory=memory"], "is not NODE:NAME=AMOUNT"),
+            (
+                &head("enforceNodeAllocatable: [pods, system-reserved]\n"),
+                &[],
+                "systemReservedCgroup must be specified",
+            ),
             (&head("memorySwap: {swapBehavior: Some}\n"), &[], "is neither NoSwap nor LimitedSwap"),
             (&head("featureGates: {NoSuchGate: true}\n"), &[], "NoSuchGate"),
             (&head("memoryThrottlingFactor: 1.5\n"), &[], "must be more than 0 and at most 1"),

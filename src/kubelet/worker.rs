@@ -326,10 +326,14 @@ impl Worker {
             if refusal.as_ref().is_some_and(|(reason, _)| reason == admission::AFFINITY) {
                 refusal = decide(self.node.refreshed_labels().await);
             }
+            let refusal = refusal.or_else(|| {
+                let refused = self.node.placements.admit(&self.pod).err();
+                refused.map(|(reason, message)| (reason.to_owned(), message))
+            });
             if let Some((reason, message)) = refusal {
                 let about = client::recorder::reference(&*self.pod);
                 self.node.recorder.warning(&about, &reason, message.clone());
-                self.failure = Some((reason, message));
+                self.failure = Some((reason, format!("Pod was rejected: {message}")));
                 return false;
             }
         }
@@ -637,6 +641,7 @@ impl Worker {
                 return Next::Again(Some(self.retry()));
             }
             node.users.release(&self.uid);
+            node.placements.release(&self.uid);
             node.objects.release(&self.uid);
             node.images.release(&self.uid);
             node.probe_counts.release(&self.uid);

@@ -74,7 +74,8 @@ impl Worker {
             .collect();
         let about = client::recorder::reference(&**asked);
         let shown = resize::shown(&wanted);
-        match resize::judge(asked, &others, &node.machine.allocatable) {
+        let pinned = resize::refuse_pinned(asked, &held, &node.config.places);
+        match pinned.or_else(|| resize::judge(asked, &others, &node.machine.allocatable)) {
             None => {
                 node.allocations.set(&node.config, &self.uid, wanted);
                 node.allocations.defer(&self.uid, false);

@@ -3,6 +3,7 @@
 
 mod apiserver;
 mod eviction;
+mod placement;
 mod pods;
 mod resize;
 mod server;

@@ -134,7 +134,10 @@ async fn failures_show_their_reasons() {
     let refused = world.until("sysctl", |pod| pod.unwrap()["status"]["phase"] == "Failed").await;
     let refused = &refused.unwrap()["status"];
     assert_eq!(refused["reason"], "SysctlForbidden");
-    assert_eq!(refused["message"], "forbidden sysctl: \"kernel.msgmax\" not allowlisted");
+    assert_eq!(
+        refused["message"],
+        "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted"
+    );
     let has_app_armor = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
         .is_ok_and(|text| text.starts_with('Y'));
     if has_app_armor {
