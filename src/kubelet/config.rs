@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Taint;
 use crate::eviction::thresholds::Policy;
 use crate::placement::Settings;
 use crate::quantity::{self, ResourceList};
+use crate::shutdown::Period;
 
 pub const KUBELET_VERSION: &str = "v1.36.2";
 
@@ -89,6 +90,12 @@ pub struct KubeletConfig {
     pub memory_qos: Option<f64>,
     /// How CPUs and memory of NUMA nodes are given out.
     pub places: Settings,
+    /// How long pods have to end before the machine goes down, by priority; empty leaves
+    /// them alone.
+    pub shutdown: Vec<Period>,
+    /// Where logind is spoken with, and configured.
+    pub system_bus: PathBuf,
+    pub systemd_dir: PathBuf,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -125,6 +132,9 @@ impl KubeletConfig {
             reserved_groups: Vec::new(),
             allowed_unsafe_sysctls: Vec::new(),
             limited_swap: false,
+            shutdown: Vec::new(),
+            system_bus: "/run/dbus/system_bus_socket".into(),
+            systemd_dir: "/etc/systemd".into(),
             places: Settings::default(),
             memory_qos: None,
             seccomp_default: false,

@@ -41,6 +41,8 @@ pub const REASON: &str = "Evicted";
 
 /// A pod's sentence. Its worker carries it out.
 pub struct Sentence {
+    /// Of the pod's status.
+    pub reason: &'static str,
     pub message: String,
     pub grace_seconds: i64,
     /// Told once nothing of the pod is left on the node.
@@ -266,7 +268,8 @@ async fn evict_one(
 fn evict(node: &Node, pod: &Pod, message: String, grace_seconds: i64) -> Arc<Sentence> {
     info!(pod = %pod::display(pod), message, "pod evicted");
     node.recorder.warning(&client::recorder::reference(pod), REASON, message.clone());
-    let sentence = Arc::new(Sentence { message, grace_seconds, ended: Notify::new() });
+    let sentence =
+        Arc::new(Sentence { reason: REASON, message, grace_seconds, ended: Notify::new() });
     node.pods.sentence(pod::uid(pod), sentence.clone());
     sentence
 }

@@ -24,11 +24,12 @@ use crate::placement::layout::Layout;
 use crate::placement::{self, Placements};
 use crate::pods::Pods;
 use crate::resize::Allocations;
+use crate::shutdown::Shutdown;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
 use crate::users::Users;
 use crate::volumes::Volumes;
-use crate::{eviction, garbage, logs, pod, qos, register, server, staticpods, worker};
+use crate::{eviction, garbage, logs, pod, qos, register, server, shutdown, staticpods, worker};
 
 /// A safety net under the event stream.
 const RELIST_PERIOD: Duration = Duration::from_secs(300);
@@ -86,6 +87,7 @@ impl Kubelet {
             pressure: Pressure::default(),
             allocations: Allocations::default(),
             users: Users::default(),
+            shutdown: Shutdown::default(),
             placements,
             image_ages: Ages::default(),
             drain: drain.clone(),
@@ -119,6 +121,7 @@ impl Kubelet {
         tasks.spawn(register::run(node.clone(), drain.clone()));
         tasks.spawn(node.status.clone().run(drain.clone()));
         tasks.spawn(placement::cpusets::run(node.clone(), drain.clone()));
+        tasks.spawn(shutdown::run(node.clone(), drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
         tasks.spawn(eviction::run(node.clone(), drain.clone()));
         let (rotating, draining) = (node.clone(), drain.clone());

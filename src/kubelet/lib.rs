@@ -29,6 +29,7 @@ mod resources;
 mod sandbox;
 mod server;
 mod settings;
+mod shutdown;
 mod start;
 mod staticpods;
 mod status;

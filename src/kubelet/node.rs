@@ -25,6 +25,7 @@ use crate::placement::Placements;
 use crate::pods::Pods;
 use crate::probes::counts::Counts;
 use crate::resize::Allocations;
+use crate::shutdown::Shutdown;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
 use crate::users::Users;
@@ -54,6 +55,7 @@ pub struct Node {
     pub pressure: Pressure,
     pub allocations: Allocations,
     pub users: Users,
+    pub shutdown: Shutdown,
     pub placements: Placements,
     pub image_ages: Ages,
     pub drain: Drain,

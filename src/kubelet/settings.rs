@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{KubeletConfig, ReservedGroup};
 use crate::eviction::thresholds::{self, Policy, Settings};
+use crate::shutdown::{self, Period};
 use crate::{backoff, quantity, users};
 use places::MemoryReservation;
 
@@ -80,10 +81,20 @@ pub struct Configuration {
     reserved_system_cpus: Option<String>,
     topology_manager_policy: Option<String>,
     topology_manager_scope: Option<String>,
+    shutdown_grace_period: Option<String>,
+    shutdown_grace_period_critical_pods: Option<String>,
+    shutdown_grace_period_by_pod_priority: Option<Vec<PriorityPeriod>>,
     fail_swap_on: Option<bool>,
     memory_swap: Option<MemorySwap>,
     memory_throttling_factor: Option<f64>,
     feature_gates: Option<BTreeMap<String, bool>>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PriorityPeriod {
+    priority: i32,
+    shutdown_grace_period_seconds: i64,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -314,6 +325,7 @@ impl Configuration {
         }
         config.places = self.places(config)?;
         self.enforce(config)?;
+        config.shutdown = self.shutdown()?;
         if let Some(size) = self.container_log_max_size {
             let bytes = quantity::value(&Quantity(size.clone())).filter(|bytes| *bytes > 0);
             config.log_bytes_max = bytes
@@ -399,6 +411,42 @@ impl Configuration {
             config.static_pod_dir = self.static_pod_path;
         }
         Ok(())
+    }
+
+    /// How long pods have to end before the machine goes down.
+    fn shutdown(&self) -> Result<Vec<Period>, String> {
+        let seconds = |field: &str, text: &Option<String>| -> Result<i64, String> {
+            let Some(text) = text else { return Ok(0) };
+            let period = base::time::parse_duration(text)
+                .ok_or_else(|| format!("{field} {text:?} is no length of time"))?;
+            if !period.is_zero() && period < Duration::from_secs(1) {
+                return Err(format!("{field} must be either zero or otherwise >= 1 sec"));
+            }
+            i64::try_from(period.as_secs()).map_err(|_| format!("{field} {text:?} is too long"))
+        };
+        let whole = seconds("shutdownGracePeriod", &self.shutdown_grace_period)?;
+        let critical =
+            seconds("shutdownGracePeriodCriticalPods", &self.shutdown_grace_period_critical_pods)?;
+        if critical > whole {
+            return Err(
+                "shutdownGracePeriodCriticalPods must be at most shutdownGracePeriod".into()
+            );
+        }
+        match &self.shutdown_grace_period_by_pod_priority {
+            Some(list) if !list.is_empty() => {
+                if whole > 0 || critical > 0 {
+                    return Err("cannot specify both shutdownGracePeriodByPodPriority and \
+                                shutdownGracePeriod at the same time"
+                        .into());
+                }
+                let period = |it: &PriorityPeriod| Period {
+                    priority: it.priority,
+                    seconds: it.shutdown_grace_period_seconds.max(0),
+                };
+                Ok(list.iter().map(period).collect())
+            }
+            _ => Ok(shutdown::periods(whole, critical)),
+        }
     }
 
     /// Whom `enforceNodeAllocatable` bounds.
@@ -565,6 +613,18 @@ pub fn show(config: &KubeletConfig) -> Value {
         ),
         image_minimum_gc_age: Some(backoff::go_duration(config.image_age_min)),
         image_maximum_gc_age: Some(backoff::go_duration(config.image_age_max)),
+        shutdown_grace_period: None,
+        shutdown_grace_period_critical_pods: None,
+        shutdown_grace_period_by_pod_priority: Some(
+            config
+                .shutdown
+                .iter()
+                .map(|it| PriorityPeriod {
+                    priority: it.priority,
+                    shutdown_grace_period_seconds: it.seconds,
+                })
+                .collect(),
+        ),
         system_reserved_cgroup: group_path("system-reserved"),
         kube_reserved_cgroup: group_path("kube-reserved"),
         cpu_manager_policy: None,
@@ -655,7 +715,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 20] = [
+        let cases: [(&str, &[&str], &str); 21] = [
             ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
             (&head("maxPod: 5\n"), &[], "unknown field `maxPod`"),
             (&head("maxPods: many\n"), &[], "invalid type"),
@@ -683,6 +743,11 @@ mod tests {
                 &head("enforceNodeAllocatable: [pods, system-reserved]\n"),
                 &[],
                 "systemReservedCgroup must be specified",
+            ),
+            (
+                &head("shutdownGracePeriod: 5s\nshutdownGracePeriodCriticalPods: 10s\n"),
+                &[],
+                "must be at most shutdownGracePeriod",
             ),
             (&head("memorySwap: {swapBehavior: Some}\n"), &[], "is neither NoSwap nor LimitedSwap"),
             (&head("featureGates: {NoSuchGate: true}\n"), &[], "NoSuchGate"),

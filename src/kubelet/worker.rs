@@ -30,7 +30,7 @@ use crate::start::log_link;
 use crate::status::{self, Inputs, Waiting};
 use resizing::Resizing;
 
-use crate::{admission, eviction, qos, sandbox, stop};
+use crate::{admission, eviction, qos, sandbox, shutdown, stop};
 
 /// Bytes of a termination message (core/v1 ContainerStateTerminated).
 const MESSAGE_BYTES_MAX: u64 = 4096;
@@ -176,7 +176,7 @@ impl Worker {
         if let Some(sentence) = &wanted.sentence
             && self.failure.is_none()
         {
-            self.failure = Some((eviction::REASON.into(), sentence.message.clone()));
+            self.failure = Some((sentence.reason.into(), sentence.message.clone()));
         }
         if wanted.gone
             || pod.metadata.deletion_timestamp.is_some()
@@ -261,7 +261,7 @@ impl Worker {
         }
         if ended && let Some((reason, message)) = &self.failure {
             new = status::failed(new, reason, message);
-            if reason == eviction::REASON && self.begun {
+            if [eviction::REASON, shutdown::REASON].contains(&reason.as_str()) && self.begun {
                 status::disrupted(&mut new, message, self.pod.metadata.generation);
             }
         }
@@ -318,8 +318,9 @@ impl Worker {
             let allowed = &self.node.config.allowed_unsafe_sysctls;
             let mut refusal = self
                 .node
-                .pressure
-                .refuse(&self.pod)
+                .shutdown
+                .refuse()
+                .or_else(|| self.node.pressure.refuse(&self.pod))
                 .or_else(|| admission::refuse_sysctls(&self.pod, allowed))
                 .or_else(|| decide(self.node.machine_labels()));
             // The scheduler may know of labels that are newer than ours.

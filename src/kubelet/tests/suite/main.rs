@@ -7,6 +7,7 @@ mod placement;
 mod pods;
 mod resize;
 mod server;
+mod shutdown;
 mod users;
 mod volumes;
 mod world;
