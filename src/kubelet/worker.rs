@@ -357,8 +357,14 @@ impl Worker {
 
     /// Admitted here and not ended: what it asks for is taken.
     fn has_room_of_its_own(&self, pod: &Pod) -> bool {
-        let phase = self.node.status.last(pod::uid(pod)).and_then(|status| status.phase);
-        phase.is_some_and(|phase| !pod::is_terminal_phase(&phase))
+        match self.node.status.last(pod::uid(pod)) {
+            Some(status) => status.phase.is_some_and(|phase| !pod::is_terminal_phase(&phase)),
+            // This process has not come to it yet; an earlier one had granted it something.
+            None => {
+                let granted = self.node.allocations.get(&self.node.config, pod::uid(pod));
+                granted.is_some() && !pod::is_terminal_phase(pod::phase(pod))
+            }
+        }
     }
 
     async fn sync(&mut self, now: Timestamp) -> Next {
