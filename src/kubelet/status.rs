@@ -2,6 +2,8 @@
 //!
 //! Pure; never writes. `status_writer.rs` sends it to the API server.
 
+mod forced;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -19,6 +21,7 @@ use crate::observed::{self, PodRuntime};
 use crate::plan::{self, Verdicts};
 use crate::pod::{self, ProbeKind, Role};
 use crate::{images, resources};
+pub use forced::{blocked, disrupted, failed};
 
 /// Why a container does not run yet: reason and message, by container name.
 pub type Waiting = HashMap<String, (String, String)>;
@@ -76,43 +79,6 @@ pub fn build(inputs: &Inputs<'_>) -> PodStatus {
     };
     status.conditions = Some(conditions(inputs, &status));
     status
-}
-
-/// The status of a pod that the node refuses or gives up: Failed, with its reason.
-pub fn failed(mut status: PodStatus, reason: &str, message: &str) -> PodStatus {
-    status.phase = Some("Failed".into());
-    status.reason = Some(reason.to_owned());
-    status.message = Some(message.to_owned());
-    status
-}
-
-/// The status of a pod that may not begin yet, with why.
-pub fn blocked(mut status: PodStatus, reason: &str, message: &str) -> PodStatus {
-    status.phase = Some("Pending".into());
-    status.reason = Some(reason.to_owned());
-    status.message = Some(message.to_owned());
-    let containers = status.container_statuses.iter_mut().flatten();
-    for container in containers.chain(status.init_container_statuses.iter_mut().flatten()) {
-        if let Some(waiting) = container.state.as_mut().and_then(|state| state.waiting.as_mut()) {
-            waiting.reason = Some("Blocked".to_owned());
-        }
-    }
-    status
-}
-
-/// Says that the node ended the pod for its own sake (condition DisruptionTarget).
-pub fn disrupted(status: &mut PodStatus, message: &str, generation: Option<i64>) {
-    let all = status.conditions.get_or_insert_default();
-    all.retain(|it| it.type_ != "DisruptionTarget");
-    all.push(PodCondition {
-        type_: "DisruptionTarget".into(),
-        status: "True".into(),
-        reason: Some("TerminationByKubelet".into()),
-        message: Some(message.to_owned()),
-        last_transition_time: Some(seconds(base::time::now())),
-        observed_generation: generation,
-        ..PodCondition::default()
-    });
 }
 
 /// meta/v1 Time has whole seconds.
