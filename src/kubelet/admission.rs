@@ -57,6 +57,22 @@ pub fn refuse_sysctls(pod: &Pod, allowed: &[String]) -> Option<(String, String)>
     })
 }
 
+/// Why the pod stays where it is: it asks for AppArmor, and the host has none. Unlike a
+/// refusal this ends when the host has it.
+pub fn blocked(pod: &Pod, has_app_armor: bool) -> Option<(String, String)> {
+    let spec = pod::spec(pod);
+    let of_pod = spec.security_context.as_ref().and_then(|it| it.app_armor_profile.as_ref());
+    let containers = pod::containers(pod);
+    let of_containers = containers.iter().filter_map(|(_, container)| {
+        container.security_context.as_ref()?.app_armor_profile.as_ref()
+    });
+    let asks = of_pod.into_iter().chain(of_containers).any(|it| it.type_ != "Unconfined");
+    (asks && !has_app_armor).then(|| {
+        let why = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        ("AppArmor".to_owned(), why.to_owned())
+    })
+}
+
 /// Reason and message of the refusal.
 pub fn refuse(
     pod: &Pod,
@@ -78,7 +94,7 @@ pub fn refuse(
     if mismatch && !labels.is_empty() {
         return Some((
             AFFINITY.into(),
-            "Pod was rejected: Predicate NodeAffinity failed: \
+            "Predicate NodeAffinity failed: \
              node(s) didn't match Pod's node affinity/selector"
                 .into(),
         ));
@@ -113,7 +129,7 @@ fn out_of(name: &str, wanted: i64, used: i64, there: i64) -> (String, String) {
     (
         format!("OutOf{name}"),
         format!(
-            "Pod was rejected: Node didn't have enough resource: {name}, \
+            "Node didn't have enough resource: {name}, \
              requested: {wanted}, used: {used}, capacity: {there}"
         ),
     )
@@ -148,6 +164,32 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_asks_for_app_armor_waits_for_it() {
+        let of = |kind: &str, on_pod: bool| {
+            let context = json!({"appArmorProfile": {"type": kind, "localhostProfile": "p"}});
+            pod(match on_pod {
+                true => json!({"securityContext": context, "containers": [{"name": "a"}]}),
+                false => json!({"containers": [{"name": "a", "securityContext": context}]}),
+            })
+        };
+        for on_pod in [true, false] {
+            for (kind, want) in
+                [("RuntimeDefault", true), ("Localhost", true), ("Unconfined", false)]
+            {
+                assert_eq!(blocked(&of(kind, on_pod), false).is_some(), want, "{kind} {on_pod}");
+                assert_eq!(blocked(&of(kind, on_pod), true), None);
+            }
+        }
+        assert_eq!(
+            blocked(&of("Localhost", false), false).unwrap(),
+            (
+                "AppArmor".to_owned(),
+                "Cannot enforce AppArmor: AppArmor is not enabled on the host".to_owned()
+            )
+        );
+    }
+
+    #[test]
     fn a_pod_that_does_not_fit_is_refused_with_its_reason() {
         let allocatable: ResourceList = [("cpu", "2"), ("memory", "1Gi"), ("pods", "2")]
             .map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())))
@@ -168,7 +210,7 @@ mod tests {
         assert_eq!(refused(&asks("500m"), &[other("x")]), None);
         assert_eq!(
             refused(&asks("1"), &[other("x")]).unwrap(),
-            "OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu, requested: 1000, used: 1500, capacity: 2000"
+            "OutOfcpu: Node didn't have enough resource: cpu, requested: 1000, used: 1500, capacity: 2000"
         );
         assert!(refused(&asks("0"), &[other("x"), other("y")]).unwrap().starts_with("OutOfpods"));
         let elsewhere = pod(json!({"containers": [], "nodeSelector": {"zone": "b"}}));

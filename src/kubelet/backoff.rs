@@ -18,9 +18,16 @@ struct Entry {
 }
 
 /// Bounded by what its owner keeps: entries go with their pod, or by `expire`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Backoffs {
     entries: HashMap<String, Entry>,
+    max: Duration,
+}
+
+impl Default for Backoffs {
+    fn default() -> Self {
+        Self::up_to(MAX)
+    }
 }
 
 fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
@@ -28,6 +35,11 @@ fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
 }
 
 impl Backoffs {
+    /// With another longest delay, which is also the first one if it is shorter.
+    pub fn up_to(max: Duration) -> Self {
+        Self { entries: HashMap::new(), max }
+    }
+
     /// The current delay of `key` and what is left of it, if the failure at `since`
     /// must still wait.
     pub fn waiting(
@@ -52,8 +64,8 @@ impl Backoffs {
     pub fn next(&mut self, key: &str, since: Timestamp) {
         let delay = match self.entries.get(key) {
             Some(entry) if entry.last == since => return,
-            Some(entry) if elapsed(entry.last, since) <= 2 * MAX => (entry.delay * 2).min(MAX),
-            _ => INITIAL,
+            Some(entry) if elapsed(entry.last, since) <= 2 * MAX => (entry.delay * 2).min(self.max),
+            _ => INITIAL.min(self.max),
         };
         self.entries.insert(key.to_owned(), Entry { delay, last: since });
     }
@@ -112,6 +124,15 @@ mod tests {
         assert_eq!(backoffs.waiting("a", at(4000), at(4000)), None, "forgotten after a good run");
         backoffs.next("a", at(4000));
         assert_eq!(backoffs.waiting("a", at(4001), at(4001)).unwrap().0, INITIAL);
+    }
+
+    #[test]
+    fn a_node_may_let_containers_come_back_sooner() {
+        let mut backoffs = Backoffs::up_to(Duration::from_secs(4));
+        for second in [0, 1, 2] {
+            backoffs.next("a", at(second));
+            assert_eq!(backoffs.waiting("a", at(5), at(5)).unwrap().0.as_secs(), 4);
+        }
     }
 
     #[test]

@@ -3,13 +3,28 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::eviction::thresholds::Policy;
-use crate::quantity::ResourceList;
+use crate::placement::Settings;
+use crate::quantity::{self, ResourceList};
+use crate::shutdown::Period;
 
 pub const KUBELET_VERSION: &str = "v1.36.2";
+
+/// A cgroup of the host that may use no more than is reserved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReservedGroup {
+    /// As enforceNodeAllocatable names it.
+    pub name: String,
+    /// Below the root of every hierarchy.
+    pub path: String,
+    pub amounts: ResourceList,
+    /// Only its CPU weight is set.
+    pub compressible_only: bool,
+}
 
 #[derive(Clone)]
 pub struct KubeletConfig {
@@ -50,13 +65,37 @@ pub struct KubeletConfig {
     pub log_files_max: usize,
     /// Percent of the image disk above which unused images are removed, and down to which.
     pub image_gc_percent: (u8, u8),
+    /// Younger images stay unless the disk runs short.
+    pub image_age_min: Duration,
+    /// Images unused for longer are removed; zero keeps them.
+    pub image_age_max: Duration,
     /// Kept for the kubelet and for the rest of the host; pods get what is left.
     pub kube_reserved: ResourceList,
     pub system_reserved: ResourceList,
     /// Pods together cannot use what is reserved.
     pub enforce_allocatable: bool,
+    /// Groups of the host's own that are bounded by what is reserved for them.
+    pub reserved_groups: Vec<ReservedGroup>,
     /// Names or `prefix*` of sysctls that pods may set although others could be harmed.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Ids that a pod with a user namespace of its own has; a multiple of 65536.
+    pub ids_per_pod: u32,
+    /// Containers that do not say otherwise run under the runtime's seccomp profile.
+    pub seccomp_default: bool,
+    /// Longest wait before a failing container is started again.
+    pub restart_backoff_max: Duration,
+    /// Burstable pods may use the node's swap (LimitedSwap); cgroup v2 only.
+    pub limited_swap: bool,
+    /// The throttling factor of memory QoS, where that is on; cgroup v2 only.
+    pub memory_qos: Option<f64>,
+    /// How CPUs and memory of NUMA nodes are given out.
+    pub places: Settings,
+    /// How long pods have to end before the machine goes down, by priority; empty leaves
+    /// them alone.
+    pub shutdown: Vec<Period>,
+    /// Where logind is spoken with, and configured.
+    pub system_bus: PathBuf,
+    pub systemd_dir: PathBuf,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -85,12 +124,30 @@ impl KubeletConfig {
             log_bytes_max: 10 << 20,
             log_files_max: 5,
             image_gc_percent: (85, 80),
+            image_age_min: Duration::from_secs(120),
+            image_age_max: Duration::ZERO,
             kube_reserved: ResourceList::new(),
             system_reserved: ResourceList::new(),
             enforce_allocatable: true,
+            reserved_groups: Vec::new(),
             allowed_unsafe_sysctls: Vec::new(),
+            limited_swap: false,
+            shutdown: Vec::new(),
+            system_bus: "/run/dbus/system_bus_socket".into(),
+            systemd_dir: "/etc/systemd".into(),
+            places: Settings::default(),
+            memory_qos: None,
+            seccomp_default: false,
+            restart_backoff_max: crate::backoff::MAX,
+            ids_per_pod: crate::users::IDS_UNIT,
             eviction: Policy::default(),
         }
+    }
+
+    /// What is kept of a resource for the kubelet and for the rest of the host, in thousandths.
+    pub fn reserved_milli(&self, name: &str) -> i64 {
+        let all = [&self.kube_reserved, &self.system_reserved];
+        all.map(|list| quantity::milli_of(Some(list), name)).iter().sum()
     }
 
     pub fn pod_dir(&self, uid: &str) -> PathBuf {

@@ -213,7 +213,7 @@ mod tests {
             mounts: vec![],
             devices: vec![],
             config: &config(),
-            host: resources::Host { memory_bytes: 1 << 30, has_unified_cgroups: false },
+            host: resources::Host { memory_bytes: 1 << 30, ..resources::Host::default() },
             target_container: None,
         })
     }

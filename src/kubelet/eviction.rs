@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::drain::Drain;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use runtime::cri::ContainerState;
 use tokio::sync::Notify;
@@ -24,9 +24,9 @@ use crate::machine::meminfo;
 use crate::node::Node;
 use crate::resources::{self, Qos};
 use crate::usage::{self, PodUsage};
-use crate::{garbage, pod};
+use crate::{garbage, pod, quantity};
 use rank::Candidate;
-use thresholds::{Amount, Condition, Observation, Observations, Signal, State};
+use thresholds::{Amount, Condition, Observation, Observations, Policy, Signal, State};
 
 /// How often disks, processes and memory are looked at (upstream's).
 const PERIOD: Duration = Duration::from_secs(10);
@@ -41,6 +41,8 @@ pub const REASON: &str = "Evicted";
 
 /// A pod's sentence. Its worker carries it out.
 pub struct Sentence {
+    /// Of the pod's status.
+    pub reason: &'static str,
     pub message: String,
     pub grace_seconds: i64,
     /// Told once nothing of the pod is left on the node.
@@ -100,8 +102,12 @@ pub async fn run(node: Arc<Node>, drain: Drain) {
         let memory = psi::Trigger::open();
         let mut state = State::default();
         let mut files_at = Instant::now();
+        let mut policy = node.config.eviction.clone();
+        if node.config.enforce_allocatable {
+            policy = policy.with_allocatable();
+        }
         loop {
-            let evicted = step(&node, &mut state, &mut files_at).await;
+            let evicted = step(&node, &policy, &mut state, &mut files_at).await;
             if let Some(sentence) = evicted {
                 let ended = tokio::time::timeout(END_PATIENCE, sentence.ended.notified());
                 if ended.await.is_err() {
@@ -121,10 +127,10 @@ pub async fn run(node: Arc<Node>, drain: Drain) {
 /// One look. Some is a pod that was evicted.
 async fn step(
     node: &Arc<Node>,
+    policy: &Policy,
     state: &mut State,
     files_at: &mut Instant,
 ) -> Option<Arc<Sentence>> {
-    let policy = &node.config.eviction;
     let seen = observe(node).await;
     let verdict = thresholds::judge(policy, state, &seen, base::time::now());
     node.pressure.set(verdict.conditions);
@@ -138,15 +144,10 @@ async fn step(
     }
     let threshold = policy.thresholds.get(verdict.act_on?)?;
     let signal = threshold.signal;
-    let about = ObjectReference {
-        kind: Some("Node".into()),
-        name: Some(node.config.node_name.clone()),
-        uid: Some(node.config.node_name.clone()),
-        ..ObjectReference::default()
-    };
+    let about = node.reference();
     let text = format!("Attempting to reclaim {}", signal.resource());
     node.recorder.warning(&about, "EvictionThresholdMet", text);
-    if signal.condition() == Condition::Disk && reclaim_disk(node, state).await {
+    if signal.condition() == Condition::Disk && reclaim_disk(node, policy, state).await {
         return None;
     }
     let grace = match threshold.grace {
@@ -171,12 +172,16 @@ async fn observe(node: &Node) -> Observations {
     if let (Some(available), Some(capacity)) = (bytes("MemAvailable"), bytes("MemTotal")) {
         out.insert(Signal::MemoryAvailable, Observation { available, capacity });
     }
+    if let Some(seen) = of_allocatable(node) {
+        out.insert(Signal::AllocatableMemoryAvailable, seen);
+    }
     let (used, capacity) = usage::processes();
     let available = capacity.saturating_sub(used);
     out.insert(Signal::PidAvailable, Observation { available, capacity });
     let disks = [
         (node.config.root_dir.clone(), Signal::NodeFsAvailable, Signal::NodeFsInodesFree),
         (node.images.service.image_dir(), Signal::ImageFsAvailable, Signal::ImageFsInodesFree),
+        (node.config.root_dir.clone(), Signal::ContainerFsAvailable, Signal::ContainerFsInodesFree),
     ];
     for (path, bytes, inodes) in disks {
         let Some(fs) = usage::filesystem(&path) else { continue };
@@ -191,12 +196,23 @@ async fn observe(node: &Node) -> Observations {
     out
 }
 
+/// What pods together may have of memory, and what they have left of it.
+fn of_allocatable(node: &Node) -> Option<Observation> {
+    let whole = quantity::milli_of(Some(&node.machine.capacity), "memory");
+    let reserved = node.config.reserved_milli("memory");
+    let capacity = u64::try_from(whole.saturating_sub(reserved) / 1000).ok()?;
+    // Before the first pod there is no group.
+    let group = sys::cgroup::Hierarchy::detect().ok()?.group(&node.config.cgroup_root);
+    let used = group.usage().ok()?.memory_working_set_bytes;
+    Some(Observation { available: capacity.saturating_sub(used), capacity })
+}
+
 /// Removes what nobody needs. True when that was enough.
-async fn reclaim_disk(node: &Arc<Node>, state: &mut State) -> bool {
+async fn reclaim_disk(node: &Arc<Node>, policy: &Policy, state: &mut State) -> bool {
     let is_enough = async |state: &mut State| {
         let seen = observe(node).await;
-        let verdict = thresholds::judge(&node.config.eviction, state, &seen, base::time::now());
-        let threshold = verdict.act_on.and_then(|at| node.config.eviction.thresholds.get(at));
+        let verdict = thresholds::judge(policy, state, &seen, base::time::now());
+        let threshold = verdict.act_on.and_then(|at| policy.thresholds.get(at));
         threshold.is_none_or(|it| it.signal.condition() != Condition::Disk)
     };
     garbage::remove_dead_containers(node).await;
@@ -252,7 +268,8 @@ async fn evict_one(
 fn evict(node: &Node, pod: &Pod, message: String, grace_seconds: i64) -> Arc<Sentence> {
     info!(pod = %pod::display(pod), message, "pod evicted");
     node.recorder.warning(&client::recorder::reference(pod), REASON, message.clone());
-    let sentence = Arc::new(Sentence { message, grace_seconds, ended: Notify::new() });
+    let sentence =
+        Arc::new(Sentence { reason: REASON, message, grace_seconds, ended: Notify::new() });
     node.pods.sentence(pod::uid(pod), sentence.clone());
     sentence
 }

@@ -1,11 +1,13 @@
 //! Removes what belongs to nobody: pods that the API server no longer knows, their
 //! directories and logs, and images that nothing uses when the disk fills up.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::drain::Drain;
+use parking_lot::Mutex;
 use runtime::cri::{self, ContainerState, ErrorKind, SandboxState};
 use tracing::{info, warn};
 
@@ -22,6 +24,7 @@ const ORPHAN_GRACE_SECONDS: u64 = 30;
 pub async fn remove_orphans(node: &Arc<Node>) {
     let wanted: BTreeSet<String> =
         node.pods.list().into_iter().filter_map(|it| it.pod.metadata.uid.clone()).collect();
+    node.placements.retain(|uid| wanted.contains(uid));
     let mut orphans: BTreeSet<String> = node.observed.pods().into_iter().collect();
     if let Ok(entries) = std::fs::read_dir(node.config.root_dir.join("pods")) {
         orphans.extend(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()));
@@ -64,6 +67,9 @@ async fn remove_orphan(node: &Node, uid: &str) {
         && let Err(error) = node.volumes.remove(&node.config, uid).await
     {
         warn!(pod = uid, error, "pod directory not removed");
+    }
+    if node.pods.get(uid).is_none() {
+        node.users.release(uid);
     }
 }
 
@@ -125,7 +131,56 @@ fn bytes_to_free(total: u64, free: u64, high: u8, low: u8) -> u64 {
     used.saturating_sub(total / 100 * u64::from(low))
 }
 
+/// When an image was first seen, and when something last used it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Age {
+    first_seen: Instant,
+    last_used: Option<Instant>,
+}
+
+/// What is known of the ages of images. It begins anew with the process, so that nothing is
+/// thought unused for longer than this process has watched.
+#[derive(Default)]
+pub struct Ages(Mutex<HashMap<String, Age>>);
+
+impl Ages {
+    /// Notes what is there and what is used now; images that are gone are forgotten.
+    fn look(&self, images: &[cri::Image], is_used: impl Fn(&cri::Image) -> bool, now: Instant) {
+        let mut held = self.0.lock();
+        held.retain(|id, _| images.iter().any(|image| image.id == *id));
+        for image in images {
+            let age =
+                held.entry(image.id.clone()).or_insert(Age { first_seen: now, last_used: None });
+            if is_used(image) {
+                age.last_used = Some(now);
+            }
+        }
+    }
+
+    fn of(&self, id: &str) -> Option<Age> {
+        self.0.lock().get(id).copied()
+    }
+}
+
+/// Which unused images may go, the longest unused first; those that were never used go
+/// before the others, and none that is younger than `minimum`.
+fn order(images: Vec<(cri::Image, Age)>, minimum: Duration, now: Instant) -> Vec<cri::Image> {
+    let mut images: Vec<_> = images
+        .into_iter()
+        .filter(|(_, age)| now.saturating_duration_since(age.first_seen) >= minimum)
+        .collect();
+    images.sort_by_key(|(image, age)| (age.last_used, age.first_seen, Reverse(image.size)));
+    images.into_iter().map(|(image, _)| image).collect()
+}
+
+/// Whether an image has been unused for so long that it goes without a need of its room.
+fn is_too_old(age: Age, maximum: Duration, now: Instant) -> bool {
+    !maximum.is_zero()
+        && now.saturating_duration_since(age.last_used.unwrap_or(age.first_seen)) > maximum
+}
+
 async fn collect_images(node: &Node) -> Result<(), String> {
+    remove_old_images(node).await?;
     let dir = node.images.service.image_dir();
     let stat = rustix::fs::statvfs(&dir).map_err(|error| error.to_string())?;
     let (high, low) = node.config.image_gc_percent;
@@ -138,32 +193,54 @@ async fn collect_images(node: &Node) -> Result<(), String> {
     Ok(())
 }
 
-/// Removes every image that nothing uses.
+/// Removes every image that nothing uses, however young: the node is short of room.
 ///
 /// # Errors
 /// When the images cannot be listed.
 pub async fn remove_unused_images(node: &Node) -> Result<(), String> {
-    remove_images(node, u64::MAX).await.map(drop)
+    remove(node, unused(node).await?, u64::MAX, Duration::ZERO).await.map(drop)
+}
+
+/// The images that nothing uses, with what is known of their ages.
+async fn unused(node: &Node) -> Result<Vec<(cri::Image, Age)>, String> {
+    let containers = node.observed.containers();
+    let images = node.images.service.list_images().await.map_err(|error| error.to_string())?;
+    let is_used = |image: &cri::Image| containers.iter().any(|it| uses(it, image));
+    node.image_ages.look(&images, is_used, Instant::now());
+    Ok(images
+        .into_iter()
+        .filter(|image| !image.pinned && !is_used(image))
+        .filter_map(|image| node.image_ages.of(&image.id).map(|age| (image, age)))
+        .collect())
+}
+
+async fn remove_old_images(node: &Node) -> Result<(), String> {
+    let now = Instant::now();
+    let maximum = node.config.image_age_max;
+    let images = unused(node).await?;
+    let old = images.into_iter().filter(|(_, age)| is_too_old(*age, maximum, now)).collect();
+    remove(node, old, u64::MAX, node.config.image_age_min).await.map(drop)
 }
 
 /// Removes images that nothing uses until `wanted` bytes are free; what is still missing.
-async fn remove_images(node: &Node, mut wanted: u64) -> Result<u64, String> {
-    if wanted == 0 {
-        return Ok(0);
-    }
-    let service = &node.images.service;
-    let containers = node.observed.containers();
-    let mut images = service.list_images().await.map_err(|error| error.to_string())?;
-    images.retain(|image| !image.pinned && !containers.iter().any(|it| uses(it, image)));
-    // The largest first: fewest images have to be pulled again.
-    images.sort_by_key(|image| std::cmp::Reverse(image.size));
-    for image in images {
+async fn remove_images(node: &Node, wanted: u64) -> Result<u64, String> {
+    let images = unused(node).await?;
+    remove(node, images, wanted, node.config.image_age_min).await
+}
+
+async fn remove(
+    node: &Node,
+    images: Vec<(cri::Image, Age)>,
+    mut wanted: u64,
+    age_min: Duration,
+) -> Result<u64, String> {
+    for image in order(images, age_min, Instant::now()) {
         if wanted == 0 {
             break;
         }
-        match service.remove_image(&image.id).await {
+        match node.images.service.remove_image(&image.id).await {
             Ok(()) => {
-                info!(image = image.id, bytes = image.size, "image removed to free the disk");
+                info!(image = image.id, bytes = image.size, "unused image removed");
                 wanted = wanted.saturating_sub(image.size);
             }
             Err(error) => warn!(image = image.id, error = %error, "image not removed"),
@@ -201,6 +278,37 @@ pub async fn remove_dead_containers(node: &Node) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn image(id: &str, size: u64) -> cri::Image {
+        cri::Image { id: id.into(), size, ..cri::Image::default() }
+    }
+
+    #[test]
+    fn the_longest_unused_image_goes_first_and_a_young_one_stays() {
+        let begin = Instant::now();
+        let at = |second: u64| begin + Duration::from_secs(second);
+        let ages = Ages::default();
+        let all = [image("old", 1), image("used", 2), image("never", 3), image("never-large", 9)];
+        ages.look(&all, |it| ["old", "used"].contains(&it.id.as_str()), at(0));
+        ages.look(&all, |it| it.id == "used", at(60));
+        let with_young: Vec<cri::Image> = all.iter().cloned().chain([image("young", 5)]).collect();
+        ages.look(&with_young, |_| false, at(120));
+        let known: Vec<_> =
+            with_young.iter().map(|it| (it.clone(), ages.of(&it.id).unwrap())).collect();
+        let ids = |minimum: u64| -> Vec<String> {
+            let minimum = Duration::from_secs(minimum);
+            order(known.clone(), minimum, at(180)).into_iter().map(|it| it.id).collect()
+        };
+        assert_eq!(ids(0), ["never-large", "never", "young", "old", "used"]);
+        assert_eq!(ids(120), ["never-large", "never", "old", "used"]);
+        let too_old = |id: &str, maximum: u64| {
+            is_too_old(ages.of(id).unwrap(), Duration::from_secs(maximum), at(180))
+        };
+        assert!(too_old("old", 150) && !too_old("used", 150) && too_old("never", 150));
+        assert!(!too_old("never", 0), "0 keeps images whatever their age");
+        ages.look(&[], |_| false, at(200));
+        assert_eq!(ages.of("old"), None);
+    }
 
     #[test]
     fn the_disk_is_freed_from_the_high_to_the_low_mark() {

@@ -14,17 +14,22 @@ use tracing::{info, warn};
 
 use crate::config::KubeletConfig;
 use crate::eviction::Pressure;
+use crate::garbage::Ages;
 use crate::images::Images;
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::node::Node;
 use crate::objects::Objects;
 use crate::observed::Observed;
+use crate::placement::layout::Layout;
+use crate::placement::{self, Placements};
 use crate::pods::Pods;
 use crate::resize::Allocations;
+use crate::shutdown::Shutdown;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
+use crate::users::Users;
 use crate::volumes::Volumes;
-use crate::{eviction, garbage, logs, pod, qos, register, server, staticpods, worker};
+use crate::{eviction, garbage, logs, pod, qos, register, server, shutdown, staticpods, worker};
 
 /// A safety net under the event stream.
 const RELIST_PERIOD: Duration = Duration::from_secs(300);
@@ -62,6 +67,9 @@ impl Kubelet {
         let pods = Arc::new(Pods::default());
         let (name, version) = runtime.version();
         let woken = pods.clone();
+        let layout = Layout::read("/sys/devices/system".as_ref(), machine::memory_bytes());
+        let kept = config.reserved_milli("cpu");
+        let placements = Placements::open(config.places.clone(), layout, &config.root_dir, kept);
         let node = Node {
             machine: Machine::read(&config, &name, &version),
             images: Images::new(images),
@@ -78,6 +86,10 @@ impl Kubelet {
             probe_counts: Arc::default(),
             pressure: Pressure::default(),
             allocations: Allocations::default(),
+            users: Users::default(),
+            shutdown: Shutdown::default(),
+            placements,
+            image_ages: Ages::default(),
             drain: drain.clone(),
             runtime,
             client,
@@ -108,6 +120,8 @@ impl Kubelet {
         tasks.spawn(server::run(node.clone(), listener, drain.clone()));
         tasks.spawn(register::run(node.clone(), drain.clone()));
         tasks.spawn(node.status.clone().run(drain.clone()));
+        tasks.spawn(placement::cpusets::run(node.clone(), drain.clone()));
+        tasks.spawn(shutdown::run(node.clone(), drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
         tasks.spawn(eviction::run(node.clone(), drain.clone()));
         let (rotating, draining) = (node.clone(), drain.clone());

@@ -4,18 +4,23 @@
 
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::NodeSystemInfo;
+use k8s_openapi::api::core::v1::{NodeSwapStatus, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::config::{KUBELET_VERSION, KubeletConfig};
 use crate::eviction::thresholds::Signal;
 use crate::quantity::{self, ResourceList};
+use crate::resources::PAGE_SIZES_MAX;
 
 #[derive(Debug, Clone, Default)]
 pub struct Machine {
     pub memory_bytes: i64,
     /// cgroup v2 alone.
     pub has_unified_cgroups: bool,
+    pub has_app_armor: bool,
+    pub swap_bytes: u64,
+    /// Sizes of huge pages whose use can be limited, in bytes; 0 is none.
+    pub huge_page_bytes: [u64; PAGE_SIZES_MAX],
     pub capacity: ResourceList,
     pub allocatable: ResourceList,
     pub info: NodeSystemInfo,
@@ -30,6 +35,12 @@ pub fn meminfo(text: &str, name: &str) -> Option<i64> {
     let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
     let kib: i64 = line.split_whitespace().nth(1)?.parse().ok()?;
     kib.checked_mul(1024)
+}
+
+/// All of the machine's memory.
+pub fn memory_bytes() -> u64 {
+    let bytes = meminfo(&read("/proc/meminfo"), "MemTotal").unwrap_or(0);
+    u64::try_from(bytes).unwrap_or(0)
 }
 
 /// The nice name in os-release(5).
@@ -64,7 +75,15 @@ fn disk_bytes(path: &Path) -> Option<i64> {
 
 impl Machine {
     pub fn read(config: &KubeletConfig, runtime_name: &str, runtime_version: &str) -> Self {
-        let memory_bytes = meminfo(&read("/proc/meminfo"), "MemTotal").unwrap_or(0);
+        let meminfo_text = read("/proc/meminfo");
+        let memory_bytes = meminfo(&meminfo_text, "MemTotal").unwrap_or(0);
+        let swap = meminfo(&meminfo_text, "SwapTotal").unwrap_or(0);
+        let cgroups = sys::cgroup::Hierarchy::detect();
+        let mut huge_page_bytes = [0; PAGE_SIZES_MAX];
+        if cgroups.as_ref().is_ok_and(|it| it.has("hugetlb")) {
+            let sizes = huge_pages().into_iter().map(|(bytes, ..)| bytes);
+            huge_page_bytes.iter_mut().zip(sizes).for_each(|(to, bytes)| *to = bytes);
+        }
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let disk = disk_bytes(&config.root_dir).unwrap_or(0);
         let mut capacity: ResourceList = [
@@ -74,7 +93,7 @@ impl Machine {
             ("pods".to_owned(), Quantity(config.max_pods.to_string())),
         ]
         .into();
-        for (name, amount) in huge_pages() {
+        for (_, name, amount) in huge_pages() {
             capacity.insert(name, amount);
         }
         let allocatable = allocatable(config, &capacity);
@@ -83,7 +102,10 @@ impl Machine {
         let system_uuid = read("/sys/class/dmi/id/product_uuid");
         Self {
             memory_bytes,
-            has_unified_cgroups: sys::cgroup::Hierarchy::detect().is_ok_and(|it| it.is_unified()),
+            has_unified_cgroups: cgroups.is_ok_and(|it| it.is_unified()),
+            swap_bytes: u64::try_from(swap).unwrap_or(0),
+            huge_page_bytes,
+            has_app_armor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
             capacity,
             allocatable,
             info: NodeSystemInfo {
@@ -97,7 +119,7 @@ impl Machine {
                 machine_id,
                 operating_system: "linux".to_owned(),
                 os_image: os_image(&read("/etc/os-release")),
-                swap: None,
+                swap: (swap > 0).then_some(NodeSwapStatus { capacity: Some(swap) }),
             },
         }
     }
@@ -133,8 +155,9 @@ fn allocatable(config: &KubeletConfig, capacity: &ResourceList) -> ResourceList 
     out
 }
 
-/// `hugepages-2Mi` and so on, for each size the kernel offers.
-fn huge_pages() -> Vec<(String, Quantity)> {
+/// Bytes of a page, `hugepages-2Mi` and so on, and how much there is, for each size that the
+/// kernel offers.
+fn huge_pages() -> Vec<(u64, String, Quantity)> {
     let mut out = Vec::new();
     let Ok(entries) = std::fs::read_dir("/sys/kernel/mm/hugepages") else { return out };
     for entry in entries.flatten() {
@@ -152,8 +175,10 @@ fn huge_pages() -> Vec<(String, Quantity)> {
             kib => format!("{kib}Ki"),
         };
         let bytes = kib.saturating_mul(1024).saturating_mul(count);
-        out.push((format!("hugepages-{size}"), quantity::from_bytes(bytes)));
+        let of_page = u64::try_from(kib).unwrap_or(0) << 10;
+        out.push((of_page, format!("hugepages-{size}"), quantity::from_bytes(bytes)));
     }
+    out.sort_by_key(|(bytes, ..)| *bytes);
     out
 }
 

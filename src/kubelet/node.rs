@@ -7,26 +7,30 @@ use std::sync::atomic::AtomicU64;
 
 use base::drain::Drain;
 use client::{Cache, Client, Recorder};
-use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Service};
+use k8s_openapi::api::core::v1::{Node as NodeObject, ObjectReference, Pod, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use parking_lot::Mutex;
-use runtime::cri::{DnsConfig, RuntimeService};
+use runtime::cri::{DnsConfig, RuntimeService, UserNamespace};
 use tracing::warn;
 
 use crate::config::KubeletConfig;
 use crate::env::Facts;
 use crate::eviction::Pressure;
+use crate::garbage::Ages;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
 use crate::observed::{Observed, PodRuntime};
+use crate::placement::Placements;
 use crate::pods::Pods;
 use crate::probes::counts::Counts;
 use crate::resize::Allocations;
+use crate::shutdown::Shutdown;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
+use crate::users::Users;
 use crate::volumes::Volumes;
-use crate::{pod, resources, sandbox};
+use crate::{pod, quantity, resources, sandbox};
 
 pub struct Node {
     pub config: KubeletConfig,
@@ -50,15 +54,34 @@ pub struct Node {
     pub probe_counts: Arc<Counts>,
     pub pressure: Pressure,
     pub allocations: Allocations,
+    pub users: Users,
+    pub shutdown: Shutdown,
+    pub placements: Placements,
+    pub image_ages: Ages,
     pub drain: Drain,
 }
 
 impl Node {
+    /// What events about this node are about.
+    pub fn reference(&self) -> ObjectReference {
+        ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(self.config.node_name.clone()),
+            uid: Some(self.config.node_name.clone()),
+            ..ObjectReference::default()
+        }
+    }
+
     /// What containers' limits depend on.
     pub fn host(&self) -> resources::Host {
+        let allocatable = quantity::value_of(Some(&self.machine.allocatable), "memory");
         resources::Host {
             memory_bytes: self.machine.memory_bytes,
+            memory_allocatable_bytes: allocatable,
             has_unified_cgroups: self.machine.has_unified_cgroups,
+            huge_pages: self.machine.huge_page_bytes,
+            swap_bytes: self.config.limited_swap.then_some(self.machine.swap_bytes),
+            memory_qos: self.config.memory_qos,
         }
     }
 
@@ -105,20 +128,9 @@ impl Node {
     /// The handler of the pod's RuntimeClass; empty is the default.
     ///
     /// # Errors
-    /// When there is no such class, or its handler lacks what the pod asks for.
+    /// When there is no such class.
     pub async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
         let name = pod::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
-        let handler = self.handler_of_class(name).await?;
-        if pod::spec(pod).host_users == Some(false) {
-            // Running it with the node's own users would be less than it asked for.
-            return Err(format!(
-                "RuntimeClass handler \"{handler}\" does not support user namespaces"
-            ));
-        }
-        Ok(handler)
-    }
-
-    async fn handler_of_class(&self, name: &str) -> Result<String, String> {
         if name.is_empty() {
             return Ok(String::new());
         }
@@ -127,6 +139,36 @@ impl Node {
             Ok(None) => Err(format!("RuntimeClass \"{name}\" not found")),
             Err(error) => Err(format!("failed to get RuntimeClass \"{name}\": {error}")),
         }
+    }
+
+    /// The ids of a pod that asks for a user namespace of its own.
+    ///
+    /// # Errors
+    /// When the runtime has none to give: running the pod with the node's own users would be
+    /// less than it asked for.
+    pub async fn users_of(
+        self: &Arc<Self>,
+        pod: &Pod,
+        handler: &str,
+    ) -> Result<Option<UserNamespace>, String> {
+        if pod::spec(pod).host_users != Some(false) {
+            return Ok(None);
+        }
+        if !self.runtime.features().user_namespaces {
+            let who = if handler.is_empty() {
+                "runtime".to_owned()
+            } else {
+                format!("RuntimeClass handler \"{handler}\"")
+            };
+            return Err(format!(
+                "can't set `spec.hostUsers: false`, {who} does not support user namespaces"
+            ));
+        }
+        let (node, uid) = (self.clone(), pod::uid(pod).to_owned());
+        tokio::task::spawn_blocking(move || node.users.of(&node.config, &uid))
+            .await
+            .map_err(|error| error.to_string())?
+            .map(Some)
     }
 
     /// The host's resolver as it is now; the file may change while we run.

@@ -7,7 +7,9 @@ use k8s_openapi::api::core::v1::Pod;
 use sys::cgroup::{Hierarchy, Limits};
 use tracing::warn;
 
+use crate::config::{KubeletConfig, ReservedGroup};
 use crate::node::Node;
+use crate::quantity::ResourceList;
 use crate::resources::{self, Qos};
 use crate::{pod, quantity, resources::cpu_shares};
 
@@ -46,33 +48,63 @@ pub async fn update(node: &Node) {
     }
 }
 
-/// Bounds all pods together by what is not reserved. Nothing is reserved unless somebody
-/// says so; then nothing is bounded.
-pub async fn enforce_allocatable(node: &Node) {
-    let config = &node.config;
-    let reserved = |name: &str| {
-        let all = [&config.kube_reserved, &config.system_reserved];
-        all.into_iter().map(|list| quantity::milli_of(Some(list), name)).sum::<i64>()
-    };
-    let (cpu, memory) = (reserved("cpu"), reserved("memory"));
+/// The limits of all pods together: what is not reserved. None where nothing is reserved.
+fn of_pods(config: &KubeletConfig, capacity: &ResourceList) -> Option<Limits> {
+    let (cpu, memory) = (config.reserved_milli("cpu"), config.reserved_milli("memory"));
     if !config.enforce_allocatable || (cpu == 0 && memory == 0) {
-        return;
+        return None;
     }
-    let capacity = |name: &str| quantity::milli_of(Some(&node.machine.capacity), name);
-    let limits = Limits {
+    let capacity = |name: &str| quantity::milli_of(Some(capacity), name);
+    Some(Limits {
         cpu_shares: cpu_shares(capacity("cpu") - cpu),
         memory_bytes: if memory > 0 { ((capacity("memory") - memory) / 1000).max(0) } else { 0 },
         ..Limits::default()
-    };
-    let root = config.cgroup_root.clone();
-    let written = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-        let group = Hierarchy::detect()?.group(&root);
-        group.create()?;
-        group.apply(&limits)
     })
-    .await;
-    if let Ok(Err(error)) = written {
-        warn!(%error, "what is reserved for the node is not kept from pods");
+}
+
+/// The limits of a group of the host: what is reserved for it.
+fn of_reserved(group: &ReservedGroup) -> Limits {
+    let milli = |name: &str| quantity::milli_of(Some(&group.amounts), name);
+    let whole = |name: &str| if group.compressible_only { 0 } else { milli(name) / 1000 };
+    Limits {
+        cpu_shares: if milli("cpu") > 0 { cpu_shares(milli("cpu")) } else { 0 },
+        memory_bytes: whole("memory"),
+        pids: whole("pid"),
+        ..Limits::default()
+    }
+}
+
+/// Bounds all pods together by what is not reserved, and the host's own groups by what is.
+/// Nothing is reserved unless somebody says so; then nothing is bounded.
+pub async fn enforce_allocatable(node: &Node) {
+    let config = &node.config;
+    let pods = of_pods(config, &node.machine.capacity).map(|it| (config.cgroup_root.clone(), it));
+    let host: Vec<_> =
+        config.reserved_groups.iter().map(|it| (it.path.clone(), of_reserved(it))).collect();
+    let work = move || -> Vec<String> {
+        let hierarchy = match Hierarchy::detect() {
+            Ok(hierarchy) => hierarchy,
+            Err(error) => return vec![error.to_string()],
+        };
+        let pods = pods.into_iter().filter_map(|(path, limits)| {
+            let group = hierarchy.group(&path);
+            group.create().and_then(|()| group.apply(&limits)).err().map(|it| it.to_string())
+        });
+        // A group of the host is the host's to make.
+        let host = host.into_iter().filter_map(|(path, limits)| {
+            let group = hierarchy.group(&path);
+            if !group.exists() {
+                return Some(format!("\"/{path}\" cgroup doesn't exist"));
+            }
+            group.apply(&limits).err().map(|it| it.to_string())
+        });
+        pods.chain(host).collect()
+    };
+    for error in tokio::task::spawn_blocking(work).await.unwrap_or_default() {
+        warn!(error, "what is reserved for the node is not kept from pods");
+        let about = node.reference();
+        let text = format!("Failed to update Node Allocatable Limits: {error}");
+        node.recorder.warning(&about, "FailedNodeAllocatableEnforcement", text);
     }
 }
 
@@ -80,7 +112,32 @@ pub async fn enforce_allocatable(node: &Node) {
 mod tests {
     use super::*;
     use crate::pod::samples::pod;
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     use serde_json::json;
+
+    #[test]
+    fn pods_and_the_host_are_bounded_by_what_is_reserved() {
+        let list = |pairs: &[(&str, &str)]| -> ResourceList {
+            pairs.iter().map(|(a, b)| ((*a).to_owned(), Quantity((*b).to_owned()))).collect()
+        };
+        let capacity = list(&[("cpu", "4"), ("memory", "8Gi")]);
+        let mut config = crate::sandbox::samples::config();
+        assert_eq!(of_pods(&config, &capacity), None);
+        config.kube_reserved = list(&[("cpu", "500m")]);
+        config.system_reserved = list(&[("cpu", "500m"), ("memory", "1Gi")]);
+        let pods = of_pods(&config, &capacity).unwrap();
+        assert_eq!((pods.cpu_shares, pods.memory_bytes), (3072, 7 << 30));
+        let group = |compressible_only| ReservedGroup {
+            name: "system-reserved".into(),
+            path: "system.slice".into(),
+            amounts: list(&[("cpu", "500m"), ("memory", "1Gi"), ("pid", "1000")]),
+            compressible_only,
+        };
+        let whole = of_reserved(&group(false));
+        assert_eq!((whole.cpu_shares, whole.memory_bytes, whole.pids), (512, 1 << 30, 1000));
+        let weight = of_reserved(&group(true));
+        assert_eq!((weight.cpu_shares, weight.memory_bytes, weight.pids), (512, 0, 0));
+    }
 
     #[test]
     fn burstable_pods_weigh_what_they_ask_for_together() {

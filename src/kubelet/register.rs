@@ -15,7 +15,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node as NodeObject, NodeAddress, NodeCondition,
     NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec,
-    NodeStatus, ObjectReference,
+    NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use serde_json::json;
@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use crate::eviction::thresholds::Condition;
 use crate::machine::architecture;
 use crate::node::Node;
+use crate::shutdown;
 use crate::status::seconds;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
@@ -39,7 +40,7 @@ const NAMES_PER_IMAGE_MAX: usize = 5;
 
 /// What the conditions are judged by.
 struct Health {
-    runtime: Option<String>,
+    not_ready: Option<String>,
     memory_is_short: bool,
     disk_is_short: bool,
     pids_are_short: bool,
@@ -85,12 +86,7 @@ pub async fn run(node: Arc<Node>, drain: Drain) {
             }
         }
         info!(node = node.config.node_name, "node registered");
-        let about = ObjectReference {
-            kind: Some("Node".into()),
-            name: Some(node.config.node_name.clone()),
-            uid: Some(node.config.node_name.clone()),
-            ..ObjectReference::default()
-        };
+        let about = node.reference();
         node.recorder.normal(&about, "Starting", "Starting kubelet.");
         tokio::join!(keep_status(&node), keep_lease(&node));
     };
@@ -220,6 +216,7 @@ fn keep_transitions(new: &mut NodeStatus, old: Option<&NodeStatus>) {
 }
 
 async fn health(node: &Node) -> Health {
+    let shutdown = node.shutdown.has_begun().then(|| shutdown::NODE_MESSAGE.to_owned());
     let runtime = match tokio::time::timeout(
         Duration::from_secs(10),
         node.runtime.list_pod_sandboxes(),
@@ -231,7 +228,7 @@ async fn health(node: &Node) -> Health {
         Err(_) => Some("container runtime is down: it does not answer".to_owned()),
     };
     Health {
-        runtime,
+        not_ready: runtime.or(shutdown),
         memory_is_short: node.pressure.is(Condition::Memory),
         disk_is_short: node.pressure.is(Condition::Disk),
         pids_are_short: node.pressure.is(Condition::Pid),
@@ -283,7 +280,7 @@ fn conditions(health: &Health, now: Timestamp) -> Vec<NodeCondition> {
             "kubelet has sufficient PID available",
         )
     };
-    let ready = match &health.runtime {
+    let ready = match &health.not_ready {
         None => condition("Ready", true, "KubeletReady", "kubelet is posting ready status"),
         Some(why) => condition("Ready", false, "KubeletNotReady", why),
     };
@@ -312,7 +309,7 @@ async fn status(
             name: Some(String::new()),
             features: Some(NodeRuntimeHandlerFeatures {
                 recursive_read_only_mounts: Some(true),
-                user_namespaces: Some(false),
+                user_namespaces: Some(node.runtime.features().user_namespaces),
             }),
         }]),
         ..NodeStatus::default()
@@ -411,7 +408,7 @@ mod tests {
                 .collect()
         };
         let good = Health {
-            runtime: None,
+            not_ready: None,
             memory_is_short: false,
             disk_is_short: false,
             pids_are_short: false,
@@ -426,7 +423,7 @@ mod tests {
             ]
         );
         let bad = Health {
-            runtime: Some("down".into()),
+            not_ready: Some("down".into()),
             memory_is_short: true,
             disk_is_short: true,
             pids_are_short: true,

@@ -11,15 +11,20 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use parking_lot::Mutex;
 use runtime::cri::{ContainerState, LinuxResources};
+use serde_json::json;
 use tracing::warn;
 
 use crate::config::KubeletConfig;
 use crate::observed::PodRuntime;
+use crate::placement::Settings;
 use crate::pod::{self, Role};
 use crate::quantity::{self, ResourceList};
 use crate::resources::{self, Host};
 
 const FILE: &str = "allocation.json";
+
+/// Where an allocation has the resources of the pod as a whole: no container has this name.
+const WHOLE: &str = "";
 
 /// Granted resources by container name.
 pub type Allocation = BTreeMap<String, ResourceRequirements>;
@@ -35,7 +40,20 @@ pub struct Pending {
 /// What the pod asks for now.
 pub fn asked(pod: &Pod) -> Allocation {
     let all = pod::init_containers(pod).iter().chain(&pod::spec(pod).containers);
-    all.map(|it| (it.name.clone(), it.resources.clone().unwrap_or_default())).collect()
+    let whole = pod::spec(pod).resources.iter().map(|it| (WHOLE.to_owned(), it.clone()));
+    all.map(|it| (it.name.clone(), it.resources.clone().unwrap_or_default())).chain(whole).collect()
+}
+
+/// As events show it.
+pub fn shown(allocation: &Allocation) -> serde_json::Value {
+    let containers = allocation.iter().filter(|(name, _)| *name != WHOLE);
+    let mut out = json!({"containers": containers
+        .map(|(name, resources)| json!({"name": name, "resources": resources}))
+        .collect::<Vec<_>>()});
+    if let Some(whole) = allocation.get(WHOLE) {
+        out["resources"] = json!(whole);
+    }
+    out
 }
 
 /// The pod with the resources that it was granted.
@@ -50,6 +68,9 @@ pub fn granted(pod: &Arc<Pod>, allocation: &Allocation) -> Arc<Pod> {
             if let Some(resources) = allocation.get(&container.name) {
                 container.resources = Some(resources.clone());
             }
+        }
+        if let Some(whole) = allocation.get(WHOLE) {
+            spec.resources = Some(whole.clone());
         }
     }
     Arc::new(out)
@@ -82,6 +103,28 @@ pub fn judge(pod: &Pod, others: &[Arc<Pod>], allocatable: &ResourceList) -> Opti
         }
     }
     None
+}
+
+/// What was given of the machine for a pod's whole life is not changed.
+pub fn refuse_pinned(pod: &Pod, held: &Allocation, places: &Settings) -> Option<Pending> {
+    if resources::qos(pod) != resources::Qos::Guaranteed {
+        return None;
+    }
+    let of = |all: &Allocation, name: &str| -> BTreeMap<String, i64> {
+        let milli = |it: &ResourceRequirements| quantity::milli_of(it.requests.as_ref(), name);
+        all.iter().map(|(container, it)| (container.clone(), milli(it))).collect()
+    };
+    let wanted = asked(pod);
+    let pinned = [
+        ("cpu", places.cpus.is_some(), "CPU Manager static policy"),
+        ("memory", places.memory.is_some(), "Memory Manager static policy"),
+    ];
+    pinned.into_iter().find(|(name, on, _)| *on && of(&wanted, name) != of(held, name)).map(
+        |(_, _, what)| Pending {
+            reason: "Infeasible",
+            message: format!("Resize is infeasible for Guaranteed Pods alongside {what}"),
+        },
+    )
 }
 
 /// A running container that does not have what it was granted.
@@ -246,7 +289,7 @@ mod tests {
 
     #[test]
     fn containers_are_changed_or_restarted_as_their_policy_says() {
-        let host = Host { memory_bytes: 1 << 30, has_unified_cgroups: false };
+        let host = Host { memory_bytes: 1 << 30, ..Host::default() };
         let now = asks("500m");
         let (_, spec) = pod::container(&now, "a").unwrap();
         let mut running = container("a", ContainerState::Running, 0);

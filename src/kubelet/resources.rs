@@ -3,6 +3,8 @@
 //!
 //! Pure. Requests that the scheduler counts are summed by the same rules here.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{Container, Pod};
 use runtime::cri::LinuxResources;
 
@@ -106,24 +108,23 @@ pub fn cpu_quota(milli: i64) -> i64 {
 /// What the pod asks of `name`: containers and sidecars together, or more if an init
 /// container needs more while it runs.
 pub fn pod_request_milli(pod: &Pod, name: &str) -> i64 {
-    sum_milli(pod, name, |container| {
-        let request = quantity::milli_of(requests(container), name);
-        if request == 0 { quantity::milli_of(limits(container), name) } else { request }
-    })
-}
-
-fn sum_milli(pod: &Pod, name: &str, of: impl Fn(&Container) -> i64) -> i64 {
     let spec = pod::spec(pod);
     let overhead = quantity::milli_of(spec.overhead.as_ref(), name);
-    if let Some(level) = &spec.resources {
-        let asked = quantity::milli_of(level.requests.as_ref(), name);
-        let asked =
-            if asked == 0 { quantity::milli_of(level.limits.as_ref(), name) } else { asked };
-        if asked > 0 {
-            return asked + overhead;
-        }
+    let of = |requests: Option<&ResourceList>, limits: Option<&ResourceList>| {
+        let request = quantity::milli_of(requests, name);
+        if request == 0 { quantity::milli_of(limits, name) } else { request }
+    };
+    let level = spec.resources.as_ref();
+    let asked = level.map_or(0, |it| of(it.requests.as_ref(), it.limits.as_ref()));
+    if asked > 0 {
+        return asked + overhead;
     }
-    let main: i64 = spec.containers.iter().map(&of).sum();
+    of_containers(pod, |container| of(requests(container), limits(container))) + overhead
+}
+
+/// What the containers have together, or more while an init container runs.
+fn of_containers(pod: &Pod, of: impl Fn(&Container) -> i64) -> i64 {
+    let main: i64 = pod::spec(pod).containers.iter().map(&of).sum();
     let mut sidecars = 0;
     let mut while_starting = 0;
     for container in pod::init_containers(pod) {
@@ -134,26 +135,29 @@ fn sum_milli(pod: &Pod, name: &str, of: impl Fn(&Container) -> i64) -> i64 {
             while_starting = while_starting.max(sidecars + of(container));
         }
     }
-    (main + sidecars).max(while_starting) + overhead
+    (main + sidecars).max(while_starting)
 }
 
-/// Some when every container (or the pod itself) has a limit of `name`.
+/// Some when every container (or the pod itself) has a limit of `name`. What the pod's
+/// runtime class needs comes on top.
 fn pod_limit_milli(pod: &Pod, name: &str) -> Option<i64> {
-    if let Some(level) = &pod::spec(pod).resources {
+    let spec = pod::spec(pod);
+    let overhead = quantity::milli_of(spec.overhead.as_ref(), name);
+    if let Some(level) = &spec.resources {
         let limit = quantity::milli_of(level.limits.as_ref(), name);
         if limit > 0 {
-            return Some(limit);
+            return Some(limit + overhead);
         }
     }
     let bounded = |container: &Container| quantity::milli_of(limits(container), name) > 0;
-    let all = pod::spec(pod).containers.iter().all(bounded)
+    let all = spec.containers.iter().all(bounded)
         && pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c)).all(bounded);
-    let sum = sum_milli(pod, name, |container| quantity::milli_of(limits(container), name));
-    (all && sum > 0).then_some(sum)
+    let sum = of_containers(pod, |container| quantity::milli_of(limits(container), name));
+    (all && sum > 0).then_some(sum + overhead)
 }
 
 /// Limits of the pod's own cgroup.
-pub fn pod_resources(pod: &Pod, pids_limit: i64) -> LinuxResources {
+pub fn pod_resources(pod: &Pod, pids_limit: i64, host: Host) -> LinuxResources {
     let class = qos(pod);
     let cpu = pod_request_milli(pod, "cpu");
     let (quota, memory) = match class {
@@ -163,21 +167,65 @@ pub fn pod_resources(pod: &Pod, pids_limit: i64) -> LinuxResources {
             pod_limit_milli(pod, "memory").map(|milli| milli / 1000).unwrap_or(0),
         ),
     };
+    let mut unified = BTreeMap::new();
+    let requested = pod_request_milli(pod, "memory") / 1000;
+    if host.memory_qos.is_some() && host.has_unified_cgroups && requested > 0 {
+        unified.insert("memory.min".to_owned(), requested.to_string());
+    }
+    let of_all = |name: &str| {
+        let of = |container: &Container| quantity::milli_of(limits(container), name);
+        let level = pod::spec(pod).resources.as_ref().and_then(|it| it.limits.as_ref());
+        let milli = quantity::milli_of(level, name).max(of_containers(pod, of));
+        u64::try_from(milli / 1000).unwrap_or(0)
+    };
     LinuxResources {
         cpu_shares: if class == Qos::BestEffort { CPU_SHARES_MIN } else { cpu_shares(cpu) },
         cpu_quota: quota,
         cpu_period: CPU_PERIOD_MICROSECONDS as u64,
         memory_limit: memory,
         pids_limit,
+        huge_pages: huge_pages(host, of_all),
+        // The containers' own limits say how much each may swap.
+        swap_bytes: host.swap_bytes.filter(|_| host.has_unified_cgroups && memory > 0),
+        unified,
         ..LinuxResources::default()
     }
 }
 
+/// Sizes of huge pages that a machine can have.
+pub const PAGE_SIZES_MAX: usize = 4;
+
 /// What limits depend on besides the pod.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Host {
     pub memory_bytes: i64,
+    /// What pods together can have.
+    pub memory_allocatable_bytes: i64,
     pub has_unified_cgroups: bool,
+    /// Sizes of huge pages whose use can be limited, in bytes; 0 is none.
+    pub huge_pages: [u64; PAGE_SIZES_MAX],
+    /// All swap of the node, where pods may use it.
+    pub swap_bytes: Option<u64>,
+    /// Keeps requested memory from being reclaimed, and slows a container down at this
+    /// share of what it may have above its request. cgroup v2 only.
+    pub memory_qos: Option<f64>,
+}
+
+/// Bytes of each size of huge page, `of` a resource's name, by the kernel's name of the size.
+/// What nobody asks for is none: huge pages are not shared out like other memory.
+fn huge_pages(host: Host, of: impl Fn(&str) -> u64) -> BTreeMap<String, u64> {
+    host.huge_pages
+        .into_iter()
+        .filter(|size| *size > 0)
+        .map(|size| {
+            let (number, unit) = match size {
+                size if size.is_multiple_of(1 << 30) => (size >> 30, "G"),
+                size if size.is_multiple_of(1 << 20) => (size >> 20, "M"),
+                size => (size >> 10, "K"),
+            };
+            (format!("{number}{unit}B"), of(&format!("hugepages-{number}{unit}i")))
+        })
+        .collect()
 }
 
 /// Limits of one container.
@@ -190,22 +238,65 @@ pub fn container_resources(
     let limit = quantity::milli_of(limits(container), "cpu");
     let has_request = requests(container).is_some_and(|list| list.contains_key("cpu"));
     let request = if has_request { quantity::milli_of(requests(container), "cpu") } else { limit };
+    let memory_limit = quantity::value_of(limits(container), "memory");
     LinuxResources {
         cpu_shares: cpu_shares(request),
         cpu_quota: cpu_quota(limit),
         cpu_period: CPU_PERIOD_MICROSECONDS as u64,
-        memory_limit: quantity::value_of(limits(container), "memory"),
+        memory_limit,
         oom_score_adj: oom_score_adj(pod, role, container, host.memory_bytes),
-        // Out of memory, a container ends whole and is restarted, instead of living on
-        // without one of its processes (upstream, unless singleProcessOOMKill). cgroup v1
-        // has no such thing.
-        unified: host
-            .has_unified_cgroups
-            .then(|| ("memory.oom.group".to_owned(), "1".to_owned()))
-            .into_iter()
-            .collect(),
+        huge_pages: huge_pages(host, |name| {
+            u64::try_from(quantity::value_of(limits(container), name)).unwrap_or(0)
+        }),
+        swap_bytes: host.has_unified_cgroups.then(|| swap_bytes(pod, role, container, host)),
+        unified: if host.has_unified_cgroups { unified(container, host) } else { BTreeMap::new() },
         ..LinuxResources::default()
     }
+}
+
+/// How much a container may swap: its part of the node's swap is that of its request of the
+/// node's memory. Only Burstable pods swap, critical ones never.
+fn swap_bytes(pod: &Pod, role: Role, container: &Container, host: Host) -> u64 {
+    let Some(swap) = host.swap_bytes else { return 0 };
+    let critical =
+        pod::spec(pod).priority.is_some_and(|priority| priority >= SYSTEM_CRITICAL_PRIORITY);
+    let request = quantity::value_of(requests(container), "memory");
+    let limit = quantity::value_of(limits(container), "memory");
+    if qos(pod) != Qos::Burstable
+        || critical
+        || role == Role::Ephemeral
+        || request <= 0
+        || request == limit
+        || host.memory_bytes <= 0
+    {
+        return 0;
+    }
+    let share = i128::from(request) * i128::from(swap) / i128::from(host.memory_bytes);
+    u64::try_from(share).unwrap_or(u64::MAX)
+}
+
+/// Files of cgroup v2 that v1 knows nothing of.
+fn unified(container: &Container, host: Host) -> BTreeMap<String, String> {
+    const PAGE_BYTES: i64 = 4096;
+    // Out of memory, a container ends whole and is restarted, instead of living on without
+    // one of its processes (upstream, unless singleProcessOOMKill).
+    let mut out: BTreeMap<String, String> =
+        [("memory.oom.group".to_owned(), "1".to_owned())].into();
+    let Some(factor) = host.memory_qos else { return out };
+    let request = quantity::value_of(requests(container), "memory");
+    let limit = quantity::value_of(limits(container), "memory");
+    if request > 0 {
+        out.insert("memory.min".to_owned(), request.to_string());
+    }
+    let most = if limit > 0 { limit } else { host.memory_allocatable_bytes };
+    if most > request {
+        let high = request as f64 + factor * (most - request) as f64;
+        let high = (high as i64) / PAGE_BYTES * PAGE_BYTES;
+        if high > request {
+            out.insert("memory.high".to_owned(), high.to_string());
+        }
+    }
+    out
 }
 
 /// Who dies first when the node runs out of memory (upstream's qos policy).
@@ -246,13 +337,13 @@ mod tests {
         let best = pod(json!({"containers": [{"name": "a"}]}));
         assert_eq!(qos(&best), Qos::BestEffort);
         assert_eq!(cgroup_parent(&best, "kubepods"), "kubepods/besteffort/poduid-1");
-        assert_eq!(pod_resources(&best, 0).cpu_shares, 2);
+        assert_eq!(pod_resources(&best, 0, Host::default()).cpu_shares, 2);
 
         let sure = pod(json!({"containers": [{"name": "a",
             "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}}]}));
         assert_eq!(qos(&sure), Qos::Guaranteed);
         assert_eq!(cgroup_parent(&sure, "kubepods"), "kubepods/poduid-1");
-        let limits = pod_resources(&sure, 100);
+        let limits = pod_resources(&sure, 100, Host::default());
         assert_eq!((limits.cpu_shares, limits.cpu_quota), (512, 50_000));
         assert_eq!((limits.memory_limit, limits.pids_limit), (64 << 20, 100));
 
@@ -260,15 +351,117 @@ mod tests {
             {"name": "a", "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}}},
             {"name": "b"}]}));
         assert_eq!(qos(&burst), Qos::Burstable);
-        assert_eq!(pod_resources(&burst, 0).cpu_quota, 0);
+        assert_eq!(pod_resources(&burst, 0, Host::default()).cpu_quota, 0);
         let spec = pod::spec(&burst);
         assert_eq!(oom_score_adj(&burst, Role::Main, &spec.containers[0], 4 << 30), 750);
         assert_eq!(oom_score_adj(&burst, Role::Main, &spec.containers[1], 4 << 30), 999);
         for (has_unified_cgroups, group) in [(false, None), (true, Some("1"))] {
-            let host = Host { memory_bytes: 4 << 30, has_unified_cgroups };
+            let host = Host { memory_bytes: 4 << 30, has_unified_cgroups, ..Host::default() };
             let limits = container_resources(&burst, Role::Main, &spec.containers[0], host);
             assert_eq!(limits.unified.get("memory.oom.group").map(String::as_str), group);
         }
+    }
+
+    #[test]
+    fn huge_pages_are_bounded_by_size_and_those_nobody_asks_for_are_none() {
+        let host = Host { huge_pages: [2 << 20, 1 << 30, 64 << 10, 0], ..Host::default() };
+        let it = pod(json!({"containers": [
+            {"name": "a", "resources": {"limits": {"memory": "1Mi", "hugepages-2Mi": "4Mi"}}},
+            {"name": "b", "resources": {"limits": {"memory": "1Mi", "hugepages-2Mi": "2Mi", "hugepages-1Gi": "1Gi"}}}]}));
+        let of = |list: LinuxResources| -> Vec<(String, u64)> {
+            list.huge_pages.into_iter().map(|(size, bytes)| (size, bytes >> 20)).collect()
+        };
+        let whole = [("1GB".to_owned(), 1024), ("2MB".to_owned(), 6), ("64KB".to_owned(), 0)];
+        assert_eq!(of(pod_resources(&it, 0, host)), whole);
+        let a = container_resources(&it, Role::Main, &pod::spec(&it).containers[0], host);
+        assert_eq!(of(a), [("1GB".to_owned(), 0), ("2MB".to_owned(), 4), ("64KB".to_owned(), 0)]);
+    }
+
+    #[test]
+    fn burstable_containers_swap_by_their_part_of_memory() {
+        let host = Host {
+            memory_bytes: 8 << 30,
+            has_unified_cgroups: true,
+            swap_bytes: Some(4 << 30),
+            ..Host::default()
+        };
+        let burst = |priority: i32| {
+            json!({"priority": priority, "containers": [
+                {"name": "a", "resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "2Gi"}}},
+                {"name": "b", "resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "1Gi"}}},
+                {"name": "c"}]})
+        };
+        let of = |spec: serde_json::Value, host: Host| -> Vec<Option<u64>> {
+            let pod = pod(spec);
+            let all = pod::spec(&pod).containers.iter();
+            all.map(|it| container_resources(&pod, Role::Main, it, host).swap_bytes).collect()
+        };
+        assert_eq!(of(burst(0), host), [Some(512 << 20), Some(0), Some(0)]);
+        assert_eq!(of(burst(2_000_000_000), host)[0], Some(0));
+        let sure = json!({"containers": [{"name": "a",
+            "resources": {"limits": {"memory": "1Gi", "cpu": "1"}}}]});
+        assert_eq!(of(sure, host), [Some(0)]);
+        assert_eq!(of(burst(0), Host { swap_bytes: None, ..host })[0], Some(0), "NoSwap");
+        assert_eq!(of(burst(0), Host { has_unified_cgroups: false, ..host })[0], None);
+    }
+
+    #[test]
+    fn memory_qos_keeps_the_request_and_slows_near_the_limit() {
+        let host = Host {
+            memory_allocatable_bytes: 10 << 30,
+            has_unified_cgroups: true,
+            memory_qos: Some(0.9),
+            ..Host::default()
+        };
+        let of = |resources: serde_json::Value| {
+            let pod = pod(json!({"containers": [{"name": "a", "resources": resources}]}));
+            let list = container_resources(&pod, Role::Main, &pod::spec(&pod).containers[0], host);
+            let get = |name: &str| list.unified.get(name).map(|it| it.parse::<i64>().unwrap());
+            (get("memory.min"), get("memory.high"))
+        };
+        let mib = |number: i64| number << 20;
+        assert_eq!(
+            of(json!({"requests": {"memory": "100Mi"}, "limits": {"memory": "200Mi"}})),
+            (Some(mib(100)), Some(mib(190)))
+        );
+        assert_eq!(
+            of(json!({"requests": {"memory": "100Mi"}, "limits": {"memory": "100Mi"}})),
+            (Some(mib(100)), None)
+        );
+        assert_eq!(of(json!({})), (None, Some(mib(9216))));
+        let pod = pod(
+            json!({"containers": [{"name": "a", "resources": {"requests": {"memory": "1Mi"}}}]}),
+        );
+        assert_eq!(pod_resources(&pod, 0, host).unified["memory.min"], mib(1).to_string());
+    }
+
+    #[test]
+    fn a_pods_own_resources_bound_it_whatever_its_containers_say() {
+        let of = |level: serde_json::Value, container: serde_json::Value| {
+            pod(json!({"resources": level, "overhead": {"cpu": "100m", "memory": "1Mi"},
+                       "containers": [{"name": "a", "resources": container}]}))
+        };
+        let none = json!({});
+        let it = of(
+            json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "64Mi"}}),
+            none.clone(),
+        );
+        assert_eq!(qos(&it), Qos::Burstable);
+        assert_eq!(pod_request_milli(&it, "cpu"), 1100);
+        let limits = pod_resources(&it, 0, Host::default());
+        assert_eq!((limits.cpu_quota, limits.memory_limit), (210_000, 65 << 20));
+        let it = of(json!({"requests": {"cpu": "1"}}), json!({"limits": {"cpu": "500m"}}));
+        assert_eq!(
+            pod_resources(&it, 0, Host::default()).cpu_quota,
+            60_000,
+            "the containers' limits, not the pod's request"
+        );
+        let it = of(none, json!({"limits": {"cpu": "500m", "memory": "64Mi"}}));
+        let limits = pod_resources(&it, 0, Host::default());
+        assert_eq!(
+            (limits.cpu_shares, limits.cpu_quota, limits.memory_limit),
+            (614, 60_000, 65 << 20)
+        );
     }
 
     #[test]

@@ -16,6 +16,8 @@ const NAMESERVERS_MAX: usize = 3;
 const SEARCHES_MAX: usize = 32;
 const SEARCH_CHARACTERS_MAX: usize = 2048;
 const HOSTNAME_CHARACTERS_MAX: usize = 63;
+/// What the kernel keeps of a host name.
+const KERNEL_HOSTNAME_MAX: usize = 64;
 
 pub fn config(
     pod: &Pod,
@@ -23,7 +25,8 @@ pub fn config(
     config: &KubeletConfig,
     host_resolver: &DnsConfig,
     runtime_handler: &str,
-) -> PodSandboxConfig {
+    host: resources::Host,
+) -> Result<PodSandboxConfig, String> {
     let spec = pod::spec(pod);
     let context = spec.security_context.as_ref();
     let mut labels = pod.metadata.labels.clone().unwrap_or_default();
@@ -38,7 +41,7 @@ pub fn config(
         .map(|sysctl| (sysctl.name.replace('/', "."), sysctl.value.clone()))
         .collect();
     let shared_pids = spec.share_process_namespace == Some(true);
-    PodSandboxConfig {
+    Ok(PodSandboxConfig {
         metadata: PodSandboxMetadata {
             name: pod::name(pod).into(),
             namespace: pod::namespace(pod).into(),
@@ -48,10 +51,10 @@ pub fn config(
         hostname: if pod::is_host_network(pod) && spec.hostname_override.is_none() {
             String::new()
         } else {
-            hostname(pod, &config.cluster_domain)
+            hostname(pod, &config.cluster_domain)?
         },
         log_directory: config.log_dir(pod::namespace(pod), pod::name(pod), pod::uid(pod)),
-        dns: dns(pod, config, host_resolver),
+        dns: dns(pod, config, host_resolver).0,
         labels,
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         network: node_or(pod::is_host_network(pod), NamespaceMode::Pod),
@@ -62,19 +65,21 @@ pub fn config(
         ipc: node_or(spec.host_ipc == Some(true), NamespaceMode::Pod),
         sysctls,
         cgroup_parent: resources::cgroup_parent(pod, &config.cgroup_root),
-        resources: resources::pod_resources(pod, config.pod_pids_limit),
+        resources: resources::pod_resources(pod, config.pod_pids_limit, host),
         seccomp: seccomp(context.and_then(|context| context.seccomp_profile.as_ref()), config),
         runtime_handler: runtime_handler.to_owned(),
-    }
+        users: None,
+    })
 }
 
-/// Upstream confines nothing that does not ask for it.
+/// Upstream confines nothing that does not ask for it, unless `seccompDefault` is set.
 pub fn seccomp(profile: Option<&SeccompProfile>, config: &KubeletConfig) -> cri::SeccompProfile {
     match profile.map(|profile| (profile.type_.as_str(), profile.localhost_profile.as_deref())) {
         Some(("RuntimeDefault", _)) => cri::SeccompProfile::RuntimeDefault,
         Some(("Localhost", Some(path))) => {
             cri::SeccompProfile::Localhost(config.root_dir.join("seccomp").join(path))
         }
+        None if config.seccomp_default => cri::SeccompProfile::RuntimeDefault,
         _ => cri::SeccompProfile::Unconfined,
     }
 }
@@ -82,27 +87,39 @@ pub fn seccomp(profile: Option<&SeccompProfile>, config: &KubeletConfig) -> cri:
 /// The pod's short host name.
 pub fn short_hostname(pod: &Pod) -> String {
     let spec = pod::spec(pod);
+    if let Some(name) = override_of(pod) {
+        return name.to_owned();
+    }
     let wanted = spec.hostname.as_deref().filter(|name| !name.is_empty());
     let mut name = wanted.unwrap_or(pod::name(pod)).to_owned();
     name.truncate(HOSTNAME_CHARACTERS_MAX);
     name.trim_end_matches(['-', '.']).to_owned()
 }
 
+fn override_of(pod: &Pod) -> Option<&str> {
+    pod::spec(pod).hostname_override.as_deref().filter(|name| !name.is_empty())
+}
+
 /// `HOSTNAME.SUBDOMAIN.NAMESPACE.svc.DOMAIN`, for pods with a subdomain.
 pub fn fqdn(pod: &Pod, cluster_domain: &str) -> Option<String> {
+    if override_of(pod).is_some() {
+        return None;
+    }
     let subdomain = pod::spec(pod).subdomain.as_deref().filter(|name| !name.is_empty())?;
     let namespace = pod::namespace(pod);
     Some(format!("{}.{subdomain}.{namespace}.svc.{cluster_domain}", short_hostname(pod)))
 }
 
-fn hostname(pod: &Pod, cluster_domain: &str) -> String {
-    let spec = pod::spec(pod);
-    if let Some(name) = spec.hostname_override.as_deref().filter(|name| !name.is_empty()) {
-        return name.to_owned();
-    }
-    match fqdn(pod, cluster_domain) {
-        Some(fqdn) if spec.set_hostname_as_fqdn == Some(true) && fqdn.len() <= 64 => fqdn,
-        _ => short_hostname(pod),
+fn hostname(pod: &Pod, cluster_domain: &str) -> Result<String, String> {
+    let whole = fqdn(pod, cluster_domain);
+    match whole.filter(|_| pod::spec(pod).set_hostname_as_fqdn == Some(true)) {
+        Some(fqdn) if fqdn.len() > KERNEL_HOSTNAME_MAX => Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {fqdn} is too \
+             long ({KERNEL_HOSTNAME_MAX} characters is the max, {} characters requested)",
+            fqdn.len()
+        )),
+        Some(fqdn) => Ok(fqdn),
+        None => Ok(short_hostname(pod)),
     }
 }
 
@@ -127,7 +144,13 @@ pub fn parse_resolv_conf(text: &str) -> DnsConfig {
     out
 }
 
-fn dns(pod: &Pod, config: &KubeletConfig, host: &DnsConfig) -> DnsConfig {
+/// The pod's resolver, and what has to be told about it: reason and message of events.
+pub fn dns(
+    pod: &Pod,
+    config: &KubeletConfig,
+    host: &DnsConfig,
+) -> (DnsConfig, Vec<(&'static str, String)>) {
+    let mut said = Vec::new();
     let spec = pod::spec(pod);
     let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
     let cluster = match policy {
@@ -151,6 +174,16 @@ fn dns(pod: &Pod, config: &KubeletConfig, host: &DnsConfig) -> DnsConfig {
         }
         _ => host.clone(),
     };
+    if cluster && config.cluster_dns.is_empty() {
+        said.push((
+            "MissingClusterDNS",
+            format!(
+                "pod: {:?}. kubelet does not have ClusterDNS IP configured and cannot create Pod \
+                 using \"ClusterFirst\" policy. Falling back to \"Default\" policy.",
+                pod::display(pod)
+            ),
+        ));
+    }
     if let Some(own) = &spec.dns_config {
         add_new(&mut out.servers, own.nameservers.as_deref().unwrap_or_default());
         add_new(&mut out.searches, own.searches.as_deref().unwrap_or_default());
@@ -163,14 +196,35 @@ fn dns(pod: &Pod, config: &KubeletConfig, host: &DnsConfig) -> DnsConfig {
             });
         }
     }
-    out.servers.truncate(NAMESERVERS_MAX);
+    if out.servers.len() > NAMESERVERS_MAX {
+        out.servers.truncate(NAMESERVERS_MAX);
+        said.push((
+            "DNSConfigForming",
+            format!(
+                "Nameserver limits were exceeded, some nameservers have been omitted, the \
+                 applied nameserver line is: {}",
+                out.servers.join(" ")
+            ),
+        ));
+    }
+    let asked = out.searches.len();
     out.searches.truncate(SEARCHES_MAX);
     let mut characters = 0;
     out.searches.retain(|name| {
         characters += name.len() + 1;
-        characters <= SEARCH_CHARACTERS_MAX
+        characters <= SEARCH_CHARACTERS_MAX + 1
     });
-    out
+    if out.searches.len() < asked {
+        said.push((
+            "DNSConfigForming",
+            format!(
+                "Search Line limits were exceeded, some search paths have been omitted, the \
+                 applied search line is: {}",
+                out.searches.join(" ")
+            ),
+        ));
+    }
+    (out, said)
 }
 
 fn add_new(list: &mut Vec<String>, more: &[String]) {
@@ -261,7 +315,8 @@ mod tests {
         assert_eq!(host.searches, ["lan.example", "home"]);
         let config = samples::config();
         let servers = |spec| {
-            let out = dns(&pod(spec), &config, &host);
+            let (out, said) = dns(&pod(spec), &config, &host);
+            assert_eq!(said, []);
             format!(
                 "{} {} {}",
                 out.servers.join(","),
@@ -292,6 +347,46 @@ mod tests {
     }
 
     #[test]
+    fn what_the_resolver_leaves_out_is_told() {
+        let host = parse_resolv_conf("nameserver 192.0.2.53\n");
+        let mut config = samples::config();
+        let many = json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {
+            "nameservers": ["1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4"],
+            "searches": (0..33).map(|n| format!("s{n}")).collect::<Vec<_>>()}});
+        let (out, said) = dns(&pod(many), &config, &host);
+        assert_eq!((out.servers.len(), out.searches.len()), (3, 32));
+        let reasons: Vec<&str> = said.iter().map(|(reason, _)| *reason).collect();
+        assert_eq!(reasons, ["DNSConfigForming", "DNSConfigForming"]);
+        assert!(said[0].1.ends_with("nameserver line is: 1.1.1.1 1.1.1.2 1.1.1.3"), "{said:?}");
+        config.cluster_dns.clear();
+        let (out, said) = dns(&pod(json!({"containers": []})), &config, &host);
+        assert_eq!((out.servers, said[0].0), (host.servers.clone(), "MissingClusterDNS"));
+    }
+
+    #[test]
+    fn a_host_name_is_short_whole_or_what_was_said() {
+        let of = |spec: serde_json::Value| {
+            let host = resources::Host::default();
+            config(&pod(spec), 0, &samples::config(), &DnsConfig::default(), "", host)
+                .map(|it| it.hostname)
+        };
+        let fqdn = |name: &str| json!({"containers": [], "hostname": name, "subdomain": "sub", "setHostnameAsFQDN": true});
+        assert_eq!(of(fqdn("h")), Ok("h.sub.default.svc.cluster.local".into()));
+        let long = of(fqdn(&"h".repeat(40))).unwrap_err();
+        assert!(
+            long.ends_with("is too long (64 characters is the max, 70 characters requested)"),
+            "{long}"
+        );
+        let overridden = json!({"containers": [], "hostnameOverride": "a.b.c", "subdomain": "sub"});
+        assert_eq!(of(overridden.clone()), Ok("a.b.c".into()));
+        let text = hosts_file(&pod(overridden), &["10.0.0.5".into()], "", "cluster.local");
+        assert!(text.contains("10.0.0.5\ta.b.c\n"), "{text}");
+        let cut =
+            json!({"containers": [], "hostname": format!("{}-{}", "h".repeat(62), "x".repeat(9))});
+        assert_eq!(of(cut), Ok("h".repeat(62)));
+    }
+
+    #[test]
     fn the_hosts_file_names_the_pod_and_its_aliases() {
         let pod = pod(json!({"containers": [], "hostname": "h", "subdomain": "sub",
             "hostAliases": [{"ip": "192.0.2.9", "hostnames": ["a", "b"]}]}));
@@ -303,7 +398,10 @@ mod tests {
     #[test]
     fn namespaces_follow_the_spec() {
         let host = DnsConfig::default();
-        let of = |spec| config(&pod(spec), 0, &samples::config(), &host, "");
+        let of = |spec| {
+            let machine = resources::Host::default();
+            config(&pod(spec), 0, &samples::config(), &host, "", machine).unwrap()
+        };
         let plain = of(json!({"containers": []}));
         assert_eq!(
             (plain.network, plain.pid, plain.ipc, plain.hostname.as_str()),

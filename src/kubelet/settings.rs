@@ -3,20 +3,30 @@
 //!
 //! A field or flag that has no effect here is an error, not a silence.
 
+mod places;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::config::KubeletConfig;
+use crate::config::{KubeletConfig, ReservedGroup};
 use crate::eviction::thresholds::{self, Policy, Settings};
-use crate::quantity;
+use crate::shutdown::{self, Period};
+use crate::{backoff, quantity, users};
+use places::MemoryReservation;
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
 const KIND: &str = "KubeletConfiguration";
+const LIMITED_SWAP: &str = "LimitedSwap";
+const NO_SWAP: &str = "NoSwap";
+const MEMORY_QOS: &str = "MemoryQoS";
+/// Upstream's.
+const THROTTLING_FACTOR: f64 = 0.9;
 /// A configuration file is small.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -54,6 +64,55 @@ pub struct Configuration {
     kube_reserved: Option<BTreeMap<String, String>>,
     system_reserved: Option<BTreeMap<String, String>>,
     enforce_node_allocatable: Option<Vec<String>>,
+    user_namespaces: Option<UserNamespaces>,
+    seccomp_default: Option<bool>,
+    crash_loop_back_off: Option<CrashLoopBackOff>,
+    #[serde(rename = "imageMinimumGCAge")]
+    image_minimum_gc_age: Option<String>,
+    #[serde(rename = "imageMaximumGCAge")]
+    image_maximum_gc_age: Option<String>,
+    system_reserved_cgroup: Option<String>,
+    kube_reserved_cgroup: Option<String>,
+    cpu_manager_policy: Option<String>,
+    cpu_manager_policy_options: Option<BTreeMap<String, String>>,
+    memory_manager_policy: Option<String>,
+    reserved_memory: Option<Vec<MemoryReservation>>,
+    #[serde(rename = "reservedSystemCPUs")]
+    reserved_system_cpus: Option<String>,
+    topology_manager_policy: Option<String>,
+    topology_manager_scope: Option<String>,
+    shutdown_grace_period: Option<String>,
+    shutdown_grace_period_critical_pods: Option<String>,
+    shutdown_grace_period_by_pod_priority: Option<Vec<PriorityPeriod>>,
+    fail_swap_on: Option<bool>,
+    memory_swap: Option<MemorySwap>,
+    memory_throttling_factor: Option<f64>,
+    feature_gates: Option<BTreeMap<String, bool>>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PriorityPeriod {
+    priority: i32,
+    shutdown_grace_period_seconds: i64,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct MemorySwap {
+    swap_behavior: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct CrashLoopBackOff {
+    max_container_restart_period: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct UserNamespaces {
+    ids_per_pod: Option<i64>,
 }
 
 /// What the shape of a flag's value is, and the field it sets.
@@ -61,20 +120,27 @@ pub struct Configuration {
 enum Shape {
     Text,
     Number,
+    Truth,
     List,
     /// `a=1,b=2`
     Pairs,
+    /// `0:memory=1Gi;1:memory=1Gi`
+    ReservedMemory,
+    /// `a=true,b=false`
+    Truths,
     /// `a<1,b<2`
     Thresholds,
 }
 
-const FLAGS: [(&str, &str, Shape); 23] = [
+const FLAGS: &[(&str, &str, Shape)] = &[
     ("allowed-unsafe-sysctls", "allowedUnsafeSysctls", Shape::List),
     ("cluster-dns", "clusterDNS", Shape::List),
     ("cluster-domain", "clusterDomain", Shape::Text),
     ("container-log-max-files", "containerLogMaxFiles", Shape::Number),
     ("container-log-max-size", "containerLogMaxSize", Shape::Text),
     ("enforce-node-allocatable", "enforceNodeAllocatable", Shape::List),
+    ("fail-swap-on", "failSwapOn", Shape::Truth),
+    ("feature-gates", "featureGates", Shape::Truths),
     ("eviction-hard", "evictionHard", Shape::Thresholds),
     ("eviction-max-pod-grace-period", "evictionMaxPodGracePeriod", Shape::Number),
     ("eviction-minimum-reclaim", "evictionMinimumReclaim", Shape::Pairs),
@@ -83,11 +149,22 @@ const FLAGS: [(&str, &str, Shape); 23] = [
     ("eviction-soft-grace-period", "evictionSoftGracePeriod", Shape::Pairs),
     ("image-gc-high-threshold", "imageGCHighThresholdPercent", Shape::Number),
     ("image-gc-low-threshold", "imageGCLowThresholdPercent", Shape::Number),
+    ("minimum-image-ttl-duration", "imageMinimumGCAge", Shape::Text),
+    ("kube-reserved-cgroup", "kubeReservedCgroup", Shape::Text),
+    ("system-reserved-cgroup", "systemReservedCgroup", Shape::Text),
     ("kube-reserved", "kubeReserved", Shape::Pairs),
     ("max-pods", "maxPods", Shape::Number),
+    ("cpu-manager-policy", "cpuManagerPolicy", Shape::Text),
+    ("cpu-manager-policy-options", "cpuManagerPolicyOptions", Shape::Pairs),
+    ("memory-manager-policy", "memoryManagerPolicy", Shape::Text),
+    ("reserved-cpus", "reservedSystemCPUs", Shape::Text),
+    ("reserved-memory", "reservedMemory", Shape::ReservedMemory),
+    ("topology-manager-policy", "topologyManagerPolicy", Shape::Text),
+    ("topology-manager-scope", "topologyManagerScope", Shape::Text),
     ("pod-manifest-path", "staticPodPath", Shape::Text),
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
+    ("seccomp-default", "seccompDefault", Shape::Truth),
     ("system-reserved", "systemReserved", Shape::Pairs),
     ("pod-logs-dir", "podLogsDir", Shape::Text),
     // Where the files themselves are.
@@ -111,8 +188,23 @@ fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
             .parse::<i64>()
             .map(|number| json!(number))
             .map_err(|_| format!("--kubelet-arg {flag}: {text:?} is no number")),
+        Shape::Truth => text
+            .parse::<bool>()
+            .map(|truth| json!(truth))
+            .map_err(|_| format!("--kubelet-arg {flag}: {text:?} is neither true nor false")),
         Shape::List => Ok(text.split(',').map(str::trim).filter(|it| !it.is_empty()).collect()),
         Shape::Pairs => pairs('='),
+        Shape::ReservedMemory => places::read_reserved_memory(text),
+        Shape::Truths => {
+            let mut all = pairs('=')?;
+            for value in all.as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
+                let truth = value.as_str().and_then(|text| text.parse::<bool>().ok());
+                *value = truth.map(Value::Bool).ok_or_else(|| {
+                    format!("--kubelet-arg {flag}: {value} is neither true nor false")
+                })?;
+            }
+            Ok(all)
+        }
         Shape::Thresholds => pairs('<'),
     }
 }
@@ -218,19 +310,22 @@ impl Configuration {
     ///
     /// # Errors
     /// A value that makes no sense.
-    pub fn apply(self, config: &mut KubeletConfig) -> Result<(), String> {
+    pub fn apply(mut self, config: &mut KubeletConfig) -> Result<(), String> {
         config.eviction = self.policy()?;
         if let Some(marks) = self.image_marks(config.image_gc_percent)? {
             config.image_gc_percent = marks;
         }
         for (name, list, to) in [
-            ("kubeReserved", self.kube_reserved, &mut config.kube_reserved),
-            ("systemReserved", self.system_reserved, &mut config.system_reserved),
+            ("kubeReserved", self.kube_reserved.take(), &mut config.kube_reserved),
+            ("systemReserved", self.system_reserved.take(), &mut config.system_reserved),
         ] {
             if let Some(list) = list {
                 *to = reserved(name, list)?;
             }
         }
+        config.places = self.places(config)?;
+        self.enforce(config)?;
+        config.shutdown = self.shutdown()?;
         if let Some(size) = self.container_log_max_size {
             let bytes = quantity::value(&Quantity(size.clone())).filter(|bytes| *bytes > 0);
             config.log_bytes_max = bytes
@@ -243,16 +338,66 @@ impl Configuration {
             }
             config.log_files_max = files;
         }
-        if let Some(list) = self.enforce_node_allocatable {
-            match list.iter().find(|it| !["pods", "none", ""].contains(&it.as_str())) {
-                Some(other) => {
-                    return Err(format!(
-                        "enforceNodeAllocatable {other:?} is not supported; pods is"
-                    ));
-                }
-                None => config.enforce_allocatable = list.iter().any(|it| it == "pods"),
+        if let Some(ids) = self.user_namespaces.and_then(|it| it.ids_per_pod) {
+            config.ids_per_pod = u32::try_from(ids)
+                .ok()
+                .filter(|ids| *ids > 0 && ids % users::IDS_UNIT == 0)
+                .ok_or_else(|| {
+                    format!("userNamespaces.idsPerPod must be a multiple of 65536, not {ids}")
+                })?;
+        }
+        if let Some(text) = self.crash_loop_back_off.and_then(|it| it.max_container_restart_period)
+        {
+            let allowed = Duration::from_secs(1)..=backoff::MAX;
+            config.restart_backoff_max = base::time::parse_duration(&text)
+                .filter(|period| allowed.contains(period))
+                .ok_or_else(|| {
+                    format!(
+                        "crashLoopBackOff.maxContainerRestartPeriod {text:?} must be from 1s to 300s"
+                    )
+                })?;
+        }
+        for (field, text, to) in [
+            ("imageMinimumGCAge", self.image_minimum_gc_age, &mut config.image_age_min),
+            ("imageMaximumGCAge", self.image_maximum_gc_age, &mut config.image_age_max),
+        ] {
+            if let Some(text) = text {
+                *to = base::time::parse_duration(&text)
+                    .ok_or_else(|| format!("{field} {text:?} is no length of time"))?;
             }
         }
+        if !config.image_age_max.is_zero() && config.image_age_max <= config.image_age_min {
+            return Err("imageMaximumGCAge must be more than imageMinimumGCAge".to_owned());
+        }
+        if let Some(behavior) = self.memory_swap.and_then(|it| it.swap_behavior) {
+            config.limited_swap = match behavior.as_str() {
+                LIMITED_SWAP => true,
+                NO_SWAP | "" => false,
+                other => {
+                    return Err(format!(
+                        "memorySwap.swapBehavior {other:?} is neither {NO_SWAP} nor {LIMITED_SWAP}"
+                    ));
+                }
+            };
+        }
+        if self.fail_swap_on == Some(true) && swaps() {
+            return Err("running with swap on is not supported, please disable swap or set \
+                        failSwapOn to false"
+                .to_owned());
+        }
+        let factor = self.memory_throttling_factor.unwrap_or(THROTTLING_FACTOR);
+        if !(factor > 0.0 && factor <= 1.0) {
+            return Err(format!(
+                "memoryThrottlingFactor must be more than 0 and at most 1, not {factor}"
+            ));
+        }
+        for (gate, on) in self.feature_gates.unwrap_or_default() {
+            match gate.as_str() {
+                MEMORY_QOS => config.memory_qos = on.then_some(factor),
+                other => return Err(format!("featureGates: {other} is no switch of this kubelet")),
+            }
+        }
+        set(&mut config.seccomp_default, self.seccomp_default);
         set(&mut config.max_pods, self.max_pods);
         // As upstream, less than nothing is no limit.
         set(&mut config.pod_pids_limit, self.pod_pids_limit.map(|limit| limit.max(0)));
@@ -264,6 +409,74 @@ impl Configuration {
         set(&mut config.allowed_unsafe_sysctls, self.allowed_unsafe_sysctls);
         if self.static_pod_path.is_some() {
             config.static_pod_dir = self.static_pod_path;
+        }
+        Ok(())
+    }
+
+    /// How long pods have to end before the machine goes down.
+    fn shutdown(&self) -> Result<Vec<Period>, String> {
+        let seconds = |field: &str, text: &Option<String>| -> Result<i64, String> {
+            let Some(text) = text else { return Ok(0) };
+            let period = base::time::parse_duration(text)
+                .ok_or_else(|| format!("{field} {text:?} is no length of time"))?;
+            if !period.is_zero() && period < Duration::from_secs(1) {
+                return Err(format!("{field} must be either zero or otherwise >= 1 sec"));
+            }
+            i64::try_from(period.as_secs()).map_err(|_| format!("{field} {text:?} is too long"))
+        };
+        let whole = seconds("shutdownGracePeriod", &self.shutdown_grace_period)?;
+        let critical =
+            seconds("shutdownGracePeriodCriticalPods", &self.shutdown_grace_period_critical_pods)?;
+        if critical > whole {
+            return Err(
+                "shutdownGracePeriodCriticalPods must be at most shutdownGracePeriod".into()
+            );
+        }
+        match &self.shutdown_grace_period_by_pod_priority {
+            Some(list) if !list.is_empty() => {
+                if whole > 0 || critical > 0 {
+                    return Err("cannot specify both shutdownGracePeriodByPodPriority and \
+                                shutdownGracePeriod at the same time"
+                        .into());
+                }
+                let period = |it: &PriorityPeriod| Period {
+                    priority: it.priority,
+                    seconds: it.shutdown_grace_period_seconds.max(0),
+                };
+                Ok(list.iter().map(period).collect())
+            }
+            _ => Ok(shutdown::periods(whole, critical)),
+        }
+    }
+
+    /// Whom `enforceNodeAllocatable` bounds.
+    fn enforce(&self, config: &mut KubeletConfig) -> Result<(), String> {
+        let Some(list) = &self.enforce_node_allocatable else { return Ok(()) };
+        config.enforce_allocatable = list.iter().any(|it| it == "pods");
+        config.reserved_groups.clear();
+        for name in list.iter().filter(|it| !["pods", "none", ""].contains(&it.as_str())) {
+            let plain = name.strip_suffix("-compressible").unwrap_or(name);
+            let (field, path, amounts) = match plain {
+                "system-reserved" => {
+                    ("systemReservedCgroup", &self.system_reserved_cgroup, &config.system_reserved)
+                }
+                "kube-reserved" => {
+                    ("kubeReservedCgroup", &self.kube_reserved_cgroup, &config.kube_reserved)
+                }
+                _ => return Err(format!("enforceNodeAllocatable {name:?} is not supported")),
+            };
+            let path = path.as_deref().unwrap_or_default().trim_matches('/');
+            if path.is_empty() || path.split('/').any(|part| part == "..") {
+                return Err(format!(
+                    "{field} must be specified when {name:?} is in enforceNodeAllocatable"
+                ));
+            }
+            config.reserved_groups.push(ReservedGroup {
+                name: plain.to_owned(),
+                path: path.to_owned(),
+                amounts: amounts.clone(),
+                compressible_only: plain != name,
+            });
         }
         Ok(())
     }
@@ -310,6 +523,11 @@ impl Configuration {
     }
 }
 
+/// Whether the machine swaps.
+fn swaps() -> bool {
+    std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
+}
+
 fn set<T>(to: &mut T, from: Option<T>) {
     if let Some(from) = from {
         *to = from;
@@ -352,7 +570,10 @@ pub fn show(config: &KubeletConfig) -> Value {
         .iter()
         .filter_map(|it| Some((it.signal.as_str().to_owned(), it.reclaim.as_ref()?.to_string())))
         .collect();
-    let shown = Configuration {
+    let group_path = |name: &str| {
+        config.reserved_groups.iter().find(|it| it.name == name).map(|it| format!("/{}", it.path))
+    };
+    let mut shown = Configuration {
         api_version: Some(API_VERSION.into()),
         kind: Some(KIND.into()),
         static_pod_path: config.static_pod_dir.clone(),
@@ -383,9 +604,49 @@ pub fn show(config: &KubeletConfig) -> Value {
         kube_reserved: Some(text(&config.kube_reserved)),
         system_reserved: Some(text(&config.system_reserved)),
         enforce_node_allocatable: Some(
-            config.enforce_allocatable.then(|| "pods".to_owned()).into_iter().collect(),
+            config
+                .enforce_allocatable
+                .then(|| "pods".to_owned())
+                .into_iter()
+                .chain(config.reserved_groups.iter().map(|it| it.name.clone()))
+                .collect(),
         ),
+        image_minimum_gc_age: Some(backoff::go_duration(config.image_age_min)),
+        image_maximum_gc_age: Some(backoff::go_duration(config.image_age_max)),
+        shutdown_grace_period: None,
+        shutdown_grace_period_critical_pods: None,
+        shutdown_grace_period_by_pod_priority: Some(
+            config
+                .shutdown
+                .iter()
+                .map(|it| PriorityPeriod {
+                    priority: it.priority,
+                    shutdown_grace_period_seconds: it.seconds,
+                })
+                .collect(),
+        ),
+        system_reserved_cgroup: group_path("system-reserved"),
+        kube_reserved_cgroup: group_path("kube-reserved"),
+        cpu_manager_policy: None,
+        cpu_manager_policy_options: None,
+        memory_manager_policy: None,
+        reserved_memory: None,
+        reserved_system_cpus: None,
+        topology_manager_policy: None,
+        topology_manager_scope: None,
+        fail_swap_on: Some(false),
+        memory_swap: Some(MemorySwap {
+            swap_behavior: Some(if config.limited_swap { LIMITED_SWAP } else { NO_SWAP }.into()),
+        }),
+        memory_throttling_factor: config.memory_qos,
+        feature_gates: Some([(MEMORY_QOS.to_owned(), config.memory_qos.is_some())].into()),
+        seccomp_default: Some(config.seccomp_default),
+        crash_loop_back_off: Some(CrashLoopBackOff {
+            max_container_restart_period: Some(backoff::go_duration(config.restart_backoff_max)),
+        }),
+        user_namespaces: Some(UserNamespaces { ids_per_pod: Some(config.ids_per_pod.into()) }),
     };
+    places::show(config, &mut shown);
     json!({"kubeletconfig": shown})
 }
 
@@ -424,6 +685,23 @@ mod tests {
         let shown = show(&config);
         assert_eq!(shown["kubeletconfig"]["evictionHard"], json!({"nodefs.available": "1Gi"}));
         assert_eq!(shown["kubeletconfig"]["containerLogMaxSize"], "1024Ki");
+        let places = [
+            "cpu-manager-policy=static",
+            "cpu-manager-policy-options=full-pcpus-only=true",
+            "reserved-cpus=0-1",
+            "topology-manager-policy=single-numa-node",
+            "topology-manager-scope=pod",
+            "memory-manager-policy=Static",
+            "reserved-memory=0:memory=100Mi",
+            "eviction-hard=memory.available<100Mi",
+        ];
+        let read = Configuration::read(None, &places.map(str::to_owned)).unwrap();
+        let mut config = super::tests::config();
+        read.apply(&mut config).unwrap();
+        let shown = &show(&config)["kubeletconfig"];
+        assert_eq!(shown["cpuManagerPolicyOptions"], json!({"full-pcpus-only": "true"}));
+        assert_eq!(shown["reservedMemory"][0]["limits"]["memory"], "104857600");
+        assert_eq!(shown["topologyManagerPolicy"], "single-numa-node");
     }
 
     #[test]
@@ -437,7 +715,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 9] = [
+        let cases: [(&str, &[&str], &str); 21] = [
             ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
             (&head("maxPod: 5\n"), &[], "unknown field `maxPod`"),
             (&head("maxPods: many\n"), &[], "invalid type"),
@@ -445,6 +723,36 @@ mod tests {
             (&head("imageGCLowThresholdPercent: 90\n"), &[], "must be less than"),
             (&head("kubeReserved: {gpu: '1'}\n"), &[], "cannot reserve \"gpu\""),
             (&head("containerLogMaxFiles: 1\n"), &[], "must be more than 1"),
+            (
+                &head("crashLoopBackOff: {maxContainerRestartPeriod: 10m}\n"),
+                &[],
+                "must be from 1s to 300s",
+            ),
+            (&head("imageMaximumGCAge: 1m\n"), &[], "must be more than imageMinimumGCAge"),
+            (&head("cpuManagerPolicy: static\n"), &[], "to be greater than zero"),
+            (&head("topologyManagerPolicy: best\n"), &[], "is not supported"),
+            (
+                &head(
+                    "memoryManagerPolicy: Static\nreservedMemory: [{numaNode: 0, limits: {memory: 1Mi}}]\n",
+                ),
+                &[],
+                "is not equal to the value",
+            ),
+            (&head(""), &["reserved-memory=memory"], "is not NODE:NAME=AMOUNT"),
+            (
+                &head("enforceNodeAllocatable: [pods, system-reserved]\n"),
+                &[],
+                "systemReservedCgroup must be specified",
+            ),
+            (
+                &head("shutdownGracePeriod: 5s\nshutdownGracePeriodCriticalPods: 10s\n"),
+                &[],
+                "must be at most shutdownGracePeriod",
+            ),
+            (&head("memorySwap: {swapBehavior: Some}\n"), &[], "is neither NoSwap nor LimitedSwap"),
+            (&head("featureGates: {NoSuchGate: true}\n"), &[], "NoSuchGate"),
+            (&head("memoryThrottlingFactor: 1.5\n"), &[], "must be more than 0 and at most 1"),
+            (&head("userNamespaces: {idsPerPod: 100}\n"), &[], "a multiple of 65536"),
             (&head(""), &["no-such-flag=1"], "not supported; supported are"),
             (&head(""), &["max-pods"], "is not NAME=VALUE"),
         ];

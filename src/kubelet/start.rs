@@ -20,6 +20,7 @@ use crate::container_config::{self, DEFAULT_MESSAGE_PATH, Parts};
 use crate::env::{self, Referred};
 use crate::images::{self, Request, Step};
 use crate::observed::{self, PodRuntime};
+use crate::placement::cpusets;
 use crate::plan::Start;
 use crate::pod::{self, Role};
 use crate::worker::Worker;
@@ -268,7 +269,7 @@ impl Worker {
                     .ok_or_else(|| format!("unable to find target container {name}"))
             })
             .transpose()?;
-        container_config::build(Parts {
+        let mut config = container_config::build(Parts {
             pod,
             role,
             container,
@@ -280,7 +281,10 @@ impl Worker {
             config: &node.config,
             host: node.host(),
             target_container,
-        })
+        })?;
+        let given = node.placements.of(&self.uid, &container.name);
+        cpusets::put(&given, &mut config.resources);
+        Ok(config)
     }
 
     async fn referred(&self, container: &Container) -> Result<Referred, String> {

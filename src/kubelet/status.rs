@@ -2,6 +2,8 @@
 //!
 //! Pure; never writes. `status_writer.rs` sends it to the API server.
 
+mod forced;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -19,6 +21,7 @@ use crate::observed::{self, PodRuntime};
 use crate::plan::{self, Verdicts};
 use crate::pod::{self, ProbeKind, Role};
 use crate::{images, resources};
+pub use forced::{blocked, disrupted, failed};
 
 /// Why a container does not run yet: reason and message, by container name.
 pub type Waiting = HashMap<String, (String, String)>;
@@ -76,29 +79,6 @@ pub fn build(inputs: &Inputs<'_>) -> PodStatus {
     };
     status.conditions = Some(conditions(inputs, &status));
     status
-}
-
-/// The status of a pod that the node refuses or gives up: Failed, with its reason.
-pub fn failed(mut status: PodStatus, reason: &str, message: &str) -> PodStatus {
-    status.phase = Some("Failed".into());
-    status.reason = Some(reason.to_owned());
-    status.message = Some(message.to_owned());
-    status
-}
-
-/// Says that the node ended the pod for its own sake (condition DisruptionTarget).
-pub fn disrupted(status: &mut PodStatus, message: &str, generation: Option<i64>) {
-    let all = status.conditions.get_or_insert_default();
-    all.retain(|it| it.type_ != "DisruptionTarget");
-    all.push(PodCondition {
-        type_: "DisruptionTarget".into(),
-        status: "True".into(),
-        reason: Some("TerminationByKubelet".into()),
-        message: Some(message.to_owned()),
-        last_transition_time: Some(seconds(base::time::now())),
-        observed_generation: generation,
-        ..PodCondition::default()
-    });
 }
 
 /// meta/v1 Time has whole seconds.
@@ -553,8 +533,9 @@ fn ready(inputs: &Inputs<'_>, containers: &PodCondition) -> PodCondition {
         let type_ = &gate.condition_type;
         match given.into_iter().flatten().find(|condition| condition.type_ == *type_) {
             Some(condition) if condition.status == "True" => {}
-            Some(_) => missing.push(format!(
-                "the status of pod readiness gate \"{type_}\" is not \"True\", but False"
+            Some(condition) => missing.push(format!(
+                "the status of pod readiness gate \"{type_}\" is not \"True\", but {}",
+                condition.status
             )),
             None => missing.push(format!(
                 "corresponding condition of pod readiness gate \"{type_}\" does not exist."
@@ -602,7 +583,7 @@ mod tests {
         fn build(&self) -> PodStatus {
             build(&Inputs {
                 pod: &self.pod,
-                host: resources::Host { memory_bytes: 1 << 30, has_unified_cgroups: false },
+                host: resources::Host { memory_bytes: 1 << 30, ..resources::Host::default() },
                 old: &self.old,
                 runtime: &self.runtime,
                 verdicts: &self.verdicts,
@@ -734,6 +715,28 @@ mod tests {
         assert_eq!(read(&world), (true, false));
         world.verdicts.insert(("id-a".into(), ProbeKind::Readiness), true);
         assert_eq!(read(&world), (true, true));
+    }
+
+    #[test]
+    fn a_pod_waits_for_its_readiness_gates() {
+        let spec = json!({"containers": [{"name": "a"}],
+                          "readinessGates": [{"conditionType": "x/a"}, {"conditionType": "x/b"}]});
+        let mut world = World::new(spec, vec![container("a", State::Running, 0)]);
+        let mut says = |conditions: Value| {
+            world.pod.status = serde_json::from_value(json!({"conditions": conditions})).unwrap();
+            let all = world.build().conditions.unwrap();
+            let ready = all.into_iter().find(|it| it.type_ == "Ready").unwrap();
+            (ready.status, ready.message.unwrap_or_default())
+        };
+        let (status, message) = says(json!([{"type": "x/a", "status": "Unknown"}]));
+        assert_eq!(status, "False");
+        assert_eq!(
+            message,
+            "the status of pod readiness gate \"x/a\" is not \"True\", but Unknown, \
+             corresponding condition of pod readiness gate \"x/b\" does not exist."
+        );
+        let both = json!([{"type": "x/a", "status": "True"}, {"type": "x/b", "status": "True"}]);
+        assert_eq!(says(both).0, "True");
     }
 
     #[test]

@@ -276,6 +276,7 @@ fn read_node() -> NodeUsage {
             swap_bytes: Some(bytes("SwapTotal").saturating_sub(bytes("SwapFree"))),
             oom_kills: counted("oom_kill"),
             processes,
+            stalled: sys::cgroup::Stalled::of_machine(),
             ..GroupUsage::default()
         },
         cpu_nano_cores: None,

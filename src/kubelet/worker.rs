@@ -30,7 +30,7 @@ use crate::start::log_link;
 use crate::status::{self, Inputs, Waiting};
 use resizing::Resizing;
 
-use crate::{admission, eviction, qos, sandbox, stop};
+use crate::{admission, eviction, qos, sandbox, shutdown, stop};
 
 /// Bytes of a termination message (core/v1 ContainerStateTerminated).
 const MESSAGE_BYTES_MAX: u64 = 4096;
@@ -96,6 +96,7 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
     let failure = pod::is_terminal_phase(old.phase.as_deref().unwrap_or_default())
         .then(|| Some((old.reason.clone()?, old.message.clone().unwrap_or_default())))
         .flatten();
+    let backoffs = Backoffs::up_to(node.config.restart_backoff_max);
     let worker = Worker {
         node,
         uid: begun.uid,
@@ -105,7 +106,7 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         old,
         waiting: Waiting::new(),
         pulls: Pulls::default(),
-        backoffs: Backoffs::default(),
+        backoffs,
         told_backoff: HashMap::new(),
         stage: Stage::Syncing,
         begun: false,
@@ -175,7 +176,7 @@ impl Worker {
         if let Some(sentence) = &wanted.sentence
             && self.failure.is_none()
         {
-            self.failure = Some((eviction::REASON.into(), sentence.message.clone()));
+            self.failure = Some((sentence.reason.into(), sentence.message.clone()));
         }
         if wanted.gone
             || pod.metadata.deletion_timestamp.is_some()
@@ -235,20 +236,23 @@ impl Worker {
         runtime
     }
 
-    fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
-        let verdicts = self.probes.verdicts();
-        let mut new = status::build(&Inputs {
+    fn status(&self, runtime: &PodRuntime, ended: bool) -> PodStatus {
+        status::build(&Inputs {
             pod: &self.pod,
             old: &self.old,
             runtime,
-            verdicts: &verdicts,
+            verdicts: &self.probes.verdicts(),
             waiting: &self.waiting,
             host_ips: &self.node.config.node_ips,
             host: self.node.host(),
             start_time: self.start_time,
             ended,
             now: base::time::now(),
-        });
+        })
+    }
+
+    fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
+        let mut new = self.status(runtime, ended);
         let before = self.old.phase.clone().unwrap_or_default();
         let turned = new.phase.as_ref() != Some(&before);
         if pod::is_terminal_phase(&before) && turned {
@@ -257,13 +261,21 @@ impl Worker {
         }
         if ended && let Some((reason, message)) = &self.failure {
             new = status::failed(new, reason, message);
-            if reason == eviction::REASON && self.begun {
+            if [eviction::REASON, shutdown::REASON].contains(&reason.as_str()) && self.begun {
                 status::disrupted(&mut new, message, self.pod.metadata.generation);
             }
         }
         if !ended {
             self.show_resizing(&mut new);
         }
+        if new != self.old {
+            self.old = new.clone();
+            self.node.status.set(&self.pod, new);
+        }
+    }
+
+    fn publish_blocked(&mut self, runtime: &PodRuntime, reason: &str, message: &str) {
+        let new = status::blocked(self.status(runtime, false), reason, message);
         if new != self.old {
             self.old = new.clone();
             self.node.status.set(&self.pod, new);
@@ -306,18 +318,23 @@ impl Worker {
             let allowed = &self.node.config.allowed_unsafe_sysctls;
             let mut refusal = self
                 .node
-                .pressure
-                .refuse(&self.pod)
+                .shutdown
+                .refuse()
+                .or_else(|| self.node.pressure.refuse(&self.pod))
                 .or_else(|| admission::refuse_sysctls(&self.pod, allowed))
                 .or_else(|| decide(self.node.machine_labels()));
             // The scheduler may know of labels that are newer than ours.
             if refusal.as_ref().is_some_and(|(reason, _)| reason == admission::AFFINITY) {
                 refusal = decide(self.node.refreshed_labels().await);
             }
+            let refusal = refusal.or_else(|| {
+                let refused = self.node.placements.admit(&self.pod).err();
+                refused.map(|(reason, message)| (reason.to_owned(), message))
+            });
             if let Some((reason, message)) = refusal {
                 let about = client::recorder::reference(&*self.pod);
                 self.node.recorder.warning(&about, &reason, message.clone());
-                self.failure = Some((reason, message));
+                self.failure = Some((reason, format!("Pod was rejected: {message}")));
                 return false;
             }
         }
@@ -340,8 +357,14 @@ impl Worker {
 
     /// Admitted here and not ended: what it asks for is taken.
     fn has_room_of_its_own(&self, pod: &Pod) -> bool {
-        let phase = self.node.status.last(pod::uid(pod)).and_then(|status| status.phase);
-        phase.is_some_and(|phase| !pod::is_terminal_phase(&phase))
+        match self.node.status.last(pod::uid(pod)) {
+            Some(status) => status.phase.is_some_and(|phase| !pod::is_terminal_phase(&phase)),
+            // This process has not come to it yet; an earlier one had granted it something.
+            None => {
+                let granted = self.node.allocations.get(&self.node.config, pod::uid(pod));
+                granted.is_some() && !pod::is_terminal_phase(pod::phase(pod))
+            }
+        }
     }
 
     async fn sync(&mut self, now: Timestamp) -> Next {
@@ -349,6 +372,12 @@ impl Worker {
         if !self.begun && !self.begin(&runtime).await {
             self.begin_end();
             return Next::Again(Some(Duration::ZERO));
+        }
+        if let Some((reason, message)) =
+            admission::blocked(&self.pod, self.node.machine.has_app_armor)
+        {
+            self.publish_blocked(&runtime, &reason, &message);
+            return Next::Again(self.deadline().map(|deadline| until(deadline, now)));
         }
         self.watch_probes(&runtime, false);
         let mut again = self.deadline().map(|deadline| until(deadline, now));
@@ -449,7 +478,13 @@ impl Worker {
         let node = &self.node;
         let resolver = node.host_resolver().await;
         let handler = node.runtime_handler(&self.pod).await?;
-        let config = sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler);
+        let users = node.users_of(&self.pod, &handler).await?;
+        let mut config =
+            sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler, node.host())?;
+        for (reason, message) in sandbox::dns(&self.pod, &node.config, &resolver).1 {
+            node.recorder.warning(&client::recorder::reference(&*self.pod), reason, message);
+        }
+        config.users = users;
         tokio::fs::create_dir_all(&config.log_directory)
             .await
             .map_err(|error| format!("create {}: {error}", config.log_directory.display()))?;
@@ -612,6 +647,8 @@ impl Worker {
                 warn!(pod = %pod::display(&self.pod), error, "pod directory not removed");
                 return Next::Again(Some(self.retry()));
             }
+            node.users.release(&self.uid);
+            node.placements.release(&self.uid);
             node.objects.release(&self.uid);
             node.images.release(&self.uid);
             node.probe_counts.release(&self.uid);

@@ -107,6 +107,22 @@ pub struct PodSandboxConfig {
     pub seccomp: SeccompProfile,
     /// Name of the RuntimeClass handler; empty is the default.
     pub runtime_handler: String,
+    /// A user namespace of the pod's own; None is the node's.
+    #[serde(default)]
+    pub users: Option<UserNamespace>,
+}
+
+/// Ids 0.. of users and groups of a pod, and where on the node they begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct UserNamespace {
+    pub host_id: u32,
+    pub length: u32,
+}
+
+/// What a runtime can do that not every one can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Features {
+    pub user_namespaces: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -145,6 +161,12 @@ pub struct LinuxResources {
     pub pids_limit: i64,
     pub cpuset_cpus: String,
     pub cpuset_mems: String,
+    /// Bytes by size of page, as the kernel names it (`2MB`).
+    #[serde(default)]
+    pub huge_pages: BTreeMap<String, u64>,
+    /// Bytes beyond memory; None is none once memory is limited.
+    #[serde(default)]
+    pub swap_bytes: Option<u64>,
     /// cgroup v2 files written as they are (`memory.high`, ...).
     pub unified: BTreeMap<String, String>,
 }
@@ -481,6 +503,10 @@ pub trait RuntimeService: Send + Sync {
     fn events(&self) -> broadcast::Receiver<ContainerEvent>;
     /// Name and version, as in `kubectl get nodes -o wide` (`coracle://0.1.0`).
     fn version(&self) -> (String, String);
+    /// Of the default handler.
+    fn features(&self) -> Features {
+        Features::default()
+    }
 }
 
 #[async_trait]

@@ -12,6 +12,7 @@ pub use service::interfaces_of;
 pub mod shim;
 mod spec;
 mod streams;
+mod users;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::cri::{
-    ContainerConfig, ContainerEvent, ContainerState, ContainerUser, Error, ErrorKind,
+    ContainerConfig, ContainerEvent, ContainerState, ContainerUser, Error, ErrorKind, Features,
     LinuxResources, PodNetwork, PodSandboxConfig, Result,
 };
 use crate::images::{Images, Registries};
@@ -111,6 +112,7 @@ pub struct Runtime {
     tables: Mutex<Tables>,
     events: broadcast::Sender<ContainerEvent>,
     reports: mpsc::Sender<LinkEvent>,
+    features: Features,
 }
 
 impl Runtime {
@@ -137,6 +139,7 @@ impl Runtime {
             );
         }
         let images = Images::open(&config.data_dir, config.registries.clone()).await?;
+        let features = users::features(&[config.state_dir.clone(), images.layers_dir()]);
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let (reports, inbox) = mpsc::channel(REPORTS_MAX);
         let runtime = Arc::new(Self {
@@ -146,6 +149,7 @@ impl Runtime {
             tables: Mutex::default(),
             events,
             reports,
+            features,
         });
         runtime.recover().await?;
         tokio::spawn(listen(Arc::downgrade(&runtime), inbox));

@@ -3,6 +3,9 @@
 //! A `Group` is one path below the root of every tree. Which limits a pod gets is the
 //! caller's matter; controllers that the host lacks are skipped, and `missing` says which.
 
+mod limits;
+mod pressure;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
@@ -10,9 +13,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::bpf::DeviceRule;
+use limits::{File, unified_files};
+
+pub use limits::Limits;
+pub use pressure::{Pressure, Stall, Stalled};
 
 /// Controllers that a container's limits and numbers need.
 const WANTED: [&str; 7] = ["cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "freezer"];
+
+/// Controllers that a limit may name and that hosts may lack without a word.
+const OPTIONAL: [&str; 1] = ["hugetlb"];
 
 /// Pause between two looks at a group that is being emptied.
 const EMPTYING_STEP: Duration = Duration::from_millis(2);
@@ -36,19 +46,6 @@ pub struct Hierarchy {
     layout: Layout,
 }
 
-/// 0, -1 or empty leave a limit alone.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Limits {
-    pub cpu_shares: u64,
-    pub cpu_quota: i64,
-    pub cpu_period: u64,
-    pub memory_bytes: i64,
-    pub pids: i64,
-    pub cpuset_cpus: String,
-    pub cpuset_mems: String,
-    pub unified: BTreeMap<String, String>,
-}
-
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     pub cpu_nanos: u64,
@@ -69,6 +66,7 @@ pub struct Usage {
     pub memory_limit_bytes: Option<u64>,
     pub oom_kills: u64,
     pub processes: u64,
+    pub stalled: Stalled,
 }
 
 impl Hierarchy {
@@ -97,7 +95,9 @@ impl Hierarchy {
                 "cgroup2" if unified.is_none() => unified = Some(point),
                 "cgroup" => {
                     let mut any = false;
-                    for name in options.split(',').filter(|o| WANTED.contains(o)) {
+                    for name in
+                        options.split(',').filter(|o| WANTED.contains(o) || OPTIONAL.contains(o))
+                    {
                         controllers.entry(name.to_string()).or_insert_with(|| point.clone());
                         any = true;
                     }
@@ -143,6 +143,15 @@ impl Hierarchy {
             Layout::Split { controllers, .. } => {
                 WANTED.into_iter().filter(|c| !controllers.contains_key(*c)).collect()
             }
+        }
+    }
+
+    /// Whether limits of a controller can be set on this host.
+    pub fn has(&self, controller: &str) -> bool {
+        match &self.layout {
+            Layout::Unified { root } => std::fs::read_to_string(root.join("cgroup.controllers"))
+                .is_ok_and(|have| have.split_whitespace().any(|it| it == controller)),
+            Layout::Split { controllers, .. } => controllers.contains_key(controller),
         }
     }
 
@@ -216,7 +225,7 @@ impl Group {
                 let have = std::fs::read_to_string(root.join("cgroup.controllers"))?;
                 let enable: Vec<String> = have
                     .split_whitespace()
-                    .filter(|c| ["cpu", "cpuset", "memory", "pids", "io"].contains(c))
+                    .filter(|c| ["cpu", "cpuset", "memory", "pids", "io", "hugetlb"].contains(c))
                     .map(|c| format!("+{c}"))
                     .collect();
                 let mut at = root.clone();
@@ -287,42 +296,13 @@ impl Group {
     }
 
     fn apply_unified(at: &Path, limits: &Limits) -> io::Result<()> {
-        if limits.cpu_shares > 0 {
-            let shares = limits.cpu_shares.clamp(2, 262_144);
-            let weight = 1 + ((shares - 2) * 9_999) / 262_142;
-            write(&at.join("cpu.weight"), &weight.to_string())?;
-        }
-        if limits.cpu_quota != 0 || limits.cpu_period != 0 {
-            let period = if limits.cpu_period == 0 { 100_000 } else { limits.cpu_period };
-            let value = if limits.cpu_quota > 0 {
-                format!("{} {period}", limits.cpu_quota)
-            } else {
-                format!("max {period}")
-            };
-            write(&at.join("cpu.max"), &value)?;
-        }
-        if limits.memory_bytes > 0 {
-            write(&at.join("memory.max"), &limits.memory_bytes.to_string())?;
-            // Swap would turn a limit into a slow one; hosts without swap lack the file.
-            let _ = std::fs::write(at.join("memory.swap.max"), "0");
-        }
-        if limits.pids > 0 {
-            write(&at.join("pids.max"), &limits.pids.to_string())?;
-        }
-        if !limits.cpuset_cpus.is_empty() {
-            write(&at.join("cpuset.cpus"), &limits.cpuset_cpus)?;
-        }
-        if !limits.cpuset_mems.is_empty() {
-            write(&at.join("cpuset.mems"), &limits.cpuset_mems)?;
-        }
-        for (file, value) in &limits.unified {
-            if file.contains('/') || file.starts_with("cgroup.") {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!("{file:?} is not a limit"),
-                ));
+        for (file, value, kind) in unified_files(limits)? {
+            let written = write(&at.join(&file), &value);
+            match kind {
+                // Hosts without swap, or before Linux 5.7, lack the file.
+                File::Optional => drop(written),
+                File::Required => written?,
             }
-            write(&at.join(file), value)?;
         }
         Ok(())
     }
@@ -342,7 +322,18 @@ impl Group {
         if let Some(at) = self.directory("memory")
             && limits.memory_bytes > 0
         {
-            self.apply_split_memory(&at, limits.memory_bytes)?;
+            self.apply_split_memory(&at, limits.memory_bytes, limits.swap_bytes.unwrap_or(0))?;
+        }
+        if let Some(at) = self.directory("hugetlb") {
+            for (size, bytes) in &limits.huge_pages {
+                let value = bytes.to_string();
+                write(&at.join(format!("hugetlb.{size}.limit_in_bytes")), &value)?;
+                // Reserved pages count apart (Linux 5.7).
+                let reserved = at.join(format!("hugetlb.{size}.rsvd.limit_in_bytes"));
+                if reserved.exists() {
+                    write(&reserved, &value)?;
+                }
+            }
         }
         if let Some(at) = self.directory("pids")
             && limits.pids > 0
@@ -361,8 +352,10 @@ impl Group {
     }
 
     /// Memory with swap may never be below memory, so the order depends on the direction.
-    fn apply_split_memory(&self, at: &Path, bytes: i64) -> io::Result<()> {
+    fn apply_split_memory(&self, at: &Path, bytes: i64, swap_bytes: u64) -> io::Result<()> {
         let value = bytes.to_string();
+        let sum = (bytes as u64).saturating_add(swap_bytes).min(i64::MAX as u64);
+        let whole = sum.to_string();
         let (memory, both) =
             (at.join("memory.limit_in_bytes"), at.join("memory.memsw.limit_in_bytes"));
         if !both.exists() {
@@ -370,9 +363,9 @@ impl Group {
         }
         if number(&both)? >= bytes as u64 {
             write(&memory, &value)?;
-            write(&both, &value)
+            write(&both, &whole)
         } else {
-            write(&both, &value)?;
+            write(&both, &whole)?;
             write(&memory, &value)
         }
     }
@@ -516,6 +509,14 @@ impl Group {
             .map_or(0, |text| field(&text, "oom_kill"))
     }
 
+    /// How long processes of this group waited for a resource (`cpu`, `memory`, `io`); None
+    /// where the kernel does not say: on v1, or without pressure stall information.
+    fn pressure(&self, resource: &str) -> Option<Pressure> {
+        let Layout::Unified { root } = &self.hierarchy.layout else { return None };
+        let file = root.join(&self.path).join(format!("{resource}.pressure"));
+        Pressure::parse(&std::fs::read_to_string(file).ok()?)
+    }
+
     /// The file that `oom_kills` reads, for a process that has no hierarchy at hand.
     pub fn oom_file(&self) -> Option<PathBuf> {
         let name = match &self.hierarchy.layout {
@@ -531,6 +532,11 @@ impl Group {
             Layout::Split { .. } => self.split_usage()?,
         };
         usage.oom_kills = self.oom_kills();
+        usage.stalled = Stalled {
+            cpu: self.pressure("cpu"),
+            memory: self.pressure("memory"),
+            io: self.pressure("io"),
+        };
         if let Some(at) = self.directory("pids") {
             usage.processes = number(&at.join("pids.current")).unwrap_or(0);
         }
@@ -653,6 +659,34 @@ mod tests {
         let pure = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
         assert!(Hierarchy::from_mountinfo(pure).unwrap().is_unified());
         assert!(Hierarchy::from_mountinfo("").is_err());
+    }
+
+    #[test]
+    fn limits_become_files_of_v1_groups() {
+        let dir = std::env::temp_dir().join(format!("coracle-sys-v1-{}", std::process::id()));
+        let mounts: Vec<String> = ["hugetlb", "memory"]
+            .iter()
+            .map(|name| {
+                let point = dir.join(name);
+                std::fs::create_dir_all(point.join("g")).unwrap();
+                format!("30 23 0:26 / {} rw - cgroup cgroup rw,{name}", point.display())
+            })
+            .collect();
+        let hierarchy = Hierarchy::from_mountinfo(&mounts.join("\n")).unwrap();
+        assert!(hierarchy.has("hugetlb") && !hierarchy.has("cpu"));
+        std::fs::write(dir.join("memory/g/memory.memsw.limit_in_bytes"), "1000").unwrap();
+        let limits = Limits {
+            memory_bytes: 64,
+            swap_bytes: Some(32),
+            huge_pages: [("2MB".to_owned(), 4_194_304)].into(),
+            ..Limits::default()
+        };
+        hierarchy.group("g").apply(&limits).unwrap();
+        let read = |file: &str| std::fs::read_to_string(dir.join(file)).unwrap();
+        assert_eq!(read("hugetlb/g/hugetlb.2MB.limit_in_bytes"), "4194304");
+        assert_eq!(read("memory/g/memory.limit_in_bytes"), "64");
+        assert_eq!(read("memory/g/memory.memsw.limit_in_bytes"), "96");
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -67,6 +67,8 @@ fn openat2(dir: BorrowedFd<'_>, path: &Path, flags: i32, mode: u32) -> io::Resul
 /// A directory that paths are resolved in as if it were `/`.
 pub struct Root {
     dir: OwnedFd,
+    /// User and group of what is made.
+    owner: Option<u32>,
 }
 
 impl Root {
@@ -74,7 +76,12 @@ impl Root {
         let name = c_path(path)?;
         let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
         // SAFETY: a live C string.
-        own(unsafe { libc::open(name.as_ptr(), flags) }.into()).map(|dir| Self { dir })
+        own(unsafe { libc::open(name.as_ptr(), flags) }.into()).map(|dir| Self { dir, owner: None })
+    }
+
+    /// What is made belongs to user and group `id`.
+    pub fn made_for(self, id: Option<u32>) -> Self {
+        Self { owner: id, ..self }
     }
 
     pub fn handle(&self) -> BorrowedFd<'_> {
@@ -126,7 +133,11 @@ impl Root {
                 Ok(found) => found,
                 Err(err) if err.kind() == io::ErrorKind::NotFound => {
                     match make_directory_at(dir.as_fd(), name, 0o755) {
-                        Ok(()) => {}
+                        Ok(()) => {
+                            if let Some(id) = self.owner {
+                                set_owner_at(dir.as_fd(), name, id, id)?;
+                            }
+                        }
                         Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {
                             // A link that points to nothing yet: make what it names.
                             return self.make_through_link(&at, path);
@@ -161,7 +172,10 @@ impl Root {
         let parent = path.parent().unwrap_or(Path::new("/"));
         self.make_directories(parent)?;
         let flags = libc::O_CREAT | libc::O_WRONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
-        openat2(self.dir.as_fd(), path, flags, 0o644)?;
+        let made = openat2(self.dir.as_fd(), path, flags, 0o644)?;
+        if let Some(id) = self.owner {
+            std::os::unix::fs::fchown(&made, Some(id), Some(id))?;
+        }
         self.resolve(path)
     }
 }
@@ -282,6 +296,12 @@ pub fn remove_all_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         // removed and not followed.
         Some(Kind::Directory) => std::fs::remove_dir_all(descriptor_path(dir).join(name)),
     }
+}
+
+/// Makes a directory (also one that no path leads to) the present one.
+pub fn change_directory(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes a number only.
+    check_int(unsafe { libc::fchdir(directory.as_raw_fd()) }).map(drop)
 }
 
 /// The path by which `/proc` names an open descriptor of this process.

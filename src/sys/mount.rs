@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{c_bytes, c_path, check, check_int, own};
 
@@ -43,6 +43,7 @@ const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 const MOVE_MOUNT_EMPTY_BOTH: libc::c_uint = 0x4 | 0x40;
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const AT_RECURSIVE: libc::c_uint = 0x8000;
+const ATTR_IDMAP: u64 = 0x10_0000;
 
 /// A file system that is being configured.
 struct Context(OwnedFd);
@@ -124,6 +125,32 @@ pub struct Overlay<'a> {
     pub work: &'a Path,
 }
 
+/// An overlay that is attached nowhere (`overlay` attaches it).
+fn overlay_detached(overlay: &Overlay<'_>) -> io::Result<OwnedFd> {
+    match overlay_by_descriptor(overlay) {
+        Err(err) if err.raw_os_error() == Some(libc::EINVAL) => {
+            overlay_by_page(overlay, overlay.layers)?;
+            let mounted = clone_tree(overlay.layers, false);
+            unmount_detach(overlay.layers)?;
+            mounted
+        }
+        other => other,
+    }
+}
+
+/// As `overlay`, with the ids of the layers below shown as those of a user namespace; those
+/// of the upper directory are taken as they are.
+pub fn overlay_mapped(
+    overlay: &Overlay<'_>,
+    users: BorrowedFd<'_>,
+    target: &Path,
+) -> io::Result<()> {
+    let mapped = MappedLayers::mount(overlay.layers, overlay.lower, users, target)?;
+    let made = overlay_detached(&Overlay { layers: target, lower: &mapped.names, ..*overlay })?;
+    drop(mapped);
+    attach(made.as_fd(), crate::fs::open_path(target)?.as_fd())
+}
+
 /// Mounts an overlay on `target`, which must be an existing directory.
 ///
 /// Each lower directory is its own option where the kernel takes that (6.5); before, they
@@ -153,6 +180,47 @@ fn overlay_by_descriptor(overlay: &Overlay<'_>) -> io::Result<OwnedFd> {
     // Older kernels do not know it; they sync on unmount instead.
     let _ = context.set("volatile", None);
     context.mount(0)
+}
+
+/// Layers whose ids are shown as those of a user namespace, mounted side by side: an overlay
+/// takes mapped ids from below, but cannot be mapped itself (Linux 5.19).
+///
+/// Lies on a directory of a mount namespace of our own until it is dropped; an overlay that
+/// was made of it stays.
+pub struct MappedLayers {
+    directory: PathBuf,
+    pub names: Vec<String>,
+}
+
+impl MappedLayers {
+    /// `directory` must exist and be empty.
+    pub fn mount(
+        layers: &Path,
+        lower: &[String],
+        users: BorrowedFd<'_>,
+        directory: &Path,
+    ) -> io::Result<Self> {
+        let base = filesystem("tmpfs", "tmpfs", &[("mode", "700")], attr::NOSUID | attr::NODEV)?;
+        attach(base.as_fd(), crate::fs::open_path(directory)?.as_fd())?;
+        let mut made = Self { directory: directory.to_owned(), names: Vec::new() };
+        for (number, layer) in lower.iter().enumerate() {
+            let name = number.to_string();
+            let target = directory.join(&name);
+            std::fs::create_dir(&target)?;
+            let tree = clone_tree(&layers.join(layer), false)?;
+            map_ids(tree.as_fd(), users)?;
+            attach(tree.as_fd(), crate::fs::open_path(&target)?.as_fd())?;
+            made.names.push(name);
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for MappedLayers {
+    fn drop(&mut self) {
+        // What cannot be unmounted goes with the mount namespace.
+        let _ = unmount_detach(&self.directory);
+    }
 }
 
 /// Layers (names in the directory `layers`, the topmost first) as one tree that can only be
@@ -283,12 +351,20 @@ pub fn set_attributes(
     set: u64,
     propagation: Option<Propagation>,
 ) -> io::Result<()> {
-    let attributes = MountAttr {
-        set,
-        clear: 0,
-        propagation: propagation.map_or(0, Propagation::flag),
-        userns_fd: 0,
-    };
+    let propagation = propagation.map_or(0, Propagation::flag);
+    change(mount, recursive, &MountAttr { set, clear: 0, propagation, userns_fd: 0 })
+}
+
+/// Shows the ids of a detached mount (without those below it) as those of a user namespace.
+///
+/// # Errors
+/// EINVAL where the kernel (before 5.12) or the file system cannot.
+pub fn map_ids(mount: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<()> {
+    let userns_fd = users.as_raw_fd() as u64;
+    change(mount, false, &MountAttr { set: ATTR_IDMAP, clear: 0, propagation: 0, userns_fd })
+}
+
+fn change(mount: BorrowedFd<'_>, recursive: bool, attributes: &MountAttr) -> io::Result<()> {
     let empty = CString::default();
     let flags = libc::AT_EMPTY_PATH as libc::c_uint | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: the structure is as long as we say, and the string is live.
@@ -298,7 +374,7 @@ pub fn set_attributes(
             mount.as_raw_fd(),
             empty.as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<MountAttr>(),
         )
     })
@@ -359,14 +435,14 @@ pub fn pivot_root(root: &Path) -> io::Result<()> {
 }
 
 /// Mount points at or below `path`, the deepest first.
-pub fn mounts_below(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
+pub fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
     use std::os::unix::ffi::OsStringExt;
     let text = std::fs::read("/proc/self/mountinfo")?;
-    let mut found: Vec<std::path::PathBuf> = text
+    let mut found: Vec<PathBuf> = text
         .split(|b| *b == b'\n')
         .filter_map(|line| line.split(|b| *b == b' ').nth(4))
         .map(|field| std::ffi::OsString::from_vec(unescape(field)).into())
-        .filter(|mount: &std::path::PathBuf| mount.starts_with(path))
+        .filter(|mount: &PathBuf| mount.starts_with(path))
         .collect();
     found.sort();
     found.reverse();

@@ -31,18 +31,19 @@ pub fn is_critical(pod: &Pod) -> bool {
 /// What all of a pod uses of the signal's resource, in bytes or pieces.
 fn used(usage: &PodUsage, signal: Signal) -> u64 {
     match signal {
-        Signal::MemoryAvailable => usage.stats.usage.memory_working_set_bytes,
         Signal::PidAvailable => usage.stats.usage.processes,
-        Signal::NodeFsAvailable | Signal::ImageFsAvailable => usage.ephemeral_storage().bytes,
-        Signal::NodeFsInodesFree | Signal::ImageFsInodesFree => usage.ephemeral_storage().inodes,
+        _ => match signal.resource() {
+            "memory" => usage.stats.usage.memory_working_set_bytes,
+            "inodes" => usage.ephemeral_storage().inodes,
+            _ => usage.ephemeral_storage().bytes,
+        },
     }
 }
 
 fn requested(pod: &Pod, signal: Signal) -> u64 {
     let bytes = |name| u64::try_from(resources::pod_request_milli(pod, name) / 1000).unwrap_or(0);
-    match signal {
-        Signal::MemoryAvailable => bytes("memory"),
-        Signal::NodeFsAvailable | Signal::ImageFsAvailable => bytes("ephemeral-storage"),
+    match signal.resource() {
+        name @ ("memory" | "ephemeral-storage") => bytes(name),
         // Nobody asks for inodes or processes.
         _ => 0,
     }
@@ -79,10 +80,8 @@ pub fn message(
     available: u64,
 ) -> String {
     let resource = signal.resource();
-    let shown = |amount: u64| match signal {
-        Signal::MemoryAvailable | Signal::NodeFsAvailable | Signal::ImageFsAvailable => {
-            binary(amount)
-        }
+    let shown = |amount: u64| match resource {
+        "memory" | "ephemeral-storage" => binary(amount),
         _ => amount.to_string(),
     };
     let mut out = format!(
@@ -93,9 +92,9 @@ pub fn message(
     for container in &usage.containers {
         let spec = pod::container(candidate.pod, &container.name).map(|(_, spec)| spec);
         let requests = spec.and_then(|spec| spec.resources).and_then(|it| it.requests);
-        let used = match signal {
-            Signal::MemoryAvailable => container.stats.usage.memory_working_set_bytes,
-            Signal::NodeFsAvailable | Signal::ImageFsAvailable => {
+        let used = match resource {
+            "memory" => container.stats.usage.memory_working_set_bytes,
+            "ephemeral-storage" => {
                 let layer = container.stats.writable_layer.unwrap_or_default();
                 layer.bytes + container.logs.unwrap_or_default().bytes
             }

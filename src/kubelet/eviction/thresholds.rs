@@ -16,26 +16,37 @@ use crate::quantity;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signal {
     MemoryAvailable,
+    /// Of what pods together may have.
+    AllocatableMemoryAvailable,
     NodeFsAvailable,
     NodeFsInodesFree,
     ImageFsAvailable,
     ImageFsInodesFree,
+    /// Where the writable layers of containers lie.
+    ContainerFsAvailable,
+    ContainerFsInodesFree,
     PidAvailable,
 }
 
 impl Signal {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::MemoryAvailable,
+        Self::AllocatableMemoryAvailable,
         Self::NodeFsAvailable,
         Self::NodeFsInodesFree,
         Self::ImageFsAvailable,
         Self::ImageFsInodesFree,
+        Self::ContainerFsAvailable,
+        Self::ContainerFsInodesFree,
         Self::PidAvailable,
     ];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MemoryAvailable => "memory.available",
+            Self::AllocatableMemoryAvailable => "allocatableMemory.available",
+            Self::ContainerFsAvailable => "containerfs.available",
+            Self::ContainerFsInodesFree => "containerfs.inodesFree",
             Self::NodeFsAvailable => "nodefs.available",
             Self::NodeFsInodesFree => "nodefs.inodesFree",
             Self::ImageFsAvailable => "imagefs.available",
@@ -47,16 +58,20 @@ impl Signal {
     /// What pods use of it, as events name it.
     pub fn resource(self) -> &'static str {
         match self {
-            Self::MemoryAvailable => "memory",
-            Self::NodeFsAvailable | Self::ImageFsAvailable => "ephemeral-storage",
-            Self::NodeFsInodesFree | Self::ImageFsInodesFree => "inodes",
+            Self::MemoryAvailable | Self::AllocatableMemoryAvailable => "memory",
+            Self::NodeFsAvailable | Self::ImageFsAvailable | Self::ContainerFsAvailable => {
+                "ephemeral-storage"
+            }
+            Self::NodeFsInodesFree | Self::ImageFsInodesFree | Self::ContainerFsInodesFree => {
+                "inodes"
+            }
             Self::PidAvailable => "pids",
         }
     }
 
     pub fn condition(self) -> Condition {
         match self {
-            Self::MemoryAvailable => Condition::Memory,
+            Self::MemoryAvailable | Self::AllocatableMemoryAvailable => Condition::Memory,
             Self::PidAvailable => Condition::Pid,
             _ => Condition::Disk,
         }
@@ -218,6 +233,19 @@ impl Policy {
 }
 
 impl Policy {
+    /// Guards what pods together may have as the node's memory is guarded, unless that is
+    /// said otherwise: pods are evicted before the kernel finds no more for them.
+    pub fn with_allocatable(mut self) -> Self {
+        let signal = Signal::AllocatableMemoryAvailable;
+        if !self.thresholds.iter().any(|it| it.signal == signal) {
+            let hard = self.thresholds.iter();
+            let hard = hard.filter(|it| it.signal == Signal::MemoryAvailable && it.grace.is_none());
+            let more: Vec<Threshold> = hard.map(|it| Threshold { signal, ..it.clone() }).collect();
+            self.thresholds.extend(more);
+        }
+        self
+    }
+
     /// What the hard threshold of a signal keeps free of `capacity`.
     pub fn kept_free(&self, signal: Signal, capacity: u64) -> u64 {
         let hard = self.thresholds.iter().filter(|it| it.signal == signal && it.grace.is_none());
@@ -331,6 +359,29 @@ mod tests {
         ] {
             assert!(read(hard, soft, grace).is_err(), "{hard:?} {soft:?} {grace:?}");
         }
+    }
+
+    #[test]
+    fn what_pods_may_have_is_guarded_like_the_nodes_memory() {
+        let all = |policy: Policy| -> Vec<String> {
+            let shown = policy.with_allocatable().thresholds.into_iter();
+            shown
+                .filter(|it| it.signal.condition() == Condition::Memory)
+                .map(|it| format!("{}<{}", it.signal.as_str(), it.amount))
+                .collect()
+        };
+        assert_eq!(
+            all(Policy::default()),
+            ["memory.available<100Mi", "allocatableMemory.available<100Mi"]
+        );
+        let none = Settings::new();
+        let own = settings(&[("memory.available", "5%"), ("allocatableMemory.available", "1Gi")]);
+        let own = Policy::read(&own, &none, &none, &none).unwrap();
+        assert_eq!(all(own), ["allocatableMemory.available<1Gi", "memory.available<5%"]);
+        let soft = settings(&[("memory.available", "5%")]);
+        let grace = settings(&[("memory.available", "1m")]);
+        let soft = Policy::read(&none, &soft, &grace, &none).unwrap();
+        assert_eq!(all(soft), ["memory.available<5%"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 use runtime::cri::{GroupUsage, InterfaceUsage};
+use sys::cgroup::Stall;
 
 use crate::node::Node;
 use crate::probes::counts::{BUCKETS, Counts};
@@ -54,6 +55,10 @@ type Of = fn(&GroupUsage) -> Option<f64>;
 
 fn cpu_seconds(usage: &GroupUsage) -> Option<f64> {
     Some(usage.cpu_nanos as f64 / 1e9)
+}
+
+fn seconds(stall: Stall) -> f64 {
+    stall.total_micros as f64 / 1e6
 }
 
 fn working_set(usage: &GroupUsage) -> Option<f64> {
@@ -220,7 +225,7 @@ fn rows(usage: &Usage) -> Vec<Row<'_>> {
     out
 }
 
-const GROUP_FAMILIES: [(&str, &str, &str, Of); 12] = [
+const GROUP_FAMILIES: [(&str, &str, &str, Of); 18] = [
     ("container_cpu_cfs_periods_total", "counter", "Periods with a CPU quota", |it| {
         (it.cpu_periods > 0).then_some(it.cpu_periods as f64)
     }),
@@ -246,6 +251,30 @@ const GROUP_FAMILIES: [(&str, &str, &str, Of); 12] = [
     }),
     ("container_processes", "gauge", "Processes", |it| Some(it.processes as f64)),
     ("container_threads", "gauge", "Threads", |it| Some(it.processes as f64)),
+    ("container_pressure_cpu_stalled_seconds_total", "counter", "All tasks waited for CPU", |it| {
+        it.stalled.cpu.map(|it| seconds(it.full))
+    }),
+    ("container_pressure_cpu_waiting_seconds_total", "counter", "Tasks waited for CPU", |it| {
+        it.stalled.cpu.map(|it| seconds(it.some))
+    }),
+    ("container_pressure_io_stalled_seconds_total", "counter", "All tasks waited for IO", |it| {
+        it.stalled.io.map(|it| seconds(it.full))
+    }),
+    ("container_pressure_io_waiting_seconds_total", "counter", "Tasks waited for IO", |it| {
+        it.stalled.io.map(|it| seconds(it.some))
+    }),
+    (
+        "container_pressure_memory_stalled_seconds_total",
+        "counter",
+        "All tasks waited for memory",
+        |it| it.stalled.memory.map(|it| seconds(it.full)),
+    ),
+    (
+        "container_pressure_memory_waiting_seconds_total",
+        "counter",
+        "Tasks waited for memory",
+        |it| it.stalled.memory.map(|it| seconds(it.some)),
+    ),
 ];
 
 type Counter = fn(&InterfaceUsage) -> u64;

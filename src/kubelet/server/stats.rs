@@ -5,6 +5,7 @@
 use jiff::Timestamp;
 use runtime::cri::{DiskUsage, GroupUsage, InterfaceUsage};
 use serde_json::{Map, Value, json};
+use sys::cgroup::{Pressure, Stall};
 
 use crate::node::Node;
 use crate::usage::{self, ContainerUsage, Filesystem, PodUsage, Usage};
@@ -16,10 +17,27 @@ fn started(nanos: i64) -> Value {
         .into()
 }
 
+/// Pressure stall information as upstream's summary has it.
+fn psi(pressure: &Pressure) -> Value {
+    let stall = |it: &Stall| {
+        let [avg10, avg60, avg300] = it.shares.map(|share| f64::from(share) / 100.0);
+        let total = it.total_micros.saturating_mul(1000);
+        json!({"total": total, "avg10": avg10, "avg60": avg60, "avg300": avg300})
+    };
+    json!({"full": stall(&pressure.full), "some": stall(&pressure.some)})
+}
+
+fn io(usage: &GroupUsage, time: &str) -> Option<Value> {
+    usage.stalled.io.as_ref().map(|pressure| json!({"time": time, "psi": psi(pressure)}))
+}
+
 fn cpu(usage: &GroupUsage, nano_cores: Option<u64>, time: &str) -> Value {
     let mut out = json!({"time": time, "usageCoreNanoSeconds": usage.cpu_nanos});
     if let Some(rate) = nano_cores {
         out["usageNanoCores"] = json!(rate);
+    }
+    if let Some(pressure) = &usage.stalled.cpu {
+        out["psi"] = psi(pressure);
     }
     out
 }
@@ -37,6 +55,9 @@ fn memory(usage: &GroupUsage, available: Option<u64>, time: &str) -> Value {
     let left = limit.map(|limit| limit.saturating_sub(usage.memory_working_set_bytes));
     if let Some(bytes) = available.or(left) {
         out["availableBytes"] = json!(bytes);
+    }
+    if let Some(pressure) = &usage.stalled.memory {
+        out["psi"] = psi(pressure);
     }
     out
 }
@@ -98,6 +119,9 @@ fn container(it: &ContainerUsage, disks: Option<&Disks>, time: &str) -> Value {
     if let Some(swap) = swap(usage, None, time) {
         out["swap"] = swap;
     }
+    if let Some(io) = io(usage, time) {
+        out["io"] = io;
+    }
     if let (Some(disks), Some(layer)) = (disks, it.stats.writable_layer) {
         out["rootfs"] = disk(disks.image, layer, time);
         out["logs"] = disk(disks.logs, it.logs.unwrap_or_default(), time);
@@ -118,6 +142,9 @@ fn pod(it: &PodUsage, disks: Option<&Disks>, time: &str) -> Value {
     });
     if let Some(swap) = swap(usage, None, time) {
         out["swap"] = swap;
+    }
+    if let Some(io) = io(usage, time) {
+        out["io"] = io;
     }
     let Some(disks) = disks else { return out };
     if let Some(network) = network(&it.stats.interfaces, "eth0", time) {
@@ -156,6 +183,9 @@ fn node_stats(node: &Node, usage: &Usage, disks: Option<&Disks>, image: DiskUsag
     let swap_left = it.swap_total_bytes.saturating_sub(it.group.swap_bytes.unwrap_or(0));
     if let Some(swap) = swap(&it.group, Some(swap_left), &time) {
         out.insert("swap".into(), swap);
+    }
+    if let Some(io) = io(&it.group, &time) {
+        out.insert("io".into(), io);
     }
     let Some(disks) = disks else { return Value::Object(out) };
     if let Some(network) = network(&it.interfaces, &it.default_interface, &time) {

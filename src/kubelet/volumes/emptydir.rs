@@ -17,7 +17,7 @@ fn memory_bytes(
     allocatable: Option<&ResourceList>,
 ) -> u64 {
     let asked = source.size_limit.as_ref().and_then(quantity::value).unwrap_or(0);
-    let of_pod = resources::pod_resources(pod, 0).memory_limit;
+    let of_pod = resources::pod_resources(pod, 0, resources::Host::default()).memory_limit;
     let of_node = quantity::value_of(allocatable, "memory");
     let smallest = [asked, of_pod, of_node].into_iter().filter(|bytes| *bytes > 0).min();
     smallest.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0)

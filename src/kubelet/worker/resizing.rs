@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use runtime::cri::{LinuxResources, StatsQuery};
-use serde_json::json;
 use sys::cgroup::{Hierarchy, Limits};
 use tracing::warn;
 
@@ -33,6 +32,8 @@ fn limits(resources: &LinuxResources) -> Limits {
         cpu_quota: resources.cpu_quota,
         cpu_period: resources.cpu_period,
         memory_bytes: resources.memory_limit,
+        swap_bytes: resources.swap_bytes,
+        unified: resources.unified.clone(),
         ..Limits::default()
     }
 }
@@ -72,10 +73,9 @@ impl Worker {
             .map(|it| node.allocations.view(&node.config, &it.pod))
             .collect();
         let about = client::recorder::reference(&**asked);
-        let shown = json!({"containers": wanted.iter().map(|(name, resources)| {
-            json!({"name": name, "resources": resources})
-        }).collect::<Vec<_>>()});
-        match resize::judge(asked, &others, &node.machine.allocatable) {
+        let shown = resize::shown(&wanted);
+        let pinned = resize::refuse_pinned(asked, &held, &node.config.places);
+        match pinned.or_else(|| resize::judge(asked, &others, &node.machine.allocatable)) {
             None => {
                 node.allocations.set(&node.config, &self.uid, wanted);
                 node.allocations.defer(&self.uid, false);
@@ -106,11 +106,16 @@ impl Worker {
     pub(super) async fn actuate(&mut self, runtime: &PodRuntime) -> (Vec<Kill>, Option<Duration>) {
         let steps = resize::steps(&self.pod, runtime, self.node.host());
         if steps.is_empty() {
-            if self.resizing.progress.take().is_some() {
+            if self.resizing.progress.is_some() {
+                // The pod's own resources may be all that changed.
+                if let Err(error) = self.apply(&[]).await {
+                    warn!(pod = %pod::display(&self.pod), error, "resources not changed");
+                    self.resizing.progress = Some(Some(error));
+                    return (Vec::new(), Some(RETRY));
+                }
+                self.resizing.progress = None;
                 let about = client::recorder::reference(&*self.pod);
-                let shown = json!({"containers": resize::asked(&self.pod).iter().map(
-                    |(name, resources)| json!({"name": name, "resources": resources})
-                ).collect::<Vec<_>>()});
+                let shown = resize::shown(&resize::asked(&self.pod));
                 let text = format!("Pod resize completed: {shown}");
                 self.node.recorder.normal(&about, "ResizeCompleted", text);
             }
@@ -145,7 +150,7 @@ impl Worker {
     async fn apply(&self, steps: &[Step]) -> Result<(), String> {
         self.check_memory(steps).await?;
         let node = &self.node;
-        let whole = limits(&resources::pod_resources(&self.pod, 0));
+        let whole = limits(&resources::pod_resources(&self.pod, 0, node.host()));
         let path = resources::cgroup_parent(&self.pod, &node.config.cgroup_root);
         let apply = async || -> std::io::Result<()> {
             let (path, whole) = (path.clone(), whole.clone());

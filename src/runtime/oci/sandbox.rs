@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::link::Link;
 use super::shim::proto::{Answer, Exit, ShimConfig, Verb};
-use super::{Runtime, Sandbox, SandboxRecord, internal, new_id, write_whole};
+use super::{Runtime, Sandbox, SandboxRecord, internal, new_id, users, write_whole};
 use crate::cri::{
     ContainerEvent, ContainerState, Error, ErrorKind, LinuxResources, NamespaceMode,
     PodSandboxConfig, Result,
@@ -29,6 +29,8 @@ pub fn limits(resources: &LinuxResources) -> sys::cgroup::Limits {
         pids: resources.pids_limit,
         cpuset_cpus: resources.cpuset_cpus.clone(),
         cpuset_mems: resources.cpuset_mems.clone(),
+        huge_pages: resources.huge_pages.clone(),
+        swap_bytes: resources.swap_bytes,
         unified: resources.unified.clone(),
     }
 }
@@ -74,19 +76,25 @@ impl Runtime {
         let (shm, limits) = (self.shm_path(id), limits(&record.config.resources));
         let own_ipc = record.config.ipc != NamespaceMode::Node;
         let (made_netns, shim_group) = (netns.clone(), shims.clone());
-        blocking(move || {
+        let users = record.config.users;
+        let holder = blocking(move || {
             if !group.path().is_empty() {
                 group.create()?;
                 group.apply(&limits)?;
             }
             shim_group.create_everywhere()?;
-            if let Some(path) = &made_netns {
-                sys::namespace::create_network(path, || Ok(()))?;
-            }
+            let holder = match (users, &made_netns) {
+                (Some(ids), path) => Some(users::make(ids, path.as_deref())?),
+                (None, Some(path)) => {
+                    sys::namespace::create_network(path, || Ok(()))?;
+                    None
+                }
+                (None, None) => None,
+            };
             if own_ipc {
-                mount_shm(&shm)?;
+                mount_shm(&shm, users.map_or(0, |ids| ids.host_id))?;
             }
-            Ok(())
+            Ok(holder)
         })
         .await
         .map_err(|err| internal("make sandbox", err))?;
@@ -99,6 +107,7 @@ impl Runtime {
                 .then(|| record.config.hostname.clone()),
             sysctls: record.config.sysctls.clone().into_iter().collect(),
             cgroup_files: shims.join_files_everywhere(),
+            users: holder.as_ref().map(|holder| holder.directory()),
         };
         write_whole(&directory.join("shim.json"), &shim_config)?;
         let shim_file = directory.join("shim.json");
@@ -116,6 +125,8 @@ impl Runtime {
             }
         };
         let (link, ips) = tokio::join!(link, network);
+        // The shim has what it needs of it.
+        drop(holder);
         let (link, shim_pid) = link?;
         match ips {
             Ok(ips) => record.ips = ips,
@@ -256,11 +267,13 @@ pub async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|_| Err(io::Error::other("a worker thread panicked")))
 }
 
-fn mount_shm(path: &Path) -> io::Result<()> {
+fn mount_shm(path: &Path, owner: u32) -> io::Result<()> {
     use std::os::fd::AsFd;
     use sys::mount::attr;
     std::fs::create_dir_all(path)?;
-    let options = [("mode", "1777"), ("size", SHM_BYTES)];
+    let owner = owner.to_string();
+    let options =
+        [("mode", "1777"), ("size", SHM_BYTES), ("uid", owner.as_str()), ("gid", owner.as_str())];
     let shm = sys::mount::filesystem(
         "tmpfs",
         "shm",

@@ -16,7 +16,7 @@ use super::streams::{reader, resizer, writer};
 use super::{Container as Entry, ContainerRecord, Runtime, internal, new_id, write_whole};
 use crate::cri::{
     BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState, ContainerStats,
-    ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, InterfaceUsage,
+    ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, Features, InterfaceUsage,
     LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, Result, RuntimeService,
     SandboxState, SandboxStats, Session, StatsQuery,
 };
@@ -84,6 +84,11 @@ impl Runtime {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(state.join("upper"), open)
             .map_err(|err| internal("set mode of the root directory", err))?;
+        if let Some(users) = pod.users {
+            let id = Some(users.host_id);
+            std::os::unix::fs::chown(state.join("upper"), id, id)
+                .map_err(|err| internal("give the root directory to the pod's root", err))?;
+        }
         write_whole(&state.join("container.json"), &record)?;
         let rules = spec::device_rules(&record.config, &spec);
         let wanted = limits(&record.config.resources);
@@ -686,5 +691,9 @@ impl RuntimeService for Runtime {
 
     fn version(&self) -> (String, String) {
         ("coracle".into(), env!("CARGO_PKG_VERSION").into())
+    }
+
+    fn features(&self) -> Features {
+        self.features
     }
 }

@@ -36,8 +36,11 @@ pub fn shim_main(args: Vec<OsString>) -> ExitCode {
     };
     match detach() {
         Ok(Some(listener)) => {
-            let failure = settle(&config).err();
-            match serve::Shim::new(listener, failure).and_then(serve::Shim::run) {
+            let (users, failure) = match settle(&config) {
+                Ok(users) => (users, None),
+                Err(words) => (None, Some(words)),
+            };
+            match serve::Shim::new(listener, users, failure).and_then(serve::Shim::run) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(_) => ExitCode::FAILURE,
             }
@@ -66,8 +69,9 @@ fn detach() -> std::io::Result<Option<OwnedFd>> {
     Ok(Some(listener))
 }
 
-/// Takes the shim to where its pod lives; the containers inherit it.
-fn settle(config: &ShimConfig) -> Result<(), String> {
+/// Takes the shim to where its pod lives; the containers inherit it. The pod's user
+/// namespace is only kept: the shim itself stays the node's root.
+fn settle(config: &ShimConfig) -> Result<Option<OwnedFd>, String> {
     let say = |doing: &str, err: std::io::Error| format!("{doing}: {}", proto::words(&err));
     // The node's killer of last resort should take containers first. Without the right to
     // lower it the present value stays.
@@ -78,12 +82,18 @@ fn settle(config: &ShimConfig) -> Result<(), String> {
             .and_then(|ns| sys::namespace::enter(ns.as_fd(), sys::namespace::kind::NETWORK))
             .map_err(|err| say("enter network namespace", err))?;
     }
+    use sys::namespace::kind::{IPC, UTS};
+    let new = |name: &str, kind: i32| match &config.users {
+        // Made with the user namespace, whose root may then change what is in them.
+        Some(process) => sys::namespace::open(&process.join("ns").join(name))
+            .and_then(|ns| sys::namespace::enter(ns.as_fd(), kind)),
+        None => sys::namespace::unshare(kind),
+    };
     if config.new_ipc {
-        sys::namespace::unshare(sys::namespace::kind::IPC)
-            .map_err(|err| say("create ipc namespace", err))?;
+        new("ipc", IPC).map_err(|err| say("create ipc namespace", err))?;
     }
     if let Some(name) = &config.hostname {
-        sys::namespace::unshare(sys::namespace::kind::UTS)
+        new("uts", UTS)
             .and_then(|()| sys::namespace::set_hostname(name))
             .map_err(|err| say("set host name", err))?;
     }
@@ -92,5 +102,6 @@ fn settle(config: &ShimConfig) -> Result<(), String> {
         std::fs::write(path, value)
             .map_err(|err| say(&format!("set sysctl {name} to {value:?}"), err))?;
     }
-    Ok(())
+    let users = config.users.as_ref().map(|process| sys::namespace::open(&process.join("ns/user")));
+    users.transpose().map_err(|err| say("open user namespace", err))
 }

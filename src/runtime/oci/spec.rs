@@ -133,6 +133,7 @@ pub fn plan(
             sandbox.log_directory.join(&config.log_path)
         },
         log_bytes_max: LOG_BYTES_MAX,
+        first_id: sandbox.users.map(|users| users.host_id),
     })
 }
 

@@ -94,7 +94,10 @@ async fn a_full_disk_costs_the_pod_that_filled_it_and_no_other() {
     until_disk_pressure(&world, "True").await;
     world.create_pod("late", writer(1));
     let late = world.until("late", is_evicted).await.unwrap();
-    assert_eq!(late["status"]["message"], "The node had condition: [DiskPressure]. ");
+    assert_eq!(
+        late["status"]["message"],
+        "Pod was rejected: The node had condition: [DiskPressure]. "
+    );
     until_disk_pressure(&world, "False").await;
     let events = world.api.events();
     for want in [

@@ -3,8 +3,11 @@
 
 mod apiserver;
 mod eviction;
+mod placement;
 mod pods;
 mod resize;
 mod server;
+mod shutdown;
+mod users;
 mod volumes;
 mod world;

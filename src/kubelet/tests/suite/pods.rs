@@ -82,12 +82,18 @@ async fn failures_show_their_reasons() {
         json!({"containers": [{"name": "a", "command": ["/no/such/program"]}]}),
     );
     world.create_pod(
-        "users",
-        json!({"hostUsers": false, "containers": [{"name": "a", "command": script("sleep 60")}]}),
-    );
-    world.create_pod(
         "sysctl",
         json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]},
+            "containers": [{"name": "a", "command": script("sleep 60")}]}),
+    );
+    world.create_pod(
+        "armor",
+        json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}},
+            "containers": [{"name": "a", "command": script("sleep 60")}]}),
+    );
+    world.create_pod(
+        "long-name",
+        json!({"hostname": "h".repeat(50), "subdomain": "sub", "setHostnameAsFQDN": true,
             "containers": [{"name": "a", "command": script("sleep 60")}]}),
     );
     let waits = |pod: Option<&serde_json::Value>, reason: &str| {
@@ -128,11 +134,24 @@ async fn failures_show_their_reasons() {
     let refused = world.until("sysctl", |pod| pod.unwrap()["status"]["phase"] == "Failed").await;
     let refused = &refused.unwrap()["status"];
     assert_eq!(refused["reason"], "SysctlForbidden");
-    assert_eq!(refused["message"], "forbidden sysctl: \"kernel.msgmax\" not allowlisted");
-    let want = "FailedCreatePodSandBox: Failed to create pod sandbox: RuntimeClass handler \"\" \
-                does not support user namespaces";
-    world.until("users", |_| world.api.events().iter().any(|it| it == want)).await;
-    for name in ["crash", "never", "config", "start", "users", "sysctl"] {
+    assert_eq!(
+        refused["message"],
+        "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted"
+    );
+    let has_app_armor = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|text| text.starts_with('Y'));
+    if has_app_armor {
+        world.until_ready("armor").await;
+    } else {
+        let blocked = world.until("armor", |pod| waits(pod, "Blocked")).await.unwrap();
+        assert_eq!(blocked["status"]["phase"], "Pending");
+        assert_eq!(blocked["status"]["reason"], "AppArmor");
+    }
+    let too_long = |it: &String| {
+        it.starts_with("FailedCreatePodSandBox: Failed to create pod sandbox: failed to construct")
+    };
+    world.until("long-name", |_| world.api.events().iter().any(too_long)).await;
+    for name in ["crash", "never", "config", "start", "sysctl", "armor", "long-name"] {
         world.delete(name).await;
     }
     world.finish().await;

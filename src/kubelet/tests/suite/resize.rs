@@ -123,3 +123,32 @@ async fn resources_change_in_place_with_a_restart_or_not_at_all() {
     world.delete("web").await;
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_resources_of_a_whole_pod_change_in_place() {
+    let world = World::new().await;
+    let whole = |cpu: &str| json!({"requests": {"cpu": "50m"}, "limits": {"cpu": cpu}});
+    let spec = json!({"terminationGracePeriodSeconds": 0, "resources": whole("100m"),
+        "containers": [{"name": "a", "command": ["sleep", "1000"]}]});
+    world.create_pod("web", spec);
+    let ready = world.until_ready("web").await;
+    let uid = ready["metadata"]["uid"].as_str().unwrap();
+    let path = format!("{}/burstable/pod{uid}", world.pods_group());
+    let group = sys::cgroup::Hierarchy::detect().unwrap().group(&path);
+    let quota = || {
+        let read = |name: &str| group.read_limit("cpu", name);
+        let text = read("cpu.max").or_else(|_| read("cpu.cfs_quota_us")).unwrap();
+        text.split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(quota(), "10000");
+    let mut pod = world.pod("web").unwrap();
+    pod["spec"]["resources"] = whole("300m");
+    pod["metadata"]["generation"] = json!(2);
+    world.api.put(&World::pod_path("web"), pod);
+    let done = |it: &String| it.starts_with("ResizeCompleted: ") && it.contains("300m");
+    world.until("web", |_| world.api.events().iter().any(done)).await;
+    assert_eq!(quota(), "30000");
+    world.until("web", |pod| pod.unwrap()["status"]["resources"]["limits"]["cpu"] == "300m").await;
+    world.delete("web").await;
+    world.finish().await;
+}

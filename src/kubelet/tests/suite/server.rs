@@ -101,6 +101,10 @@ async fn usage_is_told_to_those_who_ask_for_it() {
     ] {
         assert!(number(all.pointer(path).unwrap()) > 0, "{path}");
     }
+    if std::path::Path::new("/proc/pressure/cpu").exists() {
+        assert!(all["node"]["cpu"]["psi"]["some"]["total"].is_u64(), "{all:#}");
+        assert!(all["node"]["io"]["psi"]["full"]["avg300"].is_number(), "{all:#}");
+    }
     let small = summary("?only_cpu_and_memory=true").await;
     assert!(small["pods"][0]["volume"].is_null() && small["node"]["fs"].is_null());
 

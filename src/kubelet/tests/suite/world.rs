@@ -206,6 +206,12 @@ impl World {
         self.until(name, is_ready).await.unwrap()
     }
 
+    /// First processes of the containers that run.
+    pub async fn runtime_processes(&self) -> Vec<i32> {
+        let all = self.runtime.list_containers().await.unwrap();
+        all.into_iter().map(|it| it.pid).filter(|pid| *pid > 0).collect()
+    }
+
     pub async fn delete(&self, name: &str) {
         self.api.delete_gracefully(&Self::pod_path(name), 1);
         self.until(name, |pod| pod.is_none()).await;

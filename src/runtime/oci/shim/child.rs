@@ -1,7 +1,8 @@
 //! The forked child on its way to becoming a container's process.
 //!
 //! Talks to the shim over one socket: `C` (set up, with who it is, and the terminal if it
-//! has one), then waits for `G`; `E` with a failure. The socket closes on exec, which is
+//! has one), then waits for `G`; `E` with a failure; `P` with the id of another child that
+//! takes its place, which a user namespace needs. The socket closes on exec, which is
 //! how the shim learns that the program runs. Never returns.
 
 use std::io;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use sys::process;
 
 use super::identity::{self, Identity};
-use super::proto::{ContainerSpec, Failure, FailureKind, ProcessSpec, words};
+use super::proto::{ContainerSpec, Failure, FailureKind, PidMode, ProcessSpec, words};
 use super::rootfs;
 
 /// What every container may open; clamped where the host gives less.
@@ -25,9 +26,17 @@ pub struct Stdio {
     pub stderr: OwnedFd,
 }
 
-pub fn run_container(spec: &ContainerSpec, stdio: Option<Stdio>, sync: &OwnedFd) -> ! {
-    close_inherited(stdio.as_ref(), &[sync.as_raw_fd()]);
-    let outcome = container(spec, stdio, sync);
+/// `users` is the pod's own user namespace.
+pub fn run_container(
+    spec: &ContainerSpec,
+    stdio: Option<Stdio>,
+    users: Option<BorrowedFd<'_>>,
+    sync: &OwnedFd,
+) -> ! {
+    let mut keep = vec![sync.as_raw_fd()];
+    keep.extend(users.as_ref().map(AsRawFd::as_raw_fd));
+    close_inherited(stdio.as_ref(), &keep);
+    let outcome = container(spec, stdio, users, sync);
     report(sync, outcome)
 }
 
@@ -65,10 +74,28 @@ fn report(sync: &OwnedFd, failure: Failure) -> ! {
     process::exit_now(1)
 }
 
-fn container(spec: &ContainerSpec, stdio: Option<Stdio>, sync: &OwnedFd) -> Failure {
+fn container(
+    spec: &ContainerSpec,
+    stdio: Option<Stdio>,
+    users: Option<BorrowedFd<'_>>,
+    sync: &OwnedFd,
+) -> Failure {
     let prepared = (|| {
         base(&spec.cgroup_files, spec.process.oom_score_adj)?;
-        rootfs::enter(spec)?;
+        match (users, spec.first_id) {
+            (None, None) => rootfs::enter(spec)?,
+            (Some(users), Some(_)) => {
+                // Beyond this the limit cannot be raised any more.
+                let _ = process::set_open_files(OPEN_FILES, OPEN_FILES);
+                rootfs::build(spec, Some(users))?;
+                enter_users(spec, users, sync)?;
+                rootfs::take(spec)?;
+            }
+            (None, Some(_)) | (Some(_), None) => {
+                let text = "the pod and its container do not agree about the user namespace";
+                return Err(Failure::new(FailureKind::Create, text));
+            }
+        }
         let identity = identity::resolve(&spec.process.user)?;
         let (stdio, master) = match stdio {
             Some(stdio) => (stdio, None),
@@ -90,6 +117,44 @@ fn container(spec: &ContainerSpec, stdio: Option<Stdio>, sync: &OwnedFd) -> Fail
     }
 }
 
+/// Becomes root of the pod's user namespace, with mounts and processes of its own. The
+/// caller goes on in another process where the container has its own processes.
+fn enter_users(spec: &ContainerSpec, users: BorrowedFd<'_>, sync: &OwnedFd) -> Result<(), Failure> {
+    let fail = |doing: &str, err: io::Error| Failure::create(doing, &err);
+    // Nothing of the way there can be named by the new root; the present directory stays.
+    std::env::set_current_dir(&spec.root.target)
+        .map_err(|err| fail("enter root file system", err))?;
+    sys::namespace::enter_as_root(users).map_err(|err| fail("enter user namespace", err))?;
+    let mut kinds = sys::namespace::kind::MOUNT;
+    if spec.cgroup_binds.is_empty() && !spec.privileged {
+        kinds |= sys::namespace::kind::CGROUP;
+    }
+    let own_pids = spec.pid == PidMode::Own;
+    if own_pids {
+        kinds |= sys::namespace::kind::PID;
+    }
+    sys::namespace::unshare(kinds).map_err(|err| fail("create namespaces", err))?;
+    if !own_pids {
+        return Ok(());
+    }
+    match process::fork_sibling().map_err(|err| fail("fork", err))? {
+        // A session of its own, as the parent's had.
+        process::Fork::Child => {
+            process::new_session().map_err(|err| fail("create session", err))?;
+            process::set_undumpable().map_err(|err| fail("protect the init", err))
+        }
+        process::Fork::Parent(pid) => {
+            let message = format!("P{pid}");
+            let sent = sys::socket::send(sync.as_fd(), message.as_bytes(), &[]);
+            if sent.is_err() {
+                // Nobody would ever know of it.
+                let _ = process::kill(pid, 9);
+            }
+            process::exit_now(0)
+        }
+    }
+}
+
 fn exec(
     spec: &ContainerSpec,
     args: &[String],
@@ -103,8 +168,15 @@ fn exec(
         if spec.cgroup_binds.is_empty() {
             kinds |= sys::namespace::kind::CGROUP;
         }
+        if spec.first_id.is_some() {
+            let _ = process::set_open_files(OPEN_FILES, OPEN_FILES);
+            kinds |= sys::namespace::kind::USER;
+        }
         sys::namespace::enter(init, kinds)
             .map_err(|err| start("enter the container's namespaces", &err))?;
+        if spec.first_id.is_some() {
+            sys::namespace::become_root().map_err(|err| start("become the pod's root", &err))?;
+        }
         let identity = identity::resolve(&spec.process.user)?;
         let (stdio, master) = match stdio {
             Some(stdio) => (stdio, None),

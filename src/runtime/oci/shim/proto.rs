@@ -23,6 +23,10 @@ pub struct ShimConfig {
     pub sysctls: Vec<(String, String)>,
     /// Where the shim itself goes, away from the server's service.
     pub cgroup_files: Vec<PathBuf>,
+    /// `/proc/PID` of a process in the pod's user, IPC and UTS namespaces; it ends once the
+    /// shim has answered.
+    #[serde(default)]
+    pub users: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -267,6 +271,9 @@ pub struct ContainerSpec {
     /// Empty keeps no log.
     pub log_path: PathBuf,
     pub log_bytes_max: u64,
+    /// Where the ids of the pod's own user namespace begin on the node; None is the node's.
+    #[serde(default)]
+    pub first_id: Option<u32>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

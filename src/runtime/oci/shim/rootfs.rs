@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use sys::fs::{Node, Root};
@@ -27,6 +27,34 @@ const LINKS: [(&str, &str); 6] = [
 
 /// Afterwards this process's root is the container's.
 pub fn enter(spec: &ContainerSpec) -> Result<(), Failure> {
+    build(spec, None)?;
+    let root = Root::open(&spec.root.target)
+        .map_err(|err| Failure::create("open root file system", &err))?;
+    of_namespaces(spec, &root)?;
+    drop(root);
+    pivot(spec, &spec.root.target)
+}
+
+/// As `enter`, for a process in the pod's user namespace whose present directory is what
+/// `build` made, in a mount namespace that is a copy.
+pub fn take(spec: &ContainerSpec) -> Result<(), Failure> {
+    let here = Path::new(".");
+    // The copied mounts may not be moved; a copy of our own may.
+    let root = mount::clone_tree(here, true)
+        .and_then(|tree| {
+            mount::attach(tree.as_fd(), sys::fs::open_path(here)?.as_fd())?;
+            sys::fs::change_directory(tree.as_fd())?;
+            Root::open(here)
+        })
+        .map_err(|err| Failure::create("take root file system", &err))?;
+    of_namespaces(spec, &root)?;
+    drop(root);
+    pivot(spec, here)
+}
+
+/// Puts everything together at the target, in a mount namespace of this process, but what
+/// belongs to the container's own namespaces. `users` is the pod's own user namespace.
+pub fn build(spec: &ContainerSpec, users: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
     // Shared mounts must be taken before the namespace changes, to stay peers of the
     // node's own.
     let shared: Vec<Option<OwnedFd>> = spec
@@ -39,8 +67,9 @@ pub fn enter(spec: &ContainerSpec) -> Result<(), Failure> {
             SpecPropagation::Private | SpecPropagation::Slave => Ok(None),
         })
         .collect::<Result<_, _>>()?;
-    let cgroup_namespace =
-        if spec.cgroup_binds.is_empty() && !spec.privileged { namespace::kind::CGROUP } else { 0 };
+    // The cgroup namespace of a user namespace's container is made from within.
+    let own_cgroups = spec.cgroup_binds.is_empty() && !spec.privileged && users.is_none();
+    let cgroup_namespace = if own_cgroups { namespace::kind::CGROUP } else { 0 };
     namespace::unshare(namespace::kind::MOUNT | cgroup_namespace)
         .map_err(|err| Failure::create("create mount namespace", &err))?;
     mount::set_propagation(Path::new("/"), Propagation::Slave)
@@ -48,30 +77,35 @@ pub fn enter(spec: &ContainerSpec) -> Result<(), Failure> {
     let mut trees = shared;
     for (tree, bind) in trees.iter_mut().zip(&spec.binds) {
         if let Some(image) = &bind.image {
-            let made = image_tree(image, &spec.root.target);
+            let made = image_tree(image, users, &spec.root.target);
             *tree = Some(made.map_err(|err| {
                 let name = image.sub_path.display();
                 Failure::create(format!("mount image volume (sub path \"{name}\")"), &err)
             })?);
         }
     }
-    mount::overlay(
-        &mount::Overlay {
-            layers: &spec.root.layers,
-            lower: &spec.root.lower,
-            upper: &spec.root.upper,
-            work: &spec.root.work,
-        },
-        &spec.root.target,
-    )
+    let overlay = mount::Overlay {
+        layers: &spec.root.layers,
+        lower: &spec.root.lower,
+        upper: &spec.root.upper,
+        work: &spec.root.work,
+    };
+    match users {
+        Some(users) => mount::overlay_mapped(&overlay, users, &spec.root.target),
+        None => mount::overlay(&overlay, &spec.root.target),
+    }
     .map_err(|err| Failure::create("mount root file system", &err))?;
     let root = Root::open(&spec.root.target)
-        .map_err(|err| Failure::create("open root file system", &err))?;
+        .map_err(|err| Failure::create("open root file system", &err))?
+        .made_for(spec.first_id);
     system_mounts(spec, &root)?;
     devices(spec, &root)?;
-    binds(spec, &root, trees)?;
-    drop(root);
-    mount::pivot_root(&spec.root.target)
+    binds(spec, &root, users, trees)
+}
+
+/// Makes `target` the root, and makes or hides in it what the container may not touch.
+fn pivot(spec: &ContainerSpec, target: &Path) -> Result<(), Failure> {
+    mount::pivot_root(target)
         .map_err(|err| Failure::create("pivot into root file system", &err))?;
     if !spec.process.cwd.is_empty() {
         // As other runtimes do: a working directory that the image lacks is made.
@@ -90,8 +124,14 @@ pub fn enter(spec: &ContainerSpec) -> Result<(), Failure> {
 
 /// The files of an image as a mount that is attached nowhere. `at` is an empty directory in
 /// a mount namespace of our own, and is empty again afterwards.
-fn image_tree(image: &ImageSpec, at: &Path) -> io::Result<OwnedFd> {
-    let whole = mount::read_only_layers(&image.layers, &image.lower)?;
+fn image_tree(image: &ImageSpec, users: Option<BorrowedFd<'_>>, at: &Path) -> io::Result<OwnedFd> {
+    let whole = match users {
+        Some(users) => {
+            let mapped = mount::MappedLayers::mount(&image.layers, &image.lower, users, at)?;
+            mount::read_only_layers(at, &mapped.names)?
+        }
+        None => mount::read_only_layers(&image.layers, &image.lower)?,
+    };
     if image.sub_path.as_os_str().is_empty() {
         return Ok(whole);
     }
@@ -113,20 +153,46 @@ pub fn seal(spec: &ContainerSpec) -> Result<(), Failure> {
         .map_err(|err| Failure::create("make root file system read-only", &err))
 }
 
+/// A new file system in the container's root.
+fn place(
+    root: &Root,
+    kind: &str,
+    target: &str,
+    options: &[(&str, &str)],
+    attributes: u64,
+) -> Result<(), Failure> {
+    mount::filesystem(kind, kind, options, attributes)
+        .and_then(|made| {
+            let at = root.make_directories(Path::new(target))?;
+            mount::attach(made.as_fd(), at.as_fd())
+        })
+        .map_err(|err| Failure::create(format!("mount {kind} to {target}"), &err))
+}
+
+/// What shows the namespaces of the process that mounts it.
+fn of_namespaces(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
+    place(root, "proc", "/proc", &[], RESTRICTED)?;
+    if spec.cgroup_binds.is_empty() {
+        let readonly = if spec.privileged { 0 } else { attr::RDONLY };
+        // Not every kernel has the directory; a container can do without.
+        let _ = place(root, "cgroup2", "/sys/fs/cgroup", &[], RESTRICTED | readonly);
+    }
+    Ok(())
+}
+
 fn system_mounts(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
     let readonly = if spec.privileged { 0 } else { attr::RDONLY };
     let place = |kind: &str, target: &str, options: &[(&str, &str)], attributes: u64| {
-        mount::filesystem(kind, kind, options, attributes)
-            .and_then(|made| {
-                let at = root.make_directories(Path::new(target))?;
-                mount::attach(made.as_fd(), at.as_fd())
-            })
-            .map_err(|err| Failure::create(format!("mount {kind} to {target}"), &err))
+        place(root, kind, target, options, attributes)
     };
-    place("proc", "/proc", &[], RESTRICTED)?;
-    let dev = [("mode", "755"), ("size", "65536k")];
+    let first_id = spec.first_id.unwrap_or(0);
+    let (owner, terminals) = (first_id.to_string(), first_id.saturating_add(5).to_string());
+    let owned = [("uid", owner.as_str()), ("gid", owner.as_str())];
+    let [uid, gid] = owned;
+    let dev = [("mode", "755"), ("size", "65536k"), uid, gid];
     place("tmpfs", "/dev", &dev, attr::NOSUID | attr::STRICTATIME)?;
-    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let pts =
+        [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", terminals.as_str())];
     place("devpts", "/dev/pts", &pts, attr::NOSUID | attr::NOEXEC)?;
     // Kernels without POSIX message queues run containers all the same.
     let _ = place("mqueue", "/dev/mqueue", &[], RESTRICTED);
@@ -136,11 +202,9 @@ fn system_mounts(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
             .map_err(|err| Failure::create("mount /dev/shm", &err))?;
     }
     if spec.cgroup_binds.is_empty() {
-        // Not every kernel has the directory; a container can do without.
-        let _ = place("cgroup2", "/sys/fs/cgroup", &[], RESTRICTED | readonly);
         return Ok(());
     }
-    place("tmpfs", "/sys/fs/cgroup", &[("mode", "755")], RESTRICTED)?;
+    place("tmpfs", "/sys/fs/cgroup", &[("mode", "755"), uid, gid], RESTRICTED)?;
     for (name, source) in &spec.cgroup_binds {
         let target = Path::new("/sys/fs/cgroup").join(name);
         bind_plain(root, source, &target, RESTRICTED | readonly)
@@ -172,9 +236,10 @@ fn devices(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
             Node::Character { major: device.major, minor: device.minor }
         };
         let made = root.make_directories(parent).and_then(|dir| {
-            match sys::fs::make_node_at(dir.as_fd(), name, node, device.mode) {
-                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                other => other,
+            match (sys::fs::make_node_at(dir.as_fd(), name, node, device.mode), spec.first_id) {
+                (Err(err), _) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                (Ok(()), Some(id)) => sys::fs::set_owner_at(dir.as_fd(), name, id, id),
+                (other, _) => other,
             }
         });
         made.map_err(|err| fail(&device.path, &err))?;
@@ -196,6 +261,7 @@ fn devices(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
 fn binds(
     spec: &ContainerSpec,
     root: &Root,
+    users: Option<BorrowedFd<'_>>,
     mut shared: Vec<Option<OwnedFd>>,
 ) -> Result<(), Failure> {
     // A mount on /a must come before one on /a/b.
@@ -215,6 +281,15 @@ fn binds(
             };
             if propagation.is_some() {
                 mount::set_attributes(tree.as_fd(), true, 0, propagation)?;
+            }
+            if let Some(users) = users.filter(|_| bind.image.is_none()) {
+                mount::map_ids(tree.as_fd(), users).map_err(|err| {
+                    let words = super::proto::words(&err);
+                    io::Error::other(format!(
+                        "mount_setattr: {words} (maybe the filesystem used doesn't support \
+                         idmap mounts on this kernel?)"
+                    ))
+                })?;
             }
             if bind.readonly {
                 let whole = bind.recursive_readonly;

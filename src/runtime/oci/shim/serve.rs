@@ -54,6 +54,8 @@ pub struct Shim {
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<u64, Exec>,
     own_pid_namespace: OwnedFd,
+    /// The pod's own user namespace.
+    users: Option<OwnedFd>,
     /// Pid and pidfd of the process that holds the pod's pid namespace.
     pause: Option<(i32, OwnedFd)>,
     /// None where the kernel does not say what is mapped.
@@ -62,7 +64,11 @@ pub struct Shim {
 }
 
 impl Shim {
-    pub fn new(listener: OwnedFd, failure: Option<String>) -> io::Result<Self> {
+    pub fn new(
+        listener: OwnedFd,
+        users: Option<OwnedFd>,
+        failure: Option<String>,
+    ) -> io::Result<Self> {
         socket::set_nonblocking(listener.as_fd(), true)?;
         process::ignore_signal(13);
         Ok(Self {
@@ -74,6 +80,7 @@ impl Shim {
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             own_pid_namespace: sys::namespace::open(Path::new("/proc/self/ns/pid"))?,
+            users,
             pause: None,
             file_pages: FilePages::find().ok(),
             stop: false,

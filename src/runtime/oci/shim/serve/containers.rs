@@ -3,7 +3,7 @@
 //! Forks the first processes and hears what they say until they are their programs.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use sys::process::{self, Ended, Fork};
 use sys::socket;
@@ -54,7 +54,8 @@ impl Shim {
         let pid = match forked.map_err(|err| failed("fork", err))? {
             Fork::Child => {
                 drop(ours);
-                child::run_container(&spec, streams.theirs, &theirs)
+                let users = self.users.as_ref().map(|fd| fd.as_fd());
+                child::run_container(&spec, streams.theirs, users, &theirs)
             }
             Fork::Parent(pid) => pid,
         };
@@ -89,6 +90,8 @@ impl Shim {
 
     fn pid_namespace_of(&mut self, mode: &PidMode) -> io::Result<PidNamespace> {
         match mode {
+            // That of a user namespace is made from within, by the child.
+            PidMode::Own if self.users.is_some() => Ok(PidNamespace::Keep),
             PidMode::Own => Ok(PidNamespace::New),
             PidMode::Node => Ok(PidNamespace::Keep),
             PidMode::Target(id) => match self.containers.get(id) {
@@ -99,11 +102,17 @@ impl Shim {
             },
             PidMode::Pod => {
                 if self.pause.is_none() {
-                    sys::namespace::unshare(sys::namespace::kind::PID)?;
-                    match self.fork_and_return()? {
-                        Fork::Child => pause(),
-                        Fork::Parent(pid) => self.pause = Some((pid, process::pidfd(pid)?)),
-                    }
+                    let pid = match &self.users {
+                        Some(users) => pause_within(users.as_fd())?,
+                        None => {
+                            sys::namespace::unshare(sys::namespace::kind::PID)?;
+                            match self.fork_and_return()? {
+                                Fork::Child => pause(),
+                                Fork::Parent(pid) => pid,
+                            }
+                        }
+                    };
+                    self.pause = Some((pid, process::pidfd(pid)?));
                 }
                 match &self.pause {
                     Some((_, pidfd)) => pidfd.try_clone().map(PidNamespace::Of),
@@ -212,6 +221,15 @@ impl Shim {
                 container.phase = Phase::Created;
                 self.answer(waiter, Ok(Answer::Process { pid, user }), None);
             }
+            // The child has made another one, which is to be the first process.
+            (Some((b'P', text)), Phase::Creating(_)) => {
+                let made = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+                if let Some(pid) = made
+                    && let Ok(pidfd) = process::pidfd(pid)
+                {
+                    (container.pid, container.pidfd) = (pid, pidfd);
+                }
+            }
             (Some((b'E', text)), Phase::Creating(waiter) | Phase::Starting(waiter)) => {
                 let failure = failure_from(text);
                 let waiter = *waiter;
@@ -255,6 +273,32 @@ impl Shim {
             self.tell_all(&message);
         }
         self.shrink();
+    }
+}
+
+/// Makes the first process of a pid namespace that belongs to a user namespace.
+fn pause_within(users: BorrowedFd<'_>) -> io::Result<i32> {
+    let (reader, writer) = socket::pipe()?;
+    let Fork::Parent(_) = process::fork()? else {
+        drop(reader);
+        let made = sys::namespace::enter_as_root(users)
+            .and_then(|()| sys::namespace::unshare(sys::namespace::kind::PID))
+            .and_then(|()| process::fork_sibling());
+        match made {
+            Ok(Fork::Child) => pause(),
+            Ok(Fork::Parent(pid)) => {
+                let _ = socket::write(writer.as_fd(), &pid.to_ne_bytes());
+                process::exit_now(0)
+            }
+            Err(_) => process::exit_now(1),
+        }
+    };
+    drop(writer);
+    let mut pid = [0; 4];
+    // The child lives for a few system calls, and its end is an end of the pipe.
+    match socket::read(reader.as_fd(), &mut pid)? {
+        4 => Ok(i32::from_ne_bytes(pid)),
+        _ => Err(io::Error::other("no pid namespace could be made in the user namespace")),
     }
 }
 

@@ -1,0 +1,373 @@
+//! Gives containers places on the machine: CPUs of their own, memory of NUMA nodes, all near
+//! each other where the node's policy asks for it.
+//!
+//! Those who give something out are providers; one place is sought for all of them, at
+//! admission. What was given lies on disk, so that a restart gives it to nobody else.
+//! Never touches a cgroup: `cpusets` says what belongs into them.
+
+mod cpus;
+pub mod cpusets;
+pub mod hints;
+pub mod layout;
+mod memory;
+mod providers;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::pod::{self, Role};
+use hints::{Hints, Policy};
+use layout::{CpuSet, Layout, Nodes};
+pub use memory::Amounts;
+use providers::{Cpus, Memory};
+
+/// What the user chose.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    pub topology: Policy,
+    /// One place for all containers of a pod, not one for each.
+    pub whole_pods: bool,
+    /// The static policy; None gives no CPUs away.
+    pub cpus: Option<cpus::Options>,
+    /// `reservedSystemCPUs`.
+    pub reserved_cpus: Option<CpuSet>,
+    /// The static policy of memory, with what each NUMA node keeps; None gives none away.
+    pub memory: Option<std::collections::BTreeMap<u32, Amounts>>,
+}
+
+pub use cpus::Options as CpuOptions;
+
+/// Whose place is sought: a container's, or that of a pod as a whole.
+#[derive(Clone, Copy)]
+pub struct Demand<'a> {
+    pub pod: &'a Pod,
+    pub container: Option<(Role, &'a Container)>,
+}
+
+/// Why a pod is refused: reason and message.
+pub type Refusal = (&'static str, String);
+
+/// What a container was given of the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given {
+    pub cpus: Option<CpuSet>,
+    /// NUMA nodes of its memory.
+    pub memory: Option<Nodes>,
+}
+
+/// Gives out one kind of resource. Device plugins are providers too, once there are any.
+pub trait Provider: Send {
+    /// Where the demand could be met, by resource; empty if it asks for nothing.
+    fn hints(&self, demand: Demand<'_>) -> Vec<Hints>;
+    /// Takes what the container asks for, near the nodes where there are some. Safe to repeat.
+    ///
+    /// # Errors
+    /// Why the pod is refused.
+    fn allocate(
+        &mut self,
+        pod: &Pod,
+        role: Role,
+        container: &Container,
+        near: Option<Nodes>,
+    ) -> Result<(), Refusal>;
+    /// Gives back what the pod has. True if it had something.
+    fn release(&mut self, uid: &str) -> bool;
+    /// Forgets all pods but those.
+    fn retain(&mut self, is_known: &dyn Fn(&str) -> bool);
+    /// Adds what the container has of it.
+    fn tell(&self, uid: &str, container: &str, given: &mut Given);
+    /// On disk once this is back.
+    fn keep(&self) -> std::io::Result<()>;
+}
+
+pub struct Placements {
+    settings: Settings,
+    all: Nodes,
+    providers: Mutex<Vec<Box<dyn Provider>>>,
+    /// Told when the CPUs that nobody has for himself change.
+    pub changed: Notify,
+}
+
+impl Placements {
+    /// Takes up what was given before. `reserved_milli` is what the node keeps of CPU.
+    pub fn open(settings: Settings, layout: Layout, dir: &Path, reserved_milli: i64) -> Self {
+        let all = layout.nodes();
+        let layout = Arc::new(layout);
+        let mut providers: Vec<Box<dyn Provider>> = Vec::new();
+        if let Some(options) = settings.cpus {
+            let kept = settings.reserved_cpus.clone().unwrap_or_else(|| {
+                let count = usize::try_from(reserved_milli.max(0)).unwrap_or(0).div_ceil(1000);
+                // More than there are leaves nothing to give away.
+                cpus::reserved(&layout, count).unwrap_or_else(|_| layout.all())
+            });
+            let file = dir.join("cpu_manager_state");
+            providers.push(Box::new(Cpus::open(layout.clone(), kept, options, file)));
+        }
+        if let Some(reserved) = &settings.memory {
+            let file = dir.join("memory_manager_state");
+            providers.push(Box::new(Memory::open(layout, reserved.clone(), file)));
+        }
+        Self { settings, all, providers: Mutex::new(providers), changed: Notify::new() }
+    }
+
+    /// Gives the pod's containers their places.
+    ///
+    /// # Errors
+    /// Why the pod cannot run here; then it has nothing.
+    pub fn admit(&self, pod: &Pod) -> Result<(), Refusal> {
+        let mut providers = self.providers.lock();
+        if providers.is_empty() && self.settings.topology == Policy::None {
+            return Ok(());
+        }
+        let admitted = self.try_admit(&mut providers, pod);
+        if admitted.is_err() {
+            for provider in providers.iter_mut() {
+                provider.release(pod::uid(pod));
+            }
+        }
+        self.keep(&providers);
+        self.changed.notify_one();
+        admitted
+    }
+
+    fn try_admit(&self, providers: &mut [Box<dyn Provider>], pod: &Pod) -> Result<(), Refusal> {
+        let place = |providers: &[Box<dyn Provider>], demand: Demand<'_>| {
+            let hints: Vec<Hints> = providers.iter().flat_map(|it| it.hints(demand)).collect();
+            match hints::place(self.settings.topology, self.all, &hints) {
+                (hint, true) => Ok(hint.nodes.filter(|_| !hints.is_empty())),
+                (_, false) => Err((
+                    "TopologyAffinityError",
+                    "Resources cannot be allocated with Topology locality".to_owned(),
+                )),
+            }
+        };
+        let whole = match self.settings.whole_pods {
+            true => Some(place(providers, Demand { pod, container: None })?),
+            false => None,
+        };
+        for (role, container) in pod::containers(pod) {
+            if role == Role::Ephemeral {
+                continue;
+            }
+            let near = match whole {
+                Some(near) => near,
+                None => place(providers, Demand { pod, container: Some((role, &container)) })?,
+            };
+            for provider in providers.iter_mut() {
+                provider.allocate(pod, role, &container, near)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a container was given; CPUs are those that all share if it has none of its own.
+    pub fn of(&self, uid: &str, container: &str) -> Given {
+        let mut out = Given::default();
+        for provider in self.providers.lock().iter() {
+            provider.tell(uid, container, &mut out);
+        }
+        out
+    }
+
+    pub fn release(&self, uid: &str) {
+        let mut providers = self.providers.lock();
+        let had = providers.iter_mut().fold(false, |had, it| it.release(uid) | had);
+        if had {
+            self.keep(&providers);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Forgets pods that nobody knows any more.
+    pub fn retain(&self, is_known: impl Fn(&str) -> bool) {
+        let mut providers = self.providers.lock();
+        providers.iter_mut().for_each(|it| it.retain(&is_known));
+        self.keep(&providers);
+        self.changed.notify_one();
+    }
+
+    fn keep(&self, providers: &[Box<dyn Provider>]) {
+        for provider in providers {
+            if let Err(error) = provider.keep() {
+                // It holds for as long as this process lives.
+                tracing::warn!(%error, "what containers were given of the machine is not kept");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::layout::samples::layout;
+    use super::*;
+    use crate::pod::samples::pod;
+    use serde_json::{Value, json};
+
+    fn sure(cpu: &str, memory: &str) -> Value {
+        json!({"limits": {"cpu": cpu, "memory": memory}})
+    }
+
+    fn with(uid: &str, spec: Value) -> Pod {
+        let mut pod = pod(spec);
+        pod.metadata.uid = Some(uid.into());
+        pod
+    }
+
+    fn one(uid: &str, cpu: &str, memory: &str) -> Pod {
+        with(uid, json!({"containers": [{"name": "a", "resources": sure(cpu, memory)}]}))
+    }
+
+    fn settings(topology: Policy) -> Settings {
+        Settings {
+            topology,
+            cpus: Some(CpuOptions::default()),
+            memory: Some([].into()),
+            ..Settings::default()
+        }
+    }
+
+    fn shows(placements: &Placements, uid: &str, container: &str) -> String {
+        let given = placements.of(uid, container);
+        let memory = given.memory.map_or(0, |nodes| nodes.0);
+        format!("{} {memory:b}", given.cpus.unwrap_or_default())
+    }
+
+    #[test]
+    fn containers_with_whole_cpus_have_them_alone_and_keep_them_over_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        // Two nodes of four CPUs, of which the node keeps one.
+        let open = || Placements::open(settings(Policy::None), layout(2, 1, 4, 1), dir.path(), 500);
+        let placements = open();
+        placements.admit(&one("a", "2", "600")).unwrap();
+        assert_eq!(shows(&placements, "a", "a"), "1-2 1");
+        // A part of a CPU, or no guarantee, is shared.
+        placements.admit(&one("b", "1500m", "600")).unwrap();
+        assert_eq!(shows(&placements, "b", "a"), "0,3-7 10");
+        placements.admit(&with("c", json!({"containers": [{"name": "a"}]}))).unwrap();
+        assert_eq!(shows(&placements, "c", "a"), "0,3-7 0");
+        assert_eq!(
+            placements.admit(&one("d", "6", "1")).unwrap_err(),
+            (
+                "UnexpectedAdmissionError",
+                "Allocate failed due to not enough cpus available to satisfy request: \
+                 requested=6, available=5, which is unexpected"
+                    .to_owned()
+            )
+        );
+        let refused = placements.admit(&one("e", "1", "601")).unwrap_err();
+        assert!(refused.1.contains("[memorymanager] failed to get the default"), "{refused:?}");
+        let state: Value =
+            serde_json::from_slice(&std::fs::read(dir.path().join("cpu_manager_state")).unwrap())
+                .unwrap();
+        assert_eq!(state["policyName"], "static");
+        assert_eq!(state["defaultCpuSet"], "0,3-7");
+        assert_eq!(state["entries"], json!({"a": {"a": "1-2"}}), "what was refused has nothing");
+        let placements = open();
+        assert_eq!(shows(&placements, "a", "a"), "1-2 1");
+        assert_eq!(shows(&placements, "b", "a"), "0,3-7 10");
+        placements.release("a");
+        assert_eq!(shows(&placements, "c", "a"), "0-7 0");
+        placements.admit(&one("d", "6", "1")).unwrap();
+        placements.retain(|uid| uid == "b");
+        assert_eq!(shows(&placements, "d", "a"), "0-7 0");
+    }
+
+    #[test]
+    fn init_containers_hand_their_cpus_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let placements =
+            Placements::open(settings(Policy::None), layout(1, 1, 4, 1), dir.path(), 1000);
+        let it = with(
+            "a",
+            json!({
+            "initContainers": [
+                {"name": "i", "resources": sure("3", "1")},
+                {"name": "s", "restartPolicy": "Always", "resources": sure("1", "1")}],
+            "containers": [{"name": "m", "resources": sure("2", "1")}]}),
+        );
+        placements.admit(&it).unwrap();
+        let of = |name: &str| shows(&placements, "a", name);
+        assert_eq!(
+            (of("i").as_str(), of("s").as_str(), of("m").as_str()),
+            ("1-3 1", "1 1", "2-3 1")
+        );
+    }
+
+    #[test]
+    fn policies_and_scopes_decide_what_is_admitted_and_where() {
+        let two = |uid: &str| {
+            with(
+                uid,
+                json!({"containers": [
+                {"name": "a", "resources": sure("2", "1")},
+                {"name": "b", "resources": sure("2", "1")}]}),
+            )
+        };
+        let check = |policy, whole_pods, filler: Pod, it: &Pod| {
+            let dir = tempfile::tempdir().unwrap();
+            let mut settings = settings(policy);
+            settings.whole_pods = whole_pods;
+            settings.reserved_cpus = Some(CpuSet::parse("0").unwrap());
+            let placements = Placements::open(settings, layout(2, 1, 4, 1), dir.path(), 0);
+            placements.admit(&filler).unwrap();
+            match placements.admit(it) {
+                Ok(()) => {
+                    format!("{}; {}", shows(&placements, "x", "a"), shows(&placements, "x", "b"))
+                }
+                Err((reason, _)) => reason.to_owned(),
+            }
+        };
+        let small = || with("f", json!({"containers": [{"name": "f"}]}));
+        let near_full = || one("f", "2", "1");
+        let x = two("x");
+        let cases = [
+            // Each container on one node, or both on the same one.
+            (Policy::SingleNumaNode, false, small(), &x, "1-2 1; 4-5 10"),
+            (Policy::SingleNumaNode, true, small(), &x, "4-5 10; 6-7 10"),
+            (Policy::Restricted, false, near_full(), &x, "4-5 10; 6-7 10"),
+        ];
+        for (policy, whole, filler, it, want) in cases {
+            assert_eq!(check(policy, whole, filler, it), want, "{policy:?} {whole}");
+        }
+        // This needs both nodes: that is as good as it gets, unless one node is asked for.
+        let wide = one("x", "5", "1500");
+        assert_eq!(check(Policy::Restricted, false, small(), &wide), "1,4-7 11; 0,2-3 0");
+        let refused = check(Policy::SingleNumaNode, false, small(), &wide);
+        assert_eq!(refused, "TopologyAffinityError");
+        // Its CPUs need both nodes and its memory only one: no place suits both.
+        let uneven = one("x", "5", "1");
+        let refused = check(Policy::Restricted, false, small(), &uneven);
+        assert_eq!(refused, "TopologyAffinityError");
+        // Three would fit on one node, if there was one left.
+        let three = one("x", "3", "1");
+        let both = with(
+            "f",
+            json!({"containers": [
+            {"name": "f", "resources": sure("2", "1")}, {"name": "g", "resources": sure("2", "1")}]}),
+        );
+        assert_eq!(check(Policy::Restricted, false, both.clone(), &three), "TopologyAffinityError");
+        assert!(check(Policy::BestEffort, false, both, &three).starts_with("3,6-7 "));
+    }
+
+    #[test]
+    fn no_core_is_shared_where_that_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(Policy::None);
+        settings.cpus = Some(CpuOptions { full_cores: true, ..CpuOptions::default() });
+        settings.reserved_cpus = Some(CpuSet::parse("0,2").unwrap());
+        let placements = Placements::open(settings, layout(1, 1, 2, 2), dir.path(), 0);
+        assert_eq!(
+            placements.admit(&one("a", "1", "1")).unwrap_err(),
+            (
+                "SMTAlignmentError",
+                "SMT Alignment Error: requested 1 cpus not multiple cpus per core = 2".to_owned()
+            )
+        );
+        placements.admit(&one("a", "2", "1")).unwrap();
+        assert_eq!(shows(&placements, "a", "a"), "1,3 1");
+    }
+}
