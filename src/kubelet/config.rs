@@ -3,13 +3,18 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
+use tracing::warn;
 
 use crate::eviction::thresholds::Policy;
 use crate::quantity::ResourceList;
 
 pub const KUBELET_VERSION: &str = "v1.36.2";
+
+/// Where the plugins of others expect a kubelet's directories.
+pub const PLUGIN_ROOT_DIR: &str = "/var/lib/kubelet";
 
 #[derive(Clone)]
 pub struct KubeletConfig {
@@ -18,6 +23,9 @@ pub struct KubeletConfig {
     pub node_ips: Vec<IpAddr>,
     /// Pod directories lie below it: `/var/lib/coracle/agent`.
     pub root_dir: PathBuf,
+    /// The root directory as drivers and plugins name it: `/var/lib/kubelet`, a link that is
+    /// made where nothing is there.
+    pub plugin_root_dir: PathBuf,
     /// `/var/log/pods`
     pub pod_log_dir: PathBuf,
     /// `/var/log/containers`: links to the logs by pod name.
@@ -57,6 +65,9 @@ pub struct KubeletConfig {
     pub enforce_allocatable: bool,
     /// Names or `prefix*` of sysctls that pods may set although others could be harmed.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// How often what cannot be watched is looked at: volumes that their drivers want
+    /// published again, claims that wait for more room.
+    pub sync_period: Duration,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -68,6 +79,7 @@ impl KubeletConfig {
             node_name: node_name.to_owned(),
             node_ips,
             root_dir: "/var/lib/coracle/agent".into(),
+            plugin_root_dir: PLUGIN_ROOT_DIR.into(),
             pod_log_dir: "/var/log/pods".into(),
             container_log_dir: "/var/log/containers".into(),
             system_log_dir: "/var/log".into(),
@@ -89,8 +101,30 @@ impl KubeletConfig {
             system_reserved: ResourceList::new(),
             enforce_allocatable: true,
             allowed_unsafe_sysctls: Vec::new(),
+            sync_period: Duration::from_secs(60),
             eviction: Policy::default(),
         }
+    }
+
+    /// Drivers see the node's directories in a container of theirs, under the name that they
+    /// were made for. Where that name is taken by something else, they are told the real one.
+    pub fn root_as_plugins_know_it(&self) -> PathBuf {
+        let (root, name) = (&self.root_dir, &self.plugin_root_dir);
+        if root == name {
+            return root.clone();
+        }
+        if let Some(parent) = name.parent() {
+            // Shows itself in the next line.
+            let _ = std::fs::create_dir_all(parent);
+        }
+        // One that is there already is looked at below.
+        let _ = std::os::unix::fs::symlink(root, name);
+        if std::fs::read_link(name).is_ok_and(|there| there == *root) {
+            return name.clone();
+        }
+        warn!(name = %name.display(), root = %root.display(),
+              "plugins must be told the real root directory: the name they know is taken");
+        root.clone()
     }
 
     pub fn pod_dir(&self, uid: &str) -> PathBuf {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -36,6 +37,7 @@ pub struct Configuration {
     resolv_conf: Option<PathBuf>,
     max_pods: Option<u32>,
     pod_pids_limit: Option<i64>,
+    sync_frequency: Option<String>,
     register_with_taints: Option<Vec<Taint>>,
     allowed_unsafe_sysctls: Option<Vec<String>>,
     container_log_max_size: Option<String>,
@@ -68,7 +70,7 @@ enum Shape {
     Thresholds,
 }
 
-const FLAGS: [(&str, &str, Shape); 23] = [
+const FLAGS: [(&str, &str, Shape); 24] = [
     ("allowed-unsafe-sysctls", "allowedUnsafeSysctls", Shape::List),
     ("cluster-dns", "clusterDNS", Shape::List),
     ("cluster-domain", "clusterDomain", Shape::Text),
@@ -88,6 +90,7 @@ const FLAGS: [(&str, &str, Shape); 23] = [
     ("pod-manifest-path", "staticPodPath", Shape::Text),
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
+    ("sync-frequency", "syncFrequency", Shape::Text),
     ("system-reserved", "systemReserved", Shape::Pairs),
     ("pod-logs-dir", "podLogsDir", Shape::Text),
     // Where the files themselves are.
@@ -220,6 +223,7 @@ impl Configuration {
     /// A value that makes no sense.
     pub fn apply(self, config: &mut KubeletConfig) -> Result<(), String> {
         config.eviction = self.policy()?;
+        set(&mut config.sync_period, self.sync_period()?);
         if let Some(marks) = self.image_marks(config.image_gc_percent)? {
             config.image_gc_percent = marks;
         }
@@ -294,6 +298,15 @@ impl Configuration {
         Ok(policy)
     }
 
+    /// A second at the least, lest the server be asked without a pause.
+    fn sync_period(&self) -> Result<Option<Duration>, String> {
+        let Some(text) = &self.sync_frequency else { return Ok(None) };
+        let period = base::time::parse_duration(text).filter(|it| *it >= Duration::from_secs(1));
+        period
+            .map(Some)
+            .ok_or_else(|| format!("syncFrequency {text:?} is no length of time of 1s or more"))
+    }
+
     fn image_marks(&self, now: (u8, u8)) -> Result<Option<(u8, u8)>, String> {
         let marks = (
             self.image_gc_high_threshold_percent.unwrap_or(now.0),
@@ -361,6 +374,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         cluster_domain: Some(config.cluster_domain.clone()),
         resolv_conf: Some(config.resolv_conf.clone()),
         max_pods: Some(config.max_pods),
+        sync_frequency: Some(format!("{}s", config.sync_period.as_secs())),
         pod_pids_limit: Some(if config.pod_pids_limit == 0 { -1 } else { config.pod_pids_limit }),
         register_with_taints: Some(config.register_taints.clone()),
         allowed_unsafe_sysctls: Some(config.allowed_unsafe_sysctls.clone()),

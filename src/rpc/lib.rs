@@ -15,7 +15,6 @@ mod server;
 mod status;
 
 pub use client::{Channel, Replies};
-pub use prost;
 pub use server::{Answers, Call, Routes, bind, serve};
 pub use status::{Code, Status};
 
