@@ -8,6 +8,7 @@
 //! It is the framing of <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 //! over the HTTP/2 that the process speaks anyway.
 
+mod authority;
 mod client;
 mod deadline;
 mod frame;
