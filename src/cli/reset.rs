@@ -48,6 +48,7 @@ pub fn run(flags: &ResetFlags) -> Result<()> {
             .map_err(|err| Error::failed(format!("remove {}", tree.display()), err))?;
     }
     remove_logs();
+    remove_name_for_plugins(&paths);
     if !flags.keep_data {
         remove_file(Path::new("/etc/coracle/kubeconfig.yaml"));
         // Only if nothing of the user's is in it.
@@ -62,6 +63,14 @@ pub fn run(flags: &ResetFlags) -> Result<()> {
         what: format!("something could not be removed: {}", left.join(", ")),
         fix: "see what uses it (lsof, fuser, findmnt), then run coracle reset again".into(),
     })
+}
+
+/// The link by which storage drivers know the node's directory, if it is ours.
+fn remove_name_for_plugins(paths: &Paths) {
+    let name = Path::new(kubelet::PLUGIN_ROOT_DIR);
+    if std::fs::read_link(name).is_ok_and(|to| to == paths.agent()) {
+        remove_file(name);
+    }
 }
 
 /// Ends a server that runs as a service, in the background, or from a shell.

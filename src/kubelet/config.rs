@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
+use tracing::warn;
 
 use crate::eviction::thresholds::Policy;
 use crate::placement::Settings;
@@ -26,6 +27,9 @@ pub struct ReservedGroup {
     pub compressible_only: bool,
 }
 
+/// Where the plugins of others expect a kubelet's directories.
+pub const PLUGIN_ROOT_DIR: &str = "/var/lib/kubelet";
+
 #[derive(Clone)]
 pub struct KubeletConfig {
     pub node_name: String,
@@ -33,6 +37,9 @@ pub struct KubeletConfig {
     pub node_ips: Vec<IpAddr>,
     /// Pod directories lie below it: `/var/lib/coracle/agent`.
     pub root_dir: PathBuf,
+    /// The root directory as drivers and plugins name it: `/var/lib/kubelet`, a link that is
+    /// made where nothing is there.
+    pub plugin_root_dir: PathBuf,
     /// `/var/log/pods`
     pub pod_log_dir: PathBuf,
     /// `/var/log/containers`: links to the logs by pod name.
@@ -96,6 +103,9 @@ pub struct KubeletConfig {
     /// Where logind is spoken with, and configured.
     pub system_bus: PathBuf,
     pub systemd_dir: PathBuf,
+    /// How often what cannot be watched is looked at: volumes that their drivers want
+    /// published again, claims that wait for more room.
+    pub sync_period: Duration,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -107,6 +117,7 @@ impl KubeletConfig {
             node_name: node_name.to_owned(),
             node_ips,
             root_dir: "/var/lib/coracle/agent".into(),
+            plugin_root_dir: PLUGIN_ROOT_DIR.into(),
             pod_log_dir: "/var/log/pods".into(),
             container_log_dir: "/var/log/containers".into(),
             system_log_dir: "/var/log".into(),
@@ -140,6 +151,7 @@ impl KubeletConfig {
             seccomp_default: false,
             restart_backoff_max: crate::backoff::MAX,
             ids_per_pod: crate::users::IDS_UNIT,
+            sync_period: Duration::from_secs(60),
             eviction: Policy::default(),
         }
     }
@@ -148,6 +160,27 @@ impl KubeletConfig {
     pub fn reserved_milli(&self, name: &str) -> i64 {
         let all = [&self.kube_reserved, &self.system_reserved];
         all.map(|list| quantity::milli_of(Some(list), name)).iter().sum()
+    }
+
+    /// Drivers see the node's directories in a container of theirs, under the name that they
+    /// were made for. Where that name is taken by something else, they are told the real one.
+    pub fn root_as_plugins_know_it(&self) -> PathBuf {
+        let (root, name) = (&self.root_dir, &self.plugin_root_dir);
+        if root == name {
+            return root.clone();
+        }
+        if let Some(parent) = name.parent() {
+            // Shows itself in the next line.
+            let _ = std::fs::create_dir_all(parent);
+        }
+        // One that is there already is looked at below.
+        let _ = std::os::unix::fs::symlink(root, name);
+        if std::fs::read_link(name).is_ok_and(|there| there == *root) {
+            return name.clone();
+        }
+        warn!(name = %name.display(), root = %root.display(),
+              "plugins must be told the real root directory: the name they know is taken");
+        root.clone()
     }
 
     pub fn pod_dir(&self, uid: &str) -> PathBuf {

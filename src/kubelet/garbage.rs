@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base::backoff::Backoff;
 use base::drain::Drain;
 use parking_lot::Mutex;
 use runtime::cri::{self, ContainerState, ErrorKind, SandboxState};
@@ -16,6 +17,8 @@ use crate::observed::{ANNOTATION_GRACE, PodRuntime};
 
 /// How often the disk is looked at (upstream's image collection period).
 const IMAGE_PERIOD: Duration = Duration::from_secs(300);
+/// First and longest wait before the volumes of an orphan are taken away again.
+const VOLUME_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
 const ORPHAN_GRACE_SECONDS: u64 = 30;
 
 /// Ends pods that run but are wanted by nobody, and removes what they left. Called once
@@ -33,6 +36,8 @@ pub async fn remove_orphans(node: &Arc<Node>) {
         let (node, uid) = (node.clone(), uid.clone());
         tokio::spawn(async move { remove_orphan(&node, &uid).await });
     }
+    // What a process that died had staged for pods that are gone.
+    node.volumes.csi.unstage_unused();
 }
 
 async fn remove_orphan(node: &Node, uid: &str) {
@@ -62,11 +67,17 @@ async fn remove_orphan(node: &Node, uid: &str) {
     for container in &runtime.containers {
         node.observed.forget(&container.id);
     }
+    remove_dead_links(node);
     // It may have become wanted in the meantime, as a static pod that came back.
-    if node.pods.get(uid).is_none()
+    let mut backoff = Backoff::new(VOLUME_RETRY.0, VOLUME_RETRY.1);
+    while node.pods.get(uid).is_none()
         && let Err(error) = node.volumes.remove(&node.config, uid).await
     {
         warn!(pod = uid, error, "pod directory not removed");
+        // Its driver may have to come first.
+        if node.drain.until(tokio::time::sleep(backoff.next_delay())).await.is_none() {
+            return;
+        }
     }
     if node.pods.get(uid).is_none() {
         node.users.release(uid);

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use base::drain::Drain;
 use client::{ListParams, Recorder, Shared};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Service};
 use parking_lot::Mutex;
 use runtime::cri::{ContainerEvent, ImageService, RuntimeService};
 use tokio::sync::{Notify, broadcast, oneshot};
 use tracing::{info, warn};
 
 use crate::config::KubeletConfig;
+use crate::csi::Drivers;
 use crate::eviction::Pressure;
 use crate::garbage::Ages;
 use crate::images::Images;
@@ -29,7 +30,10 @@ use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
 use crate::users::Users;
 use crate::volumes::Volumes;
-use crate::{eviction, garbage, logs, pod, qos, register, server, shutdown, staticpods, worker};
+use crate::volumes::csi::CsiVolumes;
+use crate::{
+    eviction, garbage, logs, plugins, pod, qos, register, server, shutdown, staticpods, worker,
+};
 
 /// A safety net under the event stream.
 const RELIST_PERIOD: Duration = Duration::from_secs(300);
@@ -70,14 +74,20 @@ impl Kubelet {
         let layout = Layout::read("/sys/devices/system".as_ref(), machine::memory_bytes());
         let kept = config.reserved_milli("cpu");
         let placements = Placements::open(config.places.clone(), layout, &config.root_dir, kept);
+        let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name, drain.clone());
+        let own_node = ListParams::fields(format!("metadata.name={}", config.node_name));
+        let own_node = shared.cache_where::<NodeObject>(None, own_node);
+        let drivers = Drivers::new(client.clone(), &config.node_name, shared.cache(), own_node);
+        let csi =
+            CsiVolumes::new(drivers, client.clone(), recorder.clone(), &config, drain.clone());
         let node = Node {
             machine: Machine::read(&config, &name, &version),
             images: Images::new(images),
             observed: Observed::new(runtime.clone()),
-            recorder: Recorder::new(client.clone(), "kubelet", &config.node_name, drain.clone()),
+            recorder,
             objects: Objects::new(client.clone(), Arc::new(move |uid: &str| woken.wake(uid))),
             services: shared.cache::<Service>(),
-            volumes: Volumes::default(),
+            volumes: Volumes::new(csi),
             status: Arc::new(StatusWriter::new(client.clone(), pods.clone())),
             pods,
             burstable_shares: AtomicU64::new(0),
@@ -122,6 +132,7 @@ impl Kubelet {
         tasks.spawn(node.status.clone().run(drain.clone()));
         tasks.spawn(placement::cpusets::run(node.clone(), drain.clone()));
         tasks.spawn(shutdown::run(node.clone(), drain.clone()));
+        tasks.spawn(plugins::run(node.clone(), drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
         tasks.spawn(eviction::run(node.clone(), drain.clone()));
         let (rotating, draining) = (node.clone(), drain.clone());

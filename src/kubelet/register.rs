@@ -169,6 +169,7 @@ async fn keep_status(node: &Node) {
         tokio::select! {
             () = tokio::time::sleep(STATUS_PERIOD) => {}
             () = node.pressure.changed.notified() => {}
+            () = node.volumes.csi.in_use_changed.notified() => {}
         }
     }
 }
@@ -303,6 +304,7 @@ async fn status(
         }),
         images: Some(images(node).await),
         node_info: Some(node.machine.info.clone()),
+        volumes_in_use: Some(node.volumes.csi.in_use()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
         runtime_handlers: Some(vec![NodeRuntimeHandler {
             // The default handler has no name.

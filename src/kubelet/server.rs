@@ -228,7 +228,9 @@ impl Server {
             ["pods"] if is_get => self.pods(),
             ["runningpods"] if is_get => json(&stats::running_pods(&self.node)),
             ["metrics"] if is_get => {
-                text(StatusCode::OK, base::metrics::render(base::metrics::Format::Prometheus))
+                let mut all = base::metrics::render(base::metrics::Format::Prometheus);
+                all.push_str(&metrics::claims(&self.node).await);
+                text(StatusCode::OK, all)
             }
             ["metrics", "resource"] if is_get => {
                 text(StatusCode::OK, metrics::resource(&self.node).await)

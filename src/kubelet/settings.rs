@@ -46,6 +46,7 @@ pub struct Configuration {
     resolv_conf: Option<PathBuf>,
     max_pods: Option<u32>,
     pod_pids_limit: Option<i64>,
+    sync_frequency: Option<String>,
     register_with_taints: Option<Vec<Taint>>,
     allowed_unsafe_sysctls: Option<Vec<String>>,
     container_log_max_size: Option<String>,
@@ -165,6 +166,7 @@ const FLAGS: &[(&str, &str, Shape)] = &[
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
     ("seccomp-default", "seccompDefault", Shape::Truth),
+    ("sync-frequency", "syncFrequency", Shape::Text),
     ("system-reserved", "systemReserved", Shape::Pairs),
     ("pod-logs-dir", "podLogsDir", Shape::Text),
     // Where the files themselves are.
@@ -312,6 +314,7 @@ impl Configuration {
     /// A value that makes no sense.
     pub fn apply(mut self, config: &mut KubeletConfig) -> Result<(), String> {
         config.eviction = self.policy()?;
+        set(&mut config.sync_period, self.sync_period()?);
         if let Some(marks) = self.image_marks(config.image_gc_percent)? {
             config.image_gc_percent = marks;
         }
@@ -507,6 +510,15 @@ impl Configuration {
         Ok(policy)
     }
 
+    /// A second at the least, lest the server be asked without a pause.
+    fn sync_period(&self) -> Result<Option<Duration>, String> {
+        let Some(text) = &self.sync_frequency else { return Ok(None) };
+        let period = base::time::parse_duration(text).filter(|it| *it >= Duration::from_secs(1));
+        period
+            .map(Some)
+            .ok_or_else(|| format!("syncFrequency {text:?} is no length of time of 1s or more"))
+    }
+
     fn image_marks(&self, now: (u8, u8)) -> Result<Option<(u8, u8)>, String> {
         let marks = (
             self.image_gc_high_threshold_percent.unwrap_or(now.0),
@@ -582,6 +594,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         cluster_domain: Some(config.cluster_domain.clone()),
         resolv_conf: Some(config.resolv_conf.clone()),
         max_pods: Some(config.max_pods),
+        sync_frequency: Some(format!("{}s", config.sync_period.as_secs())),
         pod_pids_limit: Some(if config.pod_pids_limit == 0 { -1 } else { config.pod_pids_limit }),
         register_with_taints: Some(config.register_taints.clone()),
         allowed_unsafe_sysctls: Some(config.allowed_unsafe_sysctls.clone()),

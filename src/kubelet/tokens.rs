@@ -16,11 +16,12 @@ use crate::pod;
 /// A long-lived token is renewed after a day at the latest.
 const RENEW_AFTER_MAX: SignedDuration = SignedDuration::from_hours(24);
 
+/// A token, when it ends, and when to ask again.
 #[derive(Clone)]
-struct Held {
-    token: String,
-    expires: Timestamp,
-    renew: Timestamp,
+pub struct Held {
+    pub token: String,
+    pub expires: Timestamp,
+    pub renew: Timestamp,
 }
 
 /// By pod uid, audience and expiration seconds.
@@ -37,7 +38,7 @@ fn renew_at(now: Timestamp, expires: Timestamp) -> Timestamp {
 }
 
 impl Tokens {
-    /// The token, and when to ask again.
+    /// The token that is held, or a new one.
     pub async fn get(
         &self,
         client: &Client,
@@ -45,25 +46,26 @@ impl Tokens {
         audience: &str,
         expiration_seconds: i64,
         now: Timestamp,
-    ) -> Result<(String, Timestamp), String> {
+    ) -> Result<Held, String> {
         let key = (pod::uid(pod).to_owned(), audience.to_owned(), expiration_seconds);
         let held = self.held.lock().get(&key).cloned();
         if let Some(held) = &held
             && now < held.renew
         {
-            return Ok((held.token.clone(), held.renew));
+            return Ok(held.clone());
         }
         match request(client, pod, audience, expiration_seconds).await {
             Ok((token, expires)) => {
                 let renew = renew_at(now, expires);
-                self.held.lock().insert(key, Held { token: token.clone(), expires, renew });
-                Ok((token, renew))
+                let held = Held { token, expires, renew };
+                self.held.lock().insert(key, held.clone());
+                Ok(held)
             }
             Err(error) => match held {
                 // Still good for a while; the server may come back in time.
                 Some(held) if now < held.expires => {
                     let soon = now.checked_add(SignedDuration::from_secs(10)).unwrap_or(now);
-                    Ok((held.token, soon))
+                    Ok(Held { renew: soon, ..held })
                 }
                 _ => Err(error),
             },

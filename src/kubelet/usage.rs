@@ -3,7 +3,7 @@
 //! Keeps nothing but the last CPU counters, from which rates are made. Reading files'
 //! sizes is asked for apart: it takes as long as there are files.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -17,6 +17,7 @@ use crate::machine::meminfo;
 use crate::node::Node;
 use crate::observed::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID};
 use crate::volumes::OnDisk;
+use crate::volumes::csi::Measured;
 
 /// Two readings closer than this make no rate.
 const RATE_SECONDS_MIN: f64 = 0.5;
@@ -71,6 +72,8 @@ pub struct VolumeUsage {
     pub claim: Option<(String, String)>,
     pub path: PathBuf,
     pub used: DiskUsage,
+    /// What all of it could hold.
+    pub of: Option<Filesystem>,
     /// Counts against the pod's share of the node's disk.
     pub is_ephemeral: bool,
 }
@@ -209,14 +212,24 @@ fn containers(node: &Node, stats: &SandboxStats) -> Vec<ContainerUsage> {
 /// Fills in the sizes of logs and volumes, off the async threads.
 async fn files(node: &Node, mut pods: Vec<PodUsage>) -> Result<Vec<PodUsage>, String> {
     let config = node.config.clone();
-    let wanted: Vec<(usize, Vec<OnDisk>)> = pods
+    let wanted: Vec<(usize, String, Vec<OnDisk>)> = pods
         .iter()
         .enumerate()
         .filter_map(|(index, usage)| {
             let wanted = node.pods.get(&usage.uid)?;
-            Some((index, node.volumes.on_disk(&config, &wanted.pod)))
+            let volumes = node.volumes.on_disk(&config, &wanted.pod);
+            Some((index, usage.uid.clone(), volumes))
         })
         .collect();
+    // Only drivers know how full their volumes are; all are asked at once.
+    let now = base::time::now();
+    let asked = wanted.iter().map(|(index, uid, volumes)| async move {
+        let csi = &node.volumes.csi;
+        let each = volumes.iter().map(|volume| csi.measure(uid, &volume.name, now));
+        (*index, futures::future::join_all(each).await)
+    });
+    let mut measured: HashMap<usize, Vec<Option<Measured>>> =
+        futures::future::join_all(asked).await.into_iter().collect();
     let work = move || {
         for pod in &mut pods {
             let dir = config.log_dir(&pod.namespace, &pod.name, &pod.uid);
@@ -224,16 +237,22 @@ async fn files(node: &Node, mut pods: Vec<PodUsage>) -> Result<Vec<PodUsage>, St
                 container.logs = Some(disk_below(&dir.join(&container.name)));
             }
         }
-        for (index, volumes) in wanted {
+        for (index, _, volumes) in wanted {
+            let measured = measured.remove(&index).unwrap_or_default();
             pods[index].volumes = volumes
                 .into_iter()
-                .map(|volume| VolumeUsage {
+                .zip(measured)
+                .map(|(volume, measured)| VolumeUsage {
                     // A volume of its own is as full as its file system; walking it could
                     // take forever.
-                    used: match &volume.claim {
-                        Some(_) => filesystem(&volume.path).map(used).unwrap_or_default(),
-                        None => disk_below(&volume.path),
+                    used: match (&volume.claim, measured) {
+                        (_, Some(measured)) => {
+                            DiskUsage { bytes: measured.used_bytes, inodes: measured.inodes_used }
+                        }
+                        (Some(_), None) => filesystem(&volume.path).map(used).unwrap_or_default(),
+                        (None, None) => disk_below(&volume.path),
                     },
+                    of: measured.map(of_driver).or_else(|| filesystem(&volume.path)),
                     name: volume.name,
                     claim: volume.claim,
                     path: volume.path,
@@ -244,6 +263,26 @@ async fn files(node: &Node, mut pods: Vec<PodUsage>) -> Result<Vec<PodUsage>, St
         pods
     };
     tokio::task::spawn_blocking(work).await.map_err(|error| format!("files not read: {error}"))
+}
+
+/// How full the volumes are that claims stand for, by namespace and name of the claim.
+pub async fn claims(node: &Node) -> BTreeMap<(String, String), Filesystem> {
+    let now = base::time::now();
+    let mut out = BTreeMap::new();
+    for wanted in node.pods.list() {
+        for volume in node.volumes.on_disk(&node.config, &wanted.pod) {
+            let Some(claim) = volume.claim else { continue };
+            if out.contains_key(&claim) {
+                continue;
+            }
+            let uid = crate::pod::uid(&wanted.pod);
+            let measured = node.volumes.csi.measure(uid, &volume.name, now).await.map(of_driver);
+            if let Some(fs) = measured.or_else(|| filesystem(&volume.path)) {
+                out.insert(claim, fs);
+            }
+        }
+    }
+    out
 }
 
 fn text(path: &str) -> String {
@@ -336,6 +375,16 @@ pub struct Filesystem {
     pub used_bytes: u64,
     pub inodes: u64,
     pub inodes_free: u64,
+}
+
+fn of_driver(measured: Measured) -> Filesystem {
+    Filesystem {
+        capacity_bytes: measured.capacity_bytes,
+        available_bytes: measured.available_bytes,
+        used_bytes: measured.used_bytes,
+        inodes: measured.inodes,
+        inodes_free: measured.inodes_free,
+    }
 }
 
 fn used(fs: Filesystem) -> DiskUsage {

@@ -4,6 +4,7 @@
 
 pub mod atomic;
 pub mod claims;
+pub mod csi;
 mod emptydir;
 mod hostpath;
 pub mod mounts;
@@ -16,6 +17,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
@@ -29,6 +31,7 @@ use crate::pod;
 use crate::quantity::ResourceList;
 use crate::tokens::Tokens;
 use claims::Bound;
+use csi::{CsiVolumes, Source};
 use payload::Tokens as TokenSet;
 use persistent::Place;
 
@@ -64,7 +67,19 @@ pub fn images_of<'a>(pod: &'a Pod, container: &Container) -> Vec<ImageVolume<'a>
         .collect()
 }
 
-#[derive(Default)]
+/// Why a volume is not there, as an event says it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self { reason: "FailedMount", message }
+    }
+}
+
 pub struct Volumes {
     /// Hash of what each volume of a pod shows, by uid and volume name.
     shown: Mutex<HashMap<(String, String), u64>>,
@@ -73,6 +88,8 @@ pub struct Volumes {
     /// Where volumes are that do not lie in the pod's own directory.
     places: Mutex<HashMap<(String, String), Place>>,
     tokens: Tokens,
+    /// Those that storage drivers make.
+    pub csi: Arc<CsiVolumes>,
 }
 
 fn plugin(volume: &Volume) -> Option<&'static str> {
@@ -115,10 +132,20 @@ pub struct OnDisk {
 }
 
 impl Volumes {
+    pub fn new(csi: Arc<CsiVolumes>) -> Self {
+        Self {
+            shown: Mutex::default(),
+            bound: Mutex::default(),
+            places: Mutex::default(),
+            tokens: Tokens::default(),
+            csi,
+        }
+    }
+
     /// Makes all volumes current. Returns when to look again at the latest.
     ///
     /// # Errors
-    /// The text of the FailedMount event.
+    /// The event that tells which volume is not there.
     pub async fn ensure(
         &self,
         config: &KubeletConfig,
@@ -127,7 +154,7 @@ impl Volumes {
         pod: &Pod,
         facts: &Facts<'_>,
         now: Timestamp,
-    ) -> Result<Option<Timestamp>, String> {
+    ) -> Result<Option<Timestamp>, Failure> {
         let mut again: Option<Timestamp> = None;
         for volume in pod::spec(pod).volumes.iter().flatten() {
             if volume.image.is_some() {
@@ -142,6 +169,14 @@ impl Volumes {
                      volumes=[], failed to process volumes=[{name}]: {why}"
                 )
             })?;
+            if let Some(source) = Source::of(pod, volume, bound.as_ref()) {
+                let group = fs_group(pod);
+                let made = self.csi.make(pod, name, source, &self.tokens, group, now).await;
+                let (place, renew) = made?;
+                self.keep(pod, volume, place).await.map_err(failed)?;
+                again = sooner(again, renew);
+                continue;
+            }
             if bound.is_some() || volume.nfs.is_some() {
                 self.place(config, pod, volume, bound).await.map_err(failed)?;
                 continue;
@@ -149,10 +184,10 @@ impl Volumes {
             let referred = referred_by(objects, pod, volume).await.map_err(failed)?;
             let mut tokens = TokenSet::new();
             for (audience, seconds) in payload::wants_tokens(volume) {
-                let (token, renew) =
+                let held =
                     self.tokens.get(client, pod, &audience, seconds, now).await.map_err(failed)?;
-                again = Some(again.map_or(renew, |at| at.min(renew)));
-                tokens.insert((audience, seconds), token);
+                again = sooner(again, Some(held.renew));
+                tokens.insert((audience, seconds), held.token);
             }
             match payload::payload(pod, volume, &referred, &tokens, facts) {
                 Some(files) => self.show(config, pod, volume, files.map_err(failed)?).await,
@@ -227,6 +262,11 @@ impl Volumes {
             }
             (None, None) => return Err("the volume has no source".to_owned()),
         };
+        self.keep(pod, volume, place).await
+    }
+
+    /// Remembers where a volume is, after its files were given to the pod's group.
+    async fn keep(&self, pod: &Pod, volume: &Volume, place: Place) -> Result<(), String> {
         let key = (pod::uid(pod).to_owned(), volume.name.clone());
         let is_new = !self.places.lock().contains_key(&key);
         if let Some(group) = fs_group(pod)
@@ -303,7 +343,7 @@ impl Volumes {
         let mut out = Vec::new();
         for volume in pod::spec(pod).volumes.iter().flatten() {
             let claim = claims::claim_of(pod, volume);
-            if plugin(volume).is_none() && claim.is_none() {
+            if plugin(volume).is_none() && claim.is_none() && volume.csi.is_none() {
                 continue;
             }
             let Some((path, _)) = self.path_of(config, pod, volume) else { continue };
@@ -412,12 +452,20 @@ impl Volumes {
 
     /// Unmounts and removes the pod's directory, and forgets its tokens.
     pub async fn remove(&self, config: &KubeletConfig, uid: &str) -> Result<(), String> {
+        self.csi.remove(uid).await?;
         self.tokens.release(uid);
         self.shown.lock().retain(|(of, _), _| of != uid);
         self.places.lock().retain(|(of, _), _| of != uid);
         self.bound.lock().remove(uid);
         let dir = config.pod_dir(uid);
         blocking(move || mounts::remove_tree(&dir).map_err(|e| says("remove", &dir, &e))).await
+    }
+}
+
+fn sooner(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
     }
 }
 
@@ -533,7 +581,7 @@ mod tests {
         let meta = std::fs::metadata(&place).unwrap();
         assert_eq!(meta.permissions().mode() & 0o7777, 0o2777);
         assert_eq!(std::os::unix::fs::MetadataExt::gid(&meta), 4242);
-        let volumes = Volumes::default();
+        let volumes = Volumes::new(csi::samples::none(&config));
         let container = &pod::spec(&pod).containers[0];
         let none = HashMap::new();
         let mounts = volumes

@@ -28,6 +28,7 @@ use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::start::log_link;
 use crate::status::{self, Inputs, Waiting};
+use crate::volumes::Failure;
 use resizing::Resizing;
 
 use crate::{admission, eviction, qos, sandbox, shutdown, stop};
@@ -388,7 +389,7 @@ impl Worker {
             Some(Ok(renew)) => again = sooner(again, renew.map(|at| until(at, now))),
             Some(Err(failed)) => {
                 let about = client::recorder::reference(&*self.pod);
-                self.node.recorder.warning(&about, "FailedMount", failed);
+                self.node.recorder.warning(&about, failed.reason, failed.message);
                 // What runs goes on running with the files it has.
                 if runtime.running().next().is_none() {
                     self.publish(&runtime, false);
@@ -449,7 +450,7 @@ impl Worker {
         &self,
         runtime: &PodRuntime,
         now: Timestamp,
-    ) -> Option<Result<Option<Timestamp>, String>> {
+    ) -> Option<Result<Option<Timestamp>, Failure>> {
         let node = &self.node;
         let facts = node.facts(&self.pod, runtime);
         let mut doomed = self.doomed.clone();

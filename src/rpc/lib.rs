@@ -8,6 +8,7 @@
 //! It is the framing of <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 //! over the HTTP/2 that the process speaks anyway.
 
+mod authority;
 mod client;
 mod deadline;
 mod frame;
@@ -15,7 +16,6 @@ mod server;
 mod status;
 
 pub use client::{Channel, Replies};
-pub use prost;
 pub use server::{Answers, Call, Routes, bind, serve};
 pub use status::{Code, Status};
 

@@ -1,8 +1,6 @@
 //! Answers on a socket: methods by name, one handler each.
 //!
-//! Who may connect is the socket's permissions' business. A client must call the server by a
-//! name that URIs allow (`:authority: localhost`, as Go's and our own do for `unix:`); the
-//! HTTP/2 below refuses one that calls it by its escaped path.
+//! Who may connect is the socket's permissions' business.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -28,6 +26,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use crate::authority::Renamed;
 use crate::deadline;
 use crate::frame::{self, Frames};
 use crate::{Code, MESSAGE_BYTES_MAX, Status};
@@ -265,7 +264,7 @@ pub async fn serve(listener: UnixListener, routes: Routes, drain: Drain) {
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(Renamed::new(stream)), service);
             tokio::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,

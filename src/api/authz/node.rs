@@ -19,8 +19,19 @@ pub fn decide(cache: &Cache, user: &User, action: &Action) -> Decision {
     let Some(node) = node_name(user) else { return Decision::NoOpinion(String::new()) };
     let reads = matches!(action.verb.as_str(), "get" | "list" | "watch");
     let allowed = match (action.group.as_str(), action.resource.as_str()) {
-        ("", "secrets" | "configmaps") => reads && referenced(cache, node, action),
-        ("", "persistentvolumeclaims") => action.verb == "get" && referenced(cache, node, action),
+        ("", "secrets") => {
+            reads && (referenced(cache, node, action) || secret_of_volume(cache, node, action))
+        }
+        ("", "configmaps") => reads && referenced(cache, node, action),
+        // The node tells when it has made a file system larger.
+        ("", "persistentvolumeclaims") => {
+            let verbs: &[&str] = match action.subresource.as_str() {
+                "" => &["get"],
+                "status" => &["get", "update", "patch"],
+                _ => &[],
+            };
+            verbs.contains(&action.verb.as_str()) && referenced(cache, node, action)
+        }
         ("", "serviceaccounts") => {
             action.subresource == "token"
                 && action.verb == "create"
@@ -211,18 +222,49 @@ fn refers(pod: &Value, resource: &str, name: &str) -> bool {
     })
 }
 
+/// The names of the volumes that claims of pods on the node are bound to.
+fn bound_volumes(cache: &Cache, node: &str) -> Vec<String> {
+    const CLAIMS: &str = "/registry/persistentvolumeclaims/";
+    let mut out = Vec::new();
+    for pod in pods_of(cache, node, "") {
+        let namespace = pod["metadata"]["namespace"].as_str().unwrap_or("");
+        let pod_name = pod["metadata"]["name"].as_str().unwrap_or("");
+        for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
+            let claim = match volume["persistentVolumeClaim"]["claimName"].as_str() {
+                Some(claim) => claim.to_owned(),
+                None if volume["ephemeral"].is_object() => {
+                    format!("{pod_name}-{}", volume["name"].as_str().unwrap_or(""))
+                }
+                None => continue,
+            };
+            let claim = cache.get(CLAIMS, &format!("{CLAIMS}{namespace}/{claim}"));
+            let name = claim.map(|claim| claim.value()["spec"]["volumeName"].clone());
+            out.extend(name.and_then(|name| name.as_str().map(str::to_owned)));
+        }
+    }
+    out
+}
+
 /// Whether a claim of a pod on the node is bound to the volume.
 fn bound_volume(cache: &Cache, node: &str, volume: &str) -> bool {
-    const CLAIMS: &str = "/registry/persistentvolumeclaims/";
-    pods_of(cache, node, "").iter().any(|pod| {
-        let namespace = pod["metadata"]["namespace"].as_str().unwrap_or("");
-        pod["spec"]["volumes"].as_array().into_iter().flatten().any(|v| {
-            let Some(claim) = v["persistentVolumeClaim"]["claimName"].as_str() else {
-                return false;
-            };
-            cache
-                .get(CLAIMS, &format!("{CLAIMS}{namespace}/{claim}"))
-                .is_some_and(|claim| claim.value()["spec"]["volumeName"] == volume)
+    bound_volumes(cache, node).iter().any(|it| it == volume)
+}
+
+/// Whether a storage driver needs the secret on the node for a volume of one of its pods.
+fn secret_of_volume(cache: &Cache, node: &str, action: &Action) -> bool {
+    const VOLUMES: &str = "/registry/persistentvolumes/";
+    if action.name.is_empty() {
+        return false;
+    }
+    bound_volumes(cache, node).iter().any(|name| {
+        cache.get(VOLUMES, &format!("{VOLUMES}{name}")).is_some_and(|volume| {
+            let csi = &volume.value()["spec"]["csi"];
+            ["nodeStageSecretRef", "nodePublishSecretRef", "nodeExpandSecretRef"].iter().any(
+                |field| {
+                    csi[*field]["name"] == action.name
+                        && csi[*field]["namespace"] == action.namespace
+                },
+            )
         })
     })
 }

@@ -335,3 +335,64 @@ async fn whoever_may_only_read_runs_no_commands() {
     let err = alice.request(request).await.unwrap_err();
     assert!(err.is_forbidden() && err.to_string().contains("cannot create"), "{err}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_reads_and_tells_what_the_volumes_of_its_own_pods_need() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let admin = in_process::client(&server, User::new("admin", &[MASTERS]), "test/1");
+    let (json, core) = ("application/json", "/api/v1");
+    let space = format!("{core}/namespaces/default");
+    let modes = json!(["ReadWriteOnce"]);
+    let secret = json!({"name": "s", "namespace": "default"});
+    let volume = json!({"metadata": {"name": "pv1"}, "spec": {
+        "capacity": {"storage": "1Gi"}, "accessModes": modes,
+        "csi": {"driver": "d.example", "volumeHandle": "h", "nodePublishSecretRef": secret}}});
+    let claim = json!({"metadata": {"name": "p-v"}, "spec": {"volumeName": "pv1",
+        "accessModes": modes, "resources": {"requests": {"storage": "1Gi"}}}});
+    for (path, object) in [
+        (format!("{core}/persistentvolumes"), volume),
+        (format!("{space}/persistentvolumeclaims"), claim),
+        (format!("{space}/secrets"), json!({"metadata": {"name": "s"}})),
+        (format!("{space}/secrets"), json!({"metadata": {"name": "other"}})),
+    ] {
+        ask(&admin, Method::POST, &path, json, object).await;
+    }
+    let node = |name: &str| {
+        let user = User::new(&format!("system:node:{name}"), &["system:nodes"]);
+        in_process::client(&server, user, "kubelet/1")
+    };
+    let (own, stranger) = (node("n1"), node("n2"));
+    let request = |method: Method, path: &str, body: &'static str| {
+        let head = Request::builder().method(method).uri(format!("/api/v1{path}"));
+        head.header("content-type", "application/merge-patch+json").body(body.into()).unwrap()
+    };
+    let get = |path: &str| request(Method::GET, path, "");
+    let needs = [
+        "/persistentvolumes/pv1",
+        "/namespaces/default/persistentvolumeclaims/p-v",
+        "/namespaces/default/secrets/s",
+    ];
+    for path in needs {
+        assert!(own.request(get(path)).await.unwrap_err().is_forbidden(), "no pod yet: {path}");
+    }
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n1",
+        "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": {
+            "accessModes": modes, "resources": {"requests": {"storage": "1Gi"}}}}}}]}});
+    ask(&admin, Method::POST, &format!("{space}/pods"), json, pod).await;
+    server.registry.cache.fresh().await.unwrap();
+    for path in needs {
+        own.request(get(path)).await.unwrap();
+        assert!(stranger.request(get(path)).await.unwrap_err().is_forbidden(), "{path}");
+    }
+    let other = get("/namespaces/default/secrets/other");
+    assert!(own.request(other).await.unwrap_err().is_forbidden());
+    let status = format!("{}/status", needs[1]);
+    let told = r#"{"status": {"capacity": {"storage": "1Gi"}}}"#;
+    own.request(request(Method::PATCH, &status, told)).await.unwrap();
+    let theirs = stranger.request(request(Method::PATCH, &status, told)).await.unwrap_err();
+    assert!(theirs.is_forbidden());
+    let spec = own.request(request(Method::PATCH, needs[1], "{}")).await.unwrap_err();
+    assert!(spec.is_forbidden(), "only the status is the node's to change");
+}

@@ -106,6 +106,7 @@ mod tests {
                 name: "v".into(),
                 claim: None,
                 path: "/v".into(),
+                of: None,
                 used: disk(dir),
                 is_ephemeral: true,
             }],

@@ -10,7 +10,7 @@ use sys::cgroup::Stall;
 
 use crate::node::Node;
 use crate::probes::counts::{BUCKETS, Counts};
-use crate::usage::{self, Usage};
+use crate::usage::{self, Filesystem, Usage};
 
 /// Lines of the text format.
 struct Text {
@@ -352,6 +352,34 @@ pub async fn cadvisor(node: &Node) -> String {
     text.family(("machine_memory_bytes", "gauge", "Memory"), [(of_machine.clone(), bytes)]);
     let bytes = usage.node.swap_total_bytes as f64;
     text.family(("machine_swap_bytes", "gauge", "Swap"), [(of_machine, bytes)]);
+    text.out
+}
+
+type OfDisk = fn(&Filesystem) -> u64;
+
+const CLAIM_FAMILIES: [(&str, &str, OfDisk); 6] = [
+    ("available_bytes", "Number of available bytes in the volume", |fs| fs.available_bytes),
+    ("capacity_bytes", "Capacity in bytes of the volume", |fs| fs.capacity_bytes),
+    ("inodes", "Maximum number of inodes in the volume", |fs| fs.inodes),
+    ("inodes_free", "Number of free inodes in the volume", |fs| fs.inodes_free),
+    ("inodes_used", "Number of used inodes in the volume", |fs| {
+        fs.inodes.saturating_sub(fs.inodes_free)
+    }),
+    ("used_bytes", "Number of used bytes in the volume", |fs| fs.used_bytes),
+];
+
+/// How full the volumes are that claims stand for.
+pub async fn claims(node: &Node) -> String {
+    let mut text = Text { out: String::new(), at: None };
+    let claims = usage::claims(node).await;
+    for (name, help, of) in CLAIM_FAMILIES {
+        let name = format!("kubelet_volume_stats_{name}");
+        let lines = claims.iter().map(|((namespace, claim), fs)| {
+            let labels = labels(&[("namespace", namespace), ("persistentvolumeclaim", claim)]);
+            (labels, of(fs) as f64)
+        });
+        text.family((&name, "gauge", help), lines);
+    }
     text.out
 }
 

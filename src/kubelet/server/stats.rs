@@ -154,7 +154,7 @@ fn pod(it: &PodUsage, disks: Option<&Disks>, time: &str) -> Value {
         .volumes
         .iter()
         .map(|volume| {
-            let mut out = disk(usage::filesystem(&volume.path), volume.used, time);
+            let mut out = disk(volume.of, volume.used, time);
             out["name"] = json!(volume.name);
             if let Some((namespace, name)) = &volume.claim {
                 out["pvcRef"] = json!({"name": name, "namespace": namespace});

@@ -106,6 +106,13 @@ impl ApiServer {
         object
     }
 
+    /// As a merge patch of somebody else.
+    pub fn patch(&self, path: &str, body: &Value) {
+        let mut object = self.get(path).unwrap();
+        merge(&mut object, body);
+        self.put(path, object);
+    }
+
     pub fn delete(&self, path: &str) -> bool {
         let mut held = self.held.lock().unwrap();
         held.revision += 1;

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod apiserver;
+mod csi;
+mod csi_driver;
 mod eviction;
 mod placement;
 mod pods;

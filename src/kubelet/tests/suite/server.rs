@@ -22,7 +22,7 @@ async fn connect(world: &World) -> TlsStream<TcpStream> {
 }
 
 /// Status and body of a GET.
-async fn get(world: &World, path: &str, token: &str) -> (u16, String) {
+pub async fn get(world: &World, path: &str, token: &str) -> (u16, String) {
     let mut stream = connect(world).await;
     let request = format!(
         "GET {path} HTTP/1.0\r\nHost: n1\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"

@@ -12,7 +12,7 @@ fn claim_path(name: &str) -> String {
 }
 
 /// A volume and the claim that is bound to it.
-fn put_bound(world: &World, claim: &str, owner: Option<&str>, spec: Value) {
+pub fn put_bound(world: &World, claim: &str, owner: Option<&str>, spec: Value) {
     let mut metadata =
         json!({"name": claim, "namespace": "default", "uid": format!("uid-of-{claim}")});
     if let Some(uid) = owner {
@@ -33,12 +33,12 @@ fn put_bound(world: &World, claim: &str, owner: Option<&str>, spec: Value) {
     );
 }
 
-async fn told(world: &World, pod: &str, what: &str) {
+pub async fn told(world: &World, pod: &str, what: &str) {
     world.until(pod, |_| world.api.events().iter().any(|it| it.contains(what))).await;
 }
 
 /// Output of a command in the pod's first container.
-async fn run(world: &World, pod: &str, script: &str) -> String {
+pub async fn run(world: &World, pod: &str, script: &str) -> String {
     let status = world.pod(pod).unwrap();
     let id = status["status"]["containerStatuses"][0]["containerID"].as_str().unwrap();
     let id = id.trim_start_matches("coracle://");

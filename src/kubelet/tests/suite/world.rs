@@ -123,6 +123,7 @@ impl World {
         let mut config =
             KubeletConfig::new(NODE, vec!["192.0.2.1".parse().unwrap()], Arc::new(tls));
         config.root_dir = at.join("agent");
+        config.plugin_root_dir = config.root_dir.clone();
         config.pod_log_dir = at.join("logs");
         config.container_log_dir = at.join("links");
         config.system_log_dir = at.join("system");

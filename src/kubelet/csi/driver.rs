@@ -1,0 +1,73 @@
+//! One registered driver: its socket and what it can do.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use prost::Message;
+use rpc::{Channel, Code, Status};
+
+use super::messages::{self, Ability, NodeCapabilities, NodeInfo, Nothing, Stats, StatsRequest};
+
+/// How long a driver may take for a call; upstream's number.
+const CALL_PATIENCE: Duration = Duration::from_secs(120);
+/// How long whoever reads statistics waits for one volume.
+const STATS_PATIENCE: Duration = Duration::from_secs(10);
+
+pub struct Driver {
+    pub name: String,
+    channel: Channel,
+    abilities: BTreeSet<Ability>,
+}
+
+impl Driver {
+    /// Asks the driver behind `endpoint` who it is here and what it can do.
+    ///
+    /// # Errors
+    /// What the driver says, or that it does not answer.
+    pub async fn meet(name: &str, endpoint: PathBuf) -> Result<(Self, NodeInfo), Status> {
+        let channel = Channel::new(endpoint);
+        let info = channel.unary(messages::NODE_GET_INFO, &Nothing {}, CALL_PATIENCE).await?;
+        let method = messages::NODE_GET_CAPABILITIES;
+        let told: NodeCapabilities = channel.unary(method, &Nothing {}, CALL_PATIENCE).await?;
+        let abilities = told
+            .capabilities
+            .iter()
+            .filter_map(|it| Ability::try_from(it.rpc.as_ref()?.ability).ok())
+            .collect();
+        Ok((Self { name: name.to_owned(), channel, abilities }, info))
+    }
+
+    pub fn can(&self, ability: Ability) -> bool {
+        self.abilities.contains(&ability)
+    }
+
+    /// # Errors
+    /// What the driver says; DeadlineExceeded after ten seconds.
+    pub async fn measure(&self, request: &StatsRequest) -> Result<Stats, Status> {
+        self.channel.unary(messages::NODE_STATS, request, STATS_PATIENCE).await
+    }
+
+    /// # Errors
+    /// What the driver says; DeadlineExceeded after two minutes.
+    pub async fn call<A: Message + Default>(
+        &self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<A, Status> {
+        self.channel.unary(method, request, CALL_PATIENCE).await
+    }
+}
+
+/// Whether a call that failed so has left nothing behind. After the other codes the driver
+/// may still be at work, or have done it.
+pub fn is_final(status: &Status) -> bool {
+    !matches!(
+        status.code,
+        Code::Canceled
+            | Code::DeadlineExceeded
+            | Code::Unavailable
+            | Code::ResourceExhausted
+            | Code::Aborted
+    )
+}
