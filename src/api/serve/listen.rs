@@ -1,6 +1,7 @@
 //! The way in over the network: TLS, HTTP/1.1 and HTTP/2, with bounds on everything that
 //! a stranger can make large or slow.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -153,7 +154,7 @@ async fn one(server: Shared, peer: Peer, request: Request<Incoming>) -> Response
         let mut request = Request::from_parts(parts, Bytes::new());
         request.extensions_mut().insert(Unread::new(body));
         request.extensions_mut().insert(peer);
-        return finish(chain::handle(&server, request).await);
+        return finish(walked(&server, request).await);
     }
     let body = match tokio::time::timeout(BODY_TIMEOUT, read(body)).await {
         Ok(Ok(body)) => body,
@@ -165,9 +166,16 @@ async fn one(server: Shared, peer: Peer, request: Request<Incoming>) -> Response
     };
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().insert(peer);
-    // In a box of its own, so that a stream that follows does not keep the room which the
-    // whole walk needs: the many watches of a cluster would pay for it.
-    finish(Box::pin(chain::handle(&server, request)).await)
+    finish(walked(&server, request).await)
+}
+
+/// The answer of the chain. In a box of its own, so that a stream that follows does not keep
+/// the room which the whole walk needs: the many watches of a cluster would pay for it.
+fn walked(
+    server: &Shared,
+    request: Request<Bytes>,
+) -> Pin<Box<impl Future<Output = Response<Body>>>> {
+    Box::pin(chain::handle(server, request))
 }
 
 /// Whether the body of a request goes on to somebody else while it arrives.
