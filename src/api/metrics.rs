@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 pub mod admission;
 pub mod inflight;
 pub mod policy;
+pub mod reads;
 pub mod reload;
 pub mod route;
 pub mod state;

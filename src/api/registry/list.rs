@@ -1,6 +1,7 @@
 //! Lists: which objects, at which revision, in which pages.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,7 +12,7 @@ use super::select::Selector;
 use super::{Registry, Target};
 use crate::cache::Object;
 use crate::error::{ApiError, Cause, Result};
-use crate::metrics::{count_list, count_storage_list};
+use crate::metrics::{count_list, count_storage_list, reads};
 
 /// Objects read from the store at once while a page is filled.
 const STORE_PAGE: usize = 500;
@@ -188,7 +189,12 @@ impl Registry {
             "" if asked > 0 && options.limit > 0 => {
                 return self.exact(target, options, &start, asked).await;
             }
-            _ if options.resource_version.is_empty() => self.cache.fresh().await?,
+            _ if options.resource_version.is_empty() => {
+                let begun = Instant::now();
+                let fresh = self.cache.fresh().await;
+                reads::consistent(&target.resource, begun.elapsed(), fresh.is_ok());
+                fresh?
+            }
             _ if asked == 0 => self.cache.revision(),
             _ => self.cache.wait_for(asked).await?,
         };

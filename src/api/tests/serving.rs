@@ -405,6 +405,11 @@ async fn what_happens_is_counted_under_upstreams_names() {
         ("watch_cache_capacity", vec!["resource=\"secrets\""]),
         ("apiserver_watch_cache_resource_version", vec!["resource=\"secrets\""]),
         ("apiserver_watch_cache_initializations_total", vec!["resource=\"secrets\""]),
+        ("apiserver_watch_cache_read_wait_seconds_count", vec!["resource=\"secrets\""]),
+        (
+            "apiserver_watch_cache_consistent_read_total",
+            vec!["fallback=\"false\"", "resource=\"secrets\"", "success=\"true\""],
+        ),
         ("apiserver_watch_cache_events_received_total", vec!["resource=\"secrets\""]),
         ("apiserver_watch_cache_events_dispatched_total", vec!["resource=\"secrets\""]),
         ("apiserver_init_events_total", vec!["resource=\"secrets\""]),
