@@ -210,3 +210,18 @@ fn finish(response: Response<Body>) -> Response<Answer> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of the future that a function returns, without one.
+    fn size<F>(_: impl Fn(Shared, Peer, Request<Incoming>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn what_each_stream_keeps_is_small() {
+        assert!(size(one) <= 1_024, "{}", size(one));
+    }
+}
