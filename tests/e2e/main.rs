@@ -7,6 +7,7 @@ mod bad_days;
 mod boot;
 mod clients;
 mod cluster;
+mod crowd;
 mod explain;
 mod figures;
 mod identity;
