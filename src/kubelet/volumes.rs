@@ -5,6 +5,7 @@
 pub mod atomic;
 pub mod claims;
 pub mod csi;
+mod disk;
 mod emptydir;
 mod hostpath;
 pub mod mounts;

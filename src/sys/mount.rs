@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use crate::{c_bytes, c_path, check, check_int, own};
 
+pub mod options;
+
 /// Attributes of a mount, combined with `|`.
 pub mod attr {
     pub const RDONLY: u64 = 0x1;
@@ -296,6 +298,19 @@ pub fn mount(source: &str, target: &Path, kind: &str, flags: u64, options: &str)
         )
     })
     .map(drop)
+}
+
+/// Binds a tree, with what is mounted below it. `flags` are of the mount, not of the file
+/// system, and of the topmost mount alone.
+pub fn bind_with(source: &Path, target: &Path, flags: u64) -> io::Result<()> {
+    rustix::mount::mount_bind_recursive(source, target)?;
+    if flags == 0 {
+        return Ok(());
+    }
+    mount("", target, "", libc::MS_BIND | libc::MS_REMOUNT | flags, "").inspect_err(|_| {
+        // The first error says more.
+        let _ = unmount_detach(target);
+    })
 }
 
 /// A copy of the mount at `path`, with what is mounted below it when `recursive`.

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{NFSVolumeSource, PersistentVolumeSpec};
 
+use sys::mount::options;
+
 use super::claims::Bound;
-use super::{blocking, hostpath, mounts, says};
+use super::{blocking, disk, hostpath, mounts, says};
 
 /// A server that does not answer is given up after this long, and tried again later.
 const NETWORK_MOUNT_PATIENCE: Duration = Duration::from_secs(120);
@@ -67,6 +69,9 @@ pub async fn make(pod_dir: &Path, bound: &Bound) -> Result<Place, String> {
         let (read_only, is_block) = (bound.read_only, bound.is_block());
         let to = own_dir(pod_dir, "kubernetes.io~local-volume", &bound.name);
         let kind = source.fs_type.clone().unwrap_or_else(|| "ext4".into());
+        if !is_block && is_unused_disk(&from, &to)? {
+            disk::prepare(&from, &kind, read_only).await?;
+        }
         return blocking(move || local(from, to, is_block, read_only, &kind, &options)).await;
     }
     if let Some(source) = &spec.nfs {
@@ -81,6 +86,12 @@ pub async fn make(pod_dir: &Path, bound: &Bound) -> Result<Place, String> {
         bound.name,
         kind(spec)
     ))
+}
+
+/// A disk that is not mounted for this pod yet.
+fn is_unused_disk(from: &Path, to: &Path) -> Result<bool, String> {
+    let is_disk = std::fs::metadata(from).is_ok_and(|meta| meta.file_type().is_block_device());
+    Ok(is_disk && !mounts::is_mounted(to).map_err(|error| says("look at", to, &error))?)
 }
 
 /// A directory or file system of this very node, or a disk of it.
@@ -116,10 +127,15 @@ fn local(
         return Ok(place(false));
     }
     std::fs::create_dir_all(&to).map_err(|error| says("create", &to, &error))?;
+    let (mut flags, text) = options::split(options.iter().map(String::as_str));
+    if read_only {
+        flags |= options::READ_ONLY;
+    }
+    let source = from.display().to_string();
     let mounted = if is_device {
-        sys::mount::mount(&from.display().to_string(), &to, fs_type, 0, &options.join(","))
+        sys::mount::mount(&source, &to, fs_type, flags, &text)
     } else {
-        rustix::mount::mount_bind_recursive(&from, &to).map_err(Into::into)
+        sys::mount::bind_with(&from, &to, flags)
     };
     mounted.map_err(|error| {
         // Leaves no empty directory that a later look could take for the volume.
@@ -198,6 +214,8 @@ async fn run_mount(arguments: &[String]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use serde_json::{Value, json};
 
@@ -223,6 +241,65 @@ mod tests {
         assert!(!pod.exists() && disk.join("f").exists());
         let block = json!({"local": {"path": disk.display().to_string()}, "volumeMode": "Block"});
         assert!(make(&pod, &bound(block)).await.unwrap_err().ends_with("is not a block device"));
+    }
+
+    fn run(tool: &str, arguments: &[&str]) -> String {
+        let output = std::process::Command::new(tool).args(arguments).output().unwrap();
+        let (out, err) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{tool} {arguments:?}: {err}");
+        String::from_utf8_lossy(out).trim().to_owned()
+    }
+
+    /// A disk that is a file.
+    struct Disk(String);
+
+    impl Disk {
+        fn new(file: &Path) -> Self {
+            std::fs::File::create(file).unwrap().set_len(32 << 20).unwrap();
+            Self(run("losetup", &["--find", "--show", file.to_str().unwrap()]))
+        }
+    }
+
+    impl Drop for Disk {
+        fn drop(&mut self) {
+            run("losetup", &["--detach", &self.0]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_blank_disk_is_formatted_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::new(&dir.path().join("image"));
+        let spec = |kind: &str| {
+            bound(json!({"local": {"path": disk.0, "fsType": kind},
+                "mountOptions": ["noatime", "data=ordered"]}))
+        };
+        let mut reader = spec("ext4");
+        reader.read_only = true;
+        let said = make(&dir.path().join("reader"), &reader).await.unwrap_err();
+        assert!(said.starts_with("cannot mount unformatted disk /dev/loop"), "{said}");
+        let pod = dir.path().join("pod");
+        let place = make(&pod, &spec("ext4")).await.unwrap();
+        std::fs::write(place.path.join("f"), "kept").unwrap();
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = table.lines().find(|line| line.contains(place.path.to_str().unwrap())).unwrap();
+        assert!(line.contains("noatime") && line.contains("ext4"), "{line}");
+        mounts::remove_tree(&pod).unwrap();
+        let again = make(&pod, &spec("ext4")).await.unwrap();
+        assert_eq!(std::fs::read_to_string(again.path.join("f")).unwrap(), "kept");
+        mounts::remove_tree(&pod).unwrap();
+        let said = make(&pod, &spec("xfs")).await.unwrap_err();
+        assert_eq!(said, "failed to mount the volume as \"xfs\", it already contains ext4");
+        // A table of partitions is not nothing.
+        let mut start = vec![0; 8 << 20];
+        start[446..462].copy_from_slice(&[0, 0, 2, 0, 0x83, 0, 2, 0, 0, 8, 0, 0, 0, 8, 0, 0]);
+        start[510..512].copy_from_slice(&[0x55, 0xaa]);
+        let mut device = std::fs::OpenOptions::new().write(true).open(&disk.0).unwrap();
+        device.write_all(&start).unwrap();
+        device.sync_all().unwrap();
+        drop(device);
+        let said = make(&pod, &spec("ext4")).await.unwrap_err();
+        assert!(said.ends_with("it already contains a dos partition table"), "{said}");
     }
 
     #[tokio::test]
