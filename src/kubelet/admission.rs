@@ -7,28 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
+use kinds::core::SAFE_SYSCTLS;
 
 use crate::quantity::{self, ResourceList};
 use crate::{pod, resources};
 
 /// The reason of a refusal by the node's labels.
 pub const AFFINITY: &str = "NodeAffinity";
-
-/// Sysctls that belong to the pod alone and can harm no other: all nodes allow them.
-const SAFE_SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
-];
 
 /// Why the pod may not set the sysctls that it asks for.
 pub fn refuse_sysctls(pod: &Pod, allowed: &[String]) -> Option<(String, String)> {

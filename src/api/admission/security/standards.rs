@@ -1,6 +1,7 @@
 //! The Pod Security Standards, `baseline` and `restricted`, as pure judgements of a pod's
 //! spec. Words are those of upstream's checks.
 
+use kinds::core::SAFE_SYSCTLS;
 use serde_json::Value;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -489,26 +490,11 @@ fn se_linux(_: &Value, spec: &Value) -> Option<Violation> {
     Violation::new("seLinuxOptions", detail)
 }
 
-const SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
-];
-
 fn sysctls(_: &Value, spec: &Value) -> Option<Violation> {
     let bad: Vec<&str> = list(&spec["securityContext"], "sysctls")
         .iter()
         .map(|sysctl| text(sysctl, "name"))
-        .filter(|own| !SYSCTLS.contains(own))
+        .filter(|own| !SAFE_SYSCTLS.contains(own))
         .collect();
     if bad.is_empty() {
         return None;
