@@ -82,7 +82,12 @@ impl Kubelet {
             CsiVolumes::new(drivers, client.clone(), recorder.clone(), &config, drain.clone());
         let node = Node {
             machine: Machine::read(&config, &name, &version),
-            images: Images::new(images),
+            images: Images::new(
+                images,
+                client.clone(),
+                &config.root_dir,
+                config.image_rules.clone(),
+            ),
             observed: Observed::new(runtime.clone()),
             recorder,
             objects: Objects::new(client.clone(), Arc::new(move |uid: &str| woken.wake(uid))),

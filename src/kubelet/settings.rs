@@ -4,6 +4,7 @@
 //! A field or flag that has no effect here is an error, not a silence.
 
 mod places;
+mod pulls;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ const NO_SWAP: &str = "NoSwap";
 const MEMORY_QOS: &str = "MemoryQoS";
 /// Upstream's.
 const THROTTLING_FACTOR: f64 = 0.9;
+/// Upstream's.
+const LOG_PERIOD_MIN: Duration = Duration::from_secs(3);
 /// A configuration file is small.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -51,6 +54,8 @@ pub struct Configuration {
     allowed_unsafe_sysctls: Option<Vec<String>>,
     container_log_max_size: Option<String>,
     container_log_max_files: Option<usize>,
+    container_log_max_workers: Option<i64>,
+    container_log_monitor_interval: Option<String>,
     #[serde(rename = "imageGCHighThresholdPercent")]
     image_gc_high_threshold_percent: Option<u8>,
     #[serde(rename = "imageGCLowThresholdPercent")]
@@ -89,6 +94,18 @@ pub struct Configuration {
     memory_swap: Option<MemorySwap>,
     memory_throttling_factor: Option<f64>,
     feature_gates: Option<BTreeMap<String, bool>>,
+    #[serde(rename = "registryPullQPS")]
+    registry_pull_qps: Option<i32>,
+    registry_burst: Option<i32>,
+    serialize_image_pulls: Option<bool>,
+    max_parallel_image_pulls: Option<i32>,
+    image_pull_credentials_verification_policy: Option<String>,
+    preloaded_images_verification_allowlist: Option<Vec<String>>,
+    /// Upstream has a flag for these, and no field.
+    #[serde(skip)]
+    credential_provider_config: Option<PathBuf>,
+    #[serde(skip)]
+    credential_provider_bin_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -169,6 +186,11 @@ const FLAGS: &[(&str, &str, Shape)] = &[
     ("sync-frequency", "syncFrequency", Shape::Text),
     ("system-reserved", "systemReserved", Shape::Pairs),
     ("pod-logs-dir", "podLogsDir", Shape::Text),
+    ("registry-burst", "registryBurst", Shape::Number),
+    ("registry-qps", "registryPullQPS", Shape::Number),
+    ("serialize-image-pulls", "serializeImagePulls", Shape::Truth),
+    ("image-credential-provider-bin-dir", "", Shape::Text),
+    ("image-credential-provider-config", "", Shape::Text),
     // Where the files themselves are.
     ("config", "", Shape::Text),
     ("config-dir", "", Shape::Text),
@@ -259,7 +281,7 @@ impl Configuration {
     /// # Errors
     /// The first thing that cannot be read or has no effect, in one line.
     pub fn read(file: Option<&Path>, flags: &[String]) -> Result<Self, String> {
-        let mut from_flags = Vec::new();
+        let (mut from_flags, mut apart) = (Vec::new(), Self::default());
         let mut files = Vec::new();
         let (mut main, mut dir) = (file.map(Path::to_path_buf), None);
         for pair in flags {
@@ -277,6 +299,7 @@ impl Configuration {
             match name {
                 "config" => main = Some(PathBuf::from(text)),
                 "config-dir" => dir = Some(PathBuf::from(text)),
+                _ if pulls::take_flag(&mut apart, name, text) => {}
                 _ => from_flags.push(json!({*field: value_of(name, text, *shape)?})),
             }
         }
@@ -305,7 +328,13 @@ impl Configuration {
                 whole[field] = value.clone();
             }
         }
-        serde_json::from_value(whole).map_err(|error| format!("kubelet configuration: {error}"))
+        let read: Self = serde_json::from_value(whole)
+            .map_err(|error| format!("kubelet configuration: {error}"))?;
+        Ok(Self {
+            credential_provider_config: apart.credential_provider_config,
+            credential_provider_bin_dir: apart.credential_provider_bin_dir,
+            ..read
+        })
     }
 
     /// Puts what is set into `config`.
@@ -326,6 +355,7 @@ impl Configuration {
                 *to = reserved(name, list)?;
             }
         }
+        config.image_rules = self.pulls(&config.image_rules)?;
         config.places = self.places(config)?;
         self.enforce(config)?;
         config.shutdown = self.shutdown()?;
@@ -340,6 +370,19 @@ impl Configuration {
                 return Err(format!("containerLogMaxFiles must be more than 1, not {files}"));
             }
             config.log_files_max = files;
+        }
+        if let Some(workers) = self.container_log_max_workers {
+            config.log_rhythm.workers_max =
+                usize::try_from(workers).ok().filter(|workers| *workers > 0).ok_or(
+                    "invalid configuration: containerLogMaxWorkers must be greater than or equal to 1",
+                )?;
+        }
+        if let Some(text) = &self.container_log_monitor_interval {
+            config.log_rhythm.period =
+                base::time::parse_duration(text).filter(|period| *period >= LOG_PERIOD_MIN).ok_or(
+                    "invalid configuration: containerLogMonitorInterval must be a positive time \
+                     duration greater than or equal to 3s",
+                )?;
         }
         if let Some(ids) = self.user_namespaces.and_then(|it| it.ids_per_pod) {
             config.ids_per_pod = u32::try_from(ids)
@@ -602,6 +645,8 @@ pub fn show(config: &KubeletConfig) -> Value {
             quantity::from_bytes(i64::try_from(config.log_bytes_max).unwrap_or(i64::MAX)).0,
         ),
         container_log_max_files: Some(config.log_files_max),
+        container_log_max_workers: i64::try_from(config.log_rhythm.workers_max).ok(),
+        container_log_monitor_interval: Some(backoff::go_duration(config.log_rhythm.period)),
         image_gc_high_threshold_percent: Some(config.image_gc_percent.0),
         image_gc_low_threshold_percent: Some(config.image_gc_percent.1),
         eviction_hard: Some(of(false)),
@@ -658,8 +703,10 @@ pub fn show(config: &KubeletConfig) -> Value {
             max_container_restart_period: Some(backoff::go_duration(config.restart_backoff_max)),
         }),
         user_namespaces: Some(UserNamespaces { ids_per_pod: Some(config.ids_per_pod.into()) }),
+        ..Configuration::default()
     };
     places::show(config, &mut shown);
+    pulls::show(config, &mut shown);
     json!({"kubeletconfig": shown})
 }
 
@@ -728,7 +775,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 21] = [
+        let cases: [(&str, &[&str], &str); 23] = [
             ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
             (&head("maxPod: 5\n"), &[], "unknown field `maxPod`"),
             (&head("maxPods: many\n"), &[], "invalid type"),
@@ -736,6 +783,8 @@ mod tests {
             (&head("imageGCLowThresholdPercent: 90\n"), &[], "must be less than"),
             (&head("kubeReserved: {gpu: '1'}\n"), &[], "cannot reserve \"gpu\""),
             (&head("containerLogMaxFiles: 1\n"), &[], "must be more than 1"),
+            (&head("containerLogMaxWorkers: 0\n"), &[], "greater than or equal to 1"),
+            (&head("containerLogMonitorInterval: 2s\n"), &[], "greater than or equal to 3s"),
             (
                 &head("crashLoopBackOff: {maxContainerRestartPeriod: 10m}\n"),
                 &[],

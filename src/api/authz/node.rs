@@ -33,9 +33,11 @@ pub fn decide(cache: &Cache, user: &User, action: &Action) -> Decision {
             verbs.contains(&action.verb.as_str()) && referenced(cache, node, action)
         }
         ("", "serviceaccounts") => {
-            action.subresource == "token"
-                && action.verb == "create"
-                && referenced(cache, node, action)
+            // Credential providers of the node are told of the account.
+            matches!(
+                (action.subresource.as_str(), action.verb.as_str()),
+                ("token", "create") | ("", "get")
+            ) && referenced(cache, node, action)
         }
         ("", "persistentvolumes") => {
             action.verb == "get" && bound_volume(cache, node, &action.name)
