@@ -14,6 +14,7 @@ use crate::logs::Rhythm;
 use crate::placement::Settings;
 use crate::quantity::{self, ResourceList};
 use crate::shutdown::Period;
+use crate::staticpods::remote::Remote;
 
 pub const KUBELET_VERSION: &str = "v1.36.2";
 
@@ -50,6 +51,8 @@ pub struct KubeletConfig {
     pub system_log_dir: PathBuf,
     /// Manifests of static pods; None has none.
     pub static_pod_dir: Option<PathBuf>,
+    /// Where further ones are asked for.
+    pub static_pod_url: Option<Remote>,
     pub cluster_dns: Vec<IpAddr>,
     /// `cluster.local`
     pub cluster_domain: String,
@@ -127,6 +130,7 @@ impl KubeletConfig {
             container_log_dir: "/var/log/containers".into(),
             system_log_dir: "/var/log".into(),
             static_pod_dir: None,
+            static_pod_url: None,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),

@@ -5,6 +5,7 @@
 
 mod places;
 mod pulls;
+mod remote;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,11 @@ pub struct Configuration {
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<String>,
     static_pod_path: Option<PathBuf>,
+    #[serde(rename = "staticPodURL")]
+    static_pod_url: Option<String>,
+    #[serde(rename = "staticPodURLHeader")]
+    static_pod_url_header: Option<BTreeMap<String, Vec<String>>>,
+    http_check_frequency: Option<String>,
     pod_logs_dir: Option<PathBuf>,
     #[serde(rename = "clusterDNS")]
     cluster_dns: Option<Vec<std::net::IpAddr>>,
@@ -148,6 +154,8 @@ enum Shape {
     Truths,
     /// `a<1,b<2`
     Thresholds,
+    /// `a:1,b:2`
+    Headers,
 }
 
 const FLAGS: &[(&str, &str, Shape)] = &[
@@ -179,6 +187,9 @@ const FLAGS: &[(&str, &str, Shape)] = &[
     ("reserved-memory", "reservedMemory", Shape::ReservedMemory),
     ("topology-manager-policy", "topologyManagerPolicy", Shape::Text),
     ("topology-manager-scope", "topologyManagerScope", Shape::Text),
+    ("http-check-frequency", "httpCheckFrequency", Shape::Text),
+    ("manifest-url", "staticPodURL", Shape::Text),
+    ("manifest-url-header", "staticPodURLHeader", Shape::Headers),
     ("pod-manifest-path", "staticPodPath", Shape::Text),
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
@@ -230,6 +241,7 @@ fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
             Ok(all)
         }
         Shape::Thresholds => pairs('<'),
+        Shape::Headers => remote::read_headers(flag, text),
     }
 }
 
@@ -356,6 +368,7 @@ impl Configuration {
             }
         }
         config.image_rules = self.pulls(&config.image_rules)?;
+        config.static_pod_url = self.static_pod_url()?;
         config.places = self.places(config)?;
         self.enforce(config)?;
         config.shutdown = self.shutdown()?;
@@ -707,6 +720,7 @@ pub fn show(config: &KubeletConfig) -> Value {
     };
     places::show(config, &mut shown);
     pulls::show(config, &mut shown);
+    remote::show(config, &mut shown);
     json!({"kubeletconfig": shown})
 }
 

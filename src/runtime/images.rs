@@ -21,6 +21,7 @@ use async_trait::async_trait;
 
 pub use registries::{Endpoint, HostAuth, HostConfig, HostTls, Mirror, Patience, Registries};
 pub use store::{ImageConfig, StoredImage, disk_below};
+pub use transport::exchange;
 
 use crate::cri::{AuthConfig, Error, ErrorKind, Image, ImageService, Result};
 use progress::Teller;
