@@ -3,9 +3,11 @@
 //!
 //! A field or flag that has no effect here is an error, not a silence.
 
+mod logs;
 mod places;
 mod pulls;
 mod remote;
+mod shutdown;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,6 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{KubeletConfig, ReservedGroup};
 use crate::eviction::thresholds::{self, Policy, Settings};
-use crate::shutdown::{self, Period};
 use crate::{backoff, quantity, users};
 use places::MemoryReservation;
 
@@ -29,8 +30,6 @@ const NO_SWAP: &str = "NoSwap";
 const MEMORY_QOS: &str = "MemoryQoS";
 /// Upstream's.
 const THROTTLING_FACTOR: f64 = 0.9;
-/// Upstream's.
-const LOG_PERIOD_MIN: Duration = Duration::from_secs(3);
 /// A configuration file is small.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -372,6 +371,7 @@ impl Configuration {
         config.places = self.places(config)?;
         self.enforce(config)?;
         config.shutdown = self.shutdown()?;
+        let log_rhythm = self.log_rhythm(config.log_rhythm)?;
         if let Some(size) = self.container_log_max_size {
             let bytes = quantity::value(&Quantity(size.clone())).filter(|bytes| *bytes > 0);
             config.log_bytes_max = bytes
@@ -384,19 +384,7 @@ impl Configuration {
             }
             config.log_files_max = files;
         }
-        if let Some(workers) = self.container_log_max_workers {
-            config.log_rhythm.workers_max =
-                usize::try_from(workers).ok().filter(|workers| *workers > 0).ok_or(
-                    "invalid configuration: containerLogMaxWorkers must be greater than or equal to 1",
-                )?;
-        }
-        if let Some(text) = &self.container_log_monitor_interval {
-            config.log_rhythm.period =
-                base::time::parse_duration(text).filter(|period| *period >= LOG_PERIOD_MIN).ok_or(
-                    "invalid configuration: containerLogMonitorInterval must be a positive time \
-                     duration greater than or equal to 3s",
-                )?;
-        }
+        config.log_rhythm = log_rhythm;
         if let Some(ids) = self.user_namespaces.and_then(|it| it.ids_per_pod) {
             config.ids_per_pod = u32::try_from(ids)
                 .ok()
@@ -470,42 +458,6 @@ impl Configuration {
             config.static_pod_dir = self.static_pod_path;
         }
         Ok(())
-    }
-
-    /// How long pods have to end before the machine goes down.
-    fn shutdown(&self) -> Result<Vec<Period>, String> {
-        let seconds = |field: &str, text: &Option<String>| -> Result<i64, String> {
-            let Some(text) = text else { return Ok(0) };
-            let period = base::time::parse_duration(text)
-                .ok_or_else(|| format!("{field} {text:?} is no length of time"))?;
-            if !period.is_zero() && period < Duration::from_secs(1) {
-                return Err(format!("{field} must be either zero or otherwise >= 1 sec"));
-            }
-            i64::try_from(period.as_secs()).map_err(|_| format!("{field} {text:?} is too long"))
-        };
-        let whole = seconds("shutdownGracePeriod", &self.shutdown_grace_period)?;
-        let critical =
-            seconds("shutdownGracePeriodCriticalPods", &self.shutdown_grace_period_critical_pods)?;
-        if critical > whole {
-            return Err(
-                "shutdownGracePeriodCriticalPods must be at most shutdownGracePeriod".into()
-            );
-        }
-        match &self.shutdown_grace_period_by_pod_priority {
-            Some(list) if !list.is_empty() => {
-                if whole > 0 || critical > 0 {
-                    return Err("cannot specify both shutdownGracePeriodByPodPriority and \
-                                shutdownGracePeriod at the same time"
-                        .into());
-                }
-                let period = |it: &PriorityPeriod| Period {
-                    priority: it.priority,
-                    seconds: it.shutdown_grace_period_seconds.max(0),
-                };
-                Ok(list.iter().map(period).collect())
-            }
-            _ => Ok(shutdown::periods(whole, critical)),
-        }
     }
 
     /// Whom `enforceNodeAllocatable` bounds.
