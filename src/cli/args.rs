@@ -199,6 +199,37 @@ pub enum ImagesCommand {
         #[command(flatten)]
         host: HostFlags,
     },
+    /// Pull images and show how far they have come
+    Pull {
+        #[command(flatten)]
+        host: HostFlags,
+        /// Registries, mirrors and their credentials, where no server runs
+        #[arg(
+            long,
+            env = "CORACLE_PRIVATE_REGISTRY",
+            default_value = "/etc/coracle/registries.yaml"
+        )]
+        private_registry: PathBuf,
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Write images into an archive (OCI and docker at once; .tar, .tar.gz or .tar.zst)
+    Export {
+        #[command(flatten)]
+        host: HostFlags,
+        /// The archive to write
+        #[arg(short, long)]
+        output: PathBuf,
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove images by name or id
+    Remove {
+        #[command(flatten)]
+        host: HostFlags,
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]

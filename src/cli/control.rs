@@ -9,17 +9,22 @@ use std::time::Duration;
 use base::drain::Drain;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use runtime::Runtime;
 use runtime::cri::ImageService;
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use crate::images::pull::{self, Line};
 use crate::{Error, Result};
+
+type Body = BoxBody<Bytes, std::convert::Infallible>;
 
 const REQUEST_BYTES_MAX: usize = 64 << 10;
 /// A large archive on a slow card takes its time.
@@ -71,7 +76,7 @@ pub fn serve(
     }))
 }
 
-async fn answer(runtime: &Runtime, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(runtime: &Arc<Runtime>, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let body = match Limited::new(body, REQUEST_BYTES_MAX).collect().await {
         Ok(body) => body.to_bytes(),
@@ -84,6 +89,31 @@ async fn answer(runtime: &Runtime, request: Request<Incoming>) -> Response<Full<
             let path = PathBuf::from(path["path"].as_str().unwrap_or(""));
             runtime.images().import_file(&path).await.map(|ids| json!(ids))
         }
+        (&Method::POST, "/images/export") => {
+            let wanted: Value = serde_json::from_slice(&body).unwrap_or_default();
+            let path = PathBuf::from(wanted["path"].as_str().unwrap_or(""));
+            let images: Vec<String> =
+                serde_json::from_value(wanted["images"].clone()).unwrap_or_default();
+            runtime.images().export_file(&images, &path).await.map(|()| json!(null))
+        }
+        (&Method::POST, "/images/remove") => {
+            let wanted: Value = serde_json::from_slice(&body).unwrap_or_default();
+            let image = wanted["image"].as_str().unwrap_or("");
+            match runtime.images().find(image) {
+                Some(_) => runtime.remove_image(image).await.map(|()| json!(null)),
+                None => {
+                    let text = format!("image \"{image}\": not found");
+                    return respond(StatusCode::NOT_FOUND, &json!({"error": text}));
+                }
+            }
+        }
+        (&Method::POST, "/images/pull") => {
+            let wanted: Value = serde_json::from_slice(&body).unwrap_or_default();
+            let image = wanted["image"].as_str().unwrap_or("").to_owned();
+            let (tell, told) = mpsc::channel(pull::LINES_MAX);
+            tokio::spawn(pull::follow(runtime.images().clone(), image, tell));
+            return Response::new(lines_of(told));
+        }
         _ => return respond(StatusCode::NOT_FOUND, &json!({"error": "no such command"})),
     };
     match done {
@@ -95,41 +125,126 @@ async fn answer(runtime: &Runtime, request: Request<Incoming>) -> Response<Full<
     }
 }
 
-fn respond(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(value.to_string())));
+/// What a pull says, a line of JSON each.
+fn lines_of(told: mpsc::Receiver<Line>) -> Body {
+    let frames = futures::stream::unfold(told, |mut told| async {
+        let line = told.recv().await?;
+        let mut text = json!(line).to_string();
+        text.push('\n');
+        Some((Ok(Frame::data(Bytes::from(text))), told))
+    });
+    BodyExt::boxed(StreamBody::new(frames))
+}
+
+fn respond(status: StatusCode, value: &Value) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(value.to_string())).boxed());
     *response.status_mut() = status;
     response
 }
 
 /// Asks a running server; None where none runs.
 pub async fn ask(run: &Path, method: Method, path: &str, body: &Value) -> Result<Option<Value>> {
-    let Ok(stream) = UnixStream::connect(socket(run)).await else { return Ok(None) };
-    let failed = |err: Box<dyn std::error::Error + Send + Sync>| {
-        Error::failed("ask the running server", err)
+    let exchange = async {
+        let Some(response) = send(run, method, path, body).await? else { return Ok(None) };
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(failed)?.to_bytes();
+        Ok::<_, Error>(Some((status, body)))
     };
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|err| failed(err.into()))?;
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await.map_err(failed)?;
+    let Some((status, body)) = answered? else { return Ok(None) };
+    let value: Value = serde_json::from_slice(&body).map_err(failed)?;
+    if status.is_success() {
+        return Ok(Some(value));
+    }
+    Err(Error::Usage(value["error"].as_str().unwrap_or("the server refused").to_string()))
+}
+
+/// Has a running server pull and passes on what it says. False where none runs.
+pub async fn pull(run: &Path, image: &str, lines: mpsc::Sender<Line>) -> Result<bool> {
+    let body = json!({"image": image});
+    let Some(response) = send(run, Method::POST, "/images/pull", &body).await? else {
+        return Ok(false);
+    };
+    tokio::spawn(async move {
+        let (mut body, mut text) = (response.into_body(), Vec::new());
+        while let Some(Ok(frame)) = body.frame().await {
+            text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                let Ok(line) = serde_json::from_slice(&line) else { return };
+                if lines.send(line).await.is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    Ok(true)
+}
+
+fn failed(err: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::failed("ask the running server", err)
+}
+
+async fn send(
+    run: &Path,
+    method: Method,
+    path: &str,
+    body: &Value,
+) -> Result<Option<Response<Incoming>>> {
+    let Ok(stream) = UnixStream::connect(socket(run)).await else { return Ok(None) };
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     tokio::spawn(connection);
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "coracle")
         .body(Full::new(Bytes::from(body.to_string())))
-        .map_err(|err| failed(err.into()))?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        Ok::<_, hyper::Error>((status, body))
-    };
-    let (status, body) = tokio::time::timeout(ANSWER_TIMEOUT, exchange)
-        .await
-        .map_err(|err| failed(err.into()))?
-        .map_err(|err| failed(err.into()))?;
-    let value: Value = serde_json::from_slice(&body).map_err(|err| failed(err.into()))?;
-    if status.is_success() {
-        return Ok(Some(value));
+        .map_err(failed)?;
+    sender.send_request(request).await.map(Some).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use runtime::RuntimeConfig;
+
+    #[tokio::test]
+    async fn a_running_server_pulls_exports_and_removes() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = RuntimeConfig {
+            state_dir: dir.path().join("state"),
+            data_dir: dir.path().join("images"),
+            run_dir: dir.path().join("run"),
+            shim_command: vec!["/bin/false".into()],
+            network: Arc::new(crate::server::Unplug { bridge: "none".into() }),
+            registries: runtime::images::Registries::default(),
+            shim_cgroup: "coracle-test-control".into(),
+        };
+        let runtime = Runtime::open(config).await.unwrap();
+        let run = dir.path();
+        let (trigger, drain) = base::drain::channel();
+        let (tell, mut told) = mpsc::channel(pull::LINES_MAX);
+        assert!(!pull(run, "x:1", tell.clone()).await.unwrap(), "no server runs");
+        let task = serve(run, runtime, drain).unwrap();
+        // Nobody listens on that port.
+        assert!(pull(run, "127.0.0.1:1/x:1", tell).await.unwrap());
+        let last = loop {
+            match told.recv().await.unwrap() {
+                Line::Progress(_) => {}
+                last => break last,
+            }
+        };
+        let Line::Error(text) = last else { panic!("{last:?}") };
+        assert!(text.contains("onnection refused"), "{text}");
+        for (path, body) in [
+            ("/images/export", json!({"path": run.join("out.tar"), "images": ["none:1"]})),
+            ("/images/remove", json!({"image": "none:1"})),
+        ] {
+            let err = ask(run, Method::POST, path, &body).await.unwrap_err();
+            assert_eq!(err.to_string(), "image \"none:1\": not found", "{path}");
+        }
+        trigger.drain();
+        task.await.unwrap();
     }
-    Err(Error::Usage(value["error"].as_str().unwrap_or("the server refused").to_string()))
 }

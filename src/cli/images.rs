@@ -1,5 +1,7 @@
 //! `coracle images`: what a running server has, or what lies on disk where none runs.
 
+pub(crate) mod pull;
+
 use runtime::cri::{Image, ImageService};
 use runtime::images::{Images, Registries};
 use serde_json::{Value, json};
@@ -17,6 +19,11 @@ pub fn run(command: ImagesCommand) -> Result<()> {
         match command {
             ImagesCommand::Import { host, files } => import(&host, &files).await,
             ImagesCommand::List { host } => list(&host).await,
+            ImagesCommand::Pull { host, private_registry, images } => {
+                pull::run(&host, &private_registry, &images).await
+            }
+            ImagesCommand::Export { host, output, images } => export(&host, &output, &images).await,
+            ImagesCommand::Remove { host, images } => remove(&host, &images).await,
         }
     })
 }
@@ -46,6 +53,38 @@ async fn import(host: &HostFlags, files: &[std::path::PathBuf]) -> Result<()> {
         for id in ids {
             println!("{id}");
         }
+    }
+    Ok(())
+}
+
+async fn export(host: &HostFlags, output: &std::path::Path, images: &[String]) -> Result<()> {
+    let doing = format!("export to {}", output.display());
+    let failing = |err| Error::failed(doing.clone(), err);
+    let absolute = std::path::absolute(output)
+        .map_err(|err| Error::failed(format!("find {}", output.display()), err))?;
+    let body = json!({"path": absolute, "images": images});
+    let asked = control::ask(&host.run_dir, http::Method::POST, "/images/export", &body).await;
+    if asked.map_err(failing)?.is_none() {
+        let store = on_disk(host).await?;
+        let written = store.export_file(images, &absolute).await;
+        written.map_err(|err| Error::failed(doing, err))?;
+    }
+    Ok(())
+}
+
+async fn remove(host: &HostFlags, images: &[String]) -> Result<()> {
+    for image in images {
+        let body = json!({"image": image});
+        let asked = control::ask(&host.run_dir, http::Method::POST, "/images/remove", &body).await;
+        let doing = format!("remove {image}");
+        if asked.map_err(|err| Error::failed(doing.clone(), err))?.is_none() {
+            let store = on_disk(host).await?;
+            if store.find(image).is_none() {
+                return Err(Error::Usage(format!("image \"{image}\": not found")));
+            }
+            store.remove_image(image).await.map_err(|err| Error::failed(doing, err))?;
+        }
+        println!("{image}");
     }
     Ok(())
 }

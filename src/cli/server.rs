@@ -20,7 +20,7 @@ mod node;
 mod reload;
 mod settings;
 
-pub use node::{NFT_TABLE, SHIM_CGROUP, Unplug, shim_command};
+pub use node::{NFT_TABLE, SHIM_CGROUP, Unplug, registries, shim_command};
 
 use settings::Settings;
 

@@ -9,9 +9,12 @@ use k8s_openapi::api::core::v1::Taint;
 use tracing::warn;
 
 use crate::eviction::thresholds::Policy;
+use crate::images;
+use crate::logs::Rhythm;
 use crate::placement::Settings;
 use crate::quantity::{self, ResourceList};
 use crate::shutdown::Period;
+use crate::staticpods::remote::Remote;
 
 pub const KUBELET_VERSION: &str = "v1.36.2";
 
@@ -48,6 +51,8 @@ pub struct KubeletConfig {
     pub system_log_dir: PathBuf,
     /// Manifests of static pods; None has none.
     pub static_pod_dir: Option<PathBuf>,
+    /// Where further ones are asked for.
+    pub static_pod_url: Option<Remote>,
     pub cluster_dns: Vec<IpAddr>,
     /// `cluster.local`
     pub cluster_domain: String,
@@ -70,12 +75,15 @@ pub struct KubeletConfig {
     pub log_bytes_max: u64,
     /// Files kept of a container's log, the current one included.
     pub log_files_max: usize,
+    pub log_rhythm: Rhythm,
     /// Percent of the image disk above which unused images are removed, and down to which.
     pub image_gc_percent: (u8, u8),
     /// Younger images stay unless the disk runs short.
     pub image_age_min: Duration,
     /// Images unused for longer are removed; zero keeps them.
     pub image_age_max: Duration,
+    /// How images are pulled, and who may use those that are there.
+    pub image_rules: images::Rules,
     /// Kept for the kubelet and for the rest of the host; pods get what is left.
     pub kube_reserved: ResourceList,
     pub system_reserved: ResourceList,
@@ -122,6 +130,7 @@ impl KubeletConfig {
             container_log_dir: "/var/log/containers".into(),
             system_log_dir: "/var/log".into(),
             static_pod_dir: None,
+            static_pod_url: None,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
@@ -134,9 +143,11 @@ impl KubeletConfig {
             register_taints: Vec::new(),
             log_bytes_max: 10 << 20,
             log_files_max: 5,
+            log_rhythm: Rhythm::default(),
             image_gc_percent: (85, 80),
             image_age_min: Duration::from_secs(120),
             image_age_max: Duration::ZERO,
+            image_rules: images::Rules::default(),
             kube_reserved: ResourceList::new(),
             system_reserved: ResourceList::new(),
             enforce_allocatable: true,

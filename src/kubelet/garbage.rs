@@ -216,6 +216,7 @@ pub async fn remove_unused_images(node: &Node) -> Result<(), String> {
 async fn unused(node: &Node) -> Result<Vec<(cri::Image, Age)>, String> {
     let containers = node.observed.containers();
     let images = node.images.service.list_images().await.map_err(|error| error.to_string())?;
+    node.images.prune_records(&images);
     let is_used = |image: &cri::Image| containers.iter().any(|it| uses(it, image));
     node.image_ages.look(&images, is_used, Instant::now());
     Ok(images

@@ -1,23 +1,31 @@
 //! Brings images onto the node: pull policies, credentials, back-off, few pulls at once.
 //!
-//! A pull runs on its own task; the pod's worker is woken when it ends and asks again.
+//! A pull runs on its own task, and so does asking for credentials; the pod's worker is
+//! woken when it ends and asks again.
+
+pub mod docker_config;
+pub mod providers;
+pub mod records;
+pub mod turns;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use client::Recorder;
+use client::{Client, Recorder};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Secret};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Secret};
 use parking_lot::Mutex;
 use runtime::cri::{AuthConfig, ErrorKind, Image, ImageService};
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use crate::backoff::{INITIAL, MAX, go_elapsed};
+use docker_config::{Credential, registry_of};
+use providers::{Provider, Providers};
+use records::{Policy, Records, Verdict};
+use turns::{Pace, Turns};
 
-/// Further pulls wait for their turn.
-const PULLS_AT_ONCE_MAX: usize = 2;
 /// How soon after a failure the pod is looked at again, to show that it backs off.
 const AFTER_FAILURE: Duration = Duration::from_millis(1500);
 
@@ -33,10 +41,17 @@ pub enum Step {
     },
 }
 
-struct Ended {
-    result: Result<String, runtime::cri::Error>,
-    pulling: Duration,
-    waiting: Duration,
+/// How a task for an image ended.
+enum Ended {
+    /// It was there, and the pod may use it.
+    Present(Box<Image>),
+    /// It was there, the pod may not use it, and nothing is to be pulled.
+    Withheld,
+    Pulled {
+        result: Result<String, runtime::cri::Error>,
+        pulling: Duration,
+        waiting: Duration,
+    },
 }
 
 /// The pulls under way for one pod, by container name.
@@ -49,9 +64,26 @@ struct Failure {
     message: String,
 }
 
+/// What a configuration says of pulls.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    pub pace: Pace,
+    pub policy: Policy,
+    pub providers: Vec<Provider>,
+}
+
+/// What pulls share.
+struct Sources {
+    service: Arc<dyn ImageService>,
+    client: Client,
+    turns: Turns,
+    providers: Providers,
+    records: Records,
+}
+
 pub struct Images {
     pub service: Arc<dyn ImageService>,
-    turns: Arc<Semaphore>,
+    sources: Arc<Sources>,
     /// By pod uid and image; goes with its pod.
     failures: Mutex<HashMap<(String, String), Failure>>,
 }
@@ -59,20 +91,31 @@ pub struct Images {
 /// Whose image is wanted, and whom to tell.
 pub struct Request<'a> {
     pub uid: &'a str,
+    pub pod: &'a Arc<Pod>,
     pub container: &'a Container,
     pub about: &'a ObjectReference,
     pub recorder: &'a Recorder,
-    pub auth: Vec<AuthConfig>,
+    /// The pod's pull secrets.
+    pub secrets: Vec<Arc<Secret>>,
     pub wake: Arc<Notify>,
 }
 
 impl Images {
-    pub fn new(service: Arc<dyn ImageService>) -> Self {
-        Self {
-            service,
-            turns: Arc::new(Semaphore::new(PULLS_AT_ONCE_MAX)),
-            failures: Mutex::default(),
-        }
+    /// Records of pulls lie below `root`.
+    pub fn new(service: Arc<dyn ImageService>, client: Client, root: &Path, rules: Rules) -> Self {
+        let sources = Sources {
+            service: service.clone(),
+            client,
+            turns: Turns::new(rules.pace),
+            providers: Providers::new(rules.providers),
+            records: Records::open(root, rules.policy),
+        };
+        Self { service, sources: Arc::new(sources), failures: Mutex::default() }
+    }
+
+    /// Forgets who pulled images that are gone.
+    pub fn prune_records(&self, images: &[Image]) {
+        self.sources.records.prune(images);
     }
 
     pub async fn ensure(&self, want: Request<'_>, pulls: &mut Pulls, now: Timestamp) -> Step {
@@ -96,27 +139,21 @@ impl Images {
             Err(error) => return inspect_failed(&want, &image, &error),
         };
         let policy = want.container.image_pull_policy.as_deref();
-        match (policy.unwrap_or_else(|| default_policy(&image)), present) {
-            ("IfNotPresent" | "Never", Some(present)) => {
-                let text = format!(
-                    "Container image \"{image}\" already present on machine \
-                     and can be accessed by the pod"
-                );
-                want.recorder.normal(want.about, "Pulled", text);
-                return Step::Ready(Box::new(present));
-            }
-            ("Never", None) => {
-                let message =
-                    format!("Container image \"{image}\" is not present with pull policy of Never");
-                want.recorder.warning(want.about, "ErrImageNeverPull", message.clone());
-                return Step::Failed { reason: "ErrImageNeverPull", message, again: INITIAL };
-            }
-            _ => {}
+        let policy = policy.unwrap_or_else(|| default_policy(&image)).to_owned();
+        let present = present.filter(|_| policy != "Always");
+        if let Some(found) = &present
+            && self.sources.records.verdict(&image, &found.id) == Verdict::Usable
+        {
+            return ready(&want, &image, found.clone());
         }
-        if let Some(step) = self.backing_off(&want, &image, now) {
+        let may_pull = policy != "Never";
+        if !may_pull && present.is_none() {
+            return never(&want, &image);
+        }
+        if may_pull && let Some(step) = self.backing_off(&want, &image, now) {
             return step;
         }
-        self.pull(want, image, pulls);
+        self.begin(want, image, present, may_pull, pulls);
         Step::Pulling
     }
 
@@ -131,19 +168,34 @@ impl Images {
         Some(Step::Failed { reason: "ImagePullBackOff", message, again: left })
     }
 
-    fn pull(&self, want: Request<'_>, image: String, pulls: &mut Pulls) {
+    fn begin(
+        &self,
+        want: Request<'_>,
+        image: String,
+        present: Option<Image>,
+        may_pull: bool,
+        pulls: &mut Pulls,
+    ) {
         let (tell, told) = oneshot::channel();
         pulls.0.insert(want.container.name.clone(), (image.clone(), told));
-        want.recorder.normal(want.about, "Pulling", format!("Pulling image \"{image}\""));
-        let (service, turns) = (self.service.clone(), self.turns.clone());
-        let (auth, wake) = (want.auth, want.wake);
+        let sources = self.sources.clone();
+        let (pod, about, recorder) = (want.pod.clone(), want.about.clone(), want.recorder.clone());
+        let (secrets, wake) = (want.secrets, want.wake);
         tokio::spawn(async move {
-            let asked = Instant::now();
-            // The semaphore is never closed.
-            let _turn = turns.acquire().await;
-            let begun = Instant::now();
-            let result = service.pull_image(&image, &auth).await;
-            let ended = Ended { result, pulling: begun.elapsed(), waiting: asked.elapsed() };
+            let credentials = sources.credentials(&pod, &image, &secrets).await;
+            let known = present.filter(|found| match sources.records.verdict(&image, &found.id) {
+                Verdict::Usable => true,
+                Verdict::IfNoted => sources.records.knows(&image, &found.id, &credentials),
+                Verdict::MustPull => false,
+            });
+            let ended = match known {
+                Some(found) => Ended::Present(Box::new(found)),
+                None if !may_pull => Ended::Withheld,
+                None => {
+                    recorder.normal(&about, "Pulling", format!("Pulling image \"{image}\""));
+                    sources.pull(&image, credentials).await
+                }
+            };
             // Nobody listens when the pod is gone; the image stays for the next one.
             let _ = tell.send(ended);
             wake.notify_one();
@@ -152,15 +204,20 @@ impl Images {
 
     async fn ended(&self, want: &Request<'_>, image: &str, ended: Ended, now: Timestamp) -> Step {
         let key = (want.uid.to_owned(), image.to_owned());
-        let error = match ended.result {
+        let (result, pulling, waiting) = match ended {
+            Ended::Present(found) => return ready(want, image, *found),
+            Ended::Withheld => return never(want, image),
+            Ended::Pulled { result, pulling, waiting } => (result, pulling, waiting),
+        };
+        let error = match result {
             Ok(id) => match self.service.image_status(&id).await {
                 Ok(Some(present)) => {
                     self.failures.lock().remove(&key);
                     let text = format!(
                         "Successfully pulled image \"{image}\" in {} ({} including waiting). \
                          Image size: {} bytes.",
-                        go_elapsed(ended.pulling),
-                        go_elapsed(ended.waiting),
+                        go_elapsed(pulling),
+                        go_elapsed(waiting),
                         present.size
                     );
                     want.recorder.normal(want.about, "Pulled", text);
@@ -196,6 +253,99 @@ impl Images {
     pub fn release(&self, uid: &str) {
         self.failures.lock().retain(|(of, _), _| of != uid);
     }
+}
+
+impl Sources {
+    /// Those of the pod's secrets first, then those of the node's plugins.
+    async fn credentials(
+        &self,
+        pod: &Pod,
+        image: &str,
+        secrets: &[Arc<Secret>],
+    ) -> Vec<Credential> {
+        let mut out = docker_config::credentials(image, secrets.iter().map(AsRef::as_ref));
+        if !self.providers.is_empty() {
+            let repository = records::repository(image);
+            out.extend(self.providers.credentials(&self.client, pod, &repository).await);
+        }
+        out
+    }
+
+    async fn pull(&self, image: &str, credentials: Vec<Credential>) -> Ended {
+        let asked = Instant::now();
+        let _slot = self.turns.slot().await;
+        let begun = Instant::now();
+        let result = self.pull_now(image, credentials).await;
+        Ended::Pulled { result, pulling: begun.elapsed(), waiting: asked.elapsed() }
+    }
+
+    /// One try for each of the credentials, or one without; what worked is noted.
+    async fn pull_now(
+        &self,
+        image: &str,
+        credentials: Vec<Credential>,
+    ) -> Result<String, runtime::cri::Error> {
+        self.turns
+            .begin()
+            .map_err(|_| runtime::cri::Error::new(ErrorKind::ImagePull, "pull QPS exceeded"))?;
+        self.records.begin(image).map_err(|error| {
+            let text = format!("failed to record image pull intent for image {image:?}: {error}");
+            runtime::cri::Error::with_source(ErrorKind::Internal, text, error)
+        })?;
+        let mut tries: Vec<Option<Credential>> = credentials.into_iter().map(Some).collect();
+        if tries.is_empty() {
+            tries.push(None);
+        }
+        let mut errors: Vec<runtime::cri::Error> = Vec::new();
+        for credential in tries {
+            let auth: Vec<AuthConfig> = credential.iter().map(|it| it.auth.clone()).collect();
+            match self.service.pull_image(image, &auth).await {
+                Ok(id) => {
+                    let from = credential.as_ref().map(|it| &it.from);
+                    self.records.end(image, Some((&id, from)));
+                    return Ok(id);
+                }
+                // Other credentials change nothing of it.
+                Err(error) if error.kind != ErrorKind::ImagePull => {
+                    errors.push(error);
+                    break;
+                }
+                Err(error) => {
+                    if errors.iter().all(|it| it.message != error.message) {
+                        errors.push(error);
+                    }
+                }
+            }
+        }
+        self.records.end(image, None);
+        Err(together(errors))
+    }
+}
+
+/// One error for the tries with several credentials.
+fn together(mut errors: Vec<runtime::cri::Error>) -> runtime::cri::Error {
+    let texts: Vec<&str> = errors.iter().map(|it| it.message.as_str()).collect();
+    let whole = format!("[{}]", texts.join(", "));
+    let is_one = errors.len() == 1;
+    match errors.pop() {
+        Some(last) if is_one => last,
+        Some(last) => runtime::cri::Error::new(last.kind, whole),
+        None => runtime::cri::Error::new(ErrorKind::ImagePull, "nothing was tried"),
+    }
+}
+
+fn ready(want: &Request<'_>, image: &str, found: Image) -> Step {
+    let text = format!(
+        "Container image \"{image}\" already present on machine and can be accessed by the pod"
+    );
+    want.recorder.normal(want.about, "Pulled", text);
+    Step::Ready(Box::new(found))
+}
+
+fn never(want: &Request<'_>, image: &str) -> Step {
+    let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+    want.recorder.warning(want.about, "ErrImageNeverPull", message.clone());
+    Step::Failed { reason: "ErrImageNeverPull", message, again: INITIAL }
 }
 
 fn inspect_failed(want: &Request<'_>, image: &str, error: &runtime::cri::Error) -> Step {
@@ -239,89 +389,9 @@ pub fn full_name(image: &str) -> String {
     format!("{registry}/{library}{rest}{tag}")
 }
 
-/// The registry host of an image reference.
-fn registry_of(image: &str) -> &str {
-    match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
-        _ => "docker.io",
-    }
-}
-
-/// The credentials in pull secrets that fit `image`, most specific first.
-pub fn credentials<'a>(
-    image: &str,
-    secrets: impl IntoIterator<Item = &'a Secret>,
-) -> Vec<AuthConfig> {
-    let mut found: Vec<(usize, AuthConfig)> = Vec::new();
-    for secret in secrets {
-        let data = secret.data.as_ref();
-        let get = |key: &str| data.and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
-        let read = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).ok();
-        let auths = match (get(".dockerconfigjson"), get(".dockercfg")) {
-            (Some(bytes), _) => {
-                read(bytes).and_then(|mut config| Some(config.get_mut("auths")?.take()))
-            }
-            (None, Some(bytes)) => read(bytes),
-            (None, None) => None,
-        };
-        for (place, entry) in
-            auths.as_ref().and_then(|auths| auths.as_object()).into_iter().flatten()
-        {
-            if let Some(length) = fits(place, image) {
-                found.push((length, auth_of(entry)));
-            }
-        }
-    }
-    found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    found.into_iter().map(|(_, auth)| auth).collect()
-}
-
-/// How well a docker config's key fits an image: the length of what matched.
-fn fits(place: &str, image: &str) -> Option<usize> {
-    let place = place.trim_start_matches("https://").trim_start_matches("http://");
-    let place = place.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches("/v2");
-    let (host, path) = place.split_once('/').unwrap_or((place, ""));
-    let host = if host == "index.docker.io" { "docker.io" } else { host };
-    let registry = registry_of(image);
-    let matches = match host.strip_prefix("*.") {
-        Some(domain) => registry
-            .strip_suffix(domain)
-            .and_then(|left| left.strip_suffix('.'))
-            .is_some_and(|label| !label.is_empty() && !label.contains('.')),
-        None => registry == host,
-    };
-    let repository = image.strip_prefix(registry).unwrap_or(image).trim_start_matches('/');
-    let inside = path.is_empty()
-        || repository
-            .strip_prefix(path)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '@']));
-    (matches && inside).then_some(host.len() + path.len())
-}
-
-fn auth_of(entry: &serde_json::Value) -> AuthConfig {
-    let text = |key: &str| entry.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
-    let mut auth = AuthConfig {
-        username: text("username"),
-        password: text("password"),
-        auth: text("auth"),
-        identity_token: text("identitytoken"),
-        registry_token: text("registrytoken"),
-    };
-    if auth.username.is_empty()
-        && let Ok(bytes) = base64::engine::general_purpose::STANDARD.decode(&auth.auth)
-        && let Ok(pair) = String::from_utf8(bytes)
-        && let Some((user, password)) = pair.split_once(':')
-    {
-        auth.username = user.to_owned();
-        auth.password = password.to_owned();
-    }
-    auth
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn the_default_policy_follows_the_tag() {
@@ -349,28 +419,5 @@ mod tests {
         for (image, want) in cases {
             assert_eq!(full_name(image), want, "{image}");
         }
-    }
-
-    #[test]
-    fn the_best_fitting_credentials_come_first() {
-        let encoded = base64::engine::general_purpose::STANDARD.encode(
-            json!({"auths": {
-                "registry.example:5000": {"auth": "dTpw"},
-                "registry.example:5000/team": {"username": "t", "password": "x"},
-                "*.other.example": {"username": "w"},
-                "https://index.docker.io/v1/": {"username": "hub"}}})
-            .to_string(),
-        );
-        let secret: Secret = serde_json::from_value(json!({
-            "metadata": {}, "data": {".dockerconfigjson": encoded}}))
-        .unwrap();
-        let users = |image: &str| -> Vec<String> {
-            credentials(image, [&secret]).into_iter().map(|auth| auth.username).collect()
-        };
-        assert_eq!(users("registry.example:5000/team/app:1"), ["t", "u"]);
-        assert_eq!(users("registry.example:5000/teams/app"), ["u"]);
-        assert_eq!(users("a.other.example/x"), ["w"]);
-        assert_eq!(users("nginx:1"), ["hub"]);
-        assert!(users("elsewhere.example/x").is_empty());
     }
 }

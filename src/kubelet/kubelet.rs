@@ -82,7 +82,12 @@ impl Kubelet {
             CsiVolumes::new(drivers, client.clone(), recorder.clone(), &config, drain.clone());
         let node = Node {
             machine: Machine::read(&config, &name, &version),
-            images: Images::new(images),
+            images: Images::new(
+                images,
+                client.clone(),
+                &config.root_dir,
+                config.image_rules.clone(),
+            ),
             observed: Observed::new(runtime.clone()),
             recorder,
             objects: Objects::new(client.clone(), Arc::new(move |uid: &str| woken.wake(uid))),
@@ -139,9 +144,9 @@ impl Kubelet {
         tasks.spawn(async move { logs::run(&rotating, draining).await });
         let (closing, draining) = (node.clone(), drain.clone());
         tasks.spawn(async move { closing.objects.close_at(draining).await });
-        if let Some(dir) = node.config.static_pod_dir.clone() {
+        if node.config.static_pod_dir.is_some() || node.config.static_pod_url.is_some() {
             let (from, mirrors) = (node.clone(), mirrors.clone());
-            tasks.spawn(staticpods::run(from, dir, mirrors, is_read, drain.clone()));
+            tasks.spawn(staticpods::run(from, mirrors, is_read, drain.clone()));
         } else {
             drop(is_read);
         }

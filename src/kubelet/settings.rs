@@ -3,7 +3,11 @@
 //!
 //! A field or flag that has no effect here is an error, not a silence.
 
+mod logs;
 mod places;
+mod pulls;
+mod remote;
+mod shutdown;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +20,6 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{KubeletConfig, ReservedGroup};
 use crate::eviction::thresholds::{self, Policy, Settings};
-use crate::shutdown::{self, Period};
 use crate::{backoff, quantity, users};
 use places::MemoryReservation;
 
@@ -39,6 +42,11 @@ pub struct Configuration {
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<String>,
     static_pod_path: Option<PathBuf>,
+    #[serde(rename = "staticPodURL")]
+    static_pod_url: Option<String>,
+    #[serde(rename = "staticPodURLHeader")]
+    static_pod_url_header: Option<BTreeMap<String, Vec<String>>>,
+    http_check_frequency: Option<String>,
     pod_logs_dir: Option<PathBuf>,
     #[serde(rename = "clusterDNS")]
     cluster_dns: Option<Vec<std::net::IpAddr>>,
@@ -51,6 +59,8 @@ pub struct Configuration {
     allowed_unsafe_sysctls: Option<Vec<String>>,
     container_log_max_size: Option<String>,
     container_log_max_files: Option<usize>,
+    container_log_max_workers: Option<i64>,
+    container_log_monitor_interval: Option<String>,
     #[serde(rename = "imageGCHighThresholdPercent")]
     image_gc_high_threshold_percent: Option<u8>,
     #[serde(rename = "imageGCLowThresholdPercent")]
@@ -89,6 +99,18 @@ pub struct Configuration {
     memory_swap: Option<MemorySwap>,
     memory_throttling_factor: Option<f64>,
     feature_gates: Option<BTreeMap<String, bool>>,
+    #[serde(rename = "registryPullQPS")]
+    registry_pull_qps: Option<i32>,
+    registry_burst: Option<i32>,
+    serialize_image_pulls: Option<bool>,
+    max_parallel_image_pulls: Option<i32>,
+    image_pull_credentials_verification_policy: Option<String>,
+    preloaded_images_verification_allowlist: Option<Vec<String>>,
+    /// Upstream has a flag for these, and no field.
+    #[serde(skip)]
+    credential_provider_config: Option<PathBuf>,
+    #[serde(skip)]
+    credential_provider_bin_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -131,6 +153,8 @@ enum Shape {
     Truths,
     /// `a<1,b<2`
     Thresholds,
+    /// `a:1,b:2`
+    Headers,
 }
 
 const FLAGS: &[(&str, &str, Shape)] = &[
@@ -162,6 +186,9 @@ const FLAGS: &[(&str, &str, Shape)] = &[
     ("reserved-memory", "reservedMemory", Shape::ReservedMemory),
     ("topology-manager-policy", "topologyManagerPolicy", Shape::Text),
     ("topology-manager-scope", "topologyManagerScope", Shape::Text),
+    ("http-check-frequency", "httpCheckFrequency", Shape::Text),
+    ("manifest-url", "staticPodURL", Shape::Text),
+    ("manifest-url-header", "staticPodURLHeader", Shape::Headers),
     ("pod-manifest-path", "staticPodPath", Shape::Text),
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
@@ -169,6 +196,11 @@ const FLAGS: &[(&str, &str, Shape)] = &[
     ("sync-frequency", "syncFrequency", Shape::Text),
     ("system-reserved", "systemReserved", Shape::Pairs),
     ("pod-logs-dir", "podLogsDir", Shape::Text),
+    ("registry-burst", "registryBurst", Shape::Number),
+    ("registry-qps", "registryPullQPS", Shape::Number),
+    ("serialize-image-pulls", "serializeImagePulls", Shape::Truth),
+    ("image-credential-provider-bin-dir", "", Shape::Text),
+    ("image-credential-provider-config", "", Shape::Text),
     // Where the files themselves are.
     ("config", "", Shape::Text),
     ("config-dir", "", Shape::Text),
@@ -208,6 +240,7 @@ fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
             Ok(all)
         }
         Shape::Thresholds => pairs('<'),
+        Shape::Headers => remote::read_headers(flag, text),
     }
 }
 
@@ -259,7 +292,7 @@ impl Configuration {
     /// # Errors
     /// The first thing that cannot be read or has no effect, in one line.
     pub fn read(file: Option<&Path>, flags: &[String]) -> Result<Self, String> {
-        let mut from_flags = Vec::new();
+        let (mut from_flags, mut apart) = (Vec::new(), Self::default());
         let mut files = Vec::new();
         let (mut main, mut dir) = (file.map(Path::to_path_buf), None);
         for pair in flags {
@@ -277,6 +310,7 @@ impl Configuration {
             match name {
                 "config" => main = Some(PathBuf::from(text)),
                 "config-dir" => dir = Some(PathBuf::from(text)),
+                _ if pulls::take_flag(&mut apart, name, text) => {}
                 _ => from_flags.push(json!({*field: value_of(name, text, *shape)?})),
             }
         }
@@ -305,7 +339,13 @@ impl Configuration {
                 whole[field] = value.clone();
             }
         }
-        serde_json::from_value(whole).map_err(|error| format!("kubelet configuration: {error}"))
+        let read: Self = serde_json::from_value(whole)
+            .map_err(|error| format!("kubelet configuration: {error}"))?;
+        Ok(Self {
+            credential_provider_config: apart.credential_provider_config,
+            credential_provider_bin_dir: apart.credential_provider_bin_dir,
+            ..read
+        })
     }
 
     /// Puts what is set into `config`.
@@ -326,9 +366,12 @@ impl Configuration {
                 *to = reserved(name, list)?;
             }
         }
+        config.image_rules = self.pulls(&config.image_rules)?;
+        config.static_pod_url = self.static_pod_url()?;
         config.places = self.places(config)?;
         self.enforce(config)?;
         config.shutdown = self.shutdown()?;
+        let log_rhythm = self.log_rhythm(config.log_rhythm)?;
         if let Some(size) = self.container_log_max_size {
             let bytes = quantity::value(&Quantity(size.clone())).filter(|bytes| *bytes > 0);
             config.log_bytes_max = bytes
@@ -341,6 +384,7 @@ impl Configuration {
             }
             config.log_files_max = files;
         }
+        config.log_rhythm = log_rhythm;
         if let Some(ids) = self.user_namespaces.and_then(|it| it.ids_per_pod) {
             config.ids_per_pod = u32::try_from(ids)
                 .ok()
@@ -414,42 +458,6 @@ impl Configuration {
             config.static_pod_dir = self.static_pod_path;
         }
         Ok(())
-    }
-
-    /// How long pods have to end before the machine goes down.
-    fn shutdown(&self) -> Result<Vec<Period>, String> {
-        let seconds = |field: &str, text: &Option<String>| -> Result<i64, String> {
-            let Some(text) = text else { return Ok(0) };
-            let period = base::time::parse_duration(text)
-                .ok_or_else(|| format!("{field} {text:?} is no length of time"))?;
-            if !period.is_zero() && period < Duration::from_secs(1) {
-                return Err(format!("{field} must be either zero or otherwise >= 1 sec"));
-            }
-            i64::try_from(period.as_secs()).map_err(|_| format!("{field} {text:?} is too long"))
-        };
-        let whole = seconds("shutdownGracePeriod", &self.shutdown_grace_period)?;
-        let critical =
-            seconds("shutdownGracePeriodCriticalPods", &self.shutdown_grace_period_critical_pods)?;
-        if critical > whole {
-            return Err(
-                "shutdownGracePeriodCriticalPods must be at most shutdownGracePeriod".into()
-            );
-        }
-        match &self.shutdown_grace_period_by_pod_priority {
-            Some(list) if !list.is_empty() => {
-                if whole > 0 || critical > 0 {
-                    return Err("cannot specify both shutdownGracePeriodByPodPriority and \
-                                shutdownGracePeriod at the same time"
-                        .into());
-                }
-                let period = |it: &PriorityPeriod| Period {
-                    priority: it.priority,
-                    seconds: it.shutdown_grace_period_seconds.max(0),
-                };
-                Ok(list.iter().map(period).collect())
-            }
-            _ => Ok(shutdown::periods(whole, critical)),
-        }
     }
 
     /// Whom `enforceNodeAllocatable` bounds.
@@ -602,6 +610,8 @@ pub fn show(config: &KubeletConfig) -> Value {
             quantity::from_bytes(i64::try_from(config.log_bytes_max).unwrap_or(i64::MAX)).0,
         ),
         container_log_max_files: Some(config.log_files_max),
+        container_log_max_workers: i64::try_from(config.log_rhythm.workers_max).ok(),
+        container_log_monitor_interval: Some(backoff::go_duration(config.log_rhythm.period)),
         image_gc_high_threshold_percent: Some(config.image_gc_percent.0),
         image_gc_low_threshold_percent: Some(config.image_gc_percent.1),
         eviction_hard: Some(of(false)),
@@ -658,8 +668,11 @@ pub fn show(config: &KubeletConfig) -> Value {
             max_container_restart_period: Some(backoff::go_duration(config.restart_backoff_max)),
         }),
         user_namespaces: Some(UserNamespaces { ids_per_pod: Some(config.ids_per_pod.into()) }),
+        ..Configuration::default()
     };
     places::show(config, &mut shown);
+    pulls::show(config, &mut shown);
+    remote::show(config, &mut shown);
     json!({"kubeletconfig": shown})
 }
 
@@ -728,7 +741,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 21] = [
+        let cases: [(&str, &[&str], &str); 23] = [
             ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
             (&head("maxPod: 5\n"), &[], "unknown field `maxPod`"),
             (&head("maxPods: many\n"), &[], "invalid type"),
@@ -736,6 +749,8 @@ mod tests {
             (&head("imageGCLowThresholdPercent: 90\n"), &[], "must be less than"),
             (&head("kubeReserved: {gpu: '1'}\n"), &[], "cannot reserve \"gpu\""),
             (&head("containerLogMaxFiles: 1\n"), &[], "must be more than 1"),
+            (&head("containerLogMaxWorkers: 0\n"), &[], "greater than or equal to 1"),
+            (&head("containerLogMonitorInterval: 2s\n"), &[], "greater than or equal to 3s"),
             (
                 &head("crashLoopBackOff: {maxContainerRestartPeriod: 10m}\n"),
                 &[],

@@ -18,7 +18,7 @@ use tracing::warn;
 use crate::backoff::{INITIAL, go_duration};
 use crate::container_config::{self, DEFAULT_MESSAGE_PATH, Parts};
 use crate::env::{self, Referred};
-use crate::images::{self, Request, Step};
+use crate::images::{Request, Step};
 use crate::observed::{self, PodRuntime};
 use crate::placement::cpusets;
 use crate::plan::Start;
@@ -192,13 +192,13 @@ impl Worker {
                 }
             }
         }
-        let image = container.image.as_deref().unwrap_or_default();
         let request = Request {
             uid: &self.uid,
+            pod: &self.pod,
             container,
             about,
             recorder: &node.recorder,
-            auth: images::credentials(image, secrets.iter().map(AsRef::as_ref)),
+            secrets,
             wake: self.wake.clone(),
         };
         match node.images.ensure(request, &mut self.pulls, now).await {

@@ -1,7 +1,9 @@
-//! Pods from files on this node, and their mirrors at the API server.
+//! Pods from files on this node or from a URL, and their mirrors at the API server.
 //!
 //! The directory is watched; each change reads it all again. A file that cannot be read
 //! as a pod is told in the log and changes nothing else.
+
+pub mod remote;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,13 +33,24 @@ const MIRROR_RETRY: Duration = Duration::from_secs(10);
 
 /// A manifest as a pod of this node; its uid is the hash of node and content.
 fn parse(text: &str, file: &str, node_name: &str) -> Result<Pod, String> {
-    let mut pod: Pod = codec::yaml::read::typed(text)?;
+    let pod: Pod = codec::yaml::read::typed(text)?;
+    complete(pod, Origin::File, &[node_name, file, text], node_name)
+}
+
+#[derive(Clone, Copy)]
+enum Origin {
+    File,
+    Http,
+}
+
+/// Makes a manifest a pod of this node; its uid is the hash of `seed`.
+fn complete(mut pod: Pod, origin: Origin, seed: &[&str], node_name: &str) -> Result<Pod, String> {
     let name = pod.metadata.name.clone().filter(|name| !name.is_empty()).ok_or("it has no name")?;
     if pod.spec.as_ref().is_none_or(|spec| spec.containers.is_empty()) {
         return Err("it has no containers".to_owned());
     }
     let mut hash = Sha256::new();
-    for part in [node_name, file, text] {
+    for part in seed {
         hash.update(part.as_bytes());
         hash.update([0]);
     }
@@ -48,7 +61,11 @@ fn parse(text: &str, file: &str, node_name: &str) -> Result<Pod, String> {
     pod.metadata.generation = Some(1);
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert(CONFIG_HASH.into(), hash);
-    annotations.insert(CONFIG_SOURCE.into(), "file".into());
+    let origin = match origin {
+        Origin::File => "file",
+        Origin::Http => "http",
+    };
+    annotations.insert(CONFIG_SOURCE.into(), origin.into());
     annotations
         .insert("kubernetes.io/config.seen".into(), base::time::rfc3339_nano(base::time::now()));
     pod.status = None;
@@ -91,64 +108,99 @@ fn read(dir: &Path, node_name: &str) -> std::io::Result<BTreeMap<String, Pod>> {
     Ok(out)
 }
 
-/// Follows the directory until the drain begins. `mirrors` wakes it when a mirror pod
-/// changed or vanished.
-/// `is_read` resolves once the files that were there at start are known.
+/// Follows the directory and the URL that are configured until the drain begins. `mirrors`
+/// wakes it when a mirror pod changed or vanished.
+/// `is_read` resolves once all pods that are to be at start are known.
 pub async fn run(
     node: Arc<Node>,
-    dir: std::path::PathBuf,
     mirrors: Arc<Notify>,
     is_read: oneshot::Sender<()>,
     drain: Drain,
 ) {
+    let (tell, told) = tokio::sync::watch::channel(None);
+    let remote = node.config.static_pod_url.clone();
+    let asking = async {
+        match &remote {
+            Some(remote) => remote::follow(&node, remote, tell).await,
+            // There are none, and there will be none.
+            None => drop(tell.send_replace(Some(Arc::default()))),
+        }
+        std::future::pending::<()>().await;
+    };
     let work = async {
-        if let Err(error) = std::fs::create_dir_all(&dir) {
-            warn!(path = %dir.display(), %error, "static pod directory not made");
-        }
-        let watch = watch(&dir);
-        if let Err(error) = &watch {
-            warn!(path = %dir.display(), %error, "static pod directory not watched; reading it at intervals");
-        }
-        let watch = watch.ok();
-        let mut known: BTreeMap<String, Pod> = BTreeMap::new();
-        let mut is_read = Some(is_read);
-        loop {
-            match read(&dir, &node.config.node_name) {
-                Ok(now) => {
-                    for uid in known.keys().filter(|uid| !now.contains_key(*uid)) {
-                        node.pods.gone(uid);
-                    }
-                    for (uid, pod) in &now {
-                        if !known.contains_key(uid)
-                            && let Some(begun) = node.pods.put(Arc::new(pod.clone()))
-                        {
-                            worker::spawn(node.clone(), begun);
-                        }
-                    }
-                    known = now;
-                }
-                Err(error) => warn!(path = %dir.display(), %error, "static pods not read"),
-            }
-            if let Some(is_read) = is_read.take() {
-                // Nobody waits once the drain has begun.
-                let _ = is_read.send(());
-            }
-            loop {
-                let all_there = mirror(&node, &known).await;
-                let retry = if all_there { None } else { Some(MIRROR_RETRY) };
-                let changed = tokio::select! {
-                    () = changed(watch.as_ref()) => true,
-                    () = mirrors.notified() => false,
-                    () = sleep(retry) => false,
-                };
-                if changed {
-                    tokio::time::sleep(SETTLE).await;
-                    break;
-                }
-            }
+        tokio::select! {
+            () = follow(&node, mirrors, is_read, told) => {}
+            () = asking => {}
         }
     };
     drain.until(work).await;
+}
+
+async fn follow(
+    node: &Arc<Node>,
+    mirrors: Arc<Notify>,
+    is_read: oneshot::Sender<()>,
+    mut remote: tokio::sync::watch::Receiver<remote::Known>,
+) {
+    let dir = node.config.static_pod_dir.as_deref();
+    let watch = dir.and_then(prepare);
+    let mut files: BTreeMap<String, Pod> = BTreeMap::new();
+    let mut known: BTreeMap<String, Pod> = BTreeMap::new();
+    let mut is_read = Some(is_read);
+    loop {
+        match dir.map_or_else(|| Ok(BTreeMap::new()), |dir| read(dir, &node.config.node_name)) {
+            Ok(now) => files = now,
+            Err(error) => warn!(path = ?dir, %error, "static pods not read"),
+        }
+        let from_url = remote.borrow_and_update().clone();
+        let mut now = files.clone();
+        now.extend(from_url.iter().flat_map(|pods| (**pods).clone()));
+        replace(node, &known, &now);
+        known = now;
+        // Pods of a URL that never answered may run: nobody may take them for orphans.
+        if from_url.is_some()
+            && let Some(is_read) = is_read.take()
+        {
+            // Nobody waits once the drain has begun.
+            let _ = is_read.send(());
+        }
+        loop {
+            let all_there = mirror(node, &known).await;
+            let retry = if all_there { None } else { Some(MIRROR_RETRY) };
+            tokio::select! {
+                () = changed(dir, watch.as_ref()) => {
+                    tokio::time::sleep(SETTLE).await;
+                    break;
+                }
+                Ok(()) = remote.changed() => break,
+                () = mirrors.notified() => {}
+                () = sleep(retry) => {}
+            }
+        }
+    }
+}
+
+/// Begins the pods that are new, and ends those that are gone.
+fn replace(node: &Arc<Node>, old: &BTreeMap<String, Pod>, new: &BTreeMap<String, Pod>) {
+    for uid in old.keys().filter(|uid| !new.contains_key(*uid)) {
+        node.pods.gone(uid);
+    }
+    for (_, pod) in new.iter().filter(|(uid, _)| !old.contains_key(*uid)) {
+        if let Some(begun) = node.pods.put(Arc::new(pod.clone())) {
+            worker::spawn(node.clone(), begun);
+        }
+    }
+}
+
+fn prepare(dir: &Path) -> Option<WatchedDir> {
+    if let Err(error) = std::fs::create_dir_all(dir) {
+        warn!(path = %dir.display(), %error, "static pod directory not made");
+    }
+    watch(dir)
+        .inspect_err(|error| {
+            warn!(path = %dir.display(), %error, "static pod directory not watched; reading it at intervals");
+        })
+        .ok()
 }
 
 async fn sleep(duration: Option<Duration>) {
@@ -168,7 +220,10 @@ fn watch(dir: &Path) -> std::io::Result<WatchedDir> {
 }
 
 /// Returns when the directory may have changed.
-async fn changed(watch: Option<&WatchedDir>) {
+async fn changed(dir: Option<&Path>, watch: Option<&WatchedDir>) {
+    if dir.is_none() {
+        return std::future::pending().await;
+    }
     if let Some(watch) = watch
         && watch.changed().await.is_ok()
     {
@@ -275,7 +330,9 @@ mod tests {
         let watch = watch(dir.path()).unwrap();
         std::fs::write(dir.path().join("bad.yaml"), "{").unwrap();
         std::fs::write(dir.path().join("web.yaml"), MANIFEST).unwrap();
-        tokio::time::timeout(Duration::from_secs(5), changed(Some(&watch))).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), changed(Some(dir.path()), Some(&watch)))
+            .await
+            .unwrap();
         assert_eq!(read(dir.path(), "n1").unwrap().len(), 1);
     }
 }

@@ -77,7 +77,11 @@ impl Tokens {
     }
 }
 
-async fn request(
+/// A new token, bound to the pod, and when it ends.
+///
+/// # Errors
+/// In one line.
+pub async fn request(
     client: &Client,
     pod: &Pod,
     audience: &str,

@@ -2,10 +2,14 @@
 //!
 //! Containers get layers by name; nothing here mounts or runs them.
 
+mod downloads;
+mod export;
 mod import;
+pub mod progress;
 pub mod reference;
 mod registries;
 mod registry;
+mod retell;
 mod store;
 mod transport;
 mod unpack;
@@ -17,8 +21,10 @@ use async_trait::async_trait;
 
 pub use registries::{Endpoint, HostAuth, HostConfig, HostTls, Mirror, Patience, Registries};
 pub use store::{ImageConfig, StoredImage, disk_below};
+pub use transport::exchange;
 
 use crate::cri::{AuthConfig, Error, ErrorKind, Image, ImageService, Result};
+use progress::Teller;
 use store::{Store, failed};
 
 pub struct Images {
@@ -51,6 +57,21 @@ impl Images {
     pub async fn import_file(&self, path: &Path) -> Result<Vec<String>> {
         let (store, path) = (self.store.clone(), path.to_path_buf());
         beside(move || import::import(&store, &path)).await
+    }
+
+    /// Pulls an image and tells how far it has come. Returns its id.
+    pub async fn pull(&self, image: &str, auth: &[AuthConfig], teller: &Teller) -> Result<String> {
+        registry::pull(&self.store, &self.registries, image, auth, teller).await
+    }
+
+    /// Writes images into an archive that other tools read: an OCI layout, which is a docker
+    /// archive as well; gzip or zstd where the name ends so. A failure leaves no file.
+    ///
+    /// # Errors
+    /// An image that is not there, or that cannot be written as it came.
+    pub async fn export_file(&self, images: &[String], path: &Path) -> Result<()> {
+        let (store, images, path) = (self.store.clone(), images.to_vec(), path.to_path_buf());
+        beside(move || export::export(&store, &images, &path)).await
     }
 
     /// Imports every archive of a directory, in order of names; a directory that is not
@@ -90,7 +111,7 @@ impl ImageService for Images {
     }
 
     async fn pull_image(&self, image: &str, auth: &[AuthConfig]) -> Result<String> {
-        registry::pull(&self.store, &self.registries, image, auth).await
+        self.pull(image, auth, &Teller::channel().0).await
     }
 
     async fn remove_image(&self, image: &str) -> Result<()> {

@@ -33,9 +33,7 @@ pub fn decide(cache: &Cache, user: &User, action: &Action) -> Decision {
             verbs.contains(&action.verb.as_str()) && referenced(cache, node, action)
         }
         ("", "serviceaccounts") => {
-            action.subresource == "token"
-                && action.verb == "create"
-                && referenced(cache, node, action)
+            is_for_accounts(&action.subresource, &action.verb) && referenced(cache, node, action)
         }
         ("", "persistentvolumes") => {
             action.verb == "get" && bound_volume(cache, node, &action.name)
@@ -250,6 +248,12 @@ fn bound_volume(cache: &Cache, node: &str, volume: &str) -> bool {
     bound_volumes(cache, node).iter().any(|it| it == volume)
 }
 
+/// A node asks for tokens of its pods' accounts, and reads the accounts: credential
+/// providers are told of them.
+fn is_for_accounts(subresource: &str, verb: &str) -> bool {
+    matches!((subresource, verb), ("token", "create") | ("", "get"))
+}
+
 /// Whether a storage driver needs the secret on the node for a volume of one of its pods.
 fn secret_of_volume(cache: &Cache, node: &str, action: &Action) -> bool {
     const VOLUMES: &str = "/registry/persistentvolumes/";
@@ -293,6 +297,21 @@ mod tests {
         );
         assert_eq!(about("secrets", "s"), "no relationship found between node 'n' and this object");
         assert_eq!(about("replicationcontrollers", "r"), "");
+    }
+
+    #[test]
+    fn a_node_reads_accounts_one_by_one_and_changes_none() {
+        for (subresource, verb, wanted) in [
+            ("", "get", true),
+            ("token", "create", true),
+            ("", "list", false),
+            ("", "watch", false),
+            ("", "create", false),
+            ("", "update", false),
+            ("token", "get", false),
+        ] {
+            assert_eq!(is_for_accounts(subresource, verb), wanted, "{verb} {subresource}");
+        }
     }
 
     #[test]

@@ -120,8 +120,8 @@ pub fn shim_command() -> Result<Vec<std::ffi::OsString>> {
     Ok(vec![exe.into(), "shim".into()])
 }
 
-fn registries(settings: &Settings) -> Result<Registries> {
-    let path = &settings.registries;
+/// `registries.yaml`; where there is none, no registry has a mirror.
+pub fn registries(path: &Path) -> Result<Registries> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Registries::default()),
@@ -152,7 +152,7 @@ pub async fn start(
         run_dir: settings.paths.run.clone(),
         shim_command: shim_command()?,
         network: Arc::new(Plug(network.clone())),
-        registries: registries(settings)?,
+        registries: registries(&settings.registries)?,
         shim_cgroup: SHIM_CGROUP.into(),
     };
     let runtime = Runtime::open(config)

@@ -3,16 +3,20 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use serde::Deserialize;
 
-use super::import::{DOCUMENT_BYTES_MAX, Document, for_this_platform};
+use super::downloads::Held;
+use super::import::{DOCUMENT_BYTES_MAX, Descriptor, Document, for_this_platform};
+use super::progress::{Blob, Step, Teller};
 use super::reference::{Reference, digest_hex};
 use super::registries::{Endpoint, Registries};
 use super::store::{Store, digest_of, failed, hex};
@@ -24,6 +28,12 @@ const REPEATS_MAX: u32 = 4;
 /// What a registry may ask us to wait before a repetition; a longer wait is the caller's.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(20);
 const REDIRECTS_MAX: usize = 5;
+/// Blobs of one pull that are downloaded at the same time.
+const BLOBS_AT_ONCE_MAX: usize = 3;
+/// Breaks of a blob's connection in a row that bring nothing new.
+const BREAKS_MAX: u32 = 2;
+/// Connections of one blob, however much each brings.
+const CONNECTIONS_MAX: usize = 100;
 const INDEX_DEPTH_MAX: usize = 4;
 /// Words of a refusal that are passed on.
 const WORDS_BYTES_MAX: usize = 512;
@@ -39,10 +49,11 @@ fn refused(message: impl Into<String>) -> Error {
 
 /// The credentials to try, in order: those given, those of the endpoint, none.
 pub async fn pull(
-    store: &std::sync::Arc<Store>,
+    store: &Arc<Store>,
     registries: &Registries,
     image: &str,
     auth: &[AuthConfig],
+    teller: &Teller,
 ) -> Result<String> {
     let reference = Reference::parse(image)?;
     let mut last = None;
@@ -66,6 +77,7 @@ pub async fn pull(
                 reference: &reference,
                 credentials,
                 authorization: None,
+                teller: teller.clone(),
             };
             match session.pull(store).await {
                 Ok(id) => return Ok(id),
@@ -88,12 +100,14 @@ pub async fn pull(
     })
 }
 
+#[derive(Clone)]
 struct Session<'a> {
     registries: &'a Registries,
     endpoint: Endpoint,
     reference: &'a Reference,
     credentials: Option<AuthConfig>,
     authorization: Option<String>,
+    teller: Teller,
 }
 
 struct Url {
@@ -113,7 +127,7 @@ impl Url {
 }
 
 impl Session<'_> {
-    async fn pull(&mut self, store: &std::sync::Arc<Store>) -> Result<String> {
+    async fn pull(&mut self, store: &Arc<Store>) -> Result<String> {
         let wanted = self.reference.digest.clone().or_else(|| self.reference.tag.clone());
         let wanted = wanted.unwrap_or_else(|| "latest".into());
         let (first, top) = self.manifest(&wanted).await?;
@@ -127,25 +141,68 @@ impl Session<'_> {
         let (Some(config), Some(layers)) = (document.config, document.layers) else {
             return Err(refused("the manifest has no configuration or no layers"));
         };
-        let scratch = store.temporary();
-        std::fs::create_dir(&scratch).map_err(|err| failed("make download directory", err))?;
-        let outcome = async {
-            let config = self.blob(&config.digest, config.size, &scratch).await?;
-            let mut files: Vec<PathBuf> = Vec::new();
-            for layer in &layers {
-                files.push(self.blob(&layer.digest, layer.size, &scratch).await?);
-            }
-            let config = std::fs::read(config).map_err(|err| failed("read configuration", err))?;
-            let tags: Vec<String> = self.reference.tagged().into_iter().collect();
-            let digests = vec![format!("{}@{top}", self.reference.repository())];
-            let store = store.clone();
-            tokio::task::spawn_blocking(move || store.add(&config, &files, &tags, &digests))
-                .await
-                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "unpacking panicked")))
+        self.teller.step(Step::Downloading);
+        let mut config_blob = self.hold(store, &config.digest)?;
+        self.blob(&config_blob, &config).await?;
+        let config_bytes =
+            std::fs::read(&config_blob.path).map_err(|err| failed("read configuration", err))?;
+        // Nothing removes the layers that are there before the image counts them.
+        let lease = store.lease(&config_bytes, layers.len())?;
+        let mut held = Vec::new();
+        for layer in &layers {
+            held.push(self.hold(store, &layer.digest)?);
         }
-        .await;
-        let _ = std::fs::remove_dir_all(&scratch);
-        outcome
+        self.teller.blobs(
+            layers
+                .iter()
+                .zip(&lease.present)
+                .map(|(layer, is_present)| Blob {
+                    digest: layer.digest.clone(),
+                    bytes: layer.size,
+                    bytes_done: if *is_present { layer.size } else { 0 },
+                    is_present: *is_present,
+                })
+                .collect(),
+        );
+        let wanted: Vec<_> = layers
+            .iter()
+            .zip(&held)
+            .zip(&lease.present)
+            .filter(|(_, is_present)| !**is_present)
+            .map(|((layer, held), _)| {
+                let mut own = self.clone();
+                async move { own.blob(held, layer).await }
+            })
+            .collect();
+        futures::stream::iter(wanted)
+            .buffer_unordered(BLOBS_AT_ONCE_MAX)
+            .try_collect::<Vec<()>>()
+            .await?;
+        self.teller.step(Step::Unpacking);
+        let tags: Vec<String> = self.reference.tagged().into_iter().collect();
+        let digests = vec![format!("{}@{top}", self.reference.repository())];
+        let files: Vec<PathBuf> = held.iter().map(|held| held.path.clone()).collect();
+        let own = store.clone();
+        let added = tokio::task::spawn_blocking(move || {
+            let added = own.add(&config_bytes, &files, &tags, &digests);
+            drop(lease);
+            added
+        })
+        .await
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "unpacking panicked")));
+        // Verified content that does not unpack never will.
+        let is_done = added.as_ref().err().is_none_or(|err| err.kind == ErrorKind::ImageInvalid);
+        for held in held.iter_mut().chain([&mut config_blob]) {
+            held.is_done = is_done;
+        }
+        added
+    }
+
+    fn hold(&self, store: &Store, digest: &str) -> Result<Held> {
+        store
+            .downloads
+            .hold(digest)
+            .ok_or_else(|| refused(format!("digest {digest:?} is malformed or not sha256")))
     }
 
     /// A manifest or index, checked against the digest that was asked for, and its digest.
@@ -162,39 +219,112 @@ impl Session<'_> {
         Ok((document, digest))
     }
 
-    async fn blob(&mut self, digest: &str, size: u64, scratch: &Path) -> Result<PathBuf> {
-        let digits = digest_hex(digest)
-            .ok_or_else(|| refused(format!("digest {digest:?} is malformed or not sha256")))?;
-        let target = scratch.join(digits);
-        if target.exists() {
-            return Ok(target);
+    /// Brings the blob's file to its end, from where an earlier connection or process left
+    /// it. A connection that breaks off is taken up again while it brings anything new.
+    async fn blob(&mut self, held: &Held, wanted: &Descriptor) -> Result<()> {
+        let _turn = held.turn.lock().await;
+        // What an earlier process left may be what is wrong.
+        let mut is_old = length_of(&held.path) > 0;
+        loop {
+            self.bring(held, wanted).await?;
+            match verify(&held.path, &wanted.digest).await {
+                Ok(()) => return Ok(()),
+                Err(err) => {
+                    remove_file(&held.path);
+                    if !is_old {
+                        return Err(err);
+                    }
+                    is_old = false;
+                }
+            }
         }
-        let path = format!("/v2/{}/blobs/{digest}", self.reference.path);
-        let mut response = self.get(&path, "*/*").await?;
-        let mut file =
-            std::fs::File::create(&target).map_err(|err| failed("make download file", err))?;
-        let mut length = 0;
-        while let Some(chunk) = next(&mut response, self.registries.patience.idle).await? {
-            length += chunk.len() as u64;
-            if length > size {
-                return Err(refused(format!("blob {digest} is longer than its {size} bytes")));
+    }
+
+    /// Until the file is as long as it should be.
+    async fn bring(&mut self, held: &Held, wanted: &Descriptor) -> Result<()> {
+        let (mut furthest, mut breaks) = (length_of(&held.path), 0);
+        for _ in 0..CONNECTIONS_MAX {
+            let broken = self.stretch(held, wanted).await.inspect_err(|err| {
+                if err.kind == ErrorKind::NoSpace {
+                    remove_file(&held.path);
+                }
+            })?;
+            let length = length_of(&held.path);
+            if length == wanted.size {
+                return Ok(());
+            }
+            breaks = if length > furthest { 0 } else { breaks + 1 };
+            furthest = furthest.max(length);
+            if breaks > BREAKS_MAX {
+                return Err(broken.unwrap_or_else(|| {
+                    refused(format!(
+                        "blob {} ended after {length} of its {} bytes",
+                        wanted.digest, wanted.size
+                    ))
+                }));
+            }
+            tokio::time::sleep(self.registries.patience.retry).await;
+        }
+        Err(refused(format!("blob {} came in too many pieces", wanted.digest)))
+    }
+
+    /// One request, for what the file still lacks. Gives what broke the connection off.
+    async fn stretch(&mut self, held: &Held, wanted: &Descriptor) -> Result<Option<Error>> {
+        let mut from = length_of(&held.path);
+        if from > wanted.size {
+            remove_file(&held.path);
+            from = 0;
+        }
+        self.teller.done(&wanted.digest, from);
+        if from == wanted.size && from > 0 {
+            return Ok(None);
+        }
+        let path = format!("/v2/{}/blobs/{}", self.reference.path, wanted.digest);
+        let mut response = self.get_from(&path, "*/*", from).await?;
+        if from > 0 && continues_at(&response) != Some(from) {
+            // It sends the whole, or has no such range: begin anew.
+            remove_file(&held.path);
+            from = 0;
+            if response.status() != StatusCode::OK {
+                response = self.get_from(&path, "*/*", 0).await?;
+            }
+        }
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&held.path)
+            .map_err(|err| failed("open download file", err))?;
+        loop {
+            let chunk = match next(&mut response, self.registries.patience.idle).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => return Ok(None),
+                Err(broken) => return Ok(Some(broken)),
+            };
+            from += chunk.len() as u64;
+            if from > wanted.size {
+                remove_file(&held.path);
+                return Err(refused(format!(
+                    "blob {} is longer than its {} bytes",
+                    wanted.digest, wanted.size
+                )));
             }
             file.write_all(&chunk).map_err(|err| failed("write blob", err))?;
+            self.teller.done(&wanted.digest, from);
         }
-        drop(file);
-        let (path, expected) = (target.clone(), digest.to_string());
-        let found = tokio::task::spawn_blocking(move || digest_of(&path))
-            .await
-            .unwrap_or_else(|_| Err(std::io::Error::other("hashing panicked")))
-            .map_err(|err| failed("read blob", err))?;
-        if found != expected {
-            return Err(refused(format!("blob {expected} has digest {found}")));
-        }
-        Ok(target)
+    }
+
+    async fn get(&mut self, path: &str, accept: &str) -> Result<Response<Incoming>> {
+        self.get_from(path, accept, 0).await
     }
 
     /// Follows redirects and answers one demand for credentials.
-    async fn get(&mut self, path: &str, accept: &str) -> Result<Response<Incoming>> {
+    /// From byte `from` on, where the registry can.
+    async fn get_from(
+        &mut self,
+        path: &str,
+        accept: &str,
+        from: u64,
+    ) -> Result<Response<Incoming>> {
         let mut url = Url {
             scheme: self.endpoint.scheme.clone(),
             authority: self.endpoint.authority.clone(),
@@ -205,9 +335,12 @@ impl Session<'_> {
             // Credentials go to the registry only, never to where it sends us.
             let own = url.authority == self.endpoint.authority;
             let authorization = self.authorization.clone().filter(|_| own);
-            let response = self.ask(&url, accept, authorization.as_deref()).await?;
+            let response = self.ask(&url, accept, authorization.as_deref(), from).await?;
             match response.status() {
                 StatusCode::OK => return Ok(response),
+                StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if from > 0 => {
+                    return Ok(response);
+                }
                 StatusCode::UNAUTHORIZED if own && !asked_for_token => {
                     asked_for_token = true;
                     let challenge = header_text(&response, header::WWW_AUTHENTICATE);
@@ -238,10 +371,11 @@ impl Session<'_> {
         url: &Url,
         accept: &str,
         authorization: Option<&str>,
+        from: u64,
     ) -> Result<Response<Incoming>> {
         let mut wait = self.registries.patience.retry;
         for _ in 0..REPEATS_MAX {
-            let response = self.once(url, accept, authorization).await?;
+            let response = self.once(url, accept, authorization, from).await?;
             if !is_passing(response.status()) {
                 return Ok(response);
             }
@@ -254,7 +388,7 @@ impl Session<'_> {
             tokio::time::sleep(asked.max(wait)).await;
             wait *= 2;
         }
-        self.once(url, accept, authorization).await
+        self.once(url, accept, authorization, from).await
     }
 
     async fn once(
@@ -262,6 +396,7 @@ impl Session<'_> {
         url: &Url,
         accept: &str,
         authorization: Option<&str>,
+        from: u64,
     ) -> Result<Response<Incoming>> {
         let mut request = Request::get(&url.path)
             .header(header::HOST, &url.authority)
@@ -269,6 +404,9 @@ impl Session<'_> {
             .header(header::USER_AGENT, concat!("coracle/", env!("CARGO_PKG_VERSION")));
         if let Some(value) = authorization {
             request = request.header(header::AUTHORIZATION, value);
+        }
+        if from > 0 {
+            request = request.header(header::RANGE, format!("bytes={from}-"));
         }
         let request = request
             .body(Empty::<Bytes>::new())
@@ -316,7 +454,7 @@ impl Session<'_> {
         let url = Url::parse(&format!("{realm}{join}{query}"))
             .ok_or_else(|| refused(format!("the registry names a malformed realm {realm:?}")))?;
         let authorization = basic.map(|b| format!("Basic {b}"));
-        let response = self.ask(&url, "application/json", authorization.as_deref()).await?;
+        let response = self.ask(&url, "application/json", authorization.as_deref(), 0).await?;
         if response.status() != StatusCode::OK {
             let err = refusal(&url, response, self.registries.patience.idle).await;
             return Err(refused(format!("failed to fetch token: {}", err.message)));
@@ -376,6 +514,36 @@ fn is_passing(status: StatusCode) -> bool {
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT
     )
+}
+
+/// The first byte of a partial answer.
+fn continues_at(response: &Response<Incoming>) -> Option<u64> {
+    if response.status() != StatusCode::PARTIAL_CONTENT {
+        return None;
+    }
+    let range = header_text(response, header::CONTENT_RANGE);
+    range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+}
+
+fn length_of(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |meta| meta.len())
+}
+
+fn remove_file(path: &Path) {
+    // What cannot be removed fails again where it is written or verified.
+    let _ = std::fs::remove_file(path);
+}
+
+async fn verify(path: &Path, digest: &str) -> Result<()> {
+    let path = path.to_path_buf();
+    let found = tokio::task::spawn_blocking(move || digest_of(&path))
+        .await
+        .unwrap_or_else(|_| Err(std::io::Error::other("hashing panicked")))
+        .map_err(|err| failed("read blob", err))?;
+    if found != digest {
+        return Err(refused(format!("blob {digest} has digest {found}")));
+    }
+    Ok(())
 }
 
 async fn next(response: &mut Response<Incoming>, idle: Duration) -> Result<Option<Bytes>> {

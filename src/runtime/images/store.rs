@@ -2,6 +2,8 @@
 //!
 //! A layer exists once its note (`NAME.json`) does; an image once its file does. Both
 //! come by rename, after the data is on disk. What a crash leaves in `tmp` is removed.
+//! Beside a layer lies what its archive had besides files (`NAME.rest`, see `retell`), and
+//! in `configs` the images' configurations, so that images can be exported as they came.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
@@ -9,12 +11,14 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::downloads::Downloads;
 use super::reference::{Reference, digest_hex};
+use super::retell::{Marks, Recorder};
 use crate::cri::{DiskUsage, Error, ErrorKind, Image, Result};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +64,9 @@ impl StoredImage {
 struct LayerNote {
     chain_id: String,
     size: u64,
+    /// Of the archive it came in, unpacked; None where that was not noted.
+    #[serde(default)]
+    archive_bytes: Option<u64>,
 }
 
 /// What of an image configuration matters here.
@@ -93,6 +100,74 @@ pub struct Store {
     next: AtomicU64,
     /// One layer is unpacked at a time: two images often share theirs.
     unpacking: Mutex<()>,
+    /// Layers that pulls under way count on, and how many do.
+    leased: Mutex<HashMap<String, usize>>,
+    pub downloads: Arc<Downloads>,
+}
+
+/// Layers that stay until this is dropped, whatever is removed.
+pub struct Lease {
+    store: Arc<Store>,
+    names: Vec<String>,
+    /// For each layer of the image, whether it is in the store.
+    pub present: Vec<bool>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut leased = self.store.leased.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in &self.names {
+            if let Some(count) = leased.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    leased.remove(name);
+                }
+            }
+        }
+    }
+}
+
+/// A layer as an image's configuration names it.
+struct Named {
+    name: String,
+    chain_id: String,
+    diff_id: String,
+}
+
+fn named_layers(config: &ConfigFile, count: usize) -> Result<Vec<Named>> {
+    let diff_ids = &config.rootfs.diff_ids;
+    if diff_ids.len() != count {
+        return Err(invalid(format!(
+            "the image has {count} layers and its configuration names {}",
+            diff_ids.len()
+        )));
+    }
+    let (mut out, mut chain_id) = (Vec::new(), String::new());
+    for diff_id in diff_ids {
+        chain_id = if chain_id.is_empty() {
+            diff_id.clone()
+        } else {
+            format!("sha256:{}", hex(&Sha256::digest(format!("{chain_id} {diff_id}").as_bytes())))
+        };
+        let name = digest_hex(&chain_id)
+            .and_then(|digits| digits.get(..24))
+            .ok_or_else(|| invalid(format!("layer digest {diff_id:?} is malformed")))?
+            .to_string();
+        out.push(Named { name, chain_id: chain_id.clone(), diff_id: diff_id.clone() });
+    }
+    Ok(out)
+}
+
+fn parse_config(config: &[u8]) -> Result<ConfigFile> {
+    serde_json::from_slice(config).map_err(|err| invalid(format!("image configuration: {err}")))
+}
+
+/// What is needed to write a layer's archive again.
+pub struct LayerSource {
+    pub diff_id: String,
+    pub archive_bytes: u64,
+    pub record: PathBuf,
+    pub directory: PathBuf,
 }
 
 pub fn invalid(message: impl Into<String>) -> Error {
@@ -112,15 +187,19 @@ pub fn failed(doing: &str, err: io::Error) -> Error {
 
 impl Store {
     pub fn open(root: &Path) -> Result<Self> {
-        for name in ["layers", "images", "tmp"] {
+        for name in ["layers", "images", "configs", "tmp"] {
             std::fs::create_dir_all(root.join(name))
                 .map_err(|err| failed("make image directory", err))?;
         }
+        let downloads = Downloads::open(root.join("downloads"))
+            .map_err(|err| failed("make download directory", err))?;
         let store = Self {
             root: root.to_path_buf(),
             images: Mutex::default(),
             next: AtomicU64::new(0),
             unpacking: Mutex::new(()),
+            leased: Mutex::default(),
+            downloads: Arc::new(downloads),
         };
         store.load().map_err(|err| failed("read images", err))?;
         Ok(store)
@@ -208,34 +287,18 @@ impl Store {
         digests: &[String],
     ) -> Result<String> {
         let id = format!("sha256:{}", hex(&Sha256::digest(config)));
-        let parsed: ConfigFile = serde_json::from_slice(config)
-            .map_err(|err| invalid(format!("image configuration: {err}")))?;
-        let diff_ids = parsed.rootfs.diff_ids;
-        if diff_ids.len() != layers.len() {
-            return Err(invalid(format!(
-                "the image has {} layers and its configuration names {}",
-                layers.len(),
-                diff_ids.len()
-            )));
-        }
+        let parsed = parse_config(config)?;
+        let named = named_layers(&parsed, layers.len())?;
         let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut names, mut size, mut chain) = (Vec::new(), config.len() as u64, String::new());
-        for (layer, diff_id) in layers.iter().zip(&diff_ids) {
-            chain = if chain.is_empty() {
-                diff_id.clone()
-            } else {
-                format!("sha256:{}", hex(&Sha256::digest(format!("{chain} {diff_id}").as_bytes())))
+        let (mut names, mut size) = (Vec::new(), config.len() as u64);
+        for (layer, named) in layers.iter().zip(named) {
+            size += match self.note(&named.name) {
+                Some(note) if note.chain_id == named.chain_id => note.size,
+                _ => self.add_layer(&named, layer, &names)?,
             };
-            let name = digest_hex(&chain)
-                .and_then(|digits| digits.get(..24))
-                .ok_or_else(|| invalid(format!("layer digest {diff_id:?} is malformed")))?
-                .to_string();
-            size += match self.note(&name) {
-                Some(note) if note.chain_id == chain => note.size,
-                _ => self.add_layer(&name, &chain, layer, diff_id, &names)?,
-            };
-            names.push(name);
+            names.push(named.name);
         }
+        self.write_config(&id, config)?;
         let part = parsed.config.unwrap_or_default();
         let image = StoredImage {
             id: id.clone(),
@@ -297,46 +360,116 @@ impl Store {
         std::fs::rename(&temporary, path)
     }
 
-    fn add_layer(
-        &self,
-        name: &str,
-        chain: &str,
-        file: &Path,
-        diff_id: &str,
-        below: &[String],
-    ) -> Result<u64> {
-        let temporary = self.temporary();
+    fn add_layer(&self, named: &Named, file: &Path, below: &[String]) -> Result<u64> {
+        let (temporary, rest) = (self.temporary(), self.temporary());
         let lower: Vec<PathBuf> =
             below.iter().rev().map(|layer| self.layers_dir().join(layer)).collect();
         let unpacked = (|| -> io::Result<u64> {
             std::fs::create_dir(&temporary)?;
-            let source = std::fs::File::open(file)?;
-            let mut hashing = Hashing { inner: decompress(source)?, hash: Sha256::new() };
-            let size = super::unpack::unpack(&mut hashing, &temporary, &lower)?;
-            // The digest covers what follows the archive's end, too.
-            io::copy(&mut hashing, &mut io::sink())?;
-            let found = format!("sha256:{}", hex(&hashing.hash.finalize()));
-            if found != *diff_id {
+            let (source, marks) = (std::fs::File::open(file)?, Marks::default());
+            let mut recorder =
+                Recorder::new(decompress(source)?, &marks, std::fs::File::create(&rest)?)?;
+            let size = super::unpack::unpack(&mut recorder, &temporary, &lower, &marks)?;
+            let (found, archive_bytes) = recorder.finish()?;
+            if found != named.diff_id {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("its content has digest {found}, the configuration says {diff_id}"),
+                    format!(
+                        "its content has digest {found}, the configuration says {}",
+                        named.diff_id
+                    ),
                 ));
             }
-            let target = self.layers_dir().join(name);
+            let target = self.layers_dir().join(&named.name);
             if target.exists() {
                 std::fs::remove_dir_all(&target)?;
             }
             let directory = std::fs::File::open(&temporary)?;
             sys::fs::sync_filesystem(directory.as_fd())?;
             std::fs::rename(&temporary, &target)?;
-            let note = LayerNote { chain_id: chain.into(), size };
-            self.write_durably(&self.layers_dir().join(format!("{name}.json")), &note)?;
+            std::fs::rename(&rest, self.record_of(&named.name))?;
+            let chain_id = named.chain_id.clone();
+            let note = LayerNote { chain_id, size, archive_bytes: Some(archive_bytes) };
+            self.write_durably(&self.layers_dir().join(format!("{}.json", named.name)), &note)?;
             Ok(size)
         })();
         unpacked.map_err(|err| {
             let _ = std::fs::remove_dir_all(&temporary);
-            failed(&format!("unpack layer {diff_id}"), err)
+            let _ = std::fs::remove_file(&rest);
+            failed(&format!("unpack layer {}", named.diff_id), err)
         })
+    }
+
+    fn record_of(&self, layer: &str) -> PathBuf {
+        self.layers_dir().join(format!("{layer}.rest"))
+    }
+
+    fn config_path(&self, id: &str) -> PathBuf {
+        self.root.join("configs").join(digest_hex(id).unwrap_or(id))
+    }
+
+    fn write_config(&self, id: &str, config: &[u8]) -> Result<()> {
+        let temporary = self.temporary();
+        let write = || -> io::Result<()> {
+            let mut file = std::fs::File::create(&temporary)?;
+            file.write_all(config)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, self.config_path(id))
+        };
+        write().map_err(|err| failed("write image configuration", err))
+    }
+
+    /// Sees to it that the image's layers which are there stay there, and says which are.
+    ///
+    /// # Errors
+    /// A configuration that is malformed or names other than `count` layers.
+    pub fn lease(self: &Arc<Self>, config: &[u8], count: usize) -> Result<Lease> {
+        let named = named_layers(&parse_config(config)?, count)?;
+        let names: Vec<String> = named.iter().map(|it| it.name.clone()).collect();
+        {
+            let mut leased = self.leased.lock().unwrap_or_else(PoisonError::into_inner);
+            for name in &names {
+                *leased.entry(name.clone()).or_default() += 1;
+            }
+        }
+        let mut lease = Lease { store: self.clone(), names, present: Vec::new() };
+        // After a removal that was under way: what it left stays now.
+        let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        lease.present = named
+            .iter()
+            .map(|it| self.note(&it.name).is_some_and(|note| note.chain_id == it.chain_id))
+            .collect();
+        Ok(lease)
+    }
+
+    /// The configuration of an image as it came, and where its layers' archives come from.
+    ///
+    /// # Errors
+    /// For an image that was stored before archives were recorded.
+    pub fn sources(&self, image: &StoredImage) -> Result<(Vec<u8>, Vec<LayerSource>)> {
+        let unrecorded = || {
+            invalid(format!(
+                "image {} was stored by an older version, which did not keep what an export \
+                 needs: remove it, and pull or import it again",
+                image.id
+            ))
+        };
+        let config = std::fs::read(self.config_path(&image.id)).map_err(|_| unrecorded())?;
+        let mut sources = Vec::new();
+        for named in named_layers(&parse_config(&config)?, image.layers.len())? {
+            let record = self.record_of(&named.name);
+            let archive_bytes = self
+                .note(&named.name)
+                .and_then(|note| note.archive_bytes)
+                .ok_or_else(unrecorded)?;
+            sources.push(LayerSource {
+                diff_id: named.diff_id,
+                archive_bytes,
+                record,
+                directory: self.layers_dir().join(&named.name),
+            });
+        }
+        Ok((config, sources))
     }
 
     /// Takes one name away; the image goes with its last one, or when named by its id.
@@ -359,16 +492,22 @@ impl Store {
             _ => {}
         }
         self.lock().remove(&image.id);
+        let _ = std::fs::remove_file(self.config_path(&image.id));
+        // Who removes images wants room.
+        self.downloads.prune(0);
         let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
         self.sweep().map_err(|err| failed("remove layers", err))
     }
 
-    /// Removes layers that no image uses. Images that containers use are not removed.
+    /// Removes layers that no image uses and no pull under way counts on. Images that
+    /// containers use are not removed.
     fn sweep(&self) -> io::Result<()> {
-        let used: HashSet<String> = self.lock().values().flat_map(|i| i.layers.clone()).collect();
+        let mut used: HashSet<String> =
+            self.lock().values().flat_map(|i| i.layers.clone()).collect();
+        used.extend(self.leased.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned());
         for entry in std::fs::read_dir(self.layers_dir())?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let layer = name.strip_suffix(".json").unwrap_or(&name);
+            let layer = name.split('.').next().unwrap_or(&name);
             if used.contains(layer) {
                 continue;
             }
@@ -379,19 +518,6 @@ impl Store {
             }
         }
         Ok(())
-    }
-}
-
-struct Hashing<R> {
-    inner: R,
-    hash: Sha256,
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..length]);
-        Ok(length)
     }
 }
 

@@ -29,6 +29,12 @@ const SYSTEM_ROOTS: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
 ];
 
+/// Sends a request to `authority` (host, and port where it is not the scheme's own) and
+/// waits for the head of the answer, for as long as `patience` allows. Certificates are
+/// those that the host trusts, and the ones of `tls`.
+///
+/// # Errors
+/// What kept the answer from coming, in words.
 pub async fn exchange(
     scheme: &str,
     authority: &str,

@@ -13,6 +13,8 @@ use std::path::{Component, Path, PathBuf};
 use sys::fs::{Kind, Node, Root};
 use tar::EntryType;
 
+use super::retell::Marks;
+
 /// Entries of one layer; a longer one is refused.
 const ENTRIES_MAX: usize = 4_000_000;
 const WHITEOUT: &str = ".wh.";
@@ -22,8 +24,14 @@ fn refuse(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-/// `lower` are the layers below, topmost first; gives the bytes of the files.
-pub fn unpack(reader: impl Read, target: &Path, lower: &[PathBuf]) -> io::Result<u64> {
+/// `lower` are the layers below, topmost first; gives the bytes of the files. `marks` learns
+/// where in the archive their content is.
+pub fn unpack(
+    reader: impl Read,
+    target: &Path,
+    lower: &[PathBuf],
+    marks: &Marks,
+) -> io::Result<u64> {
     let root = Root::open(target)?;
     let mut archive = tar::Archive::new(reader);
     let mut directories: Vec<(PathBuf, i64)> = Vec::new();
@@ -62,6 +70,10 @@ pub fn unpack(reader: impl Read, target: &Path, lower: &[PathBuf]) -> io::Result
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let mut file = sys::fs::create_file_at(dir.as_fd(), &name)?;
+                // A sparse file's content is not as the archive has it.
+                if kind != EntryType::GNUSparse {
+                    marks.content(entry.raw_file_position(), entry.size(), &path);
+                }
                 bytes += io::copy(&mut entry, &mut file)?;
                 file.flush()?;
             }

@@ -5,6 +5,7 @@ mod apiserver;
 mod csi;
 mod csi_driver;
 mod eviction;
+mod images;
 mod placement;
 mod pods;
 mod resize;

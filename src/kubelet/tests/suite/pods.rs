@@ -1,6 +1,9 @@
 //! Pods from their creation to their end.
 
-use serde_json::json;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use crate::world::World;
 
@@ -275,5 +278,78 @@ async fn probes_hooks_sidecars_and_lost_sandboxes_are_handled() {
     world.api.delete_gracefully(&World::pod_path("app"), 10);
     world.until("app", |pod| pod.is_none()).await;
     assert_eq!(order(), "hook\nmain\nside2\nside1\n");
+    world.finish().await;
+}
+
+/// Serves `answer` (status and body) to those who show the password.
+fn manifests(answer: Arc<Mutex<(u16, String)>>) -> u16 {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { continue };
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8_lossy(&head).to_lowercase();
+            let (status, body) = match head.contains("x-password: open") {
+                true => answer.lock().unwrap().clone(),
+                false => (403, String::new()),
+            };
+            let text = format!(
+                "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = stream.write_all(text.as_bytes());
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn static_pods_follow_a_url() {
+    let list = |names: &[&str]| {
+        let pods: Vec<Value> = names
+            .iter()
+            .map(|name| {
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+                       "spec": {"terminationGracePeriodSeconds": 1, "containers": [{
+                            "name": "a", "image": "busybox:test", "command": ["sleep", "1000"],
+                            "imagePullPolicy": "IfNotPresent"}]}})
+            })
+            .collect();
+        json!({"apiVersion": "v1", "kind": "PodList", "items": pods}).to_string()
+    };
+    let answer = Arc::new(Mutex::new((503, String::new())));
+    let port = manifests(answer.clone());
+    let world = World::with(move |config| {
+        let flags = [
+            format!("manifest-url=http://127.0.0.1:{port}/pods"),
+            "manifest-url-header=X-Password:open".to_owned(),
+            "http-check-frequency=100ms".to_owned(),
+        ];
+        kubelet::Configuration::read(None, &flags).unwrap().apply(config).unwrap();
+        config.eviction.thresholds.clear();
+    })
+    .await;
+    *answer.lock().unwrap() = (200, list(&["one", "two"]));
+    for name in ["one-n1", "two-n1"] {
+        let mirror = world.until_ready(name).await;
+        assert_eq!(mirror["metadata"]["annotations"]["kubernetes.io/config.source"], "http");
+    }
+    let uid = world.pod("one-n1").unwrap()["metadata"]["uid"].clone();
+    // What is no answer ends nothing.
+    *answer.lock().unwrap() = (500, String::new());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    *answer.lock().unwrap() = (200, "<html>".to_owned());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    *answer.lock().unwrap() = (200, list(&["one"]));
+    world.until("two-n1", |pod| pod.is_none()).await;
+    assert_eq!(world.until_ready("one-n1").await["metadata"]["uid"], uid);
+    *answer.lock().unwrap() = (200, list(&[]));
+    world.until("one-n1", |pod| pod.is_none()).await;
     world.finish().await;
 }

@@ -51,7 +51,7 @@ async fn archives_are_imported_found_and_removed() {
     let images = self::images(dir.path()).await;
     assert!(images.image_status(&id).await.unwrap().is_some(), "it is there after a restart");
     images.remove_image("busybox:test").await.unwrap();
-    for below in ["layers", "images", "tmp"] {
+    for below in ["layers", "images", "configs", "tmp", "downloads"] {
         let left = names_in(&dir.path().join("images").join(below));
         assert!(left.is_empty(), "{below}: {left:?}");
     }
@@ -254,4 +254,125 @@ async fn a_real_registry_is_pulled_from() {
     let gone = format!("127.0.0.1:{port}/team/busybox:v3");
     let err = images.pull_image(&gone, &[]).await.unwrap_err();
     assert!(err.message.contains("onnection refused"), "{err}");
+}
+
+/// Files that containerd reads, and what a layer may hold that a directory shows otherwise.
+fn two_images(dir: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
+    let mut odd = raw_entry("etc/", tar::EntryType::Directory, "", b"");
+    odd.extend(raw_entry("etc/.wh.passwd", tar::EntryType::Regular, "", b""));
+    odd.extend(raw_entry("etc/.wh.group", tar::EntryType::Regular, "", b"words"));
+    odd.extend(raw_entry("etc/link", tar::EntryType::Symlink, "/etc/hosts", b""));
+    odd.extend(raw_entry("etc/hosts", tar::EntryType::Regular, "", &vec![b'x'; 100_000]));
+    odd.extend(raw_entry("etc/hard", tar::EntryType::Link, "etc/hosts", b""));
+    odd.extend([0u8; 10_240]);
+    let (one, two) = (dir.join("one.tar"), dir.join("two.tar"));
+    std::fs::write(&one, busybox_archive()).unwrap();
+    std::fs::write(&two, archive(&oci_layout(&[busybox_layer(), odd], "odd:1"))).unwrap();
+    (one, two)
+}
+
+#[tokio::test]
+async fn an_export_is_imported_as_the_same_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = two_images(dir.path());
+    let images = images(dir.path()).await;
+    let first = images.import_file(&one).await.unwrap()[0].clone();
+    let second = images.import_file(&two).await.unwrap()[0].clone();
+    for name in ["out.tar", "out.tar.gz", "out.tar.zst"] {
+        let out = dir.path().join(name);
+        images.export_file(&["busybox:test".into(), second.clone()], &out).await.unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let elsewhere = self::images(other.path()).await;
+        let ids = elsewhere.import_file(&out).await.unwrap();
+        assert_eq!(ids.len(), 2, "{name}");
+        for (tag, id) in [("busybox:test", &first), ("odd:1", &second)] {
+            let found = elsewhere.image_status(tag).await.unwrap().unwrap();
+            assert_eq!(&found.id, id, "{name}");
+        }
+    }
+    let out = dir.path().join("none.tar");
+    let err = images.export_file(&["nothing:1".into()], &out).await.unwrap_err();
+    assert_eq!(err.kind, ErrorKind::ImageNotPresent);
+    // A layer that was changed on disk is not passed off as what came.
+    let layer = images.find(&second).unwrap().layers[1].clone();
+    std::fs::write(images.layers_dir().join(layer).join("etc/hosts"), vec![b'y'; 100_000]).unwrap();
+    let err = images.export_file(&[second], &out).await.unwrap_err();
+    assert!(err.message.contains("is not on disk as it came"), "{err}");
+    let left = names_in(dir.path());
+    assert!(!left.iter().any(|name| name.starts_with("none.tar")), "{left:?}");
+}
+
+/// Debian's containerd in a directory of its own.
+struct Containerd {
+    child: Child,
+    socket: std::path::PathBuf,
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Containerd {
+    fn start(dir: &Path) -> Self {
+        let socket = dir.join("c.sock");
+        let config = dir.join("config.toml");
+        let text = format!(
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\n  address = \"{1}\"\n[ttrpc]\n  address = \"{1}.ttrpc\"\n",
+            dir.display(),
+            socket.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let child = Command::new("/usr/bin/containerd")
+            .arg("--config")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("containerd is installed");
+        let containerd = Self { child, socket };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !containerd.ctr(&["version"]).0 {
+            assert!(Instant::now() < deadline, "containerd does not come up");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        containerd
+    }
+
+    fn ctr(&self, words: &[&str]) -> (bool, String) {
+        let out = Command::new("/usr/bin/ctr")
+            .arg("--address")
+            .arg(&self.socket)
+            .args(words)
+            .output()
+            .expect("ctr is installed");
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        (out.status.success(), text + &String::from_utf8_lossy(&out.stderr))
+    }
+}
+
+#[tokio::test]
+async fn containerd_reads_an_export() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = two_images(dir.path());
+    let images = images(dir.path()).await;
+    images.import_file(&one).await.unwrap();
+    images.import_file(&two).await.unwrap();
+    let out = dir.path().join("out.tar");
+    images.export_file(&["busybox:test".into(), "odd:1".into()], &out).await.unwrap();
+    let place = tempfile::Builder::new().prefix("cd").tempdir_in("/tmp").unwrap();
+    let containerd = Containerd::start(place.path());
+    let (is_good, said) =
+        containerd.ctr(&["image", "import", "--no-unpack", out.to_str().unwrap()]);
+    assert!(is_good, "{said}");
+    let (_, listed) = containerd.ctr(&["image", "list", "-q"]);
+    for name in ["docker.io/library/busybox:test", "docker.io/library/odd:1"] {
+        assert!(listed.lines().any(|line| line == name), "{listed}");
+    }
+    let (_, checked) = containerd.ctr(&["image", "check"]);
+    assert_eq!(checked.matches("complete").count(), 2, "{checked}");
 }

@@ -14,11 +14,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 struct Asked {
     path: String,
     authorization: String,
+    range: String,
 }
 
 enum Reply {
     /// Status, further headers, body.
     Whole(u16, String, Vec<u8>),
+    /// Status, further headers, the length announced, and the part of it that comes before
+    /// the connection breaks off.
+    Cut(u16, String, usize, Vec<u8>),
     /// The announced body never ends.
     Stalls(Vec<u8>),
 }
@@ -59,19 +63,28 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
     }
     let head = String::from_utf8_lossy(&head).into_owned();
     let path = head.split(' ').nth(1).unwrap_or_default().to_string();
-    let authorization = head
-        .lines()
-        .filter_map(|line| line.split_once(": "))
-        .find(|(name, _)| name.eq_ignore_ascii_case("authorization"))
-        .map(|(_, value)| value.to_string())
-        .unwrap_or_default();
-    asked.lock().unwrap().push(path.clone());
-    match handler(&Asked { path, authorization }) {
+    let value = |wanted: &str| {
+        head.lines()
+            .filter_map(|line| line.split_once(": "))
+            .find(|(name, _)| name.eq_ignore_ascii_case(wanted))
+            .map(|(_, value)| value.to_string())
+            .unwrap_or_default()
+    };
+    let (authorization, range) = (value("authorization"), value("range"));
+    asked.lock().unwrap().push(format!("{path} {range}"));
+    match handler(&Asked { path, authorization, range }) {
         Reply::Whole(status, headers, body) => {
             let start = format!(
                 "HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
                 body.len()
             );
+            stream.write_all(start.as_bytes()).await?;
+            stream.write_all(&body).await?;
+            stream.flush().await?;
+            stream.shutdown().await
+        }
+        Reply::Cut(status, headers, length, body) => {
+            let start = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n{headers}\r\n");
             stream.write_all(start.as_bytes()).await?;
             stream.write_all(&body).await?;
             stream.flush().await?;
@@ -325,4 +338,196 @@ async fn a_silent_registry_is_given_up() {
         assert!(err.message.contains("stopped sending"), "{err}");
         assert!(began.elapsed() < Duration::from_secs(10));
     }
+}
+
+/// Answers a blob from where it is asked for, and breaks off after `piece` bytes.
+fn piece(body: &[u8], range: &str, piece: usize) -> Reply {
+    let from = range.strip_prefix("bytes=").and_then(|it| it.strip_suffix('-')?.parse().ok());
+    let from: usize = from.unwrap_or(0);
+    let end = body.len().min(from + piece);
+    let (status, headers) = match from {
+        0 => (200, String::new()),
+        _ => (206, format!("content-range: bytes {from}-{}/{}\r\n", body.len() - 1, body.len())),
+    };
+    Reply::Cut(status, headers, body.len() - from, body[from..end].to_vec())
+}
+
+fn largest(content: &BTreeMap<String, Vec<u8>>) -> (String, usize) {
+    let (path, body) = content.iter().max_by_key(|(_, body)| body.len()).unwrap();
+    (path.clone(), body.len())
+}
+
+#[tokio::test]
+async fn a_cut_download_goes_on_where_it_was() {
+    let content = content();
+    let (path, length) = largest(&content);
+    let step = length / 4 + 1;
+    let fake = serve(None, move |_, asked| match ok(&content, asked) {
+        Reply::Whole(200, _, body) if body.len() == length => piece(&body, &asked.range, step),
+        other => other,
+    })
+    .await;
+    pull(quick(), &fake.name(), &[]).await.unwrap();
+    let asked: Vec<String> =
+        fake.asked.lock().unwrap().iter().filter(|it| it.starts_with(&path)).cloned().collect();
+    let wanted: Vec<String> = (0..4)
+        .map(|n| match n {
+            0 => format!("{path} "),
+            n => format!("{path} bytes={}-", n * step),
+        })
+        .collect();
+    assert_eq!(asked, wanted);
+}
+
+#[tokio::test]
+async fn half_a_blob_outlives_the_process_and_is_verified_with_the_rest() {
+    for spoilt in [false, true] {
+        let content = content();
+        let (path, length) = largest(&content);
+        let half = length / 2;
+        let is_back = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let up = is_back.clone();
+        let fake = serve(None, move |_, asked| match ok(&content, asked) {
+            Reply::Whole(200, _, body) if body.len() == length => {
+                if up.load(std::sync::atomic::Ordering::SeqCst) {
+                    return piece(&body, &asked.range, length);
+                }
+                // Half of it, and nothing more however often it is asked for the rest.
+                match asked.range.is_empty() {
+                    true => piece(&body, "", half),
+                    false => piece(&body, &asked.range, 0),
+                }
+            }
+            other => other,
+        })
+        .await;
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("images");
+        let images = Images::open(&at, quick()).await.unwrap();
+        let err = images.pull_image(&fake.name(), &[]).await.unwrap_err();
+        assert_eq!(err.kind, ErrorKind::ImagePull);
+        let kept: Vec<_> =
+            std::fs::read_dir(at.join("downloads")).unwrap().map(|it| it.unwrap()).collect();
+        let kept = kept.iter().find(|it| path.ends_with(it.file_name().to_str().unwrap())).unwrap();
+        assert_eq!(kept.metadata().unwrap().len(), half as u64);
+        if spoilt {
+            let mut bytes = std::fs::read(kept.path()).unwrap();
+            bytes[0] ^= 1;
+            std::fs::write(kept.path(), bytes).unwrap();
+        }
+        drop(images);
+        is_back.store(true, std::sync::atomic::Ordering::SeqCst);
+        fake.asked.lock().unwrap().clear();
+        let images = Images::open(&at, quick()).await.unwrap();
+        images.pull_image(&fake.name(), &[]).await.unwrap();
+        let asked: Vec<String> =
+            fake.asked.lock().unwrap().iter().filter(|it| it.starts_with(&path)).cloned().collect();
+        let mut wanted = vec![format!("{path} bytes={half}-")];
+        // What does not verify is fetched again from its beginning.
+        wanted.extend(spoilt.then(|| format!("{path} ")));
+        assert_eq!(asked, wanted);
+        assert_eq!(std::fs::read_dir(at.join("downloads")).unwrap().count(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_registry_without_ranges_is_asked_from_the_beginning() {
+    let content = content();
+    let (_, length) = largest(&content);
+    let tries = Mutex::new(0);
+    let fake = serve(None, move |_, asked| match ok(&content, asked) {
+        Reply::Whole(200, headers, body) if body.len() == length => {
+            let mut tries = tries.lock().unwrap();
+            *tries += 1;
+            match *tries {
+                1 => Reply::Cut(200, headers, length, body[..length / 2].to_vec()),
+                2 if !asked.range.is_empty() => Reply::Whole(416, headers, Vec::new()),
+                _ => Reply::Whole(200, headers, body),
+            }
+        }
+        other => other,
+    })
+    .await;
+    pull(quick(), &fake.name(), &[]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_a_pull_counts_on_outlive_the_image_they_came_with() {
+    let base = busybox_layer();
+    let old = oci_layout(std::slice::from_ref(&base), "old:1");
+    let more = crate::world::tar_of(&[("etc/more", 0o644, b"x")]);
+    let mut content = BTreeMap::new();
+    let base_digits = {
+        use sha2::Digest;
+        let digest = sha2::Sha256::digest(&base);
+        digest.iter().map(|b| format!("{b:02x}")).collect::<String>()
+    };
+    for (name, bytes) in oci_layout(&[base, more], "x:1") {
+        let Some(digits) = name.strip_prefix("blobs/sha256/") else { continue };
+        if bytes.starts_with(b"{\"schemaVersion") {
+            content.insert("/v2/team/busybox/manifests/v1".to_string(), bytes.clone());
+        }
+        content.insert(format!("/v2/team/busybox/blobs/sha256:{digits}"), bytes);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("old.tar");
+    std::fs::write(&archive, crate::world::archive(&old)).unwrap();
+    let images = Arc::new(Images::open(&dir.path().join("images"), quick()).await.unwrap());
+    images.import_file(&archive).await.unwrap();
+    // The upper layer comes only after the old image was removed.
+    let gate = Arc::new((Mutex::new(false), std::sync::Condvar::new()));
+    let (asked_for, mut is_asked_for) = tokio::sync::mpsc::unbounded_channel();
+    let opened = gate.clone();
+    let fake = serve(None, move |_, asked| {
+        let reply = ok(&content, asked);
+        if let Reply::Whole(200, _, body) = &reply
+            && asked.path.contains("/blobs/")
+            && !body.starts_with(b"{")
+        {
+            asked_for.send(asked.path.clone()).unwrap();
+            let is_open = gate.0.lock().unwrap();
+            let _ = gate.1.wait_timeout_while(is_open, Duration::from_secs(10), |it| !*it).unwrap();
+        }
+        reply
+    })
+    .await;
+    let (name, puller) = (fake.name(), images.clone());
+    let pulling = tokio::spawn(async move { puller.pull_image(&name, &[]).await });
+    is_asked_for.recv().await.unwrap();
+    images.remove_image("old:1").await.unwrap();
+    *opened.0.lock().unwrap() = true;
+    opened.1.notify_all();
+    let id = pulling.await.unwrap().unwrap();
+    assert!(images.image_status(&id).await.unwrap().is_some());
+    assert_eq!(fake.count(&base_digits), 0, "a layer that is there is not downloaded");
+    let image = images.find(&id).unwrap();
+    assert!(images.layers_dir().join(&image.layers[0]).join("bin/busybox").exists());
+}
+
+#[tokio::test]
+async fn a_pull_tells_how_far_it_has_come() {
+    let content = content();
+    let (_, length) = largest(&content);
+    let fake = serve(None, move |_, asked| ok(&content, asked)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = Images::open(&dir.path().join("images"), quick()).await.unwrap();
+    let (teller, mut told) = runtime::images::progress::Teller::channel();
+    let listening = async {
+        let mut seen = Vec::new();
+        while told.changed().await.is_ok() {
+            seen.push(told.borrow_and_update().clone());
+        }
+        seen
+    };
+    let pulling = async {
+        let teller = teller;
+        let outcome = images.pull(&fake.name(), &[], &teller).await;
+        drop(teller);
+        outcome
+    };
+    let (outcome, seen) = futures::join!(pulling, listening);
+    outcome.unwrap();
+    let last = seen.last().unwrap();
+    assert_eq!(last.step, runtime::images::progress::Step::Unpacking);
+    assert_eq!((last.blobs[0].bytes, last.blobs[0].bytes_done), (length as u64, length as u64));
 }

@@ -1,0 +1,208 @@
+//! Pods whose images come from a registry that wants a password: who has it, who may use
+//! what is there, and what the events say.
+
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use serde_json::{Value, json};
+
+use crate::world::{NODE, World};
+
+/// `secret`
+const PASSWORD_HASH: &str = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a";
+
+struct Registry {
+    child: Child,
+    port: u16,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Debian's docker-registry with the world's busybox as `team/app:v1`, for `me` alone.
+async fn registry(world: &World, port: u16) -> Registry {
+    let dir = world.dir.path();
+    let archive = dir.join("export.tar");
+    world.runtime.images().export_file(&["busybox:test".into()], &archive).await.unwrap();
+    let base = dir.join("registry/docker/registry/v2");
+    let repository = base.join("repositories/team/app");
+    let put = |path: PathBuf, bytes: &[u8]| {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    };
+    let mut archive = tar::Archive::new(std::fs::File::open(archive).unwrap());
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().display().to_string();
+        let Some(digits) = name.strip_prefix("blobs/sha256/") else { continue };
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        put(base.join(format!("blobs/sha256/{}/{digits}/data", &digits[..2])), &bytes);
+        let link = format!("sha256:{digits}");
+        let is_manifest = serde_json::from_slice::<Value>(&bytes)
+            .is_ok_and(|document| document["schemaVersion"] == 2);
+        let places = if is_manifest {
+            vec![
+                format!("_manifests/revisions/sha256/{digits}/link"),
+                "_manifests/tags/v1/current/link".to_owned(),
+                format!("_manifests/tags/v1/index/sha256/{digits}/link"),
+            ]
+        } else {
+            vec![format!("_layers/sha256/{digits}/link")]
+        };
+        for place in places {
+            put(repository.join(place), link.as_bytes());
+        }
+    }
+    let users = dir.join("users");
+    std::fs::write(&users, format!("me:{PASSWORD_HASH}\n")).unwrap();
+    let config = dir.join("registry.yml");
+    let text = format!(
+        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
+         http:\n  addr: 127.0.0.1:{port}\nauth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+        dir.join("registry").display(),
+        users.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let child = Command::new("/usr/bin/docker-registry")
+        .arg("serve")
+        .arg(&config)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("docker-registry is installed");
+    let registry = Registry { child, port };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < deadline, "the registry does not come up");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    registry
+}
+
+fn create(world: &World, name: &str, image: &str, policy: &str, secret: Option<&str>) {
+    let secrets: Vec<Value> = secret.iter().map(|name| json!({"name": name})).collect();
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "generation": 1},
+        "spec": {"nodeName": NODE, "imagePullSecrets": secrets, "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "a", "image": image, "imagePullPolicy": policy,
+                            "command": ["sleep", "1000"]}]},
+        "status": {"phase": "Pending"},
+    });
+    world.api.put(&World::pod_path(name), pod);
+}
+
+fn secret(world: &World, name: &str, port: u16, password: &str) {
+    let config = json!({"auths": {
+        format!("127.0.0.1:{port}"): {"username": "me", "password": password}}});
+    let encoded = base64::engine::general_purpose::STANDARD.encode(config.to_string());
+    world.api.put(
+        &format!("/api/v1/namespaces/default/secrets/{name}"),
+        json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
+               "metadata": {"name": name, "namespace": "default"},
+               "data": {".dockerconfigjson": encoded}}),
+    );
+}
+
+fn waits_for(pod: Option<&Value>, reason: &str) -> bool {
+    pod.is_some_and(|pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == reason
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_for_those_whose_credentials_pulled_it() {
+    let world = World::new().await;
+    let registry = registry(&world, free_port()).await;
+    let image = format!("127.0.0.1:{}/team/app:v1", registry.port);
+    secret(&world, "good", registry.port, "secret");
+    secret(&world, "same", registry.port, "secret");
+    secret(&world, "bad", registry.port, "wrong");
+    // What was imported is for everybody.
+    create(&world, "imported", "busybox:test", "Never", None);
+    world.until_ready("imported").await;
+    create(&world, "first", &image, "IfNotPresent", Some("good"));
+    world.until_ready("first").await;
+    let pulled = format!("Successfully pulled image \"{image}\" in ");
+    let events = world.api.events();
+    assert!(
+        events.iter().any(|it| it.contains(&pulled) && it.contains("Image size: ")),
+        "{events:?}"
+    );
+    // It is there, and not for everybody.
+    create(&world, "without", &image, "IfNotPresent", None);
+    create(&world, "wrong", &image, "IfNotPresent", Some("bad"));
+    create(&world, "never", &image, "Never", None);
+    for name in ["without", "wrong"] {
+        let refused = |pod: Option<&Value>| {
+            waits_for(pod, "ErrImagePull") || waits_for(pod, "ImagePullBackOff")
+        };
+        world.until(name, refused).await;
+    }
+    world.until("never", |pod| waits_for(pod, "ErrImageNeverPull")).await;
+    // Who has the same credentials needs no registry for it.
+    drop(registry);
+    create(&world, "second", &image, "IfNotPresent", Some("same"));
+    create(&world, "again", &image, "Never", Some("good"));
+    world.until_ready("second").await;
+    world.until_ready("again").await;
+    for name in ["first", "without", "wrong", "never", "second", "again", "imported"] {
+        world.delete(name).await;
+    }
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_provider_has_the_password() {
+    let bin = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let plugin = bin.path().join("plugin");
+    let answer = json!({
+        "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+        "kind": "CredentialProviderResponse", "cacheKeyType": "Registry",
+        "auth": {format!("127.0.0.1:{port}"): {"username": "me", "password": "secret"}},
+    });
+    std::fs::write(&plugin, format!("#!/bin/sh\ncat > /dev/null\necho '{answer}'\n")).unwrap();
+    std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let config = bin.path().join("config.yaml");
+    let text = format!(
+        "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n\
+         - name: plugin\n  matchImages: ['127.0.0.1:{port}']\n  defaultCacheDuration: 1h\n  \
+           apiVersion: credentialprovider.kubelet.k8s.io/v1\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let flag = |name: &str, path: &Path| format!("{name}={}", path.display());
+    let flags = [
+        flag("image-credential-provider-config", &config),
+        flag("image-credential-provider-bin-dir", bin.path()),
+    ];
+    let world = World::with(move |config| {
+        kubelet::Configuration::read(None, &flags).unwrap().apply(config).unwrap();
+        config.eviction.thresholds.clear();
+    })
+    .await;
+    let registry = registry(&world, port).await;
+    let image = format!("127.0.0.1:{port}/team/app:v1");
+    create(&world, "first", &image, "IfNotPresent", None);
+    world.until_ready("first").await;
+    drop(registry);
+    // The node's own credentials are every pod's.
+    create(&world, "second", &image, "IfNotPresent", None);
+    world.until_ready("second").await;
+    world.delete("first").await;
+    world.delete("second").await;
+    world.finish().await;
+}
