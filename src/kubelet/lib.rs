@@ -6,6 +6,7 @@ mod chore;
 mod config;
 mod container_config;
 pub mod csi;
+pub mod devices;
 mod env;
 pub mod eviction;
 mod garbage;

@@ -20,10 +20,14 @@ use tracing::{info, warn};
 
 use crate::csi;
 use crate::csi::messages::{self, Nothing, PluginInfo, RegistrationStatus};
+use crate::devices::serve;
 use crate::node::Node;
 
 /// Below the root directory, as plugins know it.
 pub const REGISTRY: &str = "plugins_registry";
+
+/// The type by which a plugin of devices registers that does not use the kubelet's socket.
+const DEVICE_PLUGIN: &str = "DevicePlugin";
 
 /// How long a plugin may take to say who it is.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
@@ -143,7 +147,7 @@ async fn ask(node: Arc<Node>, socket: PathBuf, driver: Arc<Mutex<Option<String>>
     }
 }
 
-async fn register(node: &Node, socket: &Path) -> Result<String, String> {
+async fn register(node: &Arc<Node>, socket: &Path) -> Result<String, String> {
     let channel = Channel::new(socket);
     let plugin: PluginInfo = channel
         .unary(messages::GET_INFO, &Nothing {}, ANSWER_PATIENCE)
@@ -157,6 +161,9 @@ async fn register(node: &Node, socket: &Path) -> Result<String, String> {
         csi::PLUGIN_TYPE => {
             let drivers = &node.volumes.csi.drivers;
             drivers.register(&plugin.name, &endpoint, &plugin.supported_versions).await
+        }
+        DEVICE_PLUGIN => {
+            serve::register(node, &plugin.name, &endpoint, &plugin.supported_versions).await
         }
         kind => Err(format!(
             "no handler registered for plugin type: {kind} at socket {}",

@@ -238,7 +238,7 @@ impl Worker {
     }
 
     fn status(&self, runtime: &PodRuntime, ended: bool) -> PodStatus {
-        status::build(&Inputs {
+        let mut out = status::build(&Inputs {
             pod: &self.pod,
             old: &self.old,
             runtime,
@@ -249,7 +249,9 @@ impl Worker {
             start_time: self.start_time,
             ended,
             now: base::time::now(),
-        })
+        });
+        self.node.placements.devices.show(&self.uid, &mut out);
+        out
     }
 
     fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
@@ -328,10 +330,10 @@ impl Worker {
             if refusal.as_ref().is_some_and(|(reason, _)| reason == admission::AFFINITY) {
                 refusal = decide(self.node.refreshed_labels().await);
             }
-            let refusal = refusal.or_else(|| {
-                let refused = self.node.placements.admit(&self.pod).err();
-                refused.map(|(reason, message)| (reason.to_owned(), message))
-            });
+            if refusal.is_none() {
+                let refused = self.node.placements.admit(&self.pod).await.err();
+                refusal = refused.map(|(reason, message)| (reason.to_owned(), message));
+            }
             if let Some((reason, message)) = refusal {
                 let about = client::recorder::reference(&*self.pod);
                 self.node.recorder.warning(&about, &reason, message.clone());

@@ -23,12 +23,13 @@ const STATIC: &str = "Static";
 /// By pod and container.
 type Entries<T> = BTreeMap<String, BTreeMap<String, T>>;
 
-fn unexpected(why: &str) -> Refusal {
+/// What a pod is refused with when something it was promised is not there.
+pub fn unexpected(why: &str) -> Refusal {
     ("UnexpectedAdmissionError", format!("Allocate failed due to {why}, which is unexpected"))
 }
 
 /// The larger of what starting and what running takes, by containers in their order.
-fn of_whole_pod(pod: &Pod, of: impl Fn(&Container) -> u64) -> u64 {
+pub fn of_whole_pod(pod: &Pod, of: impl Fn(&Container) -> u64) -> u64 {
     let (mut starting, mut sidecars, mut main) = (0u64, 0u64, 0u64);
     for (role, container) in pod::containers(pod) {
         match role {

@@ -4,6 +4,8 @@
 mod apiserver;
 mod csi;
 mod csi_driver;
+mod device_plugin;
+mod devices;
 mod eviction;
 mod placement;
 mod pods;
