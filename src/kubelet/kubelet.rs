@@ -32,8 +32,8 @@ use crate::users::Users;
 use crate::volumes::Volumes;
 use crate::volumes::csi::CsiVolumes;
 use crate::{
-    devices, eviction, garbage, logs, plugins, pod, qos, register, server, shutdown, staticpods,
-    worker,
+    devices, eviction, garbage, logs, plugins, pod, podresources, qos, register, server, shutdown,
+    staticpods, worker,
 };
 
 /// A safety net under the event stream.
@@ -135,6 +135,7 @@ impl Kubelet {
         tasks.spawn(shutdown::run(node.clone(), drain.clone()));
         tasks.spawn(plugins::run(node.clone(), drain.clone()));
         tasks.spawn(devices::serve::run(node.clone(), drain.clone()));
+        tasks.spawn(podresources::run(node.clone(), drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
         tasks.spawn(eviction::run(node.clone(), drain.clone()));
         let (rotating, draining) = (node.clone(), drain.clone());

@@ -22,6 +22,7 @@ mod placement;
 mod plan;
 mod plugins;
 mod pod;
+pub mod podresources;
 mod pods;
 mod probes;
 mod qos;

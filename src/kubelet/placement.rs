@@ -23,7 +23,7 @@ use crate::devices::Devices;
 use crate::pod::{self, Role};
 use hints::{Hints, Policy};
 use layout::{CpuSet, Layout, Nodes};
-pub use memory::Amounts;
+pub use memory::{Amounts, Block};
 use providers::{Cpus, Memory};
 pub use providers::{of_whole_pod, unexpected};
 
@@ -61,6 +61,13 @@ pub struct Given {
     pub memory: Option<Nodes>,
 }
 
+/// What somebody has for himself alone, or could have.
+#[derive(Debug, Clone, Default)]
+pub struct Owned {
+    pub cpus: Option<CpuSet>,
+    pub memory: Vec<Block>,
+}
+
 /// Gives out one kind of resource, without a wait.
 pub trait Provider: Send {
     /// Where the demand could be met, by resource; empty if it asks for nothing.
@@ -82,6 +89,10 @@ pub trait Provider: Send {
     fn retain(&mut self, is_known: &dyn Fn(&str) -> bool);
     /// Adds what the container has of it.
     fn tell(&self, uid: &str, container: &str, given: &mut Given);
+    /// Adds what the container has for itself.
+    fn own(&self, uid: &str, container: &str, owned: &mut Owned);
+    /// Adds all that can be given out.
+    fn offer(&self, owned: &mut Owned);
     /// On disk once this is back.
     fn keep(&self) -> std::io::Result<()>;
 }
@@ -195,6 +206,20 @@ impl Placements {
         for provider in self.providers.lock().iter() {
             provider.tell(uid, container, &mut out);
         }
+        out
+    }
+
+    /// What the container has for itself alone.
+    pub fn owned(&self, uid: &str, container: &str) -> Owned {
+        let mut out = Owned::default();
+        self.providers.lock().iter().for_each(|it| it.own(uid, container, &mut out));
+        out
+    }
+
+    /// All that could be given out.
+    pub fn allocatable(&self) -> Owned {
+        let mut out = Owned::default();
+        self.providers.lock().iter().for_each(|it| it.offer(&mut out));
         out
     }
 

@@ -13,7 +13,7 @@ use tracing::warn;
 use super::hints::Hints;
 use super::layout::{CpuSet, Layout, Nodes};
 use super::memory::{Amounts, Block, Pools};
-use super::{Demand, Given, Provider, Refusal, cpus, memory};
+use super::{Demand, Given, Owned, Provider, Refusal, cpus, memory};
 use crate::pod::{self, Role};
 use crate::quantity;
 use crate::resources::{self, Qos};
@@ -211,6 +211,14 @@ impl Provider for Cpus {
         given.cpus = Some(own.unwrap_or_else(|| self.shared()));
     }
 
+    fn own(&self, uid: &str, container: &str, owned: &mut Owned) {
+        owned.cpus = self.entries.get(uid).and_then(|it| it.get(container)).cloned();
+    }
+
+    fn offer(&self, owned: &mut Owned) {
+        owned.cpus = Some(self.layout.all().minus(&self.reserved));
+    }
+
     fn keep(&self) -> std::io::Result<()> {
         let text = |all: &BTreeMap<String, CpuSet>| {
             all.iter().map(|(name, set)| (name.clone(), set.to_string())).collect()
@@ -328,6 +336,22 @@ impl Provider for Memory {
         let blocks = self.entries.get(uid).and_then(|it| it.get(container));
         given.memory =
             blocks.map(|blocks| Nodes::of(blocks.iter().flat_map(|it| it.nodes.clone())));
+    }
+
+    fn own(&self, uid: &str, container: &str, owned: &mut Owned) {
+        let blocks = self.entries.get(uid).and_then(|it| it.get(container));
+        owned.memory = blocks.cloned().unwrap_or_default();
+    }
+
+    fn offer(&self, owned: &mut Owned) {
+        for (node, amounts) in &self.layout.memory {
+            let kept = self.reserved.get(node);
+            owned.memory.extend(amounts.iter().map(|(name, bytes)| Block {
+                nodes: [*node].into(),
+                resource: name.clone(),
+                bytes: bytes.saturating_sub(kept.and_then(|it| it.get(name)).copied().unwrap_or(0)),
+            }));
+        }
     }
 
     fn keep(&self) -> std::io::Result<()> {

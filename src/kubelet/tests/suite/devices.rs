@@ -251,6 +251,75 @@ async fn a_plugin_may_choose_and_devices_lie_where_the_topology_wants_them() {
     world.finish().await;
 }
 
+async fn ask<A: prost::Message + Default>(
+    world: &World,
+    method: &str,
+    request: impl prost::Message,
+) -> Result<A, rpc::Status> {
+    let channel = rpc::Channel::new(world.dir.path().join("agent/pod-resources/kubelet.sock"));
+    channel.unary(method, &request, Duration::from_secs(5)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_told_who_has_what() {
+    use kubelet::podresources::messages::*;
+    let world = World::with(|config| {
+        let flags = ["cpu-manager-policy=static", "reserved-cpus=0"].map(str::to_owned);
+        let read = kubelet::Configuration::read(None, &flags).unwrap();
+        let thresholds = std::mem::take(&mut config.eviction.thresholds);
+        read.apply(config).unwrap();
+        config.eviction.thresholds = thresholds;
+    })
+    .await;
+    describe_device(&world);
+    let devices = vec![device("t1", HEALTHY, &[0]), device("t2", "sick", &[0])];
+    let mut plugin = Plugin::new(world.dir.path(), DeviceList { devices });
+    plugin.start().await;
+    until_told(&world, "2/1").await;
+    let mut spec = asks(1);
+    for list in ["limits", "requests"] {
+        let amounts = spec["containers"][0]["resources"][list].as_object_mut().unwrap();
+        amounts.insert("cpu".into(), json!("1"));
+        amounts.insert("memory".into(), json!("16Mi"));
+    }
+    world.create_pod("p", spec);
+    world.until_ready("p").await;
+    let told: ListResponse = ask(&world, LIST, Nothing {}).await.unwrap();
+    let pod = &told.pods[0];
+    assert_eq!((told.pods.len(), &*pod.name, &*pod.namespace), (1, "p", "default"));
+    let container = &pod.containers[0];
+    let topology = Some(Topology { nodes: vec![NumaNode { id: 0 }] });
+    let t1 = ContainerDevices {
+        resource_name: RESOURCE.into(),
+        device_ids: vec!["t1".into()],
+        topology,
+    };
+    assert_eq!(container.devices, std::slice::from_ref(&t1));
+    assert!(container.cpu_ids.len() == 1 && container.cpu_ids[0] > 0, "{container:?}");
+    let all: Resources = ask(&world, GET_ALLOCATABLE, Nothing {}).await.unwrap();
+    assert_eq!(all.devices, [t1]);
+    assert!(all.cpu_ids.contains(&container.cpu_ids[0]) && !all.cpu_ids.contains(&0), "{all:?}");
+    let of = |name: &str| GetRequest { name: name.into(), namespace: "default".into() };
+    let got: GetResponse = ask(&world, GET, of("p")).await.unwrap();
+    assert_eq!(got.pod.as_ref(), Some(pod));
+    let missing = ask::<GetResponse>(&world, GET, of("q")).await.unwrap_err();
+    assert_eq!(
+        missing.to_string(),
+        "rpc error: code = Unknown desc = pod q in namespace default not found"
+    );
+    let mut refused = None;
+    for _ in 0..1000 {
+        refused = refused.or(ask::<ListResponse>(&world, LIST, Nothing {}).await.err());
+    }
+    assert_eq!(
+        refused.unwrap().to_string(),
+        "rpc error: code = ResourceExhausted desc = rejected by rate limit"
+    );
+    world.delete("p").await;
+    plugin.stop().await;
+    world.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn init_containers_hand_their_devices_on() {
     let world = World::new().await;
