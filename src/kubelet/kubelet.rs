@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::KubeletConfig;
 use crate::csi::Drivers;
+use crate::dra::Dynamic;
 use crate::eviction::Pressure;
 use crate::garbage::Ages;
 use crate::images::Images;
@@ -81,6 +82,8 @@ impl Kubelet {
         let drivers = Drivers::new(client.clone(), &config.node_name, shared.cache(), own_node);
         let csi =
             CsiVolumes::new(drivers, client.clone(), recorder.clone(), &config, drain.clone());
+        let root = &config.root_dir;
+        let dynamic = Dynamic::open(root, client.clone(), &config.node_name, drain.clone());
         let node = Node {
             machine: Machine::read(&config, &name, &version),
             images: Images::new(images),
@@ -100,6 +103,7 @@ impl Kubelet {
             users: Users::default(),
             shutdown: Shutdown::default(),
             placements,
+            dynamic: Arc::new(dynamic),
             image_ages: Ages::default(),
             drain: drain.clone(),
             runtime,
@@ -135,6 +139,8 @@ impl Kubelet {
         tasks.spawn(shutdown::run(node.clone(), drain.clone()));
         tasks.spawn(plugins::run(node.clone(), drain.clone()));
         tasks.spawn(devices::serve::run(node.clone(), drain.clone()));
+        let dynamic = node.dynamic.clone();
+        tasks.spawn(async move { dynamic.wipe_all().await });
         tasks.spawn(podresources::run(node.clone(), drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
         tasks.spawn(eviction::run(node.clone(), drain.clone()));

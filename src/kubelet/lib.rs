@@ -7,6 +7,7 @@ mod config;
 mod container_config;
 pub mod csi;
 pub mod devices;
+pub mod dra;
 mod env;
 pub mod eviction;
 mod garbage;

@@ -9,7 +9,7 @@ use std::future::{Ready, ready};
 use std::sync::Arc;
 
 use base::drain::Drain;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
 use rpc::{Call, Code, Routes, Status};
 use tokio::time::{Duration, Instant};
@@ -122,21 +122,46 @@ fn resources_of(node: &Node, pod: &Pod) -> PodResources {
     let uid = pod::uid(pod);
     let all = pod::containers(pod);
     let long = all.iter().filter(|(role, _)| matches!(role, Role::Sidecar | Role::Main));
-    let one = |name: &str| {
+    let one = |container: &Container| {
+        let name = container.name.as_str();
         let owned = node.placements.owned(uid, name);
         ContainerResources {
             name: name.to_owned(),
             devices: node.placements.devices.used(uid, name).into_iter().map(device).collect(),
             cpu_ids: owned.cpus.iter().flat_map(|set| &set.0).map(|cpu| i64::from(*cpu)).collect(),
             memory: owned.memory.iter().map(memory).collect(),
-            ..ContainerResources::default()
+            dynamic_resources: dynamic(node, pod, container),
         }
     };
     PodResources {
         name: pod::name(pod).to_owned(),
         namespace: pod::namespace(pod).to_owned(),
-        containers: long.map(|(_, it)| one(&it.name)).collect(),
+        containers: long.map(|(_, it)| one(it)).collect(),
     }
+}
+
+/// By claim; a pod whose claims are not prepared yet has nothing.
+fn dynamic(node: &Node, pod: &Pod, container: &Container) -> Vec<DynamicResource> {
+    let mut out: Vec<DynamicResource> = Vec::new();
+    for used in node.dynamic.used(pod, container).unwrap_or_default() {
+        let ids = used.device.cdi_device_ids.into_iter().flatten();
+        let resource = ClaimResource {
+            cdi_devices: ids.map(|name| CdiDevice { name }).collect(),
+            driver_name: used.driver,
+            pool_name: used.device.pool_name,
+            device_name: used.device.device_name,
+            share_id: used.device.share_id,
+        };
+        match out.iter_mut().find(|it| it.claim_name == used.claim) {
+            Some(known) => known.claim_resources.push(resource),
+            None => out.push(DynamicResource {
+                claim_name: used.claim,
+                claim_namespace: pod::namespace(pod).to_owned(),
+                claim_resources: vec![resource],
+            }),
+        }
+    }
+    out
 }
 
 fn topology(nodes: impl IntoIterator<Item = i64>) -> Option<Topology> {

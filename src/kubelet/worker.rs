@@ -251,6 +251,7 @@ impl Worker {
             now: base::time::now(),
         });
         self.node.placements.devices.show(&self.uid, &mut out);
+        self.node.dynamic.show(&self.pod, &mut out);
         out
     }
 
@@ -415,6 +416,13 @@ impl Worker {
         }
         if let Some(attempt) = plan.create_sandbox {
             qos::update(&self.node).await;
+            if let Err(error) = self.node.dynamic.prepare(&self.pod).await {
+                let text = format!("Failed to prepare dynamic resources: {error}");
+                let about = client::recorder::reference(&*self.pod);
+                self.node.recorder.warning(&about, "FailedPrepareDynamicResources", text);
+                self.publish(&runtime, false);
+                return Next::Again(sooner(again, Some(self.retry())));
+            }
             match self.create_sandbox(attempt).await {
                 Ok(()) => runtime = self.runtime(),
                 Err(error) => {
@@ -645,6 +653,11 @@ impl Worker {
         let node = self.node.clone();
         let runtime = self.runtime();
         if !self.cleaned {
+            // Before the pod is said to have ended: then others may have its devices.
+            if let Err(error) = node.dynamic.unprepare(&self.uid).await {
+                warn!(pod = %pod::display(&self.pod), error, "claims not unprepared");
+                return Next::Again(Some(self.retry()));
+            }
             self.publish(&runtime, true);
             if let Err(error) = node.volumes.remove(&node.config, &self.uid).await {
                 warn!(pod = %pod::display(&self.pod), error, "pod directory not removed");

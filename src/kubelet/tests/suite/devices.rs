@@ -28,7 +28,7 @@ async fn until_told(world: &World, want: &str) {
     until(&format!("the node tells {want}"), || told(world) == want).await;
 }
 
-fn describe_device(world: &World) {
+pub fn describe_device(world: &World) {
     let dir = world.dir.path().join("cdi");
     std::fs::create_dir(&dir).unwrap();
     let spec = json!({"cdiVersion": "0.6.0", "kind": "example.com/thing", "devices": [
@@ -251,7 +251,7 @@ async fn a_plugin_may_choose_and_devices_lie_where_the_topology_wants_them() {
     world.finish().await;
 }
 
-async fn ask<A: prost::Message + Default>(
+pub async fn ask<A: prost::Message + Default>(
     world: &World,
     method: &str,
     request: impl prost::Message,

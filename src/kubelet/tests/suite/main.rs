@@ -6,6 +6,8 @@ mod csi;
 mod csi_driver;
 mod device_plugin;
 mod devices;
+mod dra;
+mod dra_driver;
 mod eviction;
 mod placement;
 mod pods;
