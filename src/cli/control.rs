@@ -219,6 +219,7 @@ mod tests {
             shim_command: vec!["/bin/false".into()],
             network: Arc::new(crate::server::Unplug { bridge: "none".into() }),
             registries: runtime::images::Registries::default(),
+            cdi_dirs: Vec::new(),
             shim_cgroup: "coracle-test-control".into(),
         };
         let runtime = Runtime::open(config).await.unwrap();

@@ -117,6 +117,7 @@ impl Controllers {
         tasks.spawn(volume::run_volume_protection(context("pv-protection-controller")));
         tasks.spawn(volume::run_ephemeral(context("ephemeral-volume-controller")));
         tasks.spawn(volume::run_expand(context("expand-controller")));
+        tasks.spawn(resource_claim::run(context("resource-claim-controller")));
         tasks.spawn(attach::run(context("attachdetach-controller")));
         tasks.spawn(service_cidr::run(context("service-cidrs-controller")));
         Self(tasks)
@@ -134,8 +135,8 @@ impl Controllers {
 
 use crate::{
     aggregation, attach, certificates, cronjob, daemonset, deployment, disruption, endpoints,
-    garbage, hpa, job, namespace, node, pod_collector, quota, replicaset, root_ca, service_account,
-    service_cidr, statefulset, token_cleaner, token_secret, volume,
+    garbage, hpa, job, namespace, node, pod_collector, quota, replicaset, resource_claim, root_ca,
+    service_account, service_cidr, statefulset, token_cleaner, token_secret, volume,
 };
 
 /// A request that failed, and what it was for.

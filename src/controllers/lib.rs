@@ -25,6 +25,7 @@ mod pod;
 mod pod_collector;
 mod quota;
 mod replicaset;
+mod resource_claim;
 mod root_ca;
 mod service_account;
 mod service_cidr;

@@ -28,6 +28,7 @@ pub async fn remove_orphans(node: &Arc<Node>) {
     let wanted: BTreeSet<String> =
         node.pods.list().into_iter().filter_map(|it| it.pod.metadata.uid.clone()).collect();
     node.placements.retain(|uid| wanted.contains(uid));
+    node.dynamic.retain(|uid| wanted.contains(uid));
     let mut orphans: BTreeSet<String> = node.observed.pods().into_iter().collect();
     if let Ok(entries) = std::fs::read_dir(node.config.root_dir.join("pods")) {
         orphans.extend(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()));

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::KubeletConfig;
 use crate::csi::Drivers;
+use crate::dra::Dynamic;
 use crate::eviction::Pressure;
 use crate::garbage::Ages;
 use crate::images::Images;
@@ -32,7 +33,8 @@ use crate::users::Users;
 use crate::volumes::Volumes;
 use crate::volumes::csi::CsiVolumes;
 use crate::{
-    eviction, garbage, logs, plugins, pod, qos, register, server, shutdown, staticpods, worker,
+    devices, eviction, garbage, logs, plugins, pod, podresources, qos, register, server, shutdown,
+    staticpods, worker,
 };
 
 /// A safety net under the event stream.
@@ -80,6 +82,8 @@ impl Kubelet {
         let drivers = Drivers::new(client.clone(), &config.node_name, shared.cache(), own_node);
         let csi =
             CsiVolumes::new(drivers, client.clone(), recorder.clone(), &config, drain.clone());
+        let root = &config.root_dir;
+        let dynamic = Dynamic::open(root, client.clone(), &config.node_name, drain.clone());
         let node = Node {
             machine: Machine::read(&config, &name, &version),
             images: Images::new(
@@ -104,6 +108,7 @@ impl Kubelet {
             users: Users::default(),
             shutdown: Shutdown::default(),
             placements,
+            dynamic: Arc::new(dynamic),
             image_ages: Ages::default(),
             drain: drain.clone(),
             runtime,
@@ -138,6 +143,10 @@ impl Kubelet {
         tasks.spawn(placement::cpusets::run(node.clone(), drain.clone()));
         tasks.spawn(shutdown::run(node.clone(), drain.clone()));
         tasks.spawn(plugins::run(node.clone(), drain.clone()));
+        tasks.spawn(devices::serve::run(node.clone(), drain.clone()));
+        let dynamic = node.dynamic.clone();
+        tasks.spawn(async move { dynamic.wipe_all().await });
+        tasks.spawn(podresources::run(node.clone(), drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
         tasks.spawn(eviction::run(node.clone(), drain.clone()));
         let (rotating, draining) = (node.clone(), drain.clone());

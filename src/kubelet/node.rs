@@ -14,6 +14,7 @@ use runtime::cri::{DnsConfig, RuntimeService, UserNamespace};
 use tracing::warn;
 
 use crate::config::KubeletConfig;
+use crate::dra::Dynamic;
 use crate::env::Facts;
 use crate::eviction::Pressure;
 use crate::garbage::Ages;
@@ -57,6 +58,7 @@ pub struct Node {
     pub users: Users,
     pub shutdown: Shutdown,
     pub placements: Placements,
+    pub dynamic: Arc<Dynamic>,
     pub image_ages: Ages,
     pub drain: Drain,
 }

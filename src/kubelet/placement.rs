@@ -19,11 +19,13 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::devices::Devices;
 use crate::pod::{self, Role};
 use hints::{Hints, Policy};
 use layout::{CpuSet, Layout, Nodes};
-pub use memory::Amounts;
+pub use memory::{Amounts, Block};
 use providers::{Cpus, Memory};
+pub use providers::{of_whole_pod, unexpected};
 
 /// What the user chose.
 #[derive(Debug, Clone, Default)]
@@ -59,7 +61,14 @@ pub struct Given {
     pub memory: Option<Nodes>,
 }
 
-/// Gives out one kind of resource. Device plugins are providers too, once there are any.
+/// What somebody has for himself alone, or could have.
+#[derive(Debug, Clone, Default)]
+pub struct Owned {
+    pub cpus: Option<CpuSet>,
+    pub memory: Vec<Block>,
+}
+
+/// Gives out one kind of resource, without a wait.
 pub trait Provider: Send {
     /// Where the demand could be met, by resource; empty if it asks for nothing.
     fn hints(&self, demand: Demand<'_>) -> Vec<Hints>;
@@ -80,6 +89,10 @@ pub trait Provider: Send {
     fn retain(&mut self, is_known: &dyn Fn(&str) -> bool);
     /// Adds what the container has of it.
     fn tell(&self, uid: &str, container: &str, given: &mut Given);
+    /// Adds what the container has for itself.
+    fn own(&self, uid: &str, container: &str, owned: &mut Owned);
+    /// Adds all that can be given out.
+    fn offer(&self, owned: &mut Owned);
     /// On disk once this is back.
     fn keep(&self) -> std::io::Result<()>;
 }
@@ -88,6 +101,8 @@ pub struct Placements {
     settings: Settings,
     all: Nodes,
     providers: Mutex<Vec<Box<dyn Provider>>>,
+    /// What plugins bring. They are placed as the rest is, and asked afterwards.
+    pub devices: Devices,
     /// Told when the CPUs that nobody has for himself change.
     pub changed: Notify,
 }
@@ -111,32 +126,52 @@ impl Placements {
             let file = dir.join("memory_manager_state");
             providers.push(Box::new(Memory::open(layout, reserved.clone(), file)));
         }
-        Self { settings, all, providers: Mutex::new(providers), changed: Notify::new() }
+        let devices = Devices::open(dir, all);
+        Self { settings, all, providers: Mutex::new(providers), devices, changed: Notify::new() }
     }
 
-    /// Gives the pod's containers their places.
+    /// Gives the pod's containers their places, and has plugins prepare what they bring.
     ///
     /// # Errors
     /// Why the pod cannot run here; then it has nothing.
-    pub fn admit(&self, pod: &Pod) -> Result<(), Refusal> {
-        let mut providers = self.providers.lock();
-        if providers.is_empty() && self.settings.topology == Policy::None {
+    pub async fn admit(&self, pod: &Pod) -> Result<(), Refusal> {
+        let asks_plugins = self.devices.concern(pod);
+        let places = !self.providers.lock().is_empty() || self.settings.topology != Policy::None;
+        if !places && !asks_plugins {
             return Ok(());
         }
-        let admitted = self.try_admit(&mut providers, pod);
+        let mut admitted = self.reserve(pod);
+        if asks_plugins && admitted.is_ok() {
+            for (role, container) in pod::containers(pod) {
+                if role == Role::Ephemeral {
+                    continue;
+                }
+                if let Err(why) = self.devices.settle(pod, &container).await {
+                    admitted = Err(unexpected(&why));
+                    break;
+                }
+            }
+        }
+        let mut providers = self.providers.lock();
         if admitted.is_err() {
             for provider in providers.iter_mut() {
                 provider.release(pod::uid(pod));
             }
+            self.devices.release(pod::uid(pod));
         }
         self.keep(&providers);
-        self.changed.notify_one();
+        if places {
+            self.changed.notify_one();
+        }
         admitted
     }
 
-    fn try_admit(&self, providers: &mut [Box<dyn Provider>], pod: &Pod) -> Result<(), Refusal> {
+    /// Seeks places and takes them, at once.
+    fn reserve(&self, pod: &Pod) -> Result<(), Refusal> {
+        let providers = &mut *self.providers.lock();
         let place = |providers: &[Box<dyn Provider>], demand: Demand<'_>| {
-            let hints: Vec<Hints> = providers.iter().flat_map(|it| it.hints(demand)).collect();
+            let hints = providers.iter().flat_map(|it| it.hints(demand));
+            let hints: Vec<Hints> = hints.chain(self.devices.hints(demand)).collect();
             match hints::place(self.settings.topology, self.all, &hints) {
                 (hint, true) => Ok(hint.nodes.filter(|_| !hints.is_empty())),
                 (_, false) => Err((
@@ -160,6 +195,7 @@ impl Placements {
             for provider in providers.iter_mut() {
                 provider.allocate(pod, role, &container, near)?;
             }
+            self.devices.reserve(pod, &container, near)?;
         }
         Ok(())
     }
@@ -173,10 +209,24 @@ impl Placements {
         out
     }
 
+    /// What the container has for itself alone.
+    pub fn owned(&self, uid: &str, container: &str) -> Owned {
+        let mut out = Owned::default();
+        self.providers.lock().iter().for_each(|it| it.own(uid, container, &mut out));
+        out
+    }
+
+    /// All that could be given out.
+    pub fn allocatable(&self) -> Owned {
+        let mut out = Owned::default();
+        self.providers.lock().iter().for_each(|it| it.offer(&mut out));
+        out
+    }
+
     pub fn release(&self, uid: &str) {
         let mut providers = self.providers.lock();
         let had = providers.iter_mut().fold(false, |had, it| it.release(uid) | had);
-        if had {
+        if self.devices.release(uid) | had {
             self.keep(&providers);
             self.changed.notify_one();
         }
@@ -186,13 +236,15 @@ impl Placements {
     pub fn retain(&self, is_known: impl Fn(&str) -> bool) {
         let mut providers = self.providers.lock();
         providers.iter_mut().for_each(|it| it.retain(&is_known));
+        self.devices.retain(&is_known);
         self.keep(&providers);
         self.changed.notify_one();
     }
 
     fn keep(&self, providers: &[Box<dyn Provider>]) {
-        for provider in providers {
-            if let Err(error) = provider.keep() {
+        let kept = providers.iter().map(|it| it.keep()).chain([self.devices.keep()]);
+        for kept in kept {
+            if let Err(error) = kept {
                 // It holds for as long as this process lives.
                 tracing::warn!(%error, "what containers were given of the machine is not kept");
             }
@@ -230,6 +282,12 @@ mod tests {
         }
     }
 
+    /// No test here has plugins that could be waited for.
+    fn admit(placements: &Placements, pod: &Pod) -> Result<(), Refusal> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(placements.admit(pod))
+    }
+
     fn shows(placements: &Placements, uid: &str, container: &str) -> String {
         let given = placements.of(uid, container);
         let memory = given.memory.map_or(0, |nodes| nodes.0);
@@ -242,15 +300,15 @@ mod tests {
         // Two nodes of four CPUs, of which the node keeps one.
         let open = || Placements::open(settings(Policy::None), layout(2, 1, 4, 1), dir.path(), 500);
         let placements = open();
-        placements.admit(&one("a", "2", "600")).unwrap();
+        admit(&placements, &one("a", "2", "600")).unwrap();
         assert_eq!(shows(&placements, "a", "a"), "1-2 1");
         // A part of a CPU, or no guarantee, is shared.
-        placements.admit(&one("b", "1500m", "600")).unwrap();
+        admit(&placements, &one("b", "1500m", "600")).unwrap();
         assert_eq!(shows(&placements, "b", "a"), "0,3-7 10");
-        placements.admit(&with("c", json!({"containers": [{"name": "a"}]}))).unwrap();
+        admit(&placements, &with("c", json!({"containers": [{"name": "a"}]}))).unwrap();
         assert_eq!(shows(&placements, "c", "a"), "0,3-7 0");
         assert_eq!(
-            placements.admit(&one("d", "6", "1")).unwrap_err(),
+            admit(&placements, &one("d", "6", "1")).unwrap_err(),
             (
                 "UnexpectedAdmissionError",
                 "Allocate failed due to not enough cpus available to satisfy request: \
@@ -258,7 +316,7 @@ mod tests {
                     .to_owned()
             )
         );
-        let refused = placements.admit(&one("e", "1", "601")).unwrap_err();
+        let refused = admit(&placements, &one("e", "1", "601")).unwrap_err();
         assert!(refused.1.contains("[memorymanager] failed to get the default"), "{refused:?}");
         let state: Value =
             serde_json::from_slice(&std::fs::read(dir.path().join("cpu_manager_state")).unwrap())
@@ -271,7 +329,7 @@ mod tests {
         assert_eq!(shows(&placements, "b", "a"), "0,3-7 10");
         placements.release("a");
         assert_eq!(shows(&placements, "c", "a"), "0-7 0");
-        placements.admit(&one("d", "6", "1")).unwrap();
+        admit(&placements, &one("d", "6", "1")).unwrap();
         placements.retain(|uid| uid == "b");
         assert_eq!(shows(&placements, "d", "a"), "0-7 0");
     }
@@ -289,7 +347,7 @@ mod tests {
                 {"name": "s", "restartPolicy": "Always", "resources": sure("1", "1")}],
             "containers": [{"name": "m", "resources": sure("2", "1")}]}),
         );
-        placements.admit(&it).unwrap();
+        admit(&placements, &it).unwrap();
         let of = |name: &str| shows(&placements, "a", name);
         assert_eq!(
             (of("i").as_str(), of("s").as_str(), of("m").as_str()),
@@ -313,8 +371,8 @@ mod tests {
             settings.whole_pods = whole_pods;
             settings.reserved_cpus = Some(CpuSet::parse("0").unwrap());
             let placements = Placements::open(settings, layout(2, 1, 4, 1), dir.path(), 0);
-            placements.admit(&filler).unwrap();
-            match placements.admit(it) {
+            admit(&placements, &filler).unwrap();
+            match admit(&placements, it) {
                 Ok(()) => {
                     format!("{}; {}", shows(&placements, "x", "a"), shows(&placements, "x", "b"))
                 }
@@ -361,13 +419,13 @@ mod tests {
         settings.reserved_cpus = Some(CpuSet::parse("0,2").unwrap());
         let placements = Placements::open(settings, layout(1, 1, 2, 2), dir.path(), 0);
         assert_eq!(
-            placements.admit(&one("a", "1", "1")).unwrap_err(),
+            admit(&placements, &one("a", "1", "1")).unwrap_err(),
             (
                 "SMTAlignmentError",
                 "SMT Alignment Error: requested 1 cpus not multiple cpus per core = 2".to_owned()
             )
         );
-        placements.admit(&one("a", "2", "1")).unwrap();
+        admit(&placements, &one("a", "2", "1")).unwrap();
         assert_eq!(shows(&placements, "a", "a"), "1,3 1");
     }
 }

@@ -18,12 +18,16 @@ use sys::watched_dir::{WatchFlags, WatchedDir};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::csi;
 use crate::csi::messages::{self, Nothing, PluginInfo, RegistrationStatus};
+use crate::devices::serve;
 use crate::node::Node;
+use crate::{csi, dra};
 
 /// Below the root directory, as plugins know it.
 pub const REGISTRY: &str = "plugins_registry";
+
+/// The type by which a plugin of devices registers that does not use the kubelet's socket.
+const DEVICE_PLUGIN: &str = "DevicePlugin";
 
 /// How long a plugin may take to say who it is.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
@@ -37,10 +41,22 @@ const SOCKETS_MAX: usize = 256;
 /// Another socket of the same name is another plugin.
 type Identity = (u64, i64, i64);
 
+/// What a socket stands for.
+#[derive(Clone, PartialEq)]
+enum Registered {
+    Storage(String),
+    Dynamic {
+        driver: String,
+        endpoint: PathBuf,
+    },
+    /// Tells itself when it goes.
+    Devices,
+}
+
 struct Known {
     identity: Identity,
-    /// The driver that it registered.
-    driver: Arc<Mutex<Option<String>>>,
+    /// What it registered.
+    registered: Arc<Mutex<Option<Registered>>>,
     asking: JoinHandle<()>,
 }
 
@@ -108,29 +124,35 @@ async fn follow(
     for path in gone {
         let Some(gone) = known.remove(&path) else { continue };
         gone.asking.abort();
-        let driver = gone.driver.lock().take();
+        let registered = gone.registered.lock().take();
         // A driver that starts anew may have put its new socket there under another name.
-        let is_elsewhere = known.values().any(|it| *it.driver.lock() == driver);
-        if let Some(driver) = driver.filter(|_| !is_elsewhere) {
-            node.volumes.csi.drivers.deregister(&driver).await;
+        let is_elsewhere = known.values().any(|it| *it.registered.lock() == registered);
+        match registered.filter(|_| !is_elsewhere) {
+            Some(Registered::Storage(driver)) => {
+                node.volumes.csi.drivers.deregister(&driver).await;
+            }
+            Some(Registered::Dynamic { driver, endpoint }) => {
+                node.dynamic.deregister(&driver, &endpoint);
+            }
+            Some(Registered::Devices) | None => {}
         }
     }
     for (path, identity) in there {
         if known.contains_key(&path) {
             continue;
         }
-        let driver = Arc::new(Mutex::new(None));
-        let asking = tokio::spawn(ask(node.clone(), path.clone(), driver.clone()));
-        known.insert(path, Known { identity, driver, asking });
+        let registered = Arc::new(Mutex::new(None));
+        let asking = tokio::spawn(ask(node.clone(), path.clone(), registered.clone()));
+        known.insert(path, Known { identity, registered, asking });
     }
 }
 
-async fn ask(node: Arc<Node>, socket: PathBuf, driver: Arc<Mutex<Option<String>>>) {
+async fn ask(node: Arc<Node>, socket: PathBuf, registered: Arc<Mutex<Option<Registered>>>) {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     loop {
         match register(&node, &socket).await {
-            Ok(name) => {
-                *driver.lock() = Some(name);
+            Ok(plugin) => {
+                *registered.lock() = Some(plugin);
                 node.volumes.csi.tell_news();
                 node.pods.list().iter().for_each(|it| node.pods.wake(crate::pod::uid(&it.pod)));
                 return;
@@ -143,7 +165,7 @@ async fn ask(node: Arc<Node>, socket: PathBuf, driver: Arc<Mutex<Option<String>>
     }
 }
 
-async fn register(node: &Node, socket: &Path) -> Result<String, String> {
+async fn register(node: &Arc<Node>, socket: &Path) -> Result<Registered, String> {
     let channel = Channel::new(socket);
     let plugin: PluginInfo = channel
         .unary(messages::GET_INFO, &Nothing {}, ANSWER_PATIENCE)
@@ -156,7 +178,17 @@ async fn register(node: &Node, socket: &Path) -> Result<String, String> {
     let done = match plugin.kind.as_str() {
         csi::PLUGIN_TYPE => {
             let drivers = &node.volumes.csi.drivers;
-            drivers.register(&plugin.name, &endpoint, &plugin.supported_versions).await
+            let done = drivers.register(&plugin.name, &endpoint, &plugin.supported_versions).await;
+            done.map(|()| Registered::Storage(plugin.name))
+        }
+        dra::PLUGIN_TYPE => {
+            let done = node.dynamic.register(&plugin.name, &endpoint, &plugin.supported_versions);
+            done.map(|()| Registered::Dynamic { driver: plugin.name, endpoint })
+        }
+        DEVICE_PLUGIN => {
+            let versions = &plugin.supported_versions;
+            let done = serve::register(node, &plugin.name, &endpoint, versions).await;
+            done.map(|()| Registered::Devices)
         }
         kind => Err(format!(
             "no handler registered for plugin type: {kind} at socket {}",
@@ -172,5 +204,5 @@ async fn register(node: &Node, socket: &Path) -> Result<String, String> {
         // It is used, or not, whether it knows or not.
         info!(socket = %socket.display(), %error, "plugin does not listen to its status");
     }
-    done.map(|()| plugin.name)
+    done
 }

@@ -169,6 +169,7 @@ async fn keep_status(node: &Node) {
         tokio::select! {
             () = tokio::time::sleep(STATUS_PERIOD) => {}
             () = node.pressure.changed.notified() => {}
+            () = node.placements.devices.changed.notified() => {}
             () = node.volumes.csi.in_use_changed.notified() => {}
         }
     }
@@ -294,10 +295,15 @@ async fn status(
     old: Option<&NodeStatus>,
     now: Timestamp,
 ) -> NodeStatus {
+    let (mut capacity, mut allocatable) =
+        (node.machine.capacity.clone(), node.machine.allocatable.clone());
+    let brought = node.placements.devices.capacity();
+    capacity.extend(brought.0);
+    allocatable.extend(brought.1);
     let mut status = NodeStatus {
         addresses: Some(node.addresses()),
-        allocatable: Some(node.machine.allocatable.clone()),
-        capacity: Some(node.machine.capacity.clone()),
+        allocatable: Some(allocatable),
+        capacity: Some(capacity),
         conditions: Some(conditions(health, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: node.config.listen.port().into() }),

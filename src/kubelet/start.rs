@@ -284,6 +284,8 @@ impl Worker {
         })?;
         let given = node.placements.of(&self.uid, &container.name);
         cpusets::put(&given, &mut config.resources);
+        node.placements.devices.grant(pod, role, container).await?.put(&mut config);
+        config.cdi_devices.extend(node.dynamic.cdi_devices(pod, container)?);
         Ok(config)
     }
 

@@ -238,7 +238,7 @@ impl Worker {
     }
 
     fn status(&self, runtime: &PodRuntime, ended: bool) -> PodStatus {
-        status::build(&Inputs {
+        let mut out = status::build(&Inputs {
             pod: &self.pod,
             old: &self.old,
             runtime,
@@ -249,7 +249,10 @@ impl Worker {
             start_time: self.start_time,
             ended,
             now: base::time::now(),
-        })
+        });
+        self.node.placements.devices.show(&self.uid, &mut out);
+        self.node.dynamic.show(&self.pod, &mut out);
+        out
     }
 
     fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
@@ -328,10 +331,10 @@ impl Worker {
             if refusal.as_ref().is_some_and(|(reason, _)| reason == admission::AFFINITY) {
                 refusal = decide(self.node.refreshed_labels().await);
             }
-            let refusal = refusal.or_else(|| {
-                let refused = self.node.placements.admit(&self.pod).err();
-                refused.map(|(reason, message)| (reason.to_owned(), message))
-            });
+            if refusal.is_none() {
+                let refused = self.node.placements.admit(&self.pod).await.err();
+                refusal = refused.map(|(reason, message)| (reason.to_owned(), message));
+            }
             if let Some((reason, message)) = refusal {
                 let about = client::recorder::reference(&*self.pod);
                 self.node.recorder.warning(&about, &reason, message.clone());
@@ -413,6 +416,13 @@ impl Worker {
         }
         if let Some(attempt) = plan.create_sandbox {
             qos::update(&self.node).await;
+            if let Err(error) = self.node.dynamic.prepare(&self.pod).await {
+                let text = format!("Failed to prepare dynamic resources: {error}");
+                let about = client::recorder::reference(&*self.pod);
+                self.node.recorder.warning(&about, "FailedPrepareDynamicResources", text);
+                self.publish(&runtime, false);
+                return Next::Again(sooner(again, Some(self.retry())));
+            }
             match self.create_sandbox(attempt).await {
                 Ok(()) => runtime = self.runtime(),
                 Err(error) => {
@@ -643,6 +653,11 @@ impl Worker {
         let node = self.node.clone();
         let runtime = self.runtime();
         if !self.cleaned {
+            // Before the pod is said to have ended: then others may have its devices.
+            if let Err(error) = node.dynamic.unprepare(&self.uid).await {
+                warn!(pod = %pod::display(&self.pod), error, "claims not unprepared");
+                return Next::Again(Some(self.retry()));
+            }
             self.publish(&runtime, true);
             if let Err(error) = node.volumes.remove(&node.config, &self.uid).await {
                 warn!(pod = %pod::display(&self.pod), error, "pod directory not removed");

@@ -263,6 +263,10 @@ pub struct ContainerConfig {
     pub envs: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
     pub devices: Vec<Device>,
+    /// Names (`VENDOR/CLASS=NAME`) of the Container Device Interface; what they stand for is
+    /// added.
+    #[serde(default)]
+    pub cdi_devices: Vec<String>,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     /// Relative to the sandbox's log directory, e.g. `web/0.log`.

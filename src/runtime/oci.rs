@@ -3,6 +3,7 @@
 //! What must survive this process lies in files (whole or not at all) and in the shims;
 //! what is in memory is rebuilt from them by `recover`. Nothing polls: shims tell.
 
+pub mod cdi;
 mod link;
 mod recover;
 mod sandbox;
@@ -47,6 +48,8 @@ pub struct RuntimeConfig {
     pub shim_command: Vec<OsString>,
     pub network: Arc<dyn PodNetwork>,
     pub registries: Registries,
+    /// Where vendors describe their devices ([`cdi::DIRS`]).
+    pub cdi_dirs: Vec<PathBuf>,
     /// Cgroup of the shims below the root of every hierarchy (`coracle-shims`).
     pub shim_cgroup: String,
 }

@@ -51,6 +51,11 @@ pub fn decide(cache: &Cache, user: &User, action: &Action) -> Decision {
                 || (action.name == node
                     && matches!(action.verb.as_str(), "get" | "update" | "patch" | "delete"))
         }
+        ("resource.k8s.io", "resourceslices")
+            if matches!(action.verb.as_str(), "list" | "watch" | "deletecollection") =>
+        {
+            action.selection.fields.exactly("spec.nodeName") == Some(node)
+        }
         // What names no other node is in the role of all nodes.
         _ => STATIC_RULES.iter().any(|(groups, resources, verbs)| {
             *groups == action.group
@@ -86,6 +91,12 @@ fn why_not(node: &str, action: &Action) -> String {
         ("", "pods") if matches!(action.verb.as_str(), "list" | "watch") => {
             "can only list/watch pods with spec.nodeName field selector".into()
         }
+        ("resource.k8s.io", "resourceslices")
+            if matches!(action.verb.as_str(), "list" | "watch" | "deletecollection") =>
+        {
+            let verbs = "list/watch/deletecollection";
+            format!("can only {verbs} resourceslices with nodeName field selector")
+        }
         _ => String::new(),
     }
 }
@@ -119,11 +130,7 @@ const STATIC_RULES: &[StaticRule] = &[
     ("storage.k8s.io", &["volumeattachments"], &["get"]),
     ("node.k8s.io", &["runtimeclasses"], &["get", "list", "watch"]),
     ("resource.k8s.io", &["resourceclaims"], &["get"]),
-    (
-        "resource.k8s.io",
-        &["resourceslices"],
-        &["create", "get", "list", "watch", "update", "patch", "delete"],
-    ),
+    ("resource.k8s.io", &["resourceslices"], &["create", "get", "update", "patch", "delete"]),
 ];
 
 /// A node sees the pods bound to it: one by name, or a list that selects them.

@@ -396,3 +396,35 @@ async fn a_node_reads_and_tells_what_the_volumes_of_its_own_pods_need() {
     let spec = own.request(request(Method::PATCH, needs[1], "{}")).await.unwrap_err();
     assert!(spec.is_forbidden(), "only the status is the node's to change");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_takes_back_what_drivers_offered_on_it_and_nowhere_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let admin = in_process::client(&server, User::new("admin", &[MASTERS]), "test/1");
+    let path = "/apis/resource.k8s.io/v1/resourceslices";
+    for (name, node) in [("a", "n1"), ("b", "n2")] {
+        let slice = json!({"metadata": {"name": name}, "spec": {"driver": "d.example",
+            "nodeName": node, "pool": {"name": node, "generation": 1, "resourceSliceCount": 1}}});
+        ask(&admin, Method::POST, path, "application/json", slice).await;
+    }
+    let user = User::new("system:node:n1", &["system:nodes"]);
+    let node = in_process::client(&server, user, "kubelet/1");
+    let wipe = |query: &str| {
+        let head = Request::builder().method(Method::DELETE).uri(format!("{path}{query}"));
+        node.request(head.body("".into()).unwrap())
+    };
+    for query in ["", "?fieldSelector=spec.nodeName%3Dn2", "?fieldSelector=spec.driver%3Dd.example"]
+    {
+        let refused = wipe(query).await.unwrap_err();
+        let why =
+            "can only list/watch/deletecollection resourceslices with nodeName field selector";
+        assert!(refused.is_forbidden() && refused.to_string().contains(why), "{refused}");
+    }
+    wipe("?fieldSelector=spec.nodeName%3Dn1,spec.driver%3Dd.example").await.unwrap();
+    let list = Request::get(path).body("".into()).unwrap();
+    let left: Value = serde_json::from_slice(&admin.request(list).await.unwrap()).unwrap();
+    let names: Vec<&Value> =
+        left["items"].as_array().unwrap().iter().map(|it| &it["metadata"]["name"]).collect();
+    assert_eq!(names, ["b"]);
+}

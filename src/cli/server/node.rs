@@ -153,6 +153,7 @@ pub async fn start(
         shim_command: shim_command()?,
         network: Arc::new(Plug(network.clone())),
         registries: registries(&settings.registries)?,
+        cdi_dirs: runtime::oci::cdi::DIRS.map(Into::into).into(),
         shim_cgroup: SHIM_CGROUP.into(),
     };
     let runtime = Runtime::open(config)

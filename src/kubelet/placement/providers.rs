@@ -13,7 +13,7 @@ use tracing::warn;
 use super::hints::Hints;
 use super::layout::{CpuSet, Layout, Nodes};
 use super::memory::{Amounts, Block, Pools};
-use super::{Demand, Given, Provider, Refusal, cpus, memory};
+use super::{Demand, Given, Owned, Provider, Refusal, cpus, memory};
 use crate::pod::{self, Role};
 use crate::quantity;
 use crate::resources::{self, Qos};
@@ -23,12 +23,13 @@ const STATIC: &str = "Static";
 /// By pod and container.
 type Entries<T> = BTreeMap<String, BTreeMap<String, T>>;
 
-fn unexpected(why: &str) -> Refusal {
+/// What a pod is refused with when something it was promised is not there.
+pub fn unexpected(why: &str) -> Refusal {
     ("UnexpectedAdmissionError", format!("Allocate failed due to {why}, which is unexpected"))
 }
 
 /// The larger of what starting and what running takes, by containers in their order.
-fn of_whole_pod(pod: &Pod, of: impl Fn(&Container) -> u64) -> u64 {
+pub fn of_whole_pod(pod: &Pod, of: impl Fn(&Container) -> u64) -> u64 {
     let (mut starting, mut sidecars, mut main) = (0u64, 0u64, 0u64);
     for (role, container) in pod::containers(pod) {
         match role {
@@ -210,6 +211,14 @@ impl Provider for Cpus {
         given.cpus = Some(own.unwrap_or_else(|| self.shared()));
     }
 
+    fn own(&self, uid: &str, container: &str, owned: &mut Owned) {
+        owned.cpus = self.entries.get(uid).and_then(|it| it.get(container)).cloned();
+    }
+
+    fn offer(&self, owned: &mut Owned) {
+        owned.cpus = Some(self.layout.all().minus(&self.reserved));
+    }
+
     fn keep(&self) -> std::io::Result<()> {
         let text = |all: &BTreeMap<String, CpuSet>| {
             all.iter().map(|(name, set)| (name.clone(), set.to_string())).collect()
@@ -327,6 +336,22 @@ impl Provider for Memory {
         let blocks = self.entries.get(uid).and_then(|it| it.get(container));
         given.memory =
             blocks.map(|blocks| Nodes::of(blocks.iter().flat_map(|it| it.nodes.clone())));
+    }
+
+    fn own(&self, uid: &str, container: &str, owned: &mut Owned) {
+        let blocks = self.entries.get(uid).and_then(|it| it.get(container));
+        owned.memory = blocks.cloned().unwrap_or_default();
+    }
+
+    fn offer(&self, owned: &mut Owned) {
+        for (node, amounts) in &self.layout.memory {
+            let kept = self.reserved.get(node);
+            owned.memory.extend(amounts.iter().map(|(name, bytes)| Block {
+                nodes: [*node].into(),
+                resource: name.clone(),
+                bytes: bytes.saturating_sub(kept.and_then(|it| it.get(name)).copied().unwrap_or(0)),
+            }));
+        }
     }
 
     fn keep(&self) -> std::io::Result<()> {

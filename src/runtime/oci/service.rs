@@ -30,7 +30,13 @@ const EXEC_DRAIN: Duration = Duration::from_secs(2);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Runtime {
-    async fn try_create(&self, id: &str, sandbox_id: &str, config: ContainerConfig) -> Result<()> {
+    async fn try_create(
+        &self,
+        id: &str,
+        sandbox_id: &str,
+        mut config: ContainerConfig,
+    ) -> Result<()> {
+        super::cdi::inject(&mut config, &self.config.cdi_dirs)?;
         let sandbox = self.sandbox(sandbox_id)?;
         let _one_at_a_time = sandbox.changing.lock().await;
         let link = self.link_of(&sandbox)?;

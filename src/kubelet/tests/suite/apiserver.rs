@@ -257,6 +257,13 @@ impl Transport for ApiServer {
                 }
             }
             "DELETE" if self.delete(&path) => answer(200, &json!({"status": "Success"})),
+            "DELETE" if is_collection(&path) => {
+                let held = self.list(&path, &fields);
+                for item in held["items"].as_array().unwrap() {
+                    self.delete(&format!("{path}/{}", item["metadata"]["name"].as_str().unwrap()));
+                }
+                answer(200, &json!({"status": "Success"}))
+            }
             "DELETE" => status(404, "NotFound"),
             other => panic!("{other} {path}"),
         })

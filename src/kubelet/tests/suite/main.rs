@@ -4,6 +4,10 @@
 mod apiserver;
 mod csi;
 mod csi_driver;
+mod device_plugin;
+mod devices;
+mod dra;
+mod dra_driver;
 mod eviction;
 mod images;
 mod placement;

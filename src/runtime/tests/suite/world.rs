@@ -91,6 +91,7 @@ pub fn config(dir: &Path, registries: Registries) -> RuntimeConfig {
         shim_command: vec![OsString::from(env!("CARGO_BIN_EXE_runtime-test-shim"))],
         network: Arc::new(NoNetwork),
         registries,
+        cdi_dirs: vec![dir.join("cdi")],
         shim_cgroup: format!("coracle-test-shims{name}"),
     }
 }
