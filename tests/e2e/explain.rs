@@ -67,8 +67,8 @@ const SAID: [(&str, &[&str]); 10] = [
         "cronjob.spec.jobTemplate --recursive",
         &[
             "  metadata\t<ObjectMeta>\n",
-            "      backoffLimit\t<integer>\n",
-            "        spec\t<PodSpec>\n",
+            "    backoffLimit\t<integer>\n",
+            "      spec\t<PodSpec>\n",
         ],
     ),
     (
