@@ -2,6 +2,7 @@
 //!
 //! Containers get layers by name; nothing here mounts or runs them.
 
+mod ahead;
 mod downloads;
 mod export;
 mod import;

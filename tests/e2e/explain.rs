@@ -65,11 +65,7 @@ const SAID: [(&str, &[&str]); 10] = [
     ("horizontalpodautoscaler.spec --api-version=autoscaling/v2", &["  metrics\t<[]MetricSpec>\n"]),
     (
         "cronjob.spec.jobTemplate --recursive",
-        &[
-            "  metadata\t<ObjectMeta>\n",
-            "    backoffLimit\t<integer>\n",
-            "      spec\t<PodSpec>\n",
-        ],
+        &["  metadata\t<ObjectMeta>\n", "    backoffLimit\t<integer>\n", "      spec\t<PodSpec>\n"],
     ),
     (
         "lamp.spec --api-version=example.com/v1",

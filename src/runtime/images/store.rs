@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::ahead::Ahead;
 use super::downloads::Downloads;
 use super::reference::{Reference, digest_hex};
 use super::retell::{Marks, Recorder};
@@ -367,8 +368,8 @@ impl Store {
         let unpacked = (|| -> io::Result<u64> {
             std::fs::create_dir(&temporary)?;
             let (source, marks) = (std::fs::File::open(file)?, Marks::default());
-            let mut recorder =
-                Recorder::new(decompress(source)?, &marks, std::fs::File::create(&rest)?)?;
+            let archive = Ahead::new(decompress(source)?)?;
+            let mut recorder = Recorder::new(archive, &marks, std::fs::File::create(&rest)?)?;
             let size = super::unpack::unpack(&mut recorder, &temporary, &lower, &marks)?;
             let (found, archive_bytes) = recorder.finish()?;
             if found != named.diff_id {
@@ -526,7 +527,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// By the first bytes: gzip, zstd, or as it is.
-pub fn decompress(file: std::fs::File) -> io::Result<Box<dyn Read>> {
+pub fn decompress(file: std::fs::File) -> io::Result<Box<dyn Read + Send>> {
     use std::io::BufRead;
     let mut reader = io::BufReader::with_capacity(64 * 1024, file);
     let head = reader.fill_buf()?;
