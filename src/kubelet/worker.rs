@@ -416,7 +416,15 @@ impl Worker {
         }
         if let Some(attempt) = plan.create_sandbox {
             qos::update(&self.node).await;
-            if let Err(error) = self.node.dynamic.prepare(&self.pod).await {
+            let mut doomed = self.doomed.clone();
+            let prepared = tokio::select! {
+                prepared = self.node.dynamic.prepare(&self.pod) => prepared,
+                // What was asked for is written down, and unprepared at the end.
+                _ = doomed.wait_for(|doomed| *doomed) => {
+                    return Next::Again(Some(Duration::ZERO));
+                }
+            };
+            if let Err(error) = prepared {
                 let text = format!("Failed to prepare dynamic resources: {error}");
                 let about = client::recorder::reference(&*self.pod);
                 self.node.recorder.warning(&about, "FailedPrepareDynamicResources", text);
