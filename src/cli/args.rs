@@ -143,6 +143,9 @@ pub struct ServerFlags {
     /// A kubelet flag, NAME=VALUE; one that is not supported says which are
     #[arg(long, env = "CORACLE_KUBELET_ARG")]
     pub kubelet_arg: Vec<String>,
+    /// CRI socket of another container runtime, unix:///PATH (default: the built-in one)
+    #[arg(long, env = "CORACLE_CONTAINER_RUNTIME_ENDPOINT")]
+    pub container_runtime_endpoint: Option<String>,
     /// Port of the kubelet
     #[arg(long, env = "CORACLE_KUBELET_PORT", default_value_t = 10250, hide = true)]
     pub kubelet_port: u16,

@@ -15,7 +15,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use runtime::Runtime;
-use runtime::cri::ImageService;
+use runtime::cri::{self, Image, ImageService};
+use runtime::remote::Remote;
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -34,12 +35,58 @@ pub fn socket(run: &Path) -> PathBuf {
     run.join("control.sock")
 }
 
+/// Whose images are managed.
+#[derive(Clone)]
+pub enum Holder {
+    BuiltIn(Arc<Runtime>),
+    /// Another runtime, behind this socket.
+    Foreign(Arc<Remote>, PathBuf),
+}
+
+impl Holder {
+    async fn list(&self) -> cri::Result<Vec<Image>> {
+        match self {
+            Self::BuiltIn(runtime) => runtime.list_images().await,
+            Self::Foreign(runtime, _) => runtime.list_images().await,
+        }
+    }
+
+    async fn import(&self, path: &Path) -> cri::Result<Vec<String>> {
+        self.own()?.images().import_file(path).await
+    }
+
+    async fn find(&self, image: &str) -> cri::Result<bool> {
+        match self {
+            Self::BuiltIn(runtime) => Ok(runtime.images().find(image).is_some()),
+            Self::Foreign(runtime, _) => Ok(runtime.image_status(image).await?.is_some()),
+        }
+    }
+
+    async fn remove(&self, image: &str) -> cri::Result<()> {
+        match self {
+            Self::BuiltIn(runtime) => runtime.remove_image(image).await,
+            Self::Foreign(runtime, _) => runtime.remove_image(image).await,
+        }
+    }
+
+    /// For what only the built-in runtime does.
+    fn own(&self) -> cri::Result<&Arc<Runtime>> {
+        match self {
+            Self::BuiltIn(runtime) => Ok(runtime),
+            Self::Foreign(_, socket) => Err(cri::Error::new(
+                cri::ErrorKind::InvalidArgument,
+                format!(
+                    "images are kept by the container runtime at {}; use its own tool, such as \
+                     ctr -n k8s.io images",
+                    socket.display()
+                ),
+            )),
+        }
+    }
+}
+
 /// Answers on the socket until the drain begins.
-pub fn serve(
-    run: &Path,
-    runtime: Arc<Runtime>,
-    drain: Drain,
-) -> Result<tokio::task::JoinHandle<()>> {
+pub fn serve(run: &Path, holder: Holder, drain: Drain) -> Result<tokio::task::JoinHandle<()>> {
     let path = socket(run);
     let failed = |err| Error::failed(format!("listen on {}", path.display()), err);
     // The datastore's lock says that no other server is alive: a socket there is stale.
@@ -58,11 +105,11 @@ pub fn serve(
                     continue;
                 }
             };
-            let runtime = runtime.clone();
+            let holder = holder.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
-                    let runtime = runtime.clone();
-                    async move { Ok::<_, std::convert::Infallible>(answer(&runtime, request).await) }
+                    let holder = holder.clone();
+                    async move { Ok::<_, std::convert::Infallible>(answer(&holder, request).await) }
                 });
                 let connection = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service);
@@ -76,32 +123,36 @@ pub fn serve(
     }))
 }
 
-async fn answer(runtime: &Arc<Runtime>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(holder: &Holder, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let body = match Limited::new(body, REQUEST_BYTES_MAX).collect().await {
         Ok(body) => body.to_bytes(),
         Err(err) => return respond(StatusCode::BAD_REQUEST, &json!({"error": err.to_string()})),
     };
     let done = match (&parts.method, parts.uri.path()) {
-        (&Method::GET, "/images") => runtime.list_images().await.map(|images| json!(images)),
+        (&Method::GET, "/images") => holder.list().await.map(|images| json!(images)),
         (&Method::POST, "/images/import") => {
             let path: Value = serde_json::from_slice(&body).unwrap_or_default();
             let path = PathBuf::from(path["path"].as_str().unwrap_or(""));
-            runtime.images().import_file(&path).await.map(|ids| json!(ids))
+            holder.import(&path).await.map(|ids| json!(ids))
         }
         (&Method::POST, "/images/export") => {
             let wanted: Value = serde_json::from_slice(&body).unwrap_or_default();
             let path = PathBuf::from(wanted["path"].as_str().unwrap_or(""));
             let images: Vec<String> =
                 serde_json::from_value(wanted["images"].clone()).unwrap_or_default();
-            runtime.images().export_file(&images, &path).await.map(|()| json!(null))
+            match holder.own() {
+                Ok(own) => own.images().export_file(&images, &path).await.map(|()| json!(null)),
+                Err(error) => Err(error),
+            }
         }
         (&Method::POST, "/images/remove") => {
             let wanted: Value = serde_json::from_slice(&body).unwrap_or_default();
             let image = wanted["image"].as_str().unwrap_or("");
-            match runtime.images().find(image) {
-                Some(_) => runtime.remove_image(image).await.map(|()| json!(null)),
-                None => {
+            match holder.find(image).await {
+                Err(error) => Err(error),
+                Ok(true) => holder.remove(image).await.map(|()| json!(null)),
+                Ok(false) => {
                     let text = format!("image \"{image}\": not found");
                     return respond(StatusCode::NOT_FOUND, &json!({"error": text}));
                 }
@@ -110,9 +161,14 @@ async fn answer(runtime: &Arc<Runtime>, request: Request<Incoming>) -> Response<
         (&Method::POST, "/images/pull") => {
             let wanted: Value = serde_json::from_slice(&body).unwrap_or_default();
             let image = wanted["image"].as_str().unwrap_or("").to_owned();
-            let (tell, told) = mpsc::channel(pull::LINES_MAX);
-            tokio::spawn(pull::follow(runtime.images().clone(), image, tell));
-            return Response::new(lines_of(told));
+            match holder.own() {
+                Ok(own) => {
+                    let (tell, told) = mpsc::channel(pull::LINES_MAX);
+                    tokio::spawn(pull::follow(own.images().clone(), image, tell));
+                    return Response::new(lines_of(told));
+                }
+                Err(error) => Err(error),
+            }
         }
         _ => return respond(StatusCode::NOT_FOUND, &json!({"error": "no such command"})),
     };
@@ -227,7 +283,7 @@ mod tests {
         let (trigger, drain) = base::drain::channel();
         let (tell, mut told) = mpsc::channel(pull::LINES_MAX);
         assert!(!pull(run, "x:1", tell.clone()).await.unwrap(), "no server runs");
-        let task = serve(run, runtime, drain).unwrap();
+        let task = serve(run, Holder::BuiltIn(runtime), drain).unwrap();
         // Nobody listens on that port.
         assert!(pull(run, "127.0.0.1:1/x:1", tell).await.unwrap());
         let last = loop {

@@ -43,6 +43,11 @@ impl Paths {
         self.run.join("server.pid")
     }
 
+    /// Where the built-in runtime speaks CRI.
+    pub fn cri_socket(&self) -> PathBuf {
+        self.run.join("cri.sock")
+    }
+
     pub fn agent(&self) -> PathBuf {
         self.data.join("agent")
     }

@@ -76,7 +76,7 @@ async fn serve(settings: Settings) -> Result<()> {
         };
         if let Some(node) = &node {
             let run = &settings.paths.run;
-            control_plane.tasks.push(control::serve(run, node.runtime.clone(), drain.clone())?);
+            control_plane.tasks.push(control::serve(run, node.holder.clone(), drain.clone())?);
         }
         tell_supervisor();
         info!(

@@ -49,6 +49,10 @@ pub struct KubeletConfig {
     pub container_log_dir: PathBuf,
     /// Shown under `/logs/`: `/var/log`.
     pub system_log_dir: PathBuf,
+    /// The socket of a container runtime that is not ours; None is the built-in one.
+    pub runtime_endpoint: Option<PathBuf>,
+    /// The socket of its images where that is another.
+    pub image_endpoint: Option<PathBuf>,
     /// Manifests of static pods; None has none.
     pub static_pod_dir: Option<PathBuf>,
     /// Where further ones are asked for.
@@ -129,6 +133,8 @@ impl KubeletConfig {
             pod_log_dir: "/var/log/pods".into(),
             container_log_dir: "/var/log/containers".into(),
             system_log_dir: "/var/log".into(),
+            runtime_endpoint: None,
+            image_endpoint: None,
             static_pod_dir: None,
             static_pod_url: None,
             cluster_dns: Vec::new(),

@@ -264,10 +264,14 @@ async fn follow_runtime(
 
 async fn look(node: &Node, event: ContainerEvent) {
     let read = match &event {
+        // Removed by us it is forgotten already; somebody else may do it as well.
         ContainerEvent::Started { container_id, .. }
-        | ContainerEvent::Stopped { container_id, .. } => {
+        | ContainerEvent::Stopped { container_id, .. }
+        | ContainerEvent::Removed { container_id, .. } => {
             node.observed.refresh_container(container_id).await
         }
+        // Our own doing, which is known already.
+        ContainerEvent::Created { .. } => Ok(None),
         ContainerEvent::SandboxStopped { sandbox_id } => {
             for container in node.observed.containers() {
                 if container.sandbox_id == *sandbox_id

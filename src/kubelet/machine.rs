@@ -14,6 +14,8 @@ use crate::resources::PAGE_SIZES_MAX;
 
 #[derive(Debug, Clone, Default)]
 pub struct Machine {
+    /// `coracle`, `containerd`, ...
+    pub runtime_name: String,
     pub memory_bytes: i64,
     /// cgroup v2 alone.
     pub has_unified_cgroups: bool,
@@ -101,6 +103,7 @@ impl Machine {
         let boot_id = read("/proc/sys/kernel/random/boot_id");
         let system_uuid = read("/sys/class/dmi/id/product_uuid");
         Self {
+            runtime_name: runtime_name.to_owned(),
             memory_bytes,
             has_unified_cgroups: cgroups.is_ok_and(|it| it.is_unified()),
             swap_bytes: u64::try_from(swap).unwrap_or(0),

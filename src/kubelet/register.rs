@@ -219,14 +219,9 @@ fn keep_transitions(new: &mut NodeStatus, old: Option<&NodeStatus>) {
 
 async fn health(node: &Node) -> Health {
     let shutdown = node.shutdown.has_begun().then(|| shutdown::NODE_MESSAGE.to_owned());
-    let runtime = match tokio::time::timeout(
-        Duration::from_secs(10),
-        node.runtime.list_pod_sandboxes(),
-    )
-    .await
+    let runtime = match tokio::time::timeout(Duration::from_secs(10), node.runtime.trouble()).await
     {
-        Ok(Ok(_)) => None,
-        Ok(Err(error)) => Some(format!("container runtime is down: {error}")),
+        Ok(trouble) => trouble,
         Err(_) => Some("container runtime is down: it does not answer".to_owned()),
     };
     Health {

@@ -66,6 +66,10 @@ pub fn config(
         sysctls,
         cgroup_parent: resources::cgroup_parent(pod, &config.cgroup_root),
         resources: resources::pod_resources(pod, config.pod_pids_limit, host),
+        privileged: pod::containers(pod).iter().any(|(_, container)| {
+            let own = container.security_context.as_ref();
+            own.is_some_and(|own| own.privileged == Some(true))
+        }),
         seccomp: seccomp(context.and_then(|context| context.seccomp_profile.as_ref()), config),
         runtime_handler: runtime_handler.to_owned(),
         users: None,

@@ -4,14 +4,10 @@
 //! text where upstream does; the API server passes it on.
 
 mod auth;
-mod exec;
 mod files;
 mod logs;
 mod metrics;
-mod portforward;
-mod spdy;
 mod stats;
-mod websocket;
 
 use std::convert::Infallible;
 use std::io;
@@ -28,7 +24,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use k8s_openapi::api::core::v1::Pod;
-use runtime::cri::{Container, ContainerState, ExecOptions, Session};
+use runtime::cri::{AttachOptions, Container, ContainerState, ExecOptions, Session};
+use runtime::streaming::{self, Refusal, Wants, portforward};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, warn};
@@ -36,7 +33,6 @@ use tracing::{debug, warn};
 use crate::node::Node;
 use crate::{pod, settings};
 use auth::{Auth, Denied, User};
-use exec::Wants;
 
 /// Further connections wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
@@ -47,8 +43,6 @@ const RUN_SECONDS_MAX: u64 = 60;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 type Answer = Response<Body>;
-/// Status and one line that says why not.
-type Refusal = (StatusCode, String);
 
 struct Server {
     node: Arc<Node>,
@@ -128,6 +122,10 @@ fn json(value: &impl serde::Serialize) -> Answer {
     }
 }
 
+fn switched(answer: Response<Full<Bytes>>) -> Answer {
+    answer.map(|body| body.map_err(|never| match never {}).boxed_unsync())
+}
+
 fn refuse(status: StatusCode, message: impl Into<String>) -> Answer {
     text(status, message.into() + "\n")
 }
@@ -170,37 +168,6 @@ fn query(request: &Request<Incoming>) -> Vec<(String, String)> {
             (decode(name), decode(value))
         })
         .collect()
-}
-
-fn protocols(request: &Request<Incoming>) -> Vec<String> {
-    request
-        .headers()
-        .get_all("x-stream-protocol-version")
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|value| value.trim().to_owned())
-        .collect()
-}
-
-fn is_spdy(request: &Request<Incoming>) -> bool {
-    request
-        .headers()
-        .get(header::UPGRADE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.eq_ignore_ascii_case("SPDY/3.1"))
-}
-
-fn switch_to_spdy(protocol: &str) -> Answer {
-    let mut answer = text(StatusCode::SWITCHING_PROTOCOLS, "");
-    answer.headers_mut().remove(header::CONTENT_TYPE);
-    let headers = answer.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-    if let Ok(protocol) = HeaderValue::from_str(protocol) {
-        headers.insert("x-stream-protocol-version", protocol);
-    }
-    answer
 }
 
 impl Server {
@@ -419,60 +386,20 @@ impl Server {
             wants.tty = spec.is_some_and(|(_, spec)| spec.tty == Some(true));
             wants.stderr &= !wants.tty;
         }
-        let over_websocket = websocket::is_upgrade(request.headers());
-        let protocol = if over_websocket {
-            let chosen = websocket::choose(request.headers(), &exec::WEBSOCKET_PROTOCOLS);
-            if chosen.is_none() && websocket::asks_for_any(request.headers()) {
-                return bad("none of the requested protocols is supported");
-            }
-            chosen.unwrap_or("channel.k8s.io")
-        } else if is_spdy(&request) {
-            let asked = protocols(&request);
-            let chosen = exec::SPDY_PROTOCOLS.iter().find(|own| asked.iter().any(|it| it == *own));
-            match chosen {
-                Some(chosen) => *chosen,
-                None if asked.is_empty() => "channel.k8s.io",
-                None => {
-                    return refuse(
-                        StatusCode::FORBIDDEN,
-                        "none of the requested protocols is supported",
-                    );
-                }
-            }
-        } else {
-            return bad("Upgrade request required");
+        let upgrade = match streaming::exec_upgrade(request.headers()) {
+            Ok(upgrade) => upgrade,
+            Err((status, why)) => return refuse(status, why),
         };
-        let answer = if over_websocket {
-            let named = websocket::asks_for_any(request.headers()).then_some(protocol);
-            match websocket::accept(request.headers(), named) {
-                Some(answer) => answer
-                    .map(|body: Full<Bytes>| body.map_err(|never| match never {}).boxed_unsync()),
-                None => return bad("the request has no Sec-WebSocket-Key"),
-            }
-        } else {
-            switch_to_spdy(protocol)
+        let answer = match upgrade.answer(request.headers()) {
+            Ok(answer) => switched(answer),
+            Err((status, why)) => return refuse(status, why),
         };
         let session = match self.session(&found, command, wants, is_attach).await {
             Ok(session) => session,
             Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
         };
-        let upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
-            if over_websocket {
-                match websocket::open(upgrade).await {
-                    Ok(socket) => exec::over_websocket(session, socket, wants, protocol).await,
-                    Err(error) => debug!(%error, "exec not upgraded"),
-                }
-            } else {
-                match upgrade.await {
-                    Ok(io) => {
-                        let accept = spdy::serve(TokioIo::new(io));
-                        exec::over_spdy(session, accept, wants, protocol).await;
-                    }
-                    Err(error) => debug!(%error, "exec not upgraded"),
-                }
-            }
-        });
+        let connection = hyper::upgrade::on(&mut request);
+        tokio::spawn(streaming::serve_session(session, connection, upgrade, wants));
         answer
     }
 
@@ -485,22 +412,14 @@ impl Server {
     ) -> Result<Session, String> {
         let runtime = &self.node.runtime;
         let session = if is_attach {
-            runtime.attach(&container.id).await
+            let options = AttachOptions { stdin: wants.stdin, tty: wants.tty };
+            runtime.attach(&container.id, options).await
         } else {
             let options = ExecOptions { command, stdin: wants.stdin, tty: wants.tty };
             runtime.exec(&container.id, options).await
         };
-        let mut session = session.map_err(|error| base::error::chain(&error).to_string())?;
-        if !wants.stdin {
-            session.stdin = None;
-        }
-        if !wants.stdout {
-            session.stdout = None;
-        }
-        if !wants.stderr {
-            session.stderr = None;
-        }
-        Ok(session)
+        let session = session.map_err(|error| base::error::chain(&error).to_string())?;
+        Ok(wants.only(session))
     }
 
     fn port_forward(&self, mut request: Request<Incoming>, namespace: &str, name: &str) -> Answer {
@@ -517,28 +436,10 @@ impl Server {
             sandbox.id.clone(),
             pod::uid(&pod).to_owned(),
         );
-        if is_spdy(&request) {
-            let asked = protocols(&request);
-            if !asked.is_empty() && !asked.iter().any(|it| it == portforward::SPDY_PROTOCOL) {
-                return refuse(
-                    StatusCode::FORBIDDEN,
-                    "none of the requested protocols is supported",
-                );
-            }
-            let upgrade = hyper::upgrade::on(&mut request);
-            tokio::spawn(async move {
-                match upgrade.await {
-                    Ok(io) => portforward::over_spdy(goal, spdy::serve(TokioIo::new(io))).await,
-                    Err(error) => debug!(%error, "port-forward not upgraded"),
-                }
-            });
-            return switch_to_spdy(portforward::SPDY_PROTOCOL);
-        }
-        if !websocket::is_upgrade(request.headers()) {
-            return bad("Upgrade request required");
-        }
-        let tunnel = websocket::choose(request.headers(), &[portforward::TUNNEL_PROTOCOL]);
-        let channels = websocket::choose(request.headers(), &portforward::CHANNEL_PROTOCOLS);
+        let upgrade = match streaming::forward_upgrade(request.headers()) {
+            Ok(upgrade) => upgrade,
+            Err((status, why)) => return refuse(status, why),
+        };
         let ports: Vec<u16> = query(&request)
             .iter()
             .filter(|(name, _)| name == "port" || name == "ports")
@@ -546,28 +447,15 @@ impl Server {
             .filter_map(|port| port.parse().ok())
             .filter(|port| *port > 0)
             .collect();
-        if tunnel.is_none() && ports.is_empty() {
+        if upgrade.needs_ports() && ports.is_empty() {
             return bad("query parameter \"port\" is required");
         }
-        let answer = match websocket::accept(request.headers(), tunnel.or(channels)) {
-            Some(answer) => {
-                answer.map(|body: Full<Bytes>| body.map_err(|never| match never {}).boxed_unsync())
-            }
-            None => return bad("the request has no Sec-WebSocket-Key"),
+        let answer = match upgrade.answer(request.headers()) {
+            Ok(answer) => switched(answer),
+            Err((status, why)) => return refuse(status, why),
         };
-        let upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
-            let socket = match websocket::open(upgrade).await {
-                Ok(socket) => socket,
-                Err(error) => return debug!(%error, "port-forward not upgraded"),
-            };
-            if tunnel.is_some() {
-                let accept = spdy::serve(websocket::tunnel(socket));
-                portforward::over_spdy(goal, accept).await;
-            } else {
-                portforward::over_channels(goal, socket, ports).await;
-            }
-        });
+        let connection = hyper::upgrade::on(&mut request);
+        tokio::spawn(streaming::serve_forward(goal, connection, upgrade, ports));
         answer
     }
 

@@ -41,6 +41,8 @@ pub struct Configuration {
     api_version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<String>,
+    container_runtime_endpoint: Option<String>,
+    image_service_endpoint: Option<String>,
     static_pod_path: Option<PathBuf>,
     #[serde(rename = "staticPodURL")]
     static_pod_url: Option<String>,
@@ -163,6 +165,7 @@ const FLAGS: &[(&str, &str, Shape)] = &[
     ("cluster-domain", "clusterDomain", Shape::Text),
     ("container-log-max-files", "containerLogMaxFiles", Shape::Number),
     ("container-log-max-size", "containerLogMaxSize", Shape::Text),
+    ("container-runtime-endpoint", "containerRuntimeEndpoint", Shape::Text),
     ("enforce-node-allocatable", "enforceNodeAllocatable", Shape::List),
     ("fail-swap-on", "failSwapOn", Shape::Truth),
     ("feature-gates", "featureGates", Shape::Truths),
@@ -177,6 +180,7 @@ const FLAGS: &[(&str, &str, Shape)] = &[
     ("minimum-image-ttl-duration", "imageMinimumGCAge", Shape::Text),
     ("kube-reserved-cgroup", "kubeReservedCgroup", Shape::Text),
     ("system-reserved-cgroup", "systemReservedCgroup", Shape::Text),
+    ("image-service-endpoint", "imageServiceEndpoint", Shape::Text),
     ("kube-reserved", "kubeReserved", Shape::Pairs),
     ("max-pods", "maxPods", Shape::Number),
     ("cpu-manager-policy", "cpuManagerPolicy", Shape::Text),
@@ -445,6 +449,22 @@ impl Configuration {
             }
         }
         set(&mut config.seccomp_default, self.seccomp_default);
+        for (name, text, to) in [
+            (
+                "containerRuntimeEndpoint",
+                self.container_runtime_endpoint,
+                &mut config.runtime_endpoint,
+            ),
+            ("imageServiceEndpoint", self.image_service_endpoint, &mut config.image_endpoint),
+        ] {
+            if let Some(text) = text.filter(|text| !text.is_empty()) {
+                let socket = runtime::remote::socket_of(&text);
+                *to = Some(socket.map_err(|why| format!("{name}: {why}"))?);
+            }
+        }
+        if config.image_endpoint.is_some() && config.runtime_endpoint.is_none() {
+            return Err("imageServiceEndpoint needs containerRuntimeEndpoint".into());
+        }
         set(&mut config.max_pods, self.max_pods);
         // As upstream, less than nothing is no limit.
         set(&mut config.pod_pids_limit, self.pod_pids_limit.map(|limit| limit.max(0)));
@@ -569,6 +589,10 @@ fn reserved(field: &str, list: BTreeMap<String, String>) -> Result<quantity::Res
         .collect()
 }
 
+fn endpoint(socket: &Path) -> String {
+    format!("unix://{}", socket.display())
+}
+
 /// The configuration in effect, as `/configz` shows it.
 pub fn show(config: &KubeletConfig) -> Value {
     let text = |list: &quantity::ResourceList| -> BTreeMap<String, String> {
@@ -596,6 +620,8 @@ pub fn show(config: &KubeletConfig) -> Value {
     let mut shown = Configuration {
         api_version: Some(API_VERSION.into()),
         kind: Some(KIND.into()),
+        container_runtime_endpoint: config.runtime_endpoint.as_deref().map(endpoint),
+        image_service_endpoint: config.image_endpoint.as_deref().map(endpoint),
         static_pod_path: config.static_pod_dir.clone(),
         pod_logs_dir: Some(config.pod_log_dir.clone()),
         cluster_dns: Some(config.cluster_dns.clone()),
@@ -702,7 +728,9 @@ mod tests {
         put("kubelet.yaml.d/ignored.yaml", "maxPods: 1\n");
         let flags =
             ["max-pods=70", "eviction-hard=nodefs.available<1Gi", "--container-log-max-size=1Mi"];
-        let read = Configuration::read(Some(&file), &flags.map(str::to_owned)).unwrap();
+        let flags = flags.into_iter().chain(["container-runtime-endpoint=/run/c.sock"]);
+        let flags: Vec<String> = flags.map(str::to_owned).collect();
+        let read = Configuration::read(Some(&file), &flags).unwrap();
         let mut config = config();
         read.apply(&mut config).unwrap();
         assert_eq!((config.max_pods, config.pod_pids_limit), (70, 7));
@@ -711,6 +739,7 @@ mod tests {
         let shown = show(&config);
         assert_eq!(shown["kubeletconfig"]["evictionHard"], json!({"nodefs.available": "1Gi"}));
         assert_eq!(shown["kubeletconfig"]["containerLogMaxSize"], "1024Ki");
+        assert_eq!(shown["kubeletconfig"]["containerRuntimeEndpoint"], "unix:///run/c.sock");
         let places = [
             "cpu-manager-policy=static",
             "cpu-manager-policy-options=full-pcpus-only=true",
@@ -741,7 +770,13 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 23] = [
+        let cases: [(&str, &[&str], &str); 25] = [
+            (
+                &head("containerRuntimeEndpoint: tcp://h:1\n"),
+                &[],
+                "protocol \"tcp\" is not supported",
+            ),
+            (&head("imageServiceEndpoint: /run/i.sock\n"), &[], "needs containerRuntimeEndpoint"),
             ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
             (&head("maxPod: 5\n"), &[], "unknown field `maxPod`"),
             (&head("maxPods: many\n"), &[], "invalid type"),

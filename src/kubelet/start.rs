@@ -112,10 +112,15 @@ impl Worker {
             .await
             .map_err(|message| failed("Failed", "CreateContainerConfigError", message))?;
         let log_path = sandbox_log(&node.config, &self.pod).join(&config.log_path);
-        let id = node.runtime.create_container(&sandbox.id, config).await.map_err(|error| {
-            let message = base::error::chain(&error).to_string();
-            failed("Failed", "CreateContainerError", message)
-        })?;
+        let of_pod = self
+            .sandbox_config(sandbox.metadata.attempt)
+            .await
+            .map_err(|message| failed("Failed", "CreateContainerConfigError", message))?;
+        let id =
+            node.runtime.create_container(&sandbox.id, config, &of_pod).await.map_err(|error| {
+                let message = base::error::chain(&error).to_string();
+                failed("Failed", "CreateContainerError", message)
+            })?;
         node.recorder.normal(about, "Created", "Container created");
         let started = node.runtime.start_container(&id).await;
         if let Err(error) = node.observed.refresh_container(&id).await {

@@ -31,6 +31,8 @@ pub struct Inputs<'a> {
     /// The status last built; times of transitions and lost containers come from it.
     pub old: &'a PodStatus,
     pub runtime: &'a PodRuntime,
+    /// What runs the containers, as it stands before their ids.
+    pub runtime_name: &'a str,
     pub verdicts: &'a Verdicts,
     pub waiting: &'a Waiting,
     pub host_ips: &'a [IpAddr],
@@ -106,9 +108,9 @@ fn addresses(inputs: &Inputs<'_>) -> (Vec<PodIP>, Vec<HostIP>) {
     (pod_ips, host_ips)
 }
 
-fn terminated(container: &cri::Container) -> ContainerStateTerminated {
+fn terminated(runtime_name: &str, container: &cri::Container) -> ContainerStateTerminated {
     ContainerStateTerminated {
-        container_id: Some(container_id(container)),
+        container_id: Some(container_id(runtime_name, container)),
         exit_code: container.exit_code,
         finished_at: nanos(container.finished_at),
         message: (!container.message.is_empty()).then(|| container.message.clone()),
@@ -122,8 +124,8 @@ fn terminated(container: &cri::Container) -> ContainerStateTerminated {
     }
 }
 
-fn container_id(container: &cri::Container) -> String {
-    format!("coracle://{}", container.id)
+fn container_id(runtime_name: &str, container: &cri::Container) -> String {
+    format!("{runtime_name}://{}", container.id)
 }
 
 fn waiting_state(reason: &str, message: &str) -> ContainerState {
@@ -173,10 +175,10 @@ fn container_status(
     let mut all = inputs.runtime.all_of(&container.name);
     let current = all.next();
     if let Some(current) = current {
-        read_current(&mut out, current);
+        read_current(&mut out, inputs.runtime_name, current);
         let previous = all.find(|before| before.state == cri::ContainerState::Exited);
         out.last_state = match previous {
-            Some(before) => Some(terminated_state(terminated(before))),
+            Some(before) => Some(terminated_state(terminated(inputs.runtime_name, before))),
             None => old.and_then(|old| old.last_state.clone()).or(out.last_state),
         };
         if current.state == cri::ContainerState::Created {
@@ -262,8 +264,8 @@ fn actual(
     out
 }
 
-fn read_current(out: &mut ContainerStatus, current: &cri::Container) {
-    out.container_id = Some(container_id(current));
+fn read_current(out: &mut ContainerStatus, runtime_name: &str, current: &cri::Container) {
+    out.container_id = Some(container_id(runtime_name, current));
     out.image_id = current.image_ref.clone();
     // A runtime that names the image by its id says what the user wrote beside it.
     out.image = match (current.image.as_str(), current.user_specified_image.as_str()) {
@@ -288,7 +290,9 @@ fn read_current(out: &mut ContainerStatus, current: &cri::Container) {
                 ..ContainerState::default()
             });
         }
-        cri::ContainerState::Exited => out.state = Some(terminated_state(terminated(current))),
+        cri::ContainerState::Exited => {
+            out.state = Some(terminated_state(terminated(runtime_name, current)))
+        }
         cri::ContainerState::Created | cri::ContainerState::Unknown => {}
     }
 }
@@ -586,6 +590,7 @@ mod tests {
                 host: resources::Host { memory_bytes: 1 << 30, ..resources::Host::default() },
                 old: &self.old,
                 runtime: &self.runtime,
+                runtime_name: "coracle",
                 verdicts: &self.verdicts,
                 waiting: &self.waiting,
                 host_ips: &["192.0.2.1".parse().unwrap()],

@@ -242,6 +242,7 @@ impl Worker {
             pod: &self.pod,
             old: &self.old,
             runtime,
+            runtime_name: &self.node.machine.runtime_name,
             verdicts: &self.probes.verdicts(),
             waiting: &self.waiting,
             host_ips: &self.node.config.node_ips,
@@ -344,8 +345,7 @@ impl Worker {
         }
         let told = [&self.old.container_statuses, &self.old.init_container_statuses];
         for told in told.into_iter().flatten().flatten() {
-            let Some(id) =
-                told.container_id.as_deref().and_then(|id| id.strip_prefix("coracle://"))
+            let Some((_, id)) = told.container_id.as_deref().and_then(|id| id.split_once("://"))
             else {
                 continue;
             };
@@ -493,17 +493,25 @@ impl Worker {
         }
     }
 
-    async fn create_sandbox(&mut self, attempt: u32) -> Result<(), String> {
+    /// What the pod's sandbox is made with.
+    pub async fn sandbox_config(&self, attempt: u32) -> Result<cri::PodSandboxConfig, String> {
         let node = &self.node;
         let resolver = node.host_resolver().await;
         let handler = node.runtime_handler(&self.pod).await?;
         let users = node.users_of(&self.pod, &handler).await?;
         let mut config =
             sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler, node.host())?;
+        config.users = users;
+        Ok(config)
+    }
+
+    async fn create_sandbox(&mut self, attempt: u32) -> Result<(), String> {
+        let node = &self.node;
+        let resolver = node.host_resolver().await;
         for (reason, message) in sandbox::dns(&self.pod, &node.config, &resolver).1 {
             node.recorder.warning(&client::recorder::reference(&*self.pod), reason, message);
         }
-        config.users = users;
+        let config = self.sandbox_config(attempt).await?;
         tokio::fs::create_dir_all(&config.log_directory)
             .await
             .map_err(|error| format!("create {}: {error}", config.log_directory.display()))?;

@@ -104,6 +104,9 @@ pub struct PodSandboxConfig {
     pub cgroup_parent: String,
     /// Limits of the pod's cgroup as a whole.
     pub resources: LinuxResources,
+    /// A privileged container is among those to come.
+    #[serde(default)]
+    pub privileged: bool,
     pub seccomp: SeccompProfile,
     /// Name of the RuntimeClass handler; empty is the default.
     pub runtime_handler: String,
@@ -330,11 +333,19 @@ pub struct ContainerUser {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ContainerEvent {
+    Created {
+        sandbox_id: String,
+        container_id: String,
+    },
     Started {
         sandbox_id: String,
         container_id: String,
     },
     Stopped {
+        sandbox_id: String,
+        container_id: String,
+    },
+    Removed {
         sandbox_id: String,
         container_id: String,
     },
@@ -355,6 +366,12 @@ pub struct ExecSyncResult {
 #[derive(Debug, Clone, Default)]
 pub struct ExecOptions {
     pub command: Vec<String>,
+    pub stdin: bool,
+    pub tty: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AttachOptions {
     pub stdin: bool,
     pub tty: bool,
 }
@@ -468,6 +485,13 @@ pub struct AuthConfig {
     pub registry_token: String,
 }
 
+/// Upstream's words for a node whose pods get no network.
+pub fn network_trouble(reason: &str, message: &str) -> String {
+    format!(
+        "container runtime network not ready: NetworkReady=false reason:{reason} message:{message}"
+    )
+}
+
 #[async_trait]
 pub trait RuntimeService: Send + Sync {
     async fn run_pod_sandbox(&self, config: PodSandboxConfig) -> Result<String>;
@@ -478,7 +502,13 @@ pub trait RuntimeService: Send + Sync {
     async fn pod_sandbox_status(&self, id: &str) -> Result<PodSandbox>;
     async fn list_pod_sandboxes(&self) -> Result<Vec<PodSandbox>>;
 
-    async fn create_container(&self, sandbox_id: &str, config: ContainerConfig) -> Result<String>;
+    /// `sandbox` is the configuration that the sandbox was made with.
+    async fn create_container(
+        &self,
+        sandbox_id: &str,
+        config: ContainerConfig,
+        sandbox: &PodSandboxConfig,
+    ) -> Result<String>;
     async fn start_container(&self, id: &str) -> Result<()>;
     /// Sends the stop signal, waits `timeout_seconds`, then kills. Safe to repeat.
     async fn stop_container(&self, id: &str, timeout_seconds: u64) -> Result<()>;
@@ -497,7 +527,8 @@ pub trait RuntimeService: Send + Sync {
         timeout_seconds: u64,
     ) -> Result<ExecSyncResult>;
     async fn exec(&self, id: &str, options: ExecOptions) -> Result<Session>;
-    async fn attach(&self, id: &str) -> Result<Session>;
+    /// `options` are those that the container was made with, without input if none is wanted.
+    async fn attach(&self, id: &str, options: AttachOptions) -> Result<Session>;
     /// Connects to `localhost:port` inside the sandbox's network namespace.
     async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<Box<dyn Duplex>>;
 
@@ -505,6 +536,8 @@ pub trait RuntimeService: Send + Sync {
     async fn pod_sandbox_stats(&self, query: &StatsQuery) -> Result<Vec<SandboxStats>>;
     /// A receiver that lags must list again; events are hints.
     fn events(&self) -> broadcast::Receiver<ContainerEvent>;
+    /// None when pods can run, otherwise why not.
+    async fn trouble(&self) -> Option<String>;
     /// Name and version, as in `kubectl get nodes -o wide` (`coracle://0.1.0`).
     fn version(&self) -> (String, String);
     /// Of the default handler.

@@ -7,11 +7,13 @@ pub mod cdi;
 mod link;
 mod recover;
 mod sandbox;
+pub(crate) use sandbox::limits;
 mod seccomp;
 mod service;
 pub use service::interfaces_of;
 pub mod shim;
 mod spec;
+pub(crate) use spec::{MASKED_PATHS, READONLY_PATHS};
 mod streams;
 mod users;
 
@@ -368,7 +370,7 @@ fn write_whole<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 }
 
 /// 64 hexadecimal digits by chance.
-fn new_id() -> Result<String> {
+pub(crate) fn new_id() -> Result<String> {
     use std::io::Read;
     let mut bytes = [0; 32];
     std::fs::File::open("/dev/urandom")

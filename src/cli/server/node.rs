@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Node as NodeObject, Taint};
 use network::{Network, NetworkConfig};
 use runtime::cri::{self, ErrorKind, PodSandboxMetadata};
 use runtime::images::Registries;
+use runtime::remote::Remote;
 use runtime::{Runtime, RuntimeConfig};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
@@ -20,6 +21,7 @@ use tracing::{info, warn};
 use super::control_plane::ControlPlane;
 use super::credentials::component;
 use super::settings::Settings;
+use crate::control::Holder;
 use crate::{Error, Result};
 
 /// A node that is not ready by then is reported, and the server goes on.
@@ -30,7 +32,7 @@ pub const NFT_TABLE: &str = "coracle";
 pub const SHIM_CGROUP: &str = "coracle-shims";
 
 pub struct Node {
-    pub runtime: Arc<Runtime>,
+    pub holder: Holder,
     pub tasks: Vec<JoinHandle<()>>,
 }
 
@@ -146,33 +148,30 @@ pub async fn start(
     let network = Network::start(network_config(settings), &shared, &node, drain.clone())
         .await
         .map_err(|err| Error::failed("start the pod network", err))?;
-    let config = RuntimeConfig {
-        state_dir: settings.paths.containers(),
-        data_dir: settings.paths.image_store(),
-        run_dir: settings.paths.run.clone(),
-        shim_command: shim_command()?,
-        network: Arc::new(Plug(network.clone())),
-        registries: registries(&settings.registries)?,
-        cdi_dirs: runtime::oci::cdi::DIRS.map(Into::into).into(),
-        shim_cgroup: SHIM_CGROUP.into(),
-    };
-    let runtime = Runtime::open(config)
-        .await
-        .map_err(|err| Error::failed("start the container runtime", err))?;
-    keep_only_living(&runtime, &network).await?;
-    import_archives(settings, &runtime).await;
+    let config = kubelet_config(settings, control_plane)?;
+    let mut tasks = Vec::new();
+    let (holder, runtime, images): (_, Arc<dyn cri::RuntimeService>, Arc<dyn cri::ImageService>) =
+        match &config.runtime_endpoint {
+            Some(socket) => {
+                let remote = foreign(socket, config.image_endpoint.as_deref(), drain).await?;
+                (Holder::Foreign(remote.clone(), socket.clone()), remote.clone(), remote)
+            }
+            None => {
+                let runtime = built_in(settings, &network).await?;
+                tasks.push(offer(settings, &runtime, &network, drain)?);
+                (Holder::BuiltIn(runtime.clone()), runtime.clone(), runtime)
+            }
+        };
+    keep_only_living(&*runtime, &network).await?;
+    if let Holder::BuiltIn(runtime) = &holder {
+        import_archives(settings, runtime).await;
+    }
 
     let keeper = settings.local_storage.then(|| {
         let (name, folder) = (settings.node_name.clone(), settings.paths.storage());
         tokio::spawn(addons::local_path::keeper::run(node.clone(), name, folder, drain.clone()))
     });
-    let kubelet = kubelet::Kubelet::new(
-        kubelet_config(settings, control_plane)?,
-        node,
-        runtime.clone(),
-        runtime.clone(),
-        drain.clone(),
-    );
+    let kubelet = kubelet::Kubelet::new(config, node, runtime, images, drain.clone());
     let (ended, mut has_ended) = tokio::sync::oneshot::channel();
     let task = tokio::spawn(async move {
         let Err(err) = kubelet.run().await else { return };
@@ -190,7 +189,50 @@ pub async fn start(
         () = wait_until_ready(settings, &control_plane.shared, drain) => {}
     }
     drop(has_ended);
-    Ok(Node { runtime, tasks: [Some(task), keeper].into_iter().flatten().collect() })
+    tasks.extend([Some(task), keeper].into_iter().flatten());
+    Ok(Node { holder, tasks })
+}
+
+async fn built_in(settings: &Settings, network: &Arc<Network>) -> Result<Arc<Runtime>> {
+    let config = RuntimeConfig {
+        state_dir: settings.paths.containers(),
+        data_dir: settings.paths.image_store(),
+        run_dir: settings.paths.run.clone(),
+        shim_command: shim_command()?,
+        network: Arc::new(Plug(network.clone())),
+        registries: registries(&settings.registries)?,
+        cdi_dirs: runtime::oci::cdi::DIRS.map(Into::into).into(),
+        shim_cgroup: SHIM_CGROUP.into(),
+    };
+    Runtime::open(config).await.map_err(|err| Error::failed("start the container runtime", err))
+}
+
+/// Shows the built-in runtime on its socket.
+fn offer(
+    settings: &Settings,
+    runtime: &Arc<Runtime>,
+    network: &Arc<Network>,
+    drain: &Drain,
+) -> Result<JoinHandle<()>> {
+    let socket = settings.paths.cri_socket();
+    let plug = Arc::new(Plug(network.clone()));
+    runtime::offer::serve(&socket, runtime.clone(), runtime.clone(), plug, drain.clone())
+        .map_err(|err| Error::failed(format!("listen on {}", socket.display()), err))
+}
+
+async fn foreign(socket: &Path, images: Option<&Path>, drain: &Drain) -> Result<Arc<Remote>> {
+    let remote = Remote::connect(socket, images, drain.clone()).await.map_err(|err| {
+        Error::failed("reach the container runtime", err)
+            .with_fix("start it, or leave out --container-runtime-endpoint for the built-in one")
+    })?;
+    let (name, version) = cri::RuntimeService::version(&*remote);
+    info!(
+        name,
+        version,
+        socket = %socket.display(),
+        "the container runtime answers; pods get the network of its CNI configuration"
+    );
+    Ok(remote)
 }
 
 fn kubelet_config(
@@ -229,8 +271,9 @@ fn kubelet_config(
 }
 
 /// Addresses of sandboxes that are gone are free again.
-async fn keep_only_living(runtime: &Runtime, network: &Network) -> Result<()> {
-    let sandboxes = cri::RuntimeService::list_pod_sandboxes(runtime)
+async fn keep_only_living(runtime: &dyn cri::RuntimeService, network: &Network) -> Result<()> {
+    let sandboxes = runtime
+        .list_pod_sandboxes()
         .await
         .map_err(|err| Error::failed("list the pods of before", err))?;
     let living: Vec<String> = sandboxes.into_iter().map(|sandbox| sandbox.id).collect();

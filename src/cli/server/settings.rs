@@ -65,7 +65,11 @@ fn usage(text: String) -> Error {
 }
 
 impl Settings {
-    pub fn new(flags: ServerFlags) -> Result<Self> {
+    pub fn new(mut flags: ServerFlags) -> Result<Self> {
+        if let Some(endpoint) = flags.container_runtime_endpoint.take() {
+            // The kubelet's own flag; of two that differ the one that was named wins.
+            flags.kubelet_arg.push(format!("container-runtime-endpoint={endpoint}"));
+        }
         let network = |flag: &str, text: &str| -> Result<Network> {
             text.parse().map_err(|why| usage(format!("--{flag}: {why}")))
         };

@@ -15,10 +15,10 @@ use super::spec::{self, Places};
 use super::streams::{reader, resizer, writer};
 use super::{Container as Entry, ContainerRecord, Runtime, internal, new_id, write_whole};
 use crate::cri::{
-    BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState, ContainerStats,
-    ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, Features, InterfaceUsage,
-    LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, Result, RuntimeService,
-    SandboxState, SandboxStats, Session, StatsQuery,
+    AttachOptions, BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState,
+    ContainerStats, ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, Features,
+    InterfaceUsage, LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, Result,
+    RuntimeService, SandboxState, SandboxStats, Session, StatsQuery, network_trouble,
 };
 
 /// Each stream of an `exec_sync` is cut off here.
@@ -121,7 +121,9 @@ impl Runtime {
         }
         let entry = Entry::new(record, ContainerState::Created);
         entry.status.send_modify(|status| status.pid = process);
-        self.tables().containers.insert(id.to_string(), entry);
+        let (sandbox_id, container_id) = (sandbox_id.to_string(), id.to_string());
+        self.tables().containers.insert(container_id.clone(), entry);
+        let _ = self.events.send(ContainerEvent::Created { sandbox_id, container_id });
         Ok(())
     }
 
@@ -357,7 +359,12 @@ impl RuntimeService for Runtime {
         Ok(list)
     }
 
-    async fn create_container(&self, sandbox_id: &str, config: ContainerConfig) -> Result<String> {
+    async fn create_container(
+        &self,
+        sandbox_id: &str,
+        config: ContainerConfig,
+        _: &PodSandboxConfig,
+    ) -> Result<String> {
         let id = new_id()?;
         match self.try_create(&id, sandbox_id, config).await {
             Ok(()) => Ok(id),
@@ -446,7 +453,12 @@ impl RuntimeService for Runtime {
         })
         .await
         .map_err(|err| internal("remove container", err))?;
-        self.tables().containers.remove(id);
+        if self.tables().containers.remove(id).is_some() {
+            let _ = self.events.send(ContainerEvent::Removed {
+                sandbox_id: entry.record.sandbox_id.clone(),
+                container_id: id.to_string(),
+            });
+        }
         Ok(())
     }
 
@@ -584,7 +596,7 @@ impl RuntimeService for Runtime {
         Ok(Session { stdin, stdout, stderr, resize: resizer(terminal), exit })
     }
 
-    async fn attach(&self, id: &str) -> Result<Session> {
+    async fn attach(&self, id: &str, options: AttachOptions) -> Result<Session> {
         let entry = self.running(id)?;
         let link = self.link_of(&*self.sandbox(&entry.record.sandbox_id)?)?;
         let config = &entry.record.config;
@@ -597,14 +609,18 @@ impl RuntimeService for Runtime {
             handed.push(theirs);
         }
         let fds: Vec<BorrowedFd<'_>> = handed.iter().map(|fd| fd.as_fd()).collect();
-        let verb = Verb::Attach { id: id.to_string(), stdin: config.stdin };
+        // A terminal is for its size, too; a pipe that nobody writes to is not taken: its
+        // closing would be the end of the input.
+        let stdin = config.stdin && options.stdin;
+        let takes = config.stdin && (options.stdin || config.tty);
+        let verb = Verb::Attach { id: id.to_string(), stdin: takes };
         let (_, mut given) = link.call(verb, &fds).await?;
         let handed_over = given.pop();
         let terminal = match &handed_over {
             Some(fd) if config.tty => Some(copy_of(fd)?),
             _ => None,
         };
-        let stdin = match handed_over.filter(|_| config.stdin) {
+        let stdin = match handed_over.filter(|_| stdin) {
             Some(fd) => {
                 let input = writer(fd).map_err(|err| internal("watch standard input", err))?;
                 Some(Box::new(input) as BoxWrite)
@@ -693,6 +709,11 @@ impl RuntimeService for Runtime {
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {
         self.events.subscribe()
+    }
+
+    async fn trouble(&self) -> Option<String> {
+        let why = self.config.network.status().await?;
+        Some(network_trouble("NetworkPluginNotReady", &why))
     }
 
     fn version(&self) -> (String, String) {

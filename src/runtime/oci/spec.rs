@@ -24,7 +24,8 @@ use crate::images::StoredImage;
 const LOG_BYTES_MAX: u64 = 256 << 20;
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-const MASKED: [&str; 11] = [
+/// What is hidden of /proc and /sys unless a container asks for it.
+pub const MASKED_PATHS: [&str; 11] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/kcore",
@@ -37,7 +38,7 @@ const MASKED: [&str; 11] = [
     "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
-const READONLY: [&str; 5] =
+pub const READONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Name, major, minor.
@@ -115,8 +116,8 @@ pub fn plan(
         binds: binds(config, places),
         devices: devices(config)?,
         shm: places.shm.clone(),
-        masked: list(&MASKED),
-        readonly: list(&READONLY),
+        masked: list(&MASKED_PATHS),
+        readonly: list(&READONLY_PATHS),
         privileged: security.privileged,
         pid: match (&config.target_container, config.pid) {
             (Some(target), _) => PidMode::Target(target.clone()),

@@ -114,7 +114,6 @@ async fn a_container_gets_what_its_plugin_says_and_keeps_it_over_restarts() {
 }
 
 async fn processes(world: &World, name: &str) -> Vec<i32> {
-    use runtime::cri::RuntimeService;
     let all = world.runtime.list_containers().await.unwrap();
     all.iter()
         .filter(|it| it.labels.get("io.kubernetes.pod.name").is_some_and(|pod| pod == name))

@@ -35,7 +35,7 @@ fn free_port() -> u16 {
 async fn registry(world: &World, port: u16) -> Registry {
     let dir = world.dir.path();
     let archive = dir.join("export.tar");
-    world.runtime.images().export_file(&["busybox:test".into()], &archive).await.unwrap();
+    world.store().export_file(&["busybox:test".into()], &archive).await.unwrap();
     let base = dir.join("registry/docker/registry/v2");
     let repository = base.join("repositories/team/app");
     let put = |path: PathBuf, bytes: &[u8]| {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod apiserver;
+mod containerd;
 mod csi;
 mod csi_driver;
 mod device_plugin;
@@ -9,6 +10,8 @@ mod devices;
 mod dra;
 mod dra_driver;
 mod eviction;
+#[path = "../../../runtime/tests/host/containerd.rs"]
+mod host;
 mod images;
 mod placement;
 mod pods;

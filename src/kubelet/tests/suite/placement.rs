@@ -6,7 +6,6 @@ use crate::world::World;
 
 /// The CPUs that a container's first process may use.
 async fn cpus(world: &World, name: &str) -> String {
-    use runtime::cri::RuntimeService;
     let all = world.runtime.list_containers().await.unwrap();
     let pid = all
         .iter()

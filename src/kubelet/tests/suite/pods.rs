@@ -182,7 +182,6 @@ async fn volumes_follow_their_objects_and_static_pods_their_files() {
     let id = world.pod("vol").unwrap()["status"]["containerStatuses"][0]["containerID"].clone();
     let id = id.as_str().unwrap().trim_start_matches("coracle://").to_owned();
     let read = async |file: &str| {
-        use runtime::cri::RuntimeService;
         let command = vec!["cat".to_owned(), file.to_owned()];
         let result = world.runtime.exec_sync(&id, command, 5).await.unwrap();
         String::from_utf8(result.stdout).unwrap()
@@ -266,7 +265,6 @@ async fn probes_hooks_sidecars_and_lost_sandboxes_are_handled() {
     std::fs::remove_file(shared.join("order")).unwrap();
 
     // The sandbox's end is not the pod's.
-    use runtime::cri::RuntimeService;
     let sandboxes = world.runtime.list_pod_sandboxes().await.unwrap();
     world.runtime.stop_pod_sandbox(&sandboxes[0].id).await.unwrap();
     world

@@ -1,7 +1,6 @@
 //! Resources that change while their pod runs.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use runtime::cri::RuntimeService;
 use serde_json::{Value, json};
 
 use crate::world::World;

@@ -37,7 +37,7 @@ pub async fn get(world: &World, path: &str, token: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
-async fn open(
+pub async fn open(
     world: &World,
     path: &str,
     protocol: &str,

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use runtime::cri::RuntimeService;
 use serde_json::{Value, json};
 
 use crate::world::World;
@@ -182,8 +181,7 @@ async fn devices_images_and_memory_are_volumes_too() {
     assert!(full.contains("No space left on device"), "{full}");
     assert!(run(&world, "all", "df -k /mem").await.contains("1024"));
     // An image that is mounted is in use.
-    use runtime::cri::ImageService;
-    assert!(world.runtime.remove_image("busybox:test").await.is_err());
+    assert!(world.images.remove_image("busybox:test").await.is_err());
     world.create_pod(
         "lost",
         json!({"terminationGracePeriodSeconds": 0,

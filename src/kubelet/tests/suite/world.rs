@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use base::drain::{self, Trigger};
 use client::Client;
 use kubelet::{Kubelet, KubeletConfig};
-use runtime::cri::{PodNetwork, PodSandboxMetadata, Result, RuntimeService};
+use runtime::cri::{ImageService, PodNetwork, PodSandboxMetadata, Result, RuntimeService};
 use runtime::images::Registries;
+use runtime::remote::Remote;
 use runtime::{Runtime, RuntimeConfig};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::apiserver::ApiServer;
+use crate::host::{Containerd, PAUSE};
 
 pub const NODE: &str = "n1";
 
@@ -48,7 +50,11 @@ impl PodNetwork for NoNetwork {
 pub struct World {
     pub dir: tempfile::TempDir,
     pub api: Arc<ApiServer>,
-    pub runtime: Arc<Runtime>,
+    pub runtime: Arc<dyn RuntimeService>,
+    pub images: Arc<dyn ImageService>,
+    /// None with another runtime.
+    built_in: Option<Arc<Runtime>>,
+    containerd: Option<Containerd>,
     pub listen: SocketAddr,
     settings: Box<dyn Fn(&mut KubeletConfig) + Send + Sync>,
     kubelet: Option<(Trigger, JoinHandle<()>)>,
@@ -82,18 +88,48 @@ impl World {
         })
         .await
         .unwrap();
+        let archive = at.join("busybox.tar");
+        std::fs::write(&archive, archive_of("busybox:test", &["sh"])).unwrap();
+        runtime.images().import_file(&archive).await.unwrap();
+        let (trigger, _) = drain::channel();
+        let mut world = Self::over(dir, runtime.clone(), runtime.clone(), None, trigger, settings);
+        world.built_in = Some(runtime);
+        world
+    }
+
+    /// With Debian's containerd in the same directory.
+    pub async fn with_containerd() -> Self {
+        let dir = tempfile::Builder::new().prefix("ckt").tempdir_in("/tmp").unwrap();
+        let at = dir.path().to_path_buf();
+        let images =
+            [archive_of("busybox:test", &["sh"]), archive_of(PAUSE, &["/bin/sleep", "100000"])];
+        let starting = tokio::task::spawn_blocking(move || Containerd::start(&at, &images));
+        let containerd = starting.await.unwrap();
+        let (trigger, drain) = drain::channel();
+        let remote = Remote::connect(&containerd.socket(), None, drain).await.unwrap();
+        Self::over(dir, remote.clone(), remote, Some(containerd), trigger, |_| {})
+    }
+
+    fn over(
+        dir: tempfile::TempDir,
+        runtime: Arc<dyn RuntimeService>,
+        images: Arc<dyn ImageService>,
+        containerd: Option<Containerd>,
+        trigger: Trigger,
+        settings: impl Fn(&mut KubeletConfig) + Send + Sync + 'static,
+    ) -> Self {
+        let at = dir.path();
         std::fs::create_dir(at.join("system")).unwrap();
         std::fs::write(at.join("system/system.log"), "from the system\n").unwrap();
-        let archive = at.join("busybox.tar");
-        std::fs::write(&archive, busybox_archive()).unwrap();
-        runtime.images().import_file(&archive).await.unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = listener.local_addr().unwrap();
         drop(listener);
-        let (trigger, _) = drain::channel();
         let mut world = Self {
             api: ApiServer::new(),
             runtime,
+            images,
+            built_in: None,
+            containerd,
             listen,
             settings: Box::new(settings),
             kubelet: None,
@@ -138,7 +174,7 @@ impl World {
         let (trigger, drain) = drain::channel();
         let shared = client::Shared::new(client, drain.clone());
         let kubelet =
-            Kubelet::new(config, shared, self.runtime.clone(), self.runtime.clone(), drain);
+            Kubelet::new(config, shared, self.runtime.clone(), self.images.clone(), drain);
         let task = tokio::spawn(async move { kubelet.run().await.unwrap() });
         self.kubelet = Some((trigger, task));
     }
@@ -153,6 +189,11 @@ impl World {
         let (trigger, task) = self.kubelet.take().unwrap();
         trigger.drain();
         tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap();
+    }
+
+    /// The images of the built-in runtime.
+    pub fn store(&self) -> &runtime::images::Images {
+        self.built_in.as_ref().expect("the built-in runtime").images()
     }
 
     pub fn pod_path(name: &str) -> String {
@@ -234,6 +275,9 @@ impl World {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.stop().await;
+        if let Some(containerd) = &self.containerd {
+            containerd.wait_for_shims();
+        }
         assert_eq!(sys::mount::mounts_below(&at).unwrap(), Vec::<PathBuf>::new());
         assert_eq!(left("links") + left("state/containers"), 0, "links or containers are left");
         let pods = sys::cgroup::Hierarchy::detect().unwrap().group(&group("pods", &at));
@@ -275,7 +319,7 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// An archive as `docker save` writes it, of busybox alone.
-fn busybox_archive() -> Vec<u8> {
+fn archive_of(name: &str, command: &[&str]) -> Vec<u8> {
     let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
     let mut layer = tar::Builder::new(Vec::new());
     let mut put = |name: &str, bytes: &[u8], mode: u32, goal: Option<&str>| {
@@ -304,11 +348,10 @@ fn busybox_archive() -> Vec<u8> {
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": {"Cmd": ["sh"]},
+        "config": {"Cmd": command},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&layer))]},
     });
-    let manifest =
-        json!([{"Config": "config.json", "RepoTags": ["busybox:test"], "Layers": ["layer.tar"]}]);
+    let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);
     let mut out = tar::Builder::new(Vec::new());
     for (name, bytes) in [
         ("config.json", config.to_string().into_bytes()),

@@ -62,9 +62,9 @@ async fn main() {
         pod.metadata.uid = format!("churn{number}");
         pod.cgroup_parent = format!("{}{number}", pod.cgroup_parent);
         container.log_path = format!("churn{number}/0.log").into();
-        let id = runtime.run_pod_sandbox(pod).await.unwrap();
+        let id = runtime.run_pod_sandbox(pod.clone()).await.unwrap();
         for _ in 0..2 {
-            let container = runtime.create_container(&id, container.clone()).await.unwrap();
+            let container = runtime.create_container(&id, container.clone(), &pod).await.unwrap();
             runtime.start_container(&container).await.unwrap();
         }
         if number % 3 != 2 {

@@ -26,6 +26,7 @@ async fn a_container_runs_logs_and_exits() {
     assert!(log.contains(&("stdout".into(), "out".into())), "{log:?}");
     assert!(log.contains(&("stderr".into(), "err".into())), "{log:?}");
     assert!(log.contains(&("stdout".into(), "partialyes too".into())), "{log:?}");
+    assert!(matches!(events.recv().await.unwrap(), ContainerEvent::Created { .. }));
     assert!(matches!(events.recv().await.unwrap(), ContainerEvent::Started { .. }));
     assert!(matches!(events.recv().await.unwrap(), ContainerEvent::Stopped { .. }));
     let (done, _) = world.output(&sandbox, world.container("zero", "true")).await;
@@ -133,7 +134,11 @@ async fn mounts_are_where_the_pod_wants_them() {
 
     let mut missing = world.container("missing", "true");
     missing.mounts = vec![mount("/x", std::path::Path::new("/does/not/exist"), false)];
-    let err = world.runtime.create_container(&sandbox, missing).await.unwrap_err();
+    let err = world
+        .runtime
+        .create_container(&sandbox, missing, &world.sandbox_config())
+        .await
+        .unwrap_err();
     assert_eq!(err.kind, ErrorKind::Create);
     world.finish().await;
 }
@@ -150,7 +155,11 @@ async fn what_cannot_start_says_why() {
     ] {
         let mut config = world.container("bad", "");
         config.command = vec![command.into()];
-        let id = world.runtime.create_container(&sandbox, config).await.unwrap();
+        let id = world
+            .runtime
+            .create_container(&sandbox, config, &world.sandbox_config())
+            .await
+            .unwrap();
         let err = world.runtime.start_container(&id).await.unwrap_err();
         assert_eq!(err.kind, ErrorKind::Start);
         assert!(err.message.contains(wanted), "{}", err.message);
@@ -161,12 +170,20 @@ async fn what_cannot_start_says_why() {
     }
     let mut nobody = world.container("nobody", "true");
     nobody.security.run_as_username = "ghost".into();
-    let err = world.runtime.create_container(&sandbox, nobody).await.unwrap_err();
+    let err = world
+        .runtime
+        .create_container(&sandbox, nobody, &world.sandbox_config())
+        .await
+        .unwrap_err();
     assert_eq!(err.kind, ErrorKind::Create);
     assert!(err.message.contains("no matching entries in passwd file"), "{}", err.message);
     let mut absent = world.container("absent", "true");
     absent.image = "not-here:1".into();
-    let err = world.runtime.create_container(&sandbox, absent).await.unwrap_err();
+    let err = world
+        .runtime
+        .create_container(&sandbox, absent, &world.sandbox_config())
+        .await
+        .unwrap_err();
     assert_eq!(err.kind, ErrorKind::ImageNotPresent);
     world.finish().await;
 }
@@ -263,7 +280,8 @@ async fn attach_and_port_forward_reach_the_container() {
     config.stdin = true;
     config.stdin_once = true;
     let id = world.start(&sandbox, config).await;
-    let mut session = world.runtime.attach(&id).await.unwrap();
+    let mut session =
+        world.runtime.attach(&id, AttachOptions { stdin: true, tty: false }).await.unwrap();
     let mut stdin = session.stdin.take().unwrap();
     stdin.write_all(b"one\ntwo\n").await.unwrap();
     drop(stdin);

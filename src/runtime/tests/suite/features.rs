@@ -63,7 +63,8 @@ async fn a_terminal_is_attached_to_resized_and_left() {
     );
     (config.tty, config.stdin) = (true, true);
     let id = world.start(&sandbox, config).await;
-    let mut session = world.runtime.attach(&id).await.unwrap();
+    let mut session =
+        world.runtime.attach(&id, AttachOptions { stdin: true, tty: false }).await.unwrap();
     assert!(session.stderr.is_none());
     let (mut stdin, mut stdout) = (session.stdin.take().unwrap(), session.stdout.take().unwrap());
     for (width, height, line) in [(91, 33, "one"), (120, 50, "two")] {
@@ -73,7 +74,8 @@ async fn a_terminal_is_attached_to_resized_and_left() {
         read_until(&mut stdout, &format!("{height} {width}")).await;
     }
     // A second client sees the same terminal; the first goes, the container stays.
-    let mut second = world.runtime.attach(&id).await.unwrap();
+    let mut second =
+        world.runtime.attach(&id, AttachOptions { stdin: true, tty: false }).await.unwrap();
     drop((session, stdin, stdout));
     let (mut stdin, mut stdout) = (second.stdin.take().unwrap(), second.stdout.take().unwrap());
     stdin.write_all(b"three\n").await.unwrap();
@@ -112,7 +114,8 @@ async fn a_container_joins_the_processes_of_another() {
     let joined = world.start(&sandbox, look.clone()).await;
     world.runtime.stop_container(&target, 0).await.unwrap();
     assert_eq!(world.ended(&joined).await.exit_code, 137);
-    let err = world.runtime.create_container(&sandbox, look).await.unwrap_err();
+    let err =
+        world.runtime.create_container(&sandbox, look, &world.sandbox_config()).await.unwrap_err();
     assert!(err.message.contains("is not running"), "{}", err.message);
     world.finish().await;
 }
@@ -233,7 +236,11 @@ async fn a_device_is_given_with_its_permissions() {
     assert!(text.contains("can't open '/mine': Operation not permitted"), "{text}");
     let mut missing = world.container("missing", "true");
     missing.devices = vec![Device { host_path: "/dev/none".into(), ..Device::default() }];
-    let err = world.runtime.create_container(&sandbox, missing).await.unwrap_err();
+    let err = world
+        .runtime
+        .create_container(&sandbox, missing, &world.sandbox_config())
+        .await
+        .unwrap_err();
     assert!(err.message.contains("/dev/none"), "{}", err.message);
     world.finish().await;
 }
@@ -265,12 +272,20 @@ async fn a_profile_of_the_node_filters_system_calls() {
     assert!(world.inside(&id, "mkdir /z").await.contains("No space left"));
     for bad in ["{", r#"{"defaultAction":"SCMP_ACT_NO"}"#] {
         std::fs::write(&path, bad).unwrap();
-        let err = world.runtime.create_container(&sandbox, with("bad")).await.unwrap_err();
+        let err = world
+            .runtime
+            .create_container(&sandbox, with("bad"), &world.sandbox_config())
+            .await
+            .unwrap_err();
         assert_eq!(err.kind, ErrorKind::Create);
         assert!(err.message.contains("profile.json"), "{}", err.message);
     }
     std::fs::remove_file(&path).unwrap();
-    let err = world.runtime.create_container(&sandbox, with("gone")).await.unwrap_err();
+    let err = world
+        .runtime
+        .create_container(&sandbox, with("gone"), &world.sandbox_config())
+        .await
+        .unwrap_err();
     assert!(err.message.contains("profile.json"), "{}", err.message);
     world.finish().await;
 }

@@ -44,7 +44,11 @@ async fn a_full_disk_is_said_leaves_nothing_and_passes() {
     assert_eq!(err.kind, ErrorKind::NoSpace, "{err}");
     assert!(err.message.contains("No space left on device"), "{err}");
     let config = world.container("more", "true");
-    let err = world.runtime.create_container(&sandbox, config.clone()).await.unwrap_err();
+    let err = world
+        .runtime
+        .create_container(&sandbox, config.clone(), &world.sandbox_config())
+        .await
+        .unwrap_err();
     assert_eq!(err.kind, ErrorKind::NoSpace, "{err}");
     assert_eq!((children(), sys::mount::mounts_below(world.dir.path()).unwrap().len()), before);
     for (below, wanted) in [

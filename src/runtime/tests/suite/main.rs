@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod adoption;
+mod containerd;
 mod containers;
 mod features;
 mod hardship;
 mod images;
 mod pulls;
+mod socket;
 mod world;

@@ -143,7 +143,8 @@ impl World {
     }
 
     pub async fn start(&self, sandbox: &str, config: ContainerConfig) -> String {
-        let id = self.runtime.create_container(sandbox, config).await.unwrap();
+        let id =
+            self.runtime.create_container(sandbox, config, &self.sandbox_config()).await.unwrap();
         self.runtime.start_container(&id).await.unwrap();
         id
     }
@@ -263,11 +264,19 @@ pub fn busybox_layer() -> Vec<u8> {
 
 /// Configuration, manifest and index of an image with these layers, as an OCI layout.
 pub fn oci_layout(layers: &[Vec<u8>], name: &str) -> BTreeMap<String, Vec<u8>> {
+    oci_layout_of(layers, name, &["sh"])
+}
+
+pub fn oci_layout_of(
+    layers: &[Vec<u8>],
+    name: &str,
+    command: &[&str],
+) -> BTreeMap<String, Vec<u8>> {
     let digest = |bytes: &[u8]| format!("sha256:{}", hex(&Sha256::digest(bytes)));
     let diff_ids: Vec<String> = layers.iter().map(|l| digest(l)).collect();
     let config = serde_json::json!({
         "architecture": "amd64", "os": "linux",
-        "config": {"Env": ["FROM_IMAGE=yes"], "Cmd": ["sh"], "User": ""},
+        "config": {"Env": ["FROM_IMAGE=yes"], "Cmd": command, "User": ""},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     })
     .to_string()

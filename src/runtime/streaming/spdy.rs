@@ -1,19 +1,24 @@
-//! A SPDY/3.1 server on any byte stream: frames, header compression, streams, windows.
+//! SPDY/3.1 on any byte stream, as server and as client: frames and streams.
 //!
 //! Knows nothing of what the streams mean. A malformed frame ends the connection; every
 //! buffer has a bound. Peers that never speak of windows (moby/spdystream, so kubectl)
 //! are sent to without one; others get no more than they allowed.
 
-use std::collections::{BTreeMap, HashMap};
+mod headers;
+mod windows;
+
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
+
+pub use headers::Headers;
+use headers::{Packer, Unpacker};
+use windows::Windows;
 
 /// Further streams are refused.
 const STREAMS_MAX: usize = 512;
@@ -27,7 +32,6 @@ const PIECES_MAX: usize = 8;
 const OUT_FRAMES_MAX: usize = 32;
 /// Window of a stream and of the session until told otherwise (SPDY/3.1, 2.6.8).
 const WINDOW_BYTES: i64 = 64 << 10;
-const WINDOW_BYTES_MAX: i64 = 0x7fff_ffff;
 
 const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u16 = 2;
@@ -45,148 +49,12 @@ const RST_REFUSED_STREAM: u32 = 3;
 const RST_CANCEL: u32 = 5;
 const SETTING_INITIAL_WINDOW: u32 = 7;
 
-pub type Headers = BTreeMap<String, String>;
-
-/// The words that both sides' header compression starts from (SPDY/3, 2.6.10.1).
-fn dictionary() -> Vec<u8> {
-    const WORDS: &str = "options head post put delete trace accept accept-charset accept-encoding \
-        accept-language accept-ranges age allow authorization cache-control connection \
-        content-base content-encoding content-language content-length content-location \
-        content-md5 content-range content-type date etag expect expires from host if-match \
-        if-modified-since if-none-match if-range if-unmodified-since last-modified location \
-        max-forwards pragma proxy-authenticate proxy-authorization range referer retry-after \
-        server te trailer transfer-encoding upgrade user-agent vary via warning \
-        www-authenticate method get status 200\u{1}OK version HTTP/1.1 url public set-cookie \
-        keep-alive origin";
-    const TAIL: &str = "10010120120220520630030230330430530630740240540640740840941041141241341441\
-        5416417502504505203 Non-Authoritative Information204 No Content301 Moved Permanently400 \
-        Bad Request401 Unauthorized403 Forbidden404 Not Found500 Internal Server Error501 Not \
-        Implemented503 Service UnavailableJan Feb Mar Apr May Jun Jul Aug Sept Oct Nov Dec \
-        00:00:00 Mon, Tue, Wed, Thu, Fri, Sat, Sun, GMTchunked,text/html,image/png,image/jpg,\
-        image/gif,application/xml,application/xhtml+xml,text/plain,text/javascript,publicprivate\
-        max-age=gzip,deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.";
-    let mut out = Vec::with_capacity(1423);
-    for word in WORDS.split_ascii_whitespace() {
-        let word = word.replace('\u{1}', " ");
-        out.extend_from_slice(&(word.len() as u32).to_be_bytes());
-        out.extend_from_slice(word.as_bytes());
-    }
-    out.extend_from_slice(TAIL.as_bytes());
-    out
-}
-
 fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("spdy: {what}"))
 }
 
-struct Unpacker(Decompress);
-
-impl Unpacker {
-    fn new() -> Self {
-        Self(Decompress::new(true))
-    }
-
-    fn unpack(&mut self, mut input: &[u8]) -> io::Result<Headers> {
-        let mut out: Vec<u8> = Vec::with_capacity(1024);
-        loop {
-            if out.len() == out.capacity() {
-                if out.len() >= CONTROL_BYTES_MAX {
-                    return Err(broken("headers are too large"));
-                }
-                out.reserve(out.capacity());
-            }
-            let before = (self.0.total_in(), out.len());
-            let status = match self.0.decompress_vec(input, &mut out, FlushDecompress::Sync) {
-                Ok(status) => status,
-                Err(error) if error.needs_dictionary().is_some() => {
-                    let used = (self.0.total_in() - before.0) as usize;
-                    input = input.get(used..).unwrap_or_default();
-                    self.0
-                        .set_dictionary(&dictionary())
-                        .map_err(|_| broken("headers use an unknown dictionary"))?;
-                    continue;
-                }
-                Err(_) => return Err(broken("headers cannot be unpacked")),
-            };
-            let used = (self.0.total_in() - before.0) as usize;
-            input = input.get(used..).unwrap_or_default();
-            let stuck = used == 0 && out.len() == before.1 && out.len() < out.capacity();
-            if status == Status::StreamEnd
-                || stuck
-                || (input.is_empty() && out.len() < out.capacity())
-            {
-                break;
-            }
-        }
-        parse_headers(&out)
-    }
-}
-
-fn parse_headers(mut block: &[u8]) -> io::Result<Headers> {
-    let mut out = Headers::new();
-    let count = take_u32(&mut block)?;
-    for _ in 0..count {
-        let name = take_text(&mut block)?;
-        let value = take_text(&mut block)?;
-        if name.is_empty() {
-            return Err(broken("a header has no name"));
-        }
-        // Several values are parted by NUL; the first one is what is asked for.
-        let value = value.split('\0').next().unwrap_or_default().to_owned();
-        out.insert(name.to_ascii_lowercase(), value);
-    }
-    Ok(out)
-}
-
-fn take_u32(block: &mut &[u8]) -> io::Result<u32> {
-    let (head, rest) =
-        block.split_first_chunk::<4>().ok_or_else(|| broken("headers are cut off"))?;
-    *block = rest;
-    Ok(u32::from_be_bytes(*head))
-}
-
-fn take_text(block: &mut &[u8]) -> io::Result<String> {
-    let length = take_u32(block)? as usize;
-    let text = block.get(..length).ok_or_else(|| broken("headers are cut off"))?;
-    *block = &block[length..];
-    String::from_utf8(text.to_vec()).map_err(|_| broken("a header is not text"))
-}
-
-struct Packer(Compress);
-
-impl Packer {
-    fn new() -> Self {
-        let mut compress = Compress::new(Compression::default(), true);
-        compress.set_dictionary(&dictionary()).expect("a fresh stream takes a dictionary");
-        Self(compress)
-    }
-
-    fn pack(&mut self, headers: &Headers) -> io::Result<Vec<u8>> {
-        let mut block = Vec::new();
-        block.put_u32(headers.len() as u32);
-        for (name, value) in headers {
-            for text in [name, value] {
-                block.put_u32(text.len() as u32);
-                block.extend_from_slice(text.as_bytes());
-            }
-        }
-        let mut out = Vec::with_capacity(block.len() + 64);
-        let mut input = block.as_slice();
-        loop {
-            let before = self.0.total_in();
-            self.0
-                .compress_vec(input, &mut out, FlushCompress::Sync)
-                .map_err(|_| broken("headers cannot be packed"))?;
-            input = &input[(self.0.total_in() - before) as usize..];
-            if input.is_empty() && out.len() < out.capacity() {
-                return Ok(out);
-            }
-            out.reserve(256);
-        }
-    }
-}
-
 enum Out {
+    Open { stream: u32, headers: Headers },
     Reply { stream: u32, headers: Headers },
     Data { stream: u32, bytes: Bytes, fin: bool },
     Reset { stream: u32, code: u32 },
@@ -207,6 +75,13 @@ fn control(kind: u16, flags: u8, body: &[u8]) -> Vec<u8> {
 fn encode(out: Out, packer: &mut Packer, last_stream: u32) -> io::Result<(Vec<u8>, Bytes)> {
     let pair = |a: u32, b: u32| [a.to_be_bytes(), b.to_be_bytes()].concat();
     let frame = match out {
+        Out::Open { stream, headers } => {
+            // No stream is associated, the highest priority, no slot.
+            let mut body = pair(stream, 0);
+            body.extend([0, 0]);
+            body.extend(packer.pack(&headers)?);
+            control(SYN_STREAM, 0, &body)
+        }
         Out::Reply { stream, headers } => {
             let mut body = stream.to_be_bytes().to_vec();
             body.extend(packer.pack(&headers)?);
@@ -224,87 +99,6 @@ fn encode(out: Out, packer: &mut Packer, last_stream: u32) -> io::Result<(Vec<u8
         Out::GoAway => control(GOAWAY, 0, &pair(last_stream, 0)),
     };
     Ok((frame, Bytes::new()))
-}
-
-/// How much may be sent, once the peer has spoken of windows at all.
-struct Windows {
-    is_used: AtomicBool,
-    left: Mutex<HashMap<u32, i64>>,
-    initial: Mutex<i64>,
-    grown: Notify,
-}
-
-impl Windows {
-    fn new() -> Self {
-        Self {
-            is_used: AtomicBool::new(false),
-            left: Mutex::new([(0, WINDOW_BYTES)].into()),
-            initial: Mutex::new(WINDOW_BYTES),
-            grown: Notify::new(),
-        }
-    }
-
-    fn open(&self, stream: u32) {
-        let initial = *self.initial.lock();
-        self.left.lock().insert(stream, initial);
-    }
-
-    fn close(&self, stream: u32) {
-        self.left.lock().remove(&stream);
-        self.grown.notify_waiters();
-    }
-
-    fn grow(&self, stream: u32, delta: i64) -> io::Result<()> {
-        self.is_used.store(true, Ordering::Release);
-        if let Some(left) = self.left.lock().get_mut(&stream) {
-            *left += delta;
-            if *left > WINDOW_BYTES_MAX {
-                return Err(broken("a window overflows"));
-            }
-        }
-        self.grown.notify_waiters();
-        Ok(())
-    }
-
-    fn set_initial(&self, bytes: i64) {
-        self.is_used.store(true, Ordering::Release);
-        let mut initial = self.initial.lock();
-        let delta = bytes - *initial;
-        *initial = bytes;
-        for (stream, left) in self.left.lock().iter_mut() {
-            if *stream != 0 {
-                *left += delta;
-            }
-        }
-        self.grown.notify_waiters();
-    }
-
-    /// How many of `wanted` bytes may go now; waits until it is at least one.
-    async fn take(&self, stream: u32, wanted: usize) -> io::Result<usize> {
-        loop {
-            let grown = self.grown.notified();
-            tokio::pin!(grown);
-            grown.as_mut().enable();
-            {
-                let mut left = self.left.lock();
-                let Some(own) = left.get(&stream).copied() else {
-                    return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the stream is closed"));
-                };
-                let all = left.get(&0).copied().unwrap_or(0);
-                let is_used = self.is_used.load(Ordering::Acquire);
-                let may = if is_used { own.min(all).min(wanted as i64) } else { wanted as i64 };
-                if may > 0 {
-                    for key in [0, stream] {
-                        if let Some(left) = left.get_mut(&key) {
-                            *left -= may;
-                        }
-                    }
-                    return Ok(may as usize);
-                }
-            }
-            grown.await;
-        }
-    }
 }
 
 /// The sending side of a stream.
@@ -357,31 +151,111 @@ where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (streams, accept) = mpsc::channel(8);
-    let (out, frames) = mpsc::channel(OUT_FRAMES_MAX);
-    let (reader, writer) = tokio::io::split(io);
-    let windows = Arc::new(Windows::new());
-    let last = Arc::new(Mutex::new(0u32));
-    let writing = tokio::spawn(write(writer, frames, last.clone()));
-    tokio::spawn(async move {
-        let state = Reader {
-            out: out.clone(),
-            streams,
-            windows: windows.clone(),
-            last,
-            open: HashMap::new(),
-        };
-        let result = state.run(reader).await;
-        // Senders that wait for a window must not wait for ever.
-        windows.left.lock().clear();
-        windows.grown.notify_waiters();
-        if result.is_err() {
-            // The writer may be gone already.
-            let _ = out.send(Out::GoAway).await;
-        }
-        drop(out);
-        drop(writing);
-    });
+    let begun = Shared::start(io);
+    let state = Reader { shared: begun.shared, streams: Some(streams), last: begun.last };
+    tokio::spawn(state.until_the_end(begun.reader));
     accept
+}
+
+/// The other side: opens streams. Dropping it ends the connection.
+pub struct Client {
+    shared: Shared,
+    next: Mutex<u32>,
+    reading: tokio::task::AbortHandle,
+}
+
+impl Client {
+    pub fn new<S>(io: S) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let begun = Shared::start(io);
+        let state = Reader { shared: begun.shared.clone(), streams: None, last: begun.last };
+        let reading = tokio::spawn(state.until_the_end(begun.reader)).abort_handle();
+        Self { shared: begun.shared, next: Mutex::new(1), reading }
+    }
+
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn open(&self, headers: Headers) -> io::Result<Stream> {
+        let stream = {
+            let mut next = self.next.lock();
+            let stream = *next;
+            *next += 2;
+            stream
+        };
+        let opened = self.shared.note(stream, false);
+        self.shared.put(Out::Open { stream, headers: headers.clone() }).await?;
+        // Too late to be ended with the others.
+        if self.shared.out.is_closed() {
+            self.shared.open.lock().remove(&stream);
+        }
+        Ok(Stream { headers, data: opened.0, sender: opened.1 })
+    }
+}
+
+impl Client {
+    /// Ends the connection; what waits to be written still goes out.
+    pub fn close(&self) {
+        self.reading.abort();
+        self.shared.end();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// What readers, senders and clients of a connection share.
+#[derive(Clone)]
+struct Shared {
+    out: mpsc::Sender<Out>,
+    windows: Arc<Windows>,
+    open: Arc<Mutex<HashMap<u32, Open>>>,
+}
+
+struct Begun<S> {
+    shared: Shared,
+    reader: tokio::io::ReadHalf<S>,
+    last: Arc<Mutex<u32>>,
+}
+
+impl Shared {
+    /// The writer runs; reading is to come.
+    fn start<S>(io: S) -> Begun<S>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (out, frames) = mpsc::channel(OUT_FRAMES_MAX);
+        let (reader, writer) = tokio::io::split(io);
+        let last = Arc::new(Mutex::new(0u32));
+        tokio::spawn(write(writer, frames, last.clone()));
+        let shared = Self { out, windows: Arc::new(Windows::new()), open: Arc::default() };
+        Begun { shared, reader, last }
+    }
+
+    fn note(&self, stream: u32, fin: bool) -> (mpsc::Receiver<Bytes>, Sender) {
+        let (data, receiver) = mpsc::channel(PIECES_MAX);
+        self.open.lock().insert(stream, Open { data: (!fin).then_some(data), owed: 0 });
+        self.windows.open(stream);
+        let sender = Sender { stream, out: self.out.clone(), windows: self.windows.clone() };
+        (receiver, sender)
+    }
+
+    /// Receivers of data end, and senders that wait for a window must not wait for ever.
+    fn end(&self) {
+        self.open.lock().clear();
+        self.windows.close_all();
+    }
+
+    async fn put(&self, out: Out) -> io::Result<()> {
+        self.out
+            .send(out)
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the writer has ended"))
+    }
 }
 
 async fn write(
@@ -410,14 +284,23 @@ struct Open {
 }
 
 struct Reader {
-    out: mpsc::Sender<Out>,
-    streams: mpsc::Sender<Stream>,
-    windows: Arc<Windows>,
+    shared: Shared,
+    /// None on the client's side, where the peer opens none.
+    streams: Option<mpsc::Sender<Stream>>,
     last: Arc<Mutex<u32>>,
-    open: HashMap<u32, Open>,
 }
 
 impl Reader {
+    async fn until_the_end(self, io: impl AsyncRead + Unpin) {
+        let shared = self.shared.clone();
+        let result = self.run(io).await;
+        shared.end();
+        if result.is_err() {
+            // The writer may be gone already.
+            let _ = shared.out.send(Out::GoAway).await;
+        }
+    }
+
     async fn run(mut self, mut io: impl AsyncRead + Unpin) -> io::Result<()> {
         let mut unpacker = Unpacker::new();
         let mut owed = 0u32;
@@ -445,13 +328,6 @@ impl Reader {
             io.read_exact(&mut body).await?;
             self.control(u16::from_be_bytes([c, d]), flags, &body, &mut unpacker).await?;
         }
-    }
-
-    async fn put(&self, out: Out) -> io::Result<()> {
-        self.out
-            .send(out)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the writer has ended"))
     }
 
     async fn control(
@@ -482,8 +358,8 @@ impl Reader {
             }
             RST_STREAM => {
                 let stream = word(0)? & 0x7fff_ffff;
-                self.open.remove(&stream);
-                self.windows.close(stream);
+                self.shared.open.lock().remove(&stream);
+                self.shared.windows.close(stream);
                 Ok(())
             }
             SETTINGS => {
@@ -492,13 +368,15 @@ impl Reader {
                     let id = word(4 + index * 8)? & 0x00ff_ffff;
                     let value = word(8 + index * 8)?;
                     if id == SETTING_INITIAL_WINDOW {
-                        self.windows.set_initial(i64::from(value & 0x7fff_ffff));
+                        self.shared.windows.set_initial(i64::from(value & 0x7fff_ffff));
                     }
                 }
                 Ok(())
             }
-            // Ours would have even ids; those are answers.
-            PING if word(0)? % 2 == 1 => self.put(Out::Ping(word(0)?)).await,
+            // A server's own have even ids, a client's odd ones; those are answers.
+            PING if (word(0)? % 2 == 1) == self.streams.is_some() => {
+                self.shared.put(Out::Ping(word(0)?)).await
+            }
             PING => Ok(()),
             GOAWAY => {
                 word(0)?;
@@ -506,7 +384,7 @@ impl Reader {
             }
             WINDOW_UPDATE => {
                 let delta = word(4)? & 0x7fff_ffff;
-                self.windows.grow(word(0)? & 0x7fff_ffff, i64::from(delta))
+                self.shared.windows.grow(word(0)? & 0x7fff_ffff, i64::from(delta))
             }
             // Unknown control frames are passed over (SPDY/3, 2.2.1).
             _ => Ok(()),
@@ -516,19 +394,17 @@ impl Reader {
     async fn open(&mut self, stream: u32, headers: Headers, fin: bool) -> io::Result<()> {
         let newest = *self.last.lock();
         if stream.is_multiple_of(2) || stream <= newest {
-            return self.put(Out::Reset { stream, code: RST_PROTOCOL_ERROR }).await;
+            return self.shared.put(Out::Reset { stream, code: RST_PROTOCOL_ERROR }).await;
         }
-        if self.open.len() >= STREAMS_MAX {
-            return self.put(Out::Reset { stream, code: RST_REFUSED_STREAM }).await;
-        }
+        let is_full = self.shared.open.lock().len() >= STREAMS_MAX;
+        let Some(streams) = self.streams.clone().filter(|_| !is_full) else {
+            return self.shared.put(Out::Reset { stream, code: RST_REFUSED_STREAM }).await;
+        };
         *self.last.lock() = stream;
-        let (data, receiver) = mpsc::channel(PIECES_MAX);
-        self.open.insert(stream, Open { data: (!fin).then_some(data), owed: 0 });
-        self.windows.open(stream);
-        self.put(Out::Reply { stream, headers: Headers::new() }).await?;
-        let sender = Sender { stream, out: self.out.clone(), windows: self.windows.clone() };
-        self.streams
-            .send(Stream { headers, data: receiver, sender })
+        let (data, sender) = self.shared.note(stream, fin);
+        self.shared.put(Out::Reply { stream, headers: Headers::new() }).await?;
+        streams
+            .send(Stream { headers, data, sender })
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody accepts streams"))
     }
@@ -541,32 +417,34 @@ impl Reader {
         fin: bool,
         owed_all: &mut u32,
     ) -> io::Result<()> {
-        if !self.open.contains_key(&stream) {
-            self.put(Out::Reset { stream, code: RST_INVALID_STREAM }).await?;
+        if !self.shared.open.lock().contains_key(&stream) {
+            self.shared.put(Out::Reset { stream, code: RST_INVALID_STREAM }).await?;
         }
         while length > 0 {
             let mut piece = BytesMut::zeroed(length.min(PIECE_BYTES_MAX));
             io.read_exact(&mut piece).await?;
             length -= piece.len();
             let size = piece.len() as u32;
-            if let Some(data) = self.open.get(&stream).and_then(|open| open.data.clone()) {
+            let to = self.shared.open.lock().get(&stream).and_then(|open| open.data.clone());
+            if let Some(data) = to {
                 // A reader that has gone wants none of it; the rest is read and dropped.
                 let _ = data.send(piece.freeze()).await;
             }
             *owed_all += size;
             if i64::from(*owed_all) >= WINDOW_BYTES / 2 {
-                self.put(Out::Window { stream: 0, delta: *owed_all }).await?;
+                self.shared.put(Out::Window { stream: 0, delta: *owed_all }).await?;
                 *owed_all = 0;
             }
-            if let Some(open) = self.open.get_mut(&stream) {
+            let owed = self.shared.open.lock().get_mut(&stream).map_or(0, |open| {
                 open.owed += size;
-                if i64::from(open.owed) >= WINDOW_BYTES / 2 && !fin {
-                    let delta = std::mem::take(&mut open.owed);
-                    self.put(Out::Window { stream, delta }).await?;
-                }
+                let is_due = i64::from(open.owed) >= WINDOW_BYTES / 2 && !fin;
+                if is_due { std::mem::take(&mut open.owed) } else { 0 }
+            });
+            if owed > 0 {
+                self.shared.put(Out::Window { stream, delta: owed }).await?;
             }
         }
-        if fin && let Some(open) = self.open.get_mut(&stream) {
+        if fin && let Some(open) = self.shared.open.lock().get_mut(&stream) {
             open.data = None;
         }
         Ok(())
@@ -658,34 +536,6 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    #[test]
-    fn the_dictionary_is_the_one_of_the_specification() {
-        let bytes = dictionary();
-        assert_eq!(bytes.len(), 1423);
-        let (mut a, mut b) = (1u32, 0u32);
-        for byte in &bytes {
-            a = (a + u32::from(*byte)) % 65521;
-            b = (b + a) % 65521;
-        }
-        assert_eq!((b << 16) | a, 0xe3c6_a7c2);
-    }
-
-    #[test]
-    fn headers_survive_packing_and_the_memory_of_the_compression() {
-        let (mut packer, mut unpacker) = (Packer::new(), Unpacker::new());
-        for round in 0..50 {
-            let headers: Headers = [
-                ("streamtype".to_owned(), "data".to_owned()),
-                ("port".to_owned(), "8080".to_owned()),
-                ("requestid".to_owned(), round.to_string()),
-                ("long".to_owned(), "x".repeat(round * 100)),
-            ]
-            .into();
-            let packed = packer.pack(&headers).unwrap();
-            assert_eq!(unpacker.unpack(&packed).unwrap(), headers);
-        }
-    }
-
     #[tokio::test]
     async fn a_stream_carries_data_both_ways() {
         let (client, server) = tokio::io::duplex(1 << 20);
@@ -774,5 +624,45 @@ mod tests {
         assert_eq!(peer.next().await.unwrap(), Seen::Reset(9, RST_INVALID_STREAM));
         peer.open(3, &[("a", "b")]).await;
         assert_eq!(accept.recv().await.unwrap().headers["a"], "b", "it goes on");
+    }
+
+    #[tokio::test]
+    async fn a_client_opens_streams_and_both_sides_finish_theirs() {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let mut accept = serve(server);
+        let client = Client::new(client);
+        for round in 0..20 {
+            let headers: Headers = [("streamtype".to_owned(), format!("s{round}"))].into();
+            let mut near = client.open(headers).await.unwrap();
+            let mut far = accept.recv().await.unwrap();
+            assert_eq!(far.headers["streamtype"], format!("s{round}"));
+            let bytes = Bytes::from(vec![round; 50_000]);
+            let (sender, sent) = (near.sender.clone(), bytes.clone());
+            let sending = tokio::spawn(async move {
+                sender.send(sent).await.unwrap();
+                sender.finish().await.unwrap();
+            });
+            let mut got = 0;
+            while let Some(piece) = far.data.recv().await {
+                got += piece.len();
+            }
+            sending.await.unwrap();
+            assert_eq!(got, bytes.len());
+            far.sender.send("answer".into()).await.unwrap();
+            far.sender.finish().await.unwrap();
+            assert_eq!(near.data.recv().await.unwrap(), "answer");
+            assert!(near.data.recv().await.is_none());
+        }
+        let mut last = client.open(Headers::new()).await.unwrap();
+        drop(client);
+        assert!(last.data.recv().await.is_none(), "it ends with its connection");
+        assert!(last.sender.send("x".into()).await.is_err());
+        let mut far = accept.recv().await.unwrap();
+        drop(last);
+        let ended = async {
+            while far.data.recv().await.is_some() {}
+            accept.recv().await.is_none()
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap());
     }
 }

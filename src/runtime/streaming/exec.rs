@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::cri::{BoxRead, BoxWrite, Session, TerminalSize};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
-use runtime::cri::{BoxRead, BoxWrite, Session, TerminalSize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
@@ -75,6 +75,16 @@ impl Wants {
             stderr: is(["stderr", "error"]) && !tty,
             tty,
         }
+    }
+}
+
+impl Wants {
+    /// Closes the streams that nobody wants.
+    pub fn only(self, mut session: Session) -> Session {
+        session.stdin = session.stdin.filter(|_| self.stdin);
+        session.stdout = session.stdout.filter(|_| self.stdout);
+        session.stderr = session.stderr.filter(|_| self.stderr);
+        session
     }
 }
 
