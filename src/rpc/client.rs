@@ -62,8 +62,18 @@ impl Channel {
         request: &impl Message,
         patience: Duration,
     ) -> Result<A, Status> {
+        frame::read(self.exchange(method, frame::write(request), patience).await?)
+    }
+
+    /// What is the same for all messages is compiled once.
+    async fn exchange(
+        &self,
+        method: &str,
+        request: Bytes,
+        patience: Duration,
+    ) -> Result<Bytes, Status> {
         let call = async {
-            let mut answers = self.call::<A>(method, request, Some(patience)).await?;
+            let mut answers = self.call(method, request, Some(patience)).await?;
             let answer = answers.next().await?;
             // The status comes after the message, and counts.
             let more = answers.next().await?;
@@ -90,15 +100,16 @@ impl Channel {
         method: &str,
         request: &impl Message,
     ) -> Result<Replies<A>, Status> {
-        self.call(method, request, None).await
+        let pieces = self.call(method, frame::write(request), None).await?;
+        Ok(Replies { pieces, _answer: std::marker::PhantomData })
     }
 
-    async fn call<A: Message + Default>(
+    async fn call(
         &self,
         method: &str,
-        request: &impl Message,
+        request: Bytes,
         patience: Option<Duration>,
-    ) -> Result<Replies<A>, Status> {
+    ) -> Result<Pieces, Status> {
         let mut connection = self.connected().await?;
         let mut head = Request::post(format!("http://localhost{method}"))
             .header(header::CONTENT_TYPE, "application/grpc")
@@ -107,7 +118,7 @@ impl Channel {
             head = head.header(deadline::TIMEOUT, deadline::write(patience));
         }
         let request = head
-            .body(Full::new(frame::write(request)))
+            .body(Full::new(request))
             .map_err(|error| Status::new(Code::Internal, error.to_string()))?;
         let response = connection.send_request(request).await.map_err(|error| {
             Status::new(Code::Unavailable, format!("error reading from server: {error}"))
@@ -122,7 +133,7 @@ impl Channel {
         }
         let is_over = head.headers.contains_key(crate::status::STATUS);
         let frames = (!is_over).then(|| Frames::new(body, self.message_bytes_max));
-        Ok(Replies { frames, _answer: std::marker::PhantomData })
+        Ok(Pieces { frames })
     }
 
     async fn connected(&self) -> Result<SendRequest<Full<Bytes>>, Status> {
@@ -167,10 +178,35 @@ impl Channel {
     }
 }
 
-/// The answers of a streaming call.
-pub struct Replies<A> {
+/// The bytes of the messages of an answer.
+struct Pieces {
     /// None once the stream has ended.
     frames: Option<Frames<Incoming>>,
+}
+
+impl Pieces {
+    async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        let Some(frames) = self.frames.as_mut() else { return Ok(None) };
+        let outcome = match frames.next().await {
+            Ok(None) => match frames.trailers().and_then(Status::read) {
+                Some(outcome) => outcome.map(|()| None),
+                None => Err(Status::new(
+                    Code::Internal,
+                    "server closed the stream without sending trailers",
+                )),
+            },
+            next => next,
+        };
+        if !matches!(outcome, Ok(Some(_))) {
+            self.frames = None;
+        }
+        outcome
+    }
+}
+
+/// The answers of a streaming call.
+pub struct Replies<A> {
+    pieces: Pieces,
     _answer: std::marker::PhantomData<fn() -> A>,
 }
 
@@ -180,21 +216,7 @@ impl<A: Message + Default> Replies<A> {
     /// # Errors
     /// What the server says, or Unavailable when it went away. The call is over then.
     pub async fn next(&mut self) -> Result<Option<A>, Status> {
-        let Some(frames) = self.frames.as_mut() else { return Ok(None) };
-        let outcome = match frames.next().await {
-            Ok(Some(bytes)) => frame::read(bytes).map(Some),
-            Ok(None) => match frames.trailers().and_then(Status::read) {
-                Some(outcome) => outcome.map(|()| None),
-                None => Err(Status::new(
-                    Code::Internal,
-                    "server closed the stream without sending trailers",
-                )),
-            },
-            Err(status) => Err(status),
-        };
-        if !matches!(outcome, Ok(Some(_))) {
-            self.frames = None;
-        }
-        outcome
+        let Some(bytes) = self.pieces.next().await? else { return Ok(None) };
+        frame::read(bytes).map(Some).inspect_err(|_| self.pieces.frames = None)
     }
 }
