@@ -542,6 +542,9 @@ pub mod samples {
         let drivers = Drivers::new(client.clone(), "n1", Cache::new(), Cache::new());
         let (trigger, drain) = base::drain::channel();
         drop(trigger);
-        CsiVolumes::new(drivers, client, client::recorder::silent(), config, drain)
+        // No name for plugins on the host that runs the tests.
+        let plugin_root_dir = config.root_dir.clone();
+        let config = KubeletConfig { plugin_root_dir, ..config.clone() };
+        CsiVolumes::new(drivers, client, client::recorder::silent(), &config, drain)
     }
 }
