@@ -1,6 +1,7 @@
 //! Deleting objects: preconditions, grace, finalizers and propagation.
 
-use futures::stream::{self, TryStreamExt};
+use futures::stream::{self, StreamExt};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use store::{Outcome, Write};
 
@@ -122,9 +123,12 @@ impl Registry {
         options: &WriteOptions,
     ) -> Result<Page> {
         let page = self.list(target, list).await?;
-        let items = stream::iter(page.items.iter().map(Ok));
-        items
-            .try_for_each_concurrent(DELETIONS_MAX, |object| async move {
+        // The first failure stops the rest; those under way go on to their end, because one
+        // that is on disk has still to give back what it held.
+        let failed = &Mutex::new(None);
+        stream::iter(page.items.iter())
+            .take_while(|_| std::future::ready(failed.lock().is_none()))
+            .for_each_concurrent(DELETIONS_MAX, |object| async move {
                 let value = object.value();
                 let one = Target {
                     namespace: metadata_str(&value, "namespace").to_string(),
@@ -132,12 +136,17 @@ impl Registry {
                     ..target.clone()
                 };
                 match self.delete(&one, delete, options).await {
-                    Err(error) if error.code != 404 => Err(error),
-                    _ => Ok(()),
+                    Err(error) if error.code != 404 => {
+                        failed.lock().get_or_insert(error);
+                    }
+                    _ => {}
                 }
             })
-            .await?;
-        Ok(page)
+            .await;
+        match failed.lock().take() {
+            Some(error) => Err(error),
+            None => Ok(page),
+        }
     }
 }
 

@@ -498,3 +498,39 @@ async fn the_status_tells_what_is_wrong_with_the_types() {
     let found = checked(&server, "well").await;
     assert_eq!(found["status"], json!({"observedGeneration": 1, "typeChecking": {}}));
 }
+
+/// Deletions run beside each other: one that is refused must not cut others off when they are
+/// on disk and have still to give back their addresses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_ends_a_deletion_of_many_and_harms_none_of_them() {
+    let (_dir, server) = server().await;
+    let spec = json!({"matchConstraints": rules(&["DELETE"], "services"),
+        "validations": [{"expression": "oldObject.metadata.name != 's07'"}]});
+    policy(&server, "keeps", spec).await;
+    bind(&server, "keeps", json!({})).await;
+    let path = "/api/v1/namespaces/default/services";
+    let service = |n: u8| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("s{n:02}"),
+            "labels": {"one": "of-many"}},
+            "spec": {"clusterIP": format!("10.43.7.{n}"), "ports": [{"port": 80}]}})
+    };
+    for n in 1..=40 {
+        let made = ask(&server, Method::POST, path, service(n)).await;
+        assert_eq!(made.status, 201, "{}", made.message());
+    }
+    let all = format!("{path}?labelSelector=one%3Dof-many");
+    let refused = ask(&server, Method::DELETE, &all, Value::Null).await;
+    assert_eq!(refused.status, 422, "{}", refused.message());
+    let kept = ask(&server, Method::GET, &format!("{path}/s07"), Value::Null).await;
+    assert_eq!(kept.status, 200);
+    let mut gone = 0;
+    for n in 1..=40 {
+        let found = ask(&server, Method::GET, &format!("{path}/s{n:02}"), Value::Null).await;
+        if found.status == 404 {
+            gone += 1;
+            let again = ask(&server, Method::POST, path, service(n)).await;
+            assert_eq!(again.status, 201, "{}", again.message());
+        }
+    }
+    assert!((1..40).contains(&gone), "{gone}");
+}
