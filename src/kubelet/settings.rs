@@ -3,6 +3,7 @@
 //!
 //! A field or flag that has no effect here is an error, not a silence.
 
+mod flags;
 mod logs;
 mod places;
 mod pulls;
@@ -16,11 +17,12 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::config::{KubeletConfig, ReservedGroup};
 use crate::eviction::thresholds::{self, Policy, Settings};
 use crate::{backoff, quantity, users};
+use flags::{FLAGS, value_of};
 use places::MemoryReservation;
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
@@ -138,114 +140,6 @@ struct CrashLoopBackOff {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct UserNamespaces {
     ids_per_pod: Option<i64>,
-}
-
-/// What the shape of a flag's value is, and the field it sets.
-#[derive(Clone, Copy)]
-enum Shape {
-    Text,
-    Number,
-    Truth,
-    List,
-    /// `a=1,b=2`
-    Pairs,
-    /// `0:memory=1Gi;1:memory=1Gi`
-    ReservedMemory,
-    /// `a=true,b=false`
-    Truths,
-    /// `a<1,b<2`
-    Thresholds,
-    /// `a:1,b:2`
-    Headers,
-}
-
-const FLAGS: &[(&str, &str, Shape)] = &[
-    ("allowed-unsafe-sysctls", "allowedUnsafeSysctls", Shape::List),
-    ("cluster-dns", "clusterDNS", Shape::List),
-    ("cluster-domain", "clusterDomain", Shape::Text),
-    ("container-log-max-files", "containerLogMaxFiles", Shape::Number),
-    ("container-log-max-size", "containerLogMaxSize", Shape::Text),
-    ("container-runtime-endpoint", "containerRuntimeEndpoint", Shape::Text),
-    ("enforce-node-allocatable", "enforceNodeAllocatable", Shape::List),
-    ("fail-swap-on", "failSwapOn", Shape::Truth),
-    ("feature-gates", "featureGates", Shape::Truths),
-    ("eviction-hard", "evictionHard", Shape::Thresholds),
-    ("eviction-max-pod-grace-period", "evictionMaxPodGracePeriod", Shape::Number),
-    ("eviction-minimum-reclaim", "evictionMinimumReclaim", Shape::Pairs),
-    ("eviction-pressure-transition-period", "evictionPressureTransitionPeriod", Shape::Text),
-    ("eviction-soft", "evictionSoft", Shape::Thresholds),
-    ("eviction-soft-grace-period", "evictionSoftGracePeriod", Shape::Pairs),
-    ("image-gc-high-threshold", "imageGCHighThresholdPercent", Shape::Number),
-    ("image-gc-low-threshold", "imageGCLowThresholdPercent", Shape::Number),
-    ("minimum-image-ttl-duration", "imageMinimumGCAge", Shape::Text),
-    ("kube-reserved-cgroup", "kubeReservedCgroup", Shape::Text),
-    ("system-reserved-cgroup", "systemReservedCgroup", Shape::Text),
-    ("image-service-endpoint", "imageServiceEndpoint", Shape::Text),
-    ("kube-reserved", "kubeReserved", Shape::Pairs),
-    ("max-pods", "maxPods", Shape::Number),
-    ("cpu-manager-policy", "cpuManagerPolicy", Shape::Text),
-    ("cpu-manager-policy-options", "cpuManagerPolicyOptions", Shape::Pairs),
-    ("memory-manager-policy", "memoryManagerPolicy", Shape::Text),
-    ("reserved-cpus", "reservedSystemCPUs", Shape::Text),
-    ("reserved-memory", "reservedMemory", Shape::ReservedMemory),
-    ("topology-manager-policy", "topologyManagerPolicy", Shape::Text),
-    ("topology-manager-scope", "topologyManagerScope", Shape::Text),
-    ("http-check-frequency", "httpCheckFrequency", Shape::Text),
-    ("manifest-url", "staticPodURL", Shape::Text),
-    ("manifest-url-header", "staticPodURLHeader", Shape::Headers),
-    ("pod-manifest-path", "staticPodPath", Shape::Text),
-    ("pod-max-pids", "podPidsLimit", Shape::Number),
-    ("resolv-conf", "resolvConf", Shape::Text),
-    ("seccomp-default", "seccompDefault", Shape::Truth),
-    ("sync-frequency", "syncFrequency", Shape::Text),
-    ("system-reserved", "systemReserved", Shape::Pairs),
-    ("pod-logs-dir", "podLogsDir", Shape::Text),
-    ("registry-burst", "registryBurst", Shape::Number),
-    ("registry-qps", "registryPullQPS", Shape::Number),
-    ("serialize-image-pulls", "serializeImagePulls", Shape::Truth),
-    ("image-credential-provider-bin-dir", "", Shape::Text),
-    ("image-credential-provider-config", "", Shape::Text),
-    // Where the files themselves are.
-    ("config", "", Shape::Text),
-    ("config-dir", "", Shape::Text),
-];
-
-fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
-    let pairs = |by: char| -> Result<Value, String> {
-        let pairs = text.split(',').filter(|it| !it.is_empty()).map(|pair| {
-            let (name, value) = pair
-                .split_once(by)
-                .ok_or_else(|| format!("--kubelet-arg {flag}: {pair:?} is not NAME{by}VALUE"))?;
-            Ok((name.trim().to_owned(), json!(value.trim())))
-        });
-        Ok(Value::Object(pairs.collect::<Result<Map<_, _>, String>>()?))
-    };
-    match shape {
-        Shape::Text => Ok(json!(text)),
-        Shape::Number => text
-            .parse::<i64>()
-            .map(|number| json!(number))
-            .map_err(|_| format!("--kubelet-arg {flag}: {text:?} is no number")),
-        Shape::Truth => text
-            .parse::<bool>()
-            .map(|truth| json!(truth))
-            .map_err(|_| format!("--kubelet-arg {flag}: {text:?} is neither true nor false")),
-        Shape::List => Ok(text.split(',').map(str::trim).filter(|it| !it.is_empty()).collect()),
-        Shape::Pairs => pairs('='),
-        Shape::ReservedMemory => places::read_reserved_memory(text),
-        Shape::Truths => {
-            let mut all = pairs('=')?;
-            for value in all.as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
-                let truth = value.as_str().and_then(|text| text.parse::<bool>().ok());
-                *value = truth.map(Value::Bool).ok_or_else(|| {
-                    format!("--kubelet-arg {flag}: {value} is neither true nor false")
-                })?;
-            }
-            Ok(all)
-        }
-        Shape::Thresholds => pairs('<'),
-        Shape::Headers => remote::read_headers(flag, text),
-    }
 }
 
 /// A drop-in replaces what it names; maps are merged.
