@@ -4,14 +4,24 @@
 //! A disk is formatted only if `blkid` finds nothing at all on it: no file system, no table
 //! of partitions, no part of an array.
 
+use std::io::Read;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use tokio::process::Command;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::blocking;
+
+/// Held from the look at a disk until it is mounted: two pods of one volume must not both
+/// find it blank. Local disks are few, and seldom new.
+static PREPARING: Mutex<()> = Mutex::const_new(());
 
 /// A large disk takes a while to be checked.
 const TOOL_PATIENCE: Duration = Duration::from_secs(600);
+/// At the start of a disk, where file systems and tables have their marks.
+const READ_BYTES: usize = 1 << 20;
 /// What is quoted of a tool's output.
 const OUTPUT_BYTES_MAX: usize = 2048;
 
@@ -59,7 +69,20 @@ async fn run(tool: &str, arguments: &[&str]) -> Result<Output, String> {
     }
 }
 
+/// blkid says "nothing" of a disk that it cannot read, too.
+async fn is_readable(device: &str) -> Result<(), String> {
+    let path = device.to_owned();
+    let read = move || -> std::io::Result<()> {
+        let mut start = vec![0; READ_BYTES];
+        std::fs::File::open(&path)?.take(READ_BYTES as u64).read_to_end(&mut start).map(drop)
+    };
+    blocking(move || read().map_err(|error| error.to_string()))
+        .await
+        .map_err(|error| format!("read disk {device}: {error}"))
+}
+
 async fn look(device: &str) -> Result<Content, String> {
+    is_readable(device).await?;
     let output =
         run("blkid", &["-p", "-s", "TYPE", "-s", "PTTYPE", "-o", "export", device]).await?;
     match output.status.code() {
@@ -70,12 +93,18 @@ async fn look(device: &str) -> Result<Content, String> {
     }
 }
 
-/// Makes sure that the device has a file system of type `wanted` that may be mounted.
+/// Makes sure that the device has a file system of type `wanted` that may be mounted. It is
+/// to be mounted before the guard is dropped.
 ///
 /// # Errors
 /// What is in the way, in upstream's words where it has some (`SafeFormatAndMount`).
-pub async fn prepare(device: &Path, wanted: &str, read_only: bool) -> Result<(), String> {
+pub async fn prepare(
+    device: &Path,
+    wanted: &str,
+    read_only: bool,
+) -> Result<MutexGuard<'static, ()>, String> {
     let device = device.display().to_string();
+    let guard = PREPARING.lock().await;
     match look(&device).await? {
         Content::Nothing if read_only => Err(format!(
             "cannot mount unformatted disk {device} as we are manipulating it in read-only mode"
@@ -88,7 +117,8 @@ pub async fn prepare(device: &Path, wanted: &str, read_only: bool) -> Result<(),
         Content::Other(what) => {
             Err(format!("failed to mount the volume as {wanted:?}, it already contains {what}"))
         }
-    }
+    }?;
+    Ok(guard)
 }
 
 async fn format(device: &str, kind: &str) -> Result<(), String> {

@@ -69,8 +69,9 @@ pub async fn make(pod_dir: &Path, bound: &Bound) -> Result<Place, String> {
         let (read_only, is_block) = (bound.read_only, bound.is_block());
         let to = own_dir(pod_dir, "kubernetes.io~local-volume", &bound.name);
         let kind = source.fs_type.clone().unwrap_or_else(|| "ext4".into());
+        let mut _prepared = None;
         if !is_block && is_unused_disk(&from, &to)? {
-            disk::prepare(&from, &kind, read_only).await?;
+            _prepared = Some(disk::prepare(&from, &kind, read_only).await?);
         }
         return blocking(move || local(from, to, is_block, read_only, &kind, &options)).await;
     }
