@@ -4,7 +4,6 @@
 //! it to nobody else. Never makes a namespace.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -163,14 +162,7 @@ fn read_all(pods: &Path) -> BTreeMap<String, u32> {
 fn write(file: &Path, range: UserNamespace) -> std::io::Result<()> {
     let mapping = Mapping { host_id: range.host_id, container_id: 0, length: range.length };
     let mappings = Mappings { uid_mappings: vec![mapping], gid_mappings: vec![mapping] };
-    let directory = file.parent().unwrap_or(file);
-    std::fs::create_dir_all(directory)?;
-    let fresh = file.with_extension("new");
-    let mut out = std::fs::File::create(&fresh)?;
-    out.write_all(&serde_json::to_vec(&mappings)?)?;
-    out.sync_all()?;
-    std::fs::rename(&fresh, file)?;
-    std::fs::File::open(directory)?.sync_all()
+    sys::fs::replace_file(file, &serde_json::to_vec(&mappings)?)
 }
 
 #[cfg(test)]

@@ -24,6 +24,32 @@ struct OpenHow {
     resolve: u64,
 }
 
+/// Puts a file in place, whole and on disk once this is back: after a crash there is the old
+/// one or the new. Its directory is made if need be; only its owner reads it. Two writers of
+/// one file must take turns. What a crash leaves beside it begins with a dot.
+///
+/// # Errors
+/// When the disk does not take it; the old file is untouched then.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    std::fs::create_dir_all(directory)?;
+    let mut beside = OsStr::new(".").to_os_string();
+    beside.push(name);
+    let beside = directory.join(beside);
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&beside)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    written.and_then(|()| std::fs::rename(&beside, path)).inspect_err(|_| {
+        // On a full disk what was begun only takes room.
+        let _ = std::fs::remove_file(&beside);
+    })?;
+    std::fs::File::open(directory)?.sync_all()
+}
+
 /// Opens a path as a mere handle, following symbolic links of the host.
 pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;

@@ -1,7 +1,7 @@
 //! Who has which devices, on disk in upstream's form: `kubelet_internal_checkpoint`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use base64::Engine;
@@ -118,12 +118,7 @@ pub fn write(dir: &Path, content: &Content) -> io::Result<()> {
     let data = serde_json::value::to_raw_value(&data)?;
     let sum = checksum(data.get().as_bytes());
     let bytes = serde_json::to_vec(&File { data: &data, checksum: sum })?;
-    std::fs::create_dir_all(dir)?;
-    let fresh = dir.join(format!(".{FILE}"));
-    let mut out = std::fs::File::create(&fresh)?;
-    out.write_all(&bytes)?;
-    out.sync_all()?;
-    std::fs::rename(&fresh, dir.join(FILE))
+    sys::fs::replace_file(&dir.join(FILE), &bytes)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Which claims are prepared for which pods, on disk in upstream's form: `dra_manager_state`.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -115,12 +115,7 @@ pub fn write(dir: &Path, claims: &Claims) -> io::Result<()> {
         claims: Some(claims.values().cloned().collect()),
     })?;
     let bytes = serde_json::to_vec(&File { checksum: checksum(&data), data })?;
-    std::fs::create_dir_all(dir)?;
-    let fresh = dir.join(format!(".{FILE}"));
-    let mut out = std::fs::File::create(&fresh)?;
-    out.write_all(&bytes)?;
-    out.sync_all()?;
-    std::fs::rename(&fresh, dir.join(FILE))
+    sys::fs::replace_file(&dir.join(FILE), &bytes)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! upstream's form (ImagePulledRecord and ImagePullIntent of kubelet.config.k8s.io).
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -172,6 +172,10 @@ fn file_name(of: &str) -> String {
 fn read_all<T: serde::de::DeserializeOwned>(dir: &Path) -> Vec<T> {
     let mut out = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        // What a crash left unfinished; the next record of the image replaces it.
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
         let read = std::fs::read(entry.path())
             .and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from));
         match read {
@@ -184,15 +188,7 @@ fn read_all<T: serde::de::DeserializeOwned>(dir: &Path) -> Vec<T> {
 
 /// By rename, so that a crash leaves the old record or the new one.
 fn write<T: Serialize>(path: &Path, record: &T) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(dir)?;
-    let beside = dir.with_extension("tmp");
-    let mut options = std::fs::OpenOptions::new();
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.create(true).write(true).truncate(true).open(&beside)?;
-    file.write_all(&serde_json::to_vec(record)?)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)
+    sys::fs::replace_file(path, &serde_json::to_vec(record)?)
 }
 
 fn remove(path: &Path) {

@@ -1,7 +1,6 @@
 //! Who gives out CPUs and memory, and what they have given, on disk in upstream's form.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,14 +67,7 @@ fn read<T: DeserializeOwned + Default>(file: &Path) -> T {
 }
 
 fn write<T: Serialize>(file: &Path, state: &T) -> std::io::Result<()> {
-    if let Some(dir) = file.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    let fresh = file.with_extension("new");
-    let mut out = std::fs::File::create(&fresh)?;
-    out.write_all(&serde_json::to_vec(state)?)?;
-    out.sync_all()?;
-    std::fs::rename(&fresh, file)
+    sys::fs::replace_file(file, &serde_json::to_vec(state)?)
 }
 
 #[derive(Default, Serialize, Deserialize)]

@@ -51,12 +51,7 @@ pub fn read(dir: &Path) -> Option<Record> {
 /// # Errors
 /// When the disk does not take it; the driver must not be asked then.
 pub fn write(dir: &Path, record: &Record) -> std::io::Result<()> {
-    std::fs::create_dir_all(dir)?;
-    let fresh = dir.join("vol_data.json.new");
-    let file = std::fs::File::create(&fresh)?;
-    serde_json::to_writer(&file, record).map_err(std::io::Error::from)?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, dir.join(RECORD))
+    sys::fs::replace_file(&dir.join(RECORD), &serde_json::to_vec(record)?)
 }
 
 /// Removes a record and its directory, once nothing is mounted below.
@@ -64,7 +59,7 @@ pub fn write(dir: &Path, record: &Record) -> std::io::Result<()> {
 /// # Errors
 /// When something is.
 pub fn remove(dir: &Path) -> std::io::Result<()> {
-    for path in [dir.join("vol_data.json.new"), dir.join(RECORD), dir.to_path_buf()] {
+    for path in [dir.join(format!(".{RECORD}")), dir.join(RECORD), dir.to_path_buf()] {
         let removed =
             if path == dir { std::fs::remove_dir(&path) } else { std::fs::remove_file(&path) };
         match removed {
