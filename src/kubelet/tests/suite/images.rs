@@ -3,93 +3,31 @@
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use base64::Engine;
 use serde_json::{Value, json};
 
+use crate::registry::{Registry, free_port};
 use crate::world::{NODE, World};
 
 /// `secret`
 const PASSWORD_HASH: &str = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a";
-
-struct Registry {
-    child: Child,
-    port: u16,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// Debian's docker-registry with the world's busybox as `team/app:v1`, for `me` alone.
 async fn registry(world: &World, port: u16) -> Registry {
     let dir = world.dir.path();
     let archive = dir.join("export.tar");
     world.store().export_file(&["busybox:test".into()], &archive).await.unwrap();
-    let base = dir.join("registry/docker/registry/v2");
-    let repository = base.join("repositories/team/app");
-    let put = |path: PathBuf, bytes: &[u8]| {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
-    };
     let mut archive = tar::Archive::new(std::fs::File::open(archive).unwrap());
-    for entry in archive.entries().unwrap() {
+    let blobs = archive.entries().unwrap().map(|entry| {
         let mut entry = entry.unwrap();
-        let name = entry.path().unwrap().display().to_string();
-        let Some(digits) = name.strip_prefix("blobs/sha256/") else { continue };
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).unwrap();
-        put(base.join(format!("blobs/sha256/{}/{digits}/data", &digits[..2])), &bytes);
-        let link = format!("sha256:{digits}");
-        let is_manifest = serde_json::from_slice::<Value>(&bytes)
-            .is_ok_and(|document| document["schemaVersion"] == 2);
-        let places = if is_manifest {
-            vec![
-                format!("_manifests/revisions/sha256/{digits}/link"),
-                "_manifests/tags/v1/current/link".to_owned(),
-                format!("_manifests/tags/v1/index/sha256/{digits}/link"),
-            ]
-        } else {
-            vec![format!("_layers/sha256/{digits}/link")]
-        };
-        for place in places {
-            put(repository.join(place), link.as_bytes());
-        }
-    }
-    let users = dir.join("users");
-    std::fs::write(&users, format!("me:{PASSWORD_HASH}\n")).unwrap();
-    let config = dir.join("registry.yml");
-    let text = format!(
-        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-         http:\n  addr: 127.0.0.1:{port}\nauth:\n  htpasswd:\n    realm: test\n    path: {}\n",
-        dir.join("registry").display(),
-        users.display()
-    );
-    std::fs::write(&config, text).unwrap();
-    let child = Command::new("/usr/bin/docker-registry")
-        .arg("serve")
-        .arg(&config)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("docker-registry is installed");
-    let registry = Registry { child, port };
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < deadline, "the registry does not come up");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    registry
+        (entry.path().unwrap().display().to_string(), bytes)
+    });
+    let user = format!("me:{PASSWORD_HASH}");
+    Registry::start(dir, port, "team/app", blobs, Some(&user))
 }
 
 fn create(world: &World, name: &str, image: &str, policy: &str, secret: Option<&str>) {

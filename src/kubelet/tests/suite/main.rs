@@ -15,6 +15,8 @@ mod host;
 mod images;
 mod placement;
 mod pods;
+#[path = "../../../runtime/tests/host/registry.rs"]
+mod registry;
 mod resize;
 mod server;
 mod shutdown;

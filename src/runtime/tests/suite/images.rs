@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::registry::{Registry, free_port};
 use crate::world::{archive, busybox_archive, busybox_layer, oci_layout, tar_of};
 use runtime::cri::{AuthConfig, ErrorKind, ImageService};
 use runtime::images::{Images, Registries};
@@ -169,71 +170,16 @@ async fn digests_are_checked() {
     assert!(err.message.contains("has digest"), "{err}");
 }
 
-struct Registry {
-    child: Child,
-    port: u16,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Debian's docker-registry, filled by writing its storage.
-fn registry(dir: &Path, files: &BTreeMap<String, Vec<u8>>) -> Registry {
-    let root = dir.join("registry");
-    let base = root.join("docker/registry/v2");
-    let put = |path: std::path::PathBuf, bytes: &[u8]| {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
-    };
-    let repository = base.join("repositories/team/busybox");
-    for (name, bytes) in files.iter().filter(|(name, _)| name.starts_with("blobs/")) {
-        let digits = name.rsplit('/').next().unwrap();
-        put(base.join(format!("blobs/sha256/{}/{digits}/data", &digits[..2])), bytes);
-        let link = format!("sha256:{digits}");
-        put(repository.join(format!("_layers/sha256/{digits}/link")), link.as_bytes());
-        if bytes.starts_with(b"{\"schemaVersion") {
-            put(
-                repository.join(format!("_manifests/revisions/sha256/{digits}/link")),
-                link.as_bytes(),
-            );
-            put(repository.join("_manifests/tags/v1/current/link"), link.as_bytes());
-            put(
-                repository.join(format!("_manifests/tags/v1/index/sha256/{digits}/link")),
-                link.as_bytes(),
-            );
-        }
-    }
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let config = dir.join("registry.yml");
-    let text = format!(
-        "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
-        root.display()
-    );
-    std::fs::write(&config, text).unwrap();
-    let child = Command::new("/usr/bin/docker-registry")
-        .arg("serve")
-        .arg(&config)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("docker-registry is installed");
-    let registry = Registry { child, port };
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < deadline, "the registry does not come up");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    registry
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_registry_is_pulled_from() {
     let dir = tempfile::tempdir().unwrap();
-    let registry = registry(dir.path(), &oci_layout(&[busybox_layer()], "x:1"));
+    let registry = Registry::start(
+        dir.path(),
+        free_port(),
+        "team/busybox",
+        oci_layout(&[busybox_layer()], "x:1"),
+        None,
+    );
     let images = images(dir.path()).await;
     let name = format!("127.0.0.1:{}/team/busybox:v1", registry.port);
     let id = images.pull_image(&name, &[]).await.unwrap();

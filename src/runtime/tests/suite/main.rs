@@ -8,5 +8,7 @@ mod features;
 mod hardship;
 mod images;
 mod pulls;
+#[path = "../host/registry.rs"]
+mod registry;
 mod socket;
 mod world;
