@@ -425,10 +425,15 @@ impl Writer {
         }
     }
 
+    /// A statement that is run all the time, parsed once.
+    fn perform(&self, statement: &str) -> rusqlite::Result<()> {
+        self.db.prepare_cached(statement)?.execute([]).map(drop)
+    }
+
     /// Opens the transaction if none is open.
     fn begin(&mut self) -> rusqlite::Result<()> {
         if self.db.is_autocommit() {
-            self.db.execute_batch("BEGIN IMMEDIATE")?;
+            self.perform("BEGIN IMMEDIATE")?;
             for row in &self.relaxed {
                 row.insert(&self.db)?;
             }
@@ -444,13 +449,11 @@ impl Writer {
         let mut outcomes = Vec::with_capacity(group.len());
         let result = (|| -> rusqlite::Result<()> {
             self.begin()?;
-            self.db.execute_batch("SAVEPOINT batch")?;
             for (write, _, _) in &group {
                 outcomes.push(self.one(write, &mut rows)?);
             }
-            self.db.execute_batch("RELEASE batch")?;
             if durable && !rows.is_empty() {
-                self.db.execute_batch("COMMIT")?;
+                self.perform("COMMIT")?;
             }
             Ok(())
         })();
@@ -618,7 +621,6 @@ impl Writer {
         let revision = revision.min(self.revision);
         let work = (|| -> rusqlite::Result<u64> {
             self.begin()?;
-            self.db.execute_batch("SAVEPOINT batch")?;
             let gone = self
                 .db
                 .prepare_cached(
@@ -637,8 +639,7 @@ impl Writer {
                      ON CONFLICT (name) DO UPDATE SET rev = max(rev, excluded.rev)",
                 )?
                 .execute([revision])?;
-            self.db.execute_batch("RELEASE batch")?;
-            self.db.execute_batch("COMMIT")?;
+            self.perform("COMMIT")?;
             Ok(gone as u64)
         })();
         match work {
@@ -664,7 +665,7 @@ impl Writer {
         if self.relaxed.is_empty() {
             return Ok(());
         }
-        let written = self.begin().and_then(|()| self.db.execute_batch("COMMIT"));
+        let written = self.begin().and_then(|()| self.perform("COMMIT"));
         match written {
             Ok(()) => {
                 self.committed();
