@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Secret};
 use parking_lot::Mutex;
 use runtime::cri::{AuthConfig, ErrorKind, Image, ImageService};
+use runtime::images::reference::Reference;
 use tokio::sync::{Notify, oneshot};
 
 use crate::backoff::{INITIAL, MAX, go_elapsed};
@@ -133,6 +134,10 @@ impl Images {
                 }
             }
             pulls.0.remove(name);
+        }
+        // Before anything is asked of anybody: a name that is none stays one.
+        if let Err(error) = Reference::parse(&image) {
+            return invalid_name(&want, &image, &error);
         }
         let present = match self.service.image_status(&image).await {
             Ok(present) => present,
@@ -358,9 +363,7 @@ fn inspect_failed(want: &Request<'_>, image: &str, error: &runtime::cri::Error) 
 }
 
 fn invalid_name(want: &Request<'_>, image: &str, error: &runtime::cri::Error) -> Step {
-    let message = format!(
-        "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": {error}"
-    );
+    let message = format!("Failed to apply default image tag \"{image}\": {error}");
     want.recorder.warning(want.about, "InspectFailed", message.clone());
     want.recorder.warning(want.about, "Failed", "Error: InvalidImageName");
     Step::Failed { reason: "InvalidImageName", message, again: MAX }

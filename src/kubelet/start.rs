@@ -57,16 +57,8 @@ impl Worker {
                 None
             }
             Err(wait) => {
-                if wait.reason.is_empty() {
-                    // A pull is under way; what was wrong before is being tried again.
-                    if self
-                        .waiting
-                        .get(&container.name)
-                        .is_some_and(|(r, _)| r != "CrashLoopBackOff")
-                    {
-                        self.waiting.remove(&container.name);
-                    }
-                } else {
+                // While a pull is under way, what was wrong before is still what is known.
+                if !wait.reason.is_empty() {
                     let reason = (wait.reason.to_owned(), wait.message);
                     self.waiting.insert(container.name.clone(), reason);
                 }

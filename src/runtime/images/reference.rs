@@ -15,10 +15,10 @@ pub struct Reference {
 impl Reference {
     /// Normalised: the default domain, `library/` and, without a digest, `latest`.
     pub fn parse(text: &str) -> Result<Self> {
-        let refuse = || {
+        let refuse = |why: &str| {
             Error::new(
                 ErrorKind::InvalidArgument,
-                format!("couldn't parse image name \"{text}\": invalid reference format"),
+                format!("couldn't parse image name \"{text}\": invalid reference format{why}"),
             )
         };
         let (rest, digest) = match text.split_once('@') {
@@ -63,7 +63,12 @@ impl Reference {
             || !tag.iter().all(tag_is_good)
             || !digest.iter().all(|d| digest_hex(d).is_some())
         {
-            return Err(refuse());
+            let name = path.split(':').next().unwrap_or_default();
+            return Err(if name.bytes().any(|b| b.is_ascii_uppercase()) {
+                refuse(&format!(": repository name ({name}) must be lowercase"))
+            } else {
+                refuse("")
+            });
         }
         let tag = tag.or_else(|| digest.is_none().then(|| "latest".into()));
         Ok(Self { domain, path, tag, digest })
@@ -110,5 +115,11 @@ mod tests {
         for bad in ["", "UPPER", "a b", "a:", "a@sha256:12", "../etc", "a//b", "x:y z"] {
             assert!(Reference::parse(bad).is_err(), "{bad:?}");
         }
+        let told = Reference::parse("UPPER:case:wrong").unwrap_err().message;
+        assert_eq!(
+            told,
+            "couldn't parse image name \"UPPER:case:wrong\": invalid reference format: \
+             repository name (library/UPPER) must be lowercase"
+        );
     }
 }

@@ -104,6 +104,29 @@ async fn an_image_is_for_those_whose_credentials_pulled_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_none_is_never_pulled() {
+    let world = World::new().await;
+    create(&world, "misnamed", "UPPER:case:wrong", "IfNotPresent", None);
+    world.until("misnamed", |pod| waits_for(pod, "InvalidImageName")).await;
+    // However often the pod is looked at: more often than pulls may begin.
+    let path = World::pod_path("misnamed");
+    for round in 0..30 {
+        world.api.patch(&path, &json!({"metadata": {"annotations": {"round": round.to_string()}}}));
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        let pod = world.pod("misnamed");
+        assert!(waits_for(pod.as_ref(), "InvalidImageName"), "{pod:#?}");
+    }
+    let events = world.api.events();
+    assert!(events.iter().all(|it| !it.contains("Pulling") && !it.contains("QPS")), "{events:?}");
+    let why = "Failed to apply default image tag \"UPPER:case:wrong\": couldn't parse image name \
+               \"UPPER:case:wrong\": invalid reference format: repository name (library/UPPER) \
+               must be lowercase";
+    assert!(events.iter().any(|it| it.contains(why)), "{events:?}");
+    world.delete("misnamed").await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_credential_provider_has_the_password() {
     let bin = tempfile::tempdir().unwrap();
     let port = free_port();
