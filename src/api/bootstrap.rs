@@ -95,7 +95,7 @@ async fn keep(server: &Shared, object: Value, fields: &[&str]) -> Result<usize> 
     }
     let parts = fields.iter().filter_map(|f| Some(((*f).to_string(), object.get(*f)?.clone())));
     let parts = parts.collect::<serde_json::Map<_, _>>();
-    server.registry.update(&target, &Change::Merge(parts.into()), &options()).await?;
+    server.registry.update(&target, Change::Merge(parts.into()), &options()).await?;
     Ok(0)
 }
 
@@ -107,7 +107,7 @@ pub async fn mark_used_secrets(server: Shared) {
             "metadata": {"name": name, "namespace": namespace}});
         let labels = json!({"metadata": {"labels": {LAST_USED: today()}}});
         let marked = match target(&server, &object) {
-            Ok(target) => server.registry.update(&target, &Change::Merge(labels), &options()).await,
+            Ok(target) => server.registry.update(&target, Change::Merge(labels), &options()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = marked {
@@ -168,7 +168,7 @@ async fn ensure_range(server: &Shared) -> Result<usize> {
             }]},
         }));
         let options = WriteOptions { manager, ..options() };
-        server.registry.update(&target, &status, &options).await?;
+        server.registry.update(&target, status, &options).await?;
     }
     Ok(made)
 }

@@ -17,7 +17,7 @@ pub use addresses::ADDRESSES;
 use crate::admission::{Admission, Attributes, Operation};
 use crate::authn::User;
 use crate::authz::Authorizer;
-use crate::cache::{Cache, encode};
+use crate::cache::{Cache, encode, splice_revision};
 use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::scheme::{Schema, Typed, shape};
@@ -229,20 +229,37 @@ pub(crate) fn durability(resource: &Resource) -> Durability {
     }
 }
 
-/// The value to store: storage version, no resourceVersion.
-pub(crate) fn stored_bytes(value: &Value, resource: &Resource) -> bytes::Bytes {
-    let mut value = convert::to_storage(value.clone(), resource);
-    metadata_mut(&mut value).shift_remove("resourceVersion");
+/// The value to store: storage version, no resourceVersion, which `value` loses as well; its
+/// fields come into their order.
+pub(crate) fn stored_bytes(value: &mut Value, resource: &Resource) -> bytes::Bytes {
+    metadata_mut(value).shift_remove("resourceVersion");
+    let mut converted;
+    let value = if value["apiVersion"] == resource.storage.to_string() {
+        value
+    } else {
+        converted = convert::to_storage(value.clone(), resource);
+        &mut converted
+    };
     if !resource.custom {
         let (group, version) = (&resource.storage.group, &resource.storage.version);
         if let Some(typed) = Schema::built_in().kind(group, version, &resource.kind) {
-            shape::arrange(&mut value, typed);
+            shape::arrange(value, typed);
         }
     }
-    match &value {
+    match value {
         Value::Object(map) => encode(map).into(),
         _ => bytes::Bytes::new(),
     }
+}
+
+/// Whether a GET in the target's version sends what is stored.
+fn is_plain(target: &Target) -> bool {
+    !target.resource.custom && convert::is_identity(&target.resource, &target.version)
+}
+
+/// What was stored, as a GET would send it.
+fn line(target: &Target, stored: &[u8], revision: u64) -> Option<bytes::Bytes> {
+    is_plain(target).then(|| splice_revision(stored, revision))
 }
 
 pub(crate) fn set_revision(value: &mut Value, revision: u64) {

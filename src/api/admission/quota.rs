@@ -137,7 +137,7 @@ async fn one(
             return Ok(());
         }
         let change = Change::Put(charged);
-        match registry.update(&target, &change, &own).await {
+        match registry.update(&target, change, &own).await {
             Ok(_) => return Ok(()),
             Err(error) if error.code == 404 => return Ok(()),
             Err(error) if error.code == 409 => {}

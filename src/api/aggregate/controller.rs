@@ -279,7 +279,7 @@ async fn tell(registry: &Registry, name: &str, found: Option<&Unavailable>) -> R
         names::set_condition(&mut new["status"], "Available", is, reason, &message, &now);
         Ok(new)
     }));
-    match registry.update(&target, &edit, &options()).await {
+    match registry.update(&target, edit, &options()).await {
         Err(error) if error.code != 404 => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }

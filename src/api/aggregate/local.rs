@@ -138,7 +138,7 @@ pub async fn tidy(registry: &Registry) -> Result<()> {
                     new["spec"] = spec.clone();
                     Ok(new)
                 }));
-                registry.update(&target(name), &edit, &options()).await.map(drop)
+                registry.update(&target(name), edit, &options()).await.map(drop)
             }
             Step::Remove(name) => {
                 let delete = DeleteOptions::default();

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use super::field_set::FieldSet;
-use super::managed::{Entry, Managed, Manager, Operation, strip, without_managed};
+use super::managed::{Entry, Managed, Manager, Operation, strip, take_managed, without_managed};
 use super::typed_merge::{Comparison, compare, merge, remove, to_set, validate};
 use crate::scheme::{Typed, shape};
 
@@ -231,13 +231,14 @@ fn apply_once(
     Ok((object, managed))
 }
 
+/// Between two objects, but for the record of managers itself.
 fn differences(old: &Value, new: &Value, typed: Typed<'_>, writer: &Writer<'_>) -> Comparison {
-    let all = compare(old, new, typed);
-    Comparison {
-        added: writer.unset(all.added),
-        modified: writer.unset(all.modified),
-        removed: writer.unset(all.removed),
+    let mut all = compare(old, new, typed);
+    for set in [&mut all.added, &mut all.modified, &mut all.removed] {
+        set.remove_below(&["metadata", "managedFields"]);
+        writer.reset.iter().for_each(|path| set.remove_below(path));
     }
+    all
 }
 
 /// Removes what the manager applied last time and now left out, unless others own it.
@@ -292,51 +293,62 @@ fn take_over(
 /// the new object's `managedFields`. Objects nobody was ever recorded for stay so.
 pub fn update_managed_fields(
     live: Option<&Value>,
-    new: &Value,
+    new: &mut Value,
     typed: Typed<'_>,
     writer: &Writer<'_>,
-) -> Value {
-    let mut out = without_managed(new);
-    let empty = empty_live(new, typed);
-    let managed = if Managed::is_reset(new) {
+) {
+    let sent = take_managed(new);
+    let managed = if Managed::is_reset(&sent) {
         Managed::default()
     } else {
-        let sent = if writer.subresource.is_empty() { Managed::decode(new) } else { None };
-        match sent {
-            Some(sent) if !sent.0.is_empty() => sent,
+        let own = if writer.subresource.is_empty() { Managed::read(&sent) } else { None };
+        match own {
+            Some(own) if !own.0.is_empty() => own,
             _ => live.and_then(Managed::decode).unwrap_or_default(),
         }
     };
     if managed.0.is_empty() && live.is_some() {
-        return out;
+        return;
     }
-    let old = without_managed(live.unwrap_or(&empty));
-    updated(&old, &out, managed, typed, writer).encode(&mut out);
-    out
+    let managed = match live {
+        Some(live) => updated(live, new, managed, typed, writer),
+        None => updated(&empty_live(new, typed), new, managed, typed, writer),
+    };
+    managed.encode(new);
 }
 
 fn updated(
     old: &Value,
     new: &Value,
-    managed: Managed,
+    mut managed: Managed,
     typed: Typed<'_>,
     writer: &Writer<'_>,
 ) -> Managed {
     let me = writer.manager(Operation::Update);
-    let change = differences(&without_managed(old), &without_managed(new), typed, writer);
-    let touched = change.modified.union(&change.added);
-    let mut managed = managed;
+    let Comparison { added, modified, removed } = differences(old, new, typed, writer);
+    let mut touched = added;
+    touched.absorb(modified);
     // By force, so nothing can fail: everybody else gives up what changed.
     for entry in managed.0.iter_mut().filter(|e| !e.manager.is(&me)) {
-        entry.set = entry.set.difference(&touched).difference(&change.removed);
+        entry.set.subtract(&touched);
+        entry.set.subtract(&removed);
     }
-    let previous = managed.find(&me).cloned();
     let mut mine = touched;
     strip(&mut mine);
-    let kept = previous.as_ref().map(|e| e.set.difference(&change.removed)).unwrap_or_default();
-    let time =
-        if mine.is_empty() { previous.and_then(|e| e.time) } else { Some(writer.now.to_owned()) };
-    managed.put(Entry { manager: me.clone(), time, set: kept.union(&mine) });
+    match managed.0.iter_mut().find(|e| e.manager.is(&me)) {
+        Some(entry) => {
+            if !mine.is_empty() {
+                entry.time = Some(writer.now.to_owned());
+            }
+            entry.set.subtract(&removed);
+            entry.set.absorb(mine);
+            entry.manager = me.clone();
+        }
+        None => {
+            let time = (!mine.is_empty()).then(|| writer.now.to_owned());
+            managed.put(Entry { manager: me.clone(), time, set: mine });
+        }
+    }
     managed.strip(&me);
     managed.cap();
     managed

@@ -1,5 +1,6 @@
 //! Sets of field paths, as `managedFields` hold them (FieldsV1).
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
@@ -97,15 +98,19 @@ impl FieldSet {
 
     pub fn union(&self, other: &Self) -> Self {
         let mut out = self.clone();
-        out.members.extend(other.members.iter().cloned());
-        for (step, child) in &other.children {
-            let merged = match out.children.get(step) {
-                Some(mine) => mine.union(child),
-                None => child.clone(),
-            };
-            out.children.insert(step.clone(), merged);
-        }
+        out.absorb(other.clone());
         out
+    }
+
+    /// Adds all of another set.
+    pub fn absorb(&mut self, other: Self) {
+        self.members.extend(other.members);
+        for (step, child) in other.children {
+            match self.children.entry(step) {
+                Entry::Occupied(mut mine) => mine.get_mut().absorb(child),
+                Entry::Vacant(place) => drop(place.insert(child)),
+            }
+        }
     }
 
     pub fn intersection(&self, other: &Self) -> Self {
@@ -120,22 +125,35 @@ impl FieldSet {
     }
 
     pub fn difference(&self, other: &Self) -> Self {
-        let children = self.children.iter().filter_map(|(step, child)| {
-            let rest = match other.children.get(step) {
-                Some(theirs) => child.difference(theirs),
-                None => child.clone(),
-            };
-            (!rest.is_empty()).then(|| (step.clone(), rest))
-        });
-        Self {
-            members: self.members.difference(&other.members).cloned().collect(),
-            children: children.collect(),
+        let mut out = self.clone();
+        out.subtract(other);
+        out
+    }
+
+    /// Takes out all of another set.
+    pub fn subtract(&mut self, other: &Self) {
+        if !other.members.is_empty() {
+            self.members.retain(|step| !other.members.contains(step));
         }
+        self.children.retain(|step, child| {
+            if let Some(theirs) = other.children.get(step) {
+                child.subtract(theirs);
+            }
+            !child.is_empty()
+        });
+    }
+
+    /// Takes out one field, and leaves what is below it.
+    pub fn remove(&mut self, field: &str) {
+        self.members.remove(&Step::field(field));
     }
 
     /// Takes out a path and everything below it.
     pub fn remove_below(&mut self, path: &[&str]) {
         let Some((first, rest)) = path.split_first() else { return };
+        if self.members.is_empty() && self.children.is_empty() {
+            return;
+        }
         let step = Step::field(first);
         if rest.is_empty() {
             self.members.remove(&step);
@@ -222,9 +240,9 @@ impl FieldSet {
     }
 
     /// Reads FieldsV1; `None` if it is malformed.
-    pub fn from_fields_v1(value: &Value) -> Option<Self> {
+    pub fn from_fields_v1(fields: &Map<String, Value>) -> Option<Self> {
         let mut out = Self::default();
-        for (key, below) in value.as_object()? {
+        for (key, below) in fields {
             if key == "." {
                 continue;
             }
@@ -234,7 +252,7 @@ impl FieldSet {
                 out.members.insert(step.clone());
             }
             if below.keys().any(|k| k != ".") {
-                let child = Self::from_fields_v1(&Value::Object(below.clone()))?;
+                let child = Self::from_fields_v1(below)?;
                 out.children.insert(step, child);
             }
         }
@@ -254,7 +272,7 @@ mod tests {
             "f:spec": {"f:ports": {"k:{\"port\":80,\"protocol\":\"TCP\"}": {".": {}, "f:port": {}}}},
             "f:finalizers": {"v:\"x/y\"": {}}
         });
-        let set = FieldSet::from_fields_v1(&fields).unwrap();
+        let set = FieldSet::from_fields_v1(fields.as_object().unwrap()).unwrap();
         assert_eq!(set.to_fields_v1(), fields);
         assert_eq!(
             set.paths(),
@@ -269,6 +287,6 @@ mod tests {
         assert!(set.difference(&set).is_empty());
         assert_eq!(set.union(&set), set);
         assert_eq!(set.intersection(&set), set);
-        assert!(FieldSet::from_fields_v1(&json!({"x": {}})).is_none());
+        assert!(FieldSet::from_fields_v1(json!({"x": {}}).as_object().unwrap()).is_none());
     }
 }

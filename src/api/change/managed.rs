@@ -78,11 +78,15 @@ pub struct Managed(pub Vec<Entry>);
 impl Managed {
     /// Reads `metadata.managedFields`; `None` if an entry is malformed.
     pub fn decode(object: &Value) -> Option<Self> {
-        let list = object.pointer("/metadata/managedFields").and_then(Value::as_array);
+        Self::read(object.get("metadata")?.get("managedFields").unwrap_or(&Value::Null))
+    }
+
+    /// Reads the value of the field.
+    pub fn read(list: &Value) -> Option<Self> {
         let mut out = Self::default();
-        for entry in list.into_iter().flatten() {
-            let word = |key| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-            let operation = match word("operation").as_str() {
+        for entry in list.as_array().into_iter().flatten() {
+            let word = |key| entry.get(key).and_then(Value::as_str).unwrap_or_default();
+            let operation = match word("operation") {
                 "Apply" => Operation::Apply,
                 "Update" => Operation::Update,
                 _ => return None,
@@ -91,15 +95,15 @@ impl Managed {
                 return None;
             }
             let set = match entry.get("fieldsV1") {
-                Some(fields) => FieldSet::from_fields_v1(fields)?,
+                Some(fields) => FieldSet::from_fields_v1(fields.as_object()?)?,
                 None => FieldSet::default(),
             };
             out.put(Entry {
                 manager: Manager {
-                    name: word("manager"),
+                    name: word("manager").to_owned(),
                     operation,
-                    api_version: word("apiVersion"),
-                    subresource: word("subresource"),
+                    api_version: word("apiVersion").to_owned(),
+                    subresource: word("subresource").to_owned(),
                 },
                 time: entry.get("time").and_then(Value::as_str).map(str::to_owned),
                 set,
@@ -109,9 +113,8 @@ impl Managed {
     }
 
     /// Whether a client asks to drop all entries by sending a single empty one.
-    pub fn is_reset(object: &Value) -> bool {
-        let list = object.pointer("/metadata/managedFields").and_then(Value::as_array);
-        list.is_some_and(|list| match list.as_slice() {
+    pub fn is_reset(list: &Value) -> bool {
+        list.as_array().is_some_and(|list| match list.as_slice() {
             [only] => only
                 .as_object()
                 .is_some_and(|entry| entry.values().all(|v| v.is_null() || v.as_str() == Some(""))),
@@ -165,18 +168,11 @@ impl Managed {
 
     /// Writes the entries into the object, sorted as upstream sorts them.
     pub fn encode(mut self, object: &mut Value) {
-        self.0.sort_by(|a, b| {
-            let key = |e: &Entry| {
-                (
-                    e.manager.operation,
-                    e.time.clone(),
-                    e.manager.name.clone(),
-                    e.manager.api_version.clone(),
-                    e.manager.subresource.clone(),
-                )
-            };
-            key(a).cmp(&key(b))
-        });
+        fn key(entry: &Entry) -> (Operation, Option<&str>, &str, &str, &str) {
+            let Manager { name, operation, api_version, subresource } = &entry.manager;
+            (*operation, entry.time.as_deref(), name, api_version, subresource)
+        }
+        self.0.sort_by(|a, b| key(a).cmp(&key(b)));
         let list: Vec<Value> = self.0.iter().map(Entry::to_value).collect();
         let Some(object) = object.as_object_mut() else { return };
         let metadata = object.entry("metadata").or_insert_with(|| json!({}));
@@ -214,20 +210,21 @@ impl Entry {
 }
 
 pub(super) fn strip(set: &mut FieldSet) {
-    let metadata = super::field_set::Step::field("metadata");
     for path in STRIPPED {
         set.remove_below(path);
     }
-    let mut only = FieldSet::default();
-    only.insert(&[metadata]);
-    *set = set.difference(&only);
+    set.remove("metadata");
 }
 
-/// Removes `metadata.managedFields`.
+/// Takes `metadata.managedFields` out; null where there is none.
+pub(super) fn take_managed(object: &mut Value) -> Value {
+    let metadata = object.get_mut("metadata").and_then(Value::as_object_mut);
+    metadata.and_then(|it| it.shift_remove("managedFields")).unwrap_or_default()
+}
+
+/// A copy that lacks `metadata.managedFields`.
 pub(super) fn without_managed(object: &Value) -> Value {
     let mut out = object.clone();
-    if let Some(metadata) = out.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.shift_remove("managedFields");
-    }
+    take_managed(&mut out);
     out
 }

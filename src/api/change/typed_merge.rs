@@ -177,33 +177,54 @@ pub(super) struct Comparison {
     pub removed: FieldSet,
 }
 
+/// A step on the way to a difference, written down only where there is one.
+enum Mark<'a> {
+    Field(&'a str),
+    Item(Step),
+}
+
+fn steps(path: &[Mark<'_>]) -> Vec<Step> {
+    let step = |mark: &Mark<'_>| match mark {
+        Mark::Field(name) => Step::field(name),
+        Mark::Item(step) => step.clone(),
+    };
+    path.iter().map(step).collect()
+}
+
 pub(super) fn compare(old: &Value, new: &Value, typed: Typed<'_>) -> Comparison {
     let mut out = Comparison::default();
     compare_at(Some(old), Some(new), Place::root(typed), &mut Vec::new(), &mut out);
     out
 }
 
-fn compare_at(
-    old: Option<&Value>,
-    new: Option<&Value>,
+fn compare_at<'a>(
+    old: Option<&'a Value>,
+    new: Option<&'a Value>,
     place: Place<'_>,
-    path: &mut Vec<Step>,
+    path: &mut Vec<Mark<'a>>,
     out: &mut Comparison,
 ) {
+    if let (Some(old), Some(new)) = (old, new)
+        && equal(old, new)
+    {
+        return;
+    }
     let form = place.form();
     let map = |v: Option<&Value>| v.is_none_or(|v| v.is_object() || v.is_null());
     let list = |v: Option<&Value>| v.is_none_or(|v| v.is_array() || v.is_null());
     match form {
         Form::Fields(place) if map(old) && map(new) => {
-            let none = Map::new();
-            let a = old.and_then(Value::as_object).unwrap_or(&none);
-            let b = new.and_then(Value::as_object).unwrap_or(&none);
-            if a.is_empty() && b.is_empty() {
+            let a = old.and_then(Value::as_object);
+            let b = new.and_then(Value::as_object);
+            if a.is_none_or(Map::is_empty) && b.is_none_or(Map::is_empty) {
                 return leaf(old, new, path, out);
             }
-            for key in a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))) {
-                path.push(Step::field(key));
-                compare_at(a.get(key), b.get(key), place.child(key).0, path, out);
+            let in_a = |key: &str| a.and_then(|a| a.get(key));
+            let in_b = |key: &str| b.and_then(|b| b.get(key));
+            let only_b = b.into_iter().flat_map(Map::keys).filter(|key| in_a(key).is_none());
+            for key in a.into_iter().flat_map(Map::keys).chain(only_b) {
+                path.push(Mark::Field(key));
+                compare_at(in_a(key), in_b(key), place.child(key).0, path, out);
                 path.pop();
             }
         }
@@ -218,49 +239,49 @@ fn compare_at(
         _ => return leaf(old, new, path, out),
     }
     match (old, new) {
-        (None, Some(_)) => out.added.insert(path),
-        (Some(_), None) => out.removed.insert(path),
+        (None, Some(_)) => out.added.insert(&steps(path)),
+        (Some(_), None) => out.removed.insert(&steps(path)),
         _ => {}
     }
 }
 
-fn compare_items(
-    old: &[Value],
-    new: &[Value],
+fn compare_items<'a>(
+    old: &'a [Value],
+    new: &'a [Value],
     list: &List,
     items: Typed<'_>,
-    path: &mut Vec<Step>,
+    path: &mut Vec<Mark<'a>>,
     out: &mut Comparison,
 ) {
-    let mut steps: std::collections::BTreeMap<Step, (Vec<&Value>, Vec<&Value>)> =
+    let mut by_step: std::collections::BTreeMap<Step, (Vec<&Value>, Vec<&Value>)> =
         std::collections::BTreeMap::new();
     for item in old {
-        steps.entry(step_of(list, items, item)).or_default().0.push(item);
+        by_step.entry(step_of(list, items, item)).or_default().0.push(item);
     }
     for item in new {
-        steps.entry(step_of(list, items, item)).or_default().1.push(item);
+        by_step.entry(step_of(list, items, item)).or_default().1.push(item);
     }
-    for (step, (a, b)) in steps {
-        path.push(step);
+    for (step, (a, b)) in by_step {
+        path.push(Mark::Item(step));
         if a.len() <= 1 && b.len() <= 1 {
             let (a, b) = (a.first().copied(), b.first().copied());
             compare_at(a, b, Place::root(items), path, out);
         } else if a.is_empty() {
-            out.added.insert(path);
+            out.added.insert(&steps(path));
         } else if b.is_empty() {
-            out.removed.insert(path);
+            out.removed.insert(&steps(path));
         } else if a.len() != b.len() || !a.iter().zip(&b).all(|(a, b)| equal(a, b)) {
-            out.modified.insert(path);
+            out.modified.insert(&steps(path));
         }
         path.pop();
     }
 }
 
-fn leaf(old: Option<&Value>, new: Option<&Value>, path: &[Step], out: &mut Comparison) {
+fn leaf(old: Option<&Value>, new: Option<&Value>, path: &[Mark<'_>], out: &mut Comparison) {
     match (old, new) {
-        (None, Some(_)) => out.added.insert(path),
-        (Some(_), None) => out.removed.insert(path),
-        (Some(old), Some(new)) if !equal(old, new) => out.modified.insert(path),
+        (None, Some(_)) => out.added.insert(&steps(path)),
+        (Some(_), None) => out.removed.insert(&steps(path)),
+        (Some(old), Some(new)) if !equal(old, new) => out.modified.insert(&steps(path)),
         _ => {}
     }
 }

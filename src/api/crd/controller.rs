@@ -297,7 +297,7 @@ impl Follower {
             }
             Ok(new)
         }));
-        match registry.update(&target, &edit, &options()).await {
+        match registry.update(&target, edit, &options()).await {
             Err(error) if error.code != 404 => Err(error),
             Ok(_) | Err(_) => Ok(()),
         }
@@ -370,7 +370,7 @@ impl Follower {
                 ignore(registry.create(&target(name.clone(), ""), object, &options()).await, 409)?;
             }
             let edit = Change::Edit(Box::new(|live| Ok(available(live))));
-            ignore(registry.update(&target(name, "status"), &edit, &options()).await, 404)?;
+            ignore(registry.update(&target(name, "status"), edit, &options()).await, 404)?;
         }
         let known = registry.cache.list(SERVICES, SERVICES, None).0;
         for service in known.iter().filter(|o| o.labels()[AUTOMANAGED] == "true") {
@@ -498,7 +498,7 @@ async fn terminating(
         names::set_condition(&mut new["status"], "Terminating", "True", reason, said, &now());
         Ok(new)
     }));
-    ignore(registry.update(&target, &edit, &options()).await, 404)
+    ignore(registry.update(&target, edit, &options()).await, 404)
 }
 
 async fn release(registry: &Registry, name: &str) -> Result<Option<mpsc::Receiver<Arc<Event>>>> {
@@ -515,7 +515,7 @@ async fn release(registry: &Registry, name: &str) -> Result<Option<mpsc::Receive
         }
         Ok(new)
     }));
-    ignore(registry.update(&target, &edit, &options()).await, 404)?;
+    ignore(registry.update(&target, edit, &options()).await, 404)?;
     Ok(None)
 }
 

@@ -113,16 +113,16 @@ pub async fn store(
     cache: &Cache,
     resource: &kinds::resources::Resource,
     version: &str,
-    value: &Value,
+    value: &mut Value,
 ) -> Result<(Bytes, Option<Value>)> {
     let Some(custom) = version::of(resource).filter(|custom| custom.storage != version) else {
         return Ok((stored_bytes(value, resource), None));
     };
-    let stored = convert(cache, custom, value.clone(), &custom.storage).await?;
+    let mut stored = convert(cache, custom, value.clone(), &custom.storage).await?;
     let mut back = stored.clone();
     read(custom, &mut back);
     let back = convert(cache, custom, back, version).await?;
-    Ok((stored_bytes(&stored, resource), Some(back)))
+    Ok((stored_bytes(&mut stored, resource), Some(back)))
 }
 
 /// Whether an object is stored in another form than it would be today.

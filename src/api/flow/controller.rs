@@ -211,7 +211,7 @@ async fn apply(registry: &Registry, step: Step) -> Result<()> {
                 new["spec"] = spec.clone();
                 Ok(new)
             }));
-            registry.update(&target, &change, &options(PRODUCER)).await.map(drop)
+            registry.update(&target, change, &options(PRODUCER)).await.map(drop)
         }
         Step::Status(name, mut condition) => {
             let Some(target) = target(registry, "FlowSchema", &name, "status") else {
@@ -222,7 +222,7 @@ async fn apply(registry: &Registry, step: Step) -> Result<()> {
                 "apiVersion": format!("{GROUP}/v1"), "kind": "FlowSchema",
                 "metadata": {"name": name}, "status": {"conditions": [condition]},
             }));
-            registry.update(&target, &change, &options(CONSUMER)).await.map(drop)
+            registry.update(&target, change, &options(CONSUMER)).await.map(drop)
         }
     };
     match done {

@@ -116,8 +116,8 @@ impl Registry {
             now: &now,
             reset: &[],
         };
-        let object = update_managed_fields(None, &object, target.typed(), &writer);
-        let value = super::stored_bytes(&object, &target.resource);
+        update_managed_fields(None, &mut object, target.typed(), &writer);
+        let value = super::stored_bytes(&mut object, &target.resource);
         let write = Write::Create { key: target.key()?, value };
         let done = self.store().write(write, Durability::Relaxed).await?;
         Ok(matches!(done, Outcome::Done(_)))

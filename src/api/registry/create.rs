@@ -1,8 +1,10 @@
 //! Creating objects.
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use store::{Outcome, Write};
 
+use super::update::Written;
 use super::{Registry, Target, WriteOptions, causes, metadata_mut, metadata_str, set_revision};
 use crate::admission::Operation;
 use crate::authz::escalation;
@@ -25,16 +27,18 @@ impl Registry {
         target: &Target,
         object: Value,
         options: &WriteOptions,
-    ) -> Result<Value> {
+    ) -> Result<Written> {
         let generated = metadata_str(&object, "name").is_empty()
             && !metadata_str(&object, "generateName").is_empty();
-        let mut tries = if generated { GENERATED_NAMES_MAX } else { 1 };
+        if !generated {
+            return self.create_once(target, object, options, None).await;
+        }
+        let mut tries = GENERATED_NAMES_MAX;
         loop {
             tries -= 1;
             match self.create_once(target, object.clone(), options, None).await {
                 Err(error) if error.reason == "AlreadyExists" && tries > 0 => {}
-                Err(error) if error.reason == "AlreadyExists" && generated => {
-                    let mut error = error;
+                Err(mut error) if error.reason == "AlreadyExists" => {
                     error.message = format!(
                         "{}, the server was not able to generate a unique name for the object",
                         error.message
@@ -53,7 +57,7 @@ impl Registry {
         mut object: Value,
         options: &WriteOptions,
         managed: Option<()>,
-    ) -> Result<Value> {
+    ) -> Result<Written> {
         let resource = &target.resource;
         if !metadata_str(&object, "resourceVersion").is_empty() {
             return Err(ApiError::new(
@@ -79,7 +83,7 @@ impl Registry {
                 now: &now,
                 reset,
             };
-            object = update_managed_fields(None, &object, target.typed(), &writer);
+            update_managed_fields(None, &mut object, target.typed(), &writer);
         }
         if is_signing_request(resource) {
             set_requester(&mut object, &options.user);
@@ -115,9 +119,9 @@ impl Registry {
             if self.cache.get(target.prefix()?, &key).is_some() {
                 return Err(ApiError::already_exists(resource, &target.name));
             }
-            return Ok(object);
+            return Ok(made(object, None));
         }
-        let stored = crd::convert::store(&self.cache, resource, &target.version, &object).await;
+        let stored = crd::convert::store(&self.cache, resource, &target.version, &mut object).await;
         let (value, back) = match stored {
             Ok(stored) => stored,
             Err(error) => {
@@ -129,13 +133,13 @@ impl Registry {
             self.allocator.release(allocated);
             return Err(error);
         }
-        let write = Write::Create { key: target.key()?, value };
+        let write = Write::Create { key: target.key()?, value: value.clone() };
         match self.store().write(write, super::durability(resource)).await {
             Ok(Outcome::Done(revision)) => {
                 let mut object = back.unwrap_or(object);
                 set_revision(&mut object, revision);
                 self.created(target).await;
-                Ok(object)
+                Ok(made(object, super::line(target, &value, revision)))
             }
             Ok(Outcome::Conflict(there)) => {
                 self.give_back(target, allocated).await;
@@ -176,6 +180,10 @@ impl Registry {
         }
         self.admission.validate(self, attributes, object)
     }
+}
+
+fn made(object: Value, line: Option<Bytes>) -> Written {
+    Written { object, line, created: true, warnings: Vec::new() }
 }
 
 pub(super) fn is_signing_request(resource: &kinds::resources::Resource) -> bool {

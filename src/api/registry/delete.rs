@@ -83,7 +83,7 @@ impl Registry {
             self.admission.mutate_by_webhooks(self, &attributes, &mut Value::Null).await?;
             self.admission.validate_by_webhooks(self, &attributes, &Value::Null).await?;
 
-            let (next, gone) = plan(target, &live, delete);
+            let (mut next, gone) = plan(target, &live, delete);
             if delete.dry_run || options.dry_run {
                 return Ok(Deleted { object: next, gone });
             }
@@ -96,7 +96,7 @@ impl Registry {
             } else {
                 let resource = &target.resource;
                 let (value, _) =
-                    crate::crd::convert::store(&self.cache, resource, &target.version, &next)
+                    crate::crd::convert::store(&self.cache, resource, &target.version, &mut next)
                         .await?;
                 Write::Update { key, value, expected }
             };

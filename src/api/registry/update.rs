@@ -1,5 +1,6 @@
 //! Changing objects: PUT, the four kinds of patches, and writes to subresources.
 
+use bytes::Bytes;
 use kinds::validate::pod_parts;
 use serde_json::Value;
 use store::{Outcome, Write};
@@ -43,6 +44,8 @@ pub type Edit = dyn Fn(&Value) -> Result<Value> + Send + Sync;
 /// What became of a write.
 pub struct Written {
     pub object: Value,
+    /// As a GET would send it, where the version that was written is the one that is stored.
+    pub line: Option<Bytes>,
     pub created: bool,
     /// Of what a patch brought that the kind does not have.
     pub warnings: Vec<String>,
@@ -53,7 +56,7 @@ impl Registry {
     pub async fn update(
         &self,
         target: &Target,
-        change: &Change,
+        mut change: Change,
         options: &WriteOptions,
     ) -> Result<Written> {
         let mut tries = 0;
@@ -61,13 +64,17 @@ impl Registry {
             self.cache.fresh().await?;
             let live = self.cache.get(target.prefix()?, &target.key()?);
             let Some(live) = live else {
-                return self.create_by_update(target, change, options).await;
+                return self.create_by_update(target, &change, options).await;
             };
             let stale = crd::convert::is_stale(&self.cache, &target.resource, &live).await?;
             let live = self.show(target, live).await?;
             let mut warnings = Vec::new();
-            match self.update_once(target, &live, stale, change, options, &mut warnings).await? {
-                Some(object) => return Ok(Written { object, created: false, warnings }),
+            let updated =
+                self.update_once(target, &live, stale, &mut change, options, &mut warnings).await?;
+            match updated {
+                Some((object, line)) => {
+                    return Ok(Written { object, line, created: false, warnings });
+                }
                 None => {
                     tries += 1;
                     if tries >= CONFLICT_RETRIES_MAX {
@@ -120,8 +127,8 @@ impl Registry {
                 return Err(missing());
             }
         };
-        let object = self.create_once(target, object, options, managed).await?;
-        Ok(Written { object, created: true, warnings })
+        let created = self.create_once(target, object, options, managed).await?;
+        Ok(Written { warnings, ..created })
     }
 
     /// None when another writer was faster and the change may be tried again.
@@ -130,10 +137,10 @@ impl Registry {
         target: &Target,
         stored: &crate::cache::Object,
         stale: bool,
-        change: &Change,
+        change: &mut Change,
         options: &WriteOptions,
         warnings: &mut Vec<String>,
-    ) -> Result<Option<Value>> {
+    ) -> Result<Option<(Value, Option<Bytes>)>> {
         let resource = &target.resource;
         let live = convert::from_storage(stored.value(), resource, &target.version);
         let (mut new, of_patch) = self.changed(target, &live, change, options)?;
@@ -156,7 +163,7 @@ impl Registry {
         // Nobody comes to own what a binding sets (upstream records no manager for it).
         let accounted = matches!(target.subresource.as_str(), "binding" | "scale" | "eviction");
         if !matches!(change, Change::Apply(_)) && !accounted {
-            new = self.account(target, &live, &new, options);
+            self.account(target, &live, &mut new, options);
         }
         // Who asks in vain for a change may come to own the field all the same.
         keep_other_half(&mut new, &live, target);
@@ -246,17 +253,20 @@ impl Registry {
         // objects move to another storage version.
         if !stale && unchanged(&new, &live) {
             self.allocator.release(allocated);
-            return Ok(Some(live));
+            let line = super::is_plain(target).then(|| stored.line.clone());
+            return Ok(Some((live, line)));
         }
         if options.dry_run {
             self.allocator.release(allocated);
-            return Ok(Some(new));
+            return Ok(Some((new, None)));
         }
         let (key, expected) = (stored.key.to_string(), stored.revision);
+        let mut bytes = None;
         let write = if is_released(&new, target) {
             Write::Delete { key, expected }
         } else {
-            let converted = crd::convert::store(&self.cache, resource, &target.version, &new).await;
+            let converted =
+                crd::convert::store(&self.cache, resource, &target.version, &mut new).await;
             let (value, back) = match converted {
                 Ok(converted) => converted,
                 Err(error) => {
@@ -265,6 +275,7 @@ impl Registry {
                 }
             };
             new = back.unwrap_or(new);
+            bytes = Some(value.clone());
             Write::Update { key, value, expected }
         };
         let deletes = matches!(write, Write::Delete { .. });
@@ -278,7 +289,8 @@ impl Registry {
                 if !deletes {
                     set_revision(&mut new, revision);
                 }
-                Ok(Some(new))
+                let line = bytes.and_then(|bytes| super::line(target, &bytes, revision));
+                Ok(Some((new, line)))
             }
             Ok(Outcome::Conflict(_)) => {
                 self.give_back(target, allocated).await;
@@ -299,10 +311,14 @@ impl Registry {
         &self,
         target: &Target,
         live: &Value,
-        change: &Change,
+        change: &mut Change,
         options: &WriteOptions,
     ) -> Result<(Value, Vec<String>)> {
         match change {
+            // Who names a version has one try.
+            Change::Put(object) if names_version(object) => {
+                Ok((std::mem::take(object), Vec::new()))
+            }
             Change::Put(object) => Ok((object.clone(), Vec::new())),
             Change::Edit(edit) => Ok((edit(live)?, Vec::new())),
             Change::Apply(config) => {
@@ -335,7 +351,7 @@ impl Registry {
     }
 
     /// Records the writer as owner of what it changed.
-    fn account(&self, target: &Target, live: &Value, new: &Value, options: &WriteOptions) -> Value {
+    fn account(&self, target: &Target, live: &Value, new: &mut Value, options: &WriteOptions) {
         let now = base::time::rfc3339(base::time::now());
         let api_version = target.api_version();
         let writer = Writer {
@@ -345,7 +361,7 @@ impl Registry {
             now: &now,
             reset: reset(target),
         };
-        update_managed_fields(Some(live), new, target.typed(), &writer)
+        update_managed_fields(Some(live), new, target.typed(), &writer);
     }
 }
 
@@ -381,6 +397,11 @@ pub(super) fn is_deeper(value: &Value, bound: usize) -> bool {
     }
 }
 
+/// 0 is no version of an object, so it asks for none.
+fn names_version(object: &Value) -> bool {
+    !matches!(metadata_str(object, "resourceVersion"), "" | "0")
+}
+
 /// True if the caller named the version it means to change.
 fn check_preconditions(
     target: &Target,
@@ -411,8 +432,7 @@ fn check_preconditions(
         return Err(other_uid(target, uid, metadata_str(live, "uid")));
     }
     let version = metadata_str(new, "resourceVersion");
-    // 0 is no version of an object, so it asks for none.
-    if matches!(version, "" | "0") {
+    if !names_version(new) {
         if matches!(change, Change::Put(_)) && !target.rules().unconditional_update {
             let cause = Cause {
                 reason: "FieldValueInvalid".into(),
@@ -588,18 +608,13 @@ fn same_but(a: &Value, b: &Value, fields: &[&str]) -> bool {
 
 /// Equal but for the times in managedFields.
 fn unchanged(new: &Value, live: &Value) -> bool {
-    fn strip(value: &Value) -> Value {
-        let mut metadata = value["metadata"].clone();
-        if let Some(entries) = metadata.get_mut("managedFields").and_then(Value::as_array_mut) {
-            for entry in entries {
-                if let Value::Object(entry) = entry {
-                    entry.shift_remove("time");
-                }
-            }
-        }
-        metadata
+    fn entries(object: &Value) -> &[Value] {
+        object["metadata"]["managedFields"].as_array().map(Vec::as_slice).unwrap_or_default()
     }
-    same_but(new, live, &["metadata"]) && strip(new) == strip(live)
+    same_but(new, live, &["metadata"])
+        && same_but(&new["metadata"], &live["metadata"], &["managedFields"])
+        && entries(new).len() == entries(live).len()
+        && entries(new).iter().zip(entries(live)).all(|(a, b)| same_but(a, b, &["time"]))
 }
 
 /// A deleted object goes for good when its last finalizer has gone.

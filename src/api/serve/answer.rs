@@ -13,6 +13,7 @@ use super::negotiate::{self, Asked, Encoding, Form, View};
 use crate::cache::Object;
 use crate::error::{ApiError, Result};
 use crate::registry::list::Page;
+use crate::registry::update::Written;
 use crate::registry::{Target, convert};
 use crate::scheme::{Schema, Typed, shape, words};
 use codec::protobuf::encode::{self as protobuf, Encoder, ListWriter};
@@ -126,20 +127,53 @@ pub fn stored(
     include: Include,
 ) -> Result<Response<Body>> {
     let resource = &target.resource;
-    if convert::is_identity(resource, &target.version) {
-        if form == Form::JSON {
-            return Ok(document(bytes(StatusCode::OK, "application/json", object.line.clone())));
-        }
-        if form.encoding == Encoding::Protobuf
-            && matches!(form.view, View::Object | View::Partial)
-            && let Some((encoder, api_version, kind)) = encoder(form, target)
-        {
-            let body = encoder.object(&api_version, kind, object.bytes()).map_err(damaged)?;
-            return Ok(document(bytes(StatusCode::OK, form.content_type(), body)));
-        }
+    if convert::is_identity(resource, &target.version)
+        && let Some(sent) = as_stored(StatusCode::OK, form, target, &object.line)?
+    {
+        return Ok(sent);
     }
     let value = convert::from_storage(object.value(), resource, &target.version);
     self::object(StatusCode::OK, form, target, &value, include)
+}
+
+/// What a write made: sent as it was stored where that is what was asked for.
+///
+/// # Errors
+/// 406 for the view of a list.
+pub fn written(
+    form: Form,
+    target: &Target,
+    written: &Written,
+    include: Include,
+) -> Result<Response<Body>> {
+    let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+    if let Some(line) = &written.line
+        && let Some(sent) = as_stored(status, form, target, line)?
+    {
+        return Ok(sent);
+    }
+    object(status, form, target, &written.object, include)
+}
+
+/// From a stored object's line; None where the form needs more than its bytes.
+fn as_stored(
+    status: StatusCode,
+    form: Form,
+    target: &Target,
+    line: &Bytes,
+) -> Result<Option<Response<Body>>> {
+    if form == Form::JSON {
+        return Ok(Some(document(bytes(status, "application/json", line.clone()))));
+    }
+    if form.encoding == Encoding::Protobuf
+        && matches!(form.view, View::Object | View::Partial)
+        && let Some((encoder, api_version, kind)) = encoder(form, target)
+    {
+        let json = line.strip_suffix(b"\n").unwrap_or(line);
+        let body = encoder.object(&api_version, kind, json).map_err(damaged)?;
+        return Ok(Some(document(bytes(status, form.content_type(), body))));
+    }
+    Ok(None)
 }
 
 /// What writes objects, or what is asked for of them, in protobuf, and under which name.

@@ -118,7 +118,7 @@ async fn tell(server: &Shared, options: &WriteOptions, target: &Target) -> Resul
         new["status"]["conditions"] = conditions.into();
         Ok(new)
     }));
-    Ok(server.registry.update(target, &edit, options).await?.object)
+    Ok(server.registry.update(target, edit, options).await?.object)
 }
 
 /// Takes one disruption from a budget.
@@ -142,7 +142,7 @@ async fn spend(
     let pod = target.name.clone();
     let now = base::time::rfc3339(base::time::now());
     let edit = Change::Edit(Box::new(move |budget| spent(budget, &pod, &now)));
-    server.registry.update(&budget_target, &edit, options).await.map(drop)
+    server.registry.update(&budget_target, edit, options).await.map(drop)
 }
 
 /// The budget with one disruption less, which is this pod's.

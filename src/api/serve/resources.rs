@@ -518,9 +518,9 @@ async fn create(server: &Shared, call: &Call, target: &Target) -> Result<Respons
     let (object, mut warnings) = read_object(call, target)?;
     let created = server.registry.create(target, object, &options).await?;
     let (group, kind) = (&target.resource.group, &target.resource.kind);
-    warnings.extend(kinds::warnings::of(group, kind, &created, None));
-    warnings.extend(crd::accept::create_warnings(target, &created));
-    let mut response = answer::object(StatusCode::CREATED, form, target, &created, include(call)?)?;
+    warnings.extend(kinds::warnings::of(group, kind, &created.object, None));
+    warnings.extend(crd::accept::create_warnings(target, &created.object));
+    let mut response = answer::written(form, target, &created, include(call)?)?;
     answer::warn(&mut response, &warnings);
     Ok(response)
 }
@@ -636,10 +636,9 @@ pub async fn update(server: &Shared, call: &Call, target: &Target) -> Result<Res
     let form = form(call, target)?;
     let options = write_options(call)?;
     let (change, mut warnings) = read_change(call, target)?;
-    let written = server.registry.update(target, &change, &options).await?;
-    warnings.extend(written.warnings);
-    let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
-    let mut response = answer::object(status, form, target, &written.object, include(call)?)?;
+    let mut written = server.registry.update(target, change, &options).await?;
+    warnings.append(&mut written.warnings);
+    let mut response = answer::written(form, target, &written, include(call)?)?;
     answer::warn(&mut response, &warnings);
     Ok(response)
 }

@@ -66,7 +66,7 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
             body["metadata"] = json!({});
             body["spec"] = json!({});
         }
-        _ => body = written(call, (&target.api_version(), target.typed()), "", &body)?,
+        _ => body = written(call, (&target.api_version(), target.typed()), "", body)?,
     }
     answer::plain(StatusCode::CREATED, form, &body)
 }
@@ -76,7 +76,7 @@ pub fn written(
     call: &Call,
     (api_version, typed): (&str, Typed<'_>),
     subresource: &str,
-    body: &Value,
+    mut body: Value,
 ) -> Result<Value> {
     let options = write_options(call)?;
     let now = base::time::rfc3339(base::time::now());
@@ -87,7 +87,8 @@ pub fn written(
         now: &now,
         reset: &[&["status"]],
     };
-    Ok(update_managed_fields(None, body, typed, &writer))
+    update_managed_fields(None, &mut body, typed, &writer);
+    Ok(body)
 }
 
 /// What is wrong with the spec of a review; upstream names no kind here.
@@ -108,7 +109,7 @@ fn check_metadata(call: &Call, target: &Target, body: &Value) -> Result<()> {
     if said.next().is_none() {
         return Ok(());
     }
-    let shown = written(call, (&target.api_version(), target.typed()), "", body)?;
+    let shown = written(call, (&target.api_version(), target.typed()), "", body.clone())?;
     let message = format!("Invalid value: {}: must be empty", shown["metadata"]);
     Err(invalid(target, "metadata", message))
 }

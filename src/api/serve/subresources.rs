@@ -162,7 +162,7 @@ async fn scale(server: &Shared, call: &Call, target: &Target) -> Result<Response
     };
     let (of, with) = (target.clone(), options.clone());
     let edit = Change::Edit(Box::new(move |live| rescaled(live, &of, &as_scale, &change, &with)));
-    let written = server.registry.update(target, &edit, &options).await?;
+    let written = server.registry.update(target, edit, &options).await?;
     let scale = scale_of(&written.object, target)?;
     answer::object(StatusCode::OK, form, &scale_target(target), &scale, Include::Metadata)
 }
@@ -227,8 +227,8 @@ fn rescaled(
         _ => {
             let mut wanted = before.clone();
             wanted["spec"]["replicas"] = replicas.into();
-            let after = update_managed_fields(Some(&before), &wanted, typed, &writer);
-            take_owners(&after, &mut new, &target.api_version());
+            update_managed_fields(Some(&before), &mut wanted, typed, &writer);
+            take_owners(&wanted, &mut new, &target.api_version());
         }
     }
     Ok(new)
@@ -305,7 +305,7 @@ pub async fn bind(
         Ok(new)
     }));
     let target = Target { subresource: "binding".into(), ..target.clone() };
-    server.registry.update(&target, &edit, &options).await?;
+    server.registry.update(&target, edit, &options).await?;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(answer::json(StatusCode::CREATED, &status))
 }
@@ -383,7 +383,7 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
     body["apiVersion"] = "authentication.k8s.io/v1".into();
     let kind = Schema::built_in().kind("authentication.k8s.io", "v1", "TokenRequest");
     let typed = kind.unwrap_or_else(Schema::untyped);
-    let written = reviews::written(call, ("authentication.k8s.io/v1", typed), "token", &asked)?;
+    let written = reviews::written(call, ("authentication.k8s.io/v1", typed), "token", asked)?;
     body["metadata"] = json!({
         "name": target.name, "namespace": target.namespace, "uid": metadata_str(&account, "uid"),
         "creationTimestamp": base::time::rfc3339(base::time::now()),

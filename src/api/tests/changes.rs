@@ -53,7 +53,7 @@ fn run(case: &Value, live: Option<&Value>, step: usize) -> Result<Value, String>
     shape::normalise(&mut new, typed);
     (rules.default)(&mut new);
     if change_type != "apply" {
-        new = update_managed_fields(live, &new, typed, &writer);
+        update_managed_fields(live, &mut new, typed, &writer);
     }
     let empty = shape::empty(typed);
     let old = live.unwrap_or(&empty);

@@ -125,8 +125,8 @@ fn recorded_creates_get_upstreams_defaults() {
             };
             let mut object = object.clone();
             object["metadata"]["managedFields"] = json!(null);
-            let managed = update_managed_fields(None, &object, typed, &writer);
-            let got = managed.pointer("/metadata/managedFields/0/fieldsV1").unwrap_or(&Value::Null);
+            update_managed_fields(None, &mut object, typed, &writer);
+            let got = object.pointer("/metadata/managedFields/0/fieldsV1").unwrap_or(&Value::Null);
             let mut out = Vec::new();
             differences("managed", got, &case["managed"], &mut out);
             failures.extend(out.into_iter().map(|d| format!("{}: {d}", case["name"])));

@@ -98,7 +98,7 @@ async fn write(registry: &Registry, name: &str, status: Value) -> Result<()> {
         subresource: "status".into(),
     };
     let options = WriteOptions { manager: MANAGER.into(), force: true, ..options() };
-    match registry.update(&target, &Change::Apply(applied), &options).await {
+    match registry.update(&target, Change::Apply(applied), &options).await {
         Err(error) if error.code != 404 => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }
