@@ -32,6 +32,10 @@ pub fn lifecycle(registry: &Registry, request: &Attributes<'_>, _: &Value) -> Re
             None => ApiError::no_such_resource(),
         });
     };
+    // Asked for everything that is created: most namespaces need not be read for it.
+    if !namespace.mentions("deletionTimestamp") && !namespace.mentions("Terminating") {
+        return Ok(());
+    }
     let namespace = namespace.value();
     let deleted = metadata_str(&namespace, "deletionTimestamp");
     if deleted.is_empty() && namespace["status"]["phase"] != "Terminating" {

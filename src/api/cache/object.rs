@@ -69,6 +69,11 @@ impl Object {
         self.line.strip_suffix(b"\n").unwrap_or(&self.line)
     }
 
+    /// Whether a text that JSON need not escape stands anywhere in the object.
+    pub fn mentions(&self, text: &str) -> bool {
+        find(&self.line, text.as_bytes()).is_some()
+    }
+
     /// The same object under another revision.
     pub fn at_revision(&self, revision: u64) -> Self {
         let mut value = self.value();

@@ -197,6 +197,11 @@ pub(super) fn compare(old: &Value, new: &Value, typed: Typed<'_>) -> Comparison 
     out
 }
 
+/// Both are there and nothing differs, so that there is nothing to look into.
+fn same(old: Option<&Value>, new: Option<&Value>) -> bool {
+    matches!((old, new), (Some(old), Some(new)) if equal(old, new))
+}
+
 fn compare_at<'a>(
     old: Option<&'a Value>,
     new: Option<&'a Value>,
@@ -204,11 +209,6 @@ fn compare_at<'a>(
     path: &mut Vec<Mark<'a>>,
     out: &mut Comparison,
 ) {
-    if let (Some(old), Some(new)) = (old, new)
-        && equal(old, new)
-    {
-        return;
-    }
     let form = place.form();
     let map = |v: Option<&Value>| v.is_none_or(|v| v.is_object() || v.is_null());
     let list = |v: Option<&Value>| v.is_none_or(|v| v.is_array() || v.is_null());
@@ -219,13 +219,18 @@ fn compare_at<'a>(
             if a.is_none_or(Map::is_empty) && b.is_none_or(Map::is_empty) {
                 return leaf(old, new, path, out);
             }
-            let in_a = |key: &str| a.and_then(|a| a.get(key));
-            let in_b = |key: &str| b.and_then(|b| b.get(key));
-            let only_b = b.into_iter().flat_map(Map::keys).filter(|key| in_a(key).is_none());
-            for key in a.into_iter().flat_map(Map::keys).chain(only_b) {
-                path.push(Mark::Field(key));
-                compare_at(in_a(key), in_b(key), place.child(key).0, path, out);
-                path.pop();
+            let pairs = a.into_iter().flatten().map(|(key, old)| {
+                let new = b.and_then(|b| b.get(key));
+                (key, Some(old), new)
+            });
+            let only_b =
+                b.into_iter().flatten().filter(|(key, _)| a.is_none_or(|a| !a.contains_key(*key)));
+            for (key, old, new) in pairs.chain(only_b.map(|(key, new)| (key, None, Some(new)))) {
+                if !same(old, new) {
+                    path.push(Mark::Field(key));
+                    compare_at(old, new, place.child(key).0, path, out);
+                    path.pop();
+                }
             }
         }
         Form::Items(kind, items) if list(old) && list(new) => {
@@ -265,7 +270,9 @@ fn compare_items<'a>(
         path.push(Mark::Item(step));
         if a.len() <= 1 && b.len() <= 1 {
             let (a, b) = (a.first().copied(), b.first().copied());
-            compare_at(a, b, Place::root(items), path, out);
+            if !same(a, b) {
+                compare_at(a, b, Place::root(items), path, out);
+            }
         } else if a.is_empty() {
             out.added.insert(&steps(path));
         } else if b.is_empty() {

@@ -115,7 +115,8 @@ type KindKey = (Box<str>, Box<str>, Box<str>);
 pub struct Schema {
     types: Vec<Type>,
     names: Vec<(Box<str>, TypeId)>,
-    kinds: HashMap<KindKey, TypeId>,
+    /// Sorted.
+    kinds: Vec<(KindKey, TypeId)>,
     /// Objects stay as they are sent: nulls and zeros mean something (custom resources).
     pub(super) free: bool,
     /// The type of fields that an open object does not name.
@@ -193,6 +194,7 @@ impl Schema {
             let table = table();
             let mut loader = Loader::default();
             loader.load(&table);
+            loader.schema.kinds.sort();
             loader.schema
         });
         &SCHEMA
@@ -204,8 +206,9 @@ impl Schema {
 
     /// The type of a kind.
     pub fn kind(&self, group: &str, version: &str, kind: &str) -> Option<Typed<'_>> {
-        let id = *self.kinds.get(&(group.into(), version.into(), kind.into()))?;
-        Some(Typed { schema: self, id })
+        let wanted = (group, version, kind);
+        let at = self.kinds.binary_search_by(|((g, v, k), _)| (&**g, &**v, &**k).cmp(&wanted));
+        Some(Typed { schema: self, id: self.kinds.get(at.ok()?)?.1 })
     }
 
     /// A definition by its OpenAPI name, such as `io.k8s.api.core.v1.PodSpec`.
@@ -293,7 +296,7 @@ struct Loader {
 impl Default for Schema {
     fn default() -> Self {
         let types = LEAVES.iter().map(|(_, t)| t.clone()).collect();
-        Self { types, names: Vec::new(), kinds: HashMap::new(), free: false, unknown: ANY }
+        Self { types, names: Vec::new(), kinds: Vec::new(), free: false, unknown: ANY }
     }
 }
 
@@ -318,7 +321,8 @@ impl Loader {
             self.schema.types[id as usize] = ty;
             for gvk in definition.get("gvk").and_then(Value::as_array).into_iter().flatten() {
                 let word = |at: usize| gvk.get(at).and_then(Value::as_str).unwrap_or_default();
-                self.schema.kinds.insert((word(0).into(), word(1).into(), word(2).into()), id);
+                let key = (word(0).into(), word(1).into(), word(2).into());
+                self.schema.kinds.push((key, id));
             }
         }
         self.schema.types.shrink_to_fit();

@@ -317,42 +317,29 @@ pub fn normalise(value: &mut Value, typed: Typed<'_>) {
 fn normalise_field(map: &mut Map<String, Value>, field: &Field, typed: Typed<'_>) {
     let ty = typed.at(field.ty);
     let name = &*field.name;
-    if map.get(name).is_some_and(Value::is_null) {
-        map.remove(name);
-    }
-    if let Some(child) = map.get_mut(name) {
-        normalise(child, ty);
-    }
-    match field.class {
-        Class::Pointer => {}
-        Class::NullPointer => {
-            if !map.contains_key(name) {
-                map.insert(name.to_owned(), Value::Null);
-            }
-        }
-        Class::OmitZero => {
-            if map.get(name).is_some_and(|v| is_zero(v, ty)) {
+    match map.get_mut(name) {
+        Some(Value::Null) => drop(map.remove(name)),
+        Some(child) => {
+            normalise(child, ty);
+            let goes = match field.class {
+                Class::OmitZero => is_zero(child, ty),
+                Class::OmitStruct => is_empty(child),
+                Class::Pointer | Class::NullPointer | Class::Always | Class::Struct => false,
+            };
+            if goes {
                 map.remove(name);
             }
+            return;
         }
-        Class::Always => {
-            if !map.contains_key(name) {
-                map.insert(name.to_owned(), zero(ty));
-            }
-        }
-        Class::Struct => {
-            if !map.contains_key(name) {
-                let mut child = Value::Object(Map::new());
-                normalise(&mut child, ty);
-                map.insert(name.to_owned(), child);
-            }
-        }
-        Class::OmitStruct => {
-            if map.get(name).is_some_and(is_empty) {
-                map.remove(name);
-            }
-        }
+        None => {}
     }
+    let stands_in = match field.class {
+        Class::Pointer | Class::OmitZero | Class::OmitStruct => return,
+        Class::NullPointer => Value::Null,
+        Class::Always => zero(ty),
+        Class::Struct => empty(ty),
+    };
+    map.insert(name.to_owned(), stands_in);
 }
 
 fn is_zero(value: &Value, typed: Typed<'_>) -> bool {
@@ -382,7 +369,11 @@ pub fn arrange(value: &mut Value, typed: Typed<'_>) {
                 map.retain(|key, value| !value.is_null() || shows_null(key));
             }
             let place = |key: &str| object.field(key).map_or(u16::MAX, |field| field.order);
-            sort_by(map, |a, b| place(a).cmp(&place(b)));
+            if !map.keys().map(|key| place(key)).is_sorted() {
+                let mut entries: Vec<(String, Value)> = std::mem::take(map).into_iter().collect();
+                entries.sort_by_cached_key(|(key, _)| place(key));
+                map.extend(entries);
+            }
             for (key, child) in map.iter_mut() {
                 let Some(field) = object.field(key) else { continue };
                 if child.is_object() || child.is_array() {
@@ -398,28 +389,15 @@ pub fn arrange(value: &mut Value, typed: Typed<'_>) {
             }
         }
         (Value::Object(map), Type::Map { values, .. }) => {
-            sort_by(map, |a, b| a.cmp(b));
+            if !map.keys().is_sorted() {
+                map.sort_keys();
+            }
             map.values_mut().for_each(|child| arrange(child, typed.at(*values)));
         }
         (Value::Array(items), Type::List(list)) => {
             items.iter_mut().for_each(|child| arrange(child, typed.at(list.items)));
         }
         _ => {}
-    }
-}
-
-/// Sorts a map's entries; one that is in order is left alone.
-fn sort_by(map: &mut Map<String, Value>, order: impl Fn(&str, &str) -> std::cmp::Ordering) {
-    let mut keys = map.keys();
-    let mut last = keys.next();
-    let in_order = keys.all(|key| {
-        let before = last.replace(key);
-        before.is_none_or(|before| order(before, key).is_le())
-    });
-    if !in_order {
-        let mut entries: Vec<(String, Value)> = std::mem::take(map).into_iter().collect();
-        entries.sort_by(|a, b| order(&a.0, &b.0));
-        map.extend(entries);
     }
 }
 

@@ -347,7 +347,7 @@ pub fn json(body: &[u8]) -> std::result::Result<Value, String> {
     if deeper_than(body, DEPTH_MAX) {
         return Err(said(go_json::mistake(body).unwrap_or_else(|| "exceeded max depth".into())));
     }
-    parse(body).map_err(said)
+    parse_shallow(body).map_err(said)
 }
 
 /// As [`json`], with nothing but the decoder's own words.
@@ -355,6 +355,10 @@ pub fn parse(body: &[u8]) -> std::result::Result<Value, String> {
     if deeper_than(body, DEPTH_MAX) {
         return Err("exceeded max depth".into());
     }
+    parse_shallow(body)
+}
+
+fn parse_shallow(body: &[u8]) -> std::result::Result<Value, String> {
     // Go reads bytes that are no UTF-8 as replacement characters.
     let lossy = String::from_utf8_lossy(body);
     let mut decoder = serde_json::Deserializer::from_str(&lossy);
@@ -365,6 +369,10 @@ pub fn parse(body: &[u8]) -> std::result::Result<Value, String> {
 }
 
 fn deeper_than(body: &[u8], bound: usize) -> bool {
+    // Most bodies do not even open so many.
+    if memchr::memchr2_iter(b'{', b'[', body).nth(bound).is_none() {
+        return false;
+    }
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in body {
         match (in_string, byte) {
