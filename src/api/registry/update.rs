@@ -478,7 +478,7 @@ pub fn other_uid(target: &Target, wanted: &str, is: &str) -> ApiError {
 fn inherit_metadata(new: &mut Value, live: &Value, target: &Target) {
     new["apiVersion"] = target.api_version().into();
     new["kind"] = target.resource.kind.as_str().into();
-    let old = live["metadata"].as_object().cloned().unwrap_or_default();
+    let old = &live["metadata"];
     let metadata = metadata_mut(new);
     for field in SERVER_METADATA {
         match old.get(field) {

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
@@ -96,6 +97,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     db.pragma_update(None, "cache_size", -2_048)?; // KiB
     db.pragma_update(None, "wal_autocheckpoint", 1_000)?; // pages
     db.pragma_update(None, "journal_size_limit", 8 << 20)?; // bytes
+    // Else a statement is planned anew whenever its parameters change.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.set_prepared_statement_cache_capacity(32);
     Ok(db)
 }
