@@ -146,6 +146,10 @@ pub struct ServerFlags {
     /// CRI socket of another container runtime, unix:///PATH (default: the built-in one)
     #[arg(long, env = "CORACLE_CONTAINER_RUNTIME_ENDPOINT")]
     pub container_runtime_endpoint: Option<String>,
+    /// An OCI runtime for pods whose RuntimeClass has this handler, NAME=PATH; crun, runc,
+    /// runsc and youki are found where they are installed
+    #[arg(long, env = "CORACLE_RUNTIME_HANDLER")]
+    pub runtime_handler: Vec<String>,
     /// Port of the kubelet
     #[arg(long, env = "CORACLE_KUBELET_PORT", default_value_t = 10250, hide = true)]
     pub kubelet_port: u16,
@@ -225,6 +229,11 @@ pub enum ImagesCommand {
         output: PathBuf,
         #[arg(required = true)]
         images: Vec<String>,
+    },
+    /// Remove the images that no container uses
+    Prune {
+        #[command(flatten)]
+        host: HostFlags,
     },
     /// Remove images by name or id
     Remove {

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use runtime::Runtime;
 use runtime::cri::{self, Image, ImageService};
+use runtime::images::prune::{Pruned, prune};
 use runtime::remote::Remote;
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
@@ -66,6 +67,13 @@ impl Holder {
         match self {
             Self::BuiltIn(runtime) => runtime.remove_image(image).await,
             Self::Foreign(runtime, _) => runtime.remove_image(image).await,
+        }
+    }
+
+    async fn prune(&self) -> cri::Result<Pruned> {
+        match self {
+            Self::BuiltIn(runtime) => prune(&**runtime, &**runtime, &**runtime.images()).await,
+            Self::Foreign(runtime, _) => prune(&**runtime, &**runtime, &**runtime).await,
         }
     }
 
@@ -158,6 +166,7 @@ async fn answer(holder: &Holder, request: Request<Incoming>) -> Response<Body> {
                 }
             }
         }
+        (&Method::POST, "/images/prune") => holder.prune().await.map(|pruned| json!(pruned)),
         (&Method::POST, "/images/pull") => {
             let wanted: Value = serde_json::from_slice(&body).unwrap_or_default();
             let image = wanted["image"].as_str().unwrap_or("").to_owned();
@@ -275,6 +284,7 @@ mod tests {
             shim_command: vec!["/bin/false".into()],
             network: Arc::new(crate::server::Unplug { bridge: "none".into() }),
             registries: runtime::images::Registries::default(),
+            programs: Vec::new(),
             cdi_dirs: Vec::new(),
             shim_cgroup: "coracle-test-control".into(),
         };
@@ -301,6 +311,8 @@ mod tests {
             let err = ask(run, Method::POST, path, &body).await.unwrap_err();
             assert_eq!(err.to_string(), "image \"none:1\": not found", "{path}");
         }
+        let told = ask(run, Method::POST, "/images/prune", &json!(null)).await.unwrap().unwrap();
+        assert_eq!(serde_json::from_value::<Pruned>(told).unwrap(), Pruned::default());
         trigger.drain();
         task.await.unwrap();
     }

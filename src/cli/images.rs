@@ -3,6 +3,7 @@
 pub(crate) mod pull;
 
 use runtime::cri::{Image, ImageService};
+use runtime::images::prune::Pruned;
 use runtime::images::{Images, Registries};
 use serde_json::{Value, json};
 
@@ -23,6 +24,7 @@ pub fn run(command: ImagesCommand) -> Result<()> {
                 pull::run(&host, &private_registry, &images).await
             }
             ImagesCommand::Export { host, output, images } => export(&host, &output, &images).await,
+            ImagesCommand::Prune { host } => prune(&host).await,
             ImagesCommand::Remove { host, images } => remove(&host, &images).await,
         }
     })
@@ -86,6 +88,23 @@ async fn remove(host: &HostFlags, images: &[String]) -> Result<()> {
         }
         println!("{image}");
     }
+    Ok(())
+}
+
+async fn prune(host: &HostFlags) -> Result<()> {
+    let asked = control::ask(&host.run_dir, http::Method::POST, "/images/prune", &Value::Null);
+    let asked = asked.await.map_err(|err| Error::failed("prune the images", err))?;
+    // Without a server nobody knows which containers will be taken up again.
+    let told = asked.ok_or_else(|| {
+        Error::Usage("no server runs here to say which images are in use; start it first".into())
+    })?;
+    let pruned: Pruned =
+        serde_json::from_value(told).map_err(|err| Error::failed("read the answer", err))?;
+    for image in &pruned.images {
+        let name = image.names.first().unwrap_or(&image.id);
+        println!("{name:<60} {:>10}", size(image.bytes));
+    }
+    println!("removed {} images, freed {}", pruned.images.len(), size(pruned.bytes));
     Ok(())
 }
 

@@ -132,6 +132,7 @@ async fn remove_pods(paths: &Paths, bridge: &str) -> Result<()> {
         shim_command: crate::server::shim_command()?,
         network: Arc::new(Unplug { bridge: bridge.into() }),
         registries: Registries::default(),
+        programs: Vec::new(),
         cdi_dirs: Vec::new(),
         shim_cgroup: SHIM_CGROUP.into(),
     };

@@ -156,7 +156,7 @@ impl Node {
         if pod::spec(pod).host_users != Some(false) {
             return Ok(None);
         }
-        if !self.runtime.features().user_namespaces {
+        if !self.runtime.features(handler).user_namespaces {
             let who = if handler.is_empty() {
                 "runtime".to_owned()
             } else {

@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{
     NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
+use runtime::cri::Handler;
 use serde_json::json;
 use tracing::{info, warn};
 
@@ -307,18 +308,21 @@ async fn status(
         node_info: Some(node.machine.info.clone()),
         volumes_in_use: Some(node.volumes.csi.in_use()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
-        runtime_handlers: Some(vec![NodeRuntimeHandler {
-            // The default handler has no name.
-            name: Some(String::new()),
-            features: Some(NodeRuntimeHandlerFeatures {
-                recursive_read_only_mounts: Some(true),
-                user_namespaces: Some(node.runtime.features().user_namespaces),
-            }),
-        }]),
+        runtime_handlers: Some(node.runtime.handlers().into_iter().map(handler).collect()),
         ..NodeStatus::default()
     };
     keep_transitions(&mut status, old);
     status
+}
+
+fn handler(it: Handler) -> NodeRuntimeHandler {
+    NodeRuntimeHandler {
+        name: Some(it.name),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(it.features.recursive_read_only_mounts),
+            user_namespaces: Some(it.features.user_namespaces),
+        }),
+    }
 }
 
 async fn images(node: &Node) -> Vec<ContainerImage> {

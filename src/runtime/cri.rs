@@ -126,6 +126,14 @@ pub struct UserNamespace {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Features {
     pub user_namespaces: bool,
+    pub recursive_read_only_mounts: bool,
+}
+
+/// A way to run pods that a RuntimeClass can name; the default one has no name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Handler {
+    pub name: String,
+    pub features: Features,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -540,9 +548,14 @@ pub trait RuntimeService: Send + Sync {
     async fn trouble(&self) -> Option<String>;
     /// Name and version, as in `kubectl get nodes -o wide` (`coracle://0.1.0`).
     fn version(&self) -> (String, String);
-    /// Of the default handler.
-    fn features(&self) -> Features {
-        Features::default()
+    /// The default one first.
+    fn handlers(&self) -> Vec<Handler> {
+        vec![Handler::default()]
+    }
+    /// Of a handler by its name; one that is not known can nothing.
+    fn features(&self, handler: &str) -> Features {
+        let found = self.handlers().into_iter().find(|it| it.name == handler);
+        found.map(|it| it.features).unwrap_or_default()
     }
 }
 

@@ -7,6 +7,7 @@ mod downloads;
 mod export;
 mod import;
 pub mod progress;
+pub mod prune;
 pub mod reference;
 mod registries;
 mod registry;

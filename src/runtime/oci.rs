@@ -3,8 +3,11 @@
 //! What must survive this process lies in files (whole or not at all) and in the shims;
 //! what is in memory is rebuilt from them by `recover`. Nothing polls: shims tell.
 
+mod bundle;
 pub mod cdi;
+pub mod handlers;
 mod link;
+mod program;
 mod recover;
 mod sandbox;
 pub(crate) use sandbox::limits;
@@ -50,6 +53,8 @@ pub struct RuntimeConfig {
     pub shim_command: Vec<OsString>,
     pub network: Arc<dyn PodNetwork>,
     pub registries: Registries,
+    /// Programs that pods may choose instead of the built-in way ([`handlers::find`]).
+    pub programs: Vec<handlers::Program>,
     /// Where vendors describe their devices ([`cdi::DIRS`]).
     pub cdi_dirs: Vec<PathBuf>,
     /// Cgroup of the shims below the root of every hierarchy (`coracle-shims`).
@@ -76,6 +81,9 @@ struct ContainerRecord {
     image_ref: String,
     stop_signal: i32,
     cgroup: String,
+    /// Of the program that runs it; empty is the built-in way.
+    #[serde(default)]
+    handler: String,
     /// None until it is created.
     #[serde(default)]
     user: Option<ContainerUser>,
@@ -129,6 +137,7 @@ impl Runtime {
             config.run_dir.join("ns"),
             config.run_dir.join("shm"),
             config.run_dir.join("shim"),
+            config.run_dir.join("tty"),
         ] {
             make_private(&directory)?;
         }

@@ -194,13 +194,7 @@ impl Offer {
                 ],
             }),
             info: verbose(request.verbose, info),
-            runtime_handlers: vec![wire::node::RuntimeHandler {
-                name: String::new(),
-                features: Some(wire::node::RuntimeHandlerFeatures {
-                    recursive_read_only_mounts: true,
-                    user_namespaces: self.runtime.features().user_namespaces,
-                }),
-            }],
+            runtime_handlers: self.runtime.handlers().into_iter().map(handler).collect(),
             features: Some(wire::node::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
@@ -229,6 +223,16 @@ fn own_group(metadata: &cri::PodSandboxMetadata) -> String {
     let plain: String =
         name.chars().filter(|it| it.is_ascii_alphanumeric() || *it == '-').take(64).collect();
     format!("{DEFAULT_GROUP}-{plain}-{}", metadata.attempt)
+}
+
+fn handler(it: crate::cri::Handler) -> wire::node::RuntimeHandler {
+    wire::node::RuntimeHandler {
+        name: it.name,
+        features: Some(wire::node::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: it.features.recursive_read_only_mounts,
+            user_namespaces: it.features.user_namespaces,
+        }),
+    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use rpc::{Channel, Code, Status};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
-use crate::cri::{ContainerEvent, Error, ErrorKind, Features, Result};
+use crate::cri::{ContainerEvent, Error, ErrorKind, Features, Handler, Result};
 use crate::wire::images::ImageFsInfoResponse;
 use crate::wire::node::{StatusRequest, StatusResponse, VersionRequest, VersionResponse};
 use crate::wire::{Empty, IMAGES, RUNTIME};
@@ -41,7 +41,7 @@ pub struct Remote {
     image_dir: PathBuf,
     events: broadcast::Sender<ContainerEvent>,
     cgroups: sys::cgroup::Hierarchy,
-    features: Features,
+    handlers: Vec<Handler>,
 }
 
 /// The path of `unix:///PATH`, or of a plain path.
@@ -96,7 +96,7 @@ impl Remote {
             image_dir: image_dir.map(|it| it.mountpoint.into()).unwrap_or_else(|| "/".into()),
             events,
             cgroups,
-            features: features(&status),
+            handlers: handlers(&status),
         });
         let known = remote.list_states().await?;
         tokio::spawn(events::follow(remote.clone(), known, drain));
@@ -128,11 +128,26 @@ fn method(name: &str) -> String {
     format!("{RUNTIME}{name}")
 }
 
-/// Of the default handler; a runtime that tells nothing of it has none.
-fn features(status: &StatusResponse) -> Features {
-    let default = status.runtime_handlers.iter().find(|it| it.name.is_empty());
-    let told = default.and_then(|it| it.features.as_ref());
-    Features { user_namespaces: told.is_some_and(|it| it.user_namespaces) }
+/// What a runtime tells of its handlers; one that tells nothing has the default one.
+fn handlers(status: &StatusResponse) -> Vec<Handler> {
+    let mut all: Vec<Handler> = status
+        .runtime_handlers
+        .iter()
+        .map(|it| {
+            let told = it.features.clone().unwrap_or_default();
+            let features = Features {
+                user_namespaces: told.user_namespaces,
+                recursive_read_only_mounts: told.recursive_read_only_mounts,
+            };
+            Handler { name: it.name.clone(), features }
+        })
+        .collect();
+    if !all.iter().any(|it| it.name.is_empty()) {
+        all.push(Handler::default());
+    }
+    // In an order that stays, for it goes into the node's status.
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
 }
 
 async fn patiently<A, F: Future<Output = std::result::Result<A, Status>>>(

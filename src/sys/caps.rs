@@ -111,6 +111,13 @@ impl Set {
     pub fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
+
+    /// `CAP_CHOWN` and so on, by number; those without a known name are left out.
+    pub fn names(self) -> Vec<String> {
+        let has = |(number, _): &(usize, &&str)| self.0 & 1 << number != 0;
+        let found = NAMES.iter().enumerate().filter(has);
+        found.map(|(_, name)| format!("CAP_{name}")).collect()
+    }
 }
 
 /// The number of a capability, with or without `CAP_`, in any case.

@@ -37,6 +37,9 @@ enum Layout {
         controllers: BTreeMap<String, PathBuf>,
         /// Trees without controllers (systemd's, the unified one of hybrid mode).
         plain: Vec<PathBuf>,
+        /// Trees that we put nobody in (`blkio`, `perf_event`), but programs that run
+        /// containers do.
+        others: Vec<PathBuf>,
     },
 }
 
@@ -76,7 +79,7 @@ impl Hierarchy {
 
     fn from_mountinfo(text: &str) -> io::Result<Self> {
         let mut controllers = BTreeMap::new();
-        let mut plain = Vec::new();
+        let (mut plain, mut others) = (Vec::new(), Vec::new());
         let mut unified = None;
         for line in text.lines() {
             let Some((before, after)) = line.split_once(" - ") else { continue };
@@ -103,6 +106,8 @@ impl Hierarchy {
                     }
                     if options.split(',').any(|o| o == "name=systemd") && !any {
                         plain.push(point);
+                    } else if !any {
+                        others.push(point);
                     }
                 }
                 _ => {}
@@ -112,7 +117,7 @@ impl Hierarchy {
             Some(root) if controllers.is_empty() => Layout::Unified { root },
             unified if !controllers.is_empty() => {
                 plain.extend(unified);
-                Layout::Split { controllers, plain }
+                Layout::Split { controllers, plain, others }
             }
             _ => {
                 return Err(io::Error::new(
@@ -480,8 +485,8 @@ impl Group {
 
     fn all_directories(&self) -> Vec<PathBuf> {
         let mut all = self.directories();
-        if let Layout::Split { plain, .. } = &self.hierarchy.layout {
-            all.extend(plain.iter().map(|root| root.join(&self.path)));
+        if let Layout::Split { plain, others, .. } = &self.hierarchy.layout {
+            all.extend(plain.iter().chain(others).map(|root| root.join(&self.path)));
         }
         all
     }
@@ -648,7 +653,8 @@ mod tests {
 30 23 0:26 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
 31 23 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
 32 23 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
-33 23 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+33 23 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+34 23 0:30 / /sys/fs/cgroup/blkio rw - cgroup cgroup rw,blkio";
 
     #[test]
     fn layouts_are_told_apart() {
@@ -656,6 +662,7 @@ mod tests {
         assert!(!hybrid.is_unified());
         assert_eq!(hybrid.group("a").directories().len(), 2);
         assert_eq!(hybrid.group("a").join_files_everywhere().len(), 4);
+        assert_eq!(hybrid.group("a").all_directories().len(), 5);
         let pure = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
         assert!(Hierarchy::from_mountinfo(pure).unwrap().is_unified());
         assert!(Hierarchy::from_mountinfo("").is_err());

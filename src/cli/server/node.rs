@@ -201,6 +201,7 @@ async fn built_in(settings: &Settings, network: &Arc<Network>) -> Result<Arc<Run
         shim_command: shim_command()?,
         network: Arc::new(Plug(network.clone())),
         registries: registries(&settings.registries)?,
+        programs: runtime::oci::handlers::find(settings.runtime_handlers.clone()),
         cdi_dirs: runtime::oci::cdi::DIRS.map(Into::into).into(),
         shim_cgroup: SHIM_CGROUP.into(),
     };

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use api::flags::Flags;
 use api::registry::allocate::Network;
+use runtime::oci::handlers::Program;
 
 use super::audit::{self, AuditFlags};
 use super::identity::{self, IdentityFlags};
@@ -38,6 +39,8 @@ pub struct Settings {
     pub kubelet_port: u16,
     pub kubelet: kubelet::Configuration,
     pub registries: PathBuf,
+    /// Those that were asked for.
+    pub runtime_handlers: Vec<Program>,
     pub bridge: String,
     pub agent: bool,
     pub scheduler: bool,
@@ -150,6 +153,12 @@ impl Settings {
             )
             .map_err(usage)?,
             registries: flags.private_registry,
+            runtime_handlers: flags
+                .runtime_handler
+                .iter()
+                .map(|text| Program::parse(text))
+                .collect::<std::result::Result<_, _>>()
+                .map_err(|why| usage(format!("--runtime-handler: {why}")))?,
             bridge: flags.host.bridge,
             agent: !flags.disable_agent,
             scheduler: !flags.disable_scheduler,

@@ -42,6 +42,7 @@ impl Runtime {
                 }
                 stray => {
                     if let Some(record) = stray {
+                        let _ = self.delete_from_program(&record).await;
                         let group = self.cgroups.group(&record.cgroup);
                         let _ = tokio::task::spawn_blocking(move || clear_group(&group)).await;
                     }

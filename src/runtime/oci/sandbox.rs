@@ -38,10 +38,12 @@ pub fn limits(resources: &LinuxResources) -> sys::cgroup::Limits {
 impl Runtime {
     pub(super) async fn make_sandbox(&self, config: PodSandboxConfig) -> Result<String> {
         if !config.runtime_handler.is_empty() {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("no runtime for \"{}\" is configured", config.runtime_handler),
-            ));
+            self.program_of(&config.runtime_handler)?;
+            if config.users.is_some() {
+                let handler = &config.runtime_handler;
+                let words = format!("runtime \"{handler}\" does not support user namespaces");
+                return Err(Error::new(ErrorKind::InvalidArgument, words));
+            }
         }
         if config.cgroup_parent.split('/').any(|part| part == "..") {
             return Err(Error::new(ErrorKind::InvalidArgument, "cgroup parent climbs"));

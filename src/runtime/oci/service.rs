@@ -16,7 +16,7 @@ use super::streams::{reader, resizer, writer};
 use super::{Container as Entry, ContainerRecord, Runtime, internal, new_id, write_whole};
 use crate::cri::{
     AttachOptions, BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState,
-    ContainerStats, ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, Features,
+    ContainerStats, ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, Handler,
     InterfaceUsage, LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, Result,
     RuntimeService, SandboxState, SandboxStats, Session, StatsQuery, network_trouble,
 };
@@ -68,7 +68,7 @@ impl Runtime {
             }),
             volume_layers,
         };
-        let spec = spec::plan(id, pod, &config, &image, &group, &places)?;
+        let mut spec = spec::plan(id, pod, &config, &image, &group, &places)?;
         let signal = [&config.security.stop_signal, &image.config.stop_signal]
             .into_iter()
             .find_map(|name| sys::process::signal_number(name))
@@ -80,6 +80,7 @@ impl Runtime {
             image_ref: image.reference(),
             stop_signal: signal,
             cgroup: group.path().to_string(),
+            handler: pod.runtime_handler.clone(),
             user: None,
             config,
         };
@@ -96,7 +97,12 @@ impl Runtime {
                 .map_err(|err| internal("give the root directory to the pod's root", err))?;
         }
         write_whole(&state.join("container.json"), &record)?;
-        let rules = spec::device_rules(&record.config, &spec);
+        let mut rules = spec::device_rules(&record.config, &spec);
+        if !record.handler.is_empty() {
+            spec.program = Some(self.program_spec(&sandbox, &record, &spec, rules.as_deref())?);
+            // The program restricts devices itself.
+            rules = None;
+        }
         let wanted = limits(&record.config.resources);
         blocking(move || {
             group.create()?;
@@ -445,6 +451,7 @@ impl RuntimeService for Runtime {
         if let Some(link) = link {
             let _ = link.call(Verb::Delete { id: id.to_string() }, &[]).await;
         }
+        self.delete_from_program(&entry.record).await?;
         self.clear_container_cgroup(&entry).await;
         let directory = self.container_dir(id);
         blocking(move || match std::fs::remove_dir_all(&directory) {
@@ -477,6 +484,7 @@ impl RuntimeService for Runtime {
         blocking(move || group.apply(&wanted))
             .await
             .map_err(|err| internal("update resources", err))?;
+        self.update_in_program(&entry, &resources).await?;
         let mut record = entry.record.clone();
         record.config.resources = resources.clone();
         write_whole(&self.container_dir(id).join("container.json"), &record)?;
@@ -720,7 +728,7 @@ impl RuntimeService for Runtime {
         ("coracle".into(), env!("CARGO_PKG_VERSION").into())
     }
 
-    fn features(&self) -> Features {
-        self.features
+    fn handlers(&self) -> Vec<Handler> {
+        super::handlers::handlers(self.features, &self.config.programs)
     }
 }

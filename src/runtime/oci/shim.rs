@@ -7,6 +7,7 @@
 pub mod child;
 pub mod identity;
 pub mod log;
+mod program;
 pub mod proto;
 pub mod rootfs;
 mod serve;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use sys::bpf::{DeviceKind, DeviceRule};
 use sys::caps::{self, Set};
 use sys::fs::Node;
+use sys::seccomp::Profile;
 
 use super::seccomp;
 use super::shim::proto::{
@@ -97,7 +98,7 @@ pub fn plan(
             cwd,
             user: user(config, image)?,
             capabilities: capabilities.0,
-            seccomp: filter(config, capabilities)?,
+            seccomp: profile(config, capabilities)?.as_ref().map(filter).transpose()?,
             no_new_privs: security.no_new_privs,
             apparmor: apparmor(&security.apparmor_profile),
             oom_score_adj: config.resources.oom_score_adj,
@@ -135,6 +136,7 @@ pub fn plan(
         },
         log_bytes_max: LOG_BYTES_MAX,
         first_id: sandbox.users.map(|users| users.host_id),
+        program: None,
     })
 }
 
@@ -228,19 +230,23 @@ fn capabilities(config: &ContainerConfig) -> Result<Set> {
     Ok(set.and(every))
 }
 
-fn filter(config: &ContainerConfig, capabilities: Set) -> Result<Option<Filter>> {
+/// Which system calls a container may make; None is every one.
+pub fn profile(config: &ContainerConfig, capabilities: Set) -> Result<Option<Profile>> {
     if config.security.privileged {
         return Ok(None);
     }
-    let profile = match &config.security.seccomp {
-        SeccompProfile::Unconfined => return Ok(None),
-        SeccompProfile::RuntimeDefault => sys::seccomp::runtime_default(capabilities),
-        SeccompProfile::Localhost(path) => seccomp::load(path, capabilities)?,
-    };
-    let program = sys::seccomp::assemble(&profile).map_err(|err| {
+    match &config.security.seccomp {
+        SeccompProfile::Unconfined => Ok(None),
+        SeccompProfile::RuntimeDefault => Ok(Some(sys::seccomp::runtime_default(capabilities))),
+        SeccompProfile::Localhost(path) => seccomp::load(path, capabilities).map(Some),
+    }
+}
+
+fn filter(profile: &Profile) -> Result<Filter> {
+    let program = sys::seccomp::assemble(profile).map_err(|err| {
         Error::with_source(ErrorKind::Create, format!("seccomp profile: {err}"), err)
     })?;
-    Ok(Some(program.iter().map(|i| (i.code, i.jump_true, i.jump_false, i.operand)).collect()))
+    Ok(program.iter().map(|i| (i.code, i.jump_true, i.jump_false, i.operand)).collect())
 }
 
 fn apparmor(profile: &str) -> Option<String> {

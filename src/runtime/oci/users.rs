@@ -14,13 +14,11 @@ const PROBE: IdRange = IdRange { first: 65_536, length: 65_536 };
 
 /// What the kernel and the file systems of these directories can do.
 pub fn features(directories: &[PathBuf]) -> Features {
-    match probe(directories) {
-        Ok(()) => Features { user_namespaces: true },
-        Err(err) => {
-            tracing::info!(error = %err, "pods with hostUsers: false are refused on this host");
-            Features::default()
-        }
+    let probed = probe(directories);
+    if let Err(err) = &probed {
+        tracing::info!(error = %err, "pods with hostUsers: false are refused on this host");
     }
+    Features { user_namespaces: probed.is_ok(), recursive_read_only_mounts: true }
 }
 
 /// Volumes lie on the disk of the directories or in memory; both have to map ids.

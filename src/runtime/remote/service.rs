@@ -11,7 +11,7 @@ use tokio::sync::broadcast;
 use super::{PATIENCE, Remote, groups, method};
 use crate::cri::{
     AttachOptions, Container, ContainerConfig, ContainerEvent, ContainerState, Duplex, Error,
-    ErrorKind, ExecOptions, ExecSyncResult, Features, LinuxResources, PodSandbox, PodSandboxConfig,
+    ErrorKind, ExecOptions, ExecSyncResult, Handler, LinuxResources, PodSandbox, PodSandboxConfig,
     Result, RuntimeService, SandboxStats, Session, StatsQuery, network_trouble,
 };
 use crate::streaming::{Wants, dial};
@@ -332,8 +332,8 @@ impl RuntimeService for Remote {
         self.events.subscribe()
     }
 
-    fn features(&self) -> Features {
-        self.features
+    fn handlers(&self) -> Vec<Handler> {
+        self.handlers.clone()
     }
 
     async fn trouble(&self) -> Option<String> {

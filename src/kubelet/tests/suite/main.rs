@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod apiserver;
+mod classes;
 mod containerd;
 mod csi;
 mod csi_driver;

@@ -83,6 +83,7 @@ impl World {
             shim_command: vec![OsString::from(env!("CARGO_BIN_EXE_kubelet-test-shim"))],
             network: Arc::new(NoNetwork),
             registries: Registries::default(),
+            programs: runtime::oci::handlers::find(Vec::new()),
             cdi_dirs: vec![at.join("cdi")],
             shim_cgroup: group("shims", at),
         })

@@ -16,7 +16,7 @@ use super::proto::{ContainerSpec, Failure, FailureKind, PidMode, ProcessSpec, wo
 use super::rootfs;
 
 /// What every container may open; clamped where the host gives less.
-const OPEN_FILES: u64 = 1 << 20;
+pub(super) const OPEN_FILES: u64 = 1 << 20;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The descriptors that become 0, 1 and 2.
@@ -55,7 +55,7 @@ pub fn run_exec(
 
 /// The shim's descriptors belong to other containers; held here, their streams would not
 /// end.
-fn close_inherited(stdio: Option<&Stdio>, keep: &[i32]) {
+pub(super) fn close_inherited(stdio: Option<&Stdio>, keep: &[i32]) {
     let mut keep = keep.to_vec();
     keep.extend([0, 1, 2]);
     if let Some(stdio) = stdio {
@@ -65,7 +65,7 @@ fn close_inherited(stdio: Option<&Stdio>, keep: &[i32]) {
     let _ = process::close_others(&keep);
 }
 
-fn report(sync: &OwnedFd, failure: Failure) -> ! {
+pub(super) fn report(sync: &OwnedFd, failure: Failure) -> ! {
     let mut message = vec![b'E'];
     if serde_json::to_writer(&mut message, &failure).is_ok() {
         // The shim is gone if this fails, and then nobody is left to tell.
@@ -96,7 +96,7 @@ fn container(
                 return Err(Failure::new(FailureKind::Create, text));
             }
         }
-        let identity = identity::resolve(&spec.process.user)?;
+        let identity = identity::resolve(&spec.process.user, Path::new("/"))?;
         let (stdio, master) = match stdio {
             Some(stdio) => (stdio, None),
             None => terminal(&identity, true).map(|(stdio, master)| (stdio, Some(master)))?,
@@ -177,7 +177,7 @@ fn exec(
         if spec.first_id.is_some() {
             sys::namespace::become_root().map_err(|err| start("become the pod's root", &err))?;
         }
-        let identity = identity::resolve(&spec.process.user)?;
+        let identity = identity::resolve(&spec.process.user, Path::new("/"))?;
         let (stdio, master) = match stdio {
             Some(stdio) => (stdio, None),
             None => terminal(&identity, false).map(|(stdio, master)| (stdio, Some(master)))?,
@@ -225,7 +225,11 @@ fn terminal(identity: &Identity, console: bool) -> Result<(Stdio, OwnedFd), Fail
     open().map_err(|err| Failure::create("open terminal", &err))
 }
 
-fn announce(sync: &OwnedFd, identity: &Identity, master: Option<&OwnedFd>) -> Result<(), Failure> {
+pub(super) fn announce(
+    sync: &OwnedFd,
+    identity: &Identity,
+    master: Option<&OwnedFd>,
+) -> Result<(), Failure> {
     let mut message = vec![b'C'];
     serde_json::to_writer(&mut message, identity)
         .map_err(|err| Failure::new(FailureKind::Internal, err.to_string()))?;

@@ -17,10 +17,10 @@ pub struct Identity {
     pub home: String,
 }
 
-/// Resolves in the present root, which must be the container's.
-pub fn resolve(user: &UserSpec) -> Result<Identity, Failure> {
+/// Resolves in the container's root.
+pub fn resolve(user: &UserSpec, root: &Path) -> Result<Identity, Failure> {
     let read = |path: &str| {
-        sys::fs::Root::open(Path::new("/"))
+        sys::fs::Root::open(root)
             .and_then(|root| root.read_to_string(Path::new(path), FILE_BYTES_MAX))
             .unwrap_or_default()
     };

@@ -274,6 +274,25 @@ pub struct ContainerSpec {
     /// Where the ids of the pod's own user namespace begin on the node; None is the node's.
     #[serde(default)]
     pub first_id: Option<u32>,
+    /// Runs the container instead of the shim itself.
+    #[serde(default)]
+    pub program: Option<ProgramSpec>,
+}
+
+/// An OCI runtime of the node, and what it is told of one container.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ProgramSpec {
+    pub path: PathBuf,
+    /// Arguments before the command.
+    pub args: Vec<String>,
+    /// Where it keeps its state.
+    pub root: PathBuf,
+    /// Holds `config.json`, and the logs of its commands.
+    pub bundle: PathBuf,
+    /// Path of a socket that terminals are handed over, without its ending; short.
+    pub console: PathBuf,
+    /// `config.json` but for what only the container's root file system and the shim know.
+    pub config: serde_json::Value,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sys::fs::{Node, Root};
 use sys::mount::{self, Propagation, attr};
@@ -55,6 +55,48 @@ pub fn take(spec: &ContainerSpec) -> Result<(), Failure> {
 /// Puts everything together at the target, in a mount namespace of this process, but what
 /// belongs to the container's own namespaces. `users` is the pod's own user namespace.
 pub fn build(spec: &ContainerSpec, users: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    // The cgroup namespace of a user namespace's container is made from within.
+    let own_cgroups = spec.cgroup_binds.is_empty() && !spec.privileged && users.is_none();
+    let trees = layers(spec, users, if own_cgroups { namespace::kind::CGROUP } else { 0 })?;
+    let root = Root::open(&spec.root.target)
+        .map_err(|err| Failure::create("open root file system", &err))?
+        .made_for(spec.first_id);
+    system_mounts(spec, &root)?;
+    devices(spec, &root)?;
+    binds(spec, &root, users, trees)
+}
+
+/// For a program that makes the container from a bundle: its root file system, and below
+/// `mounts/` of the bundle what it could not mount itself. Gives the binds that lie there.
+pub fn stage(spec: &ContainerSpec, bundle: &Path) -> Result<Vec<(usize, PathBuf)>, Failure> {
+    let mut staged = Vec::new();
+    for (at, tree) in layers(spec, None, 0)?.into_iter().enumerate() {
+        let Some(tree) = tree else { continue };
+        let place = bundle.join("mounts").join(at.to_string());
+        let attached = (|| {
+            if sys::fs::is_directory(tree.as_fd())? {
+                std::fs::create_dir_all(&place)?;
+            } else {
+                std::fs::create_dir_all(bundle.join("mounts"))?;
+                std::fs::write(&place, "")?;
+            }
+            mount::attach(tree.as_fd(), sys::fs::open_path(&place)?.as_fd())
+        })();
+        attached.map_err(|err| {
+            Failure::create(format!("stage {}", spec.binds[at].source.display()), &err)
+        })?;
+        staged.push((at, place));
+    }
+    Ok(staged)
+}
+
+/// Mounts the image's layers at the target, in a mount namespace of this process, and gives
+/// by bind the trees that their sources alone do not make.
+fn layers(
+    spec: &ContainerSpec,
+    users: Option<BorrowedFd<'_>>,
+    namespaces: i32,
+) -> Result<Vec<Option<OwnedFd>>, Failure> {
     // Shared mounts must be taken before the namespace changes, to stay peers of the
     // node's own.
     let shared: Vec<Option<OwnedFd>> = spec
@@ -67,10 +109,7 @@ pub fn build(spec: &ContainerSpec, users: Option<BorrowedFd<'_>>) -> Result<(), 
             SpecPropagation::Private | SpecPropagation::Slave => Ok(None),
         })
         .collect::<Result<_, _>>()?;
-    // The cgroup namespace of a user namespace's container is made from within.
-    let own_cgroups = spec.cgroup_binds.is_empty() && !spec.privileged && users.is_none();
-    let cgroup_namespace = if own_cgroups { namespace::kind::CGROUP } else { 0 };
-    namespace::unshare(namespace::kind::MOUNT | cgroup_namespace)
+    namespace::unshare(namespace::kind::MOUNT | namespaces)
         .map_err(|err| Failure::create("create mount namespace", &err))?;
     mount::set_propagation(Path::new("/"), Propagation::Slave)
         .map_err(|err| Failure::create("detach mounts from the node's", &err))?;
@@ -95,12 +134,7 @@ pub fn build(spec: &ContainerSpec, users: Option<BorrowedFd<'_>>) -> Result<(), 
         None => mount::overlay(&overlay, &spec.root.target),
     }
     .map_err(|err| Failure::create("mount root file system", &err))?;
-    let root = Root::open(&spec.root.target)
-        .map_err(|err| Failure::create("open root file system", &err))?
-        .made_for(spec.first_id);
-    system_mounts(spec, &root)?;
-    devices(spec, &root)?;
-    binds(spec, &root, users, trees)
+    Ok(trees)
 }
 
 /// Makes `target` the root, and makes or hides in it what the container may not touch.

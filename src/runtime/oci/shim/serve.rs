@@ -7,6 +7,7 @@ mod connection;
 mod container;
 mod containers;
 mod execs;
+mod jobs;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,6 +23,7 @@ use super::proto::{self, Answer, ContainerReport, Failure, FailureKind, Message,
 use connection::Connection;
 use container::{Container, Phase};
 use execs::Exec;
+use jobs::Jobs;
 
 /// More are refused until one closes.
 const CONNECTIONS_MAX: usize = 8;
@@ -53,6 +55,7 @@ pub struct Shim {
     next_connection: u64,
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<u64, Exec>,
+    jobs: Jobs,
     own_pid_namespace: OwnedFd,
     /// The pod's own user namespace.
     users: Option<OwnedFd>,
@@ -79,6 +82,7 @@ impl Shim {
             next_connection: 0,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            jobs: Jobs::default(),
             own_pid_namespace: sys::namespace::open(Path::new("/proc/self/ns/pid"))?,
             users,
             pause: None,
@@ -224,12 +228,14 @@ impl Shim {
             Verb::Hello => Some(Ok(self.hello())),
             Verb::Create(spec) => self.create(*spec, waiter).err().map(Err),
             Verb::Start { id } => self.start(&id, waiter).err().map(Err),
-            Verb::Kill { id, signal } => Some(self.kill(&id, signal)),
+            Verb::Kill { id, signal } => self.kill(&id, signal, waiter).transpose(),
             Verb::Delete { id } => Some(self.delete(&id)),
             Verb::Exec(exec) => self.exec(exec, fds, waiter).err().map(Err),
             Verb::KillExec { session } => {
                 if let Some(exec) = self.execs.get(&session) {
                     let _ = process::kill(-exec.pid, 9);
+                    // Not every runtime makes it the first of a group.
+                    let _ = process::kill(exec.pid, 9);
                 }
                 Some(Ok(Answer::Done))
             }
@@ -302,6 +308,9 @@ impl Shim {
             self.stop = true;
         }
         while let Some((pid, ended)) = process::reap()? {
+            if self.job_ended(pid, ended, buffer) {
+                continue;
+            }
             // What the child said before it ended comes first.
             let waiting: Vec<String> = self
                 .containers
@@ -323,11 +332,13 @@ impl Shim {
                 self.container_ended(&id, ended, buffer);
                 continue;
             }
-            self.exec_ended(pid, ended);
             if self.pause.as_ref().is_some_and(|(p, _)| *p == pid) {
                 self.pause = None;
+            } else if !self.exec_ended(pid, ended) {
+                self.jobs.keep(pid, ended);
             }
         }
+        self.jobs.forget();
         Ok(())
     }
 

@@ -52,6 +52,7 @@ async fn main() {
         shim_command: vec![shim.clone()],
         network: Arc::new(NoNetwork),
         registries: Default::default(),
+        programs: Vec::new(),
         cdi_dirs: Vec::new(),
         shim_cgroup: cgroup.to_str().unwrap().into(),
     })

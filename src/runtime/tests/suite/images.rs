@@ -7,8 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::registry::{Registry, free_port};
-use crate::world::{archive, busybox_archive, busybox_layer, oci_layout, tar_of};
-use runtime::cri::{AuthConfig, ErrorKind, ImageService};
+use crate::world::{World, archive, busybox_archive, busybox_layer, oci_layout, tar_of};
+use runtime::cri::{AuthConfig, ErrorKind, ImageService, ImageTree, Mount, RuntimeService};
+use runtime::images::prune::prune;
 use runtime::images::{Images, Registries};
 
 async fn images(dir: &Path) -> Images {
@@ -321,4 +322,43 @@ async fn containerd_reads_an_export() {
     }
     let (_, checked) = containerd.ctr(&["image", "check"]);
     assert_eq!(checked.matches("complete").count(), 2, "{checked}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pruning_takes_what_no_container_runs_or_mounts() {
+    let world = World::new().await;
+    let runtime = &world.runtime;
+    for (name, bytes) in [("mounted:1", 4 << 20), ("unused:1", 8 << 20)] {
+        // As large on the disk as in the archive, and no layer of another image.
+        let content = vec![name.as_bytes()[0]; bytes];
+        let layer = tar_of(&[("data/", 0o755, b""), ("data/file", 0o644, &content)]);
+        let path = world.dir.path().join("more.tar");
+        std::fs::write(&path, archive(&oci_layout(&[layer], name))).unwrap();
+        runtime.images().import_file(&path).await.unwrap();
+    }
+    let sandbox = world.sandbox().await;
+    let mut config = world.container("main", "exec sleep 600");
+    let mounted = runtime.image_status("mounted:1").await.unwrap().unwrap();
+    config.mounts = vec![Mount {
+        container_path: "/image".into(),
+        readonly: true,
+        image: Some(ImageTree { image: mounted.id, sub_path: "data".into() }),
+        ..Mount::default()
+    }];
+    let id = world.start(&sandbox, config).await;
+    let run = async || prune(&**runtime, &**runtime, &**runtime.images()).await.unwrap();
+    let pruned = run().await;
+    let names: Vec<_> = pruned.images.iter().flat_map(|it| &it.names).collect();
+    assert_eq!(names, ["docker.io/library/unused:1"]);
+    assert!(pruned.bytes >= 8 << 20, "{pruned:?}");
+    assert_eq!(runtime.list_images().await.unwrap().len(), 2);
+    // An ended container may start again.
+    runtime.stop_container(&id, 0).await.unwrap();
+    assert!(run().await.images.is_empty());
+    runtime.remove_container(&id).await.unwrap();
+    let pruned = run().await;
+    assert_eq!(pruned.images.len(), 2, "{pruned:?}");
+    assert!(pruned.bytes >= 4 << 20, "{pruned:?}");
+    assert!(runtime.list_images().await.unwrap().is_empty());
+    world.finish().await;
 }

@@ -5,6 +5,7 @@ mod adoption;
 mod containerd;
 mod containers;
 mod features;
+mod handlers;
 mod hardship;
 mod images;
 mod pulls;

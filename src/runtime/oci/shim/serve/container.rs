@@ -13,6 +13,7 @@ use super::super::child::Stdio;
 use super::super::log::{self, Lines, Log};
 use super::super::proto::{ContainerSpec, Exit, PidMode};
 use super::Waiter;
+use super::jobs::Driven;
 
 /// What an attached client may lag behind before its streams are closed.
 pub const ATTACH_PIPE_BYTES: i32 = 1 << 20;
@@ -50,6 +51,8 @@ pub struct Container {
     pub log: Option<Log>,
     pub attached: Vec<Attached>,
     pub started_at: i64,
+    /// Of one that a program of the node makes.
+    pub driven: Option<Driven>,
 }
 
 impl Container {

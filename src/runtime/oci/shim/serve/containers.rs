@@ -14,7 +14,7 @@ use super::super::proto::{self, Answer, ContainerSpec, Failure, FailureKind, Mes
 use super::container::{ATTACH_PIPE_BYTES, ATTACHED_MAX, Attached, Container, Phase, Streams};
 use super::{Outcome, Shim, Waiter, failure_from};
 
-enum PidNamespace {
+pub(super) enum PidNamespace {
     Keep,
     New,
     Of(OwnedFd),
@@ -41,6 +41,28 @@ impl Shim {
         let streams =
             Streams::for_container(&spec).map_err(|err| failed("create standard streams", err))?;
         let (ours, theirs) = socket::message_pair().map_err(|err| failed("create socket", err))?;
+        if spec.program.is_some() {
+            socket::set_nonblocking(ours.as_fd(), true).map_err(|err| failed("socket", err))?;
+            let pids = self.pids_of(&spec.pid).map_err(|err| failed("pid namespace", err))?;
+            // Until the program has made it there is no process to name.
+            let pidfd = process::pidfd(std::process::id() as i32)
+                .map_err(|err| failed("open a process", err))?;
+            let stdio = streams.theirs;
+            let container = Container {
+                spec,
+                phase: Phase::Creating(waiter),
+                pid: 0,
+                pidfd,
+                sync: Some(ours),
+                stdin: streams.stdin,
+                outputs: streams.outputs,
+                log,
+                attached: Vec::new(),
+                started_at: 0,
+                driven: None,
+            };
+            return self.create_by_program(pids, stdio, (container, theirs));
+        }
         let namespace = self.pid_namespace_of(&spec.pid).map_err(|e| failed("pid namespace", e))?;
         let forked = match namespace {
             PidNamespace::Keep => process::fork(),
@@ -74,6 +96,7 @@ impl Shim {
             log,
             attached: Vec::new(),
             started_at: 0,
+            driven: None,
         };
         self.containers.insert(id, container);
         Ok(())
@@ -88,7 +111,7 @@ impl Shim {
         forked
     }
 
-    fn pid_namespace_of(&mut self, mode: &PidMode) -> io::Result<PidNamespace> {
+    pub(super) fn pid_namespace_of(&mut self, mode: &PidMode) -> io::Result<PidNamespace> {
         match mode {
             // That of a user namespace is made from within, by the child.
             PidMode::Own if self.users.is_some() => Ok(PidNamespace::Keep),
@@ -124,8 +147,12 @@ impl Shim {
 
     pub(super) fn start(&mut self, id: &str, waiter: Waiter) -> Result<(), Failure> {
         let container = self.find(id)?;
+        let unready = || Failure::new(FailureKind::Start, "the container is not in created state");
+        if container.driven.is_some() && matches!(container.phase, Phase::Created) {
+            return self.start_by_program(id, waiter);
+        }
         let (Phase::Created, Some(sync)) = (&container.phase, &container.sync) else {
-            return Err(Failure::new(FailureKind::Start, "the container is not in created state"));
+            return Err(unready());
         };
         socket::send(sync.as_fd(), b"G", &[]).map_err(|err| {
             Failure::new(FailureKind::Start, format!("start: {}", proto::words(&err)))
@@ -135,19 +162,29 @@ impl Shim {
         Ok(())
     }
 
-    pub(super) fn kill(&mut self, id: &str, signal: i32) -> Outcome {
+    /// None answers later.
+    pub(super) fn kill(
+        &mut self,
+        id: &str,
+        signal: i32,
+        waiter: Waiter,
+    ) -> Result<Option<Answer>, Failure> {
         let container = self.find(id)?;
         if matches!(container.phase, Phase::Exited(_)) {
-            return Ok(Answer::Done);
+            return Ok(Some(Answer::Done));
+        }
+        if container.driven.is_some() {
+            return self.kill_by_program(id, signal, waiter).map(|()| None);
         }
         process::signal_pidfd(container.pidfd.as_fd(), signal)
-            .map(|()| Answer::Done)
+            .map(|()| Some(Answer::Done))
             .map_err(|err| Failure::new(FailureKind::Internal, proto::words(&err)))
     }
 
     pub(super) fn delete(&mut self, id: &str) -> Outcome {
         if let Some(container) = self.containers.remove(id)
             && !matches!(container.phase, Phase::Exited(_))
+            && (container.driven.is_none() || container.pid > 0)
         {
             let _ = process::signal_pidfd(container.pidfd.as_fd(), 9);
         }
@@ -207,6 +244,13 @@ impl Shim {
         };
         let pid = container.pid;
         match (bytes[..length].split_first(), &container.phase) {
+            // The program still has to make it.
+            (Some((b'C', text)), Phase::Creating(_)) if container.driven.is_some() => {
+                if let Some(driven) = &mut container.driven {
+                    driven.user = serde_json::from_slice(text).ok();
+                }
+            }
+            (None, Phase::Creating(_)) if container.driven.is_some() => container.sync = None,
             (Some((b'C', text)), Phase::Creating(waiter)) => {
                 // What else the message says is not for the server.
                 let user = serde_json::from_slice(text).ok();
@@ -258,6 +302,11 @@ impl Shim {
 
     pub(super) fn container_ended(&mut self, id: &str, ended: Ended, buffer: &mut [u8]) {
         let Some(container) = self.containers.get_mut(id) else { return };
+        if let (Phase::Starting(_), Some(driven)) = (&container.phase, &mut container.driven) {
+            // Whether it ever was its program is told by the command that starts it.
+            driven.early_end = Some(ended);
+            return;
+        }
         container.kill_rest();
         container.drain(buffer);
         let killed_for_memory =

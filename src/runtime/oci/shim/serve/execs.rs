@@ -10,7 +10,7 @@ use sys::socket;
 
 use super::super::child::{self, Stdio};
 use super::super::log::LINE_BYTES_MAX;
-use super::super::proto::{self, Answer, ExecSpec, Failure, FailureKind, Message};
+use super::super::proto::{self, Answer, ExecSpec, Failure, FailureKind, Message, ProgramSpec};
 use super::container::{Phase, null};
 use super::{Shim, Waiter, failure_from};
 
@@ -22,6 +22,11 @@ pub struct Exec {
     pub sync: Option<OwnedFd>,
     pub terminal: Option<OwnedFd>,
     pub failure: Option<Failure>,
+    pub tty: bool,
+    /// Where a program of the node hands the terminal over, and the program itself while it
+    /// makes the process.
+    pub console: Option<OwnedFd>,
+    pub program: Option<ProgramSpec>,
 }
 
 impl Shim {
@@ -50,6 +55,11 @@ impl Shim {
         } else {
             Some(exec_stdio(exec.stdin, fds).map_err(|err| failed("standard streams", err))?)
         };
+        if let Some(program) = spec.program {
+            return self
+                .exec_through(program, exec, stdio, waiter)
+                .map_err(|err| failed("run the container's runtime", err));
+        }
         let (ours, theirs) = socket::message_pair().map_err(|err| failed("socket", err))?;
         sys::namespace::enter(init.as_fd(), sys::namespace::kind::PID)
             .map_err(|err| failed("enter pid namespace", err))?;
@@ -61,7 +71,42 @@ impl Shim {
             Fork::Parent(pid) => pid,
         };
         let _ = socket::set_nonblocking(ours.as_fd(), true);
-        let running = Exec { owner: waiter, pid, sync: Some(ours), terminal: None, failure: None };
+        let running = Exec {
+            owner: waiter,
+            pid,
+            sync: Some(ours),
+            terminal: None,
+            failure: None,
+            tty: exec.tty,
+            console: None,
+            program: None,
+        };
+        self.execs.insert(exec.session, running);
+        Ok(())
+    }
+
+    fn exec_through(
+        &mut self,
+        program: ProgramSpec,
+        exec: ExecSpec,
+        stdio: Option<Stdio>,
+        waiter: Waiter,
+    ) -> io::Result<()> {
+        let call = program.exec(&exec.id, exec.session, exec.tty);
+        call.clear();
+        program.write_process(exec.session, &exec.args, exec.tty)?;
+        let console = exec.tty.then(|| super::jobs::console(&call.console)).transpose()?;
+        let pid = self.exec_by_program(exec.session, (call, stdio))?;
+        let running = Exec {
+            owner: waiter,
+            pid,
+            sync: None,
+            terminal: None,
+            failure: None,
+            tty: exec.tty,
+            console,
+            program: Some(program),
+        };
         self.execs.insert(exec.session, running);
         Ok(())
     }
@@ -100,21 +145,23 @@ impl Shim {
         }
     }
 
-    pub(super) fn exec_ended(&mut self, pid: i32, ended: Ended) {
+    /// False for a process that is no such command.
+    pub(super) fn exec_ended(&mut self, pid: i32, ended: Ended) -> bool {
         let Some(session) = self.execs.iter().find(|(_, e)| e.pid == pid).map(|(s, _)| *s) else {
-            return;
+            return false;
         };
         for _ in 0..3 {
             self.hear_exec(session);
         }
-        let Some(exec) = self.execs.remove(&session) else { return };
+        let Some(exec) = self.execs.remove(&session) else { return false };
         if exec.failure.is_some() {
-            return;
+            return true;
         }
         if let Some(connection) = self.connections.get_mut(&exec.owner.connection) {
             connection.send(&Message::ExecExited { session, code: ended.code() }, None);
         }
         self.shrink();
+        true
     }
 }
 
