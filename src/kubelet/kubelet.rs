@@ -26,6 +26,7 @@ use crate::placement::layout::Layout;
 use crate::placement::{self, Placements};
 use crate::pods::Pods;
 use crate::resize::Allocations;
+use crate::serving::Presented;
 use crate::shutdown::Shutdown;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
@@ -33,8 +34,8 @@ use crate::users::Users;
 use crate::volumes::Volumes;
 use crate::volumes::csi::CsiVolumes;
 use crate::{
-    devices, eviction, garbage, logs, plugins, pod, podresources, qos, register, server, shutdown,
-    staticpods, worker,
+    devices, eviction, garbage, logs, plugins, pod, podresources, qos, register, server, serving,
+    shutdown, staticpods, worker,
 };
 
 /// A safety net under the event stream.
@@ -137,7 +138,16 @@ impl Kubelet {
         let (is_read, files_read) = oneshot::channel();
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(follow_runtime(node.clone(), events, drain.clone()));
-        tasks.spawn(server::run(node.clone(), listener, drain.clone()));
+        let tls = if node.config.asks_for_serving_certificate {
+            let mut tls = (*node.config.tls).clone();
+            let presented = Arc::new(Presented::new(tls.cert_resolver.clone()));
+            tls.cert_resolver = presented.clone();
+            tasks.spawn(serving::run(node.clone(), presented, drain.clone()));
+            Arc::new(tls)
+        } else {
+            node.config.tls.clone()
+        };
+        tasks.spawn(server::run(node.clone(), listener, tls, drain.clone()));
         tasks.spawn(register::run(node.clone(), drain.clone()));
         tasks.spawn(node.status.clone().run(drain.clone()));
         tasks.spawn(placement::cpusets::run(node.clone(), drain.clone()));
