@@ -45,6 +45,8 @@ const RUNTIME_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("{0}")]
+    Places(String),
     #[error("listen on {address}")]
     Listen {
         address: std::net::SocketAddr,
@@ -63,20 +65,24 @@ impl Kubelet {
     /// `shared` reads and writes as the node; what else runs in the process may share its
     /// caches. Must be called within the async runtime: the event recorder and the caches
     /// of services start here. `drain` ends everything; pods go on running.
+    ///
+    /// # Errors
+    /// When it is not known for sure what containers were given of the machine.
     pub fn new(
         config: KubeletConfig,
         shared: Shared,
         runtime: Arc<dyn RuntimeService>,
         images: Arc<dyn ImageService>,
         drain: Drain,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let client = shared.client().clone();
         let pods = Arc::new(Pods::default());
         let (name, version) = runtime.version();
         let woken = pods.clone();
         let layout = Layout::read("/sys/devices/system".as_ref(), machine::memory_bytes());
         let kept = config.reserved_milli("cpu");
-        let placements = Placements::open(config.places.clone(), layout, &config.root_dir, kept);
+        let placements = Placements::open(config.places.clone(), layout, &config.root_dir, kept)
+            .map_err(Error::Places)?;
         let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name, drain.clone());
         let own_node = ListParams::fields(format!("metadata.name={}", config.node_name));
         let own_node = shared.cache_where::<NodeObject>(None, own_node);
@@ -116,7 +122,7 @@ impl Kubelet {
             client,
             config,
         };
-        Self { node: Arc::new(node), shared, drain }
+        Ok(Self { node: Arc::new(node), shared, drain })
     }
 
     /// Runs until the drain begins.
