@@ -26,7 +26,7 @@ use hints::{Hints, Policy};
 use layout::{CpuSet, Layout, Nodes};
 pub use memory::{Amounts, Block};
 use providers::{Cpus, Memory};
-pub use providers::{of_whole_pod, unexpected};
+pub use providers::{of_whole_pod, unexpected, whole_cpus};
 
 /// What the user chose.
 #[derive(Debug, Clone, Default)]

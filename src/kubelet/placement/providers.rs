@@ -147,8 +147,8 @@ impl Cpus {
     }
 }
 
-/// Whole CPUs that the container has a right to; 0 is none.
-fn whole_cpus(pod: &Pod, container: &Container) -> u64 {
+/// Whole CPUs that the container has a right to under the static policy; 0 is none.
+pub fn whole_cpus(pod: &Pod, container: &Container) -> u64 {
     if resources::qos(pod) != Qos::Guaranteed {
         return 0;
     }
