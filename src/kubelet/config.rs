@@ -71,6 +71,8 @@ pub struct KubeletConfig {
     pub listen: SocketAddr,
     /// With a client verifier that asks for, but does not demand, a certificate.
     pub tls: Arc<rustls::ServerConfig>,
+    /// The cluster signs the serving certificate; the one of `tls` is presented until it has.
+    pub asks_for_serving_certificate: bool,
     /// Added to the node's labels at registration.
     pub node_labels: Vec<(String, String)>,
     /// Set when the node is created.
@@ -145,6 +147,7 @@ impl KubeletConfig {
             pod_pids_limit: 0,
             listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
             tls,
+            asks_for_serving_certificate: false,
             node_labels: Vec::new(),
             register_taints: Vec::new(),
             log_bytes_max: 10 << 20,

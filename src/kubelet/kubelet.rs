@@ -26,6 +26,7 @@ use crate::placement::layout::Layout;
 use crate::placement::{self, Placements};
 use crate::pods::Pods;
 use crate::resize::Allocations;
+use crate::serving::Presented;
 use crate::shutdown::Shutdown;
 use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
@@ -33,8 +34,8 @@ use crate::users::Users;
 use crate::volumes::Volumes;
 use crate::volumes::csi::CsiVolumes;
 use crate::{
-    devices, eviction, garbage, logs, plugins, pod, podresources, qos, register, server, shutdown,
-    staticpods, worker,
+    devices, eviction, garbage, logs, plugins, pod, podresources, qos, register, server, serving,
+    shutdown, staticpods, worker,
 };
 
 /// A safety net under the event stream.
@@ -44,6 +45,8 @@ const RUNTIME_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("{0}")]
+    Places(String),
     #[error("listen on {address}")]
     Listen {
         address: std::net::SocketAddr,
@@ -62,20 +65,24 @@ impl Kubelet {
     /// `shared` reads and writes as the node; what else runs in the process may share its
     /// caches. Must be called within the async runtime: the event recorder and the caches
     /// of services start here. `drain` ends everything; pods go on running.
+    ///
+    /// # Errors
+    /// When it is not known for sure what containers were given of the machine.
     pub fn new(
         config: KubeletConfig,
         shared: Shared,
         runtime: Arc<dyn RuntimeService>,
         images: Arc<dyn ImageService>,
         drain: Drain,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let client = shared.client().clone();
         let pods = Arc::new(Pods::default());
         let (name, version) = runtime.version();
         let woken = pods.clone();
         let layout = Layout::read("/sys/devices/system".as_ref(), machine::memory_bytes());
         let kept = config.reserved_milli("cpu");
-        let placements = Placements::open(config.places.clone(), layout, &config.root_dir, kept);
+        let placements = Placements::open(config.places.clone(), layout, &config.root_dir, kept)
+            .map_err(Error::Places)?;
         let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name, drain.clone());
         let own_node = ListParams::fields(format!("metadata.name={}", config.node_name));
         let own_node = shared.cache_where::<NodeObject>(None, own_node);
@@ -115,7 +122,7 @@ impl Kubelet {
             client,
             config,
         };
-        Self { node: Arc::new(node), shared, drain }
+        Ok(Self { node: Arc::new(node), shared, drain })
     }
 
     /// Runs until the drain begins.
@@ -137,7 +144,16 @@ impl Kubelet {
         let (is_read, files_read) = oneshot::channel();
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(follow_runtime(node.clone(), events, drain.clone()));
-        tasks.spawn(server::run(node.clone(), listener, drain.clone()));
+        let tls = if node.config.asks_for_serving_certificate {
+            let mut tls = (*node.config.tls).clone();
+            let presented = Arc::new(Presented::new(tls.cert_resolver.clone()));
+            tls.cert_resolver = presented.clone();
+            tasks.spawn(serving::run(node.clone(), presented, drain.clone()));
+            Arc::new(tls)
+        } else {
+            node.config.tls.clone()
+        };
+        tasks.spawn(server::run(node.clone(), listener, tls, drain.clone()));
         tasks.spawn(register::run(node.clone(), drain.clone()));
         tasks.spawn(node.status.clone().run(drain.clone()));
         tasks.spawn(placement::cpusets::run(node.clone(), drain.clone()));

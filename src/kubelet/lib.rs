@@ -33,6 +33,7 @@ mod resize;
 mod resources;
 mod sandbox;
 mod server;
+mod serving;
 mod settings;
 mod shutdown;
 mod start;

@@ -84,6 +84,7 @@ impl Node {
             huge_pages: self.machine.huge_page_bytes,
             swap_bytes: self.config.limited_swap.then_some(self.machine.swap_bytes),
             memory_qos: self.config.memory_qos,
+            gives_cpus_away: self.config.places.cpus.is_some(),
         }
     }
 

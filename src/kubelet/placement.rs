@@ -5,6 +5,7 @@
 //! admission. What was given lies on disk, so that a restart gives it to nobody else.
 //! Never touches a cgroup: `cpusets` says what belongs into them.
 
+mod checkpoint;
 mod cpus;
 pub mod cpusets;
 pub mod hints;
@@ -25,7 +26,7 @@ use hints::{Hints, Policy};
 use layout::{CpuSet, Layout, Nodes};
 pub use memory::{Amounts, Block};
 use providers::{Cpus, Memory};
-pub use providers::{of_whole_pod, unexpected};
+pub use providers::{of_whole_pod, unexpected, whole_cpus};
 
 /// What the user chose.
 #[derive(Debug, Clone, Default)]
@@ -109,7 +110,15 @@ pub struct Placements {
 
 impl Placements {
     /// Takes up what was given before. `reserved_milli` is what the node keeps of CPU.
-    pub fn open(settings: Settings, layout: Layout, dir: &Path, reserved_milli: i64) -> Self {
+    ///
+    /// # Errors
+    /// What was given before is not known for sure.
+    pub fn open(
+        settings: Settings,
+        layout: Layout,
+        dir: &Path,
+        reserved_milli: i64,
+    ) -> Result<Self, String> {
         let all = layout.nodes();
         let layout = Arc::new(layout);
         let mut providers: Vec<Box<dyn Provider>> = Vec::new();
@@ -120,14 +129,15 @@ impl Placements {
                 cpus::reserved(&layout, count).unwrap_or_else(|_| layout.all())
             });
             let file = dir.join("cpu_manager_state");
-            providers.push(Box::new(Cpus::open(layout.clone(), kept, options, file)));
+            providers.push(Box::new(Cpus::open(layout.clone(), kept, options, file)?));
         }
         if let Some(reserved) = &settings.memory {
             let file = dir.join("memory_manager_state");
-            providers.push(Box::new(Memory::open(layout, reserved.clone(), file)));
+            providers.push(Box::new(Memory::open(layout, reserved.clone(), file)?));
         }
         let devices = Devices::open(dir, all);
-        Self { settings, all, providers: Mutex::new(providers), devices, changed: Notify::new() }
+        let providers = Mutex::new(providers);
+        Ok(Self { settings, all, providers, devices, changed: Notify::new() })
     }
 
     /// Gives the pod's containers their places, and has plugins prepare what they bring.
@@ -298,7 +308,9 @@ mod tests {
     fn containers_with_whole_cpus_have_them_alone_and_keep_them_over_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         // Two nodes of four CPUs, of which the node keeps one.
-        let open = || Placements::open(settings(Policy::None), layout(2, 1, 4, 1), dir.path(), 500);
+        let open = || {
+            Placements::open(settings(Policy::None), layout(2, 1, 4, 1), dir.path(), 500).unwrap()
+        };
         let placements = open();
         admit(&placements, &one("a", "2", "600")).unwrap();
         assert_eq!(shows(&placements, "a", "a"), "1-2 1");
@@ -338,7 +350,7 @@ mod tests {
     fn init_containers_hand_their_cpus_on() {
         let dir = tempfile::tempdir().unwrap();
         let placements =
-            Placements::open(settings(Policy::None), layout(1, 1, 4, 1), dir.path(), 1000);
+            Placements::open(settings(Policy::None), layout(1, 1, 4, 1), dir.path(), 1000).unwrap();
         let it = with(
             "a",
             json!({
@@ -370,7 +382,7 @@ mod tests {
             let mut settings = settings(policy);
             settings.whole_pods = whole_pods;
             settings.reserved_cpus = Some(CpuSet::parse("0").unwrap());
-            let placements = Placements::open(settings, layout(2, 1, 4, 1), dir.path(), 0);
+            let placements = Placements::open(settings, layout(2, 1, 4, 1), dir.path(), 0).unwrap();
             admit(&placements, &filler).unwrap();
             match admit(&placements, it) {
                 Ok(()) => {
@@ -417,7 +429,7 @@ mod tests {
         let mut settings = settings(Policy::None);
         settings.cpus = Some(CpuOptions { full_cores: true, ..CpuOptions::default() });
         settings.reserved_cpus = Some(CpuSet::parse("0,2").unwrap());
-        let placements = Placements::open(settings, layout(1, 1, 2, 2), dir.path(), 0);
+        let placements = Placements::open(settings, layout(1, 1, 2, 2), dir.path(), 0).unwrap();
         assert_eq!(
             admit(&placements, &one("a", "1", "1")).unwrap_err(),
             (

@@ -62,7 +62,7 @@ impl Node {
             .collect()
     }
 
-    fn addresses(&self) -> Vec<NodeAddress> {
+    pub(crate) fn addresses(&self) -> Vec<NodeAddress> {
         let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
         self.config
             .node_ips

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use runtime::cri::LinuxResources;
 
+use crate::placement::whole_cpus;
 use crate::pod::{self, Role};
 use crate::quantity::{self, ResourceList};
 
@@ -167,6 +168,9 @@ pub fn pod_resources(pod: &Pod, pids_limit: i64, host: Host) -> LinuxResources {
             pod_limit_milli(pod, "memory").map(|milli| milli / 1000).unwrap_or(0),
         ),
     };
+    let has_own_cpus = pod::containers(pod)
+        .iter()
+        .any(|(role, it)| *role != Role::Ephemeral && host.is_exclusive(pod, it));
     let mut unified = BTreeMap::new();
     let requested = pod_request_milli(pod, "memory") / 1000;
     if host.memory_qos.is_some() && host.has_unified_cgroups && requested > 0 {
@@ -180,7 +184,7 @@ pub fn pod_resources(pod: &Pod, pids_limit: i64, host: Host) -> LinuxResources {
     };
     LinuxResources {
         cpu_shares: if class == Qos::BestEffort { CPU_SHARES_MIN } else { cpu_shares(cpu) },
-        cpu_quota: quota,
+        cpu_quota: if has_own_cpus { 0 } else { quota },
         cpu_period: CPU_PERIOD_MICROSECONDS as u64,
         memory_limit: memory,
         pids_limit,
@@ -209,6 +213,16 @@ pub struct Host {
     /// Keeps requested memory from being reclaimed, and slows a container down at this
     /// share of what it may have above its request. cgroup v2 only.
     pub memory_qos: Option<f64>,
+    /// Containers that ask for whole CPUs have them for themselves (the static CPU policy).
+    pub gives_cpus_away: bool,
+}
+
+impl Host {
+    /// Whoever has CPUs for himself is bounded by them: a quota on top would only slow him
+    /// down at the end of each period (upstream, `DisableCPUQuotaWithExclusiveCPUs`).
+    fn is_exclusive(&self, pod: &Pod, container: &Container) -> bool {
+        self.gives_cpus_away && whole_cpus(pod, container) > 0
+    }
 }
 
 /// Bytes of each size of huge page, `of` a resource's name, by the kernel's name of the size.
@@ -241,7 +255,7 @@ pub fn container_resources(
     let memory_limit = quantity::value_of(limits(container), "memory");
     LinuxResources {
         cpu_shares: cpu_shares(request),
-        cpu_quota: cpu_quota(limit),
+        cpu_quota: if host.is_exclusive(pod, container) { 0 } else { cpu_quota(limit) },
         cpu_period: CPU_PERIOD_MICROSECONDS as u64,
         memory_limit,
         oom_score_adj: oom_score_adj(pod, role, container, host.memory_bytes),
@@ -359,6 +373,32 @@ mod tests {
             let host = Host { memory_bytes: 4 << 30, has_unified_cgroups, ..Host::default() };
             let limits = container_resources(&burst, Role::Main, &spec.containers[0], host);
             assert_eq!(limits.unified.get("memory.oom.group").map(String::as_str), group);
+        }
+    }
+
+    #[test]
+    fn who_has_cpus_for_himself_has_no_quota() {
+        let of = |cpu: &str| json!({"limits": {"cpu": cpu, "memory": "1Mi"}});
+        let whole = json!({"containers": [{"name": "a", "resources": of("2")},
+                                          {"name": "b", "resources": of("500m")}]});
+        let parts = json!({"containers": [{"name": "a", "resources": of("1500m")},
+                                          {"name": "b", "resources": of("500m")}]});
+        let mut unsure = whole.clone();
+        unsure["containers"][1]["resources"]["requests"] = json!({"cpu": "1m"});
+        let cases = [
+            (&whole, true, [0, 0, 50_000]),
+            (&whole, false, [250_000, 200_000, 50_000]),
+            (&parts, true, [200_000, 150_000, 50_000]),
+            (&unsure, true, [250_000, 200_000, 50_000]),
+        ];
+        for (spec, gives_cpus_away, want) in cases {
+            let pod = pod(spec.clone());
+            let host = Host { gives_cpus_away, ..Host::default() };
+            let containers = &pod::spec(&pod).containers;
+            let quota =
+                |at: usize| container_resources(&pod, Role::Main, &containers[at], host).cpu_quota;
+            let got = [pod_resources(&pod, 0, host).cpu_quota, quota(0), quota(1)];
+            assert_eq!(got, want, "{spec} {gives_cpus_away}");
         }
     }
 

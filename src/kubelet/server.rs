@@ -50,9 +50,14 @@ struct Server {
 }
 
 /// Serves until the drain begins; then open streams end with their connections.
-pub async fn run(node: Arc<Node>, listener: TcpListener, drain: Drain) {
+pub async fn run(
+    node: Arc<Node>,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    drain: Drain,
+) {
     let auth = Auth::new(node.client.clone(), &node.config.node_name);
-    let tls = tokio_rustls::TlsAcceptor::from(node.config.tls.clone());
+    let tls = tokio_rustls::TlsAcceptor::from(tls);
     let server = Arc::new(Server { node, auth });
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {

@@ -57,6 +57,8 @@ pub struct Configuration {
     cluster_domain: Option<String>,
     resolv_conf: Option<PathBuf>,
     max_pods: Option<u32>,
+    #[serde(rename = "serverTLSBootstrap")]
+    server_tls_bootstrap: Option<bool>,
     pod_pids_limit: Option<i64>,
     sync_frequency: Option<String>,
     register_with_taints: Option<Vec<Taint>>,
@@ -360,6 +362,7 @@ impl Configuration {
             return Err("imageServiceEndpoint needs containerRuntimeEndpoint".into());
         }
         set(&mut config.max_pods, self.max_pods);
+        set(&mut config.asks_for_serving_certificate, self.server_tls_bootstrap);
         // As upstream, less than nothing is no limit.
         set(&mut config.pod_pids_limit, self.pod_pids_limit.map(|limit| limit.max(0)));
         set(&mut config.cluster_dns, self.cluster_dns);
@@ -522,6 +525,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         cluster_domain: Some(config.cluster_domain.clone()),
         resolv_conf: Some(config.resolv_conf.clone()),
         max_pods: Some(config.max_pods),
+        server_tls_bootstrap: Some(config.asks_for_serving_certificate),
         sync_frequency: Some(format!("{}s", config.sync_period.as_secs())),
         pod_pids_limit: Some(if config.pod_pids_limit == 0 { -1 } else { config.pod_pids_limit }),
         register_with_taints: Some(config.register_taints.clone()),
@@ -622,12 +626,15 @@ mod tests {
         put("kubelet.yaml.d/ignored.yaml", "maxPods: 1\n");
         let flags =
             ["max-pods=70", "eviction-hard=nodefs.available<1Gi", "--container-log-max-size=1Mi"];
-        let flags = flags.into_iter().chain(["container-runtime-endpoint=/run/c.sock"]);
+        let flags = flags
+            .into_iter()
+            .chain(["container-runtime-endpoint=/run/c.sock", "rotate-server-certificates=true"]);
         let flags: Vec<String> = flags.map(str::to_owned).collect();
         let read = Configuration::read(Some(&file), &flags).unwrap();
         let mut config = config();
         read.apply(&mut config).unwrap();
         assert_eq!((config.max_pods, config.pod_pids_limit), (70, 7));
+        assert!(config.asks_for_serving_certificate);
         assert_eq!(config.cluster_domain, "three");
         assert_eq!(config.kube_reserved.len(), 2, "maps are merged");
         let shown = show(&config);

@@ -156,7 +156,7 @@ fn extended_usage(name: &str) -> Option<ExtendedKeyUsagePurpose> {
     })
 }
 
-fn params(common_name: &str, organization: &str, days: i64) -> CertificateParams {
+pub(crate) fn params(common_name: &str, organization: &str, days: i64) -> CertificateParams {
     let mut params = CertificateParams::default();
     let mut name = DistinguishedName::new();
     if !organization.is_empty() {
@@ -176,10 +176,16 @@ fn params(common_name: &str, organization: &str, days: i64) -> CertificateParams
 
 /// When a PEM certificate ends, in seconds since the Unix epoch.
 pub fn not_after(cert_pem: &str) -> Result<i64> {
+    Ok(validity(cert_pem)?.1)
+}
+
+/// When a PEM certificate begins and ends, in seconds since the Unix epoch.
+pub fn validity(cert_pem: &str) -> Result<(i64, i64)> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes())
         .map_err(|err| Error::Pem(err.to_string()))?;
     let cert = pem.parse_x509().map_err(|err| Error::Pem(err.to_string()))?;
-    Ok(cert.validity().not_after.timestamp())
+    let validity = cert.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
 /// What a client certificate says of who holds it.

@@ -7,6 +7,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
 
+use crate::authority::{Leaf, params};
 use crate::{Error, Result};
 
 const REQUEST: &str = "CERTIFICATE REQUEST";
@@ -68,6 +69,26 @@ pub fn read(pem: &[u8]) -> Result<Request> {
     Ok(out)
 }
 
+/// A request for what `leaf` says, and the new key that it is signed with, both PEM. Usages
+/// are no part of it: certificates.k8s.io takes them beside the request.
+///
+/// # Errors
+/// A name that is none in DNS.
+pub fn make(leaf: &Leaf) -> Result<(String, String)> {
+    let key = rcgen::KeyPair::generate().map_err(Error::Make)?;
+    let mut params = params(&leaf.common_name, &leaf.organization, 0);
+    // The signer's to choose.
+    params.serial_number = None;
+    for name in &leaf.dns_names {
+        let name = name.clone().try_into().map_err(Error::Make)?;
+        params.subject_alt_names.push(rcgen::SanType::DnsName(name));
+    }
+    let addresses = leaf.addresses.iter().copied().map(rcgen::SanType::IpAddress);
+    params.subject_alt_names.extend(addresses);
+    let request = params.serialize_request(&key).map_err(Error::Make)?;
+    Ok((request.pem().map_err(Error::Make)?, key.serialize_pem()))
+}
+
 /// The organizations of a PEM request's subject: the groups that the certificate's holder
 /// would be in.
 ///
@@ -121,6 +142,32 @@ mod tests {
         assert_eq!(organizations(pem.as_bytes()).unwrap(), ["system:masters"]);
         assert!(organizations(b"").is_err());
         assert!(organizations(pem.replace(REQUEST, CERTIFICATE).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_request_says_what_was_asked_and_is_answered_so() {
+        let leaf = Leaf {
+            dns_names: vec!["n1".into()],
+            addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            ..Leaf::client("system:node:n1", "system:nodes")
+        };
+        let (request, key) = make(&leaf).unwrap();
+        let said = read(request.as_bytes()).unwrap();
+        assert_eq!(said.common_name, "system:node:n1");
+        assert_eq!(said.organizations, ["system:nodes"]);
+        assert_eq!((said.dns_names, said.addresses.len()), (vec!["n1".to_owned()], 2));
+        let authority = crate::authority::Authority::create("a").unwrap();
+        let usages = ["digital signature".to_owned(), "server auth".to_owned()];
+        let cert = authority.sign(&request, &usages, 600).unwrap();
+        let (_, addresses) = crate::authority::alternative_names(&cert).unwrap();
+        assert_eq!(addresses, leaf.addresses);
+        let (begin, end) = crate::authority::validity(&cert).unwrap();
+        assert!(begin < end && end == crate::authority::not_after(&cert).unwrap());
+        crate::tls::certified(cert.as_bytes(), key.as_bytes()).unwrap();
+        let (_, other) = make(&leaf).unwrap();
+        assert!(crate::tls::certified(cert.as_bytes(), other.as_bytes()).is_err());
+        let bad = Leaf { dns_names: vec!["\u{e9}".into()], ..leaf };
+        assert!(make(&bad).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
     SignatureScheme,
@@ -35,6 +36,16 @@ fn roots(pem: &[u8]) -> Result<RootCertStore> {
         roots.add(cert).map_err(Error::Tls)?;
     }
     Ok(roots)
+}
+
+/// A certificate and its key, as a server presents them.
+///
+/// # Errors
+/// What is no PEM, and a key that is not the certificate's.
+pub fn certified(cert_pem: &[u8], key_pem: &[u8]) -> Result<Arc<CertifiedKey>> {
+    let key = key(key_pem)?;
+    let certified = CertifiedKey::from_der(certificates(cert_pem)?, key, &provider());
+    certified.map(Arc::new).map_err(Error::Tls)
 }
 
 /// A server with one certificate. Clients may present a certificate signed by

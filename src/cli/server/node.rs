@@ -171,7 +171,8 @@ pub async fn start(
         let (name, folder) = (settings.node_name.clone(), settings.paths.storage());
         tokio::spawn(addons::local_path::keeper::run(node.clone(), name, folder, drain.clone()))
     });
-    let kubelet = kubelet::Kubelet::new(config, node, runtime, images, drain.clone());
+    let kubelet = kubelet::Kubelet::new(config, node, runtime, images, drain.clone())
+        .map_err(|err| Error::failed("start the kubelet", err))?;
     let (ended, mut has_ended) = tokio::sync::oneshot::channel();
     let task = tokio::spawn(async move {
         let Err(err) = kubelet.run().await else { return };

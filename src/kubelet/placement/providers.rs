@@ -1,14 +1,15 @@
 //! Who gives out CPUs and memory, and what they have given, on disk in upstream's form.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tracing::warn;
 
+use super::checkpoint::{self, State};
 use super::hints::Hints;
 use super::layout::{CpuSet, Layout, Nodes};
 use super::memory::{Amounts, Block, Pools};
@@ -16,8 +17,6 @@ use super::{Demand, Given, Owned, Provider, Refusal, cpus, memory};
 use crate::pod::{self, Role};
 use crate::quantity;
 use crate::resources::{self, Qos};
-
-const STATIC: &str = "Static";
 
 /// By pod and container.
 type Entries<T> = BTreeMap<String, BTreeMap<String, T>>;
@@ -48,34 +47,44 @@ fn asked(container: &Container, name: &str) -> Option<i64> {
     Some(if request == 0 { list(resources.limits.as_ref()) } else { request })
 }
 
-/// # Errors
-/// What the system says; a file that is missing is empty.
-fn read<T: DeserializeOwned + Default>(file: &Path) -> T {
-    let bytes = match std::fs::read(file) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            if error.kind() != std::io::ErrorKind::NotFound {
-                warn!(path = %file.display(), %error, "what was given of the machine is not known");
-            }
-            return T::default();
-        }
-    };
-    serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-        warn!(path = %file.display(), %error, "what was given of the machine is not known");
-        T::default()
-    })
-}
-
-fn write<T: Serialize>(file: &Path, state: &T) -> std::io::Result<()> {
-    sys::fs::replace_file(file, &serde_json::to_vec(state)?)
-}
-
 #[derive(Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct CpuState {
     policy_name: String,
     default_cpu_set: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     entries: Entries<String>,
+    #[serde(default)]
+    checksum: u64,
+}
+
+impl State for CpuState {
+    const POLICY: &str = "static";
+    const WHOSE: &str = "CPU";
+
+    fn policy(&self) -> &str {
+        &self.policy_name
+    }
+
+    fn checksum(&mut self) -> &mut u64 {
+        &mut self.checksum
+    }
+
+    /// As Go prints the state, which is what upstream sums up.
+    fn summed(&self) -> String {
+        let map = |parts: Vec<String>| format!("map[{}]", parts.join(" "));
+        let entries = self.entries.iter().map(|(uid, all)| {
+            let all = all.iter().map(|(name, cpus)| format!("{name}:{cpus}"));
+            format!("{uid}:{}", map(all.collect()))
+        });
+        format!(
+            "(*state.CPUManagerCheckpoint){{PolicyName:(string){} DefaultCPUSet:(string){} \
+             Entries:(map[string]map[string]string){} Checksum:(checksum.Checksum)0}}",
+            self.policy_name,
+            self.default_cpu_set,
+            map(entries.collect())
+        )
+    }
 }
 
 /// CPUs of their own for containers of Guaranteed pods that ask for whole ones.
@@ -88,13 +97,15 @@ pub struct Cpus {
 }
 
 impl Cpus {
+    /// # Errors
+    /// A file of what was given before that cannot be relied on.
     pub fn open(
         layout: Arc<Layout>,
         reserved: CpuSet,
         options: cpus::Options,
         file: PathBuf,
-    ) -> Self {
-        let state: CpuState = read(&file);
+    ) -> Result<Self, String> {
+        let state: CpuState = checkpoint::read(&file)?;
         let there = layout.all();
         let mut entries: Entries<CpuSet> = BTreeMap::new();
         for (uid, containers) in state.entries {
@@ -108,7 +119,7 @@ impl Cpus {
                 }
             }
         }
-        Self { layout, reserved, options, entries, file }
+        Ok(Self { layout, reserved, options, entries, file })
     }
 
     /// What nobody has for himself.
@@ -136,8 +147,8 @@ impl Cpus {
     }
 }
 
-/// Whole CPUs that the container has a right to; 0 is none.
-fn whole_cpus(pod: &Pod, container: &Container) -> u64 {
+/// Whole CPUs that the container has a right to under the static policy; 0 is none.
+pub fn whole_cpus(pod: &Pod, container: &Container) -> u64 {
     if resources::qos(pod) != Qos::Guaranteed {
         return 0;
     }
@@ -217,11 +228,12 @@ impl Provider for Cpus {
         };
         let entries = self.entries.iter().map(|(uid, all)| (uid.clone(), text(all))).collect();
         let state = CpuState {
-            policy_name: STATIC.to_lowercase(),
+            policy_name: CpuState::POLICY.to_owned(),
             default_cpu_set: self.shared().to_string(),
             entries,
+            checksum: 0,
         };
-        write(&self.file, &state)
+        checkpoint::write(&self.file, state)
     }
 }
 
@@ -230,6 +242,26 @@ impl Provider for Cpus {
 struct MemoryState {
     policy_name: String,
     entries: Entries<Vec<Block>>,
+    #[serde(default)]
+    checksum: u64,
+}
+
+impl State for MemoryState {
+    const POLICY: &str = "Static";
+    const WHOSE: &str = "memory";
+
+    fn policy(&self) -> &str {
+        &self.policy_name
+    }
+
+    fn checksum(&mut self) -> &mut u64 {
+        &mut self.checksum
+    }
+
+    fn summed(&self) -> String {
+        let sum = json!({"policyName": self.policy_name, "entries": self.entries});
+        sum.to_string()
+    }
 }
 
 /// Memory and huge pages of NUMA nodes for containers of Guaranteed pods.
@@ -241,9 +273,15 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn open(layout: Arc<Layout>, reserved: BTreeMap<u32, Amounts>, file: PathBuf) -> Self {
-        let state: MemoryState = read(&file);
-        Self { layout, reserved, entries: state.entries, file }
+    /// # Errors
+    /// A file of what was given before that cannot be relied on.
+    pub fn open(
+        layout: Arc<Layout>,
+        reserved: BTreeMap<u32, Amounts>,
+        file: PathBuf,
+    ) -> Result<Self, String> {
+        let state: MemoryState = checkpoint::read(&file)?;
+        Ok(Self { layout, reserved, entries: state.entries, file })
     }
 
     /// What is left for a pod's next container: an init container that runs to its end needs
@@ -347,7 +385,84 @@ impl Provider for Memory {
     }
 
     fn keep(&self) -> std::io::Result<()> {
-        let state = MemoryState { policy_name: STATIC.into(), entries: self.entries.clone() };
-        write(&self.file, &state)
+        let state = MemoryState {
+            policy_name: MemoryState::POLICY.to_owned(),
+            entries: self.entries.clone(),
+            checksum: 0,
+        };
+        checkpoint::write(&self.file, state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files with sums that kubelets of upstream wrote.
+    #[test]
+    fn the_sum_of_cpus_is_upstreams() {
+        let cases = [
+            (json!({"policyName": "none", "defaultCpuSet": ""}), 1_353_318_690),
+            (
+                json!({"policyName": "static", "defaultCpuSet": "0,4-27",
+                    "entries": {"39b37746-7f5e-4064-b8e1-eebd2bfaa003": {"app": "1-3"}}}),
+                3_300_516_549,
+            ),
+            (
+                json!({"policyName": "static", "defaultCpuSet": "0,4-8,12-15",
+                    "entries": {
+                        "088fe178-cec9-4eb9-ba3c-cf45cba46371": {"qos-demo-ctr": "1,9"},
+                        "681eca58-a216-4ec4-a57b-941cad3c4e0f": {"qos-demo-ctr": "2-3,10-11"}}}),
+                2_993_692_383,
+            ),
+        ];
+        for (state, want) in cases {
+            let state: CpuState = serde_json::from_value(state).unwrap();
+            assert_eq!(checkpoint::sum(&state), want);
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_relied_on_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cpu_manager_state");
+        let read = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            checkpoint::read::<CpuState>(&file).map(|it| it.default_cpu_set)
+        };
+        let at = |text: &str, sum: &str| {
+            format!("{{\"policyName\":\"{text}\",\"defaultCpuSet\":\"7-9\"{sum}}}")
+        };
+        let good = checkpoint::sum(&CpuState {
+            policy_name: "static".into(),
+            default_cpu_set: "7-9".into(),
+            ..CpuState::default()
+        });
+        let cases = [
+            (at("static", ""), Ok("7-9")),
+            (at("static", &format!(",\"checksum\":{good}")), Ok("7-9")),
+            (at("static", ",\"checksum\":1"), Err("checkpoint is corrupted")),
+            (at("none", ""), Err("\"static\" differs from state checkpoint policy \"none\"")),
+            ("{".to_owned(), Err("EOF")),
+            (String::new(), Err("EOF")),
+        ];
+        for (text, want) in cases {
+            match (read(&text), want) {
+                (Ok(got), want) => assert_eq!(Ok(got.as_str()), want, "{text}"),
+                (Err(why), want) => {
+                    let want = want.unwrap_err();
+                    assert!(why.contains(want) && why.contains("drain this node"), "{why}");
+                }
+            }
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(checkpoint::read::<CpuState>(&file).unwrap().default_cpu_set, "");
+        let memory = dir.path().join("memory_manager_state");
+        let state = MemoryState { policy_name: "Static".into(), ..MemoryState::default() };
+        checkpoint::write(&memory, state).unwrap();
+        checkpoint::read::<MemoryState>(&memory).unwrap();
+        let text = std::fs::read_to_string(&memory).unwrap();
+        std::fs::write(&memory, text.replace("\"entries\":{}", "\"entries\":{\"a\":{}}")).unwrap();
+        assert!(checkpoint::read::<MemoryState>(&memory).is_err());
     }
 }

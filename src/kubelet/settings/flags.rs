@@ -59,6 +59,7 @@ pub const FLAGS: &[(&str, &str, Shape)] = &[
     ("pod-manifest-path", "staticPodPath", Shape::Text),
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
+    ("rotate-server-certificates", "serverTLSBootstrap", Shape::Truth),
     ("seccomp-default", "seccompDefault", Shape::Truth),
     ("sync-frequency", "syncFrequency", Shape::Text),
     ("system-reserved", "systemReserved", Shape::Pairs),

@@ -106,6 +106,12 @@ impl ApiServer {
         object
     }
 
+    /// Paths of what is directly below one.
+    pub fn below(&self, path: &str) -> Vec<String> {
+        let held = self.held.lock().unwrap();
+        held.objects.keys().filter(|at| is_in(path, at)).cloned().collect()
+    }
+
     /// As a merge patch of somebody else.
     pub fn patch(&self, path: &str, body: &Value) {
         let mut object = self.get(path).unwrap();
@@ -233,6 +239,11 @@ impl Transport for ApiServer {
                 answer(201, &json!({"status": {"token": "a-token", "expirationTimestamp": until}}))
             }
             "POST" => {
+                let mut body = body;
+                if let Some(prefix) = body["metadata"]["generateName"].as_str() {
+                    let suffix = base::rng::suffix(5);
+                    body["metadata"]["name"] = json!(format!("{prefix}{suffix}"));
+                }
                 let name = body["metadata"]["name"].as_str().unwrap_or_default();
                 let at = format!("{path}/{name}");
                 if self.get(&at).is_some() {

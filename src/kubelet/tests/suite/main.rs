@@ -20,6 +20,7 @@ mod pods;
 mod registry;
 mod resize;
 mod server;
+mod serving;
 mod shutdown;
 mod users;
 mod volumes;

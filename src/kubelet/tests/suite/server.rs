@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::world::World;
 
-async fn connect(world: &World) -> TlsStream<TcpStream> {
+pub async fn connect(world: &World) -> TlsStream<TcpStream> {
     let tls = pki::tls::client_config(None, None, true).unwrap();
     let mut tls = tls;
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -175,7 +175,7 @@ impl World {
         let (trigger, drain) = drain::channel();
         let shared = client::Shared::new(client, drain.clone());
         let kubelet =
-            Kubelet::new(config, shared, self.runtime.clone(), self.images.clone(), drain);
+            Kubelet::new(config, shared, self.runtime.clone(), self.images.clone(), drain).unwrap();
         let task = tokio::spawn(async move { kubelet.run().await.unwrap() });
         self.kubelet = Some((trigger, task));
     }
