@@ -28,11 +28,14 @@ pub fn controllers(flags: &ApartFlags, cluster_cidr: Option<String>) -> Result<(
     })
 }
 
-pub fn scheduler(flags: &ApartFlags) -> Result<()> {
+pub fn scheduler(flags: &ApartFlags, config: Option<&Path>) -> Result<()> {
+    let config = match config {
+        Some(path) => scheduler::Config::read(path).map_err(Error::Usage)?,
+        None => scheduler::Config::default(),
+    };
     run(flags, "kube-scheduler", |client, _, drain| {
         let recorder = Recorder::new(client.clone(), "default-scheduler", "", drain.clone());
         let shared = Shared::new(client, drain.clone());
-        let config = scheduler::Config::default();
         scheduler::Scheduler::new(shared, recorder, config).run(drain)
     })
 }

@@ -40,7 +40,13 @@ pub enum Command {
     },
     /// Run the scheduler alone, against the server of a kubeconfig
     #[command(hide = true)]
-    Scheduler(ApartFlags),
+    Scheduler {
+        #[command(flatten)]
+        apart: ApartFlags,
+        /// A KubeSchedulerConfiguration file
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
     /// Print the version
     Version,
 }
@@ -174,6 +180,9 @@ pub struct ServerFlags {
     /// A kube-apiserver flag, NAME=VALUE; one that is not supported says which are
     #[arg(long, env = "CORACLE_KUBE_APISERVER_ARG")]
     pub kube_apiserver_arg: Vec<String>,
+    /// A kube-scheduler flag, NAME=VALUE; one that is not supported says which are
+    #[arg(long, env = "CORACLE_KUBE_SCHEDULER_ARG")]
+    pub kube_scheduler_arg: Vec<String>,
     /// Audit policy
     #[arg(long, env = "CORACLE_AUDIT_POLICY_FILE")]
     pub audit_policy_file: Option<PathBuf>,

@@ -31,7 +31,10 @@ fn try_merged(argv: Vec<OsString>) -> Result<Vec<OsString>, String> {
     let Some(sub) = command.find_subcommand(name) else { return Ok(argv) };
     // Only commands that run something read the file; `images` and its like take the
     // flags they share with the server from it too.
-    if sub.get_arguments().all(|arg| arg.get_long() != Some("config")) {
+    // (The scheduler's `--config` is another file, as upstream's.)
+    let is_ours =
+        |arg: &clap::Arg| arg.get_long() == Some("config") && arg.get_short() == Some('c');
+    if !sub.get_arguments().any(is_ours) {
         return Ok(argv);
     }
     let settings = read(&config_path(&argv))?;

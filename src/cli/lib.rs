@@ -44,7 +44,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Reset(flags) => reset::run(&flags),
         Command::CheckConfig(flags) => check_config::run(&flags),
         Command::Controllers { apart, cluster_cidr } => apart::controllers(&apart, cluster_cidr),
-        Command::Scheduler(flags) => apart::scheduler(&flags),
+        Command::Scheduler { apart, config } => apart::scheduler(&apart, config.as_deref()),
         Command::Version => {
             version::print();
             Ok(())

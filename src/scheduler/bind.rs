@@ -20,9 +20,6 @@ use crate::pod::PodInfo;
 use crate::preempt::Victims;
 use crate::run::Scheduler;
 
-/// How long a provisioner may take (upstream, `bindTimeoutSeconds`).
-const VOLUME_TIMEOUT: Duration = Duration::from_secs(600);
-
 #[derive(Debug, thiserror::Error)]
 enum BindError {
     #[error("binding rejected")]
@@ -40,18 +37,19 @@ enum BindError {
     VolumesElsewhere(String),
 }
 
-/// Binds `pod`, which is assumed on `node`.
+/// Binds `pod`, which is assumed on `node`; its claims may take `limit`.
 pub async fn bind(
     scheduler: &Scheduler,
     pod: &PodInfo,
     node: &str,
     choices: &[Choice],
+    limit: Duration,
     permit: OwnedSemaphorePermit,
 ) {
     // Whoever waits for volumes must not keep others from writing.
     let permit = choices.is_empty().then_some(permit);
     let result = async {
-        bind_volumes(scheduler, pod, node, choices).await?;
+        bind_volumes(scheduler, pod, node, choices, limit).await?;
         post(scheduler, pod, node).await
     };
     let result = result.await;
@@ -108,6 +106,7 @@ async fn bind_volumes(
     pod: &PodInfo,
     node: &str,
     choices: &[Choice],
+    limit: Duration,
 ) -> Result<(), BindError> {
     for choice in choices {
         let written = match choice {
@@ -127,7 +126,7 @@ async fn bind_volumes(
     if choices.is_empty() {
         return Ok(());
     }
-    let deadline = Instant::now() + VOLUME_TIMEOUT;
+    let deadline = Instant::now() + limit;
     let mut selected = vec![false; choices.len()];
     loop {
         let changed = scheduler.0.claims_changed.notified();
@@ -225,8 +224,10 @@ async fn evict(scheduler: &Scheduler, pod: &PodInfo, victims: &Victims) {
         if victim.terminating {
             continue;
         }
-        let text = "default-scheduler: preempting to accommodate a higher priority pod";
-        let condition = condition("DisruptionTarget", "True", "PreemptionByScheduler", text);
+        let name = pod.spec().and_then(|spec| spec.scheduler_name.as_deref());
+        let name = name.unwrap_or("default-scheduler");
+        let text = format!("{name}: preempting to accommodate a higher priority pod");
+        let condition = condition("DisruptionTarget", "True", "PreemptionByScheduler", &text);
         let api = scheduler.0.client.api::<Pod>(Some(&victim.namespace));
         let patch = json!({
             "metadata": {"uid": victim.uid},

@@ -10,22 +10,34 @@ use k8s_openapi::api::core::v1::{
     Namespace, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume,
     PersistentVolumeClaim, ReplicationController, Service, TopologySelectorTerm,
 };
-use k8s_openapi::api::storage::v1::{CSIDriver, CSIStorageCapacity, StorageClass};
+use k8s_openapi::api::storage::v1::{
+    CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
+};
 use kinds::meta::LabelSelector;
 use kinds::meta::quantity::Quantity;
 
 use client::volumes::{self as claims, NO_PROVISIONER, SELECTED_NODE};
 use client::{Cache, Shared};
 
+use crate::filter::{Rule, volume_limits, volume_restrictions, volume_zone};
 use crate::pod::{Labels, PodInfo, Term, Terms};
+use crate::profile::Profile;
 
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
+    /// How the pod is to be scheduled.
+    pub profile: Arc<Profile>,
     /// Labels of the pod's namespace.
     pub namespace_labels: Option<Labels>,
     /// The pod's terms, their namespace selectors replaced by the namespaces.
     pub terms: Terms,
     pub volumes: Vec<VolumeNeed>,
+    /// The pod's attachable volumes; None where there are none.
+    pub attachable: Option<volume_limits::Wanted>,
+    /// Its disks and claims that nobody else may use.
+    pub exclusive: volume_restrictions::Exclusive,
+    /// Where its volumes are: labels of nodes, and the values that will do.
+    pub zones: Vec<volume_zone::Zone>,
     /// What selects the pod and its siblings, for the default spreading.
     pub siblings: Option<LabelSelector>,
 }
@@ -66,6 +78,8 @@ pub type Taken = HashMap<String, String>;
 
 /// Index of volumes by their class.
 const BY_CLASS: &str = "class";
+/// Index of attachments by their node.
+const BY_NODE: &str = "node";
 /// Index of capacities by their class.
 const ROOM_BY_CLASS: &str = "class";
 
@@ -78,6 +92,8 @@ pub struct Caches {
     pub classes: Cache<StorageClass>,
     pub drivers: Cache<CSIDriver>,
     pub capacities: Cache<CSIStorageCapacity>,
+    pub csi_nodes: Cache<CSINode>,
+    pub attachments: Cache<VolumeAttachment>,
     pub services: Cache<Service>,
     pub replica_sets: Cache<ReplicaSet>,
     pub replication_controllers: Cache<ReplicationController>,
@@ -93,6 +109,8 @@ impl Caches {
             classes: shared.cache(),
             drivers: shared.cache(),
             capacities: shared.cache(),
+            csi_nodes: shared.cache(),
+            attachments: shared.cache(),
             services: shared.cache(),
             replica_sets: shared.cache(),
             replication_controllers: shared.cache(),
@@ -104,6 +122,7 @@ impl Caches {
 
     fn index(&self) {
         self.volumes.add_index(BY_CLASS, |volume| vec![claims::class_of_volume(volume).into()]);
+        self.attachments.add_index(BY_NODE, |it| vec![it.spec.node_name.clone()]);
         self.capacities.add_index(ROOM_BY_CLASS, |room| vec![room.storage_class_name.clone()]);
     }
 
@@ -117,6 +136,8 @@ impl Caches {
             classes: Cache::new(),
             drivers: Cache::new(),
             capacities: Cache::new(),
+            csi_nodes: Cache::new(),
+            attachments: Cache::new(),
             services: Cache::new(),
             replica_sets: Cache::new(),
             replication_controllers: Cache::new(),
@@ -126,6 +147,11 @@ impl Caches {
         out
     }
 
+    /// What is attached to a node, or is to be.
+    pub fn attached_to(&self, node: &str) -> Vec<Arc<VolumeAttachment>> {
+        self.attachments.indexed(BY_NODE, node)
+    }
+
     pub async fn synced(&self) {
         self.namespaces.synced().await;
         self.claims.synced().await;
@@ -133,6 +159,8 @@ impl Caches {
         self.classes.synced().await;
         self.drivers.synced().await;
         self.capacities.synced().await;
+        self.csi_nodes.synced().await;
+        self.attachments.synced().await;
         self.services.synced().await;
         self.replica_sets.synced().await;
         self.replication_controllers.synced().await;
@@ -141,12 +169,34 @@ impl Caches {
 }
 
 /// Gathers the facts, or says in upstream's words why no node at all will do.
-pub fn observe(pod: &PodInfo, caches: &Caches, taken: &Taken) -> Result<Facts, String> {
+pub fn observe(
+    pod: &PodInfo,
+    profile: &Arc<Profile>,
+    caches: &Caches,
+    taken: &Taken,
+) -> Result<Facts, String> {
     let namespace = caches.namespaces.get("", &pod.namespace);
+    let has_volumes = pod.spec().is_some_and(|spec| spec.volumes.is_some());
+    let on = |rule| has_volumes && profile.filters_by(rule);
+    let volumes = match on(Rule::VolumeBinding) {
+        true => volumes(pod, caches, taken)?,
+        false => Vec::new(),
+    };
+    let attachable = on(Rule::NodeVolumeLimits).then(|| volume_limits::wanted(pod, caches));
     Ok(Facts {
+        profile: profile.clone(),
+        attachable: attachable.flatten(),
+        exclusive: match on(Rule::VolumeRestrictions) {
+            true => volume_restrictions::exclusive(pod, caches),
+            false => volume_restrictions::Exclusive::default(),
+        },
+        zones: match on(Rule::VolumeZone) {
+            true => volume_zone::zones(pod, caches),
+            false => Vec::new(),
+        },
+        volumes,
         namespace_labels: namespace.and_then(|ns| ns.metadata.labels.clone()),
         terms: pod.terms.as_deref().map(|terms| resolve(terms, caches)).unwrap_or_default(),
-        volumes: volumes(pod, caches, taken)?,
         siblings: siblings(pod, caches),
     })
 }

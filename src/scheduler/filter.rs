@@ -10,6 +10,9 @@ pub mod node_resources;
 pub mod node_unschedulable;
 pub mod taints;
 pub mod topology_spread;
+pub mod volume_limits;
+pub mod volume_restrictions;
+pub mod volume_zone;
 pub mod volumes;
 
 use crate::facts::Facts;
@@ -18,6 +21,7 @@ use crate::snapshot::{NodeInfo, Snapshot};
 
 /// The rules, as upstream names its plugins. The value is a bit of [`Rules`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u16)]
 pub enum Rule {
     NodeUnschedulable = 1,
     NodeName = 2,
@@ -25,9 +29,35 @@ pub enum Rule {
     NodeAffinity = 8,
     NodePorts = 16,
     NodeResourcesFit = 32,
-    Volumes = 64,
-    PodTopologySpread = 128,
-    InterPodAffinity = 256,
+    VolumeRestrictions = 64,
+    NodeVolumeLimits = 128,
+    VolumeBinding = 256,
+    VolumeZone = 512,
+    PodTopologySpread = 1024,
+    InterPodAffinity = 2048,
+    DynamicResources = 4096,
+}
+
+impl Rule {
+    /// The rule that upstream's plugin of this name is.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "NodeUnschedulable" => Rule::NodeUnschedulable,
+            "NodeName" => Rule::NodeName,
+            "TaintToleration" => Rule::TaintToleration,
+            "NodeAffinity" => Rule::NodeAffinity,
+            "NodePorts" => Rule::NodePorts,
+            "NodeResourcesFit" => Rule::NodeResourcesFit,
+            "VolumeRestrictions" => Rule::VolumeRestrictions,
+            "NodeVolumeLimits" => Rule::NodeVolumeLimits,
+            "VolumeBinding" => Rule::VolumeBinding,
+            "VolumeZone" => Rule::VolumeZone,
+            "PodTopologySpread" => Rule::PodTopologySpread,
+            "InterPodAffinity" => Rule::InterPodAffinity,
+            "DynamicResources" => Rule::DynamicResources,
+            _ => return None,
+        })
+    }
 }
 
 /// A set of rules.
@@ -35,7 +65,7 @@ pub enum Rule {
 pub struct Rules(pub u16);
 
 impl Rules {
-    pub const ALL: Self = Self(511);
+    pub const ALL: Self = Self(8191);
 
     pub fn of(rules: &[Rule]) -> Self {
         Self(rules.iter().fold(0, |bits, rule| bits | *rule as u16))
@@ -74,13 +104,21 @@ impl Reject {
 pub struct Counted {
     pub spread: topology_spread::Counted,
     pub affinity: inter_pod_affinity::Counted,
+    pub restrictions: volume_restrictions::Counted,
 }
 
 impl Counted {
     pub fn new(pod: &PodInfo, facts: &Facts, snapshot: &Snapshot) -> Self {
         Self {
-            spread: topology_spread::count(pod, snapshot),
-            affinity: inter_pod_affinity::count(pod, facts, snapshot),
+            spread: match facts.profile.filters_by(Rule::PodTopologySpread) {
+                true => topology_spread::count(pod, facts, snapshot),
+                false => topology_spread::Counted::default(),
+            },
+            affinity: match facts.profile.filters_by(Rule::InterPodAffinity) {
+                true => inter_pod_affinity::count(pod, facts, snapshot),
+                false => inter_pod_affinity::Counted::default(),
+            },
+            restrictions: volume_restrictions::count(facts, snapshot),
         }
     }
 
@@ -96,6 +134,7 @@ impl Counted {
     ) {
         self.spread.shift(pod, other, node, by);
         self.affinity.shift(pod, facts, other, node, by);
+        self.restrictions.shift(facts, other, by);
     }
 }
 
@@ -106,13 +145,42 @@ pub fn check(
     counted: &Counted,
     node: &NodeInfo,
 ) -> Result<(), Reject> {
-    node_unschedulable::check(pod, node)?;
-    node_name::check(pod, node)?;
-    taints::check(pod, node)?;
-    node_affinity::check(pod, node)?;
-    node_ports::check(pod, node)?;
-    node_resources::check(pod, node)?;
-    volumes::check(facts, node)?;
-    topology_spread::check(&counted.spread, node)?;
-    inter_pod_affinity::check(pod, facts, &counted.affinity, node)
+    let on = |rule: Rule| facts.profile.filters_by(rule);
+    if on(Rule::NodeUnschedulable) {
+        node_unschedulable::check(pod, node)?;
+    }
+    if on(Rule::NodeName) {
+        node_name::check(pod, node)?;
+    }
+    if on(Rule::TaintToleration) {
+        taints::check(pod, node)?;
+    }
+    if on(Rule::NodeAffinity) {
+        node_affinity::check(pod, facts, node)?;
+    }
+    if on(Rule::NodePorts) {
+        node_ports::check(pod, node)?;
+    }
+    if on(Rule::NodeResourcesFit) {
+        node_resources::check(pod, &facts.profile.fit, node)?;
+    }
+    if on(Rule::VolumeRestrictions) {
+        volume_restrictions::check(facts, &counted.restrictions, node)?;
+    }
+    if on(Rule::NodeVolumeLimits) {
+        volume_limits::check(facts, node)?;
+    }
+    if on(Rule::VolumeBinding) {
+        volumes::check(facts, node)?;
+    }
+    if on(Rule::VolumeZone) {
+        volume_zone::check(facts, node)?;
+    }
+    if on(Rule::PodTopologySpread) {
+        topology_spread::check(&counted.spread, node)?;
+    }
+    if on(Rule::InterPodAffinity) {
+        inter_pod_affinity::check(pod, facts, &counted.affinity, node)?;
+    }
+    Ok(())
 }

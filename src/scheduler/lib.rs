@@ -4,12 +4,14 @@
 //! applies one binding per pod. Talks to nothing but the API server; starts nothing.
 
 mod bind;
+mod config;
 mod facts;
 mod filter;
 mod line;
 mod plan;
 mod pod;
 mod preempt;
+mod profile;
 mod resources;
 mod run;
 mod score;
@@ -20,4 +22,5 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use run::{Config, Scheduler};
+pub use config::Config;
+pub use run::Scheduler;

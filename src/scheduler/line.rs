@@ -6,17 +6,12 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use base::backoff::Backoff;
 use tokio::time::Instant;
 
 use crate::filter::Rules;
 use crate::pod::PodInfo;
-
-/// How long a pod that failed waits: this, doubled with every failure, up to the other.
-const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -37,8 +32,10 @@ struct Entry {
     rules: Rules,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Line {
+    /// How long a pod that failed waits.
+    backoff: Backoff,
     entries: HashMap<String, Entry>,
     /// Highest priority first, then first come.
     ready: BTreeSet<(Reverse<i32>, u64, String)>,
@@ -47,6 +44,16 @@ pub struct Line {
 }
 
 impl Line {
+    pub fn new(backoff: Backoff) -> Self {
+        Self {
+            backoff,
+            entries: HashMap::new(),
+            ready: BTreeSet::new(),
+            backing_off: BTreeSet::new(),
+            sequence: 0,
+        }
+    }
+
     /// A pod has come or has changed. A parked pod is tried again only if what it asks
     /// for has changed; its status alone changes with every failure.
     pub fn offer(&mut self, pod: Arc<PodInfo>, now: Instant) {
@@ -111,7 +118,7 @@ impl Line {
     /// No node took the pod: it waits for a change that concerns one of `rules`.
     pub fn park(&mut self, uid: &str, rules: Rules, now: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
-        entry.fail(now);
+        entry.fail(&self.backoff, now);
         entry.rules = rules;
         entry.place = Place::Parked;
     }
@@ -119,7 +126,7 @@ impl Line {
     /// Something went wrong that time may heal.
     pub fn retry(&mut self, uid: &str, now: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
-        entry.fail(now);
+        entry.fail(&self.backoff, now);
         self.awake(uid, now);
     }
 
@@ -171,8 +178,7 @@ impl Line {
 }
 
 impl Entry {
-    fn fail(&mut self, now: Instant) {
-        let backoff = Backoff::new(BACKOFF_INITIAL, BACKOFF_MAX);
+    fn fail(&mut self, backoff: &Backoff, now: Instant) {
         self.rested = Some(now + backoff.delay_after(self.failures));
         self.failures = self.failures.saturating_add(1);
     }
@@ -184,6 +190,11 @@ mod tests {
     use crate::filter::Rule;
     use crate::testing::pod_of;
     use serde_json::json;
+    use std::time::Duration;
+
+    fn line() -> Line {
+        Line::new(Backoff::new(Duration::from_secs(1), Duration::from_secs(10)))
+    }
 
     fn info(name: &str, priority: i32) -> Arc<PodInfo> {
         let pod = pod_of(name, json!({}), json!({"priority": priority}));
@@ -197,7 +208,7 @@ mod tests {
     #[test]
     fn the_important_go_first_and_then_the_early() {
         let now = Instant::now();
-        let mut line = Line::default();
+        let mut line = line();
         for (name, priority) in [("a", 0), ("b", 0), ("c", 5)] {
             line.offer(info(name, priority), now);
         }
@@ -208,24 +219,24 @@ mod tests {
     #[test]
     fn a_parked_pod_wakes_on_what_concerns_it_and_after_its_backoff() {
         let now = Instant::now();
-        let mut line = Line::default();
+        let mut line = line();
         line.offer(info("a", 0), now);
         line.pop(now);
         line.park("a", Rules::of(&[Rule::NodeResourcesFit]), now);
         line.offer(info("a", 0), now);
         assert_eq!(popped(&mut line, now), None, "nothing has changed");
-        line.wake(Rules::of(&[Rule::Volumes]), now);
+        line.wake(Rules::of(&[Rule::VolumeBinding]), now);
         assert_eq!(line.next_due(), None);
         line.wake(Rules::of(&[Rule::NodeResourcesFit]), now);
         assert_eq!(popped(&mut line, now), None, "it backs off");
-        assert_eq!(line.next_due(), Some(now + BACKOFF_INITIAL));
-        assert_eq!(popped(&mut line, now + BACKOFF_INITIAL).as_deref(), Some("a"));
+        assert_eq!(line.next_due(), Some(now + Duration::from_secs(1)));
+        assert_eq!(popped(&mut line, now + Duration::from_secs(1)).as_deref(), Some("a"));
     }
 
     #[test]
     fn backoff_doubles_to_its_maximum() {
         let mut now = Instant::now();
-        let mut line = Line::default();
+        let mut line = line();
         line.offer(info("a", 0), now);
         for seconds in [1, 2, 4, 8, 10, 10] {
             assert!(line.pop(now).is_some());

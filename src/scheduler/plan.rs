@@ -8,6 +8,7 @@ use crate::facts::Facts;
 use crate::filter::{self, Counted, Reject, Rules};
 use crate::pod::PodInfo;
 use crate::preempt::{self, Budgets, Victims};
+use crate::profile::Profile;
 use crate::score::{self, Contest};
 use crate::snapshot::{NodeInfo, Snapshot};
 
@@ -44,6 +45,7 @@ pub struct Chance<'a> {
 pub fn plan(
     pod: &PodInfo,
     facts: &Result<Facts, String>,
+    profile: &Profile,
     snapshot: &Snapshot,
     budgets: &dyn Fn() -> Budgets,
     chance: &mut Chance<'_>,
@@ -58,7 +60,7 @@ pub fn plan(
     }
     let facts = match facts {
         Ok(facts) => facts,
-        Err(reason) => return nowhere(all, reason),
+        Err(reason) => return nowhere(all, profile, reason),
     };
     let counted = Counted::new(pod, facts, snapshot);
     let (able, rejects) = filter_nodes(pod, facts, &counted, snapshot, chance);
@@ -68,11 +70,12 @@ pub fn plan(
     Plan::Bind { node: pick(pod, facts, snapshot, &able, chance).name.clone() }
 }
 
-fn enough(all: usize) -> usize {
+fn enough(all: usize, percent: Option<usize>) -> usize {
     if all < NODES_LOOKED_AT_MIN {
         return all;
     }
-    let percent = 50usize.saturating_sub(all / 125).max(NODES_LOOKED_AT_MIN_PERCENT);
+    let by_size = || 50usize.saturating_sub(all / 125).max(NODES_LOOKED_AT_MIN_PERCENT);
+    let percent = percent.unwrap_or_else(by_size);
     (all * percent / 100).max(NODES_LOOKED_AT_MIN)
 }
 
@@ -84,7 +87,7 @@ fn filter_nodes<'a>(
     chance: &mut Chance<'_>,
 ) -> (Vec<&'a NodeInfo>, Vec<(&'a NodeInfo, Reject)>) {
     let nodes = snapshot.nodes();
-    let wanted = enough(nodes.len());
+    let wanted = enough(nodes.len(), facts.profile.nodes_percent);
     let (mut able, mut rejects) = (Vec::new(), Vec::new());
     let mut looked_at = 0;
     for offset in 0..nodes.len() {
@@ -140,11 +143,14 @@ fn pick<'a>(
 }
 
 /// No node was even asked.
-fn nowhere(all: usize, reason: &str) -> Plan {
-    let none = preempt::message_for(all, 0, all);
+fn nowhere(all: usize, profile: &Profile, reason: &str) -> Plan {
+    let none = match profile.preempts {
+        true => preempt::message_for(all, 0, all),
+        false => String::new(),
+    };
     Plan::Wait(Unschedulable {
-        message: format!("0/{all} nodes are available: {reason}. {none}"),
-        rules: Rules::of(&[filter::Rule::Volumes]),
+        message: format!("0/{all} nodes are available: {reason}. {none}").trim_end().to_owned(),
+        rules: Rules::of(&[filter::Rule::VolumeBinding]),
         victims: None,
     })
 }
@@ -162,7 +168,10 @@ fn refuse(
     for (_, reject) in rejects {
         rules.add(reject.rule);
     }
-    let outcome = preempt::plan(pod, facts, counted, snapshot, budgets, rejects);
+    let outcome = match facts.profile.preempts {
+        true => preempt::plan(pod, facts, counted, snapshot, budgets, rejects),
+        false => preempt::Outcome { message: None, victims: None },
+    };
     let reasons = histogram(rejects.iter().flat_map(|(_, r)| r.reasons.iter().map(String::as_str)));
     let mut message = format!("0/{all} nodes are available: {reasons}.");
     if let Some(said) = outcome.message {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, Toleration, Volume};
 use kinds::meta::LabelSelector;
 
 use crate::resources::{Requests, requests_of};
@@ -66,6 +66,8 @@ pub struct PodInfo {
     pub priority: i32,
     pub requests: Requests,
     pub ports: Vec<HostPort>,
+    /// Names of its volume claims.
+    pub claims: Vec<String>,
     /// None for the many pods without any.
     pub terms: Option<Box<Terms>>,
     pub terminating: bool,
@@ -82,6 +84,7 @@ impl PodInfo {
             name: meta.name.clone().unwrap_or_default(),
             priority: pod.spec.as_ref().and_then(|s| s.priority).unwrap_or_default(),
             requests,
+            claims: pod.spec.as_ref().map(|spec| claims(&pod, spec)).unwrap_or_default(),
             ports: pod.spec.as_ref().map(host_ports).unwrap_or_default(),
             terms: terms(&pod, &namespace).map(Box::new),
             terminating: meta.deletion_timestamp.is_some(),
@@ -116,6 +119,16 @@ pub fn is_finished(pod: &Pod) -> bool {
 
 pub fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+fn claims(pod: &Pod, spec: &PodSpec) -> Vec<String> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let of = |volume: &Volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some(claim.claim_name.clone()),
+        (None, Some(_)) => Some(format!("{name}-{}", volume.name)),
+        (None, None) => None,
+    };
+    spec.volumes.iter().flatten().filter_map(of).collect()
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {

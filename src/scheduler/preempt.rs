@@ -14,9 +14,6 @@ use crate::plan::histogram;
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
 
-/// Nodes tried per pod; upstream takes a tenth, at least this many.
-const CANDIDATES_MAX: usize = 100;
-
 /// A disruption budget: namespace, whom it covers, how many more may go.
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -82,8 +79,15 @@ pub fn plan(
     let (open, closed): (Vec<_>, Vec<_>) = rejects.iter().partition(|(_, r)| r.resolvable);
     let budgets = if open.is_empty() { Vec::new() } else { budgets() };
     let mut candidates: Vec<Victims> = Vec::new();
-    for (node, _) in open.iter().take(CANDIDATES_MAX.max(open.len() / 10)) {
+    let profile = &facts.profile;
+    let enough = profile.candidates_min.max(open.len() * profile.candidates_percent / 100);
+    for (node, _) in &open {
         candidates.extend(victims_on(pod, facts, counted, snapshot, &budgets, node));
+        // One that breaks no budget must be among them, if there is one.
+        let harmless = || candidates.iter().any(|it| it.violations == 0);
+        if candidates.len() >= enough && harmless() {
+            break;
+        }
     }
     let best = candidates.into_iter().min_by_key(harm);
     let message = best.is_none().then(|| message_for(rejects.len(), open.len(), closed.len()));

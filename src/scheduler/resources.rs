@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kinds::meta::quantity::Quantity;
 
@@ -78,6 +78,17 @@ impl Resources {
         }
     }
 
+    /// By name; CPU in thousandths.
+    pub fn get(&self, name: &str) -> i64 {
+        match name {
+            "cpu" => self.cpu,
+            "memory" => self.memory,
+            "ephemeral-storage" => self.storage,
+            "pods" => self.pods,
+            other => self.other.get(other).copied().unwrap_or_default(),
+        }
+    }
+
     pub fn is_nothing(&self) -> bool {
         self.cpu == 0
             && self.memory == 0
@@ -113,7 +124,10 @@ pub fn requests_of(pod: &Pod) -> Requests {
 /// Containers and sidecars run together; each init container runs beside the sidecars
 /// that were started before it (KEP-753).
 fn total(pod: &Pod, spec: &PodSpec, each: impl Fn(Resources) -> Resources) -> Resources {
-    let ask = |container: &Container| each(container_requests(pod, container));
+    let status = pod.status.as_ref();
+    let held = status.and_then(|s| s.container_statuses.as_ref());
+    let held_first = status.and_then(|s| s.init_container_statuses.as_ref());
+    let ask = |container: &Container| each(container_requests(pod, container, held));
     let mut running = Resources::default();
     for container in &spec.containers {
         running.add(&ask(container));
@@ -121,8 +135,10 @@ fn total(pod: &Pod, spec: &PodSpec, each: impl Fn(Resources) -> Resources) -> Re
     let mut sidecars = Resources::default();
     let mut starting = Resources::default();
     for container in spec.init_containers.iter().flatten() {
-        let mut now = ask(container);
-        if container.restart_policy.as_deref() == Some("Always") {
+        let stays = container.restart_policy.as_deref() == Some("Always");
+        let held = held_first.filter(|_| stays);
+        let mut now = each(container_requests(pod, container, held));
+        if stays {
             sidecars.add(&now);
             now = sidecars.clone();
         } else {
@@ -146,16 +162,33 @@ fn total(pod: &Pod, spec: &PodSpec, each: impl Fn(Resources) -> Resources) -> Re
     running
 }
 
-/// While a resize is under way the larger of what is wanted and what is held counts.
-fn container_requests(pod: &Pod, container: &Container) -> Resources {
+/// While a resize is under way the largest of what is wanted, what is granted and what is in
+/// effect counts; what can never be granted is not wanted (KEP-1287).
+fn container_requests(
+    pod: &Pod,
+    container: &Container,
+    statuses: Option<&Vec<ContainerStatus>>,
+) -> Resources {
     let wanted = container.resources.as_ref().and_then(|r| r.requests.as_ref());
-    let mut out = Resources::parse(wanted);
-    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
     let held = statuses.into_iter().flatten().find(|status| status.name == container.name);
-    if let Some(held) = held.and_then(|status| status.allocated_resources.as_ref()) {
-        out.raise_to(&Resources::parse(Some(held)));
-    }
+    let Some(held) = held else { return Resources::parse(wanted) };
+    let actual = held.resources.as_ref().and_then(|r| r.requests.as_ref());
+    let granted = held.allocated_resources.as_ref();
+    let mut out = match is_infeasible(pod) && (actual.is_some() || granted.is_some()) {
+        true => Resources::default(),
+        false => Resources::parse(wanted),
+    };
+    out.raise_to(&Resources::parse(granted));
+    out.raise_to(&Resources::parse(actual));
     out
+}
+
+/// The node has said that the resize cannot be.
+fn is_infeasible(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| {
+        condition.type_ == "PodResizePending" && condition.reason.as_deref() == Some("Infeasible")
+    })
 }
 
 #[cfg(test)]
@@ -208,6 +241,27 @@ mod tests {
             2000,
             1 << 20,
         );
+    }
+
+    #[test]
+    fn a_resize_counts_as_the_largest_of_its_parts_unless_it_is_infeasible() {
+        for (wanted, granted, actual, reason, cpu) in [
+            ("1", "2", "3", "Deferred", 3000),
+            ("4", "2", "3", "Deferred", 4000),
+            ("4", "2", "1", "Infeasible", 2000),
+            ("1", "2", "1", "", 2000),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "a"},
+                "spec": {"containers": [{"name": "a", "resources": ask(wanted)}]},
+                "status": {
+                    "conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}],
+                    "containerStatuses": [{"name": "a", "image": "i", "imageID": "i",
+                        "ready": true, "restartCount": 0, "resources": ask(actual),
+                        "allocatedResources": {"cpu": granted}}]}}))
+            .unwrap();
+            let found = requests_of(&pod).asked.cpu;
+            assert_eq!(found, cpu, "{wanted} {granted} {actual} {reason}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The loop: take the next pod, plan, assume, and bind it on a task of its own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::drain::Drain;
 use client::{Cache, Recorder, Shared};
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::bind;
+use crate::config::Config;
 use crate::facts::{self, Caches};
 use crate::filter::volumes::{self, Choice};
 use crate::filter::{Rule, Rules};
@@ -22,17 +24,9 @@ use crate::state::State;
 /// Writes under way at a time; the loop waits for one to end before it plans more.
 const WRITES_MAX: usize = 128;
 
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Only pods whose `schedulerName` is this are scheduled.
-    pub scheduler_name: String,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { scheduler_name: "default-scheduler".into() }
-    }
-}
+/// The rules that look at claims and their volumes.
+const VOLUME_RULES: [Rule; 4] =
+    [Rule::VolumeBinding, Rule::VolumeZone, Rule::NodeVolumeLimits, Rule::VolumeRestrictions];
 
 /// Cheap to clone; clones are the same scheduler.
 #[derive(Clone)]
@@ -60,7 +54,7 @@ impl Scheduler {
             client: shared.client().clone(),
             recorder,
             caches: Caches::new(&shared),
-            state: parking_lot::Mutex::new(State::new(&config.scheduler_name)),
+            state: parking_lot::Mutex::new(State::new(&config)),
             pods: shared.cache(),
             nodes: shared.cache(),
             budgets: shared.cache(),
@@ -103,7 +97,7 @@ impl Scheduler {
         let me = self.clone();
         self.0.caches.claims.on_change(move |_, _| {
             me.0.claims_changed.notify_waiters();
-            me.wake(Rule::Volumes);
+            me.wake(&VOLUME_RULES);
         });
         let me = self.clone();
         self.0.caches.volumes.on_change(move |old, new| {
@@ -114,20 +108,28 @@ impl Scheduler {
             {
                 me.0.state.lock().taken.remove(name);
             }
-            me.wake(Rule::Volumes);
+            me.wake(&VOLUME_RULES);
         });
         let me = self.clone();
-        self.0.caches.drivers.on_change(move |_, _| me.wake(Rule::Volumes));
+        self.0.caches.csi_nodes.on_change(move |_, _| me.wake(&[Rule::NodeVolumeLimits]));
         let me = self.clone();
-        self.0.caches.capacities.on_change(move |_, _| me.wake(Rule::Volumes));
+        self.0.caches.attachments.on_change(move |_, new| {
+            if new.is_none() {
+                me.wake(&[Rule::NodeVolumeLimits]);
+            }
+        });
         let me = self.clone();
-        self.0.caches.classes.on_change(move |_, _| me.wake(Rule::Volumes));
+        self.0.caches.drivers.on_change(move |_, _| me.wake(&[Rule::VolumeBinding]));
         let me = self.clone();
-        self.0.caches.namespaces.on_change(move |_, _| me.wake(Rule::InterPodAffinity));
+        self.0.caches.capacities.on_change(move |_, _| me.wake(&[Rule::VolumeBinding]));
+        let me = self.clone();
+        self.0.caches.classes.on_change(move |_, _| me.wake(&[Rule::VolumeBinding]));
+        let me = self.clone();
+        self.0.caches.namespaces.on_change(move |_, _| me.wake(&[Rule::InterPodAffinity]));
     }
 
-    fn wake(&self, rule: Rule) {
-        self.0.state.lock().line.wake(Rules::of(&[rule]), Instant::now());
+    fn wake(&self, rules: &[Rule]) {
+        self.0.state.lock().line.wake(Rules::of(rules), Instant::now());
         self.0.wake.notify_one();
     }
 
@@ -151,8 +153,8 @@ impl Scheduler {
             let (me, drain) = (self.clone(), drain.clone());
             tokio::spawn(async move {
                 match outcome {
-                    Outcome::Bind(node, choices) => {
-                        drain.until(bind::bind(&me, &pod, &node, &choices, permit)).await;
+                    Outcome::Bind(node, choices, limit) => {
+                        drain.until(bind::bind(&me, &pod, &node, &choices, limit, permit)).await;
                     }
                     Outcome::Wait(refusal) => {
                         drain.until(bind::refuse(&me, &pod, &refusal)).await;
@@ -166,11 +168,16 @@ impl Scheduler {
     fn next(&self) -> Option<(Arc<PodInfo>, Outcome)> {
         let mut state = self.0.state.lock();
         let pod = state.line.pop(Instant::now())?;
-        let facts = facts::observe(&pod, &self.0.caches, &state.taken);
+        let Some(profile) = state.profile_of(&pod.pod).cloned() else {
+            // The line takes no others.
+            state.line.remove(&pod.uid);
+            return None;
+        };
+        let facts = facts::observe(&pod, &profile, &self.0.caches, &state.taken);
         let budgets = || self.0.budgets.list().iter().map(|b| Budget::new(b)).collect();
         let mut start = state.start;
         let mut chance = Chance { start: &mut start, below: &mut base::rng::below };
-        let planned = plan(&pod, &facts, &state.snapshot, &budgets, &mut chance);
+        let planned = plan(&pod, &facts, &profile, &state.snapshot, &budgets, &mut chance);
         state.start = start;
         let outcome = match (planned, facts) {
             (Plan::Bind { node }, Ok(facts)) => {
@@ -182,7 +189,7 @@ impl Scheduler {
                 state.snapshot.place(pod.clone(), &node);
                 state.snapshot.forget_nomination(&pod.uid);
                 state.assumed.insert(pod.uid.clone());
-                Outcome::Bind(node, choices)
+                Outcome::Bind(node, choices, profile.bind_timeout)
             }
             (Plan::Bind { .. }, Err(reason)) => {
                 // A plan never binds without facts.
@@ -203,6 +210,7 @@ impl Scheduler {
 }
 
 enum Outcome {
-    Bind(String, Vec<Choice>),
+    /// The node, how claims get their volumes, and how long that may take.
+    Bind(String, Vec<Choice>, Duration),
     Wait(Unschedulable),
 }

@@ -1,12 +1,12 @@
 //! Which of the nodes that can take a pod should: each rule in a file of its own.
 //!
-//! Every rule gives 0 to 100 per node; the weights are upstream's defaults.
+//! Every rule gives 0 to 100 per node; the profile has the weights.
 
 pub mod balance;
 pub mod image_locality;
 pub mod inter_pod_affinity;
-pub mod least_allocated;
 pub mod node_affinity;
+pub mod node_resources;
 pub mod taints;
 pub mod topology_spread;
 
@@ -25,24 +25,52 @@ pub struct Contest<'a> {
     pub nodes: &'a [&'a NodeInfo],
 }
 
-/// None: the rule has nothing to say about this pod.
-type Judge = fn(&Contest<'_>) -> Option<Vec<i64>>;
+/// The rules, as upstream names its plugins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judge {
+    TaintToleration,
+    NodeAffinity,
+    PodTopologySpread,
+    InterPodAffinity,
+    NodeResourcesFit,
+    NodeResourcesBalancedAllocation,
+    ImageLocality,
+}
 
-const JUDGES: [(i64, Judge); 7] = [
-    (3, taints::score),
-    (2, node_affinity::score),
-    (2, topology_spread::score),
-    (2, inter_pod_affinity::score),
-    (1, least_allocated::score),
-    (1, balance::score),
-    (1, image_locality::score),
-];
+impl Judge {
+    /// The rule that upstream's plugin of this name is.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "TaintToleration" => Judge::TaintToleration,
+            "NodeAffinity" => Judge::NodeAffinity,
+            "PodTopologySpread" => Judge::PodTopologySpread,
+            "InterPodAffinity" => Judge::InterPodAffinity,
+            "NodeResourcesFit" => Judge::NodeResourcesFit,
+            "NodeResourcesBalancedAllocation" => Judge::NodeResourcesBalancedAllocation,
+            "ImageLocality" => Judge::ImageLocality,
+            _ => return None,
+        })
+    }
+
+    /// None: the rule has nothing to say about this pod.
+    fn score(self, contest: &Contest<'_>) -> Option<Vec<i64>> {
+        match self {
+            Judge::TaintToleration => taints::score(contest),
+            Judge::NodeAffinity => node_affinity::score(contest),
+            Judge::PodTopologySpread => topology_spread::score(contest),
+            Judge::InterPodAffinity => inter_pod_affinity::score(contest),
+            Judge::NodeResourcesFit => node_resources::score(contest),
+            Judge::NodeResourcesBalancedAllocation => balance::score(contest),
+            Judge::ImageLocality => image_locality::score(contest),
+        }
+    }
+}
 
 /// The weighted sum for every node of the contest.
 pub fn totals(contest: &Contest<'_>) -> Vec<i64> {
     let mut out = vec![0; contest.nodes.len()];
-    for (weight, judge) in JUDGES {
-        for (total, score) in out.iter_mut().zip(judge(contest).into_iter().flatten()) {
+    for (weight, judge) in &contest.facts.profile.scores {
+        for (total, score) in out.iter_mut().zip(judge.score(contest).into_iter().flatten()) {
             *total += weight * score;
         }
     }

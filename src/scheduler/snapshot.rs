@@ -107,6 +107,8 @@ pub struct Snapshot {
     image_nodes: HashMap<String, usize>,
     /// Pods with terms, over all nodes.
     pub with_terms: usize,
+    /// How many pods on nodes use a volume claim, by namespace and name.
+    claims: HashMap<(String, String), usize>,
     /// Pods that preemption has promised a node, by node.
     nominated: HashMap<String, Vec<Arc<PodInfo>>>,
 }
@@ -173,6 +175,9 @@ impl Snapshot {
     pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.remove_pod(&pod.uid);
         self.placed.insert(pod.uid.clone(), node.to_string());
+        for claim in &pod.claims {
+            *self.claims.entry((pod.namespace.clone(), claim.clone())).or_default() += 1;
+        }
         match self.at.get(node) {
             Some(at) => {
                 self.with_terms += usize::from(pod.terms.is_some());
@@ -188,17 +193,36 @@ impl Snapshot {
     /// The node a pod was on, if it was on any.
     pub fn remove_pod(&mut self, uid: &str) -> Option<String> {
         let node = self.placed.remove(uid)?;
-        if let Some(at) = self.at.get(&node) {
-            if let Some(pod) = self.nodes[*at].remove_pod(uid) {
-                self.with_terms -= usize::from(pod.terms.is_some());
-            }
+        let gone = if let Some(at) = self.at.get(&node) {
+            let gone = self.nodes[*at].remove_pod(uid);
+            self.with_terms -= usize::from(gone.as_ref().is_some_and(|pod| pod.terms.is_some()));
+            gone
         } else if let Some(strays) = self.strays.get_mut(&node) {
-            strays.remove(uid);
+            let gone = strays.remove(uid);
             if strays.is_empty() {
                 self.strays.remove(&node);
             }
+            gone
+        } else {
+            None
+        };
+        for claim in gone.iter().flat_map(|pod| &pod.claims) {
+            let key =
+                (gone.as_ref().map(|p| p.namespace.clone()).unwrap_or_default(), claim.clone());
+            if let Some(count) = self.claims.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.claims.remove(&key);
+                }
+            }
         }
         Some(node)
+    }
+
+    /// How many pods on nodes use a volume claim.
+    pub fn claim_users(&self, namespace: &str, claim: &str) -> usize {
+        let key = (namespace.to_owned(), claim.to_owned());
+        self.claims.get(&key).copied().unwrap_or_default()
     }
 
     pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {

@@ -5,14 +5,17 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use base::backoff::Backoff;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::time::Instant;
 
+use crate::config::Config;
 use crate::facts::Taken;
 use crate::filter::volumes::Choice;
 use crate::filter::{Rule, Rules};
 use crate::line::Line;
 use crate::pod::{PodInfo, is_finished, node_of, uid_of};
+use crate::profile::Profile;
 use crate::snapshot::Snapshot;
 
 #[derive(Debug)]
@@ -25,19 +28,27 @@ pub struct State {
     pub taken: Taken,
     /// Where the next pod's search for nodes starts.
     pub start: usize,
-    scheduler_name: String,
+    /// One for each `schedulerName` that is served.
+    profiles: Vec<Arc<Profile>>,
 }
 
 impl State {
-    pub fn new(scheduler_name: &str) -> Self {
+    pub fn new(config: &Config) -> Self {
         Self {
-            line: Line::default(),
+            line: Line::new(Backoff::new(config.backoff_initial, config.backoff_max)),
             snapshot: Snapshot::default(),
             assumed: HashSet::new(),
             taken: Taken::new(),
             start: 0,
-            scheduler_name: scheduler_name.to_string(),
+            profiles: config.profiles.iter().cloned().map(Arc::new).collect(),
         }
+    }
+
+    /// The profile that a pod asks for; None where another scheduler has it.
+    pub fn profile_of(&self, pod: &Pod) -> Option<&Arc<Profile>> {
+        let name = pod.spec.as_ref()?.scheduler_name.as_deref().filter(|name| !name.is_empty());
+        let name = name.unwrap_or("default-scheduler");
+        self.profiles.iter().find(|profile| profile.scheduler_name == name)
     }
 
     /// Keeps volumes that were picked from being picked again.
@@ -83,6 +94,8 @@ impl State {
         if self.snapshot.remove_pod(uid).is_some() {
             let rules = [
                 Rule::NodePorts,
+                Rule::VolumeRestrictions,
+                Rule::NodeVolumeLimits,
                 Rule::NodeResourcesFit,
                 Rule::PodTopologySpread,
                 Rule::InterPodAffinity,
@@ -102,10 +115,9 @@ impl State {
                 || old.metadata.deletion_timestamp != pod.metadata.deletion_timestamp
         });
         let resized = old.is_some_and(|old| {
-            node_of(old).is_some()
-                && crate::resources::requests_of(old).asked.cpu
-                    + crate::resources::requests_of(old).asked.memory
-                    > info.requests.asked.cpu + info.requests.asked.memory
+            let before = crate::resources::requests_of(old).asked;
+            let after = &info.requests.asked;
+            node_of(old).is_some() && (before.cpu > after.cpu || before.memory > after.memory)
         });
         self.snapshot.place(info, node);
         let mut rules = Rules::default();
@@ -122,11 +134,9 @@ impl State {
     fn pod_pending(&mut self, pod: &Arc<Pod>, now: Instant) {
         let uid = uid_of(pod);
         let Some(spec) = &pod.spec else { return };
-        let name = spec.scheduler_name.as_deref().filter(|name| !name.is_empty());
-        if name.unwrap_or("default-scheduler") != self.scheduler_name {
-            return;
-        }
-        let gated = spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
+        let Some(profile) = self.profile_of(pod) else { return };
+        let gated =
+            profile.gates && spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
         if gated || pod.metadata.deletion_timestamp.is_some() {
             self.line.remove(&uid);
             self.snapshot.forget_nomination(&uid);
@@ -166,9 +176,13 @@ fn concerned(old: &Node, new: &Node) -> Rules {
         rules.add(Rule::NodeResourcesFit);
     }
     if old.metadata.labels != new.metadata.labels {
-        for rule in
-            [Rule::NodeAffinity, Rule::PodTopologySpread, Rule::InterPodAffinity, Rule::Volumes]
-        {
+        for rule in [
+            Rule::NodeAffinity,
+            Rule::VolumeBinding,
+            Rule::VolumeZone,
+            Rule::PodTopologySpread,
+            Rule::InterPodAffinity,
+        ] {
             rules.add(rule);
         }
     }

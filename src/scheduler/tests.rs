@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::facts::{Caches, Taken, observe};
 use crate::plan::{Chance, Plan, plan};
 use crate::pod::PodInfo;
+use crate::profile::Profile;
 use crate::snapshot::Snapshot;
 use crate::testing::{node, node_with, pod, pod_of};
 
@@ -16,6 +17,7 @@ struct World {
     snapshot: Snapshot,
     caches: Caches,
     taken: Taken,
+    profile: Arc<Profile>,
 }
 
 impl World {
@@ -24,7 +26,8 @@ impl World {
         for node in nodes {
             snapshot.set_node(Arc::new(node));
         }
-        Self { snapshot, caches: Caches::empty(), taken: Taken::new() }
+        let profile = Arc::default();
+        Self { snapshot, caches: Caches::empty(), taken: Taken::new(), profile }
     }
 
     fn with(mut self, pod: Pod, node: &str) -> Self {
@@ -34,10 +37,10 @@ impl World {
 
     fn plan(&self, pod: Pod) -> Plan {
         let pod = PodInfo::new(Arc::new(pod));
-        let facts = observe(&pod, &self.caches, &self.taken);
+        let facts = observe(&pod, &self.profile, &self.caches, &self.taken);
         let mut start = 0;
         let mut chance = Chance { start: &mut start, below: &mut |_| 0 };
-        plan(&pod, &facts, &self.snapshot, &Vec::new, &mut chance)
+        plan(&pod, &facts, &self.profile, &self.snapshot, &Vec::new, &mut chance)
     }
 
     fn goes_to(&self, pod: Pod, want: &str) {
@@ -298,4 +301,132 @@ fn waits(plan: Plan) -> String {
         Plan::Wait(refusal) => refusal.message,
         Plan::Bind { node } => panic!("bound to {node}"),
     }
+}
+
+/// A pod with one volume, of the claim `x`.
+fn with_claim(name: &str, priority: i32) -> Pod {
+    pod_of(
+        name,
+        json!({}),
+        json!({"priority": priority,
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "x"}}]}),
+    )
+}
+
+/// A world whose claim `x` is bound to a volume of the driver `d`.
+fn bound(nodes: Vec<Node>, mode: &str, labels: Value) -> World {
+    let world = World::new(nodes);
+    world.caches.claims.put(read(json!({
+        "metadata": {"name": "x", "namespace": "default",
+            "annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": "v", "accessModes": [mode]}, "status": {"phase": "Bound"}})));
+    world.caches.volumes.put(read(json!({"metadata": {"name": "v", "labels": labels},
+        "spec": {"csi": {"driver": "d", "volumeHandle": "v"}}})));
+    world
+}
+
+#[test]
+fn a_claim_of_one_pod_is_not_shared_but_may_be_taken() {
+    let nodes = || vec![node("m", "4", "8Gi"), node("n", "4", "8Gi")];
+    let world = || bound(nodes(), "ReadWriteOncePod", json!({})).with(with_claim("low", 1), "n");
+    let message = waits(world().plan(with_claim("a", 1)));
+    let reason = "2 node has pod using PersistentVolumeClaim with the same name and \
+                  ReadWriteOncePod access mode";
+    assert!(message.contains(reason), "{message}");
+    let Plan::Wait(refusal) = world().plan(with_claim("a", 9)) else { panic!("bound") };
+    let victims = refusal.victims.expect("victims");
+    assert_eq!((victims.node.as_str(), victims.pods[0].name.as_str()), ("n", "low"));
+    let shared = bound(nodes(), "ReadWriteOnce", json!({})).with(with_claim("low", 1), "n");
+    assert!(matches!(shared.plan(with_claim("a", 1)), Plan::Bind { .. }));
+}
+
+#[test]
+fn disks_of_the_old_kinds_have_one_writer_a_node() {
+    let disk = |read_only: bool| {
+        json!({"volumes": [{"name": "v",
+            "gcePersistentDisk": {"pdName": "d", "readOnly": read_only}}]})
+    };
+    let world = |read_only| {
+        World::new(vec![node("n", "4", "8Gi")]).with(pod_of("b", json!({}), disk(read_only)), "n")
+    };
+    world(true).goes_to(pod_of("a", json!({}), disk(true)), "n");
+    let reason = refused("node(s) had no available disk", NO_VICTIMS);
+    world(false).waits(pod_of("a", json!({}), disk(true)), &reason);
+}
+
+#[test]
+fn a_node_takes_no_more_volumes_than_its_driver_can() {
+    let world = |limit: i32| {
+        let world = bound(vec![node("n", "4", "8Gi")], "ReadWriteOnce", json!({}));
+        world.caches.csi_nodes.put(read(json!({"metadata": {"name": "n"}, "spec": {"drivers": [
+            {"name": "d", "nodeID": "n", "allocatable": {"count": limit}}]}})));
+        world.caches.volumes.put(read(json!({"metadata": {"name": "w"},
+            "spec": {"csi": {"driver": "d", "volumeHandle": "w"}}})));
+        world
+    };
+    let attach = |world: &World, volume: &str| {
+        world.caches.attachments.put(read(json!({"metadata": {"name": volume}, "spec": {
+            "attacher": "d", "nodeName": "n", "source": {"persistentVolumeName": volume}}})));
+    };
+    let full = refused("node(s) exceed max volume count", UNHELPFUL);
+    world(1).goes_to(with_claim("a", 0), "n");
+    let other = world(1);
+    attach(&other, "w");
+    // Nothing that could be removed holds the other volume.
+    other.waits(with_claim("a", 0), &full.replace(UNHELPFUL, NO_VICTIMS));
+    let same = world(1);
+    attach(&same, "v");
+    same.goes_to(with_claim("a", 0), "n");
+    world(1).with(with_claim("b", 0), "n").goes_to(with_claim("a", 0), "n");
+}
+
+#[test]
+fn a_volume_draws_its_pod_to_its_zone() {
+    let zone = "topology.kubernetes.io/zone";
+    let zoned = |name: &str, zone_name: &str| {
+        node_with(name, json!({zone: zone_name}), json!({}), "4", "8Gi")
+    };
+    for (label, value, want) in [
+        (zone, "b", "n"),
+        ("failure-domain.beta.kubernetes.io/zone", "b__c", "n"),
+        ("other", "c", "m"),
+    ] {
+        let world =
+            bound(vec![zoned("m", "a"), zoned("n", "b")], "ReadWriteOnce", json!({label: value}));
+        world.goes_to(with_claim("a", 0), want);
+    }
+    let world = bound(vec![zoned("n", "a")], "ReadWriteOnce", json!({zone: "b"}));
+    let reason = refused("node(s) had no available volume zone", UNHELPFUL);
+    world.waits(with_claim("a", 0), &reason);
+}
+
+/// A world of two nodes, scheduled as the profile of a configuration says.
+fn configured(profile: &str) -> World {
+    let text = format!(
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n\
+         profiles: [{profile}]\n"
+    );
+    let config = crate::Config::parse(&text).expect("a configuration");
+    let mut world = World::new(vec![node("m", "4", "8Gi"), node("n", "4", "8Gi")])
+        .with(pod("b", "2", "4Gi"), "m");
+    world.profile = Arc::new(config.profiles[0].clone());
+    world
+}
+
+#[test]
+fn a_profile_decides_where_pods_go() {
+    let small = || pod("a", "1", "1Gi");
+    configured("{}").goes_to(small(), "n");
+    let most = "{pluginConfig: [{name: NodeResourcesFit, args: {scoringStrategy: \
+                {type: MostAllocated, resources: [{name: cpu}, {name: memory}]}}}]}";
+    configured(most).goes_to(small(), "m");
+    let added = "{pluginConfig: [{name: NodeAffinity, args: {addedAffinity: \
+                 {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: \
+                 [{matchFields: [{key: metadata.name, operator: In, values: [o]}]}]}}}}]}";
+    let message = waits(configured(added).plan(small()));
+    assert!(message.contains("2 node(s) didn't match scheduler-enforced node affinity"));
+    let no_fit = "{plugins: {filter: {disabled: [{name: NodeResourcesFit}]}}}";
+    assert!(matches!(configured(no_fit).plan(pod("a", "9", "1Gi")), Plan::Bind { .. }));
+    let quiet = "{plugins: {postFilter: {disabled: [{name: DefaultPreemption}]}}}";
+    configured(quiet).waits(pod("a", "9", "1Gi"), "0/2 nodes are available: 2 Insufficient cpu.");
 }

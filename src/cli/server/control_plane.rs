@@ -108,7 +108,7 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
     let shared = Shared::new(reader, drain.clone());
     let identity = election::identity(&settings.node_name);
     if settings.scheduler {
-        tasks.push(tokio::spawn(schedule(&server, &shared, drain.clone())));
+        tasks.push(tokio::spawn(schedule(settings, &server, &shared, drain.clone())));
         tasks.push(record(&server, "kube-scheduler", &identity, drain));
     }
     if settings.controllers {
@@ -153,11 +153,16 @@ fn control(
 }
 
 /// The scheduler under its own name.
-fn schedule(server: &ApiServer, shared: &Shared, drain: Drain) -> impl Future<Output = ()> + use<> {
+fn schedule(
+    settings: &Settings,
+    server: &ApiServer,
+    shared: &Shared,
+    drain: Drain,
+) -> impl Future<Output = ()> + use<> {
     let client = component(server, "system:kube-scheduler", &[], "kube-scheduler");
     let recorder = Recorder::new(client.clone(), "default-scheduler", "", drain.clone());
-    let scheduler =
-        scheduler::Scheduler::new(shared.acting_as(client), recorder, scheduler::Config::default());
+    let config = settings.scheduling.clone();
+    let scheduler = scheduler::Scheduler::new(shared.acting_as(client), recorder, config);
     scheduler.run(drain)
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::flags::Flags;
 use api::registry::allocate::Network;
@@ -44,6 +44,7 @@ pub struct Settings {
     pub bridge: String,
     pub agent: bool,
     pub scheduler: bool,
+    pub scheduling: scheduler::Config,
     pub controllers: bool,
     pub dns: bool,
     pub local_storage: bool,
@@ -162,6 +163,7 @@ impl Settings {
             bridge: flags.host.bridge,
             agent: !flags.disable_agent,
             scheduler: !flags.disable_scheduler,
+            scheduling: scheduling(&flags.kube_scheduler_arg)?,
             controllers: !flags.disable_controller_manager,
             proxy: !flags.disable_kube_proxy,
             dns: has("dns"),
@@ -178,6 +180,21 @@ impl Settings {
     pub fn api_service(&self) -> Ipv4Addr {
         self.service_network.nth(1)
     }
+}
+
+/// How the scheduler works, by upstream's flags.
+fn scheduling(args: &[String]) -> Result<scheduler::Config> {
+    let mut out = scheduler::Config::default();
+    for arg in args {
+        let (name, value) = arg.split_once('=').unwrap_or((arg, ""));
+        let name = name.trim_start_matches("--");
+        let said = |why: String| usage(format!("--kube-scheduler-arg {name}: {why}"));
+        match name {
+            "config" => out = scheduler::Config::read(Path::new(value)).map_err(said)?,
+            _ => return Err(said("not supported; supported is config".into())),
+        }
+    }
+    Ok(out)
 }
 
 fn ports(text: &str) -> Result<RangeInclusive<u16>> {

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSele
 use kinds::meta::selector::{Operator, Requirement};
 
 use super::{Reject, Rule};
+use crate::facts::Facts;
 use crate::pod::PodInfo;
 use crate::snapshot::NodeInfo;
 
@@ -53,7 +54,14 @@ pub fn matches(pod: &PodInfo, node: &NodeInfo) -> bool {
     required.is_none_or(|selector| selects(selector, node))
 }
 
-pub fn check(pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
+pub fn check(pod: &PodInfo, facts: &Facts, node: &NodeInfo) -> Result<(), Reject> {
+    let added = facts.profile.added_affinity.as_ref();
+    let required =
+        added.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_ref());
+    if required.is_some_and(|selector| !selects(selector, node)) {
+        let reason = "node(s) didn't match scheduler-enforced node affinity";
+        return Err(Reject::for_good(Rule::NodeAffinity, reason));
+    }
     if matches(pod, node) {
         return Ok(());
     }

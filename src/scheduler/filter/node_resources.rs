@@ -2,9 +2,10 @@
 
 use super::{Reject, Rule};
 use crate::pod::PodInfo;
+use crate::profile::Fit;
 use crate::snapshot::NodeInfo;
 
-pub fn check(pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
+pub fn check(pod: &PodInfo, fit: &Fit, node: &NodeInfo) -> Result<(), Reject> {
     let (asked, used, all) = (&pod.requests.asked, &node.used, &node.allocatable);
     let mut reasons = Vec::new();
     // Where the pod is larger than the whole node, removing others does not help.
@@ -24,6 +25,9 @@ pub fn check(pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
         compare("memory", asked.memory, used.memory, all.memory);
         compare("ephemeral-storage", asked.storage, used.storage, all.storage);
         for (name, value) in &asked.other {
+            if fit.ignores(name) {
+                continue;
+            }
             let of = |list: &crate::resources::Resources| {
                 list.other.get(name).copied().unwrap_or_default()
             };

@@ -7,6 +7,7 @@ use kinds::meta::LabelSelector;
 use kinds::meta::selector::{Operator, Requirement};
 
 use super::{Reject, Rule, node_affinity, taints};
+use crate::facts::Facts;
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
 
@@ -72,6 +73,29 @@ impl Constraint {
     }
 }
 
+/// The constraints of one kind that a profile gives to pods without any; they need
+/// siblings to count.
+pub fn defaults(facts: &Facts, when_unsatisfiable: &str) -> Vec<Constraint> {
+    let (Some(defaults), Some(siblings)) = (&facts.profile.spread_defaults, &facts.siblings) else {
+        return Vec::new();
+    };
+    let of_kind = defaults.iter().filter(|c| c.when_unsatisfiable == when_unsatisfiable);
+    let of = |c: &TopologySpreadConstraint| Constraint {
+        key: c.topology_key.clone(),
+        max_skew: i64::from(c.max_skew),
+        min_domains: i64::from(c.min_domains.unwrap_or(1)),
+        selector: siblings.clone(),
+        honour_affinity: c.node_affinity_policy.as_deref() != Some("Ignore"),
+        honour_taints: c.node_taints_policy.as_deref() == Some("Honor"),
+    };
+    of_kind.map(of).collect()
+}
+
+pub fn has_own(pod: &PodInfo) -> bool {
+    let all = pod.spec().and_then(|s| s.topology_spread_constraints.as_ref());
+    all.is_some_and(|constraints| !constraints.is_empty())
+}
+
 /// The pod's own constraints of one kind.
 pub fn constraints(pod: &PodInfo, when_unsatisfiable: &str) -> Vec<Constraint> {
     let all = pod.spec().and_then(|s| s.topology_spread_constraints.as_deref());
@@ -86,8 +110,11 @@ pub struct Counted {
     constraints: Vec<(Constraint, bool, HashMap<String, i64>)>,
 }
 
-pub fn count(pod: &PodInfo, snapshot: &Snapshot) -> Counted {
-    let constraints = constraints(pod, "DoNotSchedule");
+pub fn count(pod: &PodInfo, facts: &Facts, snapshot: &Snapshot) -> Counted {
+    let constraints = match has_own(pod) {
+        true => constraints(pod, "DoNotSchedule"),
+        false => defaults(facts, "DoNotSchedule"),
+    };
     if constraints.is_empty() {
         return Counted::default();
     }

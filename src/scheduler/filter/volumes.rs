@@ -43,7 +43,7 @@ pub fn check(facts: &Facts, node: &NodeInfo) -> Result<(), Reject> {
 /// # Errors
 /// Why they cannot.
 pub fn choose(facts: &Facts, node: &NodeInfo) -> Result<Vec<Choice>, Reject> {
-    let refuse = |reason: &str| Err(Reject::for_good(Rule::Volumes, reason));
+    let refuse = |reason: &str| Err(Reject::for_good(Rule::VolumeBinding, reason));
     let mut unbound = Vec::new();
     for need in &facts.volumes {
         match need {

@@ -1,21 +1,33 @@
-//! CPU and memory used to a like fraction are better than one of them alone.
+//! Resources used to a like fraction are better than one of them alone.
 
 use super::{BEST, Contest};
+use crate::snapshot::NodeInfo;
 
 pub fn score(contest: &Contest<'_>) -> Option<Vec<i64>> {
+    let names = &contest.facts.profile.balanced;
     let asked = &contest.pod.requests.asked;
-    if asked.cpu == 0 && asked.memory == 0 {
+    if names.iter().all(|name| asked.get(name) == 0) {
         return None;
     }
-    let score = |node: &&crate::snapshot::NodeInfo| {
-        let part = |all: i64, used: i64| (all > 0).then(|| (used as f64 / all as f64).min(1.0));
-        let cpu = part(node.allocatable.cpu, node.used.cpu + asked.cpu);
-        let memory = part(node.allocatable.memory, node.used.memory + asked.memory);
-        let deviation = match (cpu, memory) {
-            (Some(cpu), Some(memory)) => (cpu - memory).abs() / 2.0,
-            (_, _) => 0.0,
+    let score = |node: &&NodeInfo| {
+        let part = |name: &String| {
+            let (asked, all) = (asked.get(name), node.allocatable.get(name));
+            let is_ours = ["cpu", "memory", "ephemeral-storage"].contains(&name.as_str());
+            let counts = all > 0 && (is_ours || asked > 0);
+            counts.then(|| ((node.used.get(name) + asked) as f64 / all as f64).min(1.0))
         };
-        ((1.0 - deviation) * BEST as f64) as i64
+        let parts: Vec<f64> = names.iter().filter_map(part).collect();
+        ((1.0 - deviation(&parts)) * BEST as f64) as i64
     };
     Some(contest.nodes.iter().map(score).collect())
+}
+
+/// The standard deviation.
+fn deviation(parts: &[f64]) -> f64 {
+    if let [a, b] = parts {
+        return (a - b).abs() / 2.0;
+    }
+    let count = parts.len().max(1) as f64;
+    let mean = parts.iter().sum::<f64>() / count;
+    (parts.iter().map(|part| (part - mean).powi(2)).sum::<f64>() / count).sqrt()
 }

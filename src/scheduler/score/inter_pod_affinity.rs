@@ -6,15 +6,10 @@ use super::{BEST, Contest};
 use crate::pod::{PodInfo, Term};
 use crate::snapshot::NodeInfo;
 
-/// What an existing pod's required affinity for the pod counts (upstream's default
-/// `hardPodAffinityWeight`).
-const REQUIRED_WEIGHT: i64 = 1;
-
 type Domains<'a> = HashMap<(String, &'a str), i64>;
 
 pub fn score(contest: &Contest<'_>) -> Option<Vec<i64>> {
-    let terms = &contest.facts.terms;
-    let prefers = !terms.prefers.is_empty() || !terms.prefers_not.is_empty();
+    let prefers = has_preferences(contest);
     if !prefers && contest.snapshot.with_terms == 0 {
         return None;
     }
@@ -41,6 +36,11 @@ pub fn score(contest: &Contest<'_>) -> Option<Vec<i64>> {
     Some(raw.into_iter().map(normal).collect())
 }
 
+fn has_preferences(contest: &Contest<'_>) -> bool {
+    let terms = &contest.facts.terms;
+    !terms.prefers.is_empty() || !terms.prefers_not.is_empty()
+}
+
 fn add_pod<'a>(
     contest: &Contest<'_>,
     node: &'a NodeInfo,
@@ -62,7 +62,10 @@ fn add_pod<'a>(
     let Some(its) = &other.terms else { return };
     let speaks = |term: &&Term| term.selects(contest.pod, contest.facts.namespace_labels.as_ref());
     for term in its.affinity.iter().filter(speaks) {
-        add(term, REQUIRED_WEIGHT);
+        add(term, contest.facts.profile.hard_affinity_weight);
+    }
+    if contest.facts.profile.ignores_preferred_of_existing && !has_preferences(contest) {
+        return;
     }
     for term in its.prefers.iter().filter(speaks) {
         add(term, term.weight);

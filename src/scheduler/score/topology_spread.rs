@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 
 use super::{BEST, Contest};
-use crate::filter::topology_spread::{Constraint, constraints};
+use crate::filter::topology_spread::{self, Constraint, constraints};
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 pub fn score(contest: &Contest<'_>) -> Option<Vec<i64>> {
     let pod = contest.pod;
-    let has_own = pod.spec()?.topology_spread_constraints.as_ref().is_some_and(|c| !c.is_empty());
-    let (constraints, needs_labels) = if has_own {
+    let (constraints, needs_labels) = if topology_spread::has_own(pod) {
         (constraints(pod, "ScheduleAnyway"), true)
+    } else if contest.facts.profile.spread_defaults.is_some() {
+        (topology_spread::defaults(contest.facts, "ScheduleAnyway"), true)
     } else {
         let siblings = contest.facts.siblings.clone()?;
         let defaults = vec![

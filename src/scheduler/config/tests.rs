@@ -1,0 +1,152 @@
+//! What files say, and what is refused.
+
+use super::*;
+use crate::filter::Rule;
+use crate::profile::Strategy;
+use crate::score::Judge;
+
+const HEAD: &str = "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n";
+
+fn read(text: &str) -> Config {
+    Config::parse(&format!("{HEAD}{text}")).unwrap_or_else(|why| panic!("{text}: {why}"))
+}
+
+fn refused(text: &str, want: &str) {
+    match Config::parse(&format!("{HEAD}{text}")) {
+        Ok(_) => panic!("taken: {text}"),
+        Err(why) => assert!(why.contains(want), "{why}\nis not\n{want}"),
+    }
+}
+
+#[test]
+fn an_empty_file_is_the_default() {
+    assert_eq!(read(""), Config::default());
+    assert_eq!(read("parallelism: 4\nleaderElection: {leaderElect: true}"), Config::default());
+    assert_eq!(read("profiles: [{}]"), Config::default());
+}
+
+#[test]
+fn plugins_are_turned_on_and_off_at_their_points() {
+    let of = |plugins: &str| {
+        let text = format!("profiles: [{{schedulerName: a, plugins: {plugins}}}]");
+        read(&text).profiles.remove(0)
+    };
+    let weight = |profile: &Profile, judge: Judge| {
+        profile.scores.iter().find(|(_, it)| *it == judge).map(|(weight, _)| *weight)
+    };
+    let off = of("{score: {disabled: [{name: ImageLocality}]}}");
+    assert_eq!(weight(&off, Judge::ImageLocality), None);
+    assert_eq!(weight(&off, Judge::TaintToleration), Some(3));
+    let half = of("{filter: {disabled: [{name: TaintToleration}]}}");
+    assert!(!half.filters_by(Rule::TaintToleration) && half.filters_by(Rule::NodeName));
+    assert_eq!(weight(&half, Judge::TaintToleration), Some(3));
+    let gone = of("{multiPoint: {disabled: [{name: TaintToleration}]}}");
+    assert!(!gone.filters_by(Rule::TaintToleration));
+    assert_eq!(weight(&gone, Judge::TaintToleration), None);
+    let one =
+        of("{score: {disabled: [{name: '*'}], enabled: [{name: NodeResourcesFit, weight: 7}]}}");
+    assert_eq!(one.scores, [(7, Judge::NodeResourcesFit)]);
+    let heavy = of("{multiPoint: {enabled: [{name: NodeAffinity, weight: 9}]}}");
+    assert_eq!(weight(&heavy, Judge::NodeAffinity), Some(9));
+    assert!(heavy.preempts && heavy.gates);
+    let still = of("{postFilter: {disabled: [{name: DefaultPreemption}]}}");
+    assert!(!still.preempts);
+    let bare = of("{multiPoint: {disabled: [{name: '*'}], enabled: [{name: PrioritySort}, \
+        {name: DefaultBinder}, {name: NodeName}]}}");
+    assert_eq!(bare.filters, crate::filter::Rules::of(&[Rule::NodeName]));
+    assert!(bare.scores.is_empty());
+}
+
+#[test]
+fn arguments_reach_the_profile() {
+    let config = read(
+        "percentageOfNodesToScore: 30\npodInitialBackoffSeconds: 2\npodMaxBackoffSeconds: 20\n\
+         profiles:\n- schedulerName: a\n  pluginConfig:\n  - name: NodeResourcesFit\n    args:\n\
+         \x20     apiVersion: kubescheduler.config.k8s.io/v1\n      kind: NodeResourcesFitArgs\n\
+         \x20     ignoredResources: [example.com/a]\n      ignoredResourceGroups: [b.example.com]\n\
+         \x20     scoringStrategy:\n        type: RequestedToCapacityRatio\n\
+         \x20       resources: [{name: cpu, weight: 3}]\n        requestedToCapacityRatio:\n\
+         \x20         shape: [{utilization: 0, score: 0}, {utilization: 100, score: 10}]\n\
+         \x20 - name: InterPodAffinity\n    args: {hardPodAffinityWeight: 5}\n\
+         \x20 - name: VolumeBinding\n    args: {bindTimeoutSeconds: 9}\n\
+         - schedulerName: b\n  percentageOfNodesToScore: 60\n",
+    );
+    assert_eq!((config.backoff_initial.as_secs(), config.backoff_max.as_secs()), (2, 20));
+    let [a, b] = &config.profiles[..] else { panic!("two profiles") };
+    assert_eq!((a.nodes_percent, b.nodes_percent), (Some(30), Some(60)));
+    assert_eq!(a.fit.strategy, Strategy::ByShape(vec![(0, 0), (100, 100)]));
+    assert_eq!(a.fit.resources, [("cpu".to_owned(), 3)]);
+    assert!(a.fit.ignores("example.com/a") && a.fit.ignores("b.example.com/x"));
+    assert!(!a.fit.ignores("example.com/b"));
+    assert_eq!((a.hard_affinity_weight, a.bind_timeout.as_secs()), (5, 9));
+    assert_eq!(b.hard_affinity_weight, 1);
+}
+
+#[test]
+fn what_is_wrong_is_said_in_upstreams_words() {
+    for (text, want) in [
+        ("nonsense: 1", "unknown field `nonsense`"),
+        ("profiles: [{nonsense: 1}]", "unknown field `nonsense`"),
+        (
+            "parallelism: 0",
+            "parallelism: Invalid value: 0: should be an integer value greater than zero",
+        ),
+        (
+            "percentageOfNodesToScore: 101",
+            "percentageOfNodesToScore: Invalid value: 101: not in valid range [0-100]",
+        ),
+        (
+            "podInitialBackoffSeconds: 0",
+            "podInitialBackoffSeconds: Invalid value: 0: must be greater than 0",
+        ),
+        ("podMaxBackoffSeconds: 0", "must be greater than or equal to PodInitialBackoffSeconds"),
+        (
+            "profiles: [{schedulerName: a}, {schedulerName: a}]",
+            "profiles[1].schedulerName: Duplicate value: \"profiles[0].schedulerName\"",
+        ),
+        ("profiles: [{schedulerName: a}, {}]", "profiles[1].schedulerName: Required value"),
+        (
+            "profiles: [{plugins: {filter: {enabled: [{name: ImageLocality}]}}}]",
+            "plugin \"ImageLocality\" does not extend FilterPlugin plugin",
+        ),
+        (
+            "profiles: [{plugins: {filter: {enabled: [{name: Foo}]}}}]",
+            "FilterPlugin \"Foo\" does not exist",
+        ),
+        (
+            "profiles: [{plugins: {bind: {disabled: [{name: '*'}]}}}]",
+            "at least one bind plugin is needed for profile with scheduler name",
+        ),
+        (
+            "profiles: [{pluginConfig: [{name: InterPodAffinity, args: {foo: 1}}]}]",
+            "decoding args for plugin InterPodAffinity: strict decoding error: unknown field `foo`",
+        ),
+        (
+            "profiles: [{pluginConfig: [{name: InterPodAffinity, args: {hardPodAffinityWeight: \
+             101}}]}]",
+            "profiles[0].pluginConfig[0].args.hardPodAffinityWeight: Invalid value: 101: not in \
+             valid range [0, 100]",
+        ),
+        (
+            "profiles: [{pluginConfig: [{name: NodeResourcesFit, args: {scoringStrategy: {type: \
+             RequestedToCapacityRatio}}}]}]",
+            "requestedToCapacityRatio: Required value: must be specified when type is \
+             RequestedToCapacityRatio",
+        ),
+        (
+            "profiles: [{pluginConfig: [{name: PodTopologySpread, args: {defaultConstraints: \
+             [{maxSkew: 1, topologyKey: a, whenUnsatisfiable: ScheduleAnyway}]}}]}]",
+            "defaultingType: Invalid value: \"System\": when .defaultConstraints are not empty",
+        ),
+        (
+            "profiles: [{pluginConfig: [{name: DefaultPreemption, args: \
+             {minCandidateNodesPercentage: 0, minCandidateNodesAbsolute: 0}}]}]",
+            "cannot be zero at the same time as minCandidateNodesAbsolute",
+        ),
+        ("extenders: [{urlPrefix: 'http://a'}]", "extenders are not supported"),
+    ] {
+        refused(text, want);
+    }
+    let other = Config::parse("apiVersion: v1\nkind: Pod\n").unwrap_err();
+    assert!(other.contains("no kind \"Pod\" is registered"), "{other}");
+}
