@@ -3,6 +3,7 @@
 //! the one acts that holds the lease, and another takes over when it goes.
 
 use std::path::Path;
+use std::time::Duration;
 
 use base::drain::{self, Drain};
 use client::remote::Remote;
@@ -14,12 +15,17 @@ use tracing::info;
 use crate::args::ApartFlags;
 use crate::{Error, Result, host, version};
 
-pub fn controllers(flags: &ApartFlags, cluster_cidr: Option<String>) -> Result<()> {
+pub fn controllers(
+    flags: &ApartFlags,
+    cluster_cidr: Option<String>,
+    node_monitor_grace: Duration,
+) -> Result<()> {
     run(flags, "kube-controller-manager", |client, root_ca, drain| {
         let shared = Shared::new(client.clone(), drain.clone());
         let config = controllers::Config {
             cluster_cidrs: cluster_cidr.into_iter().collect(),
             root_ca_pem: root_ca,
+            node_monitor_grace,
             ..controllers::Config::default()
         };
         // One identity writes for all of them, as the kubeconfig says.
@@ -88,7 +94,7 @@ fn run<F: Future<Output = ()>>(
 }
 
 /// A client of the server in the kubeconfig, and the PEM of that server's authority.
-fn connect(kubeconfig: &Path, agent: &str) -> Result<(Client, String)> {
+pub fn connect(kubeconfig: &Path, agent: &str) -> Result<(Client, String)> {
     let endpoint =
         kubeconfig::load(kubeconfig).map_err(|err| Error::failed("find the server", err))?;
     let authority = endpoint.ca_pem.clone().unwrap_or_default();

@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -37,6 +38,9 @@ pub enum Command {
         /// Network that nodes get their pods' networks from
         #[arg(long)]
         cluster_cidr: Option<String>,
+        /// A node that is silent for longer is held for dead
+        #[arg(long, default_value = "50s", value_parser = duration)]
+        node_monitor_grace_period: Duration,
     },
     /// Run the scheduler alone, against the server of a kubeconfig
     #[command(hide = true)]
@@ -47,6 +51,9 @@ pub enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// Run simulated nodes, for clusters of a size that no machine holds
+    #[command(hide = true)]
+    Agent(Box<AgentFlags>),
     /// Print the version
     Version,
 }
@@ -60,6 +67,48 @@ pub struct ApartFlags {
     /// More words in the log; twice for all of them
     #[arg(short = 'v', action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// Flags of simulated nodes. Lengths of time are written as Go does: 500ms, 1m30s.
+#[derive(Debug, Args)]
+pub struct AgentFlags {
+    #[command(flatten)]
+    pub apart: ApartFlags,
+    /// How many nodes; they run no containers
+    #[arg(long)]
+    pub hollow: Option<u32>,
+    /// What the nodes are called, before a dash and a number
+    #[arg(long, default_value = "hollow")]
+    pub name_prefix: String,
+    /// Zones that the nodes lie in
+    #[arg(long, default_value_t = 3)]
+    pub zones: u32,
+    /// What each node has
+    #[arg(long, default_value = "8")]
+    pub node_cpu: String,
+    #[arg(long, default_value = "32Gi")]
+    pub node_memory: String,
+    #[arg(long, default_value_t = 110)]
+    pub max_pods: u32,
+    /// From being bound to running
+    #[arg(long, default_value = "0s", value_parser = duration)]
+    pub pod_start_delay: Duration,
+    /// From being deleted to having ended, unless the pod's grace is shorter
+    #[arg(long, default_value = "0s", value_parser = duration)]
+    pub pod_stop_delay: Duration,
+    /// How long pods run that may end, such as those of Jobs (default: for ever)
+    #[arg(long, value_parser = duration)]
+    pub pod_run_time: Option<Duration>,
+    /// How often each node renews its lease
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub heartbeat: Duration,
+    /// Connections that the nodes share
+    #[arg(long, default_value_t = 4)]
+    pub connections: u32,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    base::time::parse_duration(text).ok_or_else(|| "it is not a length of time".into())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

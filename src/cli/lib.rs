@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use base::error::chain;
 use clap::Parser;
 
+mod agent;
 mod apart;
 mod args;
 mod check_config;
@@ -43,8 +44,11 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Images(command) => images::run(command),
         Command::Reset(flags) => reset::run(&flags),
         Command::CheckConfig(flags) => check_config::run(&flags),
-        Command::Controllers { apart, cluster_cidr } => apart::controllers(&apart, cluster_cidr),
         Command::Scheduler { apart, config } => apart::scheduler(&apart, config.as_deref()),
+        Command::Controllers { apart, cluster_cidr, node_monitor_grace_period } => {
+            apart::controllers(&apart, cluster_cidr, node_monitor_grace_period)
+        }
+        Command::Agent(flags) => agent::run(*flags),
         Command::Version => {
             version::print();
             Ok(())

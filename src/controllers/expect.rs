@@ -15,15 +15,50 @@ use tokio::time::Instant;
 /// `ExpectationsTimeout`).
 const FORGET_AFTER: Duration = Duration::from_secs(300);
 
+/// Looks for what is to be forgotten are at least this far apart.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
 #[derive(Default)]
 struct Inner {
-    /// Made and not yet seen, by uid.
-    unseen: HashMap<String, (Key, Instant)>,
+    /// Made and not yet seen: whom for, by uid.
+    unseen: HashMap<String, Key>,
+    /// The same by key: the uids, and when each was made.
+    by_key: HashMap<Key, HashMap<String, Instant>>,
     /// Seen while creations were under way, whose answers may come after the event.
     seen: HashSet<String>,
     creating: usize,
     /// Deleted, and not yet seen to be.
     deleted: HashMap<String, Instant>,
+    swept: Option<Instant>,
+}
+
+impl Inner {
+    /// False if it was not waited for.
+    fn forget(&mut self, uid: &str) -> bool {
+        let Some(key) = self.unseen.remove(uid) else { return false };
+        if let Some(of_key) = self.by_key.get_mut(&key) {
+            of_key.remove(uid);
+            if of_key.is_empty() {
+                self.by_key.remove(&key);
+            }
+        }
+        true
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_some_and(|at| now.duration_since(at) < SWEEP_EVERY) {
+            return;
+        }
+        self.swept = Some(now);
+        let is_old = |at: &Instant| now.duration_since(*at) >= FORGET_AFTER;
+        self.deleted.retain(|_, at| !is_old(at));
+        let all = self.by_key.values().flatten();
+        let old: Vec<String> =
+            all.filter(|(_, at)| is_old(at)).map(|(uid, _)| uid.clone()).collect();
+        for uid in old {
+            self.forget(&uid);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -45,7 +80,7 @@ impl Expectations {
     /// The watch shows this object.
     pub fn saw(&self, uid: &str) {
         let mut inner = self.0.lock();
-        if inner.unseen.remove(uid).is_none() && inner.creating > 0 {
+        if !inner.forget(uid) && inner.creating > 0 {
             inner.seen.insert(uid.to_string());
         }
     }
@@ -58,7 +93,7 @@ impl Expectations {
     pub fn gone(&self, uid: &str) {
         let mut inner = self.0.lock();
         inner.deleted.remove(uid);
-        inner.unseen.remove(uid);
+        inner.forget(uid);
     }
 
     pub fn deleted(&self, uid: &str) -> bool {
@@ -69,12 +104,14 @@ impl Expectations {
     /// Whether all objects made for `key` have been seen. If not, their event or the end
     /// of our patience puts the key back into `queue`.
     pub fn are_met(&self, key: &Key, queue: &Queue<Key>) -> bool {
+        let now = Instant::now();
         let mut inner = self.0.lock();
-        inner.unseen.retain(|_, (_, at)| at.elapsed() < FORGET_AFTER);
-        inner.deleted.retain(|_, at| at.elapsed() < FORGET_AFTER);
-        let oldest = inner.unseen.values().filter(|(of, _)| of == key).map(|(_, at)| *at).min();
+        inner.sweep(now);
+        let waits = |at: &Instant| now.duration_since(*at) < FORGET_AFTER;
+        let of_key = inner.by_key.get(key).into_iter().flat_map(HashMap::values);
+        let oldest = of_key.copied().filter(waits).min();
         if let Some(at) = oldest {
-            queue.add_after(key.clone(), FORGET_AFTER.saturating_sub(at.elapsed()));
+            queue.add_after(key.clone(), FORGET_AFTER.saturating_sub(now.duration_since(at)));
         }
         oldest.is_none()
     }
@@ -84,7 +121,9 @@ impl Creating<'_> {
     pub fn made(&self, uid: &str) {
         let mut inner = self.expectations.0.lock();
         if !inner.seen.remove(uid) {
-            inner.unseen.insert(uid.to_string(), (self.key.clone(), Instant::now()));
+            inner.unseen.insert(uid.to_string(), self.key.clone());
+            let of_key = inner.by_key.entry(self.key.clone()).or_default();
+            of_key.insert(uid.to_string(), Instant::now());
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Knows nothing of any kind.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::drain::Drain;
 use base::error::chain;
@@ -26,6 +27,8 @@ pub struct Config {
     pub client_ca: Option<Arc<pki::authority::Authority>>,
     /// Signs the serving certificates that kubelets ask for; None: nobody here does.
     pub serving_ca: Option<Arc<pki::authority::Authority>>,
+    /// A node that is silent for longer is held for dead (`node-monitor-grace-period`).
+    pub node_monitor_grace: Duration,
     /// Finished pods beyond this number are removed, the oldest first; 0 keeps all.
     pub finished_pods_max: usize,
 }
@@ -38,6 +41,7 @@ impl Default for Config {
             token_key_pem: String::new(),
             client_ca: None,
             serving_ca: None,
+            node_monitor_grace: Duration::from_secs(50),
             finished_pods_max: 12_500,
         }
     }

@@ -116,7 +116,7 @@ impl<K: Replicated> Controller<K> {
         let pods: Vec<Arc<Pod>> =
             pods.into_iter().filter(|p| !self.expected.deleted(uid(&p.metadata))).collect();
         let now = base::time::now();
-        let ranks = self.ranks(&owner, &pods);
+        let ranks = || self.ranks(&owner, &pods);
         let plan = plan(&*owner, &pods, &ranks, now.as_second());
         let may_scale = self.expected.are_met(&key, &self.queue);
         let failed = match &plan.scale {

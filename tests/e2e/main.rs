@@ -10,6 +10,7 @@ mod cluster;
 mod crowd;
 mod explain;
 mod figures;
+mod hollow;
 mod identity;
 mod images;
 mod install;

@@ -1,6 +1,6 @@
 //! Gives every node a network for its pods out of the cluster's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use client::cache::{Cache, Key};
 use client::recorder::reference;
 use client::{Patch, Queue};
 use k8s_openapi::api::core::v1::Node;
+use parking_lot::Mutex;
 use serde_json::json;
 use tracing::warn;
 
@@ -19,11 +20,11 @@ const PREFIX_V4: u8 = 24;
 const PREFIX_V6: u8 = 64;
 
 /// A network that node networks are cut from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Range {
+    is_v6: bool,
     base: u128,
     prefix: u8,
-    is_v6: bool,
 }
 
 impl Range {
@@ -64,28 +65,58 @@ impl Range {
     }
 
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.is_v6 == other.is_v6
-            && self.base <= other.base.saturating_add(other.last_offset(other.prefix))
-            && other.base <= self.base.saturating_add(self.last_offset(self.prefix))
+        self.is_v6 == other.is_v6 && self.base <= other.last() && other.base <= self.last()
     }
 
-    /// The first node network that overlaps none of `taken`.
-    fn free(&self, taken: &[Range]) -> Option<Self> {
-        let prefix = self.node_prefix();
-        let step = self.last_offset(prefix).checked_add(1)?;
-        let end = self.base.saturating_add(self.last_offset(self.prefix));
-        let mut base = self.base;
-        while base <= end {
-            let candidate = Self { base, prefix, is_v6: self.is_v6 };
-            let Some(other) = taken.iter().find(|other| candidate.overlaps(other)) else {
-                return Some(candidate);
-            };
-            // Jump behind whatever is in the way.
-            let behind = other.base.saturating_add(other.last_offset(other.prefix));
-            base = behind.max(base.saturating_add(step - 1)).checked_add(1)?;
-            base = self.base + (base - self.base).div_ceil(step) * step;
+    fn last(&self) -> u128 {
+        self.base.saturating_add(self.last_offset(self.prefix))
+    }
+}
+
+/// The networks that nodes have, by node, and in order.
+#[derive(Default)]
+struct Held {
+    by_node: HashMap<String, Vec<Range>>,
+    /// How many nodes have each; two may, where somebody gave them away by hand.
+    ranges: BTreeMap<Range, usize>,
+}
+
+impl Held {
+    fn set(&mut self, node: &str, ranges: Vec<Range>) {
+        self.remove(node);
+        for range in &ranges {
+            *self.ranges.entry(*range).or_default() += 1;
         }
-        None
+        self.by_node.insert(node.to_owned(), ranges);
+    }
+
+    fn remove(&mut self, node: &str) {
+        for range in self.by_node.remove(node).into_iter().flatten() {
+            if let Some(count) = self.ranges.get_mut(&range) {
+                *count -= 1;
+                if *count == 0 {
+                    self.ranges.remove(&range);
+                }
+            }
+        }
+    }
+
+    /// The first node network of `range` that overlaps none that is held.
+    fn free(&self, range: &Range) -> Option<Range> {
+        let prefix = range.node_prefix();
+        let step = range.last_offset(prefix).checked_add(1)?;
+        let mut next = Range { prefix, ..*range };
+        // In the order of where they begin: what lies before `next` has been passed.
+        for other in self.ranges.keys().filter(|other| range.overlaps(other)) {
+            if next.last() < other.base {
+                break;
+            }
+            if next.overlaps(other) {
+                let behind = other.last().checked_add(1)? - range.base;
+                next.base = range.base.checked_add(behind.div_ceil(step).checked_mul(step)?)?;
+            }
+        }
+        (next.last() <= range.last()).then_some(next)
     }
 }
 
@@ -117,49 +148,33 @@ pub async fn run(context: Context) {
         return;
     }
     let queue: Queue<Key> = Queue::named("node_ipam_controller");
-    let again = queue.clone();
-    let all = nodes.clone();
+    let (again, all) = (queue.clone(), nodes.clone());
+    let held = Arc::new(Mutex::new(Held::default()));
+    let seen = held.clone();
     nodes.on_change(move |old, new: Option<&Arc<Node>>| match (old, new) {
         (_, Some(node)) if networks(node).is_empty() => {
+            // What it was given just now is not in the cache, perhaps: it keeps that.
             again.add((String::new(), name(&node.metadata).to_string()));
         }
+        (_, Some(node)) => seen.lock().set(name(&node.metadata), ranges_of(node)),
         // A network has become free: whoever got none tries again.
-        (Some(_), None) => {
+        (Some(node), None) => {
+            seen.lock().remove(name(&node.metadata));
             for node in all.list().iter().filter(|node| networks(node).is_empty()) {
                 again.add((String::new(), name(&node.metadata).to_string()));
             }
         }
-        (_, _) => {}
+        (None, None) => {}
     });
-    // Written and perhaps not yet in the cache. One worker, so no race.
-    let recent = parking_lot::Mutex::new(HashMap::<String, Vec<String>>::new());
     let sync = |(_, key): Key| {
-        let (context, nodes, ranges, recent) = (&context, &nodes, &ranges, &recent);
+        let (context, nodes, ranges, held) = (&context, &nodes, &ranges, &held);
         async move {
-            let Some(node) = nodes.get("", &key) else {
-                recent.lock().remove(&key);
-                return Ok(());
-            };
+            let Some(node) = nodes.get("", &key) else { return Ok(()) };
             if !networks(&node).is_empty() {
                 return Ok(());
             }
-            let chosen = {
-                let mut recent = recent.lock();
-                recent.retain(|name, _| nodes.get("", name).is_some());
-                let all = nodes.list();
-                let held = all.iter().flat_map(|node| networks(node).to_vec());
-                let taken: Vec<Range> = held
-                    .chain(recent.iter().filter(|(n, _)| **n != key).flat_map(|(_, n)| n.clone()))
-                    .filter_map(|text| Range::parse(&text))
-                    .collect();
-                let chosen: Option<Vec<String>> =
-                    ranges.iter().map(|r| Some(r.free(&taken)?.to_string())).collect();
-                if let Some(chosen) = &chosen {
-                    recent.insert(key.clone(), chosen.clone());
-                }
-                chosen
-            };
-            let Some(chosen) = chosen else {
+            // One worker, so no race.
+            let Some(chosen) = choose(&mut held.lock(), &key, ranges) else {
                 let text = format!("Node {key} status is now: CIDRNotAvailable");
                 context.recorder.normal(&reference(&*node), "CIDRNotAvailable", text);
                 return Ok(());
@@ -175,6 +190,19 @@ pub async fn run(context: Context) {
     context.work(&queue, 1, sync).await;
 }
 
+/// A network of each range for a node that has none yet; it holds them from now on.
+fn choose(held: &mut Held, node: &str, ranges: &[Range]) -> Option<Vec<String>> {
+    held.remove(node);
+    let chosen: Vec<Range> = ranges.iter().map(|range| held.free(range)).collect::<Option<_>>()?;
+    let told = chosen.iter().map(ToString::to_string).collect();
+    held.set(node, chosen);
+    Some(told)
+}
+
+fn ranges_of(node: &Node) -> Vec<Range> {
+    networks(node).iter().filter_map(|text| Range::parse(text)).collect()
+}
+
 fn networks(node: &Node) -> &[String] {
     let spec = node.spec.as_ref();
     spec.and_then(|s| {
@@ -188,8 +216,11 @@ mod tests {
     use super::*;
 
     fn check(range: &str, taken: &[&str], want: Option<&str>) {
-        let taken: Vec<Range> = taken.iter().filter_map(|text| Range::parse(text)).collect();
-        let free = Range::parse(range).unwrap().free(&taken).map(|free| free.to_string());
+        let mut held = Held::default();
+        for text in taken {
+            held.set(text, vec![Range::parse(text).unwrap()]);
+        }
+        let free = held.free(&Range::parse(range).unwrap()).map(|free| free.to_string());
         assert_eq!(free.as_deref(), want, "{range}");
     }
 
@@ -202,5 +233,32 @@ mod tests {
         check("10.42.0.0/26", &[], Some("10.42.0.0/26"));
         check("fd00:42::/48", &["fd00:42::/64"], Some("fd00:42:0:1::/64"));
         assert_eq!(Range::parse("10.42.0.0/40"), None);
+        // What begins before the range, or is wider than what begins with it.
+        check("10.42.0.0/16", &["10.42.0.0/25", "10.42.0.0/23"], Some("10.42.2.0/24"));
+        check("10.42.0.0/16", &["10.0.0.0/8"], None);
+        check("10.42.0.0/16", &["10.41.0.0/16", "10.43.0.0/16"], Some("10.42.0.0/24"));
+        check("10.42.0.0/16", &["10.42.1.128/32"], Some("10.42.0.0/24"));
+        check("10.42.0.0/16", &["10.42.0.0/24", "10.42.1.128/32"], Some("10.42.2.0/24"));
+        check("255.255.254.0/23", &["255.255.254.0/24"], Some("255.255.255.0/24"));
+        check("255.255.254.0/23", &["255.255.254.0/23"], None);
+    }
+
+    #[test]
+    fn a_node_holds_what_it_was_given_until_it_goes() {
+        let ranges = [Range::parse("10.42.0.0/22").unwrap()];
+        let mut held = Held::default();
+        let given = |held: &mut Held, node: &str| choose(held, node, &ranges);
+        assert_eq!(given(&mut held, "a").unwrap(), ["10.42.0.0/24"]);
+        assert_eq!(given(&mut held, "b").unwrap(), ["10.42.1.0/24"]);
+        // Its object did not take the first: it is asked for again.
+        assert_eq!(given(&mut held, "a").unwrap(), ["10.42.0.0/24"]);
+        // Two by hand; it is free when both are gone.
+        held.set("c", vec![Range::parse("10.42.0.0/24").unwrap()]);
+        held.remove("a");
+        assert_eq!(given(&mut held, "d").unwrap(), ["10.42.2.0/24"]);
+        held.remove("c");
+        assert_eq!(given(&mut held, "e").unwrap(), ["10.42.0.0/24"]);
+        assert_eq!(given(&mut held, "f").unwrap(), ["10.42.3.0/24"]);
+        assert_eq!(given(&mut held, "late"), None);
     }
 }

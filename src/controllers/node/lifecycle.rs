@@ -27,8 +27,6 @@ use crate::owner::{name, namespace};
 use crate::pod;
 use crate::pod_collector::{BY_NODE, by_node};
 
-/// A node that is silent for longer is Unknown (upstream, `node-monitor-grace-period`).
-const GRACE: Duration = Duration::from_secs(50);
 /// A node that has never said a word has this long (upstream, `node-startup-grace-period`).
 const STARTUP_GRACE: Duration = Duration::from_secs(60);
 const LEASES: &str = "kube-node-lease";
@@ -41,9 +39,9 @@ struct Memory {
     seen: HashMap<String, Instant>,
     /// Nodes whose pods were marked since they went down.
     marked: HashSet<String>,
+    /// The zones as they are, and as they were when they were last acted upon.
     zones: Zones,
-    /// A node went up or down since the zones were surveyed.
-    changed: bool,
+    surveyed: Zones,
     /// When the next node of a zone may begin to evict.
     turns: HashMap<String, Instant>,
 }
@@ -95,7 +93,7 @@ impl Lifecycle {
         let ready = |node: &Arc<Node>| plan::condition(node, "Ready") == Some("True");
         let place = |node: &Arc<Node>| (ready(node), zone_of(node));
         if old.map(place) != new.map(place) {
-            self.memory.lock().changed = true;
+            self.memory.lock().zones.change(old.map(|old| &**old), new.map(|new| &**new));
         }
         let Some(node) = new else {
             if let Some(old) = old {
@@ -143,7 +141,7 @@ impl Lifecycle {
         self.survey();
         let Some(node) = self.nodes.get("", &key.1) else { return Ok(()) };
         let never = plan::condition(&node, "Ready").is_none();
-        let grace = if never { STARTUP_GRACE } else { GRACE };
+        let grace = if never { STARTUP_GRACE } else { self.context.config.node_monitor_grace };
         let silent = {
             let mut memory = self.memory.lock();
             memory.seen.entry(key.1.clone()).or_insert_with(Instant::now).elapsed()
@@ -176,25 +174,20 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Looks at the zones again if a node went up or down. Whoever is down may have its turn
+    /// Acts where the pace of a zone has become another. Whoever is down may have its turn
     /// now, or lose it.
     fn survey(&self) {
-        if !std::mem::take(&mut self.memory.lock().changed) {
-            return;
-        }
-        let nodes = self.nodes.list();
-        let zones = Zones::survey(&nodes);
         let mut memory = self.memory.lock();
-        if memory.zones == zones {
+        if !memory.zones.differ(&memory.surveyed) {
             return;
         }
-        if memory.zones.all_down() && !zones.all_down() {
+        if memory.surveyed.all_down() && !memory.zones.all_down() {
             // We were cut off, perhaps: each node has its full time again.
             memory.seen.values_mut().for_each(|seen| *seen = Instant::now());
         }
-        memory.zones = zones;
+        memory.surveyed = memory.zones.clone();
         drop(memory);
-        for node in nodes.iter().filter(|node| plan::is_down(node)) {
+        for node in self.nodes.list().iter().filter(|node| plan::is_down(node)) {
             self.node_keys.add((String::new(), name(&node.metadata).to_string()));
         }
     }

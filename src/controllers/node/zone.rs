@@ -4,7 +4,6 @@
 //! pods are best left alone (upstream, `Rate limits on eviction`).
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -29,6 +28,13 @@ struct Count {
 }
 
 impl Count {
+    fn of(&mut self, node: &Node) -> &mut usize {
+        match plan::condition(node, "Ready") {
+            Some("True") => &mut self.ready,
+            _ => &mut self.down,
+        }
+    }
+
     fn interval(self) -> Option<Duration> {
         let all = self.ready + self.down;
         if self.ready > 0 && self.down >= ILL_MIN && self.down * 100 >= all * ILL_PERCENT {
@@ -39,7 +45,8 @@ impl Count {
     }
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+/// The nodes of each zone, counted as they change.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Zones(HashMap<String, Count>);
 
 /// How a zone's pods may be evicted.
@@ -53,16 +60,27 @@ pub enum Pace {
 }
 
 impl Zones {
-    pub fn survey(nodes: &[Arc<Node>]) -> Self {
-        let mut out: HashMap<String, Count> = HashMap::new();
-        for node in nodes {
-            let count = out.entry(zone_of(node)).or_default();
-            match plan::condition(node, "Ready") {
-                Some("True") => count.ready += 1,
-                _ => count.down += 1,
+    /// A node is there now, is there as another one, or is gone.
+    pub fn change(&mut self, old: Option<&Node>, new: Option<&Node>) {
+        if let Some(old) = old {
+            let zone = zone_of(old);
+            if let Some(count) = self.0.get_mut(&zone) {
+                *count.of(old) = count.of(old).saturating_sub(1);
+                if count.ready + count.down == 0 {
+                    self.0.remove(&zone);
+                }
             }
         }
-        Self(out)
+        if let Some(new) = new {
+            *self.0.entry(zone_of(new)).or_default().of(new) += 1;
+        }
+    }
+
+    /// Whether some zone's pods may be evicted at another pace than in `other`.
+    pub fn differ(&self, other: &Self) -> bool {
+        let pace = |zones: &Self, zone: &String| zones.pace_in(zone);
+        let mut zones = self.0.keys().chain(other.0.keys());
+        zones.any(|zone| pace(self, zone) != pace(other, zone))
     }
 
     pub fn all_down(&self) -> bool {
@@ -70,10 +88,14 @@ impl Zones {
     }
 
     pub fn pace(&self, node: &Node) -> Pace {
+        self.pace_in(&zone_of(node))
+    }
+
+    fn pace_in(&self, zone: &str) -> Pace {
         if self.all_down() {
             return Pace::AllDown;
         }
-        let count = self.0.get(&zone_of(node)).copied().unwrap_or_default();
+        let count = self.0.get(zone).copied().unwrap_or_default();
         count.interval().map_or(Pace::Halted, Pace::Every)
     }
 }
@@ -91,6 +113,30 @@ pub fn zone_of(node: &Node) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::sync::Arc;
+
+    fn survey(nodes: &[Arc<Node>]) -> Zones {
+        let mut zones = Zones::default();
+        nodes.iter().for_each(|node| zones.change(None, Some(node)));
+        zones
+    }
+
+    #[test]
+    fn a_change_counts_where_the_pace_becomes_another() {
+        let all = [nodes("a", 10, 0), nodes("b", 10, 0)].concat();
+        let (before, mut now) = (survey(&all), survey(&all));
+        let down = nodes("a", 0, 1);
+        for up in &all[..5] {
+            now.change(Some(up), Some(&down[0]));
+            assert!(!now.differ(&before), "half are down at most");
+        }
+        now.change(Some(&all[5]), Some(&down[0]));
+        assert!(now.differ(&before), "six of ten make the zone ill");
+        (0..6).for_each(|at| now.change(Some(&down[0]), Some(&all[at])));
+        assert_eq!(now, before);
+        all.iter().for_each(|node| now.change(Some(node), None));
+        assert_eq!(now, Zones::default());
+    }
 
     fn nodes(zone: &str, ready: usize, down: usize) -> Vec<Arc<Node>> {
         let node = |status: &str| {
@@ -122,7 +168,7 @@ mod tests {
             // Another zone is well.
             let mut all = nodes("a", ready, down);
             all.extend(nodes("b", 1, 0));
-            let pace = Zones::survey(&all).pace(all[ready].as_ref());
+            let pace = survey(&all).pace(all[ready].as_ref());
             assert_eq!(pace, expected, "{ready} ready, {down} down");
         }
     }
@@ -130,9 +176,9 @@ mod tests {
     #[test]
     fn nobody_is_evicted_while_all_are_down() {
         let mut all = nodes("a", 0, 1);
-        assert_eq!(Zones::survey(&all).pace(&all[0]), Pace::AllDown);
+        assert_eq!(survey(&all).pace(&all[0]), Pace::AllDown);
         all.extend(nodes("b", 0, 2));
-        assert!(Zones::survey(&all).all_down());
-        assert!(!Zones::survey(&[]).all_down());
+        assert!(survey(&all).all_down());
+        assert!(!survey(&[]).all_down());
     }
 }

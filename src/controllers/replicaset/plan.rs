@@ -38,9 +38,14 @@ pub struct Plan {
     pub look_again_in: Option<i64>,
 }
 
-/// `ranks` says for each pod how many of its kin share its node; `now` is in seconds
-/// since 1970.
-pub fn plan<K: Replicated>(owner: &K, pods: &[Arc<Pod>], ranks: &[usize], now: i64) -> Plan {
+/// `ranks` says for each pod how many of its kin share its node, and is asked only where pods
+/// have to go; `now` is in seconds since 1970.
+pub fn plan<K: Replicated>(
+    owner: &K,
+    pods: &[Arc<Pod>],
+    ranks: &dyn Fn() -> Vec<usize>,
+    now: i64,
+) -> Plan {
     let mut counts = Counts::default();
     let mut look_again_in: Option<i64> = None;
     let labels = owner.template().and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.as_ref());
@@ -72,7 +77,7 @@ pub fn plan<K: Replicated>(owner: &K, pods: &[Arc<Pod>], ranks: &[usize], now: i
         match difference {
             0 => Scale::Nothing,
             1.. => Scale::Create(difference as usize),
-            ..0 => Scale::Delete(victims(pods, ranks, difference.unsigned_abs() as usize)),
+            ..0 => Scale::Delete(victims(pods, &ranks(), difference.unsigned_abs() as usize)),
         }
     };
     Plan { scale, counts, look_again_in }
@@ -180,19 +185,19 @@ mod tests {
 
     #[test]
     fn too_few_are_made_up_and_too_many_removed() {
-        assert!(matches!(plan(&set(3), &[], &[], NOW).scale, Scale::Create(3)));
+        assert!(matches!(plan(&set(3), &[], &Vec::new, NOW).scale, Scale::Create(3)));
         let pods = [
             pod("ready", "n", Some("2025-12-31T23:00:00Z")),
             pod("young", "n", Some("2025-12-31T23:59:55Z")),
             pod("unready", "n", None),
             pod("nowhere", "", None),
         ];
-        let made = plan(&set(4), &pods, &[], NOW);
+        let made = plan(&set(4), &pods, &Vec::new, NOW);
         assert!(matches!(made.scale, Scale::Nothing));
         assert_eq!(made.look_again_in, Some(5));
         let want = Counts { replicas: 4, fully_labeled: 4, ready: 2, available: 1, terminating: 0 };
         assert_eq!(made.counts, want);
-        let Scale::Delete(gone) = plan(&set(1), &pods, &[], NOW).scale else { panic!() };
+        let Scale::Delete(gone) = plan(&set(1), &pods, &Vec::new, NOW).scale else { panic!() };
         let names: Vec<_> = gone.iter().map(|p| p.metadata.name.clone().unwrap()).collect();
         assert_eq!(names, ["nowhere", "unready", "young"]);
     }
