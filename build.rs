@@ -7,7 +7,10 @@ fn main() {
     // process, and each pod has one. Stack, heap and libraries still lie where chance puts
     // them.
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|it| it == value);
-    if is("CARGO_CFG_TARGET_ENV", "gnu") && is("PROFILE", "release") {
+    // Without shared libraries, rustc links code that starts by relocating itself.
+    let features = std::env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+    let is_static = features.split(',').any(|it| it == "crt-static");
+    if is("CARGO_CFG_TARGET_ENV", "gnu") && is("PROFILE", "release") && !is_static {
         println!("cargo:rustc-link-arg-bins=-no-pie");
     }
 }
