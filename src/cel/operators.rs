@@ -123,7 +123,7 @@ pub(crate) fn order<'a>(name: &str, a: &Value<'a>, b: &Value<'a>) -> Eval<'a> {
 pub(crate) fn contains<'a>(budget: &mut Budget, a: &Value<'a>, b: &Value<'a>) -> Eval<'a> {
     match b {
         Value::List(list) => Ok(Value::Bool(list.contains(a, budget)?)),
-        Value::Map(map) => Ok(Value::Bool(map.get(a).is_some())),
+        Value::Map(map) => Ok(Value::Bool(map.has(a))),
         _ => Err(EvalError::no_overload()),
     }
 }

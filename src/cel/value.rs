@@ -86,6 +86,8 @@ pub enum List<'a> {
 pub enum Map<'a> {
     Json(&'a serde_json::Map<String, Json>, &'a Decl),
     Owned(Arc<BTreeMap<Key<'a>, Value<'a>>>),
+    /// A key that is not there has this value; it is still not `in` the map.
+    WithDefault(Arc<BTreeMap<Key<'a>, Value<'a>>>, Arc<Value<'a>>),
 }
 
 /// A key of a map. Numbers are equal across types, as in `==`.
@@ -160,6 +162,27 @@ impl Eq for Key<'_> {}
 impl<'a> Value<'a> {
     pub fn string(text: impl Into<Arc<str>>) -> Self {
         Value::String(Text::Shared(text.into()))
+    }
+
+    /// A map by names. `default` is what a name has that is not there.
+    pub fn map(
+        entries: impl IntoIterator<Item = (String, Value<'a>)>,
+        default: Option<Value<'a>>,
+    ) -> Self {
+        let key = |name: String| Key::String(Text::Shared(name.into()));
+        let entries = Arc::new(entries.into_iter().map(|(name, it)| (key(name), it)).collect());
+        Value::Map(match default {
+            Some(default) => Map::WithDefault(entries, Arc::new(default)),
+            None => Map::Owned(entries),
+        })
+    }
+
+    /// A semantic version.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn semver(text: &str) -> Result<Self, String> {
+        Version::parse(text).map(|version| Value::Semver(Arc::new(version)))
     }
 
     pub(crate) fn list(values: Vec<Value<'a>>) -> Self {
@@ -643,7 +666,7 @@ impl<'a> Map<'a> {
     pub(crate) fn len(&self) -> usize {
         match self {
             Map::Json(fields, _) => fields.len(),
-            Map::Owned(entries) => entries.len(),
+            Map::Owned(entries) | Map::WithDefault(entries, _) => entries.len(),
         }
     }
 
@@ -661,7 +684,7 @@ impl<'a> Map<'a> {
                 Shape::Map { values } => fields.get(name).map(|j| Value::from_json(j, values)),
                 _ => fields.get(name).map(Value::from_untyped),
             },
-            Map::Owned(entries) => entries.get(&Key::String(Text::Shared(name.into()))).cloned(),
+            Map::Owned(_) | Map::WithDefault(..) => self.get(&Value::string(name)),
         }
     }
 
@@ -669,6 +692,19 @@ impl<'a> Map<'a> {
         match self {
             Map::Json(..) => self.select(key.as_str()?),
             Map::Owned(entries) => entries.get(&Key::of(key)?).cloned(),
+            Map::WithDefault(entries, default) => {
+                Some(entries.get(&Key::of(key)?).unwrap_or(default).clone())
+            }
+        }
+    }
+
+    /// Whether the key is there.
+    pub(crate) fn has(&self, key: &Value<'a>) -> bool {
+        match self {
+            Map::WithDefault(entries, _) => {
+                Key::of(key).is_some_and(|key| entries.contains_key(&key))
+            }
+            Map::Json(..) | Map::Owned(_) => self.get(key).is_some(),
         }
     }
 
@@ -690,7 +726,7 @@ impl<'a> Map<'a> {
                     (Value::String(Text::Borrowed(key)), Value::from_json(json, decl))
                 }))
             }
-            Map::Owned(entries) => {
+            Map::Owned(entries) | Map::WithDefault(entries, _) => {
                 Box::new(entries.iter().map(|(key, value)| (key.value(), value.clone())))
             }
         }
@@ -703,7 +739,9 @@ impl<'a> Map<'a> {
                 let fields: &'a serde_json::Map<String, Json> = fields;
                 fields.keys().map(|key| Value::String(Text::Borrowed(key))).collect()
             }
-            Map::Owned(entries) => entries.keys().map(Key::value).collect(),
+            Map::Owned(entries) | Map::WithDefault(entries, _) => {
+                entries.keys().map(Key::value).collect()
+            }
         }
     }
 
@@ -712,7 +750,7 @@ impl<'a> Map<'a> {
             return Ok(false);
         }
         for (key, value) in self.entries() {
-            match other.entry(&key) {
+            match other.entry(&key).filter(|_| other.has(&key)) {
                 Some(found) if value.equals(&found, budget)? => {}
                 _ => return Ok(false),
             }
@@ -730,7 +768,7 @@ impl<'a> Map<'a> {
                     Some((escaped, _)) => self.select(escaped),
                     None => match self {
                         Map::Json(fields, _) => fields.get(name).map(Value::from_untyped),
-                        Map::Owned(_) => None,
+                        Map::Owned(_) | Map::WithDefault(..) => None,
                     },
                 }
             }

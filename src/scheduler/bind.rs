@@ -14,16 +14,19 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use crate::devices::grant::{self, GrantError};
 use crate::filter::volumes::Choice;
 use crate::plan::Unschedulable;
 use crate::pod::PodInfo;
 use crate::preempt::Victims;
-use crate::run::Scheduler;
+use crate::run::{Decision, Scheduler};
 
 #[derive(Debug, thiserror::Error)]
 enum BindError {
     #[error("binding rejected")]
     Rejected(#[source] client::Error),
+    #[error(transparent)]
+    Grant(#[from] GrantError),
     #[error("select node {node} for claim {claim}")]
     Claim {
         node: String,
@@ -37,19 +40,19 @@ enum BindError {
     VolumesElsewhere(String),
 }
 
-/// Binds `pod`, which is assumed on `node`; its claims may take `limit`.
+/// Binds `pod`, which is assumed on the node of `decision`.
 pub async fn bind(
     scheduler: &Scheduler,
     pod: &PodInfo,
-    node: &str,
-    choices: &[Choice],
-    limit: Duration,
+    decision: &Decision,
     permit: OwnedSemaphorePermit,
 ) {
+    let Decision { node, choices, grants, limit } = decision;
     // Whoever waits for volumes must not keep others from writing.
     let permit = choices.is_empty().then_some(permit);
     let result = async {
-        bind_volumes(scheduler, pod, node, choices, limit).await?;
+        bind_volumes(scheduler, pod, node, choices, *limit).await?;
+        grant::write(&scheduler.0.client, pod, grants).await?;
         post(scheduler, pod, node).await
     };
     let result = result.await;
@@ -60,10 +63,14 @@ pub async fn bind(
             scheduler.0.recorder.normal(&reference(&*pod.pod), "Scheduled", text);
         }
         Err(err) => {
+            if let Err(err) = grant::take_back(&scheduler.0.client, pod, grants).await {
+                debug!(pod = %pod.name, error = %chain(&err), "claims stay reserved");
+            }
             let gone = matches!(&err, BindError::Rejected(source) if source.is_not_found());
             {
                 let mut state = scheduler.0.state.lock();
                 state.give_back(choices);
+                state.settle(grants);
                 // If it is not assumed any more, the cache knows better already.
                 if state.assumed.remove(&pod.uid) {
                     state.snapshot.remove_pod(&pod.uid);
@@ -214,6 +221,11 @@ pub async fn refuse(scheduler: &Scheduler, pod: &PodInfo, refusal: &Unschedulabl
     );
     let nominated = refusal.victims.as_ref().map(|victims| victims.node.as_str());
     write_condition(scheduler, pod, "Unschedulable", &refusal.message, nominated).await;
+    if let Some(claim) = &refusal.idle
+        && let Err(err) = grant::deallocate(&scheduler.0.client, claim).await
+    {
+        warn!(pod = %pod.name, error = %chain(&err), "claim not deallocated");
+    }
     if let Some(victims) = &refusal.victims {
         evict(scheduler, pod, victims).await;
     }

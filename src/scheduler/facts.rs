@@ -19,6 +19,7 @@ use kinds::meta::quantity::Quantity;
 use client::volumes::{self as claims, NO_PROVISIONER, SELECTED_NODE};
 use client::{Cache, Shared};
 
+use crate::devices::{self, Devices, Pending};
 use crate::filter::{Rule, volume_limits, volume_restrictions, volume_zone};
 use crate::pod::{Labels, PodInfo, Term, Terms};
 use crate::profile::Profile;
@@ -38,8 +39,17 @@ pub struct Facts {
     pub exclusive: volume_restrictions::Exclusive,
     /// Where its volumes are: labels of nodes, and the values that will do.
     pub zones: Vec<volume_zone::Zone>,
+    /// Its claims of devices; None where it has none.
+    pub devices: Option<Arc<Devices>>,
     /// What selects the pod and its siblings, for the default spreading.
     pub siblings: Option<LabelSelector>,
+}
+
+/// Why no node at all will do, and which rule says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nowhere {
+    pub rule: Rule,
+    pub reason: String,
 }
 
 #[derive(Debug, Clone)]
@@ -94,6 +104,7 @@ pub struct Caches {
     pub capacities: Cache<CSIStorageCapacity>,
     pub csi_nodes: Cache<CSINode>,
     pub attachments: Cache<VolumeAttachment>,
+    pub devices: devices::Sources,
     pub services: Cache<Service>,
     pub replica_sets: Cache<ReplicaSet>,
     pub replication_controllers: Cache<ReplicationController>,
@@ -111,6 +122,12 @@ impl Caches {
             capacities: shared.cache(),
             csi_nodes: shared.cache(),
             attachments: shared.cache(),
+            devices: devices::Sources {
+                claims: shared.cache(),
+                slices: shared.cache(),
+                classes: shared.cache(),
+                programs: Arc::default(),
+            },
             services: shared.cache(),
             replica_sets: shared.cache(),
             replication_controllers: shared.cache(),
@@ -138,6 +155,12 @@ impl Caches {
             capacities: Cache::new(),
             csi_nodes: Cache::new(),
             attachments: Cache::new(),
+            devices: devices::Sources {
+                claims: Cache::new(),
+                slices: Cache::new(),
+                classes: Cache::new(),
+                programs: Arc::default(),
+            },
             services: Cache::new(),
             replica_sets: Cache::new(),
             replication_controllers: Cache::new(),
@@ -161,6 +184,9 @@ impl Caches {
         self.capacities.synced().await;
         self.csi_nodes.synced().await;
         self.attachments.synced().await;
+        self.devices.claims.synced().await;
+        self.devices.slices.synced().await;
+        self.devices.classes.synced().await;
         self.services.synced().await;
         self.replica_sets.synced().await;
         self.replication_controllers.synced().await;
@@ -168,19 +194,29 @@ impl Caches {
     }
 }
 
-/// Gathers the facts, or says in upstream's words why no node at all will do.
+/// Gathers the facts.
+///
+/// # Errors
+/// In upstream's words, why no node at all will do.
 pub fn observe(
     pod: &PodInfo,
     profile: &Arc<Profile>,
     caches: &Caches,
     taken: &Taken,
-) -> Result<Facts, String> {
+    pending: &Pending,
+) -> Result<Facts, Nowhere> {
     let namespace = caches.namespaces.get("", &pod.namespace);
     let has_volumes = pod.spec().is_some_and(|spec| spec.volumes.is_some());
     let on = |rule| has_volumes && profile.filters_by(rule);
+    let nowhere = |rule| move |reason| Nowhere { rule, reason };
     let volumes = match on(Rule::VolumeBinding) {
-        true => volumes(pod, caches, taken)?,
+        true => volumes(pod, caches, taken).map_err(nowhere(Rule::VolumeBinding))?,
         false => Vec::new(),
+    };
+    let devices = match profile.filters_by(Rule::DynamicResources) {
+        true => devices::observe(pod, &caches.devices, pending)
+            .map_err(nowhere(Rule::DynamicResources))?,
+        false => None,
     };
     let attachable = on(Rule::NodeVolumeLimits).then(|| volume_limits::wanted(pod, caches));
     Ok(Facts {
@@ -197,6 +233,7 @@ pub fn observe(
         volumes,
         namespace_labels: namespace.and_then(|ns| ns.metadata.labels.clone()),
         terms: pod.terms.as_deref().map(|terms| resolve(terms, caches)).unwrap_or_default(),
+        devices: devices.map(Arc::new),
         siblings: siblings(pod, caches),
     })
 }

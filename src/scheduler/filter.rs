@@ -2,6 +2,7 @@
 //!
 //! Pure; `plan.rs` asks, nobody else.
 
+pub mod devices;
 pub mod inter_pod_affinity;
 pub mod node_affinity;
 pub mod node_name;
@@ -181,6 +182,9 @@ pub fn check(
     }
     if on(Rule::InterPodAffinity) {
         inter_pod_affinity::check(pod, facts, &counted.affinity, node)?;
+    }
+    if on(Rule::DynamicResources) {
+        devices::check(facts, node)?;
     }
     Ok(())
 }

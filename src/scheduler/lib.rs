@@ -5,6 +5,7 @@
 
 mod bind;
 mod config;
+mod devices;
 mod facts;
 mod filter;
 mod line;

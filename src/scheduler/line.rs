@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use base::backoff::Backoff;
+use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use crate::filter::Rules;
@@ -70,7 +71,12 @@ impl Line {
             return self.move_to_ready(&uid);
         };
         let (old, new) = (&entry.pod.pod, &pod.pod);
-        let same = old.spec == new.spec && old.metadata.labels == new.metadata.labels;
+        let made = |pod: &Pod| {
+            pod.status.as_ref().and_then(|status| status.resource_claim_statuses.clone())
+        };
+        let same = old.spec == new.spec
+            && old.metadata.labels == new.metadata.labels
+            && made(old) == made(new);
         let reprioritised = entry.pod.priority != pod.priority;
         match entry.place {
             Place::Parked if !same => {

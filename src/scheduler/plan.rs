@@ -3,8 +3,12 @@
 //! Pure: chance comes in as an argument, nothing is written.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use crate::facts::Facts;
+use k8s_openapi::api::resource::v1::ResourceClaim;
+
+use crate::devices::Devices;
+use crate::facts::{Facts, Nowhere};
 use crate::filter::{self, Counted, Reject, Rules};
 use crate::pod::PodInfo;
 use crate::preempt::{self, Budgets, Victims};
@@ -33,6 +37,8 @@ pub struct Unschedulable {
     pub rules: Rules,
     /// Pods to remove so that the pod fits next time.
     pub victims: Option<Victims>,
+    /// A claim whose devices nobody uses, to be freed for the same end.
+    pub idle: Option<Arc<ResourceClaim>>,
 }
 
 /// Where a plan starts to look, and its dice.
@@ -44,7 +50,7 @@ pub struct Chance<'a> {
 
 pub fn plan(
     pod: &PodInfo,
-    facts: &Result<Facts, String>,
+    facts: &Result<Facts, Nowhere>,
     profile: &Profile,
     snapshot: &Snapshot,
     budgets: &dyn Fn() -> Budgets,
@@ -56,6 +62,7 @@ pub fn plan(
             message: "no nodes available to schedule pods".into(),
             rules: Rules::ALL,
             victims: None,
+            idle: None,
         });
     }
     let facts = match facts {
@@ -143,15 +150,18 @@ fn pick<'a>(
 }
 
 /// No node was even asked.
-fn nowhere(all: usize, profile: &Profile, reason: &str) -> Plan {
-    let none = match profile.preempts {
-        true => preempt::message_for(all, 0, all),
-        false => String::new(),
-    };
+fn nowhere(all: usize, profile: &Profile, nowhere: &Nowhere) -> Plan {
+    let Nowhere { rule, reason } = nowhere;
+    let mut none = said_of_claims(profile, None, None);
+    if profile.preempts {
+        none.push(preempt::message_for(all, 0, all));
+    }
+    let none = none.join(", ");
     Plan::Wait(Unschedulable {
         message: format!("0/{all} nodes are available: {reason}. {none}").trim_end().to_owned(),
-        rules: Rules::of(&[filter::Rule::VolumeBinding]),
+        rules: Rules::of(&[*rule]),
         victims: None,
+        idle: None,
     })
 }
 
@@ -174,10 +184,36 @@ fn refuse(
     };
     let reasons = histogram(rejects.iter().flat_map(|(_, r)| r.reasons.iter().map(String::as_str)));
     let mut message = format!("0/{all} nodes are available: {reasons}.");
-    if let Some(said) = outcome.message {
-        message = format!("{message} {said}");
+    let devices = facts.devices.as_deref();
+    let idle = devices.and_then(|devices| {
+        let by_devices = rejects.iter().filter(|(_, r)| r.rule == filter::Rule::DynamicResources);
+        let nodes: Vec<&NodeInfo> = by_devices.map(|(node, _)| *node).collect();
+        devices.idle(pod, &nodes)
+    });
+    // With victims found, nothing else is said.
+    if outcome.victims.is_none() {
+        let mut said = said_of_claims(&facts.profile, devices, idle.as_deref());
+        said.extend(outcome.message);
+        if !said.is_empty() {
+            message = format!("{message} {}", said.join(", "));
+        }
     }
-    Plan::Wait(Unschedulable { message, rules, victims: outcome.victims })
+    Plan::Wait(Unschedulable { message, rules, victims: outcome.victims, idle })
+}
+
+/// What upstream's DynamicResources says of claims that could be deallocated.
+fn said_of_claims(
+    profile: &Profile,
+    devices: Option<&Devices>,
+    idle: Option<&ResourceClaim>,
+) -> Vec<String> {
+    let said = match (devices, idle) {
+        (_, Some(_)) => "deallocation of ResourceClaim completed",
+        (Some(_), None) => "still not schedulable",
+        (None, None) => "no new claims to deallocate",
+    };
+    let on = profile.filters_by(filter::Rule::DynamicResources);
+    on.then(|| said.to_owned()).into_iter().collect()
 }
 
 /// `1 Insufficient cpu, 2 node(s) were unschedulable`, sorted as text.

@@ -49,7 +49,7 @@ pub struct Outcome {
     pub victims: Option<Victims>,
 }
 
-/// `no new claims to deallocate, preemption: 0/3 nodes are available: ...`.
+/// `preemption: 0/3 nodes are available: ...`.
 pub fn message_for(all: usize, tried: usize, unhelpful: usize) -> String {
     let reasons = std::iter::repeat_n("Preemption is not helpful for scheduling", unhelpful)
         .chain(std::iter::repeat_n("No preemption victims found for incoming pod", tried));
@@ -57,7 +57,7 @@ pub fn message_for(all: usize, tried: usize, unhelpful: usize) -> String {
 }
 
 fn preemption(text: &str) -> String {
-    format!("no new claims to deallocate, preemption: {text}")
+    format!("preemption: {text}")
 }
 
 pub fn plan(

@@ -7,12 +7,14 @@ use base::drain::Drain;
 use client::{Cache, Recorder, Shared};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::bind;
 use crate::config::Config;
+use crate::devices::{self, Grant};
 use crate::facts::{self, Caches};
 use crate::filter::volumes::{self, Choice};
 use crate::filter::{Rule, Rules};
@@ -125,6 +127,30 @@ impl Scheduler {
         let me = self.clone();
         self.0.caches.classes.on_change(move |_, _| me.wake(&[Rule::VolumeBinding]));
         let me = self.clone();
+        self.0.caches.devices.claims.on_change(move |old, new| {
+            let allocated = |claim: Option<&Arc<ResourceClaim>>| {
+                claim.is_some_and(|claim| devices::allocation(claim).is_some())
+            };
+            if let Some(claim) = new.or(old)
+                && (new.is_none() || allocated(new))
+            {
+                me.0.state.lock().pending.remove(devices::uid(claim));
+            }
+            // A finalizer that comes or goes changes nothing for anybody.
+            let status = |claim: Option<&Arc<ResourceClaim>>| claim.map(|it| it.status.clone());
+            if status(old) != status(new) {
+                me.wake(&[Rule::DynamicResources]);
+            }
+        });
+        let me = self.clone();
+        self.0.caches.devices.slices.on_change(move |_, _| me.wake(&[Rule::DynamicResources]));
+        let me = self.clone();
+        self.0.caches.devices.classes.on_change(move |_, new| {
+            if new.is_some() {
+                me.wake(&[Rule::DynamicResources]);
+            }
+        });
+        let me = self.clone();
         self.0.caches.namespaces.on_change(move |_, _| me.wake(&[Rule::InterPodAffinity]));
     }
 
@@ -153,8 +179,8 @@ impl Scheduler {
             let (me, drain) = (self.clone(), drain.clone());
             tokio::spawn(async move {
                 match outcome {
-                    Outcome::Bind(node, choices, limit) => {
-                        drain.until(bind::bind(&me, &pod, &node, &choices, limit, permit)).await;
+                    Outcome::Bind(decision) => {
+                        drain.until(bind::bind(&me, &pod, &decision, permit)).await;
                     }
                     Outcome::Wait(refusal) => {
                         drain.until(bind::refuse(&me, &pod, &refusal)).await;
@@ -173,7 +199,7 @@ impl Scheduler {
             state.line.remove(&pod.uid);
             return None;
         };
-        let facts = facts::observe(&pod, &profile, &self.0.caches, &state.taken);
+        let facts = facts::observe(&pod, &profile, &self.0.caches, &state.taken, &state.pending);
         let budgets = || self.0.budgets.list().iter().map(|b| Budget::new(b)).collect();
         let mut start = state.start;
         let mut chance = Chance { start: &mut start, below: &mut base::rng::below };
@@ -185,15 +211,19 @@ impl Scheduler {
                 // What was possible a moment ago is possible still: the lock is held.
                 let chosen = state.snapshot.get(&node).map(|node| volumes::choose(&facts, node));
                 let choices = chosen.and_then(Result::ok).unwrap_or_default();
+                let devices = facts.devices.as_ref().zip(state.snapshot.get(&node));
+                let granted = devices.map(|(devices, node)| devices.grants(node));
+                let grants = granted.and_then(Result::ok).unwrap_or_default();
                 state.take(&choices);
+                state.grant(&grants);
                 state.snapshot.place(pod.clone(), &node);
                 state.snapshot.forget_nomination(&pod.uid);
                 state.assumed.insert(pod.uid.clone());
-                Outcome::Bind(node, choices, profile.bind_timeout)
+                Outcome::Bind(Decision { node, choices, grants, limit: profile.bind_timeout })
             }
             (Plan::Bind { .. }, Err(reason)) => {
                 // A plan never binds without facts.
-                debug!(reason, "a plan without facts");
+                debug!(reason = reason.reason, "a plan without facts");
                 state.line.retry(&pod.uid, Instant::now());
                 return None;
             }
@@ -209,8 +239,18 @@ impl Scheduler {
     }
 }
 
+/// Where a pod goes, and what comes with it.
+pub(crate) struct Decision {
+    pub node: String,
+    /// How its volume claims get their volumes.
+    pub choices: Vec<Choice>,
+    /// What its claims of devices get.
+    pub grants: Vec<Grant>,
+    /// How long volumes may take.
+    pub limit: Duration,
+}
+
 enum Outcome {
-    /// The node, how claims get their volumes, and how long that may take.
-    Bind(String, Vec<Choice>, Duration),
+    Bind(Decision),
     Wait(Unschedulable),
 }

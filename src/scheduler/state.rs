@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::time::Instant;
 
 use crate::config::Config;
+use crate::devices::{self, Grant, Pending};
 use crate::facts::Taken;
 use crate::filter::volumes::Choice;
 use crate::filter::{Rule, Rules};
@@ -26,6 +27,8 @@ pub struct State {
     pub assumed: HashSet<String>,
     /// Volumes that were picked and do not show it yet; no more than claims being bound.
     pub taken: Taken,
+    /// Allocations of devices that do not show yet; no more than claims being bound.
+    pub pending: Pending,
     /// Where the next pod's search for nodes starts.
     pub start: usize,
     /// One for each `schedulerName` that is served.
@@ -39,6 +42,7 @@ impl State {
             snapshot: Snapshot::default(),
             assumed: HashSet::new(),
             taken: Taken::new(),
+            pending: Pending::new(),
             start: 0,
             profiles: config.profiles.iter().cloned().map(Arc::new).collect(),
         }
@@ -58,6 +62,22 @@ impl State {
             if let (Some(name), Some(uid)) = (&volume.metadata.name, &claim.metadata.uid) {
                 self.taken.insert(name.clone(), uid.clone());
             }
+        }
+    }
+
+    /// Keeps devices that were granted from being granted again.
+    pub fn grant(&mut self, grants: &[Grant]) {
+        for grant in grants {
+            if let Some(allocation) = &grant.allocation {
+                self.pending.insert(devices::uid(&grant.claim).to_owned(), allocation.clone());
+            }
+        }
+    }
+
+    /// What the cache shows need not be remembered, nor what came to nothing.
+    pub fn settle(&mut self, grants: &[Grant]) {
+        for grant in grants.iter().filter(|grant| grant.allocation.is_some()) {
+            self.pending.remove(devices::uid(&grant.claim));
         }
     }
 
@@ -182,6 +202,7 @@ fn concerned(old: &Node, new: &Node) -> Rules {
             Rule::VolumeZone,
             Rule::PodTopologySpread,
             Rule::InterPodAffinity,
+            Rule::DynamicResources,
         ] {
             rules.add(rule);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
 
+use crate::devices::Pending;
 use crate::facts::{Caches, Taken, observe};
 use crate::plan::{Chance, Plan, plan};
 use crate::pod::PodInfo;
@@ -17,6 +18,7 @@ struct World {
     snapshot: Snapshot,
     caches: Caches,
     taken: Taken,
+    pending: Pending,
     profile: Arc<Profile>,
 }
 
@@ -27,7 +29,13 @@ impl World {
             snapshot.set_node(Arc::new(node));
         }
         let profile = Arc::default();
-        Self { snapshot, caches: Caches::empty(), taken: Taken::new(), profile }
+        Self {
+            snapshot,
+            caches: Caches::empty(),
+            taken: Taken::new(),
+            pending: Pending::new(),
+            profile,
+        }
     }
 
     fn with(mut self, pod: Pod, node: &str) -> Self {
@@ -37,7 +45,7 @@ impl World {
 
     fn plan(&self, pod: Pod) -> Plan {
         let pod = PodInfo::new(Arc::new(pod));
-        let facts = observe(&pod, &self.profile, &self.caches, &self.taken);
+        let facts = observe(&pod, &self.profile, &self.caches, &self.taken, &self.pending);
         let mut start = 0;
         let mut chance = Chance { start: &mut start, below: &mut |_| 0 };
         plan(&pod, &facts, &self.profile, &self.snapshot, &Vec::new, &mut chance)
@@ -428,5 +436,8 @@ fn a_profile_decides_where_pods_go() {
     let no_fit = "{plugins: {filter: {disabled: [{name: NodeResourcesFit}]}}}";
     assert!(matches!(configured(no_fit).plan(pod("a", "9", "1Gi")), Plan::Bind { .. }));
     let quiet = "{plugins: {postFilter: {disabled: [{name: DefaultPreemption}]}}}";
-    configured(quiet).waits(pod("a", "9", "1Gi"), "0/2 nodes are available: 2 Insufficient cpu.");
+    configured(quiet).waits(
+        pod("a", "9", "1Gi"),
+        "0/2 nodes are available: 2 Insufficient cpu. no new claims to deallocate",
+    );
 }

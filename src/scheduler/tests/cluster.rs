@@ -1,0 +1,181 @@
+//! The scheduler over an API server in this process, under its own name and with its own
+//! roles; the suite plays kubelets, drivers and controllers.
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::future::Future;
+use std::time::Duration;
+
+use api::authn::{MASTERS, User};
+use base::drain::Trigger;
+use client::{Client, Patch, Recorder, Shared};
+use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use scheduler::{Config, Scheduler};
+use serde_json::{Value, json};
+use store::backend::sqlite::Sqlite;
+
+struct Cluster {
+    client: Client,
+    _trigger: Trigger,
+    _dir: tempfile::TempDir,
+}
+
+async fn cluster(profiles: &str) -> Cluster {
+    let dir = tempfile::tempdir().unwrap();
+    let key = pki::files::signing_key(&dir.path().join("key")).unwrap();
+    let store = std::sync::Arc::new(Sqlite::open(&dir.path().join("db")).unwrap());
+    let server = api::build(api::Config::new(store, &key).unwrap()).await.unwrap();
+    let advertised = api::bootstrap::Advertised {
+        address: "192.0.2.1".parse().unwrap(),
+        port: 6443,
+        service: "10.43.0.1".parse().unwrap(),
+    };
+    api::bootstrap::run(&server, advertised).await.unwrap();
+    let (trigger, drain) = base::drain::channel();
+    let client_of = |user: &str, groups: &[&str]| {
+        api::serve::in_process::client(&server, User::new(user, groups), "suite")
+    };
+    let own = client_of("system:kube-scheduler", &[]);
+    let recorder = Recorder::new(own.clone(), "default-scheduler", "", drain.clone());
+    let config = Config::parse(&format!(
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n\
+         profiles: [{profiles}]\n"
+    ))
+    .unwrap();
+    let scheduler = Scheduler::new(Shared::new(own, drain.clone()), recorder, config);
+    tokio::spawn(scheduler.run(drain));
+    let out = Cluster { client: client_of("admin", &[MASTERS]), _trigger: trigger, _dir: dir };
+    let account: ServiceAccount = read(json!({"metadata": {"name": "default"}}));
+    out.client.api(Some("default")).create(&account).await.unwrap();
+    out
+}
+
+fn read<K: serde::de::DeserializeOwned>(value: Value) -> K {
+    serde_json::from_value(value).unwrap()
+}
+
+/// Asks until there is an answer.
+async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let wait = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(60), wait).await;
+    answer.unwrap_or_else(|_| panic!("waited too long until {what}"))
+}
+
+impl Cluster {
+    fn pods(&self) -> client::Api<Pod> {
+        self.client.api(Some("default"))
+    }
+
+    fn claims(&self) -> client::Api<ResourceClaim> {
+        self.client.api(Some("default"))
+    }
+
+    async fn node(&self, name: &str) {
+        let nodes = self.client.all::<Node>();
+        let labels = json!({"kubernetes.io/hostname": name});
+        let node = json!({"metadata": {"name": name, "labels": labels}});
+        nodes.create(&read(node)).await.unwrap();
+        // New nodes are tainted until they say that they are ready.
+        let open = json!({"spec": {"taints": null}});
+        nodes.patch(name, &Patch::Merge(open)).await.unwrap();
+        let has = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});
+        let status = json!({"status": {"capacity": has, "allocatable": has}});
+        nodes.patch_status(name, &Patch::Merge(status)).await.unwrap();
+    }
+
+    async fn pod(&self, name: &str, spec: Value) {
+        let mut spec = spec;
+        spec["containers"] = json!([{"name": "c", "image": "i",
+            "resources": {"requests": {"cpu": "1", "memory": "1Gi"}}}]);
+        self.pods().create(&read(json!({"metadata": {"name": name}, "spec": spec}))).await.unwrap();
+    }
+
+    async fn node_of(&self, pod: &str) -> String {
+        until("the pod has a node", async || self.pods().get(pod).await.unwrap().spec?.node_name)
+            .await
+    }
+
+    async fn claim(&self, name: &str) {
+        let claim = json!({"metadata": {"name": name}, "spec": {"devices": {"requests": [
+            {"name": "r", "exactly": {"deviceClassName": "things.example"}}]}}});
+        self.claims().create(&read(claim)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn each_profile_has_its_pods_and_its_ways() {
+    let packed = "{schedulerName: packed, pluginConfig: [{name: NodeResourcesFit, args: \
+                  {scoringStrategy: {type: MostAllocated, resources: [{name: cpu}]}}}]}";
+    let cluster = cluster(&format!("{{schedulerName: default-scheduler}}, {packed}")).await;
+    cluster.node("m").await;
+    cluster.node("n").await;
+    cluster.pod("stranger", json!({"schedulerName": "other"})).await;
+    cluster.pod("first", json!({})).await;
+    let first = cluster.node_of("first").await;
+    cluster.pod("beside", json!({"schedulerName": "packed"})).await;
+    assert_eq!(cluster.node_of("beside").await, first);
+    cluster.pod("apart", json!({})).await;
+    assert_ne!(cluster.node_of("apart").await, first);
+    let stranger = cluster.pods().get("stranger").await.unwrap();
+    assert_eq!(stranger.spec.unwrap().node_name, None);
+}
+
+#[tokio::test]
+async fn a_claim_gets_a_device_before_its_pod_is_bound_and_frees_it_for_the_next() {
+    let cluster = cluster("{}").await;
+    cluster.node("m").await;
+    cluster.node("n").await;
+    let selector = "device.attributes['d.example'].kind == 'thing'";
+    let class = json!({"metadata": {"name": "things.example"},
+        "spec": {"selectors": [{"cel": {"expression": selector}}]}});
+    cluster.client.all::<DeviceClass>().create(&read(class)).await.unwrap();
+    let slice = json!({"metadata": {"name": "s"}, "spec": {"driver": "d.example", "nodeName": "n",
+        "pool": {"name": "n", "generation": 1, "resourceSliceCount": 1},
+        "devices": [{"name": "other"},
+            {"name": "one", "attributes": {"kind": {"string": "thing"}}}]}});
+    let uses = |claim: &str| json!({"resourceClaims": [{"name": "c", "resourceClaimName": claim}]});
+    // The claim comes after its pod, and the devices after the claim.
+    cluster.pod("p", uses("a")).await;
+    cluster.claim("a").await;
+    // `other` has no such attribute, which fails the selector: none of it is given.
+    let mut clean = slice.clone();
+    clean["spec"]["devices"] = json!([slice["spec"]["devices"][1]]);
+    cluster.client.all::<ResourceSlice>().create(&read(clean)).await.unwrap();
+    assert_eq!(cluster.node_of("p").await, "n");
+    let held = cluster.claims().get("a").await.unwrap();
+    assert!(
+        held.metadata
+            .finalizers
+            .unwrap()
+            .contains(&"resource.kubernetes.io/delete-protection".into())
+    );
+    let status = json!(held.status);
+    let result = &status["allocation"]["devices"]["results"][0];
+    assert_eq!((&result["device"], &result["request"]), (&json!("one"), &json!("r")));
+    let uid = cluster.pods().get("p").await.unwrap().metadata.uid;
+    assert_eq!(status["reservedFor"], json!([{"resource": "pods", "name": "p", "uid": uid}]));
+
+    cluster.claim("b").await;
+    cluster.pod("q", uses("b")).await;
+    let message = until("the pod says why it waits", async || {
+        let status = cluster.pods().get("q").await.unwrap().status?;
+        let conditions = status.conditions?;
+        conditions.into_iter().find(|it| it.type_ == "PodScheduled")?.message
+    });
+    assert_eq!(
+        message.await,
+        "0/2 nodes are available: 2 cannot allocate all claims. still not schedulable, \
+         preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling."
+    );
+    // As the claims' controller does when the pod is over.
+    let free = json!({"status": {"reservedFor": null, "allocation": null}});
+    cluster.claims().patch_status("a", &Patch::Merge(free)).await.unwrap();
+    assert_eq!(cluster.node_of("q").await, "n");
+}
