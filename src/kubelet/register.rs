@@ -1,7 +1,7 @@
 //! Makes this machine a Node of the cluster and keeps its status and lease current.
 //!
 //! Survives an absent API server: everything is tried again. Writes the status only when
-//! something changed, or every five minutes.
+//! something changed, when somebody wrote that nobody knows of it, or every five minutes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use runtime::cri::Handler;
 use serde_json::json;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::eviction::thresholds::Condition;
@@ -142,6 +143,14 @@ async fn register(node: &Node) -> client::error::Result<()> {
 async fn keep_status(node: &Node) {
     let api = node.client.all::<NodeObject>();
     let mut written: Option<(NodeStatus, Timestamp)> = None;
+    let own = node.volumes.csi.drivers.own_node.clone();
+    let doubted = Arc::new(Notify::new());
+    let tell = doubted.clone();
+    own.on_change(move |_, new| {
+        if new.is_some_and(|new| is_doubted(new)) {
+            tell.notify_one();
+        }
+    });
     loop {
         let now = base::time::now();
         let health = health(node).await;
@@ -152,7 +161,9 @@ async fn keep_status(node: &Node) {
         let differs = written
             .as_ref()
             .is_none_or(|(old, _)| without_heartbeats(old) != without_heartbeats(&new));
-        if is_old || differs {
+        // Only the node itself takes back what others wrote while it was silent.
+        let doubts = own.get("", &node.config.node_name).is_some_and(|own| is_doubted(&own));
+        if is_old || differs || doubts {
             match write_status(node, &api, new.clone(), written.is_none()).await {
                 Ok(told) => written = Some((told, now)),
                 Err(error) if error.is_not_found() => {
@@ -169,11 +180,18 @@ async fn keep_status(node: &Node) {
         }
         tokio::select! {
             () = tokio::time::sleep(STATUS_PERIOD) => {}
+            () = doubted.notified() => {}
             () = node.pressure.changed.notified() => {}
             () = node.placements.devices.changed.notified() => {}
             () = node.volumes.csi.in_use_changed.notified() => {}
         }
     }
+}
+
+/// The cluster has not heard of the node for too long and says that it knows nothing of it.
+fn is_doubted(node: &NodeObject) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| condition.status == "Unknown")
 }
 
 async fn write_status(

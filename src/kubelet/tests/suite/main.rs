@@ -14,6 +14,7 @@ mod eviction;
 #[path = "../../../runtime/tests/host/containerd.rs"]
 mod host;
 mod images;
+mod node;
 mod placement;
 mod pods;
 #[path = "../../../runtime/tests/host/registry.rs"]

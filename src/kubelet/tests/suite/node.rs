@@ -1,0 +1,47 @@
+//! What a node says of itself, and what others say of it.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::world::{NODE, World};
+
+fn condition(node: &Value, name: &str) -> Option<String> {
+    let conditions = node["status"]["conditions"].as_array()?;
+    let found = conditions.iter().find(|it| it["type"] == name)?;
+    found["status"].as_str().map(str::to_owned)
+}
+
+/// Waits far shorter than an unchanged status is left alone.
+async fn until_ready(world: &World) {
+    let path = format!("/api/v1/nodes/{NODE}");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let node = world.api.get(&path).unwrap_or_default();
+        if condition(&node, "Ready").as_deref() == Some("True") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{:#}", node["status"]["conditions"]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_given_up_says_that_it_is_there() {
+    let world = World::new().await;
+    until_ready(&world).await;
+    let path = format!("/api/v1/nodes/{NODE}");
+    for _ in 0..2 {
+        // As the node lifecycle controller does when no heartbeat has come for long.
+        let mut conditions = world.api.get(&path).unwrap()["status"]["conditions"].clone();
+        for condition in conditions.as_array_mut().unwrap() {
+            condition["status"] = "Unknown".into();
+            condition["reason"] = "NodeStatusUnknown".into();
+        }
+        world.api.patch(&path, &json!({"status": {"conditions": conditions}}));
+        until_ready(&world).await;
+    }
+    let node = world.api.get(&path).unwrap();
+    assert_eq!(condition(&node, "MemoryPressure").as_deref(), Some("False"), "{node:#}");
+    world.finish().await;
+}
