@@ -108,9 +108,10 @@ fn many_nodes_take_pods_lose_them_and_come_back() {
     let evicted = eventually("others take over", 180, || {
         let all = pods(&cluster, "pinned");
         let (gone, here): (Vec<&Value>, Vec<&Value>) = all.iter().partition(|pod| is_lost(pod));
+        // A lost node that is not yet known to be one may get some again: more than PINNED go.
         let serve = here.iter().filter(|pod| is_ready(pod)).count();
-        let leave = gone.iter().filter(|pod| is_leaving(pod)).count();
-        if (serve, leave) == (PINNED, PINNED) { Ok(all) } else { Err(format!("{all:#?}")) }
+        let leave = gone.len() >= PINNED && gone.iter().all(|pod| is_leaving(pod));
+        if serve == PINNED && leave { Ok(all) } else { Err(format!("{all:#?}")) }
     });
     for pod in evicted.iter().filter(|pod| is_lost(pod)) {
         let conditions = pod["status"]["conditions"].as_array().unwrap();
