@@ -36,6 +36,8 @@ const LEASE_PERIOD: Duration = Duration::from_secs(10);
 /// How often the status is looked at, and how old a written one may grow unchanged.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
 const STATUS_AGE_MAX: Duration = Duration::from_secs(300);
+/// What the kubelet writes, and the node lifecycle controller when it hears nothing.
+const OWN_CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
 /// Images told in the status, the largest first.
 const IMAGES_MAX: usize = 50;
 const NAMES_PER_IMAGE_MAX: usize = 5;
@@ -191,7 +193,10 @@ async fn keep_status(node: &Node) {
 /// The cluster has not heard of the node for too long and says that it knows nothing of it.
 fn is_doubted(node: &NodeObject) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|condition| condition.status == "Unknown")
+    // What others tell of a node may be unknown to them for ever.
+    conditions.into_iter().flatten().any(|condition| {
+        OWN_CONDITIONS.contains(&condition.type_.as_str()) && condition.status == "Unknown"
+    })
 }
 
 async fn write_status(

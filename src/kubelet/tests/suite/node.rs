@@ -45,3 +45,20 @@ async fn a_node_that_was_given_up_says_that_it_is_there() {
     assert_eq!(condition(&node, "MemoryPressure").as_deref(), Some("False"), "{node:#}");
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_do_not_know_of_a_node_is_not_answered() {
+    let world = World::new().await;
+    until_ready(&world).await;
+    let path = format!("/api/v1/nodes/{NODE}");
+    let mut conditions = world.api.get(&path).unwrap()["status"]["conditions"].clone();
+    let theirs = json!({"type": "KernelDeadlock", "status": "Unknown", "reason": "NoData"});
+    conditions.as_array_mut().unwrap().push(theirs);
+    world.api.patch(&path, &json!({"status": {"conditions": conditions}}));
+    let version = || world.api.get(&path).unwrap()["metadata"]["resourceVersion"].clone();
+    let told = version();
+    // An answer would come at once, and the next one on its heels.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(version(), told);
+    world.finish().await;
+}
