@@ -1,9 +1,7 @@
 //! `coracle agent --hollow N`: simulated nodes for the server of a kubeconfig. An agent that
 //! joins this machine to a cluster is not here.
 
-use base::drain;
 use client::Client;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::args::AgentFlags;
@@ -36,25 +34,6 @@ pub fn run(flags: AgentFlags) -> Result<()> {
         run_time: flags.pod_run_time,
         heartbeat: flags.heartbeat,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|err| Error::failed("start the runtime", err))?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())
-            .map_err(|err| Error::failed("install a signal handler", err))?;
-        let (trigger, drain) = drain::channel();
-        info!(nodes, server = %flags.apart.kubeconfig.display(), "hollow nodes run");
-        let work = hollow::run(clients, config, drain);
-        tokio::pin!(work);
-        tokio::select! {
-            () = &mut work => return Ok(()),
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-        trigger.drain();
-        work.await;
-        Ok(())
-    })
+    info!(nodes, server = %flags.apart.kubeconfig.display(), "hollow nodes run");
+    apart::until_told(|drain| hollow::run(clients, config, drain))
 }

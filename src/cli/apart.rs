@@ -55,6 +55,26 @@ fn run<F: Future<Output = ()>>(
 ) -> Result<()> {
     base::log::init(base::log::Format::Text, flags.verbose);
     let (client, root_ca) = connect(&flags.kubeconfig, agent)?;
+    let kept = until_told(|drain| async move {
+        let lead = election::Lead::new(agent, &election::identity(&host::name()));
+        election::lead(&client, &lead, &drain, || {
+            info!(server = %flags.kubeconfig.display(), "{agent} runs");
+            start(client.clone(), root_ca, drain.clone())
+        })
+        .await
+    })?;
+    // Whoever lost the lease may have work under way; only its end stops all of that.
+    match kept {
+        true => Ok(()),
+        false => Err(Error::Unfit {
+            what: format!("{agent} lost its lease"),
+            fix: "another process leads now, or the server was not reached; start it again".into(),
+        }),
+    }
+}
+
+/// Runs what `start` makes, and drains it when the process is told to end.
+pub fn until_told<F: Future>(start: impl FnOnce(Drain) -> F) -> Result<F::Output> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -64,32 +84,15 @@ fn run<F: Future<Output = ()>>(
         let mut terminate = signal(SignalKind::terminate())
             .map_err(|err| Error::failed("install a signal handler", err))?;
         let (trigger, drain) = drain::channel();
-        let lead = election::Lead::new(agent, &election::identity(&host::name()));
-        let work = election::lead(&client, &lead, &drain, || {
-            info!(server = %flags.kubeconfig.display(), "{agent} runs");
-            start(client.clone(), root_ca, drain.clone())
-        });
+        let work = start(drain);
         tokio::pin!(work);
-        let kept = tokio::select! {
-            kept = &mut work => kept,
-            _ = terminate.recv() => {
-                trigger.drain();
-                work.await
-            }
-            _ = tokio::signal::ctrl_c() => {
-                trigger.drain();
-                work.await
-            }
-        };
-        // Whoever lost the lease may have work under way; only its end stops all of that.
-        match kept {
-            true => Ok(()),
-            false => Err(Error::Unfit {
-                what: format!("{agent} lost its lease"),
-                fix: "another process leads now, or the server was not reached; start it again"
-                    .into(),
-            }),
+        tokio::select! {
+            done = &mut work => return Ok(done),
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
         }
+        trigger.drain();
+        Ok(work.await)
     })
 }
 

@@ -56,6 +56,30 @@ pub struct Container {
 }
 
 impl Container {
+    /// One whose process, named by id and descriptor, is not its program yet.
+    pub fn creating(
+        spec: ContainerSpec,
+        waiter: Waiter,
+        (pid, pidfd): (i32, OwnedFd),
+        sync: OwnedFd,
+        streams: Streams,
+        log: Option<Log>,
+    ) -> Self {
+        Self {
+            spec,
+            phase: Phase::Creating(waiter),
+            pid,
+            pidfd,
+            sync: Some(sync),
+            stdin: streams.stdin,
+            outputs: streams.outputs,
+            log,
+            attached: Vec::new(),
+            started_at: 0,
+            driven: None,
+        }
+    }
+
     pub fn take_terminal(&mut self, master: OwnedFd) -> io::Result<()> {
         // Nonblocking belongs to the open file, which a client that attaches shares.
         socket::set_nonblocking(master.as_fd(), true)?;

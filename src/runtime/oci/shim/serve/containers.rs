@@ -38,7 +38,7 @@ impl Shim {
             let opened = Log::open(&spec.log_path, spec.log_bytes_max);
             Some(opened.map_err(|e| failed("open log", e))?)
         };
-        let streams =
+        let mut streams =
             Streams::for_container(&spec).map_err(|err| failed("create standard streams", err))?;
         let (ours, theirs) = socket::message_pair().map_err(|err| failed("create socket", err))?;
         if spec.program.is_some() {
@@ -47,20 +47,8 @@ impl Shim {
             // Until the program has made it there is no process to name.
             let pidfd = process::pidfd(std::process::id() as i32)
                 .map_err(|err| failed("open a process", err))?;
-            let stdio = streams.theirs;
-            let container = Container {
-                spec,
-                phase: Phase::Creating(waiter),
-                pid: 0,
-                pidfd,
-                sync: Some(ours),
-                stdin: streams.stdin,
-                outputs: streams.outputs,
-                log,
-                attached: Vec::new(),
-                started_at: 0,
-                driven: None,
-            };
+            let stdio = streams.theirs.take();
+            let container = Container::creating(spec, waiter, (0, pidfd), ours, streams, log);
             return self.create_by_program(pids, stdio, (container, theirs));
         }
         let namespace = self.pid_namespace_of(&spec.pid).map_err(|e| failed("pid namespace", e))?;
@@ -85,19 +73,7 @@ impl Shim {
         let pidfd = process::pidfd(pid).map_err(|err| failed("open the init process", err))?;
         socket::set_nonblocking(ours.as_fd(), true).map_err(|err| failed("socket", err))?;
         let id = spec.id.clone();
-        let container = Container {
-            spec,
-            phase: Phase::Creating(waiter),
-            pid,
-            pidfd,
-            sync: Some(ours),
-            stdin: streams.stdin,
-            outputs: streams.outputs,
-            log,
-            attached: Vec::new(),
-            started_at: 0,
-            driven: None,
-        };
+        let container = Container::creating(spec, waiter, (pid, pidfd), ours, streams, log);
         self.containers.insert(id, container);
         Ok(())
     }
