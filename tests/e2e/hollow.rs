@@ -11,6 +11,7 @@ use crate::machine::{Machine, eventually};
 const NODES: usize = 50;
 const PODS: usize = 500;
 const PINNED: usize = 9;
+const SCHEDULER: &str = "/tmp/scheduler.yaml";
 
 /// A Deployment whose pods leave a node that is lost at once.
 fn deployment(name: &str, replicas: usize, prefers: &str) -> String {
@@ -54,8 +55,15 @@ fn all_ready(cluster: &Cluster, app: &str, replicas: usize) {
 
 #[test]
 fn many_nodes_take_pods_lose_them_and_come_back() {
-    let flags = ["--disable-agent", "--disable-controller-manager"];
-    let mut cluster = Cluster::not_started(Machine::new(), &flags);
+    let configured = format!("--kube-scheduler-arg=config={SCHEDULER}");
+    let flags = ["--disable-agent", "--disable-controller-manager", &configured];
+    let machine = Machine::new();
+    machine.write(
+        SCHEDULER,
+        b"{apiVersion: kubescheduler.config.k8s.io/v1, kind: KubeSchedulerConfiguration, \
+          profiles: [{schedulerName: default-scheduler}, {schedulerName: second}]}",
+    );
+    let mut cluster = Cluster::not_started(machine, &flags);
     cluster.start_server();
     let start = |name: &str, argv: &[&str]| {
         let mut words = vec!["/mnt/coracle/coracle"];
@@ -86,6 +94,11 @@ fn many_nodes_take_pods_lose_them_and_come_back() {
     };
     assert_eq!(of("/status/podIP").len(), PODS);
     assert!(of("/spec/nodeName").len() >= NODES / 2, "{:?}", of("/spec/nodeName"));
+
+    let of_second = r#"{"spec": {"schedulerName": "second"}}"#;
+    let run = ["run", "second", "--image=none.example.com/none:1", "--overrides", of_second];
+    cluster.kubectl(&run);
+    cluster.k("wait --for=condition=Ready pod/second --timeout=60s");
 
     cluster.k("create job once --image=none.example.com/none:1 -- true");
     cluster.kubectl(&["wait", "--for=condition=complete", "--timeout=120s", "job/once"]);
