@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::drain::Drain;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use client::api::ListParams;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use sys::netlink::route::Prefix;
 
@@ -93,7 +94,7 @@ fn sysctls(state: &Path) -> Sysctls {
 impl Network {
     /// Brings the bridge up, then starts proxy and DNS, which wait for the API server by
     /// themselves. Needs no default route. `shared` reads services and endpoint slices;
-    /// `node` reads the pods that are bound to this node.
+    /// `node` reads this node and the pods that are bound to it.
     pub async fn start(
         config: NetworkConfig,
         shared: &client::Shared,
@@ -101,10 +102,12 @@ impl Network {
         drain: Drain,
     ) -> Result<Arc<Self>, Error> {
         let pods = proxy::host_ports::pods_of(&config.node_name);
+        let this = ListParams::fields(format!("metadata.name={}", config.node_name));
         let sources = Sources {
             services: shared.cache::<Service>(),
             slices: shared.cache::<EndpointSlice>(),
             pods: node.cache_where::<Pod>(None, pods),
+            nodes: node.cache_where::<Node>(None, this),
         };
         Self::start_with(config, sources, drain).await
     }

@@ -6,6 +6,7 @@
 
 pub mod host_ports;
 pub mod kernel;
+pub mod near;
 pub mod plan;
 
 use std::collections::HashSet;
@@ -16,7 +17,7 @@ use base::backoff::Backoff;
 use base::drain::Drain;
 use base::error::chain;
 use client::Cache;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -24,6 +25,7 @@ use tracing::{info, warn};
 
 pub use kernel::TableConfig;
 use kernel::{Table, cuts_flows};
+use near::Place;
 use plan::{Change, Front, Owner, Plan, ServiceKey};
 
 /// The label that ties a slice to its service.
@@ -48,6 +50,8 @@ pub struct Sources {
     pub slices: Cache<EndpointSlice>,
     /// Those bound to this node; see [`host_ports::pods_of`].
     pub pods: Cache<Pod>,
+    /// This node, for its zone.
+    pub nodes: Cache<Node>,
 }
 
 pub fn service_of(slice: &EndpointSlice) -> Option<ServiceKey> {
@@ -134,6 +138,7 @@ pub async fn run(config: ProxyConfig, sources: Sources, drain: Drain) {
         sources.services.synced().await;
         sources.slices.synced().await;
         sources.pods.synced().await;
+        sources.nodes.synced().await;
     };
     if drain.until(synced).await.is_none() {
         return;
@@ -187,6 +192,14 @@ fn follow(sources: &Sources, dirty: &Arc<Dirty>) {
             hint.add(Owner::Service(key));
         }
     });
+    let (hint, services) = (dirty.clone(), sources.services.clone());
+    sources.nodes.on_change(move |old, new| {
+        if old.and_then(|node| zone(node)) != new.and_then(|node| zone(node)) {
+            for service in services.list() {
+                hint.add(Owner::Service(client::cache::key_of(&*service)));
+            }
+        }
+    });
     let hint = dirty.clone();
     sources.pods.on_change(move |old, new| {
         for pod in old.into_iter().chain(new).filter(|pod| host_ports::has_any(pod)) {
@@ -195,12 +208,21 @@ fn follow(sources: &Sources, dirty: &Arc<Dirty>) {
     });
 }
 
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+fn zone(node: &Node) -> Option<&str> {
+    node.metadata.labels.as_ref()?.get(ZONE).map(String::as_str)
+}
+
 fn observe(config: &ProxyConfig, sources: &Sources, owner: &Owner) -> Vec<(Front, plan::Target)> {
     match owner {
         Owner::Service((namespace, name)) => {
             let Some(service) = sources.services.get(namespace, name) else { return Vec::new() };
             let slices = sources.slices.indexed(BY_SERVICE, &format!("{namespace}/{name}"));
-            plan::fronts(&service, &slices, &config.node_name, config.table.own_address)
+            let node = sources.nodes.get("", &config.node_name);
+            let zone = node.as_deref().and_then(zone);
+            let place = Place { node: &config.node_name, zone };
+            plan::fronts(&service, &slices, place, config.table.own_address)
         }
         Owner::Pod((namespace, name)) => {
             let pod = sources.pods.get(namespace, name);

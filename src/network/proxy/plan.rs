@@ -10,6 +10,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
+use super::near::Place;
+
 /// Namespace and name.
 pub type ServiceKey = (String, String);
 
@@ -125,8 +127,9 @@ struct Backends {
     here: Vec<Backend>,
 }
 
-/// Ready ones; if there are none, those that still serve while they terminate.
-fn usable(endpoints: &[(&Endpoint, u16)]) -> Vec<Backend> {
+/// Ready ones; if there are none, those that still serve while they terminate. With a place,
+/// of those the ones near it.
+fn usable(endpoints: &[(&Endpoint, u16)], place: Option<Place<'_>>) -> Vec<Backend> {
     let ready = |endpoint: &Endpoint| {
         endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready.unwrap_or(true))
     };
@@ -137,9 +140,11 @@ fn usable(endpoints: &[(&Endpoint, u16)]) -> Vec<Backend> {
         })
     };
     let pick = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<Backend> {
-        endpoints
-            .iter()
-            .filter(|(endpoint, _)| wanted(endpoint))
+        let found = || endpoints.iter().filter(|(endpoint, _)| wanted(endpoint));
+        let candidates: Vec<&Endpoint> = found().map(|(endpoint, _)| *endpoint).collect();
+        let near = place.map(|place| place.choose(&candidates));
+        found()
+            .filter(|(endpoint, _)| near.as_ref().is_none_or(|near| near(endpoint)))
             .filter_map(|(endpoint, port)| Some((endpoint.addresses.first()?.parse().ok()?, *port)))
             .collect()
     };
@@ -150,7 +155,7 @@ fn usable(endpoints: &[(&Endpoint, u16)]) -> Vec<Backend> {
     picked.into_iter().collect()
 }
 
-fn backends(port: &ServicePort, slices: &[Arc<EndpointSlice>], node: &str) -> Backends {
+fn backends(port: &ServicePort, slices: &[Arc<EndpointSlice>], place: Place<'_>) -> Backends {
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
     let name = port.name.as_deref().unwrap_or_default();
     let mut endpoints = Vec::new();
@@ -163,9 +168,9 @@ fn backends(port: &ServicePort, slices: &[Arc<EndpointSlice>], node: &str) -> Ba
         let Some(number) = number else { continue };
         endpoints.extend(slice.endpoints.iter().flatten().map(|endpoint| (endpoint, number)));
     }
-    let all = usable(&endpoints);
-    endpoints.retain(|(endpoint, _)| endpoint.node_name.as_deref() == Some(node));
-    Backends { all, here: usable(&endpoints) }
+    let all = usable(&endpoints, Some(place));
+    endpoints.retain(|(endpoint, _)| endpoint.node_name.as_deref() == Some(place.node));
+    Backends { all, here: usable(&endpoints, None) }
 }
 
 fn fate(backends: &[Backend], elsewhere: &[Backend]) -> Fate {
@@ -207,7 +212,7 @@ fn external_addresses(service: &Service, spec: &ServiceSpec) -> BTreeSet<Ipv4Add
 pub fn fronts(
     service: &Service,
     slices: &[Arc<EndpointSlice>],
-    node: &str,
+    place: Place<'_>,
     own: Option<Ipv4Addr>,
 ) -> Vec<(Front, Target)> {
     let Some(spec) = &service.spec else { return Vec::new() };
@@ -234,7 +239,7 @@ pub fn fronts(
     for port in spec.ports.iter().flatten() {
         let Some(protocol) = protocol_number(port.protocol.as_deref()) else { continue };
         let Ok(number) = u16::try_from(port.port) else { continue };
-        let backends = backends(port, slices, node);
+        let backends = backends(port, slices, place);
         let target = |fate| Target {
             label: format!(
                 "{}/{}:{}",
@@ -433,7 +438,8 @@ mod tests {
         ];
         for (spec, slices, expected) in cases {
             let own = Some(Ipv4Addr::new(10, 43, 0, 10));
-            let found = fronts(&service(spec.clone()), slices, "n", own);
+            let found =
+                fronts(&service(spec.clone()), slices, Place { node: "n", zone: None }, own);
             assert_eq!(show(&found), expected, "{spec}");
         }
     }

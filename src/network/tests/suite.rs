@@ -10,9 +10,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use client::Cache;
-use k8s_openapi::api::core::v1::{Pod as ApiPod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod as ApiPod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use network::cni::{self, BridgeConfig, Cni};
+use network::proxy::near::Place;
 use network::proxy::plan::Owner;
 use network::proxy::{self, ProxyConfig, Sources, TableConfig};
 use network::sysctl::Sysctls;
@@ -81,6 +82,7 @@ struct World {
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
     pods: Cache<ApiPod>,
+    nodes: Cache<Node>,
 }
 
 fn bridge_config() -> BridgeConfig {
@@ -109,7 +111,8 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let sysctls = Sysctls::new(dir.path().join("sysctls.json"));
         let cni = Cni::start(bridge_config(), dir.path(), &sysctls).unwrap();
-        Self { dir, cni, services: Cache::new(), slices: Cache::new(), pods: Cache::new() }
+        let (services, slices) = (Cache::new(), Cache::new());
+        Self { dir, cni, services, slices, pods: Cache::new(), nodes: Cache::new() }
     }
 
     fn pod(&self, name: &str) -> Pod {
@@ -157,7 +160,9 @@ impl World {
             self.slices.reset(slices);
             self.pods.reset(self.pods.list().iter().map(|pod| (**pod).clone()).collect());
             let (services, slices) = (self.services.clone(), self.slices.clone());
-            let sources = Sources { services, slices, pods: self.pods.clone() };
+            self.nodes.reset(self.nodes.list().iter().map(|node| (**node).clone()).collect());
+            let (pods, nodes) = (self.pods.clone(), self.nodes.clone());
+            let sources = Sources { services, slices, pods, nodes };
             let running = tokio::spawn(proxy::run(config, sources, drain));
             test().await;
             trigger.drain();
@@ -445,6 +450,42 @@ fn clients_stay_with_their_backend() {
 }
 
 #[test]
+fn traffic_stays_in_the_zone_that_endpoints_are_meant_for() {
+    on_node(|| {
+        let world = World::new();
+        let (a, b, c) = (world.pod("a"), world.pod("b"), world.pod("c"));
+        a.serve("a");
+        b.serve("b");
+        world.service("web", json!({"clusterIP": "10.43.0.20"}), "TCP", &[&a, &b]);
+        let mut slice = (*world.slices.get("default", "web-1").unwrap()).clone();
+        for (endpoint, zone) in slice.endpoints.iter_mut().flatten().zip(["za", "zb"]) {
+            let hints = json!({"forZones": [{"name": zone}]});
+            endpoint.hints = Some(serde_json::from_value(hints).unwrap());
+        }
+        world.slices.put(slice);
+        let node = |zone: &str| {
+            let labels = json!({"topology.kubernetes.io/zone": zone});
+            let node = json!({"metadata": {"name": "node", "labels": labels}});
+            world.nodes.put(serde_json::from_value(node).unwrap());
+        };
+        let answers = || -> BTreeSet<String> {
+            let answer = || c.run(|| dial("10.43.0.20:80")).unwrap();
+            (0..30).map(|_| answer().split(' ').next().unwrap().to_string()).collect()
+        };
+        node("za");
+        world.with_proxy(async || {
+            until("the service", || dial("10.43.0.20:80").is_ok()).await;
+            assert_eq!(answers(), BTreeSet::from(["a".to_string()]));
+            node("zb");
+            until("the other zone's", || answers() == BTreeSet::from(["b".to_string()])).await;
+            // No endpoint is meant for this zone: all are used.
+            node("zc");
+            until("both", || answers().len() == 2).await;
+        });
+    });
+}
+
+#[test]
 fn udp_clients_follow_when_their_backend_goes() {
     on_node(|| {
         let world = World::new();
@@ -558,7 +599,8 @@ fn ten_thousand_services() {
         for service in world.services.list() {
             let key = client::cache::key_of(&*service);
             let slices = world.slices.indexed(proxy::BY_SERVICE, &format!("{}/{}", key.0, key.1));
-            let fronts = proxy::plan::fronts(&service, &slices, "node", None);
+            let fronts =
+                proxy::plan::fronts(&service, &slices, Place { node: "node", zone: None }, None);
             plan.update(&Owner::Service(key), fronts);
         }
         println!("planning 10,000 services took {:?}", started.elapsed());
@@ -574,7 +616,12 @@ fn ten_thousand_services() {
                 let service = world.services.get(&key.0, &key.1).unwrap();
                 let other = format!("default/s{}", 78 - turn % 2);
                 let slices = world.slices.indexed(proxy::BY_SERVICE, &other);
-                let fronts = proxy::plan::fronts(&service, &slices, "node", None);
+                let fronts = proxy::plan::fronts(
+                    &service,
+                    &slices,
+                    Place { node: "node", zone: None },
+                    None,
+                );
                 let changes = plan.update(&Owner::Service(key.clone()), fronts);
                 assert_eq!(changes.len(), 1);
                 table.apply(&changes).unwrap();
@@ -656,7 +703,9 @@ fn names_are_answered_in_pods_and_nothing_is_left_behind() {
         slices.reset(Vec::new());
         let pods = Cache::<ApiPod>::new();
         pods.reset(Vec::new());
-        let sources = Sources { services, slices, pods };
+        let nodes = Cache::<Node>::new();
+        nodes.reset(Vec::new());
+        let sources = Sources { services, slices, pods, nodes };
         let config = network::NetworkConfig {
             node_name: "node".into(),
             bridge: "cor-test0".into(),
