@@ -189,6 +189,9 @@ pub struct ServerFlags {
     /// Address of this node (default: that of the default route)
     #[arg(long, env = "CORACLE_NODE_IP")]
     pub node_ip: Option<Ipv4Addr>,
+    /// Address of this node for clients outside of the cluster
+    #[arg(long, env = "CORACLE_NODE_EXTERNAL_IP")]
+    pub node_external_ip: Option<Ipv4Addr>,
     /// The host's resolver configuration
     #[arg(long, env = "CORACLE_RESOLV_CONF", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
@@ -220,10 +223,13 @@ pub struct ServerFlags {
     /// Run no controllers in this process
     #[arg(long, env = "CORACLE_DISABLE_CONTROLLER_MANAGER")]
     pub disable_controller_manager: bool,
+    /// Give services of type LoadBalancer no addresses: a cloud's controller does
+    #[arg(long, env = "CORACLE_DISABLE_CLOUD_CONTROLLER")]
+    pub disable_cloud_controller: bool,
     /// Run no service proxy in this process
     #[arg(long, env = "CORACLE_DISABLE_KUBE_PROXY")]
     pub disable_kube_proxy: bool,
-    /// Leave a part out: dns, local-storage, metrics-server, or a manifest by its name
+    /// Leave a part out: dns, local-storage, metrics-server, servicelb, or a manifest by its name
     #[arg(long, env = "CORACLE_DISABLE", value_delimiter = ',')]
     pub disable: Vec<String>,
     /// A kube-apiserver flag, NAME=VALUE; one that is not supported says which are

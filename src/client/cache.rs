@@ -140,6 +140,12 @@ impl<K: Object> Cache<K> {
             .collect()
     }
 
+    pub fn is_empty_in(&self, namespace: &str) -> bool {
+        let start = (namespace.to_string(), String::new());
+        let objects = self.0.objects.read();
+        objects.by_key.range(start..).next().is_none_or(|((ns, _), _)| ns != namespace)
+    }
+
     pub fn len(&self) -> usize {
         self.0.objects.read().by_key.len()
     }

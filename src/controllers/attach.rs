@@ -4,15 +4,18 @@
 //! Only writes VolumeAttachments and what nodes have attached; drivers attach.
 
 mod plan;
+mod taken;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use client::cache::{Key, key_of};
 use client::recorder::reference;
 use client::{Cache, DeleteParams, Patch, Queue, volumes};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::harness::{Context, Doing, Outcome, Settled};
@@ -26,6 +29,11 @@ const WORKERS: usize = 2;
 const BY_NODE: &str = "node";
 /// Index of attachments by their node.
 const ATTACHED_TO: &str = "node";
+/// Index of attachments by their volume.
+const BY_VOLUME: &str = "volume";
+/// How long a node that does not answer is waited for to unmount (upstream,
+/// `maxWaitForUnmountDuration`).
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(6 * 60);
 
 struct Attacher {
     context: Context,
@@ -35,6 +43,9 @@ struct Attacher {
     nodes: Cache<Node>,
     drivers: Cache<CSIDriver>,
     attachments: Cache<VolumeAttachment>,
+    /// Since when attachments are unwanted and in use.
+    lingering: Mutex<HashMap<String, Instant>>,
+    taken: Mutex<taken::Taken>,
 }
 
 pub async fn run(context: Context) {
@@ -45,11 +56,16 @@ pub async fn run(context: Context) {
         nodes: context.shared.cache(),
         drivers: context.shared.cache(),
         attachments: context.shared.cache(),
+        lingering: Mutex::default(),
+        taken: Mutex::default(),
         context,
     });
     me.pods.add_index(PODS_BY_CLAIM, claims_of);
     me.pods.add_index(BY_NODE, |pod| vec![pod::node(pod).to_owned()]);
     me.attachments.add_index(ATTACHED_TO, |held| vec![held.spec.node_name.clone()]);
+    me.attachments.add_index(BY_VOLUME, |held| {
+        held.spec.source.persistent_volume_name.iter().cloned().collect()
+    });
     let synced = async {
         me.pods.synced().await;
         me.claims.synced().await;
@@ -64,7 +80,7 @@ pub async fn run(context: Context) {
     // The keys are nodes.
     let queue: Queue<Key> = Queue::named("attach_detach");
     me.listen(&queue);
-    me.context.work(&queue, WORKERS, |(_, node)| me.sync(node)).await;
+    me.context.work(&queue, WORKERS, |(_, node)| me.sync(node, &queue)).await;
 }
 
 impl Attacher {
@@ -100,16 +116,22 @@ impl Attacher {
                 changed(pod::node(&pod));
             }
         });
-        let changed = add.clone();
+        let (me, changed) = (Arc::downgrade(self), add.clone());
         self.attachments.on_change(move |old, new| {
-            if let Some(attachment) = new.or(old) {
-                changed(&attachment.spec.node_name);
+            let Some(attachment) = new.or(old) else { return };
+            changed(&attachment.spec.node_name);
+            let Some(me) = me.upgrade() else { return };
+            me.taken.lock().seen(name(&attachment.metadata));
+            if new.is_none() {
+                me.nodes_that_wait_for(attachment).iter().for_each(|node| changed(node));
             }
         });
         self.nodes.on_change(move |old, new| {
-            let in_use = |node: &Arc<Node>| node.status.as_ref().map(|s| s.volumes_in_use.clone());
+            let seen = |node: &Arc<Node>| {
+                (node.status.as_ref().map(|s| s.volumes_in_use.clone()), plan::is_ready(node))
+            };
             if let Some(node) = new.or(old)
-                && old.map(in_use) != new.map(in_use)
+                && old.map(seen) != new.map(seen)
             {
                 add(name(&node.metadata));
             }
@@ -144,16 +166,52 @@ impl Attacher {
         out
     }
 
-    async fn sync(&self, node: String) -> Outcome {
+    async fn sync(&self, node: String, queue: &Queue<Key>) -> Outcome {
         let wanted = self.wanted(&node);
         let held = self.attachments.indexed(ATTACHED_TO, &node);
         self.say_failed(&wanted, &held);
         let object = self.nodes.get("", &node);
         let find = |volume: &str| self.volumes.get("", volume);
-        for step in plan::plan(&wanted, &held, object.as_deref(), &find) {
+        let lingering = plan::lingering(&wanted, &held, object.as_deref(), &find);
+        let (overdue, wait) = self.overdue(&lingering, &held, object.as_deref());
+        if let Some(wait) = wait {
+            queue.add_after((String::new(), node.clone()), wait);
+        }
+        for step in plan::plan(&wanted, &held, object.as_deref(), &overdue, &find) {
             self.apply(&node, &wanted, step).await?;
         }
         Ok(())
+    }
+
+    /// Those of the lingering attachments that their node, which does not answer, had its
+    /// time to let go, and how long it is until the next one is.
+    fn overdue<'a>(
+        &self,
+        lingering: &[&'a str],
+        held: &[Arc<VolumeAttachment>],
+        node: Option<&Node>,
+    ) -> (Vec<&'a str>, Option<Duration>) {
+        let mut since = self.lingering.lock();
+        for held in held.iter().map(|held| name(&held.metadata)) {
+            if !lingering.contains(&held) {
+                since.remove(held);
+            }
+        }
+        let answers = node.is_some_and(plan::is_ready);
+        let (mut overdue, mut wait) = (Vec::new(), None::<Duration>);
+        for of in lingering {
+            let begun = since.entry((*of).to_owned()).or_insert_with(Instant::now);
+            let left = UNMOUNT_PATIENCE.saturating_sub(begun.elapsed());
+            if answers {
+                continue;
+            }
+            if left.is_zero() {
+                overdue.push(*of);
+            } else {
+                wait = Some(wait.map_or(left, |wait| wait.min(left)));
+            }
+        }
+        (overdue, wait)
     }
 
     async fn apply(&self, node: &str, wanted: &BTreeMap<String, Disk>, step: Step) -> Outcome {
@@ -166,9 +224,17 @@ impl Attacher {
                     "source": {"persistentVolumeName": disk.volume}}});
                 // All fields are of that kind and type.
                 let Ok(object) = client::api::typed(&object) else { return Ok(()) };
+                if !self.take(disk) {
+                    return Ok(());
+                }
                 match api.create(&object).await {
                     Err(err) if err.is_already_exists() => Ok(()),
-                    made => made.map(drop).doing(|| format!("attach {} to {node}", disk.volume)),
+                    made => {
+                        if made.is_err() {
+                            self.taken.lock().seen(&attachment);
+                        }
+                        made.map(drop).doing(|| format!("attach {} to {node}", disk.volume))
+                    }
                 }
             }
             Step::Detach(attachment) => {

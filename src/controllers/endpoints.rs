@@ -2,24 +2,29 @@
 //!
 //! `plan.rs` decides what they should be, `slices.rs` how to get there with few writes.
 
+mod hints;
 mod legacy;
+mod members;
 mod mirror;
 mod plan;
 mod slices;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use client::api::Object;
 use client::cache::{Cache, Key, key_of};
-use client::{DeleteParams, Queue};
+use client::recorder::reference;
+use client::{DeleteParams, Queue, Recorder};
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use parking_lot::Mutex;
 
 use crate::expect::Expectations;
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::owner::{name, namespace, uid};
-use crate::pod;
+pub use members::Members;
 pub use mirror::run as run_mirroring;
 use slices::Origin;
 
@@ -42,36 +47,54 @@ fn is_ours(slice: &EndpointSlice) -> bool {
     labels.and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|manager| manager == MANAGER)
 }
 
-/// Puts the services that a change of pods or of themselves concerns into the queue.
-fn listen(services: &Cache<Service>, pods: &Cache<Pod>, queue: &Queue<Key>) {
-    let again = queue.clone();
-    services.on_change(move |old, new| {
-        for service in [old, new].into_iter().flatten() {
-            again.add(key_of(&**service));
-        }
-    });
-    let (again, services) = (queue.clone(), services.clone());
-    pods.on_change(move |old, new| {
-        if old.zip(new).is_some_and(|(old, new)| !plan::differ(old, new)) {
+type Handler<K> = Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync>;
+
+/// Puts services into the queue when the zone of a node changes, or what it counts for.
+fn follow_zones(services: &Cache<Service>, queue: &Queue<Key>) -> Handler<Node> {
+    let (services, queue) = (services.clone(), queue.clone());
+    Box::new(move |old, new| {
+        let zone = |node: &Arc<Node>| {
+            node.metadata.labels.as_ref().and_then(|labels| labels.get(hints::ZONE)).cloned()
+        };
+        let share = |node: &Arc<Node>| hints::share(node);
+        let moved = old.and_then(zone) != new.and_then(zone);
+        if !moved && old.and_then(share) == new.and_then(share) {
             return;
         }
-        let Some(pod) = new.or(old) else { return };
-        for service in services.list_in(namespace(&pod.metadata)) {
-            let selects = |pod: &Arc<Pod>| plan::selects(&service, pod);
-            if [old, new].into_iter().flatten().any(selects) {
-                again.add(key_of(&*service));
+        for service in services.list() {
+            if moved || hints::mode(&service) == hints::Mode::Auto {
+                queue.add(key_of(&*service));
             }
         }
-    });
+    })
 }
 
-fn selected(service: &Service, pods: &Cache<Pod>) -> Vec<Arc<Pod>> {
-    let mut pods = pods.list_in(namespace(&service.metadata));
-    pods.retain(|pod| plan::selects(service, pod) && !pod::is_finished(pod));
-    pods
+/// Whether services were last told that hints are on, so that they are told of changes
+/// alone.
+#[derive(Default)]
+struct Told(Mutex<HashMap<Key, bool>>);
+
+impl Told {
+    fn tell(&self, recorder: &Recorder, service: &Service, shared: Result<(), String>) {
+        if self.0.lock().insert(key_of(service), shared.is_ok()) == Some(shared.is_ok()) {
+            return;
+        }
+        let about = reference(service);
+        match shared {
+            Ok(()) => {
+                let text = "Topology Aware Hints has been enabled";
+                recorder.normal(&about, "TopologyAwareHintsEnabled", text);
+            }
+            Err(why) => recorder.warning(&about, "TopologyAwareHintsDisabled", why),
+        }
+    }
+
+    fn forget(&self, key: &Key) {
+        self.0.lock().remove(key);
+    }
 }
 
-pub async fn run_slices(context: Context) {
+pub async fn run_slices(context: Context, members: Arc<Members>) {
     let services: Cache<Service> = context.shared.cache();
     let pods: Cache<Pod> = context.shared.cache();
     let nodes: Cache<Node> = context.shared.cache();
@@ -87,8 +110,10 @@ pub async fn run_slices(context: Context) {
         return;
     }
     let queue = Queue::named("endpoint_slice");
-    listen(&services, &pods, &queue);
+    members.tell(&queue);
+    nodes.on_change(follow_zones(&services, &queue));
     let expected = Arc::new(Expectations::default());
+    let told = Told::default();
     let (again, seen) = (queue.clone(), expected.clone());
     slices.on_change(move |old, new| {
         if let Some(new) = new {
@@ -103,10 +128,13 @@ pub async fn run_slices(context: Context) {
         }
     });
     let sync = |key: Key| {
-        let (context, services, pods, nodes) = (&context, &services, &pods, &nodes);
-        let (slices, expected, queue) = (&slices, &expected, &queue);
+        let (context, services, members, nodes) = (&context, &services, &members, &nodes);
+        let (slices, expected, queue, told) = (&slices, &expected, &queue, &told);
         async move {
-            let Some(service) = services.get(&key.0, &key.1) else { return Ok(()) };
+            let Some(service) = services.get(&key.0, &key.1) else {
+                told.forget(&key);
+                return Ok(());
+            };
             if !plan::has_endpoints(&service) || !expected.are_met(&key, queue) {
                 return Ok(());
             }
@@ -114,9 +142,16 @@ pub async fn run_slices(context: Context) {
             held.retain(|slice| is_ours(slice) && !expected.deleted(uid(&slice.metadata)));
             let zone = |node: &str| {
                 let node = nodes.get("", node)?;
-                node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone").cloned()
+                node.metadata.labels.as_ref()?.get(hints::ZONE).cloned()
             };
-            let wanted = plan::wanted(&service, &selected(&service, pods), &zone);
+            let mut wanted = plan::wanted(&service, &members.of(&service), &zone);
+            if hints::mode(&service) == hints::Mode::Auto {
+                let zones = hints::zones(nodes.list().iter().map(AsRef::as_ref));
+                let shared = hints::share_out(&mut wanted, &zones);
+                told.tell(&context.recorder, &service, shared);
+            } else {
+                told.forget(&key);
+            }
             apply(context, expected, &key, slices::plan(&Origin::service(&service), wanted, &held))
                 .await
         }
@@ -158,7 +193,7 @@ async fn apply(
     try_join_all(steps.into_iter().map(one)).await.map(drop)
 }
 
-pub async fn run_endpoints(context: Context) {
+pub async fn run_endpoints(context: Context, members: Arc<Members>) {
     let services: Cache<Service> = context.shared.cache();
     let pods: Cache<Pod> = context.shared.cache();
     let endpoints: Cache<Endpoints> = context.shared.cache();
@@ -171,7 +206,7 @@ pub async fn run_endpoints(context: Context) {
         return;
     }
     let queue = Queue::named("endpoint");
-    listen(&services, &pods, &queue);
+    members.tell(&queue);
     let again = queue.clone();
     endpoints.on_change(move |old, new| {
         if let Some(endpoints) = new.or(old) {
@@ -179,7 +214,7 @@ pub async fn run_endpoints(context: Context) {
         }
     });
     let sync = |key: Key| {
-        let (context, services, pods, endpoints) = (&context, &services, &pods, &endpoints);
+        let (context, services, members, endpoints) = (&context, &services, &members, &endpoints);
         async move {
             let api = context.client.api::<Endpoints>(Some(&key.0));
             let held = endpoints.get(&key.0, &key.1);
@@ -193,7 +228,7 @@ pub async fn run_endpoints(context: Context) {
             if !plan::has_endpoints(&service) {
                 return Ok(());
             }
-            let pods = selected(&service, pods);
+            let pods = members.of(&service);
             let Some(new) = legacy::plan(&service, &pods, held.as_deref()) else { return Ok(()) };
             let answer = match held {
                 Some(_) => api.replace(&key.1, &new).await,

@@ -29,6 +29,8 @@ pub struct Config {
     pub serving_ca: Option<Arc<pki::authority::Authority>>,
     /// A node that is silent for longer is held for dead (`node-monitor-grace-period`).
     pub node_monitor_grace: Duration,
+    /// Services of type LoadBalancer get the addresses of nodes.
+    pub service_lb: bool,
     /// Finished pods beyond this number are removed, the oldest first; 0 keeps all.
     pub finished_pods_max: usize,
 }
@@ -42,6 +44,7 @@ impl Default for Config {
             client_ca: None,
             serving_ca: None,
             node_monitor_grace: Duration::from_secs(50),
+            service_lb: false,
             finished_pods_max: 12_500,
         }
     }
@@ -97,14 +100,17 @@ impl Controllers {
         tasks.spawn(job::run_ttl(context("ttl-after-finished-controller")));
         tasks.spawn(disruption::run(context("disruption-controller")));
         tasks.spawn(hpa::run(context("horizontal-pod-autoscaler")));
-        tasks.spawn(endpoints::run_slices(context("endpointslice-controller")));
+        let members = endpoints::Members::new(shared);
+        let slices = context("endpointslice-controller");
+        tasks.spawn(endpoints::run_slices(slices, members.clone()));
         tasks.spawn(endpoints::run_mirroring(context("endpointslicemirroring-controller")));
-        tasks.spawn(endpoints::run_endpoints(context("endpoint-controller")));
+        tasks.spawn(endpoints::run_endpoints(context("endpoint-controller"), members));
         tasks.spawn(service_account::run(context("service-account-controller")));
         // As upstream, with the rights of all controllers: it has no account of its own.
         let own = Context { client: shared.client().clone(), ..context("tokens-controller") };
         tasks.spawn(token_secret::run(own));
         tasks.spawn(token_cleaner::run(context("token-cleaner")));
+        tasks.spawn(bootstrap_signer::run(context("bootstrap-signer")));
         tasks.spawn(root_ca::run(context("root-ca-cert-publisher")));
         tasks.spawn(namespace::run(context("namespace-controller")));
         tasks.spawn(node::run_lifecycle(context("node-controller")));
@@ -119,11 +125,16 @@ impl Controllers {
         tasks.spawn(volume::run_binder(context("persistent-volume-binder")));
         tasks.spawn(volume::run_claim_protection(context("pvc-protection-controller")));
         tasks.spawn(volume::run_volume_protection(context("pv-protection-controller")));
+        let own = context("volumeattributesclass-protection-controller");
+        tasks.spawn(volume::run_attributes_protection(own));
         tasks.spawn(volume::run_ephemeral(context("ephemeral-volume-controller")));
         tasks.spawn(volume::run_expand(context("expand-controller")));
         tasks.spawn(resource_claim::run(context("resource-claim-controller")));
         tasks.spawn(attach::run(context("attachdetach-controller")));
         tasks.spawn(service_cidr::run(context("service-cidrs-controller")));
+        if config.service_lb {
+            tasks.spawn(service_lb::run(context("service-controller")));
+        }
         Self(tasks)
     }
 
@@ -138,9 +149,10 @@ impl Controllers {
 }
 
 use crate::{
-    aggregation, attach, certificates, cronjob, daemonset, deployment, disruption, endpoints,
-    garbage, hpa, job, namespace, node, pod_collector, quota, replicaset, resource_claim, root_ca,
-    service_account, service_cidr, statefulset, token_cleaner, token_secret, volume,
+    aggregation, attach, bootstrap_signer, certificates, cronjob, daemonset, deployment,
+    disruption, endpoints, garbage, hpa, job, namespace, node, pod_collector, quota, replicaset,
+    resource_claim, root_ca, service_account, service_cidr, service_lb, statefulset, token_cleaner,
+    token_secret, volume,
 };
 
 /// A request that failed, and what it was for.

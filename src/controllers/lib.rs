@@ -5,6 +5,7 @@
 
 mod aggregation;
 mod attach;
+mod bootstrap_signer;
 mod certificates;
 mod claim;
 mod cronjob;
@@ -29,6 +30,7 @@ mod resource_claim;
 mod root_ca;
 mod service_account;
 mod service_cidr;
+mod service_lb;
 mod statefulset;
 mod token_cleaner;
 mod token_secret;

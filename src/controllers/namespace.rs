@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::Queue;
-use client::api::{DeleteParams, ListParams, MetaOnly, Propagation};
+use client::api::{DeleteParams, ListParams, Propagation};
 use client::cache::{Cache, Key, list_all};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde_json::{Value, json};
@@ -15,8 +15,8 @@ use client::discovery::{Discovered, Found, discover};
 
 const FINALIZER: &str = "kubernetes";
 const WORKERS: usize = 4;
-/// Content that waits for a finalizer is looked at again after this long, and after
-/// every pod that goes.
+/// Content that waits for a finalizer is looked at again after this long, and when the
+/// last pod goes.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 pub async fn run(context: Context) {
@@ -36,10 +36,13 @@ pub async fn run(context: Context) {
             again.add((String::new(), name(&namespace.metadata).to_string()));
         }
     });
-    let (again, all) = (queue.clone(), namespaces.clone());
+    let (again, all, last) = (queue.clone(), namespaces.clone(), pods.clone());
     pods.on_change(move |old, new| {
         let (Some(pod), None) = (old, new) else { return };
         let namespace = namespace(&pod.metadata);
+        if !last.is_empty_in(namespace) {
+            return;
+        }
         let held = all.get("", namespace);
         if held.is_some_and(|ns| ns.metadata.deletion_timestamp.is_some()) {
             again.add((String::new(), namespace.to_string()));
@@ -127,27 +130,25 @@ async fn empty_one(
     out: &mut Content,
 ) -> Result<(), client::Error> {
     let api = context.client.metadata_only(found.resource.clone(), Some(namespace));
-    let all = ListParams::default();
-    let (objects, _) = match list_all(&api, &all).await {
-        Ok(listed) => listed,
+    // Most namespaces hold few kinds; what a kind holds is read once, when it is deleted.
+    let any = ListParams { limit: Some(1), ..ListParams::default() };
+    match api.list(&any).await {
+        Ok(page) if page.items.is_empty() => return Ok(()),
+        Ok(_) => {}
         // A resource that cannot be listed any more holds nothing.
         Err(err) if err.is_not_found() || err.code() == 405 => return Ok(()),
         Err(err) => return Err(err),
-    };
-    if objects.is_empty() {
-        return Ok(());
     }
+    let all = ListParams::default();
     let params = DeleteParams::default().propagation(Propagation::Background);
-    let waiting = |object: &&MetaOnly| object.metadata.deletion_timestamp.is_none();
-    if objects.iter().any(|object| waiting(&object)) {
-        if found.can("deletecollection") {
-            api.delete_collection(&params, &all).await?;
-        } else {
-            for object in objects.iter().filter(waiting) {
-                match api.delete(name(&object.metadata), &params).await {
-                    Err(err) if !err.is_not_found() => return Err(err),
-                    Ok(()) | Err(_) => {}
-                }
+    if found.can("deletecollection") {
+        api.delete_collection(&params, &all).await?;
+    } else {
+        let (objects, _) = list_all(&api, &all).await?;
+        for object in objects.iter().filter(|object| object.metadata.deletion_timestamp.is_none()) {
+            match api.delete(name(&object.metadata), &params).await {
+                Err(err) if !err.is_not_found() => return Err(err),
+                Ok(()) | Err(_) => {}
             }
         }
     }

@@ -1,6 +1,4 @@
 //! Bootstrap tokens go when their time is over.
-//!
-//! Absent: the signing of `cluster-info` with them.
 
 use std::time::Duration;
 
@@ -20,9 +18,13 @@ const WORKERS: usize = 2;
 /// The longest sleep: timers of years are of no use.
 const SLEEP_MAX: Duration = Duration::from_secs(24 * 3_600);
 
+/// The secrets that hold the bootstrap tokens.
+pub fn tokens(context: &Context) -> Cache<Secret> {
+    context.shared.cache_where(Some(NAMESPACE), ListParams::fields(format!("type={KIND}")))
+}
+
 pub async fn run(context: Context) {
-    let only = ListParams::fields(format!("type={KIND}"));
-    let secrets: Cache<Secret> = context.shared.cache_where(Some(NAMESPACE), only);
+    let secrets = tokens(&context);
     if context.drain.until(secrets.synced()).await.is_none() {
         return;
     }
@@ -48,6 +50,10 @@ pub async fn run(context: Context) {
         }
     };
     context.work(&queue, WORKERS, sync).await;
+}
+
+pub fn is_over(secret: &Secret, now: Timestamp) -> bool {
+    left(secret, now).is_some_and(|left| left.is_zero())
 }
 
 /// How long a token is good for; None for ever. A time that cannot be read is over.

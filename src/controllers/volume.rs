@@ -3,6 +3,7 @@
 //!
 //! Makes and removes no storage: provisioners do.
 
+mod attributes;
 mod binder;
 mod claim;
 mod ephemeral;
@@ -11,6 +12,7 @@ mod protect;
 mod reclaim;
 mod write;
 
+pub use attributes::run as run_attributes_protection;
 pub use binder::run as run_binder;
 pub use ephemeral::run as run_ephemeral;
 pub use expand::run as run_expand;

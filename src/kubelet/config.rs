@@ -38,6 +38,8 @@ pub struct KubeletConfig {
     pub node_name: String,
     /// The primary address first; at least one.
     pub node_ips: Vec<IpAddr>,
+    /// Those that clients outside of the cluster dial.
+    pub node_external_ips: Vec<IpAddr>,
     /// Pod directories lie below it: `/var/lib/coracle/agent`.
     pub root_dir: PathBuf,
     /// The root directory as drivers and plugins name it: `/var/lib/kubelet`, a link that is
@@ -130,6 +132,7 @@ impl KubeletConfig {
         Self {
             node_name: node_name.to_owned(),
             node_ips,
+            node_external_ips: Vec::new(),
             root_dir: "/var/lib/coracle/agent".into(),
             plugin_root_dir: PLUGIN_ROOT_DIR.into(),
             pod_log_dir: "/var/log/pods".into(),

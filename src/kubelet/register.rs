@@ -67,10 +67,12 @@ impl Node {
 
     pub(crate) fn addresses(&self) -> Vec<NodeAddress> {
         let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
+        let external = self.config.node_external_ips.iter();
         self.config
             .node_ips
             .iter()
             .map(|ip| address("InternalIP", ip.to_string()))
+            .chain(external.map(|ip| address("ExternalIP", ip.to_string())))
             .chain([address("Hostname", self.config.node_name.clone())])
             .collect()
     }

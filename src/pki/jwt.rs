@@ -1,5 +1,5 @@
 //! Signed tokens: JWS compact serialization (RFC 7515) with the algorithms of RFC 7518 that
-//! have two keys. A token's word for its algorithm counts only where the key is of that
+//! have two keys, and detached signatures with a shared secret. A token's word for its algorithm counts only where the key is of that
 //! kind: nothing is ever checked with a public key as a shared secret, or not at all.
 //!
 //! Checks signatures only; what the claims mean is the caller's business.
@@ -12,7 +12,7 @@ mod key;
 mod sign;
 
 pub use key::{Algorithm, VerifyingKey, jwk_set, public_keys};
-pub use sign::SigningKey;
+pub use sign::{SigningKey, sign_detached};
 
 /// A longer token is refused unread.
 pub const TOKEN_BYTES_MAX: usize = 16 << 10;
@@ -87,6 +87,18 @@ mod tests {
     fn claims_of(token: &str, key: &VerifyingKey) -> Option<Value> {
         let token = Token::read(token)?;
         token.is_signed_by([key]).then_some(token.claims)
+    }
+
+    #[test]
+    fn a_detached_signature_is_of_the_content_under_the_secret() {
+        let text = sign_detached(b"payload", "abcdef", b"secret");
+        let (header, signature) = text.split_once("..").unwrap();
+        let header_text = String::from_utf8(URL_SAFE_NO_PAD.decode(header).unwrap()).unwrap();
+        assert_eq!(header_text, r#"{"alg":"HS256","kid":"abcdef"}"#);
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"secret");
+        let input = format!("{header}.{}", URL_SAFE_NO_PAD.encode("payload"));
+        let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+        assert!(ring::hmac::verify(&key, input.as_bytes(), &signature).is_ok());
     }
 
     #[test]

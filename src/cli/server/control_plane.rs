@@ -147,6 +147,7 @@ fn control(
         token_key_pem: credentials.service_account_key.clone(),
         client_ca: Some(Arc::new(credentials.client_ca.clone())),
         serving_ca: Some(Arc::new(credentials.server_ca.clone())),
+        service_lb: settings.service_lb,
         ..controllers::Config::default()
     };
     Controllers::start(shared, make_client, config, drain)

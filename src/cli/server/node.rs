@@ -250,6 +250,7 @@ fn kubelet_config(
     .map_err(|err| Error::failed("set up TLS", err))?;
     let addresses = vec![settings.node_ip.into()];
     let mut config = kubelet::KubeletConfig::new(&settings.node_name, addresses, Arc::new(tls));
+    config.node_external_ips = settings.node_external_ip.into_iter().map(Into::into).collect();
     config.root_dir = settings.paths.agent();
     config.static_pod_dir = Some(settings.paths.static_pods());
     config.cluster_dns = if settings.dns { vec![settings.cluster_dns.into()] } else { Vec::new() };

@@ -15,7 +15,7 @@ use crate::paths::Paths;
 use crate::{Error, Result, host};
 
 /// Parts that `--disable` knows.
-const PARTS: [&str; 3] = ["dns", "local-storage", "metrics-server"];
+const PARTS: [&str; 4] = ["dns", "local-storage", "metrics-server", "servicelb"];
 
 pub struct Settings {
     pub paths: Paths,
@@ -33,6 +33,7 @@ pub struct Settings {
     pub cluster_domain: String,
     pub node_name: String,
     pub node_ip: Ipv4Addr,
+    pub node_external_ip: Option<Ipv4Addr>,
     pub node_labels: Vec<(String, String)>,
     pub node_taints: Vec<Taint>,
     pub resolv_conf: PathBuf,
@@ -47,6 +48,7 @@ pub struct Settings {
     pub scheduling: scheduler::Config,
     pub controllers: bool,
     pub dns: bool,
+    pub service_lb: bool,
     pub local_storage: bool,
     pub metrics: bool,
     /// Parts that are left out.
@@ -144,6 +146,7 @@ impl Settings {
             cluster_domain: flags.cluster_domain,
             node_name,
             node_ip,
+            node_external_ip: flags.node_external_ip,
             node_labels: pairs(&flags.node_label)?,
             node_taints: flags.node_taint.iter().map(|text| taint(text)).collect::<Result<_>>()?,
             resolv_conf: flags.resolv_conf,
@@ -167,6 +170,7 @@ impl Settings {
             controllers: !flags.disable_controller_manager,
             proxy: !flags.disable_kube_proxy,
             dns: has("dns"),
+            service_lb: has("servicelb") && !flags.disable_cloud_controller,
             local_storage: has("local-storage"),
             metrics: has("metrics-server"),
             disabled: flags.disable.clone(),

@@ -80,12 +80,44 @@ fn name_on_node(
     Some(disk(&volume, &held.spec.node_name)?.unique_name())
 }
 
-/// `held`: the attachments of the node. `node` is None where it is gone. The node is told
-/// before a volume is detached, so that nobody mounts it in between.
+/// Whether a volume may be attached to one node only.
+pub fn is_exclusive(volume: &PersistentVolume) -> bool {
+    let modes = volume.spec.as_ref().and_then(|spec| spec.access_modes.as_deref());
+    let several = |mode: &String| mode == "ReadWriteMany" || mode == "ReadOnlyMany";
+    modes.is_some_and(|modes| !modes.is_empty() && !modes.iter().any(several))
+}
+
+/// The attachments that nobody on the node wants and that it still says it uses.
+pub fn lingering<'a>(
+    wanted: &BTreeMap<String, Disk>,
+    held: &'a [Arc<VolumeAttachment>],
+    node: Option<&Node>,
+    find: &dyn Fn(&str) -> Option<Arc<PersistentVolume>>,
+) -> Vec<&'a str> {
+    let status = node.and_then(|node| node.status.as_ref());
+    let in_use = |name: &String| {
+        status.is_some_and(|s| s.volumes_in_use.iter().flatten().any(|used| used == name))
+    };
+    let unwanted = held.iter().filter(|held| !wanted.contains_key(name(&held.metadata)));
+    unwanted
+        .filter(|held| name_on_node(held, find).is_some_and(|name| in_use(&name)))
+        .map(|held| name(&held.metadata))
+        .collect()
+}
+
+pub fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// `held`: the attachments of the node. `node` is None where it is gone; `overdue` are those
+/// that it was long enough waited for to unmount. The node is told before a volume is
+/// detached, so that nobody mounts it in between.
 pub fn plan(
     wanted: &BTreeMap<String, Disk>,
     held: &[Arc<VolumeAttachment>],
     node: Option<&Node>,
+    overdue: &[&str],
     find: &dyn Fn(&str) -> Option<Arc<PersistentVolume>>,
 ) -> Vec<Step> {
     let status = node.and_then(|node| node.status.as_ref());
@@ -101,7 +133,8 @@ pub fn plan(
         let of = name(&attachment.metadata);
         let used = on_node.as_ref().is_some_and(|name| in_use.contains(&name));
         let ours = of.starts_with("csi-") && attachment.metadata.deletion_timestamp.is_none();
-        if ours && !wanted.contains_key(of) && (lost || !used) {
+        let free = lost || !used || overdue.contains(&of);
+        if ours && !wanted.contains_key(of) && free {
             detach.push(Step::Detach(attachment.clone()));
         } else if let Some(name) = on_node
             && attachment.status.as_ref().is_some_and(|status| status.attached)
@@ -169,6 +202,21 @@ mod tests {
         };
         let detach = || Step::Detach(attachment(true)[0].clone());
         let shut = json!([{"key": OUT_OF_SERVICE, "effect": "NoExecute"}]);
+        // It does not answer, and was waited for.
+        let late = plan(
+            &nothing,
+            &attachment(true),
+            Some(&node(used.clone(), json!([]))),
+            &[&of],
+            &|_| Some(volume()),
+        );
+        assert_eq!(late, [tell(&[]), detach()]);
+        let held = attachment(true);
+        let using = node(used.clone(), json!([]));
+        let find = |_: &str| Some(volume());
+        assert_eq!(lingering(&nothing, &held, Some(&using), &find), [of.as_str()]);
+        assert!(lingering(&wanted, &held, Some(&using), &find).is_empty());
+        assert!(lingering(&nothing, &held, Some(&plain), &find).is_empty());
         for (wanted, held, node, want) in [
             (&wanted, vec![], Some(&plain), vec![Step::Attach(of.clone())]),
             (&wanted, attachment(false), Some(&plain), vec![]),
@@ -180,7 +228,21 @@ mod tests {
             (&nothing, attachment(true), Some(&node(used, shut)), vec![tell(&[]), detach()]),
             (&nothing, attachment(true), None, vec![detach()]),
         ] {
-            assert_eq!(plan(wanted, &held, node, &|_| Some(volume())), want);
+            assert_eq!(plan(wanted, &held, node, &[], &|_| Some(volume())), want);
+        }
+    }
+
+    #[test]
+    fn a_volume_of_one_node_is_exclusive() {
+        for (modes, is) in [
+            (json!(["ReadWriteOnce"]), true),
+            (json!(["ReadWriteOncePod"]), true),
+            (json!(["ReadWriteOnce", "ReadOnlyMany"]), false),
+            (json!([]), false),
+        ] {
+            let mut held = (*volume()).clone();
+            held.spec.as_mut().unwrap().access_modes = serde_json::from_value(modes).unwrap();
+            assert_eq!(is_exclusive(&held), is, "{:?}", held.spec);
         }
     }
 }

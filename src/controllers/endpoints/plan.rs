@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::hints;
 use crate::owner::{name, namespace};
 use crate::pod;
 
@@ -159,7 +160,7 @@ fn endpoint(
     let serving = pod::is_ready(pod);
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let node = pod::node(pod);
-    Endpoint {
+    let mut endpoint = Endpoint {
         addresses: vec![ip.to_string()],
         conditions: Some(EndpointConditions {
             ready: Some(publishes_unready(service) || (serving && !terminating)),
@@ -171,7 +172,9 @@ fn endpoint(
         target_ref: Some(reference(pod)),
         zone: zone(node),
         ..Endpoint::default()
-    }
+    };
+    endpoint.hints = hints::own(hints::mode(service), &endpoint);
+    endpoint
 }
 
 pub fn hostname(service: &Service, pod: &Pod) -> Option<String> {

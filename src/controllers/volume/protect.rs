@@ -18,7 +18,7 @@ const VOLUME: &str = "kubernetes.io/pv-protection";
 const WORKERS: usize = 2;
 
 #[derive(Debug, PartialEq)]
-enum Step {
+pub(super) enum Step {
     Nothing,
     Add,
     Remove,
@@ -28,7 +28,7 @@ fn has(meta: &ObjectMeta, finalizer: &str) -> bool {
     meta.finalizers.iter().flatten().any(|held| held == finalizer)
 }
 
-fn plan(meta: &ObjectMeta, finalizer: &str, used: bool) -> Step {
+pub(super) fn plan(meta: &ObjectMeta, finalizer: &str, used: bool) -> Step {
     match (meta.deletion_timestamp.is_some(), has(meta, finalizer)) {
         (true, true) if !used => Step::Remove,
         (false, false) => Step::Add,
@@ -36,7 +36,7 @@ fn plan(meta: &ObjectMeta, finalizer: &str, used: bool) -> Step {
     }
 }
 
-fn apply(meta: &mut ObjectMeta, finalizer: &str, step: &Step) {
+pub(super) fn apply(meta: &mut ObjectMeta, finalizer: &str, step: &Step) {
     let list = meta.finalizers.get_or_insert_default();
     match step {
         Step::Nothing => {}

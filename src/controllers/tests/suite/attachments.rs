@@ -1,14 +1,10 @@
 //! Volumes of CSI drivers are attached to where their pods are. The suite plays the driver.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{cluster, until};
 use client::{DeleteParams, ListParams, Patch};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use serde_json::{Value, json};
-use support::{cluster, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
@@ -60,4 +56,39 @@ async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
     })
     .await;
     assert!(told().await[0].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_of_one_node_waits_for_the_other_and_says_so() {
+    let cluster = cluster().await;
+    let client = &cluster.client;
+    let volume = json!({"metadata": {"name": "v"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "capacity": {"storage": "1Gi"}, "csi": {"driver": "d.example", "volumeHandle": "h"}}});
+    let volume = serde_json::from_value(volume).unwrap();
+    client.all::<PersistentVolume>().create(&volume).await.unwrap();
+    let claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "storageClassName": "", "resources": {"requests": {"storage": "1Gi"}}}});
+    let claims = client.api::<PersistentVolumeClaim>(Some("default"));
+    claims.create(&serde_json::from_value(claim).unwrap()).await.unwrap();
+    let pods = client.api::<Pod>(Some("default"));
+    let attachments = client.all::<VolumeAttachment>();
+    let on = async || -> Vec<String> {
+        let held = attachments.list(&ListParams::default()).await.unwrap().items;
+        held.into_iter().map(|held| held.spec.node_name).collect()
+    };
+    for (name, node) in [("p", "m"), ("q", "n")] {
+        let object = json!({"metadata": {"name": node}});
+        client.all::<Node>().create(&serde_json::from_value(object).unwrap()).await.unwrap();
+        let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": node,
+            "containers": [{"name": "c", "image": "i"}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        until("the pod is let in", async || pods.create(&pod).await.ok()).await;
+        until("the first is attached", async || (on().await == ["m"]).then_some(())).await;
+    }
+    let text = "Multi-Attach error for volume \"v\" Volume is already used by pod(s) p";
+    cluster.until_told(text).await;
+    assert_eq!(on().await, ["m"]);
+    pods.delete("p", &DeleteParams::default().grace(0)).await.unwrap();
+    until("the second has it", async || (on().await == ["n"]).then_some(())).await;
 }

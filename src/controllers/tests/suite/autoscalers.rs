@@ -1,20 +1,16 @@
 //! An autoscaler over a deployment; a custom resource plays the metrics API.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::Patch;
 use client::api::ListParams;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 impl Cluster {
     /// A deployment of one pod that requests 100m, and has been ready for an hour.
-    async fn deploy(&self) -> String {
+    async fn deploy_for_autoscaler(&self) -> String {
         let deployment = json!({"metadata": {"name": "web"}, "spec": {
             "replicas": 1, "selector": {"matchLabels": {"app": "web"}},
             "template": {"metadata": {"labels": {"app": "web"}},
@@ -68,18 +64,9 @@ impl Cluster {
         Some((found.status, found.reason?))
     }
 
-    async fn until_condition(&self, kind: &str, status: &str, reason: &str) {
+    async fn until_autoscaler_is(&self, kind: &str, status: &str, reason: &str) {
         until(&format!("{kind} is {status} for {reason}"), || async {
             (self.condition(kind).await? == (status.into(), reason.into())).then_some(())
-        })
-        .await;
-    }
-
-    async fn until_told(&self, text: &str) {
-        until(&format!("{text:?} is told"), || async {
-            let api = self.client.api::<Event>(Some("default"));
-            let events = api.list(&ListParams::default()).await.unwrap().items;
-            events.iter().any(|e| e.message.as_deref() == Some(text)).then_some(())
         })
         .await;
     }
@@ -95,17 +82,17 @@ fn autoscaler(target: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_grows_with_its_load_once_metrics_are_served() {
     let cluster = cluster().await;
-    let pod = cluster.deploy().await;
+    let pod = cluster.deploy_for_autoscaler().await;
     let api = cluster.client.api::<HorizontalPodAutoscaler>(Some("default"));
     api.create(&serde_json::from_value(autoscaler("web")).unwrap()).await.unwrap();
-    cluster.until_condition("ScalingActive", "False", "FailedGetResourceMetric").await;
-    cluster.until_condition("AbleToScale", "True", "SucceededGetScale").await;
+    cluster.until_autoscaler_is("ScalingActive", "False", "FailedGetResourceMetric").await;
+    cluster.until_autoscaler_is("AbleToScale", "True", "SucceededGetScale").await;
     cluster.serve_metrics(&pod, "250m").await;
     // A change makes it look at once.
     api.patch("web", &Patch::Merge(json!({"spec": {"maxReplicas": 10}}))).await.unwrap();
-    cluster.until_condition("ScalingActive", "True", "ValidMetricFound").await;
-    cluster.until_condition("ScalingLimited", "True", "ScaleUpLimit").await;
-    cluster.until_condition("AbleToScale", "True", "SucceededRescale").await;
+    cluster.until_autoscaler_is("ScalingActive", "True", "ValidMetricFound").await;
+    cluster.until_autoscaler_is("ScalingLimited", "True", "ScaleUpLimit").await;
+    cluster.until_autoscaler_is("AbleToScale", "True", "SucceededRescale").await;
     let why = "cpu resource utilization (percentage of request) above target";
     cluster.until_told(&format!("New size: 4; reason: {why}")).await;
     let deployments = cluster.client.api::<Deployment>(Some("default"));
@@ -125,6 +112,6 @@ async fn a_target_that_is_not_there_is_told() {
     let cluster = cluster().await;
     let api = cluster.client.api::<HorizontalPodAutoscaler>(Some("default"));
     api.create(&serde_json::from_value(autoscaler("nobody")).unwrap()).await.unwrap();
-    cluster.until_condition("AbleToScale", "False", "FailedGetScale").await;
+    cluster.until_autoscaler_is("AbleToScale", "False", "FailedGetScale").await;
     cluster.until_told("deployments.apps \"nobody\" not found").await;
 }

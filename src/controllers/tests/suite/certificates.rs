@@ -1,12 +1,8 @@
 //! Requests for certificates: approved by the rules, signed by the authorities, or refused.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 /// `O=system:nodes, CN=system:node:a`.
 const OF_CLIENT: &str = "\
@@ -49,7 +45,7 @@ impl Cluster {
         api.replace_subresource(name, "approval", &request).await.unwrap();
     }
 
-    async fn until_condition(&self, name: &str, kind: &str) -> Value {
+    async fn until_request_is(&self, name: &str, kind: &str) -> Value {
         until(&format!("{name} is {kind}"), || async {
             let api = self.client.all::<CertificateSigningRequest>();
             let conditions = api.get(name).await.unwrap().status?.conditions?;
@@ -78,7 +74,7 @@ async fn a_kubelet_gets_its_client_certificate_by_itself() {
     let cluster = cluster().await;
     let signer = "kubernetes.io/kube-apiserver-client-kubelet";
     cluster.ask("mine", signer, OF_CLIENT, &["digital signature", "client auth"]).await;
-    let approved = cluster.until_condition("mine", "Approved").await;
+    let approved = cluster.until_request_is("mine", "Approved").await;
     assert_eq!(approved["reason"], "AutoApproved");
     let expected = "Auto approving kubelet client certificate after SubjectAccessReview.";
     assert_eq!(approved["message"], expected);
@@ -97,7 +93,7 @@ async fn what_is_approved_is_signed_if_the_signer_allows_it() {
     let pem = cluster.until_issued("good").await;
     let (names, addresses) = pki::authority::alternative_names(&pem).unwrap();
     assert_eq!((names, addresses), (vec!["a".into()], vec!["192.0.2.7".parse().unwrap()]));
-    let failed = cluster.until_condition("bad", "Failed").await;
+    let failed = cluster.until_request_is("bad", "Failed").await;
     assert_eq!(failed["reason"], "SignerValidationFailure");
     assert_eq!(failed["message"], "DNS or IP subjectAltName is required");
 }

@@ -1,18 +1,14 @@
 //! CronJobs by the clock on the wall; the suite ends their Jobs' pods.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::Patch;
 use client::api::ListParams;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 impl Cluster {
-    async fn create(&self, mut spec: Value) {
+    async fn create_cronjob(&self, mut spec: Value) {
         let pod = json!({"spec": {"restartPolicy": "Never",
             "containers": [{"name": "main", "image": "example.com/work:1"}]}});
         spec["jobTemplate"] = json!({"spec": {"template": pod}});
@@ -25,7 +21,7 @@ impl Cluster {
         self.client.api::<Job>(Some("default")).list(&ListParams::default()).await.unwrap().items
     }
 
-    async fn status(&self) -> Value {
+    async fn status_of_cronjob(&self) -> Value {
         let cron = self.client.api::<CronJob>(Some("default")).get("tick").await.unwrap();
         serde_json::to_value(cron.status).unwrap()
     }
@@ -37,22 +33,13 @@ impl Cluster {
             pods.patch_status(pod.metadata.name.as_deref().unwrap(), &patch).await.unwrap();
         }
     }
-
-    async fn until_told(&self, reason: &str) {
-        until(&format!("{reason} is told"), || async {
-            let api = self.client.api::<Event>(Some("default"));
-            let events = api.list(&ListParams::default()).await.unwrap().items;
-            events.iter().any(|e| e.reason.as_deref() == Some(reason)).then_some(())
-        })
-        .await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_started_finished_and_forgotten() {
     let cluster = cluster().await;
     cluster
-        .create(json!({"schedule": "@every 1s", "successfulJobsHistoryLimit": 1,
+        .create_cronjob(json!({"schedule": "@every 1s", "successfulJobsHistoryLimit": 1,
         "concurrencyPolicy": "Forbid"}))
         .await;
     let job = until("a job is there", || async { cluster.jobs().await.pop() }).await;
@@ -60,14 +47,14 @@ async fn a_job_is_started_finished_and_forgotten() {
     assert_eq!((owner.kind.as_str(), owner.name.as_str()), ("CronJob", "tick"));
     assert!(job.metadata.name.as_deref().unwrap().starts_with("tick-"));
     until("it is in the status", || async {
-        let status = cluster.status().await;
+        let status = cluster.status_of_cronjob().await;
         let active = status["active"][0]["name"].as_str().map(str::to_owned);
         (active == job.metadata.name && status["lastScheduleTime"].is_string()).then_some(())
     })
     .await;
     until("the job is done", || async {
         cluster.end_pods().await;
-        cluster.status().await["lastSuccessfulTime"].is_string().then_some(())
+        cluster.status_of_cronjob().await["lastSuccessfulTime"].is_string().then_some(())
     })
     .await;
     cluster.until_told("SawCompletedJob").await;
@@ -76,7 +63,7 @@ async fn a_job_is_started_finished_and_forgotten() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspended_cron_job_starts_nothing_until_it_is_resumed() {
     let cluster = cluster().await;
-    cluster.create(json!({"schedule": "@every 1s", "suspend": true})).await;
+    cluster.create_cronjob(json!({"schedule": "@every 1s", "suspend": true})).await;
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
     assert!(cluster.jobs().await.is_empty());
     let crons = cluster.client.api::<CronJob>(Some("default"));

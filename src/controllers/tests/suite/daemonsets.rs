@@ -1,18 +1,14 @@
 //! Daemon sets over nodes that come and go; the suite plays the nodes.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::api::ListParams;
 use client::{DeleteParams, Patch};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 impl Cluster {
-    async fn create_node(&self, name: &str, tier: &str) {
+    async fn create_node_of_daemon_set(&self, name: &str, tier: &str) {
         let node = json!({
             "metadata": {"name": name, "labels": {"tier": tier}},
             "status": {"conditions": [{"type": "Ready", "status": "True"}],
@@ -22,12 +18,12 @@ impl Cluster {
         self.client.all::<Node>().create(&node).await.unwrap();
     }
 
-    async fn change(&self, patch: Value) {
+    async fn change_daemon_set(&self, patch: Value) {
         let api = self.client.api::<DaemonSet>(Some("default"));
         api.patch("agent", &Patch::Merge(patch)).await.unwrap();
     }
 
-    async fn pods(&self) -> Vec<Pod> {
+    async fn pods_of_daemon_set(&self) -> Vec<Pod> {
         let params = ListParams::labels("app=agent".to_owned());
         let pods = self.client.api::<Pod>(Some("default")).list(&params).await.unwrap().items;
         pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect()
@@ -36,7 +32,7 @@ impl Cluster {
     /// Waits until exactly these nodes are meant by a pod of this image each.
     async fn until_on(&self, nodes: &[&str], image: &str) -> Vec<String> {
         until(&format!("{image} is on {nodes:?}"), || async {
-            let pods = self.pods().await;
+            let pods = self.pods_of_daemon_set().await;
             let mut on: Vec<String> = pods.iter().map(meant_for).collect();
             on.sort();
             let same = pods.iter().all(|pod| {
@@ -77,13 +73,13 @@ fn daemon_set(image: &str) -> DaemonSet {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_follows_each_node_that_it_is_meant_for() {
     let cluster = cluster().await;
-    cluster.create_node("a", "edge").await;
-    cluster.create_node("b", "core").await;
+    cluster.create_node_of_daemon_set("a", "edge").await;
+    cluster.create_node_of_daemon_set("b", "core").await;
     let sets = cluster.client.api::<DaemonSet>(Some("default"));
     sets.create(&daemon_set("agent:1")).await.unwrap();
     cluster.until_on(&["a"], "agent:1").await;
     // A node comes, a node is relabelled, a node goes.
-    cluster.create_node("c", "edge").await;
+    cluster.create_node_of_daemon_set("c", "edge").await;
     cluster.until_on(&["a", "c"], "agent:1").await;
     let nodes = cluster.client.all::<Node>();
     let relabel = json!({"metadata": {"labels": {"tier": "edge"}}});
@@ -101,15 +97,15 @@ async fn a_pod_follows_each_node_that_it_is_meant_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_rolls_and_can_be_undone() {
     let cluster = cluster().await;
-    cluster.create_node("a", "edge").await;
+    cluster.create_node_of_daemon_set("a", "edge").await;
     let sets = cluster.client.api::<DaemonSet>(Some("default"));
     sets.create(&daemon_set("agent:1")).await.unwrap();
     let first = cluster.until_on(&["a"], "agent:1").await;
     let image = |image: &str| json!({"spec": {"template": {"spec": {"containers": [{"name": "agent", "image": image}]}}}});
-    cluster.change(image("agent:2")).await;
+    cluster.change_daemon_set(image("agent:2")).await;
     let second = cluster.until_on(&["a"], "agent:2").await;
     assert_ne!(first, second);
-    cluster.change(image("agent:1")).await;
+    cluster.change_daemon_set(image("agent:1")).await;
     cluster.until_on(&["a"], "agent:1").await;
     // What was there before is the newest revision again, and not a third one.
     let revisions = until("the old revision is the newest", || async {

@@ -1,19 +1,15 @@
 //! Budgets over the pods of a deployment, and evictions that use them up.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::Patch;
 use client::api::ListParams;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 impl Cluster {
-    async fn deploy(&self, replicas: i32) {
+    async fn deploy_for_budget(&self, replicas: i32) {
         let deployment = json!({"metadata": {"name": "web"}, "spec": {
             "replicas": replicas, "selector": {"matchLabels": {"app": "web"}},
             "template": {"metadata": {"labels": {"app": "web"}},
@@ -29,14 +25,14 @@ impl Cluster {
         api.create(&serde_json::from_value(budget).unwrap()).await.unwrap();
     }
 
-    async fn pods(&self) -> Vec<Pod> {
+    async fn pods_of_budget(&self) -> Vec<Pod> {
         let params = ListParams::labels("app=web");
         self.client.api::<Pod>(Some("default")).list(&params).await.unwrap().items
     }
 
     async fn make_ready(&self, count: usize) {
         let pods = until(&format!("{count} pods are there"), || async {
-            let pods = self.pods().await;
+            let pods = self.pods_of_budget().await;
             (pods.len() == count).then_some(pods)
         })
         .await;
@@ -75,13 +71,13 @@ impl Cluster {
 #[tokio::test(flavor = "multi_thread")]
 async fn evictions_use_a_budget_up_and_new_pods_fill_it() {
     let cluster = cluster().await;
-    cluster.deploy(3).await;
+    cluster.deploy_for_budget(3).await;
     cluster.budget(json!({"maxUnavailable": "34%"})).await;
     cluster.until_counted([3, 1, 0, 0]).await;
     cluster.make_ready(3).await;
     cluster.until_counted([3, 1, 3, 2]).await;
     let names: Vec<String> =
-        cluster.pods().await.into_iter().filter_map(|pod| pod.metadata.name).collect();
+        cluster.pods_of_budget().await.into_iter().filter_map(|pod| pod.metadata.name).collect();
     cluster.evict(&names[0]).await.unwrap();
     cluster.evict(&names[1]).await.unwrap();
     let refused = cluster.evict(&names[2]).await.unwrap_err();

@@ -1,18 +1,14 @@
 //! Of several processes one acts, and another takes over when it goes.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::{cluster, until};
 use base::drain::{self, Trigger};
 use client::Client;
 use client::election::{self, Lead};
 use k8s_openapi::api::coordination::v1::Lease;
-use support::{cluster, until};
 
 struct Process {
     task: tokio::task::JoinHandle<bool>,

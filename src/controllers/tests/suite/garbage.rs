@@ -1,15 +1,11 @@
 //! What an owner leaves behind goes after it, down to the last pod.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{cluster, until};
 use client::DeleteParams;
 use client::api::ListParams;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
-use support::{cluster, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_takes_its_replica_sets_and_pods_along() {

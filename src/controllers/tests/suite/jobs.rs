@@ -1,15 +1,11 @@
 //! Jobs, from their creation to their end, with pods that end as the suite says.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::api::ListParams;
 use client::{DeleteParams, Patch};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 impl Cluster {
     async fn create_job(&self, name: &str, mut spec: Value) {
@@ -20,7 +16,7 @@ impl Cluster {
         self.client.api::<Job>(Some("default")).create(&job).await.unwrap();
     }
 
-    async fn pods(&self, job: &str) -> Vec<Pod> {
+    async fn pods_of_job(&self, job: &str) -> Vec<Pod> {
         let params = ListParams::labels(format!("job-name={job}"));
         self.client.api::<Pod>(Some("default")).list(&params).await.unwrap().items
     }
@@ -28,7 +24,7 @@ impl Cluster {
     /// Waits for pods that have not ended.
     async fn running(&self, job: &str, count: usize) -> Vec<String> {
         until(&format!("{job} has {count} pods"), || async {
-            let pods = self.pods(job).await;
+            let pods = self.pods_of_job(job).await;
             let open = pods.iter().filter(|pod| {
                 let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
                 phase == Some("Pending") && pod.metadata.deletion_timestamp.is_none()
@@ -45,14 +41,14 @@ impl Cluster {
         api.patch_status(pod, &patch).await.unwrap();
     }
 
-    async fn status(&self, job: &str) -> Value {
+    async fn status_of_job(&self, job: &str) -> Value {
         let job = self.client.api::<Job>(Some("default")).get(job).await.unwrap();
         serde_json::to_value(job.status).unwrap()
     }
 
-    async fn until_condition(&self, job: &str, kind: &str) -> Value {
+    async fn until_job_is(&self, job: &str, kind: &str) -> Value {
         until(&format!("{job} is {kind}"), || async {
-            let status = self.status(job).await;
+            let status = self.status_of_job(job).await;
             let held = status["conditions"].as_array().cloned().unwrap_or_default();
             held.iter().any(|c| c["type"] == kind && c["status"] == "True").then_some(status)
         })
@@ -69,12 +65,12 @@ async fn a_job_completes_and_counts_each_pod_once() {
     }
     let last = cluster.running("work", 1).await;
     cluster.end(&last[0], "Succeeded").await;
-    let status = cluster.until_condition("work", "Complete").await;
+    let status = cluster.until_job_is("work", "Complete").await;
     assert_eq!(status["succeeded"], 3, "{status}");
     assert_eq!(status["conditions"][0]["type"], "SuccessCriteriaMet");
     assert_eq!(status["conditions"][0]["reason"], "CompletionsReached");
     assert!(status["completionTime"].is_string() && status["active"].is_null(), "{status}");
-    let pods = cluster.pods("work").await;
+    let pods = cluster.pods_of_job("work").await;
     assert_eq!(pods.len(), 3);
     assert!(pods.iter().all(|pod| pod.metadata.finalizers.is_none()));
     until("the events are told", || async {
@@ -95,7 +91,7 @@ async fn indexes_are_told_to_pods_and_kept_in_the_status() {
     cluster.create_job("parts", spec).await;
     let pods = cluster.running("parts", 3).await;
     let mut hosts = Vec::new();
-    for pod in cluster.pods("parts").await {
+    for pod in cluster.pods_of_job("parts").await {
         let spec = pod.spec.unwrap();
         hosts.push(spec.hostname.unwrap());
         let env = spec.containers[0].env.as_ref().unwrap();
@@ -106,7 +102,7 @@ async fn indexes_are_told_to_pods_and_kept_in_the_status() {
     for pod in pods {
         cluster.end(&pod, "Succeeded").await;
     }
-    let status = cluster.until_condition("parts", "Complete").await;
+    let status = cluster.until_job_is("parts", "Complete").await;
     assert_eq!((&status["completedIndexes"], &status["succeeded"]), (&json!("0-2"), &json!(3)));
 }
 
@@ -119,11 +115,11 @@ async fn failed_and_deleted_pods_count_against_the_limit() {
     let api = cluster.client.api::<Pod>(Some("default"));
     api.delete(&pods[0], &DeleteParams::default()).await.unwrap();
     until("the deleted pod counts", || async {
-        (cluster.status("fails").await["failed"] == 1).then_some(())
+        (cluster.status_of_job("fails").await["failed"] == 1).then_some(())
     })
     .await;
     cluster.end(&pods[1], "Failed").await;
-    let status = cluster.until_condition("fails", "Failed").await;
+    let status = cluster.until_job_is("fails", "Failed").await;
     assert_eq!(status["failed"], 3, "the last one was ended: {status}");
     assert_eq!(status["conditions"][0]["type"], "FailureTarget");
     assert_eq!(status["conditions"][1]["reason"], "BackoffLimitExceeded");
@@ -134,15 +130,15 @@ async fn a_job_is_suspended_resumed_ended_by_its_deadline_and_removed() {
     let cluster = cluster().await;
     let spec = json!({"suspend": true, "activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 0});
     cluster.create_job("later", spec).await;
-    let status = cluster.until_condition("later", "Suspended").await;
+    let status = cluster.until_job_is("later", "Suspended").await;
     assert!(status["startTime"].is_null(), "{status}");
-    assert!(cluster.pods("later").await.is_empty());
+    assert!(cluster.pods_of_job("later").await.is_empty());
     let api = cluster.client.api::<Job>(Some("default"));
     api.patch("later", &Patch::Merge(json!({"spec": {"suspend": false}}))).await.unwrap();
     cluster.running("later", 1).await;
     until("the job is removed with its pods", || async {
         let job = api.get_opt("later").await.unwrap();
-        (job.is_none() && cluster.pods("later").await.is_empty()).then_some(())
+        (job.is_none() && cluster.pods_of_job("later").await.is_empty()).then_some(())
     })
     .await;
 }

@@ -1,15 +1,11 @@
 //! Endpoints written by hand, and the slices that follow them.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{cluster, until};
 use client::api::ListParams;
 use client::{DeleteParams, Patch};
 use k8s_openapi::api::core::v1::{Endpoints, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
-use support::{cluster, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slices_follow_endpoints_that_are_created_changed_and_deleted() {

@@ -1,17 +1,12 @@
 //! Nodes that are not ready, and what becomes of their pods.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::Patch;
-use client::api::ListParams;
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
-use support::{Cluster, cluster, until};
 
 impl Cluster {
-    async fn create_node(&self, name: &str) {
+    async fn create_node_of_node(&self, name: &str) {
         let node = json!({"metadata": {"name": name}, "status": {
             "conditions": [{"type": "Ready", "status": "True"}],
             "allocatable": {"cpu": "4", "memory": "4Gi", "pods": "110"}}});
@@ -49,15 +44,6 @@ impl Cluster {
             [{"type": "Ready", "status": "True"}]}});
         api.patch_status(name, &Patch::Merge(ready)).await.unwrap();
     }
-
-    async fn until_told(&self, text: &str) {
-        until(&format!("{text:?} is told"), || async {
-            let api = self.client.api::<Event>(Some("default"));
-            let events = api.list(&ListParams::default()).await.unwrap().items;
-            events.iter().any(|e| e.message.as_deref() == Some(text)).then_some(())
-        })
-        .await;
-    }
 }
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -66,8 +52,8 @@ const BOTH: [(&str, &str); 2] = [(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecu
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_leave_a_node_that_is_not_ready_as_they_tolerate_it() {
     let cluster = cluster().await;
-    cluster.create_node("a").await;
-    cluster.create_node("b").await;
+    cluster.create_node_of_node("a").await;
+    cluster.create_node_of_node("b").await;
     cluster.until_tainted("a", &[]).await;
     cluster.create_pod("soon", 1).await;
     cluster.create_pod("later", 600).await;
@@ -95,13 +81,13 @@ async fn pods_leave_a_node_that_is_not_ready_as_they_tolerate_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_evicted_while_all_nodes_are_down() {
     let cluster = cluster().await;
-    cluster.create_node("a").await;
+    cluster.create_node_of_node("a").await;
     cluster.until_tainted("a", &[]).await;
     cluster.create_pod("stays", 1).await;
     cluster.set_ready("a", "False").await;
     cluster.until_tainted("a", &[(NOT_READY, "NoSchedule")]).await;
     // A node that is well shows that it is not us.
-    cluster.create_node("b").await;
+    cluster.create_node_of_node("b").await;
     cluster.until_tainted("a", &BOTH).await;
     let node = cluster.client.all::<Node>().get("b").await.unwrap();
     let annotations = node.metadata.annotations.unwrap();

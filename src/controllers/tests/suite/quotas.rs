@@ -1,13 +1,9 @@
 //! Quotas over objects that come and go.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::DeleteParams;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ResourceQuota};
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 impl Cluster {
     async fn quota(&self, hard: Value) {
@@ -25,7 +21,7 @@ impl Cluster {
         .await;
     }
 
-    async fn pod(&self, name: &str) -> Result<(), client::Error> {
+    async fn pod_of_quota(&self, name: &str) -> Result<(), client::Error> {
         let pod = json!({
             "metadata": {"name": name},
             "spec": {"containers": [{"name": "c", "image": "i",
@@ -40,11 +36,11 @@ impl Cluster {
 async fn what_goes_is_given_back_and_what_is_too_much_is_refused() {
     let cluster = cluster().await;
     // The account of pods comes a moment after its namespace.
-    until("a pod is let in", || async { cluster.pod("before").await.ok() }).await;
+    until("a pod is let in", || async { cluster.pod_of_quota("before").await.ok() }).await;
     cluster.quota(json!({"pods": "2", "requests.cpu": "1"})).await;
     cluster.until_used(json!({"pods": "1", "requests.cpu": "100m"})).await;
-    cluster.pod("within").await.unwrap();
-    let refused = cluster.pod("beyond").await.unwrap_err();
+    cluster.pod_of_quota("within").await.unwrap();
+    let refused = cluster.pod_of_quota("beyond").await.unwrap_err();
     assert_eq!(refused.code(), 403);
     assert!(refused.to_string().contains("exceeded quota: q"), "{refused}");
     let pods = cluster.client.api::<Pod>(Some("default"));
@@ -54,7 +50,7 @@ async fn what_goes_is_given_back_and_what_is_too_much_is_refused() {
     cluster.until_used(json!({"pods": "1", "requests.cpu": "100m"})).await;
     pods.delete("within", &DeleteParams::default().grace(0)).await.unwrap();
     cluster.until_used(json!({"pods": "0", "requests.cpu": "0"})).await;
-    cluster.pod("beyond").await.unwrap();
+    cluster.pod_of_quota("beyond").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

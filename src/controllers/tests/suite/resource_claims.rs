@@ -1,13 +1,9 @@
 //! Claims of dynamic resources: made from templates, freed when nobody uses them.
-#![allow(clippy::unwrap_used, reason = "tests may")]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::{DeleteParams, Patch};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate};
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 fn requests() -> Value {
     json!({"devices": {"requests": [
@@ -15,11 +11,11 @@ fn requests() -> Value {
 }
 
 impl Cluster {
-    fn pods(&self) -> client::Api<Pod> {
+    fn pods_of_resource_claim(&self) -> client::Api<Pod> {
         self.client.api(Some("default"))
     }
 
-    fn claims(&self) -> client::Api<ResourceClaim> {
+    fn claims_of_resource_claim(&self) -> client::Api<ResourceClaim> {
         self.client.api(Some("default"))
     }
 
@@ -30,17 +26,18 @@ impl Cluster {
         self.client.api(Some("default")).create(&template).await.unwrap();
     }
 
-    async fn pod(&self, name: &str, claim: Value) {
+    async fn pod_of_resource_claim(&self, name: &str, claim: Value) {
         let pod = json!({"metadata": {"name": name}, "spec": {"resourceClaims": [claim],
             "containers": [{"name": "c", "image": "i"}]}});
         let pod = serde_json::from_value(pod).unwrap();
         // Pods are refused until their service account is there.
-        until("the pod is made", async || self.pods().create(&pod).await.ok()).await;
+        until("the pod is made", async || self.pods_of_resource_claim().create(&pod).await.ok())
+            .await;
     }
 
     async fn told(&self, pod: &str) -> String {
         until("the pod is told its claim", async || {
-            let pod = self.pods().get(pod).await.unwrap();
+            let pod = self.pods_of_resource_claim().get(pod).await.unwrap();
             pod.status?.resource_claim_statuses?.first()?.resource_claim_name.clone()
         })
         .await
@@ -50,21 +47,21 @@ impl Cluster {
     async fn allocate(&self, claim: &str, pods: &[&str]) {
         let mut users = Vec::new();
         for name in pods {
-            let uid = self.pods().get(name).await.unwrap().metadata.uid;
+            let uid = self.pods_of_resource_claim().get(name).await.unwrap().metadata.uid;
             users.push(json!({"resource": "pods", "name": name, "uid": uid}));
         }
         let kept = json!({"metadata": {
             "finalizers": ["resource.kubernetes.io/delete-protection"]}});
-        self.claims().patch(claim, &Patch::Merge(kept)).await.unwrap();
+        self.claims_of_resource_claim().patch(claim, &Patch::Merge(kept)).await.unwrap();
         let result = json!({"request": "r", "driver": "d.example", "pool": "p", "device": "0"});
         let status = json!({"status": {"reservedFor": users,
             "allocation": {"devices": {"results": [result]}}}});
-        self.claims().patch_status(claim, &Patch::Merge(status)).await.unwrap();
+        self.claims_of_resource_claim().patch_status(claim, &Patch::Merge(status)).await.unwrap();
     }
 
     async fn until_freed(&self, claim: &str) {
         until("the claim is freed", async || {
-            let claim = self.claims().get(claim).await.unwrap();
+            let claim = self.claims_of_resource_claim().get(claim).await.unwrap();
             let status = claim.status.unwrap_or_default();
             let is_free = status.allocation.is_none() && status.reserved_for.is_none();
             (is_free && claim.metadata.finalizers.is_none()).then_some(())
@@ -78,12 +75,12 @@ async fn a_claim_is_made_from_its_template_and_goes_when_the_pod_is_done() {
     let cluster = cluster().await;
     let claim = json!({"name": "thing", "resourceClaimTemplateName": "t"});
     // The template comes late.
-    cluster.pod("p", claim.clone()).await;
+    cluster.pod_of_resource_claim("p", claim.clone()).await;
     cluster.template("t").await;
     let first = cluster.told("p").await;
     assert!(first.starts_with("p-thing-"), "{first}");
-    let made = cluster.claims().get(&first).await.unwrap();
-    let pod = cluster.pods().get("p").await.unwrap();
+    let made = cluster.claims_of_resource_claim().get(&first).await.unwrap();
+    let pod = cluster.pods_of_resource_claim().get("p").await.unwrap();
     let owner = &made.metadata.owner_references.unwrap()[0];
     assert_eq!((Some(&owner.uid), owner.controller), (pod.metadata.uid.as_ref(), Some(true)));
     assert_eq!(made.metadata.labels.unwrap()["a"], "b");
@@ -92,7 +89,7 @@ async fn a_claim_is_made_from_its_template_and_goes_when_the_pod_is_done() {
         "thing"
     );
     // One that is taken away while it is wanted is made again.
-    cluster.claims().delete(&first, &DeleteParams::default()).await.unwrap();
+    cluster.claims_of_resource_claim().delete(&first, &DeleteParams::default()).await.unwrap();
     let second = until("there is another", async || {
         let now = cluster.told("p").await;
         (now != first).then_some(now)
@@ -100,36 +97,42 @@ async fn a_claim_is_made_from_its_template_and_goes_when_the_pod_is_done() {
     .await;
     cluster.allocate(&second, &["p"]).await;
     let done = json!({"status": {"phase": "Succeeded"}});
-    cluster.pods().patch_status("p", &Patch::Merge(done)).await.unwrap();
+    cluster.pods_of_resource_claim().patch_status("p", &Patch::Merge(done)).await.unwrap();
     until("the claim is gone", async || {
-        cluster.claims().get_opt(&second).await.unwrap().is_none().then_some(())
+        cluster.claims_of_resource_claim().get_opt(&second).await.unwrap().is_none().then_some(())
     })
     .await;
-    assert!(cluster.pods().get_opt("p").await.unwrap().is_some());
+    assert!(cluster.pods_of_resource_claim().get_opt("p").await.unwrap().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_of_the_users_is_freed_after_its_last_pod_and_stays() {
     let cluster = cluster().await;
     let claim = json!({"metadata": {"name": "c"}, "spec": requests()});
-    cluster.claims().create(&serde_json::from_value(claim).unwrap()).await.unwrap();
+    cluster
+        .claims_of_resource_claim()
+        .create(&serde_json::from_value(claim).unwrap())
+        .await
+        .unwrap();
     for pod in ["p", "q"] {
-        cluster.pod(pod, json!({"name": "thing", "resourceClaimName": "c"})).await;
+        cluster
+            .pod_of_resource_claim(pod, json!({"name": "thing", "resourceClaimName": "c"}))
+            .await;
     }
     cluster.allocate("c", &["p", "q"]).await;
-    cluster.pods().delete("p", &DeleteParams::default().grace(0)).await.unwrap();
+    cluster.pods_of_resource_claim().delete("p", &DeleteParams::default().grace(0)).await.unwrap();
     until("one user is left", async || {
-        let status = cluster.claims().get("c").await.unwrap().status?;
+        let status = cluster.claims_of_resource_claim().get("c").await.unwrap().status?;
         (status.reserved_for?.len() == 1 && status.allocation.is_some()).then_some(())
     })
     .await;
-    cluster.pods().delete("q", &DeleteParams::default().grace(0)).await.unwrap();
+    cluster.pods_of_resource_claim().delete("q", &DeleteParams::default().grace(0)).await.unwrap();
     cluster.until_freed("c").await;
     // One that is deleted while it is allocated to nobody is let go.
     cluster.allocate("c", &[]).await;
-    cluster.claims().delete("c", &DeleteParams::default()).await.unwrap();
+    cluster.claims_of_resource_claim().delete("c", &DeleteParams::default()).await.unwrap();
     until("the claim is gone", async || {
-        cluster.claims().get_opt("c").await.unwrap().is_none().then_some(())
+        cluster.claims_of_resource_claim().get_opt("c").await.unwrap().is_none().then_some(())
     })
     .await;
 }

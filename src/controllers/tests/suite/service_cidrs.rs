@@ -1,14 +1,10 @@
 //! Ranges of service addresses become ready, and stay while addresses need them.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::DeleteParams;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 impl Cluster {
     async fn until_ready(&self, name: &str, status: &str) -> Value {

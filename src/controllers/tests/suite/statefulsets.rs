@@ -1,19 +1,15 @@
 //! StatefulSets step by step; the suite makes their pods ready, or not.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::api::{ListParams, ResourceRef};
 use client::{DeleteParams, Patch};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::{Event, PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 impl Cluster {
-    async fn create(&self, mut spec: Value) {
+    async fn create_stateful_set(&self, mut spec: Value) {
         for (field, value) in [
             ("serviceName", json!("web")),
             ("selector", json!({"matchLabels": {"app": "web"}})),
@@ -26,17 +22,17 @@ impl Cluster {
         sets.create(&serde_json::from_value(set).unwrap()).await.unwrap();
     }
 
-    async fn change(&self, spec: Value) {
+    async fn change_stateful_set(&self, spec: Value) {
         let sets = self.client.api::<StatefulSet>(Some("default"));
         sets.patch("web", &Patch::Merge(json!({"spec": spec}))).await.unwrap();
     }
 
-    async fn status(&self) -> Value {
+    async fn status_of_stateful_set(&self) -> Value {
         let sets = self.client.api::<StatefulSet>(Some("default"));
         serde_json::to_value(sets.get("web").await.unwrap().status).unwrap()
     }
 
-    async fn pods(&self) -> Vec<Pod> {
+    async fn pods_of_stateful_set(&self) -> Vec<Pod> {
         let params = ListParams::labels("app=web");
         self.client.api::<Pod>(Some("default")).list(&params).await.unwrap().items
     }
@@ -55,7 +51,7 @@ impl Cluster {
             }
             text
         };
-        self.pods().await.iter().map(describe).collect()
+        self.pods_of_stateful_set().await.iter().map(describe).collect()
     }
 
     async fn until_picture(&self, expected: &[&str]) {
@@ -70,7 +66,11 @@ impl Cluster {
             }
         };
         let done = tokio::time::timeout(std::time::Duration::from_secs(20), look).await;
-        assert!(done.is_ok(), "{seen:?} is not {expected:?}: {}", self.status().await);
+        assert!(
+            done.is_ok(),
+            "{seen:?} is not {expected:?}: {}",
+            self.status_of_stateful_set().await
+        );
     }
 
     async fn set_phase(&self, pod: &str, phase: &str) {
@@ -107,7 +107,7 @@ impl Cluster {
         numbers
     }
 
-    async fn claim(&self, name: &str) -> Option<PersistentVolumeClaim> {
+    async fn claim_of_stateful_set(&self, name: &str) -> Option<PersistentVolumeClaim> {
         self.client.api::<PersistentVolumeClaim>(Some("default")).get_opt(name).await.unwrap()
     }
 }
@@ -121,9 +121,9 @@ fn template(image: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_come_in_order_and_go_in_the_opposite_one_and_pause_while_one_is_ill() {
     let cluster = cluster().await;
-    cluster.create(json!({"replicas": 2})).await;
+    cluster.create_stateful_set(json!({"replicas": 2})).await;
     cluster.until_picture(&["web-0 web:1"]).await;
-    let pod = serde_json::to_value(&cluster.pods().await[0]).unwrap();
+    let pod = serde_json::to_value(&cluster.pods_of_stateful_set().await[0]).unwrap();
     assert_eq!(
         (&pod["spec"]["hostname"], &pod["spec"]["subdomain"]),
         (&json!("web-0"), &json!("web"))
@@ -136,11 +136,11 @@ async fn pods_come_in_order_and_go_in_the_opposite_one_and_pause_while_one_is_il
     cluster.bind("web-1").await;
     cluster.ready("web-1").await;
     until("the status says so", || async {
-        let status = cluster.status().await;
+        let status = cluster.status_of_stateful_set().await;
         (status["readyReplicas"] == 2 && status["currentReplicas"] == 2).then_some(())
     })
     .await;
-    let status = cluster.status().await;
+    let status = cluster.status_of_stateful_set().await;
     assert_eq!(status["currentRevision"], status["updateRevision"]);
     assert_eq!(pod["metadata"]["labels"]["controller-revision-hash"], status["currentRevision"]);
     // Scaled through the subresource, while the first one is ill: nothing goes.
@@ -151,7 +151,7 @@ async fn pods_come_in_order_and_go_in_the_opposite_one_and_pause_while_one_is_il
     let scale: Scale = serde_json::from_value(scale).unwrap();
     sets.replace_subresource("web", "scale", &scale).await.unwrap();
     until("the change is observed", || async {
-        (cluster.status().await["observedGeneration"] == 2).then_some(())
+        (cluster.status_of_stateful_set().await["observedGeneration"] == 2).then_some(())
     })
     .await;
     cluster.until_picture(&["web-0 web:1", "web-1 web:1 ready"]).await;
@@ -175,7 +175,7 @@ async fn a_canary_is_phased_in_completed_and_rolled_back() {
     let cluster = cluster().await;
     let rolling = |partition: i32| json!({"type": "RollingUpdate", "rollingUpdate": {"partition": partition}});
     cluster
-        .create(json!({"replicas": 3, "podManagementPolicy": "Parallel",
+        .create_stateful_set(json!({"replicas": 3, "podManagementPolicy": "Parallel",
         "updateStrategy": rolling(3)}))
         .await;
     cluster.until_picture(&["web-0 web:1", "web-1 web:1", "web-2 web:1"]).await;
@@ -184,14 +184,14 @@ async fn a_canary_is_phased_in_completed_and_rolled_back() {
     }
     let all = ["web-0 web:1 ready", "web-1 web:1 ready", "web-2 web:1 ready"];
     cluster.until_picture(&all).await;
-    cluster.change(json!({"template": template("web:2")})).await;
+    cluster.change_stateful_set(json!({"template": template("web:2")})).await;
     until("there is another revision", || async {
-        let status = cluster.status().await;
+        let status = cluster.status_of_stateful_set().await;
         (status["currentRevision"] != status["updateRevision"]).then_some(())
     })
     .await;
     cluster.until_picture(&all).await;
-    cluster.change(json!({"updateStrategy": rolling(2)})).await;
+    cluster.change_stateful_set(json!({"updateStrategy": rolling(2)})).await;
     cluster.until_picture(&[all[0], all[1], "web-2 web:2"]).await;
     cluster.ready("web-2").await;
     // Whoever is deleted comes back on its side of the partition.
@@ -201,18 +201,18 @@ async fn a_canary_is_phased_in_completed_and_rolled_back() {
     cluster.until_picture(&["web-0 web:1", all[1], "web-2 web:2"]).await;
     cluster.ready("web-0").await;
     cluster.ready("web-2").await;
-    cluster.change(json!({"updateStrategy": rolling(0)})).await;
+    cluster.change_stateful_set(json!({"updateStrategy": rolling(0)})).await;
     cluster.until_picture(&[all[0], "web-1 web:2", "web-2 web:2 ready"]).await;
     cluster.ready("web-1").await;
     cluster.until_picture(&["web-0 web:2", "web-1 web:2 ready", "web-2 web:2 ready"]).await;
     cluster.ready("web-0").await;
     until("the rollout is complete", || async {
-        let status = cluster.status().await;
+        let status = cluster.status_of_stateful_set().await;
         (status["currentRevision"] == status["updateRevision"]).then_some(())
     })
     .await;
     assert_eq!(cluster.revisions().await, [1, 2]);
-    cluster.change(json!({"template": template("web:1")})).await;
+    cluster.change_stateful_set(json!({"template": template("web:1")})).await;
     cluster.until_picture(&["web-0 web:2 ready", "web-1 web:2 ready", "web-2 web:1"]).await;
     until("the old revision is the newest", || async {
         (cluster.revisions().await == [2, 3]).then_some(())
@@ -229,17 +229,17 @@ async fn a_failed_pod_is_made_anew_and_a_stranger_with_its_name_is_waited_for() 
     let stranger: Pod = serde_json::from_value(stranger).unwrap();
     // The account of pods comes a moment after its namespace.
     until("a pod is let in", || async { pods.create(&stranger).await.ok() }).await;
-    cluster.create(json!({"replicas": 1})).await;
+    cluster.create_stateful_set(json!({"replicas": 1})).await;
     until("the set knows that it has none", || async {
-        (cluster.status().await["replicas"] == 0).then_some(())
+        (cluster.status_of_stateful_set().await["replicas"] == 0).then_some(())
     })
     .await;
     pods.delete("web-0", &DeleteParams::default()).await.unwrap();
     cluster.until_picture(&["web-0 web:1"]).await;
-    let first = cluster.pods().await[0].metadata.uid.clone();
+    let first = cluster.pods_of_stateful_set().await[0].metadata.uid.clone();
     cluster.set_phase("web-0", "Failed").await;
     until("another pod has the name", || async {
-        let pods = cluster.pods().await;
+        let pods = cluster.pods_of_stateful_set().await;
         (pods.len() == 1 && pods[0].metadata.uid != first).then_some(())
     })
     .await;
@@ -265,12 +265,12 @@ async fn claims_stay_or_go_as_the_set_says() {
         "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}})
     };
     cluster
-        .create(json!({"replicas": 2, "podManagementPolicy": "Parallel",
+        .create_stateful_set(json!({"replicas": 2, "podManagementPolicy": "Parallel",
         "volumeClaimTemplates": [claim("www")],
         "persistentVolumeClaimRetentionPolicy": {"whenScaled": "Delete"}}))
         .await;
     cluster.until_picture(&["web-0 web:1", "web-1 web:1"]).await;
-    let made = cluster.claim("www-web-1").await.unwrap();
+    let made = cluster.claim_of_stateful_set("www-web-1").await.unwrap();
     assert_eq!(made.metadata.labels.unwrap()["app"], "web");
     assert!(made.metadata.owner_references.is_none());
     // A claim that a pending pod lost is made again.
@@ -280,23 +280,23 @@ async fn claims_stay_or_go_as_the_set_says() {
     claims.delete("www-web-1", &DeleteParams::default()).await.unwrap();
     let _ = claims.patch("www-web-1", &Patch::Merge(remove)).await;
     until("the claim is back", || async {
-        let held = cluster.claim("www-web-1").await?;
+        let held = cluster.claim_of_stateful_set("www-web-1").await?;
         (held.metadata.uid != made.metadata.uid).then_some(())
     })
     .await;
     cluster.bind("web-1").await;
-    cluster.change(json!({"replicas": 1})).await;
+    cluster.change_stateful_set(json!({"replicas": 1})).await;
     until("the claim goes with the pod", || async {
-        let owners = cluster.claim("www-web-1").await?.metadata.owner_references?;
+        let owners = cluster.claim_of_stateful_set("www-web-1").await?.metadata.owner_references?;
         (owners[0].kind == "Pod" && owners[0].name == "web-1").then_some(())
     })
     .await;
     cluster
-        .change(json!({"persistentVolumeClaimRetentionPolicy":
+        .change_stateful_set(json!({"persistentVolumeClaimRetentionPolicy":
         {"whenScaled": "Retain", "whenDeleted": "Delete"}}))
         .await;
     until("the claim of the other one goes with the set", || async {
-        let owners = cluster.claim("www-web-0").await?.metadata.owner_references?;
+        let owners = cluster.claim_of_stateful_set("www-web-0").await?.metadata.owner_references?;
         (owners[0].kind == "StatefulSet").then_some(())
     })
     .await;

@@ -7,7 +7,9 @@ use std::time::Duration;
 use api::authn::{MASTERS, User};
 use api::serve::Shared as Server;
 use base::drain::Trigger;
+use client::api::ListParams;
 use client::{Client, Shared};
+use k8s_openapi::api::core::v1::Event;
 use store::backend::sqlite::Sqlite;
 
 pub struct Cluster {
@@ -19,6 +21,19 @@ pub struct Cluster {
 
 fn key(dir: &std::path::Path) -> String {
     pki::files::signing_key(&dir.join("key")).unwrap()
+}
+
+impl Cluster {
+    /// Waits for an event with this reason or message.
+    pub async fn until_told(&self, what: &str) {
+        until(&format!("{what:?} is told"), || async {
+            let api = self.client.api::<Event>(Some("default"));
+            let events = api.list(&ListParams::default()).await.unwrap().items;
+            let is = |text: &Option<String>| text.as_deref() == Some(what);
+            events.iter().any(|e| is(&e.reason) || is(&e.message)).then_some(())
+        })
+        .await;
+    }
 }
 
 async fn server(dir: &std::path::Path) -> Server {
@@ -51,6 +66,7 @@ pub async fn cluster() -> Cluster {
             token_key_pem: key(dir.path()),
             client_ca: Some(pki::Authority::create("clients").unwrap().into()),
             serving_ca: Some(pki::Authority::create("servers").unwrap().into()),
+            service_lb: true,
             ..controllers::Config::default()
         },
         &drain,

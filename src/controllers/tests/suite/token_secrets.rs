@@ -1,13 +1,9 @@
 //! Secrets that ask for a token of an account get one, and go with the account.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{cluster, until};
 use client::DeleteParams;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use serde_json::json;
-use support::{cluster, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_comes_into_the_secret_and_is_believed_while_its_account_is_there() {

@@ -1,14 +1,10 @@
 //! Claims and volumes find each other, hold what is used, and let go.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{Cluster, cluster, until};
 use client::{DeleteParams, ListParams, Patch};
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttributesClass};
 use serde_json::{Value, json};
-use support::{Cluster, cluster, until};
 
 impl Cluster {
     async fn volume(&self, name: &str, size: &str, spec: Value) {
@@ -20,15 +16,15 @@ impl Cluster {
         self.client.all::<PersistentVolume>().create(&volume).await.unwrap();
     }
 
-    async fn claim(&self, name: &str, spec: Value) {
+    async fn claim_of_volume(&self, name: &str, spec: Value) {
         let mut claim = json!({"metadata": {"name": name}, "spec": {
             "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
         merge(&mut claim["spec"], spec);
         let claim = serde_json::from_value(claim).unwrap();
-        self.claims().create(&claim).await.unwrap();
+        self.claims_of_volume().create(&claim).await.unwrap();
     }
 
-    fn claims(&self) -> client::Api<PersistentVolumeClaim> {
+    fn claims_of_volume(&self) -> client::Api<PersistentVolumeClaim> {
         self.client.api(Some("default"))
     }
 
@@ -37,7 +33,7 @@ impl Cluster {
         self.client.all::<StorageClass>().create(&class).await.unwrap();
     }
 
-    async fn pod(&self, name: &str, spec: Value) {
+    async fn pod_of_volume(&self, name: &str, spec: Value) {
         let mut pod = json!({"metadata": {"name": name},
             "spec": {"containers": [{"name": "c", "image": "i"}]}});
         merge(&mut pod["spec"], spec);
@@ -49,7 +45,7 @@ impl Cluster {
 
     async fn until_claim(&self, name: &str, phase: &str) -> PersistentVolumeClaim {
         until(&format!("claim {name} is {phase}"), || async {
-            let claim = self.claims().get(name).await.unwrap();
+            let claim = self.claims_of_volume().get(name).await.unwrap();
             (claim.status.as_ref()?.phase.as_deref() == Some(phase)).then_some(claim)
         })
         .await
@@ -74,7 +70,7 @@ impl Cluster {
 
     async fn until_no_claim(&self, name: &str) {
         until(&format!("claim {name} is gone"), || async {
-            self.claims().get_opt(name).await.unwrap().is_none().then_some(())
+            self.claims_of_volume().get_opt(name).await.unwrap().is_none().then_some(())
         })
         .await;
     }
@@ -93,7 +89,7 @@ async fn the_smallest_volume_that_suits_is_bound_and_kept_when_its_claim_goes() 
         cluster.volume(name, size, json!({})).await;
         cluster.until_volume(name, "Available").await;
     }
-    cluster.claim("c", json!({"storageClassName": ""})).await;
+    cluster.claim_of_volume("c", json!({"storageClassName": ""})).await;
     let claim = cluster.until_claim("c", "Bound").await;
     let value = serde_json::to_value(&claim).unwrap();
     assert_eq!(value["spec"]["volumeName"], "right");
@@ -109,12 +105,14 @@ async fn the_smallest_volume_that_suits_is_bound_and_kept_when_its_claim_goes() 
     // A pod on a node holds the claim, and the claim the volume.
     let uses = json!({"nodeName": "m", "volumes": [
         {"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]});
-    cluster.pod("user", uses).await;
-    cluster.claims().delete("c", &DeleteParams::default()).await.unwrap();
+    cluster.pod_of_volume("user", uses).await;
+    cluster.claims_of_volume().delete("c", &DeleteParams::default()).await.unwrap();
     let volumes = cluster.client.all::<PersistentVolume>();
     volumes.delete("right", &DeleteParams::default()).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    assert!(cluster.claims().get("c").await.unwrap().metadata.deletion_timestamp.is_some());
+    assert!(
+        cluster.claims_of_volume().get("c").await.unwrap().metadata.deletion_timestamp.is_some()
+    );
     let pods = cluster.client.api::<Pod>(Some("default"));
     pods.delete("user", &DeleteParams::default().grace(0)).await.unwrap();
     cluster.until_no_claim("c").await;
@@ -127,16 +125,16 @@ async fn the_smallest_volume_that_suits_is_bound_and_kept_when_its_claim_goes() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_comes_later_or_is_named_is_bound() {
     let cluster = cluster().await;
-    cluster.claim("early", json!({"storageClassName": ""})).await;
+    cluster.claim_of_volume("early", json!({"storageClassName": ""})).await;
     cluster.until_claim("early", "Pending").await;
     let why = cluster.until_event("early", "FailedBinding").await;
     assert_eq!(why, "no persistent volumes available for this claim and no storage class is set");
     cluster.volume("late", "1Gi", json!({})).await;
     cluster.until_claim("early", "Bound").await;
     // A retained volume of a claim that is gone is not given to anybody.
-    cluster.claims().delete("early", &DeleteParams::default()).await.unwrap();
+    cluster.claims_of_volume().delete("early", &DeleteParams::default()).await.unwrap();
     cluster.until_volume("late", "Released").await;
-    cluster.claim("chooses", json!({"storageClassName": "", "volumeName": "kept"})).await;
+    cluster.claim_of_volume("chooses", json!({"storageClassName": "", "volumeName": "kept"})).await;
     cluster
         .volume(
             "kept",
@@ -148,7 +146,7 @@ async fn a_volume_that_comes_later_or_is_named_is_bound() {
     cluster.until_claim("chooses", "Bound").await;
     cluster.until_volume("kept", "Bound").await;
     // Two cannot have the same one.
-    cluster.claim("second", json!({"storageClassName": "", "volumeName": "kept"})).await;
+    cluster.claim_of_volume("second", json!({"storageClassName": "", "volumeName": "kept"})).await;
     let why = cluster.until_event("second", "FailedBinding").await;
     assert_eq!(why, "volume \"kept\" already bound to a different claim.");
     // And who loses the volume is lost.
@@ -163,7 +161,7 @@ async fn a_volume_that_comes_later_or_is_named_is_bound() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_without_a_class_takes_the_default_that_comes_later() {
     let cluster = cluster().await;
-    cluster.claim("c", json!({})).await;
+    cluster.claim_of_volume("c", json!({})).await;
     cluster.until_claim("c", "Pending").await;
     cluster
         .class(json!({"metadata": {"name": "d", "annotations":
@@ -172,7 +170,7 @@ async fn a_claim_without_a_class_takes_the_default_that_comes_later() {
         .await;
     let why = cluster.until_event("c", "WaitForFirstConsumer").await;
     assert_eq!(why, "waiting for first consumer to be created before binding");
-    let claim = cluster.claims().get("c").await.unwrap();
+    let claim = cluster.claims_of_volume().get("c").await.unwrap();
     assert_eq!(claim.spec.unwrap().storage_class_name.as_deref(), Some("d"));
 }
 
@@ -187,13 +185,13 @@ async fn a_provisioner_is_told_the_node_and_its_volume_is_bound() {
         "resources": {"requests": {"storage": "1Gi"}}}});
     let volumes =
         json!({"volumes": [{"name": "v", "ephemeral": {"volumeClaimTemplate": template}}]});
-    cluster.pod("p", volumes).await;
+    cluster.pod_of_volume("p", volumes).await;
     cluster.until_event("p-v", "WaitForPodScheduled").await;
     let selected =
         json!({"metadata": {"annotations": {"volume.kubernetes.io/selected-node": "m"}}});
-    cluster.claims().patch("p-v", &Patch::Merge(selected)).await.unwrap();
+    cluster.claims_of_volume().patch("p-v", &Patch::Merge(selected)).await.unwrap();
     let claim = until("the provisioner is asked", async || {
-        let claim = cluster.claims().get("p-v").await.unwrap();
+        let claim = cluster.claims_of_volume().get("p-v").await.unwrap();
         let annotations = claim.metadata.annotations.clone()?;
         let asked = annotations.get("volume.kubernetes.io/storage-provisioner")?;
         (asked == "a.example/b").then_some(claim)
@@ -220,10 +218,37 @@ async fn a_provisioner_is_told_the_node_and_its_volume_is_bound() {
 async fn a_volume_that_nobody_can_delete_fails() {
     let cluster = cluster().await;
     cluster.volume("v", "1Gi", json!({"persistentVolumeReclaimPolicy": "Delete"})).await;
-    cluster.claim("c", json!({"storageClassName": ""})).await;
+    cluster.claim_of_volume("c", json!({"storageClassName": ""})).await;
     cluster.until_claim("c", "Bound").await;
-    cluster.claims().delete("c", &DeleteParams::default()).await.unwrap();
+    cluster.claims_of_volume().delete("c", &DeleteParams::default()).await.unwrap();
     cluster.until_volume("v", "Failed").await;
     let why = cluster.until_event("v", "VolumeFailedDelete").await;
     assert!(why.ends_with("no deletable volume plugin matched"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_of_attributes_stays_while_a_claim_names_it() {
+    let cluster = cluster().await;
+    let classes = cluster.client.all::<VolumeAttributesClass>();
+    let class = json!({"metadata": {"name": "gold"}, "driverName": "x.io",
+        "parameters": {"iops": "5"}});
+    classes.create(&serde_json::from_value(class).unwrap()).await.unwrap();
+    let claims = cluster.client.api::<PersistentVolumeClaim>(Some("default"));
+    let claim = json!({"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "volumeAttributesClassName": "gold", "storageClassName": "x",
+        "resources": {"requests": {"storage": "1Gi"}}}});
+    claims.create(&serde_json::from_value(claim).unwrap()).await.unwrap();
+    until("the class is protected", || async {
+        let finalizers = classes.get("gold").await.unwrap().metadata.finalizers;
+        (finalizers? == ["kubernetes.io/vac-protection"]).then_some(())
+    })
+    .await;
+    classes.delete("gold", &client::DeleteParams::default()).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(classes.get_opt("gold").await.unwrap().is_some());
+    claims.delete("data", &client::DeleteParams::default()).await.unwrap();
+    until("the class is gone", || async {
+        classes.get_opt("gold").await.unwrap().is_none().then_some(())
+    })
+    .await;
 }

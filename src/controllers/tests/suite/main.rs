@@ -1,0 +1,27 @@
+//! The controllers against an API server in this process: what they make of the objects
+//! that clients write.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+mod attachments;
+mod autoscalers;
+mod balancers;
+mod certificates;
+mod cronjobs;
+mod daemonsets;
+mod disruptions;
+mod elections;
+mod endpoints;
+mod garbage;
+mod jobs;
+mod mirrors;
+mod namespaces;
+mod nodes;
+mod quotas;
+mod resource_claims;
+mod service_cidrs;
+mod statefulsets;
+mod support;
+mod token_secrets;
+mod tokens;
+mod volumes;
