@@ -1,0 +1,205 @@
+//! All controllers and the scheduler together while everything goes wrong that may: the
+//! cluster comes to the same end, and on its way there no law is broken.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+mod laws;
+mod weather;
+mod world;
+
+use std::time::Duration;
+
+use client::Patch;
+use client::api::{DeleteParams, ListParams};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use laws::{Laws, Slack};
+use serde_json::{Value, json};
+use weather::Weather;
+use world::{NODES, World};
+
+fn template(app: &str, image: &str) -> Value {
+    json!({"metadata": {"labels": {"app": app}},
+        "spec": {"containers": [{"name": "c", "image": image}]}})
+}
+
+fn selector(app: &str) -> Value {
+    json!({"matchLabels": {"app": app}})
+}
+
+impl World {
+    /// Everything that a storm is to bring about, and what of it is to go.
+    async fn ask_for_much(&self) {
+        let apps = "/apis/apps/v1/namespaces/default";
+        let old = json!({"apiVersion": "v1", "kind": "ReplicationController",
+            "metadata": {"name": "old"}, "spec": {"replicas": 2,
+                "selector": {"app": "old"}, "template": template("old", "one")}});
+        self.create("/api/v1/namespaces/default/replicationcontrollers", &old).await;
+        let web = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "web"}, "spec": {"replicas": 4, "selector": selector("web"),
+                "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}},
+                "template": template("web", "one")}});
+        self.create(&format!("{apps}/deployments"), &web).await;
+        let db = json!({"apiVersion": "apps/v1", "kind": "StatefulSet",
+            "metadata": {"name": "db"}, "spec": {"replicas": 3, "serviceName": "db",
+                "selector": selector("db"), "template": template("db", "one")}});
+        self.create(&format!("{apps}/statefulsets"), &db).await;
+        let agent = json!({"apiVersion": "apps/v1", "kind": "DaemonSet",
+            "metadata": {"name": "agent"}, "spec": {"selector": selector("agent"),
+                "template": template("agent", "one")}});
+        self.create(&format!("{apps}/daemonsets"), &agent).await;
+        let mut work = template("work", "one");
+        work["spec"]["restartPolicy"] = "Never".into();
+        let work = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "work"},
+            "spec": {"completions": 5, "parallelism": 2, "template": work}});
+        self.create("/apis/batch/v1/namespaces/default/jobs", &work).await;
+    }
+
+    /// A new version of what runs, and the end of what is old.
+    async fn ask_for_change(&self) {
+        let image = Patch::Strategic(json!({"spec": {"template": {"spec": {
+            "containers": [{"name": "c", "image": "two"}]}}}}));
+        let (deployments, sets) = (
+            self.client.api::<Deployment>(Some("default")),
+            self.client.api::<StatefulSet>(Some("default")),
+        );
+        deployments.patch("web", &image).await.unwrap();
+        sets.patch("db", &image).await.unwrap();
+        let old = self.client.api::<ReplicationController>(Some("default"));
+        old.delete("old", &DeleteParams::default()).await.unwrap();
+    }
+
+    async fn pods(&self, app: &str, image: &str) -> (usize, usize) {
+        let pods = self.client.api::<Pod>(Some("default"));
+        let pods = pods.list(&ListParams::labels(format!("app={app}"))).await.unwrap().items;
+        let of_image = |pod: &&Pod| {
+            let image_of = pod.spec.as_ref().and_then(|s| s.containers[0].image.as_deref());
+            image_of == Some(image)
+        };
+        (pods.len(), pods.iter().filter(of_image).count())
+    }
+
+    /// The work is done, and what is to run does, in this version.
+    async fn is_settled(&self, image: &str) -> Result<(), String> {
+        let job = self.client.api::<Job>(Some("default")).get("work").await.unwrap();
+        let done = job.status.as_ref().and_then(|s| s.succeeded).unwrap_or_default();
+        let complete = job.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        if !complete.into_iter().any(|c| c.type_ == "Complete" && c.status == "True") {
+            return Err(format!("the job has done {done}"));
+        }
+        let web = self.client.api::<Deployment>(Some("default")).get("web").await.unwrap();
+        let status = web.status.unwrap_or_default();
+        let ready = (status.updated_replicas, status.ready_replicas, status.replicas);
+        if status.observed_generation != web.metadata.generation
+            || ready != (Some(4), Some(4), Some(4))
+        {
+            return Err(format!("the deployment has {ready:?}"));
+        }
+        let db = self.client.api::<StatefulSet>(Some("default")).get("db").await.unwrap();
+        let status = db.status.unwrap_or_default();
+        if status.observed_generation != db.metadata.generation
+            || (status.ready_replicas, status.updated_replicas) != (Some(3), Some(3))
+        {
+            return Err(format!("the set has {status:?}"));
+        }
+        let agent = self.client.api::<DaemonSet>(Some("default")).get("agent").await.unwrap();
+        let ready = agent.status.map(|status| status.number_ready).unwrap_or_default();
+        if ready != NODES as i32 {
+            return Err(format!("{ready} daemons"));
+        }
+        for (app, wanted) in [("web", 4), ("db", 3)] {
+            let pods = self.pods(app, image).await;
+            if pods != (wanted, wanted) {
+                return Err(format!("{pods:?} pods of {app}"));
+            }
+        }
+        let old = if image == "one" { 2 } else { 0 };
+        let pods = self.pods("old", "one").await;
+        if pods.0 != old {
+            return Err(format!("{pods:?} old pods"));
+        }
+        Ok(())
+    }
+}
+
+/// Goes through it all in one weather; tells how many lives it took.
+async fn weather(weather: Weather, slack: usize) -> usize {
+    let world = World::new().await;
+    let laws = Laws::watch(&world.client, Slack { pods: slack });
+    // Accounts of namespaces and the like take no harm from calm.
+    let calm = world.start(&Weather::default());
+    world.ask_for_much().await;
+    calm.kill();
+    let first = world.live_until(&weather, || world.is_settled("one")).await;
+    world.ask_for_change().await;
+    let second = world.live_until(&weather, || world.is_settled("two")).await;
+    laws.are_kept();
+    let made = laws.made.lock();
+    let pods = |kind: &str| made.get(kind).map_or(0, |pods| pods.len());
+    // Nothing is made in vain: what was made once is not made again.
+    let most = [("StatefulSet", 6), ("ReplicaSet", 8 + slack), ("Job", 5 + slack)];
+    for (kind, most) in most {
+        assert!(pods(kind) <= most, "{} pods of the {kind}", pods(kind));
+    }
+    first + second
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_calm_weather_all_comes_to_its_end() {
+    assert_eq!(weather(Weather::default(), 0).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_dies_after_every_write_comes_to_the_same_end() {
+    let lives = weather(Weather { writes_per_life: Some(1), ..Weather::default() }, 0).await;
+    // Each pod alone is more than one write.
+    assert!(lives > 30, "{lives}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conflicts_on_every_write_change_nothing_of_the_end() {
+    weather(Weather { conflicts: true, ..Weather::default() }, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn caches_that_lag_make_nothing_twice() {
+    weather(Weather { lag: Duration::from_secs(1), ..Weather::default() }, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_that_break_and_expire_lose_nothing() {
+    weather(Weather { breaks_after: Some(3), ..Weather::default() }, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_of_it_at_once_comes_to_the_same_end() {
+    for seed in 1..=3 {
+        let storm = Weather {
+            seed,
+            writes_per_life: Some(25),
+            conflicts: true,
+            lag: Duration::from_millis(150),
+            breaks_after: Some(20),
+            refused: 10,
+            lost: 10,
+        };
+        // Of a write whose answer is lost nobody knows that it was done: so much may be
+        // made again, and goes again.
+        weather(storm, 6).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_act_at_once_come_to_the_same_end() {
+    let world = World::new().await;
+    // Each makes what is missing before it has heard of the other's.
+    let laws = Laws::watch(&world.client, Slack { pods: 5 });
+    let other = world.start(&Weather::default());
+    world.ask_for_much().await;
+    world.live_until(&Weather::default(), || world.is_settled("one")).await;
+    world.ask_for_change().await;
+    world.live_until(&Weather::default(), || world.is_settled("two")).await;
+    other.kill();
+    laws.are_kept();
+}
