@@ -34,6 +34,7 @@ mod resources;
 mod sandbox;
 mod server;
 mod serving;
+mod restart_all;
 mod settings;
 mod shutdown;
 mod start;

@@ -20,7 +20,8 @@ use runtime::cri;
 use crate::observed::{self, PodRuntime};
 use crate::plan::{self, Verdicts};
 use crate::pod::{self, ProbeKind, Role};
-use crate::{images, resources};
+use crate::volumes::readonly;
+use crate::{images, resources, restart_all};
 pub use forced::{blocked, disrupted, failed};
 
 /// Why a container does not run yet: reason and message, by container name.
@@ -33,6 +34,7 @@ pub struct Inputs<'a> {
     pub runtime: &'a PodRuntime,
     /// What runs the containers, as it stands before their ids.
     pub runtime_name: &'a str,
+    pub features: cri::Features,
     pub verdicts: &'a Verdicts,
     pub waiting: &'a Waiting,
     pub host_ips: &'a [IpAddr],
@@ -40,6 +42,8 @@ pub struct Inputs<'a> {
     pub start_time: Timestamp,
     /// Nothing of the pod runs, and nothing will be started again.
     pub ended: bool,
+    /// All containers are being removed to begin anew.
+    pub restarting: bool,
     pub now: Timestamp,
 }
 
@@ -185,7 +189,12 @@ fn container_status(
             out.state = Some(waiting_state(default_reason, ""));
         }
     } else if let Some(old) = old {
-        read_old(&mut out, old);
+        let ran = old.container_id.is_some() && role != Role::Ephemeral;
+        if inputs.restarting && ran {
+            restart_all::removed(&mut out, old);
+        } else {
+            read_old(&mut out, old);
+        }
     }
     let ended_state = out.state.as_ref().is_some_and(|state| state.terminated.is_some());
     let comes_back = match current {
@@ -217,7 +226,7 @@ fn container_status(
         }
     }
     readiness(inputs, role, container, current, &mut out);
-    out.volume_mounts = volume_mounts(container);
+    out.volume_mounts = volume_mounts(container, inputs.features);
     out.stop_signal = container.lifecycle.as_ref().and_then(|it| it.stop_signal.clone());
     if role != Role::Ephemeral
         && let Some(resources) = &container.resources
@@ -342,7 +351,7 @@ fn readiness(
     };
 }
 
-fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn volume_mounts(container: &Container, features: cri::Features) -> Option<Vec<VolumeMountStatus>> {
     let mounts: Vec<VolumeMountStatus> = container
         .volume_mounts
         .iter()
@@ -352,8 +361,8 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
             mount_path: mount.mount_path.clone(),
             read_only: mount.read_only.filter(|read_only| *read_only),
             recursive_read_only: (mount.read_only == Some(true)).then(|| {
-                match mount.recursive_read_only.as_deref() {
-                    Some("Enabled" | "IfPossible") => "Enabled".to_owned(),
+                match readonly::is_recursive(mount, features.recursive_read_only_mounts) {
+                    Ok(true) => "Enabled".to_owned(),
                     _ => "Disabled".to_owned(),
                 }
             }),
@@ -374,7 +383,8 @@ fn phase(
     main: &[ContainerStatus],
     ended: bool,
 ) -> &'static str {
-    let never = pod::restart_policy(pod) == "Never";
+    // One of them will not be tried again.
+    let mut init_is_over = false;
     let (mut init_pending, mut init_failed) = (0, 0);
     for (container, status) in pod::init_containers(pod).iter().zip(init) {
         if pod::is_sidecar(container) {
@@ -384,7 +394,9 @@ fn phase(
             continue;
         }
         let state = status.state.as_ref();
-        let waited = state.is_some_and(|state| state.waiting.is_some());
+        // Removed to begin anew, it says nothing.
+        let waited = state.is_some_and(|state| state.waiting.is_some())
+            && !restart_all::ended_for_this(status.last_state.as_ref());
         let code = ended_code(state).or(if waited {
             ended_code(status.last_state.as_ref())
         } else {
@@ -392,25 +404,32 @@ fn phase(
         });
         match code {
             Some(0) => {}
-            Some(_) => init_failed += 1,
+            Some(code) => {
+                init_failed += 1;
+                init_is_over |= !pod::restarts_after(pod, Role::Init, container, code);
+            }
             None => init_pending += 1,
         }
     }
-    let (mut waiting, mut running, mut stopped, mut succeeded) = (0, 0, 0, 0);
-    for status in main {
+    let (mut waiting, mut running, mut stopped, mut succeeded, mut over) = (0, 0, 0, 0, 0);
+    for (container, status) in pod::spec(pod).containers.iter().zip(main) {
         let state = status.state.as_ref();
+        let comes_back = |code| pod::restarts_after(pod, Role::Main, container, code);
         if state.is_some_and(|state| state.running.is_some()) {
             running += 1;
         } else if let Some(code) = ended_code(state) {
             stopped += 1;
             succeeded += u32::from(code == 0);
-        } else if ended_code(status.last_state.as_ref()).is_some() {
+            over += u32::from(!comes_back(code));
+        } else if let Some(code) = ended_code(status.last_state.as_ref()) {
+            let anew = restart_all::ended_for_this(status.last_state.as_ref());
             stopped += 1;
+            over += u32::from(!anew && !comes_back(code));
         } else {
             waiting += 1;
         }
     }
-    if init_failed > 0 && never {
+    if init_is_over {
         return "Failed";
     }
     if ended {
@@ -427,15 +446,10 @@ fn phase(
     if waiting > 0 {
         return "Pending";
     }
-    if running > 0 {
+    if running > 0 || over < stopped {
         return "Running";
     }
-    match pod::restart_policy(pod) {
-        "Always" => "Running",
-        _ if stopped == succeeded => "Succeeded",
-        "Never" => "Failed",
-        _ => "Running",
-    }
+    if stopped == succeeded { "Succeeded" } else { "Failed" }
 }
 
 fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCondition> {
@@ -453,6 +467,9 @@ fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCondition> {
         containers_ready,
         condition("PodScheduled", true, "", ""),
     ];
+    let has_left = inputs.runtime.containers.iter().any(|it| restart_all::removes(inputs.pod, it));
+    let restarting = inputs.restarting && has_left;
+    out.extend(restart_all::condition(inputs.pod, phase, restarting));
     let api = inputs.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     let old = inputs.old.conditions.as_ref().or(api);
     for condition in &mut out {
@@ -567,6 +584,7 @@ mod tests {
         waiting: Waiting,
         old: PodStatus,
         ended: bool,
+        restarting: bool,
     }
 
     impl World {
@@ -581,6 +599,7 @@ mod tests {
                 waiting: Waiting::new(),
                 old: PodStatus::default(),
                 ended: false,
+                restarting: false,
             }
         }
 
@@ -591,11 +610,13 @@ mod tests {
                 old: &self.old,
                 runtime: &self.runtime,
                 runtime_name: "coracle",
+                features: cri::Features::default(),
                 verdicts: &self.verdicts,
                 waiting: &self.waiting,
                 host_ips: &["192.0.2.1".parse().unwrap()],
                 start_time: Timestamp::from_second(1_800_000_000).unwrap(),
                 ended: self.ended,
+                restarting: self.restarting,
                 now: Timestamp::from_second(1_800_000_100).unwrap(),
             })
         }
@@ -689,6 +710,61 @@ mod tests {
         for (spec, containers, want) in cases {
             assert_eq!(shows(&World::new(spec, containers).build()), want);
         }
+    }
+
+    #[test]
+    fn what_a_rule_restarts_is_not_over() {
+        let spec = |action: &str| {
+            json!({"restartPolicy": "Never", "containers": [
+                {"name": "a", "restartPolicy": "Never", "restartPolicyRules": [
+                    {"action": action, "exitCodes": {"operator": "In", "values": [42]}}]},
+                {"name": "b"}]})
+        };
+        let ends = |a| vec![container("a", State::Exited, a), container("b", State::Exited, 1)];
+        for action in ["Restart", restart_all::ACTION] {
+            for (code, phase) in [(42, "Running"), (1, "Failed")] {
+                let status = World::new(spec(action), ends(code)).build();
+                assert_eq!(status.phase.as_deref(), Some(phase), "{action} {code}");
+            }
+        }
+    }
+
+    #[test]
+    fn removed_to_begin_anew_a_pod_is_neither_failed_nor_lost() {
+        let rules = json!([{"action": restart_all::ACTION,
+                            "exitCodes": {"operator": "In", "values": [42]}}]);
+        let spec = json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}],
+            "containers": [{"name": "a", "restartPolicy": "Never", "restartPolicyRules": rules}]});
+        let both = vec![container("a", State::Exited, 42), container("i", State::Exited, 0)];
+        let mut world = World::new(spec, both);
+        world.restarting = true;
+        let restarting = |status: &PodStatus| {
+            let all = status.conditions.iter().flatten();
+            let found = all.filter(|it| it.type_ == restart_all::CONDITION);
+            found.map(|it| it.status.clone()).collect::<String>()
+        };
+        world.old = world.build();
+        assert_eq!(restarting(&world.old), "True");
+        world.runtime.containers.clear();
+        let removed = world.build();
+        assert_eq!(restarting(&removed), "False");
+        let says = "Running i:RestartingAllContainers,a:RestartingAllContainers";
+        assert!(shows(&removed).starts_with(says), "{}", shows(&removed));
+        let counts = |status: &PodStatus| -> Vec<i32> {
+            let init = status.init_container_statuses.iter().flatten();
+            init.chain(status.container_statuses.iter().flatten())
+                .map(|it| it.restart_count)
+                .collect()
+        };
+        assert_eq!(counts(&removed), [1, 1]);
+        // The init container runs again.
+        world.old = removed;
+        world.restarting = false;
+        world.runtime.containers = vec![container("i", State::Running, 0)];
+        let again = world.build();
+        let says = "Running i:running,a:PodInitializing PodRe=T,Initi=T";
+        assert!(shows(&again).starts_with(says), "{}", shows(&again));
+        assert_eq!(counts(&again)[1], 1);
     }
 
     #[test]

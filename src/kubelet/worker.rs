@@ -31,7 +31,7 @@ use crate::status::{self, Inputs, Waiting};
 use crate::volumes::Failure;
 use resizing::Resizing;
 
-use crate::{admission, eviction, qos, sandbox, shutdown, stop};
+use crate::{admission, eviction, qos, restart_all, sandbox, shutdown, stop};
 
 /// Bytes of a termination message (core/v1 ContainerStateTerminated).
 const MESSAGE_BYTES_MAX: u64 = 4096;
@@ -75,11 +75,17 @@ pub(crate) struct Worker {
     pub backoffs: Backoffs,
     /// Per container name, the failed container whose back-off was told as an event.
     pub told_backoff: HashMap<String, String>,
+    /// Per container name, when and which one ended that had all containers restarted.
+    pub asked_restart: HashMap<String, (Timestamp, String)>,
+    /// All containers are being removed to begin anew.
+    pub restarting: bool,
+    /// Of the pod's runtime, once known.
+    features: Option<cri::Features>,
     stage: Stage,
     begun: bool,
     cleaned: bool,
     probes: Probes,
-    kills: HashMap<String, Chore>,
+    pub kills: HashMap<String, Chore>,
     ending: Option<Ending>,
     /// Why the pod is Failed, when it is not its containers' doing.
     failure: Option<(String, String)>,
@@ -109,6 +115,9 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         pulls: Pulls::default(),
         backoffs,
         told_backoff: HashMap::new(),
+        asked_restart: HashMap::new(),
+        restarting: false,
+        features: None,
         stage: Stage::Syncing,
         begun: false,
         cleaned: false,
@@ -205,7 +214,7 @@ impl Worker {
     }
 
     /// What the runtime holds of the pod, with termination messages filled in.
-    fn runtime(&mut self) -> PodRuntime {
+    pub fn runtime(&mut self) -> PodRuntime {
         let mut runtime = self.node.observed.pod(&self.uid);
         self.messages.retain(|id, _| runtime.containers.iter().any(|it| it.id == *id));
         for container in &mut runtime.containers {
@@ -243,12 +252,14 @@ impl Worker {
             old: &self.old,
             runtime,
             runtime_name: &self.node.machine.runtime_name,
+            features: self.features.unwrap_or_default(),
             verdicts: &self.probes.verdicts(),
             waiting: &self.waiting,
             host_ips: &self.node.config.node_ips,
             host: self.node.host(),
             start_time: self.start_time,
             ended,
+            restarting: self.restarting,
             now: base::time::now(),
         });
         self.node.placements.devices.show(&self.uid, &mut out);
@@ -256,7 +267,7 @@ impl Worker {
         out
     }
 
-    fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
+    pub fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
         let mut new = self.status(runtime, ended);
         let before = self.old.phase.clone().unwrap_or_default();
         let turned = new.phase.as_ref() != Some(&before);
@@ -293,7 +304,7 @@ impl Worker {
         delay.min(RETRY.1)
     }
 
-    fn watch_probes(&mut self, runtime: &PodRuntime, stopping: bool) {
+    pub fn watch_probes(&mut self, runtime: &PodRuntime, stopping: bool) {
         let context = probes::Context {
             runtime: self.node.runtime.clone(),
             recorder: self.node.recorder.clone(),
@@ -308,6 +319,10 @@ impl Worker {
     /// an earlier process.
     async fn begin(&mut self, runtime: &PodRuntime) -> bool {
         self.begun = true;
+        if let Err(error) = self.features().await {
+            // Asked again before a container is made.
+            warn!(pod = %pod::display(&self.pod), error, "what the runtime can do is not known");
+        }
         if runtime.sandboxes.is_empty() && runtime.containers.is_empty() {
             let others: Vec<Arc<Pod>> = self
                 .node
@@ -403,6 +418,12 @@ impl Worker {
             // The pod is going away.
             None => return Next::Again(Some(Duration::ZERO)),
         }
+        if let Some(all) = restart_all::plan(&self.pod, &runtime, &self.old) {
+            if !self.restart_all(&all).await {
+                return Next::Again(sooner(again, Some(self.retry())));
+            }
+            runtime = self.runtime();
+        }
         let plan = plan::plan(&self.pod, &runtime, &self.probes.verdicts());
         if plan.stop_pod {
             let Some(_) = plan.create_sandbox else {
@@ -491,6 +512,20 @@ impl Worker {
             () = stop::pod(&self.node, &self.pod, runtime, grace) => true,
             _ = doomed.wait_for(|doomed| *doomed) => false,
         }
+    }
+
+    /// What the pod's runtime can do.
+    ///
+    /// # Errors
+    /// When its RuntimeClass is not known.
+    pub async fn features(&mut self) -> Result<cri::Features, String> {
+        if let Some(known) = self.features {
+            return Ok(known);
+        }
+        let handler = self.node.runtime_handler(&self.pod).await?;
+        let features = self.node.runtime.features(&handler);
+        self.features = Some(features);
+        Ok(features)
     }
 
     /// What the pod's sandbox is made with.
@@ -583,7 +618,7 @@ impl Worker {
         }
     }
 
-    async fn remove_container(&self, container: &cri::Container) {
+    pub async fn remove_container(&self, container: &cri::Container) {
         let node = &self.node;
         if let Err(error) = node.runtime.remove_container(&container.id).await
             && error.kind != cri::ErrorKind::NotFound
