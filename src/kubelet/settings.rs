@@ -102,6 +102,7 @@ pub struct Configuration {
     shutdown_grace_period_critical_pods: Option<String>,
     shutdown_grace_period_by_pod_priority: Option<Vec<PriorityPeriod>>,
     fail_swap_on: Option<bool>,
+    topology_manager_policy_options: Option<BTreeMap<String, String>>,
     memory_swap: Option<MemorySwap>,
     memory_throttling_factor: Option<f64>,
     feature_gates: Option<BTreeMap<String, bool>>,
@@ -345,6 +346,8 @@ impl Configuration {
             }
         }
         set(&mut config.seccomp_default, self.seccomp_default);
+                // Read with the options that it lets be set.
+                places::CPU_ALPHA => {}
         for (name, text, to) in [
             (
                 "containerRuntimeEndpoint",
@@ -654,6 +657,7 @@ mod tests {
         let read = Configuration::read(None, &places.map(str::to_owned)).unwrap();
         let mut config = super::tests::config();
         read.apply(&mut config).unwrap();
+            "topology-manager-policy-options=prefer-closest-numa-nodes=true,max-allowable-numa-nodes=9",
         let shown = &show(&config)["kubeletconfig"];
         assert_eq!(shown["cpuManagerPolicyOptions"], json!({"full-pcpus-only": "true"}));
         assert_eq!(shown["reservedMemory"][0]["limits"]["memory"], "104857600");
@@ -663,6 +667,10 @@ mod tests {
     #[test]
     fn what_has_no_effect_or_makes_no_sense_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
+        assert_eq!(
+            shown["topologyManagerPolicyOptions"],
+            json!({"prefer-closest-numa-nodes": "true", "max-allowable-numa-nodes": "9"})
+        );
         let file = dir.path().join("k.yaml");
         let said = |text: &str, flags: &[&str]| {
             std::fs::write(&file, text).unwrap();
@@ -671,7 +679,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 25] = [
+        let cases: [(&str, &[&str], &str); 29] = [
             (
                 &head("containerRuntimeEndpoint: tcp://h:1\n"),
                 &[],
@@ -701,6 +709,32 @@ mod tests {
                 ),
                 &[],
                 "is not equal to the value",
+            ),
+            (
+                &head(""),
+                &["topology-manager-policy-options=max-allowable-numa-nodes=4"],
+                "should not be less than 8",
+            ),
+            (
+                &head(""),
+                &["topology-manager-policy-options=farthest=true"],
+                "unknown Topology Manager Policy option: \"farthest\"",
+            ),
+            (
+                &head("cpuManagerPolicy: static\nreservedSystemCPUs: '0'\n"),
+                &["cpu-manager-policy-options=align-by-socket=true"],
+                "CPU Manager Policy Alpha-level Options not enabled",
+            ),
+            (
+                &head(
+                    "cpuManagerPolicy: static\nreservedSystemCPUs: '0'\n\
+                     topologyManagerPolicy: single-numa-node\n",
+                ),
+                &[
+                    "cpu-manager-policy-options=align-by-socket=true",
+                    "feature-gates=CPUManagerPolicyAlphaOptions=true",
+                ],
+                "is incompatible with CPUManager static policy option",
             ),
             (&head(""), &["reserved-memory=memory"], "is not NODE:NAME=AMOUNT"),
             (

@@ -54,6 +54,7 @@ pub const FLAGS: &[(&str, &str, Shape)] = &[
     ("topology-manager-policy", "topologyManagerPolicy", Shape::Text),
     ("topology-manager-scope", "topologyManagerScope", Shape::Text),
     ("http-check-frequency", "httpCheckFrequency", Shape::Text),
+    ("topology-manager-policy-options", "topologyManagerPolicyOptions", Shape::Pairs),
     ("manifest-url", "staticPodURL", Shape::Text),
     ("manifest-url-header", "staticPodURLHeader", Shape::Headers),
     ("pod-manifest-path", "staticPodPath", Shape::Text),
