@@ -3,6 +3,7 @@
 //!
 //! A field or flag that has no effect here is an error, not a silence.
 
+mod authentication;
 mod flags;
 mod logs;
 mod places;
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 use crate::config::{KubeletConfig, ReservedGroup};
 use crate::eviction::thresholds::{self, Policy, Settings};
 use crate::{backoff, quantity, users};
+use authentication::Authentication;
 use flags::{FLAGS, value_of};
 use places::MemoryReservation;
 
@@ -59,6 +61,8 @@ pub struct Configuration {
     max_pods: Option<u32>,
     #[serde(rename = "serverTLSBootstrap")]
     server_tls_bootstrap: Option<bool>,
+    rotate_certificates: Option<bool>,
+    authentication: Option<Authentication>,
     pod_pids_limit: Option<i64>,
     sync_frequency: Option<String>,
     register_with_taints: Option<Vec<Taint>>,
@@ -98,11 +102,11 @@ pub struct Configuration {
     reserved_system_cpus: Option<String>,
     topology_manager_policy: Option<String>,
     topology_manager_scope: Option<String>,
+    topology_manager_policy_options: Option<BTreeMap<String, String>>,
     shutdown_grace_period: Option<String>,
     shutdown_grace_period_critical_pods: Option<String>,
     shutdown_grace_period_by_pod_priority: Option<Vec<PriorityPeriod>>,
     fail_swap_on: Option<bool>,
-    topology_manager_policy_options: Option<BTreeMap<String, String>>,
     memory_swap: Option<MemorySwap>,
     memory_throttling_factor: Option<f64>,
     feature_gates: Option<BTreeMap<String, bool>>,
@@ -342,12 +346,12 @@ impl Configuration {
         for (gate, on) in self.feature_gates.unwrap_or_default() {
             match gate.as_str() {
                 MEMORY_QOS => config.memory_qos = on.then_some(factor),
+                // Read with the options that it lets be set.
+                places::CPU_ALPHA => {}
                 other => return Err(format!("featureGates: {other} is no switch of this kubelet")),
             }
         }
         set(&mut config.seccomp_default, self.seccomp_default);
-                // Read with the options that it lets be set.
-                places::CPU_ALPHA => {}
         for (name, text, to) in [
             (
                 "containerRuntimeEndpoint",
@@ -366,6 +370,8 @@ impl Configuration {
         }
         set(&mut config.max_pods, self.max_pods);
         set(&mut config.asks_for_serving_certificate, self.server_tls_bootstrap);
+        set(&mut config.rotates_client_certificate, self.rotate_certificates);
+        self.authentication.unwrap_or_default().apply(config)?;
         // As upstream, less than nothing is no limit.
         set(&mut config.pod_pids_limit, self.pod_pids_limit.map(|limit| limit.max(0)));
         set(&mut config.cluster_dns, self.cluster_dns);
@@ -529,6 +535,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         resolv_conf: Some(config.resolv_conf.clone()),
         max_pods: Some(config.max_pods),
         server_tls_bootstrap: Some(config.asks_for_serving_certificate),
+        rotate_certificates: Some(config.rotates_client_certificate),
         sync_frequency: Some(format!("{}s", config.sync_period.as_secs())),
         pod_pids_limit: Some(if config.pod_pids_limit == 0 { -1 } else { config.pod_pids_limit }),
         register_with_taints: Some(config.register_taints.clone()),
@@ -650,6 +657,7 @@ mod tests {
             "reserved-cpus=0-1",
             "topology-manager-policy=single-numa-node",
             "topology-manager-scope=pod",
+            "topology-manager-policy-options=prefer-closest-numa-nodes=true,max-allowable-numa-nodes=9",
             "memory-manager-policy=Static",
             "reserved-memory=0:memory=100Mi",
             "eviction-hard=memory.available<100Mi",
@@ -657,9 +665,12 @@ mod tests {
         let read = Configuration::read(None, &places.map(str::to_owned)).unwrap();
         let mut config = super::tests::config();
         read.apply(&mut config).unwrap();
-            "topology-manager-policy-options=prefer-closest-numa-nodes=true,max-allowable-numa-nodes=9",
         let shown = &show(&config)["kubeletconfig"];
         assert_eq!(shown["cpuManagerPolicyOptions"], json!({"full-pcpus-only": "true"}));
+        assert_eq!(
+            shown["topologyManagerPolicyOptions"],
+            json!({"prefer-closest-numa-nodes": "true", "max-allowable-numa-nodes": "9"})
+        );
         assert_eq!(shown["reservedMemory"][0]["limits"]["memory"], "104857600");
         assert_eq!(shown["topologyManagerPolicy"], "single-numa-node");
     }
@@ -667,10 +678,6 @@ mod tests {
     #[test]
     fn what_has_no_effect_or_makes_no_sense_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(
-            shown["topologyManagerPolicyOptions"],
-            json!({"prefer-closest-numa-nodes": "true", "max-allowable-numa-nodes": "9"})
-        );
         let file = dir.path().join("k.yaml");
         let said = |text: &str, flags: &[&str]| {
             std::fs::write(&file, text).unwrap();
@@ -704,13 +711,6 @@ mod tests {
             (&head("cpuManagerPolicy: static\n"), &[], "to be greater than zero"),
             (&head("topologyManagerPolicy: best\n"), &[], "is not supported"),
             (
-                &head(
-                    "memoryManagerPolicy: Static\nreservedMemory: [{numaNode: 0, limits: {memory: 1Mi}}]\n",
-                ),
-                &[],
-                "is not equal to the value",
-            ),
-            (
                 &head(""),
                 &["topology-manager-policy-options=max-allowable-numa-nodes=4"],
                 "should not be less than 8",
@@ -735,6 +735,13 @@ mod tests {
                     "feature-gates=CPUManagerPolicyAlphaOptions=true",
                 ],
                 "is incompatible with CPUManager static policy option",
+            ),
+            (
+                &head(
+                    "memoryManagerPolicy: Static\nreservedMemory: [{numaNode: 0, limits: {memory: 1Mi}}]\n",
+                ),
+                &[],
+                "is not equal to the value",
             ),
             (&head(""), &["reserved-memory=memory"], "is not NODE:NAME=AMOUNT"),
             (

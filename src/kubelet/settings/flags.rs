@@ -19,6 +19,8 @@ pub enum Shape {
     Thresholds,
     /// `a:1,b:2`
     Headers,
+    /// A file, as x509.clientCAFile.
+    ClientAuthority,
 }
 
 /// Name, the field that it sets (empty where it is no field), and the shape of its value.
@@ -52,14 +54,16 @@ pub const FLAGS: &[(&str, &str, Shape)] = &[
     ("reserved-cpus", "reservedSystemCPUs", Shape::Text),
     ("reserved-memory", "reservedMemory", Shape::ReservedMemory),
     ("topology-manager-policy", "topologyManagerPolicy", Shape::Text),
+    ("topology-manager-policy-options", "topologyManagerPolicyOptions", Shape::Pairs),
     ("topology-manager-scope", "topologyManagerScope", Shape::Text),
     ("http-check-frequency", "httpCheckFrequency", Shape::Text),
-    ("topology-manager-policy-options", "topologyManagerPolicyOptions", Shape::Pairs),
     ("manifest-url", "staticPodURL", Shape::Text),
     ("manifest-url-header", "staticPodURLHeader", Shape::Headers),
     ("pod-manifest-path", "staticPodPath", Shape::Text),
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
+    ("client-ca-file", "authentication", Shape::ClientAuthority),
+    ("rotate-certificates", "rotateCertificates", Shape::Truth),
     ("rotate-server-certificates", "serverTLSBootstrap", Shape::Truth),
     ("seccomp-default", "seccompDefault", Shape::Truth),
     ("sync-frequency", "syncFrequency", Shape::Text),
@@ -113,6 +117,7 @@ pub fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
             Ok(all)
         }
         Shape::Thresholds => pairs('<'),
+        Shape::ClientAuthority => Ok(json!({"x509": {"clientCAFile": text}})),
         Shape::Headers => super::remote::read_headers(flag, text),
     }
 }
