@@ -211,3 +211,54 @@ async fn what_no_driver_is_there_for_is_taken_back_and_older_drivers_are_spoken_
     driver.leave().await;
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_shows_how_its_driver_says_that_its_devices_are() {
+    use kubelet::dra::messages::{DeviceHealth, DeviceIdentifier};
+    let world = World::new().await;
+    describe_device(&world);
+    let mut driver = Driver::new(world.dir.path());
+    driver.says_health = true;
+    driver.start();
+    until("the driver is told", || !driver.state.lock().told.is_empty()).await;
+    world.create_pod("p", claiming("c"));
+    put_claim(&world, "c", &["p"]);
+    world.until_ready("p").await;
+    until("the driver is listened to", || driver.health.receiver_count() > 0).await;
+    let say = |health: i32, seconds: i64, message: &str| {
+        driver.health.send_replace(Some(DeviceHealth {
+            device: Some(DeviceIdentifier { pool_name: "pool".into(), device_name: "one".into() }),
+            health,
+            timeout_seconds: seconds,
+            message: message.into(),
+            ..DeviceHealth::default()
+        }));
+    };
+    let shows = |wanted: Value| {
+        let world = &world;
+        async move {
+            let shown = |pod: Option<&Value>| {
+                let of_a = &pod.unwrap()["status"]["containerStatuses"][0];
+                of_a["allocatedResourcesStatus"][0]["resources"][0] == wanted
+            };
+            world.until("p", shown).await;
+        }
+    };
+    let device = "example.com/thing=one";
+    say(1, 3600, "");
+    shows(json!({"resourceID": device, "health": "Healthy"})).await;
+    say(2, 3600, "too hot");
+    shows(json!({"resourceID": device, "health": "Unhealthy", "message": "too hot"})).await;
+    // What is said for a second is not known after it.
+    say(1, 1, "");
+    shows(json!({"resourceID": device, "health": "Healthy"})).await;
+    shows(json!({"resourceID": device, "health": "Unknown"})).await;
+    say(1, 3600, "");
+    shows(json!({"resourceID": device, "health": "Healthy"})).await;
+    driver.leave().await;
+    shows(json!({"resourceID": device, "health": "Unknown"})).await;
+    driver.start();
+    world.delete("p").await;
+    driver.leave().await;
+    world.finish().await;
+}
