@@ -6,6 +6,7 @@
 mod bundle;
 pub mod cdi;
 pub mod handlers;
+mod hooks;
 mod link;
 mod program;
 mod recover;

@@ -10,11 +10,11 @@ use sys::caps::{self, Set};
 use sys::fs::Node;
 use sys::seccomp::Profile;
 
-use super::seccomp;
 use super::shim::proto::{
     BindSpec, ContainerSpec, DeviceSpec, Filter, ImageSpec, PidMode, ProcessSpec, RootSpec,
     SpecPropagation, UserSpec,
 };
+use super::{hooks, seccomp};
 use crate::cri::{
     ContainerConfig, Error, ErrorKind, MountPropagation, NamespaceMode, PodSandboxConfig, Result,
     SeccompProfile,
@@ -137,6 +137,8 @@ pub fn plan(
         log_bytes_max: LOG_BYTES_MAX,
         first_id: sandbox.users.map(|users| users.host_id),
         program: None,
+        hooks: hooks::of_shim(&config.hooks),
+        bundle: places.state.join("bundle"),
     })
 }
 
