@@ -116,11 +116,11 @@ fn requests(cluster: &Cluster, signer: &str) -> Vec<(String, String)> {
 fn a_node_joins_with_a_token_and_renews_its_certificate() {
     let machine = Machine::new();
     let folder = machine.data().join("agent/images");
-    std::fs::create_dir_all(&folder).unwrap();
     let mut cluster = Cluster::not_started(
         machine,
         &["--disable-agent", "--kube-apiserver-arg=enable-bootstrap-token-auth=true"],
     );
+    std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("web.tar"), images::web("1").archive()).unwrap();
     cluster.start_server();
     cluster.apply(&grants());

@@ -51,9 +51,11 @@ echo '"ips":[{"version":"4","address":"10.88.0.'$n'/24","gateway":"10.88.0.1","i
 
 /// containerd with its images, and all that it keeps while it has no pod.
 fn containerd(machine: &Machine) -> u32 {
-    machine.sh("mkdir -p /tmp/containerd/bin /tmp/containerd/net.d /run/netns
+    machine.sh("mkdir -p /tmp/containerd/bin /tmp/containerd/net.d /run/netns \
+                    /run/containerd/s /run/containerd/runc/k8s.io
                 echo 2 > /tmp/containerd/next
                 ip link add cni0 type bridge && ip addr add 10.88.0.1/24 dev cni0
+                ip link add cni0-up type dummy && ip link set cni0-up master cni0 up
                 ip link set cni0 up");
     machine.write("/tmp/containerd/config.toml", CONFIG.as_bytes());
     for name in ["test", "loopback"] {
