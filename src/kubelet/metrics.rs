@@ -185,11 +185,12 @@ pub fn claims_handled(operation_name: &'static str, took: Duration, failed: bool
 
 /// `method` is `/SERVICE/METHOD`.
 pub fn driver_called(driver: &str, method: &str, took: Duration, outcome: Option<&rpc::Status>) {
-    let code = outcome.map_or(rpc::Code::Ok, |status| status.code);
+    // The code that means success is written in capitals, as Go does.
+    let code = outcome.map_or("OK".to_owned(), |status| format!("{:?}", status.code));
     let labels = Call {
         driver_name: driver.to_owned(),
         method_name: method.to_owned(),
-        grpc_status_code: format!("{code:?}"),
+        grpc_status_code: code,
     };
     ALL.calls.get_or_create(&labels).observe(took.as_secs_f64());
 }

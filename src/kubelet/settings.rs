@@ -24,7 +24,7 @@ use crate::config::{KubeletConfig, ReservedGroup};
 use crate::eviction::thresholds::{self, Policy, Settings};
 use crate::{backoff, quantity, users};
 use authentication::Authentication;
-use flags::{FLAGS, value_of};
+use flags::{FLAGS, text_of, value_of};
 use places::MemoryReservation;
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
@@ -608,6 +608,19 @@ pub fn show(config: &KubeletConfig) -> Value {
     pulls::show(config, &mut shown);
     remote::show(config, &mut shown);
     json!({"kubeletconfig": shown})
+}
+
+/// How the flags stand, whatever they were set by.
+pub fn shown_flags(config: &KubeletConfig) -> Vec<(&'static str, String)> {
+    let shown = show(config);
+    let flags = FLAGS.iter().filter(|(_, field, _)| !field.is_empty());
+    let mut out: Vec<(&str, String)> = flags
+        .filter_map(|(name, field, shape)| {
+            Some((*name, text_of(&shown["kubeletconfig"][*field], *shape)?))
+        })
+        .collect();
+    out.sort_unstable();
+    out
 }
 
 #[cfg(test)]

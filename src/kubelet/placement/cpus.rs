@@ -408,7 +408,7 @@ mod tests {
             let taken = allocate(&machine, &free, 2, Some(Nodes(0b0001)), options);
             taken.unwrap().to_string()
         };
-        assert_eq!(near(by_socket), "1-2");
+        assert_eq!(near(by_socket), "2-3", "a whole node of the same socket");
         assert_eq!(near(plain), "1,4", "from the node, then where least is left");
     }
 

@@ -79,6 +79,31 @@ pub const FLAGS: &[(&str, &str, Shape)] = &[
     ("config-dir", "", Shape::Text),
 ];
 
+/// A flag's value as it is written, from that of its field; None where there is none.
+pub fn text_of(value: &Value, shape: Shape) -> Option<String> {
+    let plain = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let pairs = |by: &str, all: &Map<String, Value>| -> String {
+        let all = all.iter().map(|(name, value)| format!("{name}{by}{}", plain(value)));
+        all.collect::<Vec<_>>().join(",")
+    };
+    Some(match (value, shape) {
+        (Value::Null, _) => return None,
+        (Value::Array(_), Shape::ReservedMemory) => super::places::write_reserved_memory(value),
+        (Value::Array(all), _) => all.iter().map(plain).collect::<Vec<_>>().join(","),
+        (Value::Object(all), Shape::Thresholds) => pairs("<", all),
+        (Value::Object(all), Shape::ClientAuthority) => {
+            plain(all.get("x509")?.get("clientCAFile")?)
+        }
+        // What a header says is a secret, often.
+        (Value::Object(all), Shape::Headers) => all.keys().cloned().collect::<Vec<_>>().join(","),
+        (Value::Object(all), _) => pairs("=", all),
+        (value, _) => plain(value),
+    })
+}
+
 /// The value of the field.
 ///
 /// # Errors

@@ -193,6 +193,16 @@ pub fn read_reserved_memory(text: &str) -> Result<serde_json::Value, String> {
     Ok(serde_json::json!(out))
 }
 
+/// The same, from the field's value.
+pub fn write_reserved_memory(value: &serde_json::Value) -> String {
+    let all: Vec<MemoryReservation> = serde_json::from_value(value.clone()).unwrap_or_default();
+    let one = |it: &MemoryReservation| {
+        let limits = it.limits.iter().map(|(name, amount)| format!("{name}={amount}"));
+        format!("{}:{}", it.numa_node, limits.collect::<Vec<_>>().join(","))
+    };
+    all.iter().map(one).collect::<Vec<_>>().join(";")
+}
+
 pub fn show(config: &KubeletConfig, shown: &mut Configuration) {
     let it = &config.places;
     shown.topology_manager_policy = Some(it.topology.as_str().to_owned());

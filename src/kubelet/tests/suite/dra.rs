@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::devices::describe_device;
 use crate::dra_driver::{DRIVER, Driver, Fault};
+use crate::server::own_metric;
 use crate::volumes::run;
 use crate::world::World;
 
@@ -80,6 +81,30 @@ async fn a_claim_is_prepared_once_used_and_given_back_after_its_last_pod() {
         let resource = &resources[0].claim_resources[0];
         assert_eq!((&*resource.driver_name, &*resource.device_name), (DRIVER, "one"));
     }
+    let service = "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin";
+    let of_call = format!(
+        "{{driver_name=\"{DRIVER}\",method_name=\"{service}/NodePrepareResources\",\
+         grpc_status_code=\"OK\"}}"
+    );
+    let socket = world.dir.path().join("agent/plugins_registry/things.sock");
+    let of_socket = |state: &str| {
+        format!(
+            "plugin_manager_total_plugins{{socket_path=\"{}\",state=\"{state}_state_of_world\"}}",
+            socket.display()
+        )
+    };
+    for (series, want) in [
+        (format!("dra_resource_claims_in_use{{driver_name=\"{DRIVER}\"}}"), 1.0),
+        ("dra_resource_claims_in_use{driver_name=\"<any>\"}".to_owned(), 1.0),
+        (format!("dra_grpc_operations_duration_seconds_count{of_call}"), 1.0),
+        (of_socket("desired"), 1.0),
+        (of_socket("actual"), 1.0),
+    ] {
+        assert_eq!(own_metric(&world, &series).await, Some(want), "{series}");
+    }
+    let operations = "dra_operations_duration_seconds_count\
+                      {operation_name=\"PrepareResources\",is_error=\"false\"}";
+    assert!(own_metric(&world, operations).await.unwrap() >= 2.0);
     world.delete("q").await;
     assert_eq!(driver.state.lock().unprepares, [""; 0]);
     let checkpoint = world.dir.path().join("agent/dra_manager_state");
