@@ -3,6 +3,7 @@
 //! What must survive this process lies in files (whole or not at all) and in the shims;
 //! what is in memory is rebuilt from them by `recover`. Nothing polls: shims tell.
 
+mod apparmor;
 mod bundle;
 pub mod cdi;
 pub mod handlers;

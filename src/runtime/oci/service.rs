@@ -11,12 +11,12 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{broadcast, oneshot};
 
 use super::bundle::{self, Parts};
-use super::hooks;
 use super::sandbox::{KILL_PATIENCE, blocking, limits};
 use super::shim::proto::{Answer, ContainerSpec, ExecSpec, Exit, Verb};
 use super::spec::{self, Places};
 use super::streams::{reader, resizer, writer};
 use super::{Container as Entry, ContainerRecord, Runtime, Sandbox, internal, new_id, write_whole};
+use super::{apparmor, hooks};
 use crate::cri::{
     AttachOptions, BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState,
     ContainerStats, ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, Handler,
@@ -70,6 +70,9 @@ impl Runtime {
                 self.shm_path(sandbox_id)
             }),
             volume_layers,
+            apparmor: apparmor::Host::default()
+                .resolve(&config.security.apparmor_profile, config.security.privileged)
+                .await?,
         };
         let mut spec = spec::plan(id, pod, &config, &image, &group, &places)?;
         let signal = [&config.security.stop_signal, &image.config.stop_signal]

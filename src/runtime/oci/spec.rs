@@ -61,6 +61,8 @@ pub struct Places {
     pub shm: Option<PathBuf>,
     /// By image id: names of the layers of images that are mounted, topmost first.
     pub volume_layers: HashMap<String, Vec<String>>,
+    /// The loaded AppArmor profile it runs under.
+    pub apparmor: Option<String>,
 }
 
 pub fn plan(
@@ -100,7 +102,7 @@ pub fn plan(
             capabilities: capabilities.0,
             seccomp: profile(config, capabilities)?.as_ref().map(filter).transpose()?,
             no_new_privs: security.no_new_privs,
-            apparmor: apparmor(&security.apparmor_profile),
+            apparmor: places.apparmor.clone(),
             oom_score_adj: config.resources.oom_score_adj,
         },
         tty: config.tty,
@@ -249,12 +251,6 @@ fn filter(profile: &Profile) -> Result<Filter> {
         Error::with_source(ErrorKind::Create, format!("seccomp profile: {err}"), err)
     })?;
     Ok(program.iter().map(|i| (i.code, i.jump_true, i.jump_false, i.operand)).collect())
-}
-
-fn apparmor(profile: &str) -> Option<String> {
-    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
-        .is_ok_and(|text| text.starts_with('Y'));
-    profile.strip_prefix("localhost/").filter(|_| enabled).map(str::to_string)
 }
 
 fn binds(config: &ContainerConfig, places: &Places) -> Vec<BindSpec> {
