@@ -3,6 +3,7 @@
 //! Pure; never writes. `status_writer.rs` sends it to the API server.
 
 mod forced;
+mod phase;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ use crate::pod::{self, ProbeKind, Role};
 use crate::volumes::readonly;
 use crate::{images, resources, restart_all};
 pub use forced::{blocked, disrupted, failed};
+use phase::phase;
 
 /// Why a container does not run yet: reason and message, by container name.
 pub type Waiting = HashMap<String, (String, String)>;
@@ -375,81 +377,6 @@ fn volume_mounts(container: &Container, features: cri::Features) -> Option<Vec<V
 /// The state of a container as far as the phase asks.
 fn ended_code(state: Option<&ContainerState>) -> Option<i32> {
     state?.terminated.as_ref().map(|ended| ended.exit_code)
-}
-
-fn phase(
-    pod: &Pod,
-    init: &[ContainerStatus],
-    main: &[ContainerStatus],
-    ended: bool,
-) -> &'static str {
-    // One of them will not be tried again.
-    let mut init_is_over = false;
-    let (mut init_pending, mut init_failed) = (0, 0);
-    for (container, status) in pod::init_containers(pod).iter().zip(init) {
-        if pod::is_sidecar(container) {
-            init_pending += u32::from(
-                status.started != Some(true) && ended_code(status.state.as_ref()).is_none(),
-            );
-            continue;
-        }
-        let state = status.state.as_ref();
-        // Removed to begin anew, it says nothing.
-        let waited = state.is_some_and(|state| state.waiting.is_some())
-            && !restart_all::ended_for_this(status.last_state.as_ref());
-        let code = ended_code(state).or(if waited {
-            ended_code(status.last_state.as_ref())
-        } else {
-            None
-        });
-        match code {
-            Some(0) => {}
-            Some(code) => {
-                init_failed += 1;
-                init_is_over |= !pod::restarts_after(pod, Role::Init, container, code);
-            }
-            None => init_pending += 1,
-        }
-    }
-    let (mut waiting, mut running, mut stopped, mut succeeded, mut over) = (0, 0, 0, 0, 0);
-    for (container, status) in pod::spec(pod).containers.iter().zip(main) {
-        let state = status.state.as_ref();
-        let comes_back = |code| pod::restarts_after(pod, Role::Main, container, code);
-        if state.is_some_and(|state| state.running.is_some()) {
-            running += 1;
-        } else if let Some(code) = ended_code(state) {
-            stopped += 1;
-            succeeded += u32::from(code == 0);
-            over += u32::from(!comes_back(code));
-        } else if let Some(code) = ended_code(status.last_state.as_ref()) {
-            let anew = restart_all::ended_for_this(status.last_state.as_ref());
-            stopped += 1;
-            over += u32::from(!anew && !comes_back(code));
-        } else {
-            waiting += 1;
-        }
-    }
-    if init_is_over {
-        return "Failed";
-    }
-    if ended {
-        return if init_failed == 0 && waiting == 0 && stopped > 0 && stopped == succeeded {
-            "Succeeded"
-        } else {
-            "Failed"
-        };
-    }
-    // Once a main container has run, init containers were through.
-    if running + stopped == 0 && (init_pending > 0 || init_failed > 0) {
-        return "Pending";
-    }
-    if waiting > 0 {
-        return "Pending";
-    }
-    if running > 0 || over < stopped {
-        return "Running";
-    }
-    if stopped == succeeded { "Succeeded" } else { "Failed" }
 }
 
 fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCondition> {

@@ -4,10 +4,10 @@
 //! or at a time it set itself; then looks again, plans and applies. Never blocks on a
 //! grace period or a pull.
 
+mod messages;
 mod resizing;
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::backoff::Backoffs;
 use crate::chore::Chore;
 use crate::images::Pulls;
 use crate::node::Node;
-use crate::observed::{ANNOTATION_MESSAGE_PATH, ANNOTATION_MESSAGE_POLICY, PodRuntime};
+use crate::observed::PodRuntime;
 use crate::plan::{self, Kill, KillCause};
 use crate::pod::{self, ProbeKind};
 use crate::pods::{Begun, Wanted};
@@ -33,10 +33,6 @@ use resizing::Resizing;
 
 use crate::{admission, eviction, qos, restart_all, sandbox, shutdown, stop};
 
-/// Bytes of a termination message (core/v1 ContainerStateTerminated).
-const MESSAGE_BYTES_MAX: u64 = 4096;
-/// Bytes of the log's end that stand in for a missing message.
-const MESSAGE_LOG_BYTES_MAX: u64 = 2048;
 /// First and longest wait after a volume, a sandbox or a clean-up failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// Grace of a pod whose object vanished without a word.
@@ -222,7 +218,7 @@ impl Worker {
                 continue;
             }
             let read = || {
-                termination_message(
+                messages::read(
                     container,
                     &self.node.config.log_dir(
                         pod::namespace(&self.pod),
@@ -776,44 +772,4 @@ fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
-}
-
-/// What the container wrote to its termination message file, or the end of its log.
-fn termination_message(container: &cri::Container, log_dir: &std::path::Path) -> String {
-    let get = |key: &str| container.annotations.get(key).map(String::as_str).unwrap_or_default();
-    let path = get(ANNOTATION_MESSAGE_PATH);
-    let mount = container.mounts.iter().find(|it| it.container_path == std::path::Path::new(path));
-    let text = mount.and_then(|mount| tail(&mount.host_path, MESSAGE_BYTES_MAX, false));
-    if let Some(text) = text.filter(|text| !text.is_empty()) {
-        return text;
-    }
-    if get(ANNOTATION_MESSAGE_POLICY) != "FallbackToLogsOnError" || container.exit_code == 0 {
-        return String::new();
-    }
-    let raw = tail(&log_dir.join(&container.log_path), MESSAGE_LOG_BYTES_MAX * 2, true);
-    let lines: Vec<String> = raw
-        .unwrap_or_default()
-        .lines()
-        .filter_map(|line| line.splitn(4, ' ').nth(3).map(str::to_owned))
-        .collect();
-    let mut text = lines[lines.len().saturating_sub(80)..].join("\n");
-    if !lines.is_empty() {
-        text.push('\n');
-    }
-    let cut = text.len().saturating_sub(MESSAGE_LOG_BYTES_MAX as usize);
-    text.split_off(text.ceil_char_boundary(cut))
-}
-
-/// At most `bytes_max` of a regular file, from its start or its end.
-fn tail(path: &std::path::Path, bytes_max: u64, from_end: bool) -> Option<String> {
-    let meta = std::fs::symlink_metadata(path).ok()?;
-    if !meta.is_file() {
-        return None;
-    }
-    let file = std::fs::File::open(path).ok()?;
-    let start = if from_end { meta.len().saturating_sub(bytes_max) } else { 0 };
-    let mut buffer = vec![0; meta.len().min(bytes_max) as usize];
-    let read = file.read_at(&mut buffer, start).ok()?;
-    buffer.truncate(read);
-    Some(String::from_utf8_lossy(&buffer).into_owned())
 }
