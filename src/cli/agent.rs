@@ -1,27 +1,91 @@
-//! `coracle agent --hollow N`: simulated nodes for the server of a kubeconfig. An agent that
-//! joins this machine to a cluster is not here.
+//! `coracle agent --kubeconfig F`: the node of this machine for the server of a kubeconfig,
+//! with a client certificate of its own; or, with `--hollow N`, simulated nodes.
+//!
+//! Serves no services: a proxy is another component there.
 
-use client::Client;
+use std::sync::Arc;
+
+use base::drain::Drain;
+use client::kubeconfig::{self, Endpoint};
+use client::{Client, Shared};
+use futures::future::join_all;
+use kubelet::ClientCertificate;
 use tracing::info;
 
 use crate::args::AgentFlags;
-use crate::{Error, Result, apart, version};
+use crate::node::settings::{Settings, network};
+use crate::node::{self, Identity};
+use crate::{Error, Result, apart, check_config, control, host, version};
 
 /// Each is a socket here and one of the server's.
 const CONNECTIONS_MAX: u32 = 10_000;
 
 pub fn run(flags: AgentFlags) -> Result<()> {
-    let Some(nodes) = flags.hollow else {
-        return Err(Error::Unfit {
-            what: "no agent joins another server yet".into(),
-            fix: "`coracle server` runs a node of its own; --hollow N simulates nodes".into(),
-        });
-    };
     base::log::init(base::log::Format::Text, flags.apart.verbose);
+    if let Some(nodes) = flags.hollow {
+        return hollow(flags, nodes);
+    }
+    let networks = (
+        network("cluster-cidr", &flags.cluster_cidr)?,
+        network("service-cidr", &flags.service_cidr)?,
+    );
+    let mut settings = Settings::new(flags.node, &flags.host, networks)?;
+    settings.bind_address = flags.bind_address;
+    if let Some(problem) = check_config::first_problem(&settings.paths.data) {
+        return Err(problem);
+    }
+    let endpoint = kubeconfig::load(&flags.apart.kubeconfig)
+        .map_err(|err| Error::failed("find the server", err))?;
+    apart::until_told(|drain| join(settings, endpoint, drain))?
+}
+
+/// Runs the node until the drain begins.
+async fn join(settings: Settings, given: Endpoint, drain: Drain) -> Result<()> {
+    let failed = |err| Error::failed("set up TLS to the server", err);
+    let user_agent = format!("kubelet/{}", version::git_version());
+    let root = settings.paths.agent();
+    let held = ClientCertificate::obtain(given, &settings.name, &root, &user_agent, drain.clone());
+    let Some(held) = held.await.map_err(failed)? else { return Ok(()) };
+    let shared = Shared::new(held.client(), drain.clone());
+    let identity = Identity {
+        proxy: shared.clone(),
+        node: shared,
+        tls: serving(&settings)?,
+        client_certificate: Some(Arc::new(held)),
+    };
+    let node = node::start(&settings, identity, &drain).await?;
+    let run = &settings.paths.run;
+    host::note_pid(run, &settings.paths.agent_pid())?;
+    let control = control::serve(run, node.holder, drain.clone())?;
+    host::tell_supervisor();
+    info!(node = settings.name, "ready");
+    join_all(node.tasks.into_iter().chain([control])).await;
+    Ok(())
+}
+
+/// With a certificate of the node's own making, which serves until the cluster signs one.
+fn serving(settings: &Settings) -> Result<rustls::ServerConfig> {
+    let failed = |err| Error::failed("prepare the kubelet's certificate", err);
+    let dir = settings.paths.agent().join("pki");
+    std::fs::create_dir_all(&dir)
+        .map_err(|err| Error::failed(format!("create {}", dir.display()), err))?;
+    let own = pki::files::authority(&dir, "kubelet-ca", "coracle-kubelet-ca").map_err(failed)?;
+    let leaf = pki::Leaf {
+        common_name: settings.name.clone(),
+        dns_names: vec![settings.name.clone()],
+        addresses: vec![settings.ip.into()],
+        server: true,
+        ..pki::Leaf::default()
+    };
+    let leaf = pki::files::leaf(&dir, "kubelet", &own, &leaf).map_err(failed)?;
+    pki::tls::server_config(leaf.cert_pem.as_bytes(), leaf.key_pem.as_bytes(), None).map_err(failed)
+}
+
+fn hollow(flags: AgentFlags, nodes: u32) -> Result<()> {
     let clients = (0..flags.connections.clamp(1, CONNECTIONS_MAX).min(nodes.max(1)))
         .map(|_| apart::connect(&flags.apart.kubeconfig, "hollow").map(|(client, _)| client))
         .collect::<Result<Vec<Client>>>()?;
-    let config = hollow::Config {
+    let config = ::hollow::Config {
         nodes,
         name_prefix: flags.name_prefix,
         version: version::git_version(),
@@ -35,5 +99,5 @@ pub fn run(flags: AgentFlags) -> Result<()> {
         heartbeat: flags.heartbeat,
     };
     info!(nodes, server = %flags.apart.kubeconfig.display(), "hollow nodes run");
-    apart::until_told(|drain| hollow::run(clients, config, drain))
+    apart::until_told(|drain| ::hollow::run(clients, config, drain))
 }

@@ -80,7 +80,7 @@ pub fn until_told<F: Future>(start: impl FnOnce(Drain) -> F) -> Result<F::Output
         .enable_all()
         .build()
         .map_err(|err| Error::failed("start the runtime", err))?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())
             .map_err(|err| Error::failed("install a signal handler", err))?;
         let (trigger, drain) = drain::channel();
@@ -93,7 +93,10 @@ pub fn until_told<F: Future>(start: impl FnOnce(Drain) -> F) -> Result<F::Output
         }
         trigger.drain();
         Ok(work.await)
-    })
+    });
+    // Detached work, such as that of pods, must not hold the process up.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
 }
 
 /// A client of the server in the kubeconfig, and the PEM of that server's authority.

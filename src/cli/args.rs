@@ -51,7 +51,7 @@ pub enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
-    /// Run simulated nodes, for clusters of a size that no machine holds
+    /// Run the node of this machine for the server of a kubeconfig, or simulated ones
     #[command(hide = true)]
     Agent(Box<AgentFlags>),
     /// Print the version
@@ -69,15 +69,29 @@ pub struct ApartFlags {
     pub verbose: u8,
 }
 
-/// Flags of simulated nodes. Lengths of time are written as Go does: 500ms, 1m30s.
+/// Flags of a node apart from its server, and of simulated ones. Lengths of time are written
+/// as Go does: 500ms, 1m30s.
 #[derive(Debug, Args)]
 pub struct AgentFlags {
     #[command(flatten)]
     pub apart: ApartFlags,
-    /// How many nodes; they run no containers
+    #[command(flatten)]
+    pub host: HostFlags,
+    #[command(flatten)]
+    pub node: NodeFlags,
+    /// Address the kubelet listens on
+    #[arg(long, env = "CORACLE_BIND_ADDRESS", default_value = "0.0.0.0")]
+    pub bind_address: Ipv4Addr,
+    /// Network of the pods
+    #[arg(long, env = "CORACLE_CLUSTER_CIDR", default_value = "10.42.0.0/16")]
+    pub cluster_cidr: String,
+    /// Network of the services
+    #[arg(long, env = "CORACLE_SERVICE_CIDR", default_value = "10.43.0.0/16")]
+    pub service_cidr: String,
+    /// How many simulated nodes, instead of this one; they run no containers
     #[arg(long)]
     pub hollow: Option<u32>,
-    /// What the nodes are called, before a dash and a number
+    /// What simulated nodes are called, before a dash and a number
     #[arg(long, default_value = "hollow")]
     pub name_prefix: String,
     /// Zones that the nodes lie in
@@ -134,6 +148,48 @@ pub struct HostFlags {
     pub bridge: String,
 }
 
+/// Flags of a node, be it the server's own or another.
+#[derive(Debug, Args)]
+pub struct NodeFlags {
+    /// Name of this node (default: the host's)
+    #[arg(long, env = "CORACLE_NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Labels of this node, KEY=VALUE
+    #[arg(long, env = "CORACLE_NODE_LABEL", value_delimiter = ',')]
+    pub node_label: Vec<String>,
+    /// Taints of this node, KEY=VALUE:EFFECT
+    #[arg(long, env = "CORACLE_NODE_TAINT", value_delimiter = ',')]
+    pub node_taint: Vec<String>,
+    /// Address of this node (default: that of the default route)
+    #[arg(long, env = "CORACLE_NODE_IP")]
+    pub node_ip: Option<Ipv4Addr>,
+    /// Address of this node for clients outside of the cluster
+    #[arg(long, env = "CORACLE_NODE_EXTERNAL_IP")]
+    pub node_external_ip: Option<Ipv4Addr>,
+    /// The host's resolver configuration
+    #[arg(long, env = "CORACLE_RESOLV_CONF", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    /// A KubeletConfiguration file (drop-ins in FILE.d/*.conf), or a folder of drop-ins
+    #[arg(long, env = "CORACLE_KUBELET_CONFIG")]
+    pub kubelet_config: Option<PathBuf>,
+    /// A kubelet flag, NAME=VALUE; one that is not supported says which are
+    #[arg(long, env = "CORACLE_KUBELET_ARG")]
+    pub kubelet_arg: Vec<String>,
+    /// CRI socket of another container runtime, unix:///PATH (default: the built-in one)
+    #[arg(long, env = "CORACLE_CONTAINER_RUNTIME_ENDPOINT")]
+    pub container_runtime_endpoint: Option<String>,
+    /// An OCI runtime for pods whose RuntimeClass has this handler, NAME=PATH; crun, runc,
+    /// runsc and youki are found where they are installed
+    #[arg(long, env = "CORACLE_RUNTIME_HANDLER")]
+    pub runtime_handler: Vec<String>,
+    /// Port of the kubelet
+    #[arg(long, env = "CORACLE_KUBELET_PORT", default_value_t = 10250, hide = true)]
+    pub kubelet_port: u16,
+    /// Registries, mirrors and their credentials
+    #[arg(long, env = "CORACLE_PRIVATE_REGISTRY", default_value = "/etc/coracle/registries.yaml")]
+    pub private_registry: PathBuf,
+}
+
 #[derive(Debug, Args)]
 pub struct ServerFlags {
     #[command(flatten)]
@@ -177,43 +233,8 @@ pub struct ServerFlags {
     #[arg(long, env = "CORACLE_CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
 
-    /// Name of this node (default: the host's)
-    #[arg(long, env = "CORACLE_NODE_NAME")]
-    pub node_name: Option<String>,
-    /// Labels of this node, KEY=VALUE
-    #[arg(long, env = "CORACLE_NODE_LABEL", value_delimiter = ',')]
-    pub node_label: Vec<String>,
-    /// Taints of this node, KEY=VALUE:EFFECT
-    #[arg(long, env = "CORACLE_NODE_TAINT", value_delimiter = ',')]
-    pub node_taint: Vec<String>,
-    /// Address of this node (default: that of the default route)
-    #[arg(long, env = "CORACLE_NODE_IP")]
-    pub node_ip: Option<Ipv4Addr>,
-    /// Address of this node for clients outside of the cluster
-    #[arg(long, env = "CORACLE_NODE_EXTERNAL_IP")]
-    pub node_external_ip: Option<Ipv4Addr>,
-    /// The host's resolver configuration
-    #[arg(long, env = "CORACLE_RESOLV_CONF", default_value = "/etc/resolv.conf")]
-    pub resolv_conf: PathBuf,
-    /// A KubeletConfiguration file (drop-ins in FILE.d/*.conf), or a folder of drop-ins
-    #[arg(long, env = "CORACLE_KUBELET_CONFIG")]
-    pub kubelet_config: Option<PathBuf>,
-    /// A kubelet flag, NAME=VALUE; one that is not supported says which are
-    #[arg(long, env = "CORACLE_KUBELET_ARG")]
-    pub kubelet_arg: Vec<String>,
-    /// CRI socket of another container runtime, unix:///PATH (default: the built-in one)
-    #[arg(long, env = "CORACLE_CONTAINER_RUNTIME_ENDPOINT")]
-    pub container_runtime_endpoint: Option<String>,
-    /// An OCI runtime for pods whose RuntimeClass has this handler, NAME=PATH; crun, runc,
-    /// runsc and youki are found where they are installed
-    #[arg(long, env = "CORACLE_RUNTIME_HANDLER")]
-    pub runtime_handler: Vec<String>,
-    /// Port of the kubelet
-    #[arg(long, env = "CORACLE_KUBELET_PORT", default_value_t = 10250, hide = true)]
-    pub kubelet_port: u16,
-    /// Registries, mirrors and their credentials
-    #[arg(long, env = "CORACLE_PRIVATE_REGISTRY", default_value = "/etc/coracle/registries.yaml")]
-    pub private_registry: PathBuf,
+    #[command(flatten)]
+    pub node: NodeFlags,
     /// Run no node in this process
     #[arg(long, env = "CORACLE_DISABLE_AGENT")]
     pub disable_agent: bool,
@@ -223,12 +244,12 @@ pub struct ServerFlags {
     /// Run no controllers in this process
     #[arg(long, env = "CORACLE_DISABLE_CONTROLLER_MANAGER")]
     pub disable_controller_manager: bool,
-    /// Give services of type LoadBalancer no addresses: a cloud's controller does
-    #[arg(long, env = "CORACLE_DISABLE_CLOUD_CONTROLLER")]
-    pub disable_cloud_controller: bool,
     /// Run no service proxy in this process
     #[arg(long, env = "CORACLE_DISABLE_KUBE_PROXY")]
     pub disable_kube_proxy: bool,
+    /// Give services of type LoadBalancer no addresses: a cloud's controller does
+    #[arg(long, env = "CORACLE_DISABLE_CLOUD_CONTROLLER")]
+    pub disable_cloud_controller: bool,
     /// Leave a part out: dns, local-storage, metrics-server, servicelb, or a manifest by its name
     #[arg(long, env = "CORACLE_DISABLE", value_delimiter = ',')]
     pub disable: Vec<String>,

@@ -145,7 +145,7 @@ fn path(file: &str, option: &str) -> Problem {
 
 fn nf_tables() -> Problem {
     let family = sys::nftables::Family::Ipv4;
-    match sys::nftables::exists(family, crate::server::NFT_TABLE) {
+    match sys::nftables::exists(family, crate::node::NFT_TABLE) {
         Ok(_) => None,
         Err(err) => problem(
             base::error::chain(&err).to_string(),

@@ -282,7 +282,7 @@ mod tests {
             data_dir: dir.path().join("images"),
             run_dir: dir.path().join("run"),
             shim_command: vec!["/bin/false".into()],
-            network: Arc::new(crate::server::Unplug { bridge: "none".into() }),
+            network: Arc::new(crate::node::Unplug { bridge: "none".into() }),
             registries: runtime::images::Registries::default(),
             programs: Vec::new(),
             cdi_dirs: Vec::new(),

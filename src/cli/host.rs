@@ -1,6 +1,9 @@
-//! What this host is: its name and its address.
+//! What this host is, its name and its address, and who on it is told of a process of ours.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::Path;
+
+use crate::{Error, Result};
 
 /// The host's name in lower case, as node names are.
 pub fn name() -> String {
@@ -17,5 +20,19 @@ pub fn address() -> Option<Ipv4Addr> {
     match socket.local_addr().ok()?.ip() {
         IpAddr::V4(address) if !address.is_unspecified() && !address.is_loopback() => Some(address),
         _ => None,
+    }
+}
+
+/// For `coracle reset`: which process to end.
+pub fn note_pid(run: &Path, file: &Path) -> Result<()> {
+    std::fs::create_dir_all(run)
+        .and_then(|()| std::fs::write(file, format!("{}\n", std::process::id())))
+        .map_err(|err| Error::failed(format!("write {}", file.display()), err))
+}
+
+/// Tells systemd, where it started us, that we are ready.
+pub fn tell_supervisor() {
+    if let Err(err) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(error = %err, "systemd was not told");
     }
 }

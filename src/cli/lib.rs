@@ -14,6 +14,7 @@ mod config;
 mod control;
 mod host;
 mod images;
+mod node;
 mod paths;
 mod reset;
 mod server;

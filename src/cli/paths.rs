@@ -43,6 +43,11 @@ impl Paths {
         self.run.join("server.pid")
     }
 
+    /// Holds that of a node apart from its server.
+    pub fn agent_pid(&self) -> PathBuf {
+        self.run.join("agent.pid")
+    }
+
     /// Where the built-in runtime speaks CRI.
     pub fn cri_socket(&self) -> PathBuf {
         self.run.join("cri.sock")

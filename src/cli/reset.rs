@@ -14,8 +14,8 @@ use runtime::{Runtime, RuntimeConfig};
 use tracing::warn;
 
 use crate::args::ResetFlags;
+use crate::node::{NFT_TABLE, SHIM_CGROUP, Unplug};
 use crate::paths::Paths;
-use crate::server::{NFT_TABLE, SHIM_CGROUP, Unplug};
 use crate::{Error, Result};
 
 /// A server that was told to end gets this long.
@@ -91,7 +91,7 @@ fn stop_service(paths: &Paths) -> Result<()> {
         }
     }
     // The installer's supervisor would start the server again: it goes first.
-    for file in [paths.run.join("supervisor.pid"), paths.server_pid()] {
+    for file in [paths.run.join("supervisor.pid"), paths.agent_pid(), paths.server_pid()] {
         stop_process(&file)?;
     }
     Ok(())
@@ -129,7 +129,7 @@ async fn remove_pods(paths: &Paths, bridge: &str) -> Result<()> {
         state_dir: paths.containers(),
         data_dir: paths.image_store(),
         run_dir: paths.run.clone(),
-        shim_command: crate::server::shim_command()?,
+        shim_command: crate::node::shim_command()?,
         network: Arc::new(Unplug { bridge: bridge.into() }),
         registries: Registries::default(),
         programs: Vec::new(),

@@ -8,20 +8,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::args::{LogFormat, ServerFlags};
-use crate::paths::Paths;
-use crate::{Error, Result, control};
+use crate::node::{self, Node};
+use crate::{Error, Result, control, host};
 
 mod addons;
 mod audit;
 mod control_plane;
 mod credentials;
 mod identity;
-mod node;
 mod reload;
 mod settings;
 
-pub use node::{NFT_TABLE, SHIM_CGROUP, Unplug, registries, shim_command};
-
+use credentials::component;
 use settings::Settings;
 
 /// Worker threads of the runtime; more would only cost memory on the boards we run on.
@@ -54,7 +52,7 @@ pub fn run(flags: ServerFlags) -> Result<()> {
 async fn serve(settings: Settings) -> Result<()> {
     let started = Instant::now();
     if settings.agent
-        && let Some(problem) = crate::check_config::first_problem(&settings.paths.data)
+        && let Some(problem) = crate::check_config::first_problem(&settings.node.paths.data)
     {
         return Err(problem);
     }
@@ -64,21 +62,22 @@ async fn serve(settings: Settings) -> Result<()> {
 
     let work = async {
         let mut control_plane = control_plane::start(&settings, &drain).await?;
-        note_pid(&settings.paths)?;
+        // The datastore's lock is held: no other server writes this file.
+        host::note_pid(&settings.node.paths.run, &settings.node.paths.server_pid())?;
         info!(
             kubeconfig = %settings.kubeconfig.display(),
             milliseconds = started.elapsed().as_millis() as u64,
             "API server is ready"
         );
         let node = match settings.agent {
-            true => Some(node::start(&settings, &control_plane, &drain).await?),
+            true => Some(start_node(&settings, &control_plane, &drain).await?),
             false => None,
         };
         if let Some(node) = &node {
-            let run = &settings.paths.run;
+            let run = &settings.node.paths.run;
             control_plane.tasks.push(control::serve(run, node.holder.clone(), drain.clone())?);
         }
-        tell_supervisor();
+        host::tell_supervisor();
         info!(
             milliseconds = started.elapsed().as_millis() as u64,
             "ready; use it with: export KUBECONFIG={}",
@@ -99,19 +98,28 @@ async fn serve(settings: Settings) -> Result<()> {
     Ok(())
 }
 
-/// For `coracle reset`. The datastore's lock is held: no other server writes this file.
-fn note_pid(paths: &Paths) -> Result<()> {
-    let file = paths.server_pid();
-    std::fs::create_dir_all(&paths.run)
-        .and_then(|()| std::fs::write(&file, format!("{}\n", std::process::id())))
-        .map_err(|err| Error::failed(format!("write {}", file.display()), err))
-}
-
-/// Tells systemd, where it started us, that we are ready.
-fn tell_supervisor() {
-    if let Err(err) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!(error = %err, "systemd was not told");
-    }
+/// The node of this process, which speaks to the server without a detour.
+async fn start_node(
+    settings: &Settings,
+    control_plane: &control_plane::ControlPlane,
+    drain: &Drain,
+) -> Result<Node> {
+    let (server, shared) = (&control_plane.server, &control_plane.shared);
+    let user = format!("system:node:{}", settings.node.name);
+    let credentials = &control_plane.credentials;
+    let tls = pki::tls::server_config(
+        credentials.kubelet.cert_pem.as_bytes(),
+        credentials.kubelet.key_pem.as_bytes(),
+        Some(credentials.client_ca.cert_pem.as_bytes()),
+    )
+    .map_err(|err| Error::failed("set up TLS", err))?;
+    let identity = node::Identity {
+        proxy: shared.acting_as(component(server, "system:kube-proxy", &[], "kube-proxy")),
+        node: shared.acting_as(component(server, &user, &["system:nodes"], "kubelet")),
+        tls,
+        client_certificate: None,
+    };
+    node::start(&settings.node, identity, drain).await
 }
 
 /// Gives tasks their time to end and puts what is not yet on disk there.

@@ -13,6 +13,7 @@ use http_body_util::{BodyDataStream, Full};
 use hyper_util::client::legacy::Client as Http;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::RwLock;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -111,36 +112,73 @@ impl hyper::rt::Write for Conn {
     }
 }
 
-/// One server at `server` (scheme, host, port), spoken to with a bearer token or the
-/// certificate in `tls`.
+type Pool = Http<Connector, Full<Bytes>>;
+
+/// One server at `server` (scheme, host, port), spoken to with a bearer token or a client
+/// certificate, which may be exchanged ([`Identity`]).
 pub struct Remote {
     server: String,
-    http: Http<Connector, Full<Bytes>>,
+    pool: Arc<RwLock<Pool>>,
     authorization: Option<http::HeaderValue>,
+}
+
+/// Exchanges the client certificate of a [`Remote`].
+#[derive(Clone)]
+pub struct Identity {
+    endpoint: Arc<Endpoint>,
+    pool: Arc<RwLock<Pool>>,
+}
+
+impl Identity {
+    /// Requests from now on go over connections under this certificate. Those under way, and
+    /// watches, keep the connection that they began on until they end.
+    ///
+    /// # Errors
+    /// What is no PEM, and a key that is not the certificate's; the old one stays.
+    pub fn renew(&self, cert_pem: &[u8], key_pem: &[u8]) -> std::result::Result<(), pki::Error> {
+        let pool = connect(&self.endpoint, Some((cert_pem, key_pem)))?;
+        *self.pool.write() = pool;
+        Ok(())
+    }
+}
+
+fn connect(
+    endpoint: &Endpoint,
+    identity: Option<(&[u8], &[u8])>,
+) -> std::result::Result<Pool, pki::Error> {
+    let tls = pki::tls::client_config(endpoint.ca_pem.as_deref(), identity, endpoint.insecure)?;
+    Ok(Http::builder(TokioExecutor::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_timer(hyper_util::rt::TokioTimer::new())
+        .timer(hyper_util::rt::TokioTimer::new())
+        .http2_keep_alive_interval(Duration::from_secs(30))
+        .http2_keep_alive_while_idle(true)
+        .build(Connector::new(Arc::new(tls))))
 }
 
 impl Remote {
     /// # Errors
     /// When the endpoint's certificates cannot be read.
     pub fn new(endpoint: &Endpoint) -> std::result::Result<Self, pki::Error> {
-        let tls = pki::tls::client_config(
-            endpoint.ca_pem.as_deref(),
-            endpoint.cert_pem.as_deref().zip(endpoint.key_pem.as_deref()),
-            endpoint.insecure,
-        )?;
-        let http = Http::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_timer(hyper_util::rt::TokioTimer::new())
-            .timer(hyper_util::rt::TokioTimer::new())
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .http2_keep_alive_while_idle(true)
-            .build(Connector::new(Arc::new(tls)));
+        let identity = endpoint.cert_pem.as_deref().zip(endpoint.key_pem.as_deref());
+        let pool = connect(endpoint, identity)?;
         let authorization = endpoint.token.as_deref().and_then(|token| {
             let mut value = http::HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
             value.set_sensitive(true);
             Some(value)
         });
-        Ok(Self { server: endpoint.server.trim_end_matches('/').to_string(), http, authorization })
+        let server = endpoint.server.trim_end_matches('/').to_string();
+        Ok(Self { server, pool: Arc::new(RwLock::new(pool)), authorization })
+    }
+
+    /// As `new`, with the means to exchange the certificate.
+    ///
+    /// # Errors
+    /// When the endpoint's certificates cannot be read.
+    pub fn renewable(endpoint: Endpoint) -> std::result::Result<(Self, Identity), pki::Error> {
+        let remote = Self::new(&endpoint)?;
+        let pool = remote.pool.clone();
+        Ok((remote, Identity { endpoint: Arc::new(endpoint), pool }))
     }
 
     pub fn client(self, user_agent: &str) -> Client {
@@ -170,11 +208,99 @@ impl Transport for Remote {
             parts.headers.insert(http::header::AUTHORIZATION, authorization.clone());
         }
         let request = http::Request::from_parts(parts, Full::new(body));
+        let pool = self.pool.read().clone();
         let response =
-            self.http.request(request).await.map_err(|err| Error::Transport(Box::new(err)))?;
+            pool.request(request).await.map_err(|err| Error::Transport(Box::new(err)))?;
         let (parts, body) = response.into_parts();
         let stream =
             BodyDataStream::new(body).map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
         Ok(http::Response::from_parts(parts, Body::Stream(stream)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::Notify;
+    use tokio_rustls::server::TlsStream as ServerStream;
+
+    use super::*;
+    use crate::transport::collect;
+
+    /// Says who asks; a watch says so at once and ends when it is told to.
+    async fn answer(mut stream: ServerStream<TcpStream>, end: Arc<Notify>) {
+        let chain = stream.get_ref().1.peer_certificates().unwrap().to_vec();
+        let who = pki::authority::holder(&chain[0]).unwrap().common_name;
+        let mut asked = Vec::new();
+        let mut buffer = [0; 1024];
+        loop {
+            let Ok(read @ 1..) = stream.read(&mut buffer).await else { return };
+            asked.extend_from_slice(&buffer[..read]);
+            if !asked.ends_with(b"\r\n\r\n") {
+                continue;
+            }
+            let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+            let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+            let begin = format!("{head}{}", chunk(&who));
+            stream.write_all(begin.as_bytes()).await.unwrap();
+            if asked.starts_with(b"GET /watch") {
+                stream.flush().await.unwrap();
+                end.notified().await;
+            }
+            stream.write_all(format!("{}0\r\n\r\n", chunk("!")).as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+            asked.clear();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_exchanged_and_a_watch_goes_on() {
+        let authority = pki::Authority::create("a").unwrap();
+        let leaf = pki::Leaf {
+            addresses: vec!["127.0.0.1".parse().unwrap()],
+            server: true,
+            ..pki::Leaf::default()
+        };
+        let server = authority.issue(&leaf).unwrap();
+        let ca = authority.cert_pem.as_bytes();
+        let (cert, key) = (server.cert_pem.as_bytes(), server.key_pem.as_bytes());
+        let mut tls = pki::tls::server_config(cert, key, Some(ca)).unwrap();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let end = Arc::new(Notify::new());
+        let told = end.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(tls.accept(stream).await.unwrap(), told.clone()));
+            }
+        });
+        let issue = |name: &str| authority.issue(&pki::Leaf::client(name, "g")).unwrap();
+        let first = issue("first");
+        let endpoint = Endpoint {
+            server: format!("https://{at}"),
+            ca_pem: Some(ca.to_vec()),
+            cert_pem: Some(first.cert_pem.into_bytes()),
+            key_pem: Some(first.key_pem.into_bytes()),
+            ..Endpoint::default()
+        };
+        let (remote, identity) = Remote::renewable(endpoint).unwrap();
+        let client = remote.client("test");
+        let get = |path: &str| http::Request::get(path).body(Bytes::new()).unwrap();
+        let Body::Stream(mut watch) = client.open(get("/watch")).await.unwrap().into_body() else {
+            panic!("the answer streams")
+        };
+        assert_eq!(watch.next().await.unwrap().unwrap(), "first");
+        assert_eq!(client.request(get("/x")).await.unwrap(), "first!");
+        let second = issue("second");
+        let (cert, key) = (second.cert_pem.as_bytes(), second.key_pem.as_bytes());
+        assert!(identity.renew(cert, b"no key").is_err());
+        assert_eq!(client.request(get("/x")).await.unwrap(), "first!", "nothing was exchanged");
+        identity.renew(cert, key).unwrap();
+        assert_eq!(client.request(get("/x")).await.unwrap(), "second!");
+        end.notify_one();
+        assert_eq!(collect(Body::Stream(watch)).await.unwrap(), "!", "it ends as it began");
     }
 }

@@ -11,6 +11,7 @@ mod pod;
 mod pod_host;
 mod pod_more;
 pub mod pod_parts;
+mod pod_restart;
 mod policy;
 mod service;
 mod serving;

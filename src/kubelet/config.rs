@@ -8,6 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Taint;
 use tracing::warn;
 
+use crate::client_certificate::ClientCertificate;
 use crate::eviction::thresholds::Policy;
 use crate::images;
 use crate::logs::Rhythm;
@@ -75,6 +76,10 @@ pub struct KubeletConfig {
     pub tls: Arc<rustls::ServerConfig>,
     /// The cluster signs the serving certificate; the one of `tls` is presented until it has.
     pub asks_for_serving_certificate: bool,
+    /// Who the kubelet is to a server that is not in its process; it keeps that current.
+    pub client_certificate: Option<Arc<ClientCertificate>>,
+    /// Another one is asked for before that ends.
+    pub rotates_client_certificate: bool,
     /// Added to the node's labels at registration.
     pub node_labels: Vec<(String, String)>,
     /// Set when the node is created.
@@ -151,6 +156,8 @@ impl KubeletConfig {
             listen: SocketAddr::from(([0, 0, 0, 0], 10250)),
             tls,
             asks_for_serving_certificate: false,
+            client_certificate: None,
+            rotates_client_certificate: true,
             node_labels: Vec::new(),
             register_taints: Vec::new(),
             log_bytes_max: 10 << 20,

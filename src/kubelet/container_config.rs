@@ -63,6 +63,7 @@ pub fn build(parts: Parts<'_>) -> Result<ContainerConfig, String> {
         mounts: parts.mounts,
         devices: parts.devices,
         cdi_devices: Vec::new(),
+        hooks: Vec::new(),
         labels: labels(pod, container),
         annotations: annotations(pod, container, restart_count),
         log_path: PathBuf::from(&container.name).join(format!("{restart_count}.log")),

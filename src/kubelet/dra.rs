@@ -4,6 +4,7 @@
 //! Allocates nothing: the scheduler has done that. What is to be prepared is written down
 //! before its driver is asked.
 
+mod health;
 pub mod messages;
 mod names;
 mod state;
@@ -11,7 +12,7 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::backoff::Backoff;
 use base::drain::Drain;
@@ -20,10 +21,12 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceHealth, Reso
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use parking_lot::Mutex;
 use rpc::Channel;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 use tracing::{info, warn};
 
-use crate::pod;
+use crate::node::Node;
+use crate::{metrics, pod};
+use health::Told;
 use messages::{PREPARE, PrepareResponse, SERVICES, UNPREPARE, UnprepareResponse};
 use state::{Claims, Device, Driver, Held, Nothing};
 
@@ -44,6 +47,10 @@ struct Instance {
     endpoint: PathBuf,
     channel: Arc<Channel>,
     service: &'static str,
+    /// How its devices are.
+    health: Arc<Told>,
+    /// Whoever listens to it hears when it goes.
+    _gone: oneshot::Sender<()>,
 }
 
 pub struct Dynamic {
@@ -55,6 +62,14 @@ pub struct Dynamic {
     /// Of each claim one is prepared or unprepared at a time.
     turns: Mutex<BTreeMap<Key, Arc<tokio::sync::Mutex<()>>>>,
     drain: Drain,
+}
+
+fn tell_use(claims: &Claims) {
+    let mut drivers: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in claims.values().flat_map(|it| it.drivers.keys()) {
+        *drivers.entry(name).or_default() += 1;
+    }
+    metrics::claims_in_use(claims.len(), drivers.into_iter());
 }
 
 /// Namespace and name of a claim.
@@ -76,22 +91,30 @@ struct Wanted {
 impl Dynamic {
     /// Takes up what was prepared before.
     pub fn open(root: &Path, client: Client, node: &str, drain: Drain) -> Self {
+        let claims = state::read(root);
+        tell_use(&claims);
         Self {
             dir: root.to_path_buf(),
             client,
             node: node.to_owned(),
-            claims: Mutex::new(state::read(root)),
+            claims: Mutex::new(claims),
             drivers: Mutex::default(),
             turns: Mutex::default(),
             drain,
         }
     }
 
-    /// Takes a driver.
+    /// Takes a driver, and listens to how its devices are.
     ///
     /// # Errors
     /// Why it is refused, in upstream's words.
-    pub fn register(&self, name: &str, endpoint: &Path, services: &[String]) -> Result<(), String> {
+    pub fn register(
+        &self,
+        node: &Arc<Node>,
+        name: &str,
+        endpoint: &Path,
+        services: &[String],
+    ) -> Result<(), String> {
         let place = endpoint.display();
         let invalid = |why: String| {
             format!(
@@ -123,7 +146,10 @@ impl Dynamic {
             ));
         }
         let channel = Arc::new(Channel::new(endpoint));
-        instances.push(Instance { endpoint: endpoint.to_path_buf(), channel, service });
+        let (health, (_gone, gone)) = (Arc::new(Told::default()), oneshot::channel());
+        health::follow(node.clone(), name.to_owned(), channel.clone(), health.clone(), gone);
+        let endpoint = endpoint.to_path_buf();
+        instances.push(Instance { endpoint, channel, service, health, _gone });
         info!(driver = name, endpoint = %place, "driver of dynamic resources registered");
         Ok(())
     }
@@ -183,6 +209,13 @@ impl Dynamic {
         newest.ok_or_else(|| format!("DRA driver {name} is not registered"))
     }
 
+    /// Lets the pods look again that have devices of a driver.
+    fn wake_users(&self, node: &Node, driver: &str) {
+        let claims = self.claims.lock();
+        let used = claims.values().filter(|it| it.drivers.contains_key(driver));
+        used.flat_map(|it| it.pods.keys()).for_each(|uid| node.pods.wake(uid));
+    }
+
     /// Waits until nobody else prepares or unprepares one of them.
     async fn turn(&self, keys: BTreeSet<Key>) -> Vec<OwnedMutexGuard<()>> {
         let turns: Vec<_> = {
@@ -207,7 +240,10 @@ impl Dynamic {
         if !names::has_claims(pod) {
             return Ok(());
         }
-        self.try_prepare(pod).await.map_err(|why| format!("prepare dynamic resources: {why}"))
+        let begun = Instant::now();
+        let done = self.try_prepare(pod).await;
+        metrics::claims_handled("PrepareResources", begun.elapsed(), done.is_err());
+        done.map_err(|why| format!("prepare dynamic resources: {why}"))
     }
 
     async fn try_prepare(&self, pod: &Pod) -> Result<(), String> {
@@ -272,18 +308,28 @@ impl Dynamic {
     }
 
     fn keep(&self, claims: &Claims) -> Result<(), String> {
+        tell_use(claims);
         state::write(&self.dir, claims)
             .map_err(|error| format!("checkpoint ResourceClaim state: {error}"))
     }
 
-    async fn ask(&self, driver: &str, batch: Vec<messages::Claim>) -> Result<(), String> {
+    async fn call<A: prost::Message + Default>(
+        &self,
+        driver: &str,
+        method: &str,
+        batch: &[messages::Claim],
+    ) -> Result<A, String> {
         let (channel, service) = self.driver(driver)?;
-        let request = messages::Claims { claims: batch.clone() };
-        let method = format!("{service}/{PREPARE}");
-        let answer: PrepareResponse = channel
-            .unary(&method, &request, CALL_PATIENCE)
-            .await
-            .map_err(|error| format!("{PREPARE}: {error}"))?;
+        let request = messages::Claims { claims: batch.to_vec() };
+        let path = format!("{service}/{method}");
+        let begun = Instant::now();
+        let answer = channel.unary(&path, &request, CALL_PATIENCE).await;
+        metrics::driver_called(driver, &path, begun.elapsed(), answer.as_ref().err());
+        answer.map_err(|error| format!("{method}: {error}"))
+    }
+
+    async fn ask(&self, driver: &str, batch: Vec<messages::Claim>) -> Result<(), String> {
+        let answer: PrepareResponse = self.call(driver, PREPARE, &batch).await?;
         let count = answer.claims.len();
         for (uid, prepared) in answer.claims {
             let claim = batch
@@ -320,7 +366,13 @@ impl Dynamic {
     /// # Errors
     /// What stands in the way, in upstream's words.
     pub async fn unprepare(&self, uid: &str) -> Result<(), String> {
-        self.try_unprepare(uid).await.map_err(|why| format!("unprepare dynamic resources: {why}"))
+        if self.claims_of(uid).is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let done = self.try_unprepare(uid).await;
+        metrics::claims_handled("UnprepareResources", begun.elapsed(), done.is_err());
+        done.map_err(|why| format!("unprepare dynamic resources: {why}"))
     }
 
     fn claims_of(&self, uid: &str) -> BTreeSet<Key> {
@@ -353,13 +405,7 @@ impl Dynamic {
             }
         }
         for (driver, batch) in batches {
-            let (channel, service) = self.driver(&driver)?;
-            let request = messages::Claims { claims: batch.clone() };
-            let method = format!("{service}/{UNPREPARE}");
-            let answer: UnprepareResponse = channel
-                .unary(&method, &request, CALL_PATIENCE)
-                .await
-                .map_err(|error| format!("{UNPREPARE}: {error}"))?;
+            let answer: UnprepareResponse = self.call(&driver, UNPREPARE, &batch).await?;
             for (claim, outcome) in &answer.claims {
                 let claim = batch.iter().find(|it| it.uid == *claim).ok_or_else(|| {
                     format!("{UNPREPARE} returned result for unknown claim UID {claim}")
@@ -452,11 +498,17 @@ impl Dynamic {
         Ok(out)
     }
 
-    /// Tells how the devices of the pod's containers are: nobody says so yet.
+    /// Tells how the devices of the pod's containers are.
     pub fn show(&self, pod: &Pod, status: &mut PodStatus) {
         if !names::has_claims(pod) {
             return;
         }
+        let now = tokio::time::Instant::now();
+        let health: BTreeMap<String, Arc<Told>> = {
+            let drivers = self.drivers.lock();
+            let newest = drivers.iter().filter_map(|(name, all)| Some((name, all.last()?)));
+            newest.map(|(name, it)| (name.clone(), it.health.clone())).collect()
+        };
         let claims = self.claims.lock();
         for told in status.container_statuses.iter_mut().flatten() {
             let Some((_, container)) = pod::container(pod, &told.name) else { continue };
@@ -471,12 +523,11 @@ impl Dynamic {
                             || format!("{driver}/{}/{}", device.pool_name, device.device_name);
                         let resource_id = cdi.unwrap_or_else(plain);
                         if !resources.iter().any(|it| it.resource_id == resource_id) {
-                            let health = Some("Unknown".to_owned());
-                            resources.push(ResourceHealth {
-                                health,
-                                resource_id,
-                                ..ResourceHealth::default()
-                            });
+                            let (pool, name) = (&device.pool_name, &device.device_name);
+                            let known = health.get(driver).map(|it| it.of(pool, name, now));
+                            let (health, message) = known.unwrap_or(("Unknown", None));
+                            let health = Some(health.to_owned());
+                            resources.push(ResourceHealth { health, resource_id, message });
                         }
                     }
                 }

@@ -22,6 +22,7 @@ use runtime::images::reference::Reference;
 use tokio::sync::{Notify, oneshot};
 
 use crate::backoff::{INITIAL, MAX, go_elapsed};
+use crate::metrics;
 use docker_config::{Credential, registry_of};
 use providers::{Provider, Providers};
 use records::{Policy, Records, Verdict};
@@ -217,6 +218,7 @@ impl Images {
         let error = match result {
             Ok(id) => match self.service.image_status(&id).await {
                 Ok(Some(present)) => {
+                    metrics::image_pulled(present.size, pulling);
                     self.failures.lock().remove(&key);
                     let text = format!(
                         "Successfully pulled image \"{image}\" in {} ({} including waiting). \

@@ -153,6 +153,11 @@ impl Kubelet {
         } else {
             node.config.tls.clone()
         };
+        if let Some(certificate) = node.config.client_certificate.clone()
+            && node.config.rotates_client_certificate
+        {
+            tasks.spawn(certificate.run(drain.clone()));
+        }
         tasks.spawn(server::run(node.clone(), listener, tls, drain.clone()));
         tasks.spawn(register::run(node.clone(), drain.clone()));
         tasks.spawn(node.status.clone().run(drain.clone()));

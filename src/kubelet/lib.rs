@@ -2,7 +2,9 @@
 
 mod admission;
 mod backoff;
+mod certificate;
 mod chore;
+mod client_certificate;
 mod config;
 mod container_config;
 pub mod csi;
@@ -16,6 +18,7 @@ mod images;
 mod kubelet;
 mod logs;
 mod machine;
+mod metrics;
 mod node;
 mod objects;
 mod observed;
@@ -31,6 +34,7 @@ mod quantity;
 mod register;
 mod resize;
 mod resources;
+mod restart_all;
 mod sandbox;
 mod server;
 mod serving;
@@ -47,6 +51,7 @@ mod users;
 mod volumes;
 mod worker;
 
+pub use client_certificate::ClientCertificate;
 pub use config::{KubeletConfig, PLUGIN_ROOT_DIR};
 pub use kubelet::{Error, Kubelet};
 pub use settings::Configuration;

@@ -32,6 +32,7 @@ pub use providers::{of_whole_pod, unexpected, whole_cpus};
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     pub topology: Policy,
+    pub topology_options: hints::Options,
     /// One place for all containers of a pod, not one for each.
     pub whole_pods: bool,
     /// The static policy; None gives no CPUs away.
@@ -42,7 +43,7 @@ pub struct Settings {
     pub memory: Option<std::collections::BTreeMap<u32, Amounts>>,
 }
 
-pub use cpus::Options as CpuOptions;
+pub use cpus::{NAMES as CPU_OPTIONS, Options as CpuOptions};
 
 /// Whose place is sought: a container's, or that of a pod as a whole.
 #[derive(Clone, Copy)]
@@ -100,7 +101,7 @@ pub trait Provider: Send {
 
 pub struct Placements {
     settings: Settings,
-    all: Nodes,
+    layout: Arc<Layout>,
     providers: Mutex<Vec<Box<dyn Provider>>>,
     /// What plugins bring. They are placed as the rest is, and asked afterwards.
     pub devices: Devices,
@@ -119,6 +120,7 @@ impl Placements {
         dir: &Path,
         reserved_milli: i64,
     ) -> Result<Self, String> {
+        check(&settings, &layout)?;
         let all = layout.nodes();
         let layout = Arc::new(layout);
         let mut providers: Vec<Box<dyn Provider>> = Vec::new();
@@ -133,11 +135,11 @@ impl Placements {
         }
         if let Some(reserved) = &settings.memory {
             let file = dir.join("memory_manager_state");
-            providers.push(Box::new(Memory::open(layout, reserved.clone(), file)?));
+            providers.push(Box::new(Memory::open(layout.clone(), reserved.clone(), file)?));
         }
         let devices = Devices::open(dir, all);
         let providers = Mutex::new(providers);
-        Ok(Self { settings, all, providers, devices, changed: Notify::new() })
+        Ok(Self { settings, layout, providers, devices, changed: Notify::new() })
     }
 
     /// Gives the pod's containers their places, and has plugins prepare what they bring.
@@ -179,10 +181,13 @@ impl Placements {
     /// Seeks places and takes them, at once.
     fn reserve(&self, pod: &Pod) -> Result<(), Refusal> {
         let providers = &mut *self.providers.lock();
+        let options = self.settings.topology_options;
+        let distances = options.closest.then_some(&*self.layout);
+        let machine = hints::Machine { all: self.layout.nodes(), distances };
         let place = |providers: &[Box<dyn Provider>], demand: Demand<'_>| {
             let hints = providers.iter().flat_map(|it| it.hints(demand));
             let hints: Vec<Hints> = hints.chain(self.devices.hints(demand)).collect();
-            match hints::place(self.settings.topology, self.all, &hints) {
+            match hints::place(self.settings.topology, machine, &hints) {
                 (hint, true) => Ok(hint.nodes.filter(|_| !hints.is_empty())),
                 (_, false) => Err((
                     "TopologyAffinityError",
@@ -260,6 +265,33 @@ impl Placements {
             }
         }
     }
+}
+
+/// # Errors
+/// What the user chose, and this machine cannot do.
+fn check(settings: &Settings, layout: &Layout) -> Result<(), String> {
+    let (nodes, options) = (layout.nodes(), settings.topology_options);
+    if settings.topology != Policy::None {
+        if nodes.count() > options.nodes_max {
+            return Err(format!(
+                "unsupported on machines with more than {} NUMA Nodes",
+                options.nodes_max
+            ));
+        }
+        if options.closest && layout.mean_distance(nodes).is_none() {
+            return Err("prefer-closest-numa-nodes: the kernel does not say how far NUMA nodes \
+                        are from each other"
+                .to_owned());
+        }
+    }
+    if settings.cpus.is_some_and(|it| it.by_socket)
+        && layout.sockets_of(nodes).len() > nodes.count() as usize
+    {
+        return Err("Align by socket is not compatible with hardware where number of sockets are \
+                    more than number of NUMA"
+            .to_owned());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -439,5 +471,113 @@ mod tests {
         );
         admit(&placements, &one("a", "2", "1")).unwrap();
         assert_eq!(shows(&placements, "a", "a"), "1,3 1");
+    }
+
+    #[test]
+    fn cores_that_the_node_keeps_a_thread_of_are_nobodys() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(Policy::None);
+        settings.cpus = Some(CpuOptions { full_cores: true, ..CpuOptions::default() });
+        settings.reserved_cpus = Some(CpuSet::parse("0").unwrap());
+        // CPU n and n + 2 are one core.
+        let placements = Placements::open(settings, layout(1, 1, 2, 2), dir.path(), 0).unwrap();
+        admit(&placements, &one("a", "2", "1")).unwrap();
+        assert_eq!(shows(&placements, "a", "a"), "1,3 1");
+        assert_eq!(
+            admit(&placements, &one("b", "2", "1")).unwrap_err(),
+            (
+                "SMTAlignmentError",
+                "SMT Alignment Error: not enough free physical CPUs: available physical CPUs = 0, \
+                 requested CPUs = 2, CPUs per core = 2"
+                    .to_owned()
+            )
+        );
+    }
+
+    #[test]
+    fn what_the_machine_cannot_do_is_refused_at_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |settings: Settings, layout: Layout| {
+            Placements::open(settings, layout, dir.path(), 1000).err().unwrap_or_default()
+        };
+        let nine = || layout(1, 9, 1, 1);
+        assert_eq!(
+            refused(settings(Policy::Restricted), nine()),
+            "unsupported on machines with more than 8 NUMA Nodes"
+        );
+        assert_eq!(refused(settings(Policy::None), nine()), "");
+        let with = |options| Settings { topology_options: options, ..settings(Policy::BestEffort) };
+        let usual = hints::Options::default();
+        assert_eq!(refused(with(hints::Options { nodes_max: 9, ..usual }), nine()), "");
+        let said = refused(with(hints::Options { closest: true, ..usual }), layout(2, 1, 1, 1));
+        assert!(said.starts_with("prefer-closest-numa-nodes"), "{said}");
+        let mut by_socket = settings(Policy::None);
+        by_socket.cpus = Some(CpuOptions { by_socket: true, ..CpuOptions::default() });
+        let mut flat = layout(2, 1, 2, 1);
+        flat.cpus.iter_mut().for_each(|cpu| cpu.node = 0);
+        flat.memory.remove(&1);
+        assert!(refused(by_socket, flat).starts_with("Align by socket is not compatible"));
+    }
+
+    #[test]
+    fn a_state_of_another_machine_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let with = |strict: bool, reserved: &str| Settings {
+            cpus: Some(CpuOptions { strict_reservation: strict, ..CpuOptions::default() }),
+            reserved_cpus: Some(CpuSet::parse(reserved).unwrap()),
+            ..Settings::default()
+        };
+        let open = |strict: bool, reserved: &str, cores: u32| {
+            let layout = layout(1, 1, cores, 1);
+            Placements::open(with(strict, reserved), layout, dir.path(), 0)
+                .map_err(|why| why.split(", please drain").next().unwrap_or_default().to_owned())
+        };
+        admit(&open(false, "0", 4).unwrap(), &one("a", "2", "1")).unwrap();
+        let said =
+            |strict, reserved, cores| open(strict, reserved, cores).err().unwrap_or_default();
+        assert_eq!(said(false, "0", 4), "");
+        for (strict, reserved, cores, why) in [
+            (
+                false,
+                "0",
+                6,
+                "current set of available CPUs \"0-5\" doesn't match with CPUs in state \"0-3\"",
+            ),
+            (
+                false,
+                "0",
+                3,
+                "current set of available CPUs \"0-2\" doesn't match with CPUs in state \"0-3\"",
+            ),
+            (
+                false,
+                "0-1",
+                4,
+                "not all reserved cpus: \"0-1\" are present in defaultCpuSet: \"0,3\"",
+            ),
+            (
+                true,
+                "0",
+                4,
+                "some of strictly reserved cpus: \"0\" are present in defaultCpuSet: \"0,3\"",
+            ),
+        ] {
+            let got = said(strict, reserved, cores);
+            assert!(got.ends_with(why), "{got}");
+        }
+        let file = dir.path().join("cpu_manager_state");
+        let put = |default: &str| {
+            let state = json!({"policyName": "static", "defaultCpuSet": default,
+                               "entries": {"a": {"a": "1-2"}}});
+            std::fs::write(&file, state.to_string()).unwrap();
+        };
+        put("0-3");
+        assert!(
+            said(false, "0", 4).contains(
+                "pod: a, container: a cpuset: \"1-2\" overlaps with default cpuset \"0-3\""
+            )
+        );
+        put("");
+        assert!(said(false, "0", 4).ends_with("default cpuset cannot be empty"));
     }
 }

@@ -20,8 +20,9 @@ use tracing::{info, warn};
 
 use crate::csi::messages::{self, Nothing, PluginInfo, RegistrationStatus};
 use crate::devices::serve;
+use crate::metrics::SocketState;
 use crate::node::Node;
-use crate::{csi, dra};
+use crate::{csi, dra, metrics};
 
 /// Below the root directory, as plugins know it.
 pub const REGISTRY: &str = "plugins_registry";
@@ -124,6 +125,7 @@ async fn follow(
     for path in gone {
         let Some(gone) = known.remove(&path) else { continue };
         gone.asking.abort();
+        metrics::plugin_socket(&path, SocketState::Gone);
         let registered = gone.registered.lock().take();
         // A driver that starts anew may have put its new socket there under another name.
         let is_elsewhere = known.values().any(|it| *it.registered.lock() == registered);
@@ -141,6 +143,7 @@ async fn follow(
         if known.contains_key(&path) {
             continue;
         }
+        metrics::plugin_socket(&path, SocketState::There);
         let registered = Arc::new(Mutex::new(None));
         let asking = tokio::spawn(ask(node.clone(), path.clone(), registered.clone()));
         known.insert(path, Known { identity, registered, asking });
@@ -153,6 +156,7 @@ async fn ask(node: Arc<Node>, socket: PathBuf, registered: Arc<Mutex<Option<Regi
         match register(&node, &socket).await {
             Ok(plugin) => {
                 *registered.lock() = Some(plugin);
+                metrics::plugin_socket(&socket, SocketState::Registered);
                 node.volumes.csi.tell_news();
                 node.pods.list().iter().for_each(|it| node.pods.wake(crate::pod::uid(&it.pod)));
                 return;
@@ -182,7 +186,8 @@ async fn register(node: &Arc<Node>, socket: &Path) -> Result<Registered, String>
             done.map(|()| Registered::Storage(plugin.name))
         }
         dra::PLUGIN_TYPE => {
-            let done = node.dynamic.register(&plugin.name, &endpoint, &plugin.supported_versions);
+            let versions = &plugin.supported_versions;
+            let done = node.dynamic.register(node, &plugin.name, &endpoint, versions);
             done.map(|()| Registered::Dynamic { driver: plugin.name, endpoint })
         }
         DEVICE_PLUGIN => {

@@ -2,7 +2,9 @@
 //!
 //! Pure; knows nothing of the runtime's state or of the API server.
 
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, Probe};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerRestartRule, EphemeralContainer, Pod, PodSpec, Probe,
+};
 use sha2::{Digest, Sha256};
 
 pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
@@ -183,6 +185,19 @@ impl ProbeKind {
     }
 }
 
+/// The first of the container's own rules for this end.
+pub fn matching_rule(container: &Container, exit_code: i32) -> Option<&ContainerRestartRule> {
+    container.restart_policy_rules.iter().flatten().find(|rule| {
+        let Some(codes) = &rule.exit_codes else { return false };
+        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+        match codes.operator.as_str() {
+            "In" => listed,
+            "NotIn" => !listed,
+            _ => false,
+        }
+    })
+}
+
 /// Whether a container that ended with `exit_code` is started again.
 pub fn restarts_after(pod: &Pod, role: Role, container: &Container, exit_code: i32) -> bool {
     match role {
@@ -190,17 +205,9 @@ pub fn restarts_after(pod: &Pod, role: Role, container: &Container, exit_code: i
         Role::Ephemeral => return false,
         Role::Init | Role::Main => {}
     }
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
-        let matches = match codes.operator.as_str() {
-            "In" => listed,
-            "NotIn" => !listed,
-            _ => false,
-        };
-        if matches && rule.action == "Restart" {
-            return true;
-        }
+    // Whatever it does, it starts this one.
+    if matching_rule(container, exit_code).is_some() {
+        return true;
     }
     match container.restart_policy.as_deref().unwrap_or_else(|| restart_policy(pod)) {
         "Never" => false,

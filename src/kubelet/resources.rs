@@ -320,8 +320,9 @@ pub fn oom_score_adj(pod: &Pod, role: Role, container: &Container, capacity_byte
     if pod::spec(pod).priority.is_some_and(|priority| priority >= SYSTEM_CRITICAL_PRIORITY) {
         return GUARANTEED;
     }
+    let share = unrequested_share(pod);
     let burstable = |container: &Container| {
-        let request = quantity::value_of(requests(container), "memory");
+        let request = quantity::value_of(requests(container), "memory") + share;
         if capacity_bytes <= 0 {
             return BEST_EFFORT - 1;
         }
@@ -332,12 +333,22 @@ pub fn oom_score_adj(pod: &Pod, role: Role, container: &Container, capacity_byte
         Qos::Guaranteed => GUARANTEED,
         Qos::BestEffort => BEST_EFFORT,
         Qos::Burstable if role == Role::Sidecar => {
-            // A sidecar must not die before what it serves.
-            let served = pod::spec(pod).containers.iter().map(burstable).min();
+            // A sidecar must not die before the one of those it serves that dies first.
+            let served = pod::spec(pod).containers.iter().map(burstable).max();
             burstable(container).min(served.unwrap_or(BEST_EFFORT))
         }
         Qos::Burstable => burstable(container),
     }
+}
+
+/// Bytes that the pod requests for itself beyond what its containers do, for each of them.
+fn unrequested_share(pod: &Pod) -> i64 {
+    let spec = pod::spec(pod);
+    let level = spec.resources.as_ref().and_then(|it| it.requests.as_ref());
+    let whole = quantity::value_of(level, "memory");
+    let count = i64::try_from(spec.containers.len() + pod::init_containers(pod).len()).unwrap_or(0);
+    let named = of_containers(pod, |it| quantity::value_of(requests(it), "memory"));
+    if whole == 0 || count == 0 { 0 } else { (whole - named).max(0) / count }
 }
 
 #[cfg(test)]
@@ -369,6 +380,22 @@ mod tests {
         let spec = pod::spec(&burst);
         assert_eq!(oom_score_adj(&burst, Role::Main, &spec.containers[0], 4 << 30), 750);
         assert_eq!(oom_score_adj(&burst, Role::Main, &spec.containers[1], 4 << 30), 999);
+        let scores = |level: serde_json::Value| -> Vec<i64> {
+            let it = pod(json!({
+                "resources": level,
+                "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+                "containers": [
+                    {"name": "a", "resources": {"requests": {"memory": "1Gi"}}},
+                    {"name": "b", "resources": {"requests": {"memory": "512Mi"}}}]}));
+            let of = |(role, container): &(Role, Container)| {
+                oom_score_adj(&it, *role, container, 4 << 30)
+            };
+            pod::containers(&it).iter().map(of).collect()
+        };
+        // The sidecar as the one with the least; a pod's own request is shared by all.
+        assert_eq!(scores(json!(null)), [875, 750, 875]);
+        assert_eq!(scores(json!({"requests": {"memory": "3Gi"}})), [750, 625, 750]);
+        assert_eq!(scores(json!({"requests": {"cpu": "1"}})), [875, 750, 875]);
         for (has_unified_cgroups, group) in [(false, None), (true, Some("1"))] {
             let host = Host { memory_bytes: 4 << 30, has_unified_cgroups, ..Host::default() };
             let limits = container_resources(&burst, Role::Main, &spec.containers[0], host);

@@ -8,6 +8,7 @@ mod files;
 mod logs;
 mod metrics;
 mod stats;
+mod zpages;
 
 use std::convert::Infallible;
 use std::io;
@@ -56,6 +57,7 @@ pub async fn run(
     tls: Arc<rustls::ServerConfig>,
     drain: Drain,
 ) {
+    zpages::begin();
     let auth = Auth::new(node.client.clone(), &node.config.node_name);
     let tls = tokio_rustls::TlsAcceptor::from(tls);
     let server = Arc::new(Server { node, auth });
@@ -125,6 +127,24 @@ fn json(value: &impl serde::Serialize) -> Answer {
         }
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
+}
+
+/// In the form that the client wants.
+fn zpage(
+    request: &Request<Incoming>,
+    kind: &str,
+    page: impl FnOnce(zpages::Form) -> String,
+) -> Answer {
+    let accept = request.headers().get(header::ACCEPT).and_then(|it| it.to_str().ok());
+    let Some(form) = zpages::Form::of(accept, kind) else {
+        return refuse(StatusCode::NOT_ACCEPTABLE, "only text/plain and config.k8s.io are served");
+    };
+    let mut answer = text(StatusCode::OK, page(form));
+    if form != zpages::Form::Text {
+        let kind = HeaderValue::from_static("application/json");
+        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+    }
+    answer
 }
 
 fn switched(answer: Response<Full<Bytes>>) -> Answer {
@@ -197,6 +217,12 @@ impl Server {
                 text(StatusCode::OK, "ok")
             }
             ["configz"] if is_get => json(&settings::show(&self.node.config)),
+            ["statusz"] if is_get => {
+                zpage(&request, "Statusz", |form| zpages::statusz(form, base::time::now()))
+            }
+            ["flagz"] if is_get => {
+                zpage(&request, "Flagz", |form| zpages::flagz(form, &self.node.config))
+            }
             ["pods"] if is_get => self.pods(),
             ["runningpods"] if is_get => json(&stats::running_pods(&self.node)),
             ["metrics"] if is_get => {

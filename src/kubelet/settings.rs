@@ -3,6 +3,7 @@
 //!
 //! A field or flag that has no effect here is an error, not a silence.
 
+mod authentication;
 mod flags;
 mod logs;
 mod places;
@@ -22,7 +23,8 @@ use serde_json::{Value, json};
 use crate::config::{KubeletConfig, ReservedGroup};
 use crate::eviction::thresholds::{self, Policy, Settings};
 use crate::{backoff, quantity, users};
-use flags::{FLAGS, value_of};
+use authentication::Authentication;
+use flags::{FLAGS, text_of, value_of};
 use places::MemoryReservation;
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
@@ -59,6 +61,8 @@ pub struct Configuration {
     max_pods: Option<u32>,
     #[serde(rename = "serverTLSBootstrap")]
     server_tls_bootstrap: Option<bool>,
+    rotate_certificates: Option<bool>,
+    authentication: Option<Authentication>,
     pod_pids_limit: Option<i64>,
     sync_frequency: Option<String>,
     register_with_taints: Option<Vec<Taint>>,
@@ -98,6 +102,7 @@ pub struct Configuration {
     reserved_system_cpus: Option<String>,
     topology_manager_policy: Option<String>,
     topology_manager_scope: Option<String>,
+    topology_manager_policy_options: Option<BTreeMap<String, String>>,
     shutdown_grace_period: Option<String>,
     shutdown_grace_period_critical_pods: Option<String>,
     shutdown_grace_period_by_pod_priority: Option<Vec<PriorityPeriod>>,
@@ -341,6 +346,8 @@ impl Configuration {
         for (gate, on) in self.feature_gates.unwrap_or_default() {
             match gate.as_str() {
                 MEMORY_QOS => config.memory_qos = on.then_some(factor),
+                // Read with the options that it lets be set.
+                places::CPU_ALPHA => {}
                 other => return Err(format!("featureGates: {other} is no switch of this kubelet")),
             }
         }
@@ -363,6 +370,8 @@ impl Configuration {
         }
         set(&mut config.max_pods, self.max_pods);
         set(&mut config.asks_for_serving_certificate, self.server_tls_bootstrap);
+        set(&mut config.rotates_client_certificate, self.rotate_certificates);
+        self.authentication.unwrap_or_default().apply(config)?;
         // As upstream, less than nothing is no limit.
         set(&mut config.pod_pids_limit, self.pod_pids_limit.map(|limit| limit.max(0)));
         set(&mut config.cluster_dns, self.cluster_dns);
@@ -526,6 +535,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         resolv_conf: Some(config.resolv_conf.clone()),
         max_pods: Some(config.max_pods),
         server_tls_bootstrap: Some(config.asks_for_serving_certificate),
+        rotate_certificates: Some(config.rotates_client_certificate),
         sync_frequency: Some(format!("{}s", config.sync_period.as_secs())),
         pod_pids_limit: Some(if config.pod_pids_limit == 0 { -1 } else { config.pod_pids_limit }),
         register_with_taints: Some(config.register_taints.clone()),
@@ -600,6 +610,19 @@ pub fn show(config: &KubeletConfig) -> Value {
     json!({"kubeletconfig": shown})
 }
 
+/// How the flags stand, whatever they were set by.
+pub fn shown_flags(config: &KubeletConfig) -> Vec<(&'static str, String)> {
+    let shown = show(config);
+    let flags = FLAGS.iter().filter(|(_, field, _)| !field.is_empty());
+    let mut out: Vec<(&str, String)> = flags
+        .filter_map(|(name, field, shape)| {
+            Some((*name, text_of(&shown["kubeletconfig"][*field], *shape)?))
+        })
+        .collect();
+    out.sort_unstable();
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -647,6 +670,7 @@ mod tests {
             "reserved-cpus=0-1",
             "topology-manager-policy=single-numa-node",
             "topology-manager-scope=pod",
+            "topology-manager-policy-options=prefer-closest-numa-nodes=true,max-allowable-numa-nodes=9",
             "memory-manager-policy=Static",
             "reserved-memory=0:memory=100Mi",
             "eviction-hard=memory.available<100Mi",
@@ -656,6 +680,10 @@ mod tests {
         read.apply(&mut config).unwrap();
         let shown = &show(&config)["kubeletconfig"];
         assert_eq!(shown["cpuManagerPolicyOptions"], json!({"full-pcpus-only": "true"}));
+        assert_eq!(
+            shown["topologyManagerPolicyOptions"],
+            json!({"prefer-closest-numa-nodes": "true", "max-allowable-numa-nodes": "9"})
+        );
         assert_eq!(shown["reservedMemory"][0]["limits"]["memory"], "104857600");
         assert_eq!(shown["topologyManagerPolicy"], "single-numa-node");
     }
@@ -671,7 +699,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 25] = [
+        let cases: [(&str, &[&str], &str); 29] = [
             (
                 &head("containerRuntimeEndpoint: tcp://h:1\n"),
                 &[],
@@ -695,6 +723,32 @@ mod tests {
             (&head("imageMaximumGCAge: 1m\n"), &[], "must be more than imageMinimumGCAge"),
             (&head("cpuManagerPolicy: static\n"), &[], "to be greater than zero"),
             (&head("topologyManagerPolicy: best\n"), &[], "is not supported"),
+            (
+                &head(""),
+                &["topology-manager-policy-options=max-allowable-numa-nodes=4"],
+                "should not be less than 8",
+            ),
+            (
+                &head(""),
+                &["topology-manager-policy-options=farthest=true"],
+                "unknown Topology Manager Policy option: \"farthest\"",
+            ),
+            (
+                &head("cpuManagerPolicy: static\nreservedSystemCPUs: '0'\n"),
+                &["cpu-manager-policy-options=align-by-socket=true"],
+                "CPU Manager Policy Alpha-level Options not enabled",
+            ),
+            (
+                &head(
+                    "cpuManagerPolicy: static\nreservedSystemCPUs: '0'\n\
+                     topologyManagerPolicy: single-numa-node\n",
+                ),
+                &[
+                    "cpu-manager-policy-options=align-by-socket=true",
+                    "feature-gates=CPUManagerPolicyAlphaOptions=true",
+                ],
+                "is incompatible with CPUManager static policy option",
+            ),
             (
                 &head(
                     "memoryManagerPolicy: Static\nreservedMemory: [{numaNode: 0, limits: {memory: 1Mi}}]\n",

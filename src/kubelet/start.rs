@@ -80,8 +80,16 @@ impl Worker {
             .ready_sandbox()
             .ok_or_else(|| Wait::new("ContainerCreating", "the sandbox is not ready"))?;
         let last = runtime.container(&container.name);
-        if let Some(last) = last.filter(|last| last.state == ContainerState::Exited) {
-            self.check_crash_loop(container, last, about, now)?;
+        let ended = match last.filter(|last| last.state == ContainerState::Exited) {
+            Some(last) => {
+                let ended = Timestamp::from_nanosecond(i128::from(last.finished_at));
+                Some((ended.unwrap_or(now), last.id.clone()))
+            }
+            None => self.asked_restart.get(&container.name).cloned(),
+        };
+        if let Some((ended, id)) = ended {
+            self.check_crash_loop(container, ended, &id, about, now)?;
+            self.asked_restart.remove(&container.name);
         }
         let image = self.image(container, about, now).await?;
         let volume_images = self.volume_images(container, about, now).await?;
@@ -130,16 +138,15 @@ impl Worker {
     fn check_crash_loop(
         &mut self,
         container: &Container,
-        last: &cri::Container,
+        ended: Timestamp,
+        id: &str,
         about: &ObjectReference,
         now: Timestamp,
     ) -> Result<(), Wait> {
-        let ended = Timestamp::from_nanosecond(i128::from(last.finished_at)).unwrap_or(now);
         if let Some((delay, left)) = self.backoffs.waiting(&container.name, ended, now) {
             let place = pod::display(&self.pod);
-            if self.told_backoff.insert(container.name.clone(), last.id.clone()).as_ref()
-                != Some(&last.id)
-            {
+            let told = self.told_backoff.insert(container.name.clone(), id.to_owned());
+            if told.as_deref() != Some(id) {
                 let text = format!(
                     "Back-off restarting failed container {} in pod {place}",
                     container.name
@@ -231,7 +238,7 @@ impl Worker {
     }
 
     async fn configure(
-        &self,
+        &mut self,
         role: Role,
         container: &Container,
         runtime: &PodRuntime,
@@ -239,6 +246,7 @@ impl Worker {
         volume_images: &HashMap<String, String>,
         restart_count: u32,
     ) -> Result<cri::ContainerConfig, String> {
+        let features = self.features().await?;
         let node = &self.node;
         let pod = &*self.pod;
         let referred = self.referred(container).await?;
@@ -246,8 +254,9 @@ impl Worker {
         let services = env::service_variables(&node.services.list(), pod::namespace(pod), links);
         let facts = node.facts(pod, runtime);
         let variables = env::environment(pod, container, &referred, &services, &facts)?;
+        let list = variables.list();
         let mut mounts =
-            node.volumes.mounts(&node.config, pod, container, variables.list(), volume_images)?;
+            node.volumes.mounts(&node.config, pod, container, list, volume_images, features)?;
         let devices = node.volumes.devices(pod, container)?;
         self.own_mounts(container, &facts.pod_ips, &mut mounts)
             .map_err(|error| format!("make the pod's own files: {error}"))?;

@@ -3,6 +3,7 @@
 //! Pure; never writes. `status_writer.rs` sends it to the API server.
 
 mod forced;
+mod phase;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,8 +21,10 @@ use runtime::cri;
 use crate::observed::{self, PodRuntime};
 use crate::plan::{self, Verdicts};
 use crate::pod::{self, ProbeKind, Role};
-use crate::{images, resources};
+use crate::volumes::readonly;
+use crate::{images, resources, restart_all};
 pub use forced::{blocked, disrupted, failed};
+use phase::phase;
 
 /// Why a container does not run yet: reason and message, by container name.
 pub type Waiting = HashMap<String, (String, String)>;
@@ -33,6 +36,7 @@ pub struct Inputs<'a> {
     pub runtime: &'a PodRuntime,
     /// What runs the containers, as it stands before their ids.
     pub runtime_name: &'a str,
+    pub features: cri::Features,
     pub verdicts: &'a Verdicts,
     pub waiting: &'a Waiting,
     pub host_ips: &'a [IpAddr],
@@ -40,6 +44,8 @@ pub struct Inputs<'a> {
     pub start_time: Timestamp,
     /// Nothing of the pod runs, and nothing will be started again.
     pub ended: bool,
+    /// All containers are being removed to begin anew.
+    pub restarting: bool,
     pub now: Timestamp,
 }
 
@@ -185,7 +191,12 @@ fn container_status(
             out.state = Some(waiting_state(default_reason, ""));
         }
     } else if let Some(old) = old {
-        read_old(&mut out, old);
+        let ran = old.container_id.is_some() && role != Role::Ephemeral;
+        if inputs.restarting && ran {
+            restart_all::removed(&mut out, old);
+        } else {
+            read_old(&mut out, old);
+        }
     }
     let ended_state = out.state.as_ref().is_some_and(|state| state.terminated.is_some());
     let comes_back = match current {
@@ -217,7 +228,7 @@ fn container_status(
         }
     }
     readiness(inputs, role, container, current, &mut out);
-    out.volume_mounts = volume_mounts(container);
+    out.volume_mounts = volume_mounts(container, inputs.features);
     out.stop_signal = container.lifecycle.as_ref().and_then(|it| it.stop_signal.clone());
     if role != Role::Ephemeral
         && let Some(resources) = &container.resources
@@ -342,7 +353,7 @@ fn readiness(
     };
 }
 
-fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn volume_mounts(container: &Container, features: cri::Features) -> Option<Vec<VolumeMountStatus>> {
     let mounts: Vec<VolumeMountStatus> = container
         .volume_mounts
         .iter()
@@ -352,8 +363,8 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
             mount_path: mount.mount_path.clone(),
             read_only: mount.read_only.filter(|read_only| *read_only),
             recursive_read_only: (mount.read_only == Some(true)).then(|| {
-                match mount.recursive_read_only.as_deref() {
-                    Some("Enabled" | "IfPossible") => "Enabled".to_owned(),
+                match readonly::is_recursive(mount, features.recursive_read_only_mounts) {
+                    Ok(true) => "Enabled".to_owned(),
                     _ => "Disabled".to_owned(),
                 }
             }),
@@ -366,76 +377,6 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
 /// The state of a container as far as the phase asks.
 fn ended_code(state: Option<&ContainerState>) -> Option<i32> {
     state?.terminated.as_ref().map(|ended| ended.exit_code)
-}
-
-fn phase(
-    pod: &Pod,
-    init: &[ContainerStatus],
-    main: &[ContainerStatus],
-    ended: bool,
-) -> &'static str {
-    let never = pod::restart_policy(pod) == "Never";
-    let (mut init_pending, mut init_failed) = (0, 0);
-    for (container, status) in pod::init_containers(pod).iter().zip(init) {
-        if pod::is_sidecar(container) {
-            init_pending += u32::from(
-                status.started != Some(true) && ended_code(status.state.as_ref()).is_none(),
-            );
-            continue;
-        }
-        let state = status.state.as_ref();
-        let waited = state.is_some_and(|state| state.waiting.is_some());
-        let code = ended_code(state).or(if waited {
-            ended_code(status.last_state.as_ref())
-        } else {
-            None
-        });
-        match code {
-            Some(0) => {}
-            Some(_) => init_failed += 1,
-            None => init_pending += 1,
-        }
-    }
-    let (mut waiting, mut running, mut stopped, mut succeeded) = (0, 0, 0, 0);
-    for status in main {
-        let state = status.state.as_ref();
-        if state.is_some_and(|state| state.running.is_some()) {
-            running += 1;
-        } else if let Some(code) = ended_code(state) {
-            stopped += 1;
-            succeeded += u32::from(code == 0);
-        } else if ended_code(status.last_state.as_ref()).is_some() {
-            stopped += 1;
-        } else {
-            waiting += 1;
-        }
-    }
-    if init_failed > 0 && never {
-        return "Failed";
-    }
-    if ended {
-        return if init_failed == 0 && waiting == 0 && stopped > 0 && stopped == succeeded {
-            "Succeeded"
-        } else {
-            "Failed"
-        };
-    }
-    // Once a main container has run, init containers were through.
-    if running + stopped == 0 && (init_pending > 0 || init_failed > 0) {
-        return "Pending";
-    }
-    if waiting > 0 {
-        return "Pending";
-    }
-    if running > 0 {
-        return "Running";
-    }
-    match pod::restart_policy(pod) {
-        "Always" => "Running",
-        _ if stopped == succeeded => "Succeeded",
-        "Never" => "Failed",
-        _ => "Running",
-    }
 }
 
 fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCondition> {
@@ -453,6 +394,9 @@ fn conditions(inputs: &Inputs<'_>, status: &PodStatus) -> Vec<PodCondition> {
         containers_ready,
         condition("PodScheduled", true, "", ""),
     ];
+    let has_left = inputs.runtime.containers.iter().any(|it| restart_all::removes(inputs.pod, it));
+    let restarting = inputs.restarting && has_left;
+    out.extend(restart_all::condition(inputs.pod, phase, restarting));
     let api = inputs.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     let old = inputs.old.conditions.as_ref().or(api);
     for condition in &mut out {
@@ -567,6 +511,7 @@ mod tests {
         waiting: Waiting,
         old: PodStatus,
         ended: bool,
+        restarting: bool,
     }
 
     impl World {
@@ -581,6 +526,7 @@ mod tests {
                 waiting: Waiting::new(),
                 old: PodStatus::default(),
                 ended: false,
+                restarting: false,
             }
         }
 
@@ -591,11 +537,13 @@ mod tests {
                 old: &self.old,
                 runtime: &self.runtime,
                 runtime_name: "coracle",
+                features: cri::Features::default(),
                 verdicts: &self.verdicts,
                 waiting: &self.waiting,
                 host_ips: &["192.0.2.1".parse().unwrap()],
                 start_time: Timestamp::from_second(1_800_000_000).unwrap(),
                 ended: self.ended,
+                restarting: self.restarting,
                 now: Timestamp::from_second(1_800_000_100).unwrap(),
             })
         }
@@ -689,6 +637,61 @@ mod tests {
         for (spec, containers, want) in cases {
             assert_eq!(shows(&World::new(spec, containers).build()), want);
         }
+    }
+
+    #[test]
+    fn what_a_rule_restarts_is_not_over() {
+        let spec = |action: &str| {
+            json!({"restartPolicy": "Never", "containers": [
+                {"name": "a", "restartPolicy": "Never", "restartPolicyRules": [
+                    {"action": action, "exitCodes": {"operator": "In", "values": [42]}}]},
+                {"name": "b"}]})
+        };
+        let ends = |a| vec![container("a", State::Exited, a), container("b", State::Exited, 1)];
+        for action in ["Restart", restart_all::ACTION] {
+            for (code, phase) in [(42, "Running"), (1, "Failed")] {
+                let status = World::new(spec(action), ends(code)).build();
+                assert_eq!(status.phase.as_deref(), Some(phase), "{action} {code}");
+            }
+        }
+    }
+
+    #[test]
+    fn removed_to_begin_anew_a_pod_is_neither_failed_nor_lost() {
+        let rules = json!([{"action": restart_all::ACTION,
+                            "exitCodes": {"operator": "In", "values": [42]}}]);
+        let spec = json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}],
+            "containers": [{"name": "a", "restartPolicy": "Never", "restartPolicyRules": rules}]});
+        let both = vec![container("a", State::Exited, 42), container("i", State::Exited, 0)];
+        let mut world = World::new(spec, both);
+        world.restarting = true;
+        let restarting = |status: &PodStatus| {
+            let all = status.conditions.iter().flatten();
+            let found = all.filter(|it| it.type_ == restart_all::CONDITION);
+            found.map(|it| it.status.clone()).collect::<String>()
+        };
+        world.old = world.build();
+        assert_eq!(restarting(&world.old), "True");
+        world.runtime.containers.clear();
+        let removed = world.build();
+        assert_eq!(restarting(&removed), "False");
+        let says = "Running i:RestartingAllContainers,a:RestartingAllContainers";
+        assert!(shows(&removed).starts_with(says), "{}", shows(&removed));
+        let counts = |status: &PodStatus| -> Vec<i32> {
+            let init = status.init_container_statuses.iter().flatten();
+            init.chain(status.container_statuses.iter().flatten())
+                .map(|it| it.restart_count)
+                .collect()
+        };
+        assert_eq!(counts(&removed), [1, 1]);
+        // The init container runs again.
+        world.old = removed;
+        world.restarting = false;
+        world.runtime.containers = vec![container("i", State::Running, 0)];
+        let again = world.build();
+        let says = "Running i:running,a:PodInitializing PodRe=T,Initi=T";
+        assert!(shows(&again).starts_with(says), "{}", shows(&again));
+        assert_eq!(counts(&again)[1], 1);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod mounts;
 mod ownership;
 pub mod payload;
 mod persistent;
+pub mod readonly;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -387,7 +388,7 @@ impl Volumes {
     }
 
     /// What a container mounts of its pod's volumes; `images` has the ids of the images of
-    /// image volumes by volume name.
+    /// image volumes by volume name, `features` are those of the pod's runtime.
     pub fn mounts(
         &self,
         config: &KubeletConfig,
@@ -395,6 +396,7 @@ impl Volumes {
         container: &Container,
         variables: &[(String, String)],
         images: &HashMap<String, String>,
+        features: cri::Features,
     ) -> Result<Vec<cri::Mount>, String> {
         let mut out = Vec::new();
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
@@ -433,8 +435,7 @@ impl Volumes {
                 || volume.secret.is_some()
                 || volume.downward_api.is_some()
                 || volume.projected.is_some();
-            let recursive =
-                matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+            let recursive = readonly::is_recursive(mount, features.recursive_read_only_mounts)?;
             out.push(cri::Mount {
                 container_path: Path::new("/").join(&mount.mount_path),
                 host_path,
@@ -586,12 +587,21 @@ mod tests {
         let container = &pod::spec(&pod).containers[0];
         let none = HashMap::new();
         let mounts = volumes
-            .mounts(&config, &pod, container, &[("A".to_owned(), "sub".to_owned())], &none)
+            .mounts(
+                &config,
+                &pod,
+                container,
+                &[("A".to_owned(), "sub".to_owned())],
+                &none,
+                cri::Features::default(),
+            )
             .unwrap();
         assert_eq!(mounts[0].host_path, place);
         assert!(mounts[0].readonly && !mounts[1].readonly);
         assert!(place.join("sub/x").is_dir());
-        assert!(volumes.mounts(&config, &pod, container, &[], &none).is_err(), "unknown variable");
+        let unknown =
+            volumes.mounts(&config, &pod, container, &[], &none, cri::Features::default());
+        assert!(unknown.is_err(), "unknown variable");
         mounts::remove_tree(&config.pod_dir("uid-1")).unwrap();
         assert!(!place.exists());
     }

@@ -4,10 +4,10 @@
 //! or at a time it set itself; then looks again, plans and applies. Never blocks on a
 //! grace period or a pull.
 
+mod messages;
 mod resizing;
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::backoff::Backoffs;
 use crate::chore::Chore;
 use crate::images::Pulls;
 use crate::node::Node;
-use crate::observed::{ANNOTATION_MESSAGE_PATH, ANNOTATION_MESSAGE_POLICY, PodRuntime};
+use crate::observed::PodRuntime;
 use crate::plan::{self, Kill, KillCause};
 use crate::pod::{self, ProbeKind};
 use crate::pods::{Begun, Wanted};
@@ -31,12 +31,8 @@ use crate::status::{self, Inputs, Waiting};
 use crate::volumes::Failure;
 use resizing::Resizing;
 
-use crate::{admission, eviction, qos, sandbox, shutdown, stop};
+use crate::{admission, eviction, qos, restart_all, sandbox, shutdown, stop};
 
-/// Bytes of a termination message (core/v1 ContainerStateTerminated).
-const MESSAGE_BYTES_MAX: u64 = 4096;
-/// Bytes of the log's end that stand in for a missing message.
-const MESSAGE_LOG_BYTES_MAX: u64 = 2048;
 /// First and longest wait after a volume, a sandbox or a clean-up failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// Grace of a pod whose object vanished without a word.
@@ -75,11 +71,17 @@ pub(crate) struct Worker {
     pub backoffs: Backoffs,
     /// Per container name, the failed container whose back-off was told as an event.
     pub told_backoff: HashMap<String, String>,
+    /// Per container name, when and which one ended that had all containers restarted.
+    pub asked_restart: HashMap<String, (Timestamp, String)>,
+    /// All containers are being removed to begin anew.
+    pub restarting: bool,
+    /// Of the pod's runtime, once known.
+    features: Option<cri::Features>,
     stage: Stage,
     begun: bool,
     cleaned: bool,
     probes: Probes,
-    kills: HashMap<String, Chore>,
+    pub kills: HashMap<String, Chore>,
     ending: Option<Ending>,
     /// Why the pod is Failed, when it is not its containers' doing.
     failure: Option<(String, String)>,
@@ -109,6 +111,9 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         pulls: Pulls::default(),
         backoffs,
         told_backoff: HashMap::new(),
+        asked_restart: HashMap::new(),
+        restarting: false,
+        features: None,
         stage: Stage::Syncing,
         begun: false,
         cleaned: false,
@@ -205,7 +210,7 @@ impl Worker {
     }
 
     /// What the runtime holds of the pod, with termination messages filled in.
-    fn runtime(&mut self) -> PodRuntime {
+    pub fn runtime(&mut self) -> PodRuntime {
         let mut runtime = self.node.observed.pod(&self.uid);
         self.messages.retain(|id, _| runtime.containers.iter().any(|it| it.id == *id));
         for container in &mut runtime.containers {
@@ -213,7 +218,7 @@ impl Worker {
                 continue;
             }
             let read = || {
-                termination_message(
+                messages::read(
                     container,
                     &self.node.config.log_dir(
                         pod::namespace(&self.pod),
@@ -243,12 +248,14 @@ impl Worker {
             old: &self.old,
             runtime,
             runtime_name: &self.node.machine.runtime_name,
+            features: self.features.unwrap_or_default(),
             verdicts: &self.probes.verdicts(),
             waiting: &self.waiting,
             host_ips: &self.node.config.node_ips,
             host: self.node.host(),
             start_time: self.start_time,
             ended,
+            restarting: self.restarting,
             now: base::time::now(),
         });
         self.node.placements.devices.show(&self.uid, &mut out);
@@ -256,7 +263,7 @@ impl Worker {
         out
     }
 
-    fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
+    pub fn publish(&mut self, runtime: &PodRuntime, ended: bool) {
         let mut new = self.status(runtime, ended);
         let before = self.old.phase.clone().unwrap_or_default();
         let turned = new.phase.as_ref() != Some(&before);
@@ -293,7 +300,7 @@ impl Worker {
         delay.min(RETRY.1)
     }
 
-    fn watch_probes(&mut self, runtime: &PodRuntime, stopping: bool) {
+    pub fn watch_probes(&mut self, runtime: &PodRuntime, stopping: bool) {
         let context = probes::Context {
             runtime: self.node.runtime.clone(),
             recorder: self.node.recorder.clone(),
@@ -308,6 +315,10 @@ impl Worker {
     /// an earlier process.
     async fn begin(&mut self, runtime: &PodRuntime) -> bool {
         self.begun = true;
+        if let Err(error) = self.features().await {
+            // Asked again before a container is made.
+            warn!(pod = %pod::display(&self.pod), error, "what the runtime can do is not known");
+        }
         if runtime.sandboxes.is_empty() && runtime.containers.is_empty() {
             let others: Vec<Arc<Pod>> = self
                 .node
@@ -403,6 +414,12 @@ impl Worker {
             // The pod is going away.
             None => return Next::Again(Some(Duration::ZERO)),
         }
+        if let Some(all) = restart_all::plan(&self.pod, &runtime, &self.old) {
+            if !self.restart_all(&all).await {
+                return Next::Again(sooner(again, Some(self.retry())));
+            }
+            runtime = self.runtime();
+        }
         let plan = plan::plan(&self.pod, &runtime, &self.probes.verdicts());
         if plan.stop_pod {
             let Some(_) = plan.create_sandbox else {
@@ -491,6 +508,20 @@ impl Worker {
             () = stop::pod(&self.node, &self.pod, runtime, grace) => true,
             _ = doomed.wait_for(|doomed| *doomed) => false,
         }
+    }
+
+    /// What the pod's runtime can do.
+    ///
+    /// # Errors
+    /// When its RuntimeClass is not known.
+    pub async fn features(&mut self) -> Result<cri::Features, String> {
+        if let Some(known) = self.features {
+            return Ok(known);
+        }
+        let handler = self.node.runtime_handler(&self.pod).await?;
+        let features = self.node.runtime.features(&handler);
+        self.features = Some(features);
+        Ok(features)
     }
 
     /// What the pod's sandbox is made with.
@@ -583,7 +614,7 @@ impl Worker {
         }
     }
 
-    async fn remove_container(&self, container: &cri::Container) {
+    pub async fn remove_container(&self, container: &cri::Container) {
         let node = &self.node;
         if let Err(error) = node.runtime.remove_container(&container.id).await
             && error.kind != cri::ErrorKind::NotFound
@@ -741,44 +772,4 @@ fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
-}
-
-/// What the container wrote to its termination message file, or the end of its log.
-fn termination_message(container: &cri::Container, log_dir: &std::path::Path) -> String {
-    let get = |key: &str| container.annotations.get(key).map(String::as_str).unwrap_or_default();
-    let path = get(ANNOTATION_MESSAGE_PATH);
-    let mount = container.mounts.iter().find(|it| it.container_path == std::path::Path::new(path));
-    let text = mount.and_then(|mount| tail(&mount.host_path, MESSAGE_BYTES_MAX, false));
-    if let Some(text) = text.filter(|text| !text.is_empty()) {
-        return text;
-    }
-    if get(ANNOTATION_MESSAGE_POLICY) != "FallbackToLogsOnError" || container.exit_code == 0 {
-        return String::new();
-    }
-    let raw = tail(&log_dir.join(&container.log_path), MESSAGE_LOG_BYTES_MAX * 2, true);
-    let lines: Vec<String> = raw
-        .unwrap_or_default()
-        .lines()
-        .filter_map(|line| line.splitn(4, ' ').nth(3).map(str::to_owned))
-        .collect();
-    let mut text = lines[lines.len().saturating_sub(80)..].join("\n");
-    if !lines.is_empty() {
-        text.push('\n');
-    }
-    let cut = text.len().saturating_sub(MESSAGE_LOG_BYTES_MAX as usize);
-    text.split_off(text.ceil_char_boundary(cut))
-}
-
-/// At most `bytes_max` of a regular file, from its start or its end.
-fn tail(path: &std::path::Path, bytes_max: u64, from_end: bool) -> Option<String> {
-    let meta = std::fs::symlink_metadata(path).ok()?;
-    if !meta.is_file() {
-        return None;
-    }
-    let file = std::fs::File::open(path).ok()?;
-    let start = if from_end { meta.len().saturating_sub(bytes_max) } else { 0 };
-    let mut buffer = vec![0; meta.len().min(bytes_max) as usize];
-    let read = file.read_at(&mut buffer, start).ok()?;
-    buffer.truncate(read);
-    Some(String::from_utf8_lossy(&buffer).into_owned())
 }

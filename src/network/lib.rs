@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::drain::Drain;
+use client::Cache;
 use client::api::ListParams;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -103,9 +104,11 @@ impl Network {
     ) -> Result<Arc<Self>, Error> {
         let pods = proxy::host_ports::pods_of(&config.node_name);
         let this = ListParams::fields(format!("metadata.name={}", config.node_name));
+        // Not every node may read these, and without a proxy and DNS none needs to.
+        let serves = config.proxy || config.dns_address.is_some();
         let sources = Sources {
-            services: shared.cache::<Service>(),
-            slices: shared.cache::<EndpointSlice>(),
+            services: if serves { shared.cache::<Service>() } else { Cache::new() },
+            slices: if serves { shared.cache::<EndpointSlice>() } else { Cache::new() },
             pods: node.cache_where::<Pod>(None, pods),
             nodes: node.cache_where::<Node>(None, this),
         };

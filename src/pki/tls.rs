@@ -59,20 +59,36 @@ pub fn server_config(
         .with_safe_default_protocol_versions()
         .map_err(Error::Tls)?;
     let builder = match client_ca_pem {
-        Some(pem) => {
-            let verifier =
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots(pem)?), provider())
-                    .allow_unauthenticated()
-                    .build()
-                    .map_err(|err| Error::Verifier(err.to_string()))?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(pem) => builder.with_client_cert_verifier(known_or_none(pem)?),
         None => builder.with_no_client_auth(),
     };
     let mut config =
         builder.with_single_cert(certificates(cert_pem)?, key(key_pem)?).map_err(Error::Tls)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// The same server, which asks clients for a certificate and takes those that `client_ca_pem`
+/// signed, or none.
+///
+/// # Errors
+/// What is no certificate.
+pub fn asking_clients(config: &ServerConfig, client_ca_pem: &[u8]) -> Result<ServerConfig> {
+    let mut asking = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(Error::Tls)?
+        .with_client_cert_verifier(known_or_none(client_ca_pem)?)
+        .with_cert_resolver(config.cert_resolver.clone());
+    asking.alpn_protocols.clone_from(&config.alpn_protocols);
+    Ok(asking)
+}
+
+/// Takes clients whose certificate one of these signed, and those without any.
+fn known_or_none(client_ca_pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>> {
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca_pem)?), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|err| Error::Verifier(err.to_string()))
 }
 
 /// A server with one certificate that asks clients for one and takes any, as long as the

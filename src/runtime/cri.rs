@@ -278,6 +278,9 @@ pub struct ContainerConfig {
     /// added.
     #[serde(default)]
     pub cdi_devices: Vec<String>,
+    /// Programs that its devices want run; not a part of CRI.
+    #[serde(default)]
+    pub hooks: Vec<Hook>,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     /// Relative to the sandbox's log directory, e.g. `web/0.log`.
@@ -291,6 +294,43 @@ pub struct ContainerConfig {
     pub pid: NamespaceMode,
     /// Join the pid namespace of this container (ephemeral containers with a target).
     pub target_container: Option<String>,
+}
+
+/// When a hook is called, by the names of the OCI runtime specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HookStage {
+    Prestart,
+    CreateRuntime,
+    CreateContainer,
+    StartContainer,
+    Poststart,
+    Poststop,
+}
+
+impl HookStage {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prestart => "prestart",
+            Self::CreateRuntime => "createRuntime",
+            Self::CreateContainer => "createContainer",
+            Self::StartContainer => "startContainer",
+            Self::Poststart => "poststart",
+            Self::Poststop => "poststop",
+        }
+    }
+}
+
+/// A program that is called once, with the container's state on its standard input.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Hook {
+    pub stage: HookStage,
+    pub path: PathBuf,
+    /// The name it is called by first.
+    pub args: Vec<String>,
+    pub env: Vec<String>,
+    /// 0 is the runtime's to say.
+    pub timeout_seconds: i64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

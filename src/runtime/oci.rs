@@ -3,9 +3,11 @@
 //! What must survive this process lies in files (whole or not at all) and in the shims;
 //! what is in memory is rebuilt from them by `recover`. Nothing polls: shims tell.
 
+mod apparmor;
 mod bundle;
 pub mod cdi;
 pub mod handlers;
+mod hooks;
 mod link;
 mod program;
 mod recover;

@@ -98,13 +98,18 @@ pub struct Image {
 
 /// `web:VERSION`, whose pages say so.
 pub fn web(version: &str) -> Image {
+    with_entry(&format!("web:{version}"), version, &["/entry"])
+}
+
+/// The same files under another name, of which `entry` is run.
+pub fn with_entry(name: &str, version: &str, entry: &[&str]) -> Image {
     let layer = layer(version);
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "config": {
             "Env": ["PATH=/bin", format!("VERSION={version}")],
-            "Entrypoint": ["/entry"],
+            "Entrypoint": entry,
             "ExposedPorts": {"80/tcp": {}},
         },
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
@@ -125,7 +130,7 @@ pub fn web(version: &str) -> Image {
     })
     .to_string()
     .into_bytes();
-    Image { name: format!("web:{version}"), config, layer, manifest }
+    Image { name: name.to_string(), config, layer, manifest }
 }
 
 impl Image {
@@ -136,7 +141,11 @@ impl Image {
             "manifests": [{
                 "mediaType": "application/vnd.oci.image.manifest.v1+json",
                 "digest": digest(&self.manifest), "size": self.manifest.len(),
-                "annotations": {"org.opencontainers.image.ref.name": self.name},
+                // By the second name containerd takes it as it stands.
+                "annotations": {
+                    "org.opencontainers.image.ref.name": self.name,
+                    "io.containerd.image.name": self.name,
+                },
             }],
         });
         let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();

@@ -2,11 +2,13 @@
 //! containers, on machines that the tests make themselves.
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
+mod agent;
 mod apart;
 mod bad_days;
 mod boot;
 mod clients;
 mod cluster;
+mod containerd;
 mod crowd;
 mod explain;
 mod figures;

@@ -68,7 +68,7 @@ pub async fn run(host: &HostFlags, registries: &Path, images: &[String]) -> Resu
         let is_asked = control::pull(&host.run_dir, image, tell.clone()).await?;
         if !is_asked {
             let paths = Paths::new(&host.data_dir, &host.run_dir);
-            let registries = crate::server::registries(registries)?;
+            let registries = crate::node::registries(registries)?;
             let store = Images::open(&paths.image_store(), registries)
                 .await
                 .map_err(|err| Error::failed("open the images", err))?;

@@ -35,11 +35,11 @@ pub fn start(
     let deployer = Deployer {
         recorder: Recorder::new(client.clone(), MANAGER, "", drain.clone()),
         client,
-        folder: settings.paths.manifests(),
+        folder: settings.node.paths.manifests(),
         disabled: settings.disabled.clone(),
     };
     let mut tasks = vec![tokio::spawn(deployer.run(drain.clone()))];
-    if settings.local_storage {
+    if settings.node.local_storage {
         let client = account(server, provisioner::ACCOUNT);
         tasks.push(tokio::spawn(provisioner::run(shared.clone(), client, drain.clone())));
     }

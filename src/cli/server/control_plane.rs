@@ -20,7 +20,7 @@ use crate::{Error, Result, version};
 
 /// Issuer of service-account tokens, as upstream's default for clusters.
 fn issuer(settings: &Settings) -> String {
-    format!("https://kubernetes.default.svc.{}", settings.cluster_domain)
+    format!("https://kubernetes.default.svc.{}", settings.node.cluster_domain)
 }
 
 pub struct ControlPlane {
@@ -33,7 +33,7 @@ pub struct ControlPlane {
 
 /// Starts everything and returns when the API answers.
 pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
-    let address = SocketAddr::from((settings.bind_address, settings.port));
+    let address = SocketAddr::from((settings.node.bind_address, settings.port));
     // The port first: a second server on this host should say so before it does anything.
     let listener = TcpListener::bind(address).await.map_err(|err| {
         Error::failed(format!("listen on {address}"), err).with_fix(format!(
@@ -58,7 +58,7 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
     let own_issuers = identity.authentication.accounts.issuers.clone();
     let config = api::Config {
         store,
-        service_network: settings.service_network,
+        service_network: settings.node.service_network,
         node_ports: settings.node_ports.clone(),
         authentication: identity.authentication,
         authorization: identity.authorization,
@@ -106,7 +106,7 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
     info!(address = %address, "API server listens");
     let reader = component(&server, "system:kube-controller-manager", &[], "coracle");
     let shared = Shared::new(reader, drain.clone());
-    let identity = election::identity(&settings.node_name);
+    let identity = election::identity(&settings.node.name);
     if settings.scheduler {
         tasks.push(tokio::spawn(schedule(settings, &server, &shared, drain.clone())));
         tasks.push(record(&server, "kube-scheduler", &identity, drain));
@@ -139,7 +139,7 @@ fn control(
     let make_client = |name: &str| {
         component(server, &format!("system:serviceaccount:kube-system:{name}"), &groups, name)
     };
-    let network = settings.cluster_network;
+    let network = settings.node.cluster_network;
     let config = controllers::Config {
         cluster_cidrs: vec![format!("{}/{}", network.address, network.prefix)],
         root_ca_pem: credentials.server_ca.cert_pem.clone(),
@@ -168,7 +168,7 @@ fn schedule(
 }
 
 fn open_store(settings: &Settings) -> Result<Arc<Sqlite>> {
-    let dir = settings.paths.db();
+    let dir = settings.node.paths.db();
     match Sqlite::open(&dir) {
         Ok(store) => Ok(Arc::new(store)),
         Err(store::Error::InUse(dir)) => Err(Error::Unfit {

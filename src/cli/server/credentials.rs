@@ -39,7 +39,7 @@ fn failed(err: pki::Error) -> Error {
 
 /// Makes at the first start, and reads at every other.
 pub fn prepare(settings: &Settings) -> Result<Credentials> {
-    let dir = settings.paths.tls();
+    let dir = settings.node.paths.tls();
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -57,10 +57,10 @@ pub fn prepare(settings: &Settings) -> Result<Credentials> {
         ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
             .map(str::to_string)
             .to_vec();
-    dns_names.push(format!("kubernetes.default.svc.{}", settings.cluster_domain));
-    dns_names.push(settings.node_name.clone());
+    dns_names.push(format!("kubernetes.default.svc.{}", settings.node.cluster_domain));
+    dns_names.push(settings.node.name.clone());
     let mut addresses: Vec<IpAddr> =
-        [Ipv4Addr::LOCALHOST, settings.advertise_address, settings.node_ip, settings.api_service()]
+        [Ipv4Addr::LOCALHOST, settings.advertise_address, settings.node.ip, settings.api_service()]
             .map(IpAddr::from)
             .to_vec();
     for name in &settings.tls_san {
@@ -78,10 +78,10 @@ pub fn prepare(settings: &Settings) -> Result<Credentials> {
         ..Leaf::default()
     };
     let kubelet = Leaf {
-        common_name: format!("system:node:{}", settings.node_name),
+        common_name: format!("system:node:{}", settings.node.name),
         organization: "system:nodes".into(),
-        dns_names: vec![settings.node_name.clone()],
-        addresses: vec![settings.node_ip.into(), Ipv4Addr::LOCALHOST.into()],
+        dns_names: vec![settings.node.name.clone()],
+        addresses: vec![settings.node.ip.into(), Ipv4Addr::LOCALHOST.into()],
         server: true,
         ..Leaf::default()
     };
@@ -113,10 +113,10 @@ pub fn write_kubeconfig(settings: &Settings, credentials: &Credentials) -> Resul
         std::fs::create_dir_all(dir)
             .map_err(|err| Error::failed(format!("create {}", dir.display()), err))?;
     }
-    let host = if settings.bind_address.is_unspecified() {
+    let host = if settings.node.bind_address.is_unspecified() {
         Ipv4Addr::LOCALHOST
     } else {
-        settings.bind_address
+        settings.node.bind_address
     };
     let encode = |pem: &str| STANDARD.encode(pem);
     let text = format!(

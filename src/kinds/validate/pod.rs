@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use super::pod_restart;
 use super::service::{IP, port_problems};
 use crate::meta::quantity::Quantity;
 use crate::meta::{FieldError, name, object, selector};
@@ -121,14 +122,7 @@ pub(super) fn spec(spec: &Value, field: &str) -> Errors {
                 out.push(FieldError::duplicate(format!("{path}.name"), own));
             }
             names.push(own);
-            if list == "initContainers" {
-                let policy = text(one, "restartPolicy");
-                let supported = ["Always", "Never", "OnFailure"];
-                if !policy.is_empty() && !supported.contains(&policy) {
-                    let path = format!("{path}.restartPolicy");
-                    out.push(FieldError::not_supported(path, policy, &supported));
-                }
-            }
+            pod_restart::validate(one, &path, &mut out);
         }
     }
     host_ports(spec, field, &mut out);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use runtime::cri::{self, ContainerConfig};
@@ -12,6 +12,7 @@ use super::checkpoint::ByNode;
 use super::choice::Ids;
 use super::messages::*;
 use super::{Devices, Endpoint, NO_NODE, State, asked, take};
+use crate::metrics;
 use crate::pod::{self, Role};
 
 /// How long a plugin may take for a call of a pod's (upstream's limit before a start; its other
@@ -172,11 +173,10 @@ impl Devices {
         let devices_ids = held.devices.iter().cloned().collect();
         let request =
             AllocateRequest { containers: vec![ContainerAllocateRequest { devices_ids }] };
-        let answer: AllocateResponse = endpoint
-            .channel
-            .unary(ALLOCATE, &request, CALL_PATIENCE)
-            .await
-            .map_err(|error| error.to_string())?;
+        let begun = Instant::now();
+        let answer = endpoint.channel.unary(ALLOCATE, &request, CALL_PATIENCE).await;
+        metrics::devices_allocated(resource, begun.elapsed());
+        let answer: AllocateResponse = answer.map_err(|error| error.to_string())?;
         let Some(response) = answer.containers.into_iter().next() else {
             return Err("no containers return in allocation response \
                         &AllocateResponse{ContainerResponses:[]*ContainerAllocateResponse{},}"

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::messages::*;
 use super::{Endpoint, checkpoint};
+use crate::metrics;
 use crate::node::Node;
 
 /// In the plugins' directory.
@@ -181,6 +182,7 @@ async fn follow(node: Arc<Node>, resource: String, endpoint: PathBuf, channel: A
         let devices = &node.placements.devices;
         let plugin = Endpoint { channel: channel.clone(), options };
         let registration = devices.register(&resource, plugin);
+        metrics::device_plugin_registered(&resource);
         info!(resource, endpoint = %endpoint.display(), "device plugin registered");
         let wake = |uids: Vec<String>| uids.iter().for_each(|uid| node.pods.wake(uid));
         let listened = listen(&channel, |list| {

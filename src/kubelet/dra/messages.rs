@@ -71,3 +71,42 @@ pub struct Unprepared {
     #[prost(string, tag = "1")]
     pub error: String,
 }
+
+/// How devices are, without an end: `dra-health/v1alpha1/api.proto`.
+pub const WATCH_HEALTH: &str = "/v1alpha1.DRAResourceHealth/NodeWatchResources";
+/// The words for a device's `health`.
+pub const HEALTH_STATUS: [&str; 3] = ["Unknown", "Healthy", "Unhealthy"];
+
+#[derive(Clone, PartialEq, Message)]
+pub struct HealthRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct HealthList {
+    #[prost(message, repeated, tag = "1")]
+    pub devices: Vec<DeviceHealth>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct DeviceHealth {
+    #[prost(message, optional, tag = "1")]
+    pub device: Option<DeviceIdentifier>,
+    /// An index of [`HEALTH_STATUS`].
+    #[prost(int32, tag = "2")]
+    pub health: i32,
+    /// Seconds since the Unix epoch.
+    #[prost(int64, tag = "3")]
+    pub last_updated_time: i64,
+    /// How long it holds; 0 is the kubelet's to say.
+    #[prost(int64, tag = "4")]
+    pub timeout_seconds: i64,
+    #[prost(string, tag = "5")]
+    pub message: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct DeviceIdentifier {
+    #[prost(string, tag = "1")]
+    pub pool_name: String,
+    #[prost(string, tag = "2")]
+    pub device_name: String,
+}

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use tracing::{debug, warn};
 
 use super::docker_config::{Credential, PullAccount, Source, fits, pattern_matches, registry_of};
-use crate::{pod, tokens};
+use crate::{metrics, pod, tokens};
 use exec::{Answer, CacheKey, Request};
 pub use file::{CacheType, Provider, read};
 
@@ -187,7 +187,10 @@ impl Plugin {
             token: &identity.token,
             annotations: &identity.annotations,
         };
-        let Answer { key, duration, auths } = exec::run(&self.provider, &request).await?;
+        let begun = Instant::now();
+        let answer = exec::run(&self.provider, &request).await;
+        metrics::provider_called(&self.provider.name, begun.elapsed(), answer.is_err());
+        let Answer { key, duration, auths } = answer?;
         let auths = Arc::new(auths);
         let duration = duration.unwrap_or(self.provider.default_cache_duration);
         if !duration.is_zero() {

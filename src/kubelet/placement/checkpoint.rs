@@ -25,19 +25,22 @@ pub fn sum(state: &impl State) -> u64 {
     state.summed().bytes().fold(0x811c_9dc5, fold).into()
 }
 
+/// Why a kubelet does not start with this file, and what to do about it.
+pub fn refused<T: State>(file: &Path, why: &str) -> String {
+    format!(
+        "could not restore state from checkpoint: {why}, please drain this node and delete the {} \
+         manager checkpoint file {:?} before restarting Kubelet",
+        T::WHOSE,
+        file.display().to_string()
+    )
+}
+
 /// What the file says; nothing where there is none.
 ///
 /// # Errors
 /// A file that cannot be relied on, and what to do about it.
 pub fn read<T: State>(file: &Path) -> Result<T, String> {
-    let refused = |why: String| {
-        format!(
-            "could not restore state from checkpoint: {why}, please drain this node and delete the \
-             {} manager checkpoint file {:?} before restarting Kubelet",
-            T::WHOSE,
-            file.display().to_string()
-        )
-    };
+    let refused = |why: String| refused::<T>(file, &why);
     let bytes = match std::fs::read(file) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(T::default()),

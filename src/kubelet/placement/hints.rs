@@ -3,7 +3,7 @@
 //!
 //! The rules are upstream's topology manager's.
 
-use super::layout::Nodes;
+use super::layout::{Layout, Nodes};
 
 /// A place; None is anywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,12 +39,49 @@ impl Policy {
     }
 }
 
+/// What the user may say beside the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// `prefer-closest-numa-nodes`: of places as wide, the one whose nodes are near each other.
+    pub closest: bool,
+    /// `max-allowable-numa-nodes`: a machine with more is not placed on.
+    pub nodes_max: u32,
+}
+
+/// Upstream's, and the least that may be said: combinations are many soon.
+pub const NODES_MAX: u32 = 8;
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { closest: false, nodes_max: NODES_MAX }
+    }
+}
+
+/// What places are compared by.
+#[derive(Clone, Copy)]
+pub struct Machine<'a> {
+    pub all: Nodes,
+    /// Known where near nodes are preferred.
+    pub distances: Option<&'a Layout>,
+}
+
+impl Machine<'_> {
+    fn is_better(&self, other: Nodes, than: Nodes) -> bool {
+        let by_number = (other.count(), other.0) < (than.count(), than.0);
+        let mean = |nodes| self.distances.and_then(|it| it.mean_distance(nodes));
+        match mean(other).zip(mean(than)).filter(|_| other.count() == than.count()) {
+            Some((other, than)) if other != than => other < than,
+            _ => by_number,
+        }
+    }
+}
+
 /// More places than this are not tried one with another (8 nodes and 3 resources make less
 /// than this).
 const COMBINATIONS_MAX: usize = 1 << 24;
 
 /// The place for all resources, and whether the policy admits it.
-pub fn place(policy: Policy, all: Nodes, hints: &[Hints]) -> (Hint, bool) {
+pub fn place(policy: Policy, machine: Machine<'_>, hints: &[Hints]) -> (Hint, bool) {
     let anywhere = Hint { nodes: None, preferred: true };
     if policy == Policy::None {
         return (anywhere, true);
@@ -62,8 +99,8 @@ pub fn place(policy: Policy, all: Nodes, hints: &[Hints]) -> (Hint, bool) {
             list.retain(|hint| hint.preferred && hint.nodes.is_none_or(|nodes| nodes.count() == 1));
         }
     }
-    let mut best = merge(all, &lists);
-    if policy == Policy::SingleNumaNode && best.nodes == Some(all) {
+    let mut best = merge(machine, &lists);
+    if policy == Policy::SingleNumaNode && best.nodes == Some(machine.all) {
         best.nodes = None;
     }
     let admitted = policy == Policy::BestEffort || best.preferred;
@@ -71,7 +108,8 @@ pub fn place(policy: Policy, all: Nodes, hints: &[Hints]) -> (Hint, bool) {
 }
 
 /// The best of all combinations of one hint of each list.
-fn merge(all: Nodes, lists: &[Vec<Hint>]) -> Hint {
+fn merge(machine: Machine<'_>, lists: &[Vec<Hint>]) -> Hint {
+    let all = machine.all;
     let nowhere = Hint { nodes: Some(all), preferred: false };
     let count = lists.iter().map(Vec::len).try_fold(1usize, usize::checked_mul);
     if count.is_none_or(|count| count == 0 || count > COMBINATIONS_MAX) {
@@ -85,7 +123,7 @@ fn merge(all: Nodes, lists: &[Vec<Hint>]) -> Hint {
         let hint = combine(all, &chosen);
         if hint.nodes.is_some_and(|nodes| nodes.count() > 0) {
             best = Some(match best {
-                Some(best) => better(best, hint, fewest),
+                Some(best) => better(machine, best, hint, fewest),
                 None => hint,
             });
         }
@@ -123,16 +161,16 @@ fn fewest_nodes(all: Nodes, lists: &[Vec<Hint>]) -> u32 {
     }
 }
 
-fn better(now: Hint, other: Hint, fewest: u32) -> Hint {
+fn better(machine: Machine<'_>, now: Hint, other: Hint, fewest: u32) -> Hint {
     let (a, b) = (now.nodes.unwrap_or_default(), other.nodes.unwrap_or_default());
-    let narrower = || if (b.count(), b.0) < (a.count(), a.0) { other } else { now };
+    let narrower = || if machine.is_better(b, a) { other } else { now };
     match (now.preferred, other.preferred) {
         (false, true) => other,
         (true, false) => now,
         (true, true) => narrower(),
         (false, false) if a.count() > fewest => narrower(),
         (false, false) if a.count() == fewest => {
-            if b.count() == fewest && b.0 < a.0 {
+            if b.count() == fewest && machine.is_better(b, a) {
                 other
             } else {
                 now
@@ -142,8 +180,9 @@ fn better(now: Hint, other: Hint, fewest: u32) -> Hint {
             if b.count() > fewest {
                 return now;
             }
-            let wider = (b.count(), std::cmp::Reverse(b.0)) > (a.count(), std::cmp::Reverse(a.0));
-            if wider { other } else { now }
+            let wider = b.count() > a.count();
+            let as_wide = b.count() == a.count() && machine.is_better(b, a);
+            if wider || as_wide { other } else { now }
         }
     }
 }
@@ -154,6 +193,10 @@ mod tests {
 
     fn hint(bits: u64, preferred: bool) -> Hint {
         Hint { nodes: Some(Nodes(bits)), preferred }
+    }
+
+    fn machine(all: Nodes) -> Machine<'static> {
+        Machine { all, distances: None }
     }
 
     #[test]
@@ -176,13 +219,13 @@ mod tests {
             (vec![spread()], hint(0b11, true), [true, true, false]),
         ];
         for (hints, want, admits) in cases {
-            let (best, _) = place(Policy::BestEffort, all, &hints);
+            let (best, _) = place(Policy::BestEffort, machine(all), &hints);
             assert_eq!(best, want, "{hints:?}");
             let policies = [Policy::BestEffort, Policy::Restricted, Policy::SingleNumaNode];
             for (policy, admitted) in policies.into_iter().zip(admits) {
-                assert_eq!(place(policy, all, &hints).1, admitted, "{policy:?} {hints:?}");
+                assert_eq!(place(policy, machine(all), &hints).1, admitted, "{policy:?} {hints:?}");
             }
-            assert!(place(Policy::None, all, &hints).1);
+            assert!(place(Policy::None, machine(all), &hints).1);
         }
     }
 
@@ -193,7 +236,36 @@ mod tests {
             Some(vec![hint(0b0011, false), hint(0b0111, false), hint(0b1111, false)]),
             Some(vec![hint(0b0110, false), hint(0b1111, false)]),
         ];
-        let (best, admitted) = place(Policy::BestEffort, all, &hints);
+        let (best, admitted) = place(Policy::BestEffort, machine(all), &hints);
         assert_eq!((best, admitted), (hint(0b0011, false), true));
+    }
+
+    #[test]
+    fn near_nodes_are_preferred_where_that_is_asked_for() {
+        // 0 and 2 are neighbours, and so are 1 and 3.
+        let row = |far: [u32; 4]| (0..4).zip(far).collect();
+        let layout = Layout {
+            distances: [
+                (0, row([10, 30, 12, 30])),
+                (1, row([30, 10, 30, 12])),
+                (2, row([12, 30, 10, 30])),
+                (3, row([30, 12, 30, 10])),
+            ]
+            .into(),
+            ..Layout::default()
+        };
+        let all = Nodes(0b1111);
+        let best = |hints: Vec<Hint>, closest: bool| {
+            let distances = closest.then_some(&layout);
+            let (best, _) = place(Policy::BestEffort, Machine { all, distances }, &[Some(hints)]);
+            best.nodes.unwrap().0
+        };
+        for preferred in [true, false] {
+            let pairs = || [0b0011, 0b0110, 0b1010, 0b0101].map(|it| hint(it, preferred)).to_vec();
+            assert_eq!(best(pairs(), false), 0b0011, "{preferred}");
+            assert_eq!(best(pairs(), true), 0b0101, "{preferred}");
+        }
+        // Narrow comes before near.
+        assert_eq!(best(vec![hint(0b0101, true), hint(0b1000, true)], true), 0b1000);
     }
 }

@@ -114,11 +114,15 @@ pub struct Cpu {
     pub core: u32,
     pub socket: u32,
     pub node: u32,
+    /// The last-level cache that it shares with others, unique on the machine.
+    pub cache: u32,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
     pub cpus: Vec<Cpu>,
+    /// How far NUMA nodes are from each other, as the firmware says (10 is near).
+    pub distances: BTreeMap<u32, BTreeMap<u32, u32>>,
     /// By NUMA node, and in it by resource (`memory`, `hugepages-2Mi`), in bytes.
     pub memory: BTreeMap<u32, BTreeMap<String, u64>>,
 }
@@ -128,7 +132,7 @@ impl Layout {
     pub fn read(system: &Path, memory_bytes: u64) -> Self {
         let text = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
         let mut nodes: BTreeMap<u32, CpuSet> = BTreeMap::new();
-        let mut memory = BTreeMap::new();
+        let (mut memory, mut rows) = (BTreeMap::new(), BTreeMap::new());
         for entry in std::fs::read_dir(system.join("node")).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let number = name.to_str().and_then(|it| it.strip_prefix("node")?.parse::<u32>().ok());
@@ -136,7 +140,16 @@ impl Layout {
             let cpus = CpuSet::parse(&text(&entry.path().join("cpulist"))).unwrap_or_default();
             nodes.insert(number, cpus);
             memory.insert(number, memory_of(&entry.path()));
+            let row = text(&entry.path().join("distance"));
+            let row = row.split_whitespace().filter_map(|it| it.parse::<u32>().ok());
+            rows.insert(number, row.collect::<Vec<_>>());
         }
+        // A row has the nodes that are online, in their order.
+        let online: Vec<u32> = rows.keys().copied().collect();
+        let distances = rows
+            .into_iter()
+            .map(|(node, row)| (node, online.iter().copied().zip(row).collect()))
+            .collect();
         let online = CpuSet::parse(&text(&system.join("cpu/online"))).unwrap_or_default();
         let mut cpus = Vec::new();
         let mut cores: BTreeMap<(u32, u32), u32> = BTreeMap::new();
@@ -147,12 +160,17 @@ impl Layout {
             // Cores are numbered anew in each socket; the first CPU names one for all.
             let core = *cores.entry((socket, number("core_id").unwrap_or(id))).or_insert(id);
             let node = nodes.iter().find(|(_, cpus)| cpus.0.contains(&id)).map_or(0, |(n, _)| *n);
-            cpus.push(Cpu { id, core, socket, node });
+            // The lowest of those that share it names a cache; the kernel's own numbers need
+            // not be unique.
+            let shared = text(&system.join(format!("cpu/cpu{id}/cache/index3/shared_cpu_list")));
+            let shared = CpuSet::parse(&shared).unwrap_or_default();
+            let cache = shared.0.first().copied().unwrap_or(socket);
+            cpus.push(Cpu { id, core, socket, node, cache });
         }
         if memory.is_empty() {
             memory.insert(0, [("memory".to_owned(), memory_bytes)].into());
         }
-        Self { cpus, memory }
+        Self { cpus, distances, memory }
     }
 
     pub fn all(&self) -> CpuSet {
@@ -170,6 +188,38 @@ impl Layout {
 
     pub fn nodes_of(&self, set: &CpuSet) -> Nodes {
         Nodes::of(self.cpus.iter().filter(|cpu| set.0.contains(&cpu.id)).map(|cpu| cpu.node))
+    }
+
+    /// CPUs of the sockets that have one of these nodes.
+    pub fn cpus_in_sockets_of(&self, nodes: Nodes) -> CpuSet {
+        let sockets = self.sockets_of(nodes);
+        let there = self.cpus.iter().filter(|cpu| sockets.contains(&cpu.socket));
+        CpuSet(there.map(|cpu| cpu.id).collect())
+    }
+
+    pub fn sockets_of(&self, nodes: Nodes) -> BTreeSet<u32> {
+        self.cpus.iter().filter(|cpu| nodes.has(cpu.node)).map(|cpu| cpu.socket).collect()
+    }
+
+    /// CPUs whose core has one of `set`.
+    pub fn cores_of(&self, set: &CpuSet) -> CpuSet {
+        let touched = self.cpus.iter().filter(|cpu| set.0.contains(&cpu.id)).map(|cpu| cpu.core);
+        let touched: BTreeSet<u32> = touched.collect();
+        let there = self.cpus.iter().filter(|cpu| touched.contains(&cpu.core));
+        CpuSet(there.map(|cpu| cpu.id).collect())
+    }
+
+    /// The mean of all distances among `nodes`, each one's own included; None where one is
+    /// not known.
+    pub fn mean_distance(&self, nodes: Nodes) -> Option<f64> {
+        let (mut sum, mut count) = (0.0, 0.0);
+        for from in nodes.iter() {
+            for to in nodes.iter() {
+                sum += f64::from(*self.distances.get(&from)?.get(&to)?);
+                count += 1.0;
+            }
+        }
+        Some(if count > 0.0 { sum / count } else { 0.0 })
     }
 
     /// CPUs of one core.
@@ -219,13 +269,21 @@ pub(crate) mod samples {
             for core in 0..all_cores {
                 let node = core / cores;
                 let id = thread * all_cores + core;
-                out.cpus.push(Cpu { id, core, socket: node / nodes, node });
+                out.cpus.push(Cpu { id, core, socket: node / nodes, node, cache: node });
             }
         }
         for node in 0..sockets * nodes {
             out.memory.insert(node, [("memory".to_owned(), 1000)].into());
         }
         out
+    }
+
+    /// The same machine, with caches that `cores` cores each share.
+    pub fn with_caches(mut layout: Layout, cores: u32) -> Layout {
+        for cpu in &mut layout.cpus {
+            cpu.cache = cpu.core / cores;
+        }
+        layout
     }
 }
 
@@ -258,13 +316,20 @@ mod tests {
             let at = format!("cpu/cpu{cpu}/topology");
             put(&format!("{at}/core_id"), "0\n");
             put(&format!("{at}/physical_package_id"), &(cpu / 2).to_string());
+            let shared = format!("{}-{}\n", cpu / 2 * 2, cpu / 2 * 2 + 1);
+            put(&format!("cpu/cpu{cpu}/cache/index3/shared_cpu_list"), &shared);
         }
         for node in 0..2 {
             put(&format!("node/node{node}/cpulist"), &format!("{}-{}\n", node * 2, node * 2 + 1));
             put(&format!("node/node{node}/meminfo"), &format!("Node {node} MemTotal: 8192 kB\n"));
             put(&format!("node/node{node}/hugepages/hugepages-2048kB/nr_hugepages"), "1\n");
         }
+        put("node/node0/distance", "10 21\n");
+        put("node/node1/distance", "21 10\n");
         let layout = Layout::read(dir.path(), 0);
+        assert_eq!(layout.cpus.iter().map(|it| it.cache).collect::<Vec<_>>(), [0, 0, 2, 2]);
+        assert_eq!(layout.mean_distance(Nodes(0b11)), Some(15.5));
+        assert_eq!(layout.mean_distance(Nodes(0b100)), None);
         let shown: Vec<_> =
             layout.cpus.iter().map(|it| (it.id, it.core, it.socket, it.node)).collect();
         assert_eq!(shown, [(0, 0, 0, 0), (1, 0, 0, 0), (2, 2, 1, 1), (3, 2, 1, 1)]);

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tracing::warn;
 
 use super::checkpoint::{self, State};
 use super::hints::Hints;
@@ -106,19 +105,8 @@ impl Cpus {
         file: PathBuf,
     ) -> Result<Self, String> {
         let state: CpuState = checkpoint::read(&file)?;
-        let there = layout.all();
-        let mut entries: Entries<CpuSet> = BTreeMap::new();
-        for (uid, containers) in state.entries {
-            for (name, text) in containers {
-                // CPUs that are gone belong to nobody.
-                match CpuSet::parse(&text) {
-                    Ok(set) if set.minus(&there).len() == 0 => {
-                        entries.entry(uid.clone()).or_default().insert(name, set);
-                    }
-                    _ => warn!(pod = uid, container = name, cpus = text, "no such CPUs any more"),
-                }
-            }
-        }
+        let entries = known(&state, &layout, &reserved, options)
+            .map_err(|why| checkpoint::refused::<CpuState>(&file, &why))?;
         Ok(Self { layout, reserved, options, entries, file })
     }
 
@@ -147,6 +135,64 @@ impl Cpus {
     }
 }
 
+/// What the state gives to containers, where it is of this machine and these reservations.
+///
+/// # Errors
+/// What does not fit.
+fn known(
+    state: &CpuState,
+    layout: &Layout,
+    reserved: &CpuSet,
+    options: cpus::Options,
+) -> Result<Entries<CpuSet>, String> {
+    let mut there = layout.all();
+    if options.strict_reservation {
+        there = there.minus(reserved);
+    }
+    let shared = CpuSet::parse(&state.default_cpu_set)?;
+    let mut entries: Entries<CpuSet> = BTreeMap::new();
+    for (uid, containers) in &state.entries {
+        for (name, text) in containers {
+            entries.entry(uid.clone()).or_default().insert(name.clone(), CpuSet::parse(text)?);
+        }
+    }
+    if shared.len() == 0 {
+        return match entries.is_empty() {
+            true => Ok(entries),
+            false => Err("default cpuset cannot be empty".to_owned()),
+        };
+    }
+    let kept = reserved.and(&shared);
+    if options.strict_reservation && kept.len() > 0 {
+        return Err(format!(
+            "some of strictly reserved cpus: \"{kept}\" are present in defaultCpuSet: \"{shared}\""
+        ));
+    }
+    if !options.strict_reservation && kept != *reserved {
+        return Err(format!(
+            "not all reserved cpus: \"{reserved}\" are present in defaultCpuSet: \"{shared}\""
+        ));
+    }
+    let mut all = shared.clone();
+    for (uid, containers) in &entries {
+        for (name, set) in containers {
+            if shared.and(set).len() > 0 {
+                return Err(format!(
+                    "pod: {uid}, container: {name} cpuset: \"{set}\" overlaps with default cpuset \
+                     \"{shared}\""
+                ));
+            }
+            all = all.plus(set);
+        }
+    }
+    if all != there {
+        return Err(format!(
+            "current set of available CPUs \"{there}\" doesn't match with CPUs in state \"{all}\""
+        ));
+    }
+    Ok(entries)
+}
+
 /// Whole CPUs that the container has a right to under the static policy; 0 is none.
 pub fn whole_cpus(pod: &Pod, container: &Container) -> u64 {
     if resources::qos(pod) != Qos::Guaranteed {
@@ -167,7 +213,7 @@ impl Provider for Cpus {
         if count == 0 {
             return Vec::new();
         }
-        vec![cpus::hints(&self.layout, &self.free_for(pod), count)]
+        vec![cpus::hints(&self.layout, &self.free_for(pod), count, self.options)]
     }
 
     fn allocate(
@@ -193,7 +239,21 @@ impl Provider for Cpus {
                 ),
             ));
         }
-        let free = self.free_for(pod);
+        let mut free = self.free_for(pod);
+        if self.options.full_cores {
+            // A core that the node keeps a thread of would be shared with it.
+            free = free.minus(&self.layout.cores_of(&self.reserved));
+            if count > free.len() {
+                return Err((
+                    "SMTAlignmentError",
+                    format!(
+                        "SMT Alignment Error: not enough free physical CPUs: available physical \
+                         CPUs = {}, requested CPUs = {count}, CPUs per core = {threads}",
+                        free.len()
+                    ),
+                ));
+            }
+        }
         let set = cpus::allocate(&self.layout, &free, count, near, self.options)
             .map_err(|why| unexpected(&why))?;
         let own = self.entries.entry(pod::uid(pod).to_owned()).or_default();

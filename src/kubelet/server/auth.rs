@@ -90,6 +90,10 @@ fn attributes(method: &Method, path: &str) -> (&'static str, &'static [&'static 
         &["healthz", "proxy"]
     } else if is("/configz") {
         &["configz", "proxy"]
+    } else if is("/statusz") {
+        &["statusz"]
+    } else if is("/flagz") {
+        &["configz"]
     } else if is("/checkpoint") {
         &["checkpoint"]
     } else if is("/pods") || is("/runningpods") {
@@ -292,6 +296,8 @@ mod tests {
             ("/metrics/resource", "metrics"),
             ("/pods", "pods"),
             ("/configz", "configz"),
+            ("/statusz", "statusz"),
+            ("/flagz", "configz"),
             ("/healthz/ping", "healthz"),
             ("/logs/syslog", "log"),
             ("/exec/a/b/c", "proxy"),

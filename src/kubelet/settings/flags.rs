@@ -19,6 +19,8 @@ pub enum Shape {
     Thresholds,
     /// `a:1,b:2`
     Headers,
+    /// A file, as x509.clientCAFile.
+    ClientAuthority,
 }
 
 /// Name, the field that it sets (empty where it is no field), and the shape of its value.
@@ -52,6 +54,7 @@ pub const FLAGS: &[(&str, &str, Shape)] = &[
     ("reserved-cpus", "reservedSystemCPUs", Shape::Text),
     ("reserved-memory", "reservedMemory", Shape::ReservedMemory),
     ("topology-manager-policy", "topologyManagerPolicy", Shape::Text),
+    ("topology-manager-policy-options", "topologyManagerPolicyOptions", Shape::Pairs),
     ("topology-manager-scope", "topologyManagerScope", Shape::Text),
     ("http-check-frequency", "httpCheckFrequency", Shape::Text),
     ("manifest-url", "staticPodURL", Shape::Text),
@@ -59,6 +62,8 @@ pub const FLAGS: &[(&str, &str, Shape)] = &[
     ("pod-manifest-path", "staticPodPath", Shape::Text),
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
+    ("client-ca-file", "authentication", Shape::ClientAuthority),
+    ("rotate-certificates", "rotateCertificates", Shape::Truth),
     ("rotate-server-certificates", "serverTLSBootstrap", Shape::Truth),
     ("seccomp-default", "seccompDefault", Shape::Truth),
     ("sync-frequency", "syncFrequency", Shape::Text),
@@ -73,6 +78,31 @@ pub const FLAGS: &[(&str, &str, Shape)] = &[
     ("config", "", Shape::Text),
     ("config-dir", "", Shape::Text),
 ];
+
+/// A flag's value as it is written, from that of its field; None where there is none.
+pub fn text_of(value: &Value, shape: Shape) -> Option<String> {
+    let plain = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let pairs = |by: &str, all: &Map<String, Value>| -> String {
+        let all = all.iter().map(|(name, value)| format!("{name}{by}{}", plain(value)));
+        all.collect::<Vec<_>>().join(",")
+    };
+    Some(match (value, shape) {
+        (Value::Null, _) => return None,
+        (Value::Array(_), Shape::ReservedMemory) => super::places::write_reserved_memory(value),
+        (Value::Array(all), _) => all.iter().map(plain).collect::<Vec<_>>().join(","),
+        (Value::Object(all), Shape::Thresholds) => pairs("<", all),
+        (Value::Object(all), Shape::ClientAuthority) => {
+            plain(all.get("x509")?.get("clientCAFile")?)
+        }
+        // What a header says is a secret, often.
+        (Value::Object(all), Shape::Headers) => all.keys().cloned().collect::<Vec<_>>().join(","),
+        (Value::Object(all), _) => pairs("=", all),
+        (value, _) => plain(value),
+    })
+}
 
 /// The value of the field.
 ///
@@ -112,6 +142,7 @@ pub fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
             Ok(all)
         }
         Shape::Thresholds => pairs('<'),
+        Shape::ClientAuthority => Ok(json!({"x509": {"clientCAFile": text}})),
         Shape::Headers => super::remote::read_headers(flag, text),
     }
 }

@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::Configuration;
 use crate::config::KubeletConfig;
 use crate::eviction::thresholds::Signal;
-use crate::placement::hints::Policy;
+use crate::placement::hints::{NODES_MAX, Options as TopologyOptions, Policy};
 use crate::placement::layout::CpuSet;
-use crate::placement::{Amounts, CpuOptions, Settings};
+use crate::placement::{Amounts, CPU_OPTIONS, CpuOptions, Settings};
 use crate::quantity;
 
+/// Lets options be set that are alpha.
+pub const CPU_ALPHA: &str = "CPUManagerPolicyAlphaOptions";
+const CLOSEST: &str = "prefer-closest-numa-nodes";
+const NODES_MOST: &str = "max-allowable-numa-nodes";
 const STATIC_CPUS: &str = "static";
 const STATIC_MEMORY: &str = "Static";
 const NONE: [&str; 3] = ["none", "None", ""];
@@ -27,17 +31,54 @@ fn truth(field: &str, name: &str, text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| format!("{field}: {name}: {text:?} is neither true nor false"))
 }
 
-fn cpu_options(options: &BTreeMap<String, String>) -> Result<CpuOptions, String> {
+fn cpu_options(
+    options: &BTreeMap<String, String>,
+    alpha: bool,
+    topology: Policy,
+) -> Result<CpuOptions, String> {
     const FIELD: &str = "cpuManagerPolicyOptions";
     let mut out = CpuOptions::default();
     for (name, text) in options {
-        let to = match name.as_str() {
-            "full-pcpus-only" => &mut out.full_cores,
-            "distribute-cpus-across-numa" => &mut out.across_nodes,
-            "strict-cpu-reservation" => &mut out.strict_reservation,
-            other => return Err(format!("{FIELD}: {other:?} is not supported")),
+        let Some(to) = out.of(name) else {
+            return Err(format!("{FIELD}: {name:?} is not supported"));
         };
+        if CPU_OPTIONS.contains(&(name, true)) && !alpha {
+            return Err(format!(
+                "CPU Manager Policy Alpha-level Options not enabled, but option {name:?} provided \
+                 (featureGates: {CPU_ALPHA})"
+            ));
+        }
         *to = truth(FIELD, name, text)?;
+    }
+    if out.by_socket && topology == Policy::SingleNumaNode {
+        return Err(format!(
+            "Topology manager {} policy is incompatible with CPUManager static policy option \
+             align-by-socket",
+            topology.as_str()
+        ));
+    }
+    out.check()?;
+    Ok(out)
+}
+
+fn topology_options(options: &BTreeMap<String, String>) -> Result<TopologyOptions, String> {
+    const FIELD: &str = "topologyManagerPolicyOptions";
+    let mut out = TopologyOptions::default();
+    for (name, text) in options {
+        match name.as_str() {
+            CLOSEST => out.closest = truth(FIELD, name, text)?,
+            NODES_MOST => {
+                let count = text.parse::<u32>();
+                out.nodes_max =
+                    count.map_err(|_| format!("{FIELD}: {name}: {text:?} is no number"))?;
+                if out.nodes_max < NODES_MAX {
+                    return Err(format!(
+                        "the minimum value of {name:?} should not be less than {NODES_MAX}"
+                    ));
+                }
+            }
+            other => return Err(format!("unknown Topology Manager Policy option: {other:?}")),
+        }
     }
     Ok(out)
 }
@@ -93,6 +134,8 @@ impl Configuration {
             out.topology =
                 found.ok_or_else(|| format!("topologyManagerPolicy {text:?} is not supported"))?;
         }
+        let options = self.topology_manager_policy_options.clone().unwrap_or_default();
+        out.topology_options = topology_options(&options)?;
         out.whole_pods = match self.topology_manager_scope.as_deref() {
             None | Some("" | "container") => false,
             Some("pod") => true,
@@ -109,7 +152,9 @@ impl Configuration {
             Some(name) if NONE.contains(&name) => {}
             Some(STATIC_CPUS) => {
                 let options = self.cpu_manager_policy_options.clone().unwrap_or_default();
-                out.cpus = Some(cpu_options(&options)?);
+                let gates = self.feature_gates.as_ref();
+                let alpha = gates.is_some_and(|it| it.get(CPU_ALPHA) == Some(&true));
+                out.cpus = Some(cpu_options(&options, alpha, out.topology)?);
                 if out.reserved_cpus.is_none() && config.reserved_milli("cpu") <= 0 {
                     return Err("the static policy requires systemreserved.cpu + \
                                 kubereserved.cpu to be greater than zero"
@@ -148,6 +193,16 @@ pub fn read_reserved_memory(text: &str) -> Result<serde_json::Value, String> {
     Ok(serde_json::json!(out))
 }
 
+/// The same, from the field's value.
+pub fn write_reserved_memory(value: &serde_json::Value) -> String {
+    let all: Vec<MemoryReservation> = serde_json::from_value(value.clone()).unwrap_or_default();
+    let one = |it: &MemoryReservation| {
+        let limits = it.limits.iter().map(|(name, amount)| format!("{name}={amount}"));
+        format!("{}:{}", it.numa_node, limits.collect::<Vec<_>>().join(","))
+    };
+    all.iter().map(one).collect::<Vec<_>>().join(";")
+}
+
 pub fn show(config: &KubeletConfig, shown: &mut Configuration) {
     let it = &config.places;
     shown.topology_manager_policy = Some(it.topology.as_str().to_owned());
@@ -164,15 +219,13 @@ pub fn show(config: &KubeletConfig, shown: &mut Configuration) {
             .map(|(node, it)| MemoryReservation { numa_node: *node, limits: limits(it) })
             .collect()
     });
-    shown.cpu_manager_policy_options = it.cpus.map(|options| {
-        [
-            ("full-pcpus-only", options.full_cores),
-            ("distribute-cpus-across-numa", options.across_nodes),
-            ("strict-cpu-reservation", options.strict_reservation),
-        ]
-        .into_iter()
-        .filter(|(_, on)| *on)
-        .map(|(name, on)| (name.to_owned(), on.to_string()))
-        .collect()
+    shown.cpu_manager_policy_options = it.cpus.map(|mut options| {
+        let on = CPU_OPTIONS.iter().filter(|(name, _)| options.of(name).is_some_and(|on| *on));
+        on.map(|(name, _)| ((*name).to_owned(), true.to_string())).collect()
     });
+    let options = it.topology_options;
+    let closest = options.closest.then(|| (CLOSEST.to_owned(), true.to_string()));
+    let most = (options.nodes_max != NODES_MAX)
+        .then(|| (NODES_MOST.to_owned(), options.nodes_max.to_string()));
+    shown.topology_manager_policy_options = Some(closest.into_iter().chain(most).collect());
 }

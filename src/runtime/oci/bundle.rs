@@ -10,6 +10,7 @@ use sys::bpf::{DeviceKind, DeviceRule};
 use sys::caps::Set;
 use sys::seccomp::{Action, Compare, Condition, Profile, Rule};
 
+use super::hooks;
 use super::shim::proto::{BindSpec, ContainerSpec, DeviceSpec, SpecPropagation};
 use crate::cri::{ContainerConfig, LinuxResources, NamespaceMode, PodSandboxConfig};
 
@@ -78,6 +79,9 @@ pub fn plan(parts: &Parts<'_>) -> Value {
     }
     if let Some(profile) = parts.seccomp {
         root["linux"]["seccomp"] = seccomp(profile);
+    }
+    if !parts.config.hooks.is_empty() {
+        root["hooks"] = hooks::of_bundle(&parts.config.hooks);
     }
     if own_host_name(pod) {
         root["hostname"] = json!(pod.hostname);

@@ -3,8 +3,8 @@
 //!
 //! Follows <https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md>. The
 //! files are read anew for each container that asks; they change under way. What of the
-//! interface has no place here (hooks, network devices, cache classes, file systems that are
-//! no bind mounts) is an error, for a container without it would not work.
+//! interface has no place here (network devices, cache classes, file systems that are no bind
+//! mounts) is an error, for a container without it would not work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tracing::warn;
 
-use crate::cri::{ContainerConfig, Device, Error, ErrorKind, Mount, MountPropagation, Result};
+use crate::cri::{
+    ContainerConfig, Device, Error, ErrorKind, Hook, HookStage, Mount, MountPropagation, Result,
+};
 
 /// Where vendors put their files; of two that name the same device the later has it.
 pub const DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
@@ -51,7 +53,7 @@ struct Edits {
     #[serde(default, rename = "additionalGids")]
     additional_gids: Vec<u32>,
     #[serde(default)]
-    hooks: Vec<Hook>,
+    hooks: Vec<Program>,
     #[serde(default)]
     net_devices: Vec<serde_json::Value>,
     #[serde(default)]
@@ -80,8 +82,15 @@ struct Bind {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Hook {
-    hook_name: String,
+struct Program {
+    hook_name: HookStage,
+    path: PathBuf,
+    #[serde(default)]
+    args: Vec<String>,
+    #[serde(default)]
+    env: Vec<String>,
+    #[serde(default)]
+    timeout: i64,
 }
 
 fn failed(why: impl std::fmt::Display) -> Error {
@@ -116,7 +125,6 @@ pub fn inject(config: &mut ContainerConfig, dirs: &[PathBuf]) -> Result<()> {
 
 fn apply(edits: &Edits, config: &mut ContainerConfig) -> Result<()> {
     let unfit = match edits {
-        it if !it.hooks.is_empty() => Some(format!("hooks ({})", it.hooks[0].hook_name)),
         it if !it.net_devices.is_empty() => Some("netDevices".to_owned()),
         it if it.intel_rdt.is_some() => Some("intelRdt".to_owned()),
         _ => None,
@@ -143,6 +151,18 @@ fn apply(edits: &Edits, config: &mut ContainerConfig) -> Result<()> {
         let bind = bind(mount)?;
         config.mounts.retain(|it| it.container_path != bind.container_path);
         config.mounts.push(bind);
+    }
+    for hook in &edits.hooks {
+        if !hook.path.is_absolute() {
+            return Err(failed(format!("hook {} is no absolute path", hook.path.display())));
+        }
+        config.hooks.push(Hook {
+            stage: hook.hook_name,
+            path: hook.path.clone(),
+            args: hook.args.clone(),
+            env: hook.env.clone(),
+            timeout_seconds: hook.timeout,
+        });
     }
     config
         .security
@@ -305,8 +325,8 @@ mod tests {
         };
         for (edits, told) in [
             (
-                r#"{"hooks": [{"hookName": "createContainer", "path": "/x"}]}"#,
-                "hooks (createContainer) are not supported",
+                r#"{"hooks": [{"hookName": "createContainer", "path": "x"}]}"#,
+                "hook x is no absolute path",
             ),
             (r#"{"netDevices": [{}]}"#, "netDevices are not supported"),
             (
@@ -315,6 +335,7 @@ mod tests {
             ),
             (r#"{"env": ["A"]}"#, "invalid environment variable \"A\""),
             (r#"{"env": 5}"#, "unresolvable CDI devices"),
+            (r#"{"hooks": [{"hookName": "never", "path": "/x"}]}"#, "unresolvable CDI devices"),
         ] {
             let refused = injected(&[("etc/v.json", &with(edits))], &["v.com/gpu=0"]).unwrap_err();
             assert!(refused.contains(told), "{refused}");

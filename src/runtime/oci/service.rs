@@ -6,18 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sys::bpf::DeviceRule;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{broadcast, oneshot};
 
+use super::bundle::{self, Parts};
 use super::sandbox::{KILL_PATIENCE, blocking, limits};
-use super::shim::proto::{Answer, ExecSpec, Exit, Verb};
+use super::shim::proto::{Answer, ContainerSpec, ExecSpec, Exit, Verb};
 use super::spec::{self, Places};
 use super::streams::{reader, resizer, writer};
-use super::{Container as Entry, ContainerRecord, Runtime, internal, new_id, write_whole};
+use super::{Container as Entry, ContainerRecord, Runtime, Sandbox, internal, new_id, write_whole};
+use super::{apparmor, hooks};
 use crate::cri::{
     AttachOptions, BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState,
     ContainerStats, ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, Handler,
-    InterfaceUsage, LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, Result,
+    HookStage, InterfaceUsage, LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, Result,
     RuntimeService, SandboxState, SandboxStats, Session, StatsQuery, network_trouble,
 };
 
@@ -67,6 +70,9 @@ impl Runtime {
                 self.shm_path(sandbox_id)
             }),
             volume_layers,
+            apparmor: apparmor::Host::default()
+                .resolve(&config.security.apparmor_profile, config.security.privileged)
+                .await?,
         };
         let mut spec = spec::plan(id, pod, &config, &image, &group, &places)?;
         let signal = [&config.security.stop_signal, &image.config.stop_signal]
@@ -100,8 +106,11 @@ impl Runtime {
         let mut rules = spec::device_rules(&record.config, &spec);
         if !record.handler.is_empty() {
             spec.program = Some(self.program_spec(&sandbox, &record, &spec, rules.as_deref())?);
-            // The program restricts devices itself.
+            // The program restricts devices itself, and calls hooks.
             rules = None;
+            spec.hooks.clear();
+        } else if !record.config.hooks.is_empty() {
+            self.write_bundle(&sandbox, &record, &spec, rules.as_deref())?;
         }
         let wanted = limits(&record.config.resources);
         blocking(move || {
@@ -125,12 +134,52 @@ impl Runtime {
             // For the next process of the server.
             write_whole(&state.join("container.json"), &record)?;
         }
+        if record.handler.is_empty() {
+            let bundle = state.join("bundle");
+            let told = hooks::state(id, "creating", process, &bundle);
+            for stage in [HookStage::Prestart, HookStage::CreateRuntime] {
+                hooks::run(&record.config.hooks, stage, &told).await?;
+            }
+        }
         let entry = Entry::new(record, ContainerState::Created);
         entry.status.send_modify(|status| status.pid = process);
         let (sandbox_id, container_id) = (sandbox_id.to_string(), id.to_string());
         self.tables().containers.insert(container_id.clone(), entry);
         let _ = self.events.send(ContainerEvent::Created { sandbox_id, container_id });
         Ok(())
+    }
+
+    /// For hooks that look into it.
+    fn write_bundle(
+        &self,
+        sandbox: &Sandbox,
+        record: &ContainerRecord,
+        spec: &ContainerSpec,
+        rules: Option<&[DeviceRule]>,
+    ) -> Result<()> {
+        super::make_private(&spec.bundle)?;
+        let config = bundle::plan(&Parts {
+            pod: &sandbox.record.config,
+            config: &record.config,
+            spec,
+            rules,
+            seccomp: None,
+            cgroup: &record.cgroup,
+            unified: self.cgroups.is_unified(),
+            netns: sandbox.record.netns.as_deref(),
+            shim_pid: sandbox.shim_pid,
+        });
+        write_whole(&spec.bundle.join("config.json"), &config)
+    }
+
+    /// Hooks of the built-in runtime whose failure changes nothing any more.
+    async fn call_anyway(&self, entry: &Entry, stage: HookStage, status: &str, pid: i32) {
+        let record = &entry.record;
+        if record.handler.is_empty() && !record.config.hooks.is_empty() {
+            let bundle = self.container_dir(&record.id).join("bundle");
+            let told = hooks::state(&record.id, status, pid, &bundle);
+            hooks::run_anyway(&record.config.hooks, stage, &record.id, &told).await;
+        }
     }
 
     /// Names of the layers of each image that is mounted as a volume, topmost first.
@@ -413,6 +462,8 @@ impl RuntimeService for Runtime {
                     }
                     first
                 });
+                let pid = entry.status().pid;
+                self.call_anyway(&entry, HookStage::Poststart, "running", pid).await;
                 Ok(())
             }
             Err(err) => {
@@ -452,6 +503,7 @@ impl RuntimeService for Runtime {
             let _ = link.call(Verb::Delete { id: id.to_string() }, &[]).await;
         }
         self.delete_from_program(&entry.record).await?;
+        self.call_anyway(&entry, HookStage::Poststop, "stopped", 0).await;
         self.clear_container_cgroup(&entry).await;
         let directory = self.container_dir(id);
         blocking(move || match std::fs::remove_dir_all(&directory) {

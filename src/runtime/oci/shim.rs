@@ -5,6 +5,7 @@
 //! pod wakes nobody. It decides nothing: what to run comes complete from the server.
 
 pub mod child;
+mod hooks;
 pub mod identity;
 pub mod log;
 mod program;

@@ -10,11 +10,11 @@ use sys::caps::{self, Set};
 use sys::fs::Node;
 use sys::seccomp::Profile;
 
-use super::seccomp;
 use super::shim::proto::{
     BindSpec, ContainerSpec, DeviceSpec, Filter, ImageSpec, PidMode, ProcessSpec, RootSpec,
     SpecPropagation, UserSpec,
 };
+use super::{hooks, seccomp};
 use crate::cri::{
     ContainerConfig, Error, ErrorKind, MountPropagation, NamespaceMode, PodSandboxConfig, Result,
     SeccompProfile,
@@ -61,6 +61,8 @@ pub struct Places {
     pub shm: Option<PathBuf>,
     /// By image id: names of the layers of images that are mounted, topmost first.
     pub volume_layers: HashMap<String, Vec<String>>,
+    /// The loaded AppArmor profile it runs under.
+    pub apparmor: Option<String>,
 }
 
 pub fn plan(
@@ -100,7 +102,7 @@ pub fn plan(
             capabilities: capabilities.0,
             seccomp: profile(config, capabilities)?.as_ref().map(filter).transpose()?,
             no_new_privs: security.no_new_privs,
-            apparmor: apparmor(&security.apparmor_profile),
+            apparmor: places.apparmor.clone(),
             oom_score_adj: config.resources.oom_score_adj,
         },
         tty: config.tty,
@@ -137,6 +139,8 @@ pub fn plan(
         log_bytes_max: LOG_BYTES_MAX,
         first_id: sandbox.users.map(|users| users.host_id),
         program: None,
+        hooks: hooks::of_shim(&config.hooks),
+        bundle: places.state.join("bundle"),
     })
 }
 
@@ -247,12 +251,6 @@ fn filter(profile: &Profile) -> Result<Filter> {
         Error::with_source(ErrorKind::Create, format!("seccomp profile: {err}"), err)
     })?;
     Ok(program.iter().map(|i| (i.code, i.jump_true, i.jump_false, i.operand)).collect())
-}
-
-fn apparmor(profile: &str) -> Option<String> {
-    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
-        .is_ok_and(|text| text.starts_with('Y'));
-    profile.strip_prefix("localhost/").filter(|_| enabled).map(str::to_string)
 }
 
 fn binds(config: &ContainerConfig, places: &Places) -> Vec<BindSpec> {

@@ -42,3 +42,73 @@ async fn a_pod_runs_with_the_handler_of_its_runtime_class() {
     assert_eq!(held(), 0, "and forgets it");
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_handler_cannot_do_is_left_out_or_refused() {
+    let world = World::new().await;
+    for name in ["bare", "runc"] {
+        world.api.put(
+            &format!("/apis/node.k8s.io/v1/runtimeclasses/{name}"),
+            json!({"metadata": {"name": name}, "handler": name}),
+        );
+    }
+    let spec = |class: Option<&str>, mode: &str| {
+        json!({
+            "runtimeClassName": class, "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "a", "command": ["sleep", "600"], "volumeMounts": [
+                {"name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": mode}]}],
+            "volumes": [{"name": "v", "emptyDir": {}}],
+        })
+    };
+    let cases = [
+        (None, "IfPossible", Some("Enabled")),
+        (None, "Enabled", Some("Enabled")),
+        (Some("runc"), "IfPossible", Some("Enabled")),
+        (Some("bare"), "Disabled", Some("Disabled")),
+        (Some("bare"), "IfPossible", Some("Disabled")),
+        (Some("bare"), "Enabled", None),
+    ];
+    for (index, (class, mode, want)) in cases.into_iter().enumerate() {
+        let name = format!("p{index}");
+        world.create_pod(&name, spec(class, mode));
+        match want {
+            Some(want) => {
+                let pod = world.until_ready(&name).await;
+                let mount = &pod["status"]["containerStatuses"][0]["volumeMounts"][0];
+                assert_eq!(mount["recursiveReadOnly"], want, "{class:?} {mode}");
+            }
+            None => {
+                let waits = |pod: Option<&serde_json::Value>| {
+                    let state = &pod.unwrap()["status"]["containerStatuses"][0]["state"];
+                    state["waiting"]["reason"] == "CreateContainerConfigError"
+                };
+                let pod = world.until(&name, waits).await.unwrap();
+                let state = &pod["status"]["containerStatuses"][0]["state"];
+                assert_eq!(
+                    state["waiting"]["message"],
+                    "volume \"v\" requested recursive read-only mode, but it is not supported by \
+                     the runtime"
+                );
+            }
+        }
+        world.delete(&name).await;
+    }
+    // Nor can it have users of its own, which would be less than was asked for.
+    let mut spec = spec(Some("bare"), "Disabled");
+    spec["hostUsers"] = json!(false);
+    spec["volumes"] = json!([]);
+    spec["containers"][0]["volumeMounts"] = json!([]);
+    world.create_pod("users", spec);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let why = "can't set `spec.hostUsers: false`, RuntimeClass handler \"bare\" does not support \
+               user namespaces";
+    while !world.api.events().iter().any(|it| it.contains("does not support user")) {
+        assert!(std::time::Instant::now() < deadline, "{:#?}", world.api.events());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let said = world.api.events().into_iter().filter(|it| it.contains("hostUsers"));
+    let wanted = format!("FailedCreatePodSandBox: Failed to create pod sandbox: {why}");
+    assert_eq!(said.collect::<Vec<_>>(), [wanted]);
+    world.delete("users").await;
+    world.finish().await;
+}

@@ -6,6 +6,7 @@ use kubelet::devices::messages::{DeviceList, HEALTHY, PluginOptions, VERSION};
 use serde_json::{Value, json};
 
 use crate::device_plugin::{Fault, Plugin, RESOURCE, device, healthy};
+use crate::server::own_metric;
 use crate::volumes::run;
 use crate::world::World;
 
@@ -64,6 +65,13 @@ async fn a_container_gets_what_its_plugin_says_and_keeps_it_over_restarts() {
     world.create_pod("p", asks(1));
     let pod = world.until_ready("p").await;
     assert_eq!(health(Some(&pod)), "t1=Healthy");
+    for series in [
+        "kubelet_device_plugin_registration_total",
+        "kubelet_device_plugin_alloc_duration_seconds_count",
+    ] {
+        let series = format!("{series}{{resource_name=\"{RESOURCE}\"}}");
+        assert_eq!(own_metric(&world, &series).await, Some(1.0), "{series}");
+    }
     let script = "echo $THINGS $OWN $CDI; ls -d /things/.; test -c /dev/thing && \
                   test -c /dev/cdi && echo devices; touch /things/x 2>/dev/null || echo read-only";
     let shown = run(&world, "p", script).await;

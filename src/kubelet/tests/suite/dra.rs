@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::devices::describe_device;
 use crate::dra_driver::{DRIVER, Driver, Fault};
+use crate::server::own_metric;
 use crate::volumes::run;
 use crate::world::World;
 
@@ -80,6 +81,30 @@ async fn a_claim_is_prepared_once_used_and_given_back_after_its_last_pod() {
         let resource = &resources[0].claim_resources[0];
         assert_eq!((&*resource.driver_name, &*resource.device_name), (DRIVER, "one"));
     }
+    let service = "/k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin";
+    let of_call = format!(
+        "{{driver_name=\"{DRIVER}\",method_name=\"{service}/NodePrepareResources\",\
+         grpc_status_code=\"OK\"}}"
+    );
+    let socket = world.dir.path().join("agent/plugins_registry/things.sock");
+    let of_socket = |state: &str| {
+        format!(
+            "plugin_manager_total_plugins{{socket_path=\"{}\",state=\"{state}_state_of_world\"}}",
+            socket.display()
+        )
+    };
+    for (series, want) in [
+        (format!("dra_resource_claims_in_use{{driver_name=\"{DRIVER}\"}}"), 1.0),
+        ("dra_resource_claims_in_use{driver_name=\"<any>\"}".to_owned(), 1.0),
+        (format!("dra_grpc_operations_duration_seconds_count{of_call}"), 1.0),
+        (of_socket("desired"), 1.0),
+        (of_socket("actual"), 1.0),
+    ] {
+        assert_eq!(own_metric(&world, &series).await, Some(want), "{series}");
+    }
+    let operations = "dra_operations_duration_seconds_count\
+                      {operation_name=\"PrepareResources\",is_error=\"false\"}";
+    assert!(own_metric(&world, operations).await.unwrap() >= 2.0);
     world.delete("q").await;
     assert_eq!(driver.state.lock().unprepares, [""; 0]);
     let checkpoint = world.dir.path().join("agent/dra_manager_state");
@@ -207,6 +232,57 @@ async fn what_no_driver_is_there_for_is_taken_back_and_older_drivers_are_spoken_
     world.create_pod("p", claiming("c"));
     put_claim(&world, "c", &["p"]);
     world.until_ready("p").await;
+    world.delete("p").await;
+    driver.leave().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_shows_how_its_driver_says_that_its_devices_are() {
+    use kubelet::dra::messages::{DeviceHealth, DeviceIdentifier};
+    let world = World::new().await;
+    describe_device(&world);
+    let mut driver = Driver::new(world.dir.path());
+    driver.says_health = true;
+    driver.start();
+    until("the driver is told", || !driver.state.lock().told.is_empty()).await;
+    world.create_pod("p", claiming("c"));
+    put_claim(&world, "c", &["p"]);
+    world.until_ready("p").await;
+    until("the driver is listened to", || driver.health.receiver_count() > 0).await;
+    let say = |health: i32, seconds: i64, message: &str| {
+        driver.health.send_replace(Some(DeviceHealth {
+            device: Some(DeviceIdentifier { pool_name: "pool".into(), device_name: "one".into() }),
+            health,
+            timeout_seconds: seconds,
+            message: message.into(),
+            ..DeviceHealth::default()
+        }));
+    };
+    let shows = |wanted: Value| {
+        let world = &world;
+        async move {
+            let shown = |pod: Option<&Value>| {
+                let of_a = &pod.unwrap()["status"]["containerStatuses"][0];
+                of_a["allocatedResourcesStatus"][0]["resources"][0] == wanted
+            };
+            world.until("p", shown).await;
+        }
+    };
+    let device = "example.com/thing=one";
+    say(1, 3600, "");
+    shows(json!({"resourceID": device, "health": "Healthy"})).await;
+    say(2, 3600, "too hot");
+    shows(json!({"resourceID": device, "health": "Unhealthy", "message": "too hot"})).await;
+    // What is said for a second is not known after it.
+    say(1, 1, "");
+    shows(json!({"resourceID": device, "health": "Healthy"})).await;
+    shows(json!({"resourceID": device, "health": "Unknown"})).await;
+    say(1, 3600, "");
+    shows(json!({"resourceID": device, "health": "Healthy"})).await;
+    driver.leave().await;
+    shows(json!({"resourceID": device, "health": "Unknown"})).await;
+    driver.start();
     world.delete("p").await;
     driver.leave().await;
     world.finish().await;

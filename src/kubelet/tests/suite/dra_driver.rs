@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::drain::{self, Trigger};
+use futures::stream::{self, StreamExt};
 use kubelet::csi::messages::{GET_INFO, NOTIFY_STATUS, Nothing, PluginInfo, RegistrationStatus};
 use kubelet::dra::messages::*;
 use parking_lot::Mutex;
 use rpc::{Code, Routes, Status};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub const DRIVER: &str = "things.dra.example";
@@ -35,6 +37,9 @@ pub struct State {
 
 pub struct Driver {
     pub state: Arc<Mutex<State>>,
+    /// How the device is, once something is said; None ends the stream.
+    pub health: watch::Sender<Option<DeviceHealth>>,
+    pub says_health: bool,
     pub services: Vec<&'static str>,
     world: PathBuf,
     running: Option<(Trigger, Vec<JoinHandle<()>>)>,
@@ -43,7 +48,14 @@ pub struct Driver {
 impl Driver {
     pub fn new(world: &Path) -> Self {
         let services = vec!["v1.DRAPlugin", "v1beta1.DRAPlugin"];
-        Self { state: Arc::default(), services, world: world.to_path_buf(), running: None }
+        Self {
+            state: Arc::default(),
+            health: watch::Sender::new(None),
+            says_health: false,
+            services,
+            world: world.to_path_buf(),
+            running: None,
+        }
     }
 
     fn registration(&self) -> PathBuf {
@@ -88,7 +100,21 @@ impl Driver {
         let known = SERVICES.iter().find(|(name, _)| self.services.contains(name));
         let service = known.map_or("/none", |(_, path)| path);
         let (preparing, unpreparing) = (self.state.clone(), self.state.clone());
-        Routes::default()
+        let health = self.health.clone();
+        let routes = match self.says_health {
+            false => Routes::default(),
+            true => Routes::default().streaming(WATCH_HEALTH, move |_: HealthRequest, _| {
+                let lists = health.subscribe();
+                let next = |mut lists: watch::Receiver<Option<DeviceHealth>>| async move {
+                    lists.changed().await.ok()?;
+                    let devices = lists.borrow_and_update().iter().cloned().collect();
+                    Some((Ok(HealthList { devices }), lists))
+                };
+                let answers = stream::unfold(lists, next).boxed();
+                std::future::ready(Ok(answers))
+            }),
+        };
+        routes
             .unary(&format!("{service}/{PREPARE}"), move |request: Claims, _| {
                 std::future::ready(prepare(&preparing, request))
             })

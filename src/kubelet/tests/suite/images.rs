@@ -9,6 +9,7 @@ use base64::Engine;
 use serde_json::{Value, json};
 
 use crate::registry::{Registry, free_port};
+use crate::server::own_metric;
 use crate::world::{NODE, World};
 
 /// `secret`
@@ -163,6 +164,13 @@ async fn a_credential_provider_has_the_password() {
     // The node's own credentials are every pod's.
     create(&world, "second", &image, "IfNotPresent", None);
     world.until_ready("second").await;
+    for (series, want) in [
+        ("kubelet_credential_provider_plugin_duration_count{plugin_name=\"plugin\"}", 1.0),
+        ("kubelet_credential_provider_plugin_errors{plugin_name=\"plugin\"}", 0.0),
+        ("kubelet_image_pull_duration_seconds_count{image_size_in_bytes=\"0-10MB\"}", 1.0),
+    ] {
+        assert_eq!(own_metric(&world, series).await, Some(want), "{series}");
+    }
     world.delete("first").await;
     world.delete("second").await;
     world.finish().await;

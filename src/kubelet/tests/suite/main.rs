@@ -20,6 +20,7 @@ mod pods;
 #[path = "../../../runtime/tests/host/registry.rs"]
 mod registry;
 mod resize;
+mod restart_all;
 mod server;
 mod serving;
 mod shutdown;

@@ -51,6 +51,13 @@ pub async fn open(
     socket
 }
 
+/// The value of a series among the kubelet's own metrics.
+pub async fn own_metric(world: &World, series: &str) -> Option<f64> {
+    let (status, text) = get(world, "/metrics", "good").await;
+    assert_eq!(status, 200);
+    metric(&text, &format!("{series} "))
+}
+
 /// The value behind a metric's name and labels.
 fn metric(text: &str, series: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(series))?;
@@ -159,6 +166,9 @@ async fn logs_exec_and_ports_are_served_to_those_who_may() {
     assert_eq!(get(&world, "/containerLogs/default/web/a?previous=true", "good").await.0, 400);
     assert_eq!(get(&world, "/exec/default/web/a?command=sh&stdout=1", "good").await.0, 400);
     assert!(get(&world, "/configz", "good").await.1.contains("\"maxPods\":110"));
+    assert!(get(&world, "/flagz", "good").await.1.contains("\nmax-pods=110\n"));
+    let (_, status) = get(&world, "/statusz", "good").await;
+    assert!(status.contains("kubelet statusz") && status.contains("Up: 0 hr 0"), "{status}");
     assert!(get(&world, "/pods", "good").await.1.contains("PodList"));
     assert!(get(&world, "/runningpods/", "good").await.1.contains("web"));
 

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::server::{connect, get};
+use crate::server::{connect, get, own_metric};
 use crate::world::World;
 
 const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
@@ -95,6 +95,15 @@ async fn the_cluster_signs_what_the_kubelet_serves_with_and_renews_it() {
     sign(&world, &authority, &path, &object, 86_400 * 365);
     let second = until_other_than(&world, &first).await;
     assert_eq!(get(&world, "/healthz", "good").await.0, 200);
+
+    let left = own_metric(&world, "kubelet_certificate_manager_server_ttl_seconds").await.unwrap();
+    assert!((86_000.0 * 365.0..86_401.0 * 365.0).contains(&left), "{left}");
+    for (series, want) in [
+        ("kubelet_certificate_manager_server_rotation_seconds_count", 1.0),
+        ("kubelet_server_expiration_renew_errors", 1.0),
+    ] {
+        assert_eq!(own_metric(&world, series).await, Some(want), "{series}");
+    }
 
     // It outlives the process, and is not asked for again.
     world.stop().await;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use client::Client;
 use kubelet::{Kubelet, KubeletConfig};
 use runtime::cri::{ImageService, PodNetwork, PodSandboxMetadata, Result, RuntimeService};
 use runtime::images::Registries;
+use runtime::oci::handlers::Program;
 use runtime::remote::Remote;
 use runtime::{Runtime, RuntimeConfig};
 use serde_json::{Value, json};
@@ -76,6 +78,12 @@ impl World {
     pub async fn with(settings: impl Fn(&mut KubeletConfig) + Send + Sync + 'static) -> Self {
         let dir = tempfile::Builder::new().prefix("ckt").tempdir_in("/tmp").unwrap();
         let at = dir.path();
+        // Debian's runc, which does not say what it can do.
+        let bare = at.join("bare");
+        let script = "#!/bin/sh\n[ \"$1\" != features ] || exit 1\nexec /usr/sbin/runc \"$@\"\n";
+        std::fs::write(&bare, script).unwrap();
+        std::fs::set_permissions(&bare, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let bare = Program::parse(&format!("bare={}", bare.display())).unwrap();
         let runtime = Runtime::open(RuntimeConfig {
             state_dir: at.join("state"),
             data_dir: at.join("images"),
@@ -83,7 +91,7 @@ impl World {
             shim_command: vec![OsString::from(env!("CARGO_BIN_EXE_kubelet-test-shim"))],
             network: Arc::new(NoNetwork),
             registries: Registries::default(),
-            programs: runtime::oci::handlers::find(Vec::new()),
+            programs: runtime::oci::handlers::find(vec![bare]),
             cdi_dirs: vec![at.join("cdi")],
             shim_cgroup: group("shims", at),
         })

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use sys::process;
 
+use super::hooks;
 use super::identity::{self, Identity};
 use super::proto::{ContainerSpec, Failure, FailureKind, PidMode, ProcessSpec, words};
 use super::rootfs;
@@ -111,7 +112,10 @@ fn container(
     };
     let mut go = [0; 1];
     match sys::socket::receive(sync.as_fd(), &mut go, &mut Vec::new()) {
-        Ok(1) if go == *b"G" => become_program(&spec.process, &spec.args, &identity, &stdio),
+        Ok(1) if go == *b"G" => match hooks::start(spec) {
+            Ok(()) => become_program(&spec.process, &spec.args, &identity, &stdio),
+            Err(failure) => failure,
+        },
         // The shim is gone or has given the container up.
         _ => process::exit_now(0),
     }

@@ -277,6 +277,22 @@ pub struct ContainerSpec {
     /// Runs the container instead of the shim itself.
     #[serde(default)]
     pub program: Option<ProgramSpec>,
+    #[serde(default)]
+    pub hooks: Vec<HookSpec>,
+    /// Holds a `config.json` for the hooks, where there are any.
+    #[serde(default)]
+    pub bundle: PathBuf,
+}
+
+/// A program that is called in the container's namespaces.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HookSpec {
+    /// Called in the container's root right before its program, not in the node's before.
+    pub starts: bool,
+    pub path: PathBuf,
+    pub args: Vec<String>,
+    pub env: Vec<String>,
+    pub patience_ms: i32,
 }
 
 /// An OCI runtime of the node, and what it is told of one container.

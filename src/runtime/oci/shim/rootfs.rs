@@ -12,6 +12,7 @@ use sys::fs::{Node, Root};
 use sys::mount::{self, Propagation, attr};
 use sys::namespace;
 
+use super::hooks;
 use super::proto::{ContainerSpec, Failure, ImageSpec, SpecPropagation};
 
 const RESTRICTED: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
@@ -32,6 +33,7 @@ pub fn enter(spec: &ContainerSpec) -> Result<(), Failure> {
         .map_err(|err| Failure::create("open root file system", &err))?;
     of_namespaces(spec, &root)?;
     drop(root);
+    hooks::create(spec)?;
     pivot(spec, &spec.root.target)
 }
 
@@ -49,6 +51,7 @@ pub fn take(spec: &ContainerSpec) -> Result<(), Failure> {
         .map_err(|err| Failure::create("take root file system", &err))?;
     of_namespaces(spec, &root)?;
     drop(root);
+    hooks::create(spec)?;
     pivot(spec, here)
 }
 

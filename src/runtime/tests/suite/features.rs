@@ -291,6 +291,32 @@ async fn a_profile_of_the_node_filters_system_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_apparmor_profile_that_is_not_there_is_told() {
+    let world = World::new().await;
+    let sandbox = world.sandbox().await;
+    let with = |profile: &str| {
+        let mut config = world.container("a", "echo ran");
+        config.security.apparmor_profile = profile.into();
+        config
+    };
+    let has_it = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|text| text.starts_with('Y'));
+    let why = match has_it {
+        true => "apparmor profile not found nobodys",
+        false => "apparmor is not supported",
+    };
+    let pod = world.sandbox_config();
+    let refused = world.runtime.create_container(&sandbox, with("localhost/nobodys"), &pod).await;
+    let error = refused.unwrap_err();
+    assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Create, why));
+    for profile in ["unconfined", ""] {
+        let (ended, text) = world.output(&sandbox, with(profile)).await;
+        assert_eq!((ended.exit_code, text.as_str()), (0, "ran"), "{profile}");
+    }
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn mounts_propagate_as_asked_and_read_only_reaches_as_deep() {
     let world = World::new().await;
     let sandbox = world.sandbox().await;

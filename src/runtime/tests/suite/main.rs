@@ -7,6 +7,7 @@ mod containers;
 mod features;
 mod handlers;
 mod hardship;
+mod hooks;
 mod images;
 mod pulls;
 #[path = "../host/registry.rs"]

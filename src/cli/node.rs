@@ -1,4 +1,4 @@
-//! The node of this server: pod network, container runtime, kubelet.
+//! A node: pod network, container runtime, kubelet.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base::drain::Drain;
-use client::{Cache, Shared};
-use k8s_openapi::api::core::v1::{Node as NodeObject, Taint};
+use client::{Cache, ListParams, Shared};
+use k8s_openapi::api::core::v1::Node as NodeObject;
 use network::{Network, NetworkConfig};
 use runtime::cri::{self, ErrorKind, PodSandboxMetadata};
 use runtime::images::Registries;
@@ -18,11 +18,12 @@ use runtime::{Runtime, RuntimeConfig};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use super::control_plane::ControlPlane;
-use super::credentials::component;
-use super::settings::Settings;
 use crate::control::Holder;
 use crate::{Error, Result};
+
+pub mod settings;
+
+use settings::Settings;
 
 /// A node that is not ready by then is reported, and the server goes on.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -101,13 +102,13 @@ fn network_config(settings: &Settings) -> NetworkConfig {
     };
     let cluster_cidr = prefix(settings.cluster_network);
     NetworkConfig {
-        node_name: settings.node_name.clone(),
+        node_name: settings.name.clone(),
         bridge: settings.bridge.clone(),
         table: NFT_TABLE.into(),
         pod_cidr: network::first_node_range(cluster_cidr),
         cluster_cidr,
         service_cidr: prefix(settings.service_network),
-        dns_address: settings.dns.then_some(settings.cluster_dns),
+        dns_address: settings.dns_address,
         cluster_domain: settings.cluster_domain.clone(),
         resolv_conf: settings.resolv_conf.clone(),
         state_dir: settings.paths.network(),
@@ -133,22 +134,24 @@ pub fn registries(path: &Path) -> Result<Registries> {
         .map_err(|err| Error::failed(format!("parse {}", path.display()), err))
 }
 
+/// As whom a node speaks to its server, and what it shows to those who ask it.
+pub struct Identity {
+    /// Reads services and their endpoints.
+    pub proxy: Shared,
+    /// The node itself.
+    pub node: Shared,
+    /// Asks clients for a certificate, and takes none for an answer.
+    pub tls: rustls::ServerConfig,
+    pub client_certificate: Option<Arc<kubelet::ClientCertificate>>,
+}
+
 /// Starts the node and returns when it is Ready, or has failed to become so in time.
-pub async fn start(
-    settings: &Arc<Settings>,
-    control_plane: &ControlPlane,
-    drain: &Drain,
-) -> Result<Node> {
-    let server = &control_plane.server;
-    let proxy = component(server, "system:kube-proxy", &[], "kube-proxy");
-    let shared = control_plane.shared.acting_as(proxy);
-    let node_user = format!("system:node:{}", settings.node_name);
-    let kubelet_client = component(server, &node_user, &["system:nodes"], "kubelet");
-    let node = control_plane.shared.acting_as(kubelet_client);
-    let network = Network::start(network_config(settings), &shared, &node, drain.clone())
+pub async fn start(settings: &Settings, identity: Identity, drain: &Drain) -> Result<Node> {
+    let config = kubelet_config(settings, identity.tls, identity.client_certificate)?;
+    let node = identity.node;
+    let network = Network::start(network_config(settings), &identity.proxy, &node, drain.clone())
         .await
         .map_err(|err| Error::failed("start the pod network", err))?;
-    let config = kubelet_config(settings, control_plane)?;
     let mut tasks = Vec::new();
     let (holder, runtime, images): (_, Arc<dyn cri::RuntimeService>, Arc<dyn cri::ImageService>) =
         match &config.runtime_endpoint {
@@ -168,9 +171,10 @@ pub async fn start(
     }
 
     let keeper = settings.local_storage.then(|| {
-        let (name, folder) = (settings.node_name.clone(), settings.paths.storage());
+        let (name, folder) = (settings.name.clone(), settings.paths.storage());
         tokio::spawn(addons::local_path::keeper::run(node.clone(), name, folder, drain.clone()))
     });
+    let seen = node.clone();
     let kubelet = kubelet::Kubelet::new(config, node, runtime, images, drain.clone())
         .map_err(|err| Error::failed("start the kubelet", err))?;
     let (ended, mut has_ended) = tokio::sync::oneshot::channel();
@@ -183,11 +187,11 @@ pub async fn start(
     });
     tokio::select! {
         Ok(err) = &mut has_ended => {
-            let port = settings.kubelet_port;
+            let port = settings.port;
             return Err(Error::failed("start the kubelet", err)
                 .with_fix(format!("if another kubelet holds port {port}, stop that one")));
         }
-        () = wait_until_ready(settings, &control_plane.shared, drain) => {}
+        () = wait_until_ready(settings, &seen, drain) => {}
     }
     drop(has_ended);
     tasks.extend([Some(task), keeper].into_iter().flatten());
@@ -239,36 +243,21 @@ async fn foreign(socket: &Path, images: Option<&Path>, drain: &Drain) -> Result<
 
 fn kubelet_config(
     settings: &Settings,
-    control_plane: &ControlPlane,
+    tls: rustls::ServerConfig,
+    client_certificate: Option<Arc<kubelet::ClientCertificate>>,
 ) -> Result<kubelet::KubeletConfig> {
-    let credentials = &control_plane.credentials;
-    let tls = pki::tls::server_config(
-        credentials.kubelet.cert_pem.as_bytes(),
-        credentials.kubelet.key_pem.as_bytes(),
-        Some(credentials.client_ca.cert_pem.as_bytes()),
-    )
-    .map_err(|err| Error::failed("set up TLS", err))?;
-    let addresses = vec![settings.node_ip.into()];
-    let mut config = kubelet::KubeletConfig::new(&settings.node_name, addresses, Arc::new(tls));
-    config.node_external_ips = settings.node_external_ip.into_iter().map(Into::into).collect();
+    let addresses = vec![settings.ip.into()];
+    let mut config = kubelet::KubeletConfig::new(&settings.name, addresses, Arc::new(tls));
+    config.node_external_ips = settings.external_ip.into_iter().map(Into::into).collect();
     config.root_dir = settings.paths.agent();
     config.static_pod_dir = Some(settings.paths.static_pods());
-    config.cluster_dns = if settings.dns { vec![settings.cluster_dns.into()] } else { Vec::new() };
+    config.cluster_dns = settings.dns_address.into_iter().map(Into::into).collect();
     config.cluster_domain = settings.cluster_domain.clone();
     config.resolv_conf = settings.resolv_conf.clone();
-    config.listen = SocketAddr::from((settings.bind_address, settings.kubelet_port));
-    config.node_labels = settings.node_labels.clone();
-    config.node_labels.push(("node-role.kubernetes.io/control-plane".into(), "true".into()));
-    config.register_taints = settings
-        .node_taints
-        .iter()
-        .map(|taint| Taint {
-            key: taint.key.clone(),
-            value: Some(taint.value.clone()).filter(|value| !value.is_empty()),
-            effect: taint.effect.clone(),
-            time_added: None,
-        })
-        .collect();
+    config.listen = SocketAddr::from((settings.bind_address, settings.port));
+    config.node_labels = settings.labels.clone();
+    config.register_taints = settings.taints.clone();
+    config.client_certificate = client_certificate;
     settings.kubelet.clone().apply(&mut config).map_err(Error::Usage)?;
     Ok(config)
 }
@@ -296,8 +285,9 @@ async fn import_archives(settings: &Settings, runtime: &Runtime) {
 }
 
 async fn wait_until_ready(settings: &Settings, shared: &Shared, drain: &Drain) {
-    let nodes: Cache<NodeObject> = shared.cache();
-    let name = settings.node_name.clone();
+    let name = settings.name.clone();
+    let own = ListParams::fields(format!("metadata.name={name}"));
+    let nodes: Cache<NodeObject> = shared.cache_where(None, own);
     let (told, mut ready) = tokio::sync::watch::channel(false);
     nodes.on_change(move |_, new| {
         if let Some(node) = new.filter(|node| node.metadata.name.as_ref() == Some(&name)) {
@@ -307,9 +297,9 @@ async fn wait_until_ready(settings: &Settings, shared: &Shared, drain: &Drain) {
     let waited = drain.until(tokio::time::timeout(READY_TIMEOUT, ready.wait_for(|ready| *ready)));
     match waited.await {
         None => {}
-        Some(Ok(Ok(_))) => info!(node = %settings.node_name, "node is Ready"),
+        Some(Ok(Ok(_))) => info!(node = %settings.name, "node is Ready"),
         Some(_) => warn!(
-            node = %settings.node_name,
+            node = %settings.name,
             seconds = READY_TIMEOUT.as_secs(),
             "node is not Ready yet; `kubectl describe node` tells why"
         ),

@@ -1,0 +1,54 @@
+//! Whom the kubelet's server believes. Bearer tokens are asked about at the API server, and
+//! nobody is anonymous: both are said only to agree.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::KubeletConfig;
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Authentication {
+    pub x509: Option<X509>,
+    pub webhook: Option<Switch>,
+    pub anonymous: Option<Switch>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct X509 {
+    #[serde(rename = "clientCAFile")]
+    pub client_ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Switch {
+    pub enabled: Option<bool>,
+}
+
+impl Authentication {
+    /// # Errors
+    /// What is not so here, and a file that cannot be read.
+    pub fn apply(self, config: &mut KubeletConfig) -> Result<(), String> {
+        let enabled = |it: Option<Switch>, usual| it.and_then(|it| it.enabled).unwrap_or(usual);
+        if !enabled(self.webhook, true) {
+            return Err("authentication.webhook.enabled: false is not supported".into());
+        }
+        if enabled(self.anonymous, false) {
+            return Err("authentication.anonymous.enabled: true is not supported".into());
+        }
+        let file = self.x509.and_then(|it| it.client_ca_file);
+        let Some(file) = file.filter(|file| !file.as_os_str().is_empty()) else { return Ok(()) };
+        let about =
+            |why: String| format!("authentication.x509.clientCAFile {}: {why}", file.display());
+        let pem = std::fs::read(&file).map_err(|error| about(error.to_string()))?;
+        pki::request::check_certificates(&pem).map_err(about)?;
+        let asking = pki::tls::asking_clients(&config.tls, &pem);
+        let asking = asking.map_err(|error| about(base::error::chain(&error).to_string()))?;
+        config.tls = Arc::new(asking);
+        Ok(())
+    }
+}

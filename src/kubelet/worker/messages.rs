@@ -1,0 +1,52 @@
+//! What containers leave behind as their last words.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use runtime::cri;
+
+use crate::observed::{ANNOTATION_MESSAGE_PATH, ANNOTATION_MESSAGE_POLICY};
+
+/// Bytes of a termination message (core/v1 ContainerStateTerminated).
+const MESSAGE_BYTES_MAX: u64 = 4096;
+/// Bytes of the log's end that stand in for a missing message.
+const MESSAGE_LOG_BYTES_MAX: u64 = 2048;
+/// What the container wrote to its termination message file, or the end of its log.
+pub fn read(container: &cri::Container, log_dir: &Path) -> String {
+    let get = |key: &str| container.annotations.get(key).map(String::as_str).unwrap_or_default();
+    let path = get(ANNOTATION_MESSAGE_PATH);
+    let mount = container.mounts.iter().find(|it| it.container_path == Path::new(path));
+    let text = mount.and_then(|mount| tail(&mount.host_path, MESSAGE_BYTES_MAX, false));
+    if let Some(text) = text.filter(|text| !text.is_empty()) {
+        return text;
+    }
+    if get(ANNOTATION_MESSAGE_POLICY) != "FallbackToLogsOnError" || container.exit_code == 0 {
+        return String::new();
+    }
+    let raw = tail(&log_dir.join(&container.log_path), MESSAGE_LOG_BYTES_MAX * 2, true);
+    let lines: Vec<String> = raw
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.splitn(4, ' ').nth(3).map(str::to_owned))
+        .collect();
+    let mut text = lines[lines.len().saturating_sub(80)..].join("\n");
+    if !lines.is_empty() {
+        text.push('\n');
+    }
+    let cut = text.len().saturating_sub(MESSAGE_LOG_BYTES_MAX as usize);
+    text.split_off(text.ceil_char_boundary(cut))
+}
+
+/// At most `bytes_max` of a regular file, from its start or its end.
+fn tail(path: &Path, bytes_max: u64, from_end: bool) -> Option<String> {
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    if !meta.is_file() {
+        return None;
+    }
+    let file = std::fs::File::open(path).ok()?;
+    let start = if from_end { meta.len().saturating_sub(bytes_max) } else { 0 };
+    let mut buffer = vec![0; meta.len().min(bytes_max) as usize];
+    let read = file.read_at(&mut buffer, start).ok()?;
+    buffer.truncate(read);
+    Some(String::from_utf8_lossy(&buffer).into_owned())
+}
