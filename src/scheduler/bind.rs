@@ -14,12 +14,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use crate::cycle::Decision;
 use crate::devices::grant::{self, GrantError};
 use crate::filter::volumes::Choice;
 use crate::plan::Unschedulable;
 use crate::pod::PodInfo;
 use crate::preempt::Victims;
-use crate::run::{Decision, Scheduler};
+use crate::run::Scheduler;
 
 #[derive(Debug, thiserror::Error)]
 enum BindError {

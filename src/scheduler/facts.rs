@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
@@ -109,6 +110,8 @@ pub struct Caches {
     pub replica_sets: Cache<ReplicaSet>,
     pub replication_controllers: Cache<ReplicationController>,
     pub stateful_sets: Cache<StatefulSet>,
+    /// Grows when something changes that facts of pods without volumes come from.
+    changes: Arc<AtomicU64>,
 }
 
 impl Caches {
@@ -132,8 +135,10 @@ impl Caches {
             replica_sets: shared.cache(),
             replication_controllers: shared.cache(),
             stateful_sets: shared.cache(),
+            changes: Arc::default(),
         };
         out.index();
+        out.listen();
         out
     }
 
@@ -141,6 +146,35 @@ impl Caches {
         self.volumes.add_index(BY_CLASS, |volume| vec![claims::class_of_volume(volume).into()]);
         self.attachments.add_index(BY_NODE, |it| vec![it.spec.node_name.clone()]);
         self.capacities.add_index(ROOM_BY_CLASS, |room| vec![room.storage_class_name.clone()]);
+    }
+
+    /// Facts of pods without volumes are the same as long as this is.
+    pub fn facts_changed(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    fn listen(&self) {
+        fn on<K: client::api::Object, T: PartialEq + 'static>(
+            cache: &Cache<K>,
+            changes: &Arc<AtomicU64>,
+            matters: fn(&K) -> Option<&T>,
+        ) {
+            let changes = changes.clone();
+            cache.on_change(move |old, new| {
+                let same = match (old, new) {
+                    (Some(old), Some(new)) => matters(old) == matters(new),
+                    (_, _) => false,
+                };
+                if !same {
+                    changes.fetch_add(1, Ordering::AcqRel);
+                }
+            });
+        }
+        on(&self.namespaces, &self.changes, |it| it.metadata.labels.as_ref());
+        on(&self.services, &self.changes, |it| it.spec.as_ref()?.selector.as_ref());
+        on(&self.replica_sets, &self.changes, |it| it.spec.as_ref().map(|it| &it.selector));
+        on(&self.replication_controllers, &self.changes, |it| it.spec.as_ref()?.selector.as_ref());
+        on(&self.stateful_sets, &self.changes, |it| it.spec.as_ref().map(|it| &it.selector));
     }
 
     /// Caches that nothing feeds.
@@ -165,8 +199,10 @@ impl Caches {
             replica_sets: Cache::new(),
             replication_controllers: Cache::new(),
             stateful_sets: Cache::new(),
+            changes: Arc::default(),
         };
         out.index();
+        out.listen();
         out
     }
 

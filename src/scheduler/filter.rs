@@ -146,6 +146,12 @@ pub fn check(
     counted: &Counted,
     node: &NodeInfo,
 ) -> Result<(), Reject> {
+    check_alone(pod, facts, node)?;
+    check_others(pod, facts, counted, node)
+}
+
+/// Asks the rules that look at the node alone, and not at volumes.
+pub fn check_alone(pod: &PodInfo, facts: &Facts, node: &NodeInfo) -> Result<(), Reject> {
     let on = |rule: Rule| facts.profile.filters_by(rule);
     if on(Rule::NodeUnschedulable) {
         node_unschedulable::check(pod, node)?;
@@ -165,6 +171,16 @@ pub fn check(
     if on(Rule::NodeResourcesFit) {
         node_resources::check(pod, &facts.profile.fit, node)?;
     }
+    Ok(())
+}
+
+fn check_others(
+    pod: &PodInfo,
+    facts: &Facts,
+    counted: &Counted,
+    node: &NodeInfo,
+) -> Result<(), Reject> {
+    let on = |rule: Rule| facts.profile.filters_by(rule);
     if on(Rule::VolumeRestrictions) {
         volume_restrictions::check(facts, &counted.restrictions, node)?;
     }

@@ -4,7 +4,9 @@
 //! applies one binding per pod. Talks to nothing but the API server; starts nothing.
 
 mod bind;
+mod classes;
 mod config;
+mod cycle;
 mod devices;
 mod facts;
 mod filter;
@@ -24,4 +26,7 @@ mod testing;
 mod tests;
 
 pub use config::Config;
+pub use cycle::{Decision, Outcome};
+pub use facts::Caches;
 pub use run::Scheduler;
+pub use state::State;

@@ -29,7 +29,7 @@ pub enum Plan {
     Wait(Unschedulable),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Unschedulable {
     /// Upstream's sentence.
     pub message: String,
@@ -50,7 +50,7 @@ pub struct Chance<'a> {
 
 pub fn plan(
     pod: &PodInfo,
-    facts: &Result<Facts, Nowhere>,
+    facts: Result<&Facts, &Nowhere>,
     profile: &Profile,
     snapshot: &Snapshot,
     budgets: &dyn Fn() -> Budgets,
@@ -77,7 +77,8 @@ pub fn plan(
     Plan::Bind { node: pick(pod, facts, snapshot, &able, chance).name.clone() }
 }
 
-fn enough(all: usize, percent: Option<usize>) -> usize {
+/// How many nodes suffice to be found.
+pub fn enough(all: usize, percent: Option<usize>) -> usize {
     if all < NODES_LOOKED_AT_MIN {
         return all;
     }
@@ -113,7 +114,7 @@ fn filter_nodes<'a>(
 }
 
 /// A node must do with and without the pods that preemption has promised it.
-fn check_with_nominated(
+pub fn check_with_nominated(
     pod: &PodInfo,
     facts: &Facts,
     counted: &Counted,

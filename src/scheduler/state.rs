@@ -9,6 +9,7 @@ use base::backoff::Backoff;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::time::Instant;
 
+use crate::classes::Classes;
 use crate::config::Config;
 use crate::devices::{self, Grant, Pending};
 use crate::facts::Taken;
@@ -29,6 +30,8 @@ pub struct State {
     pub taken: Taken,
     /// Allocations of devices that do not show yet; no more than claims being bound.
     pub pending: Pending,
+    /// What pods that are alike share.
+    pub classes: Classes,
     /// Where the next pod's search for nodes starts.
     pub start: usize,
     /// One for each `schedulerName` that is served.
@@ -43,6 +46,7 @@ impl State {
             assumed: HashSet::new(),
             taken: Taken::new(),
             pending: Pending::new(),
+            classes: Classes::default(),
             start: 0,
             profiles: config.profiles.iter().cloned().map(Arc::new).collect(),
         }
