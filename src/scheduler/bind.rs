@@ -73,8 +73,7 @@ pub async fn bind(
                 state.give_back(choices);
                 state.settle(grants);
                 // If it is not assumed any more, the cache knows better already.
-                if state.assumed.remove(&pod.uid) {
-                    state.snapshot.remove_pod(&pod.uid);
+                if state.forget_assumed(&pod.uid, Instant::now()) {
                     if gone {
                         state.line.remove(&pod.uid);
                     } else {

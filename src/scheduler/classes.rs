@@ -8,7 +8,7 @@
 mod class;
 mod columns;
 mod company;
-mod likeness;
+pub mod likeness;
 mod spread;
 #[cfg(test)]
 mod tests;

@@ -88,7 +88,7 @@ impl State {
                 None
             }
             (Plan::Wait(refusal), _) => {
-                self.line.park(&pod.uid, refusal.rules, now);
+                self.line.park(&pod.uid, refusal.rules, &profile, now);
                 if let Some(victims) = &refusal.victims {
                     self.snapshot.nominate(pod.clone(), &victims.node);
                 }

@@ -40,6 +40,22 @@ pub enum Rule {
 }
 
 impl Rule {
+    pub const ALL: [Self; 13] = [
+        Self::NodeUnschedulable,
+        Self::NodeName,
+        Self::TaintToleration,
+        Self::NodeAffinity,
+        Self::NodePorts,
+        Self::NodeResourcesFit,
+        Self::VolumeRestrictions,
+        Self::NodeVolumeLimits,
+        Self::VolumeBinding,
+        Self::VolumeZone,
+        Self::PodTopologySpread,
+        Self::InterPodAffinity,
+        Self::DynamicResources,
+    ];
+
     /// The rule that upstream's plugin of this name is.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {
@@ -70,6 +86,10 @@ impl Rules {
 
     pub fn of(rules: &[Rule]) -> Self {
         Self(rules.iter().fold(0, |bits, rule| bits | *rule as u16))
+    }
+
+    pub fn each(self) -> impl Iterator<Item = Rule> {
+        Rule::ALL.into_iter().filter(move |rule| self.meets(Self::of(&[*rule])))
     }
 
     pub fn add(&mut self, rule: Rule) {

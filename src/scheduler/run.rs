@@ -17,6 +17,7 @@ use crate::cycle::Outcome;
 use crate::devices;
 use crate::facts::Caches;
 use crate::filter::{Rule, Rules};
+use crate::line::hints::Event;
 use crate::pod::PodInfo;
 use crate::preempt::Budget;
 use crate::state::State;
@@ -153,7 +154,7 @@ impl Scheduler {
     }
 
     fn wake(&self, rules: &[Rule]) {
-        self.0.state.lock().line.wake(Rules::of(rules), Instant::now());
+        self.0.state.lock().line.wake(Event::About(Rules::of(rules)), Instant::now());
         self.0.wake.notify_one();
     }
 

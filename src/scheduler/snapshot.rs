@@ -265,11 +265,12 @@ impl Snapshot {
         self.image_nodes.get(image).copied().unwrap_or_default()
     }
 
-    pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) {
-        if self.replace(&pod, node) {
-            return;
+    /// Puts a pod onto a node; gives the pod as it was before, if it was on any.
+    pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) -> Option<Arc<PodInfo>> {
+        if let Some(before) = self.replace(&pod, node) {
+            return Some(before);
         }
-        self.remove_pod(&pod.uid);
+        let before = self.remove_pod(&pod.uid).map(|(pod, _)| pod);
         self.placed.insert(pod.uid.clone(), node.to_string());
         for claim in &pod.claims {
             *self.claims.entry((pod.namespace.clone(), claim.clone())).or_default() += 1;
@@ -287,27 +288,28 @@ impl Snapshot {
                 strays.insert(pod.uid.clone(), pod);
             }
         }
+        before
     }
 
-    /// Takes note of a pod that is where it was and weighs what it weighed; false for others.
-    fn replace(&mut self, pod: &Arc<PodInfo>, node: &str) -> bool {
-        let Some(at) = self.at.get(node) else { return false };
-        let Some(held) = self.nodes[*at].pods.get_mut(&pod.uid) else { return false };
+    /// Takes note of a pod that is where it was and weighs what it weighed; None for others.
+    fn replace(&mut self, pod: &Arc<PodInfo>, node: &str) -> Option<Arc<PodInfo>> {
+        let at = self.at.get(node)?;
+        let held = self.nodes[*at].pods.get_mut(&pod.uid)?;
         if !held.weighs_like(pod) {
-            return false;
+            return None;
         }
         let before = std::mem::replace(held, pod.clone());
         if !before.looks_like(pod) {
             let at = *at;
             self.revision += 1;
-            self.moves.push(Move { pod: before, at, by: -1 });
+            self.moves.push(Move { pod: before.clone(), at, by: -1 });
             self.moves.push(Move { pod: pod.clone(), at, by: 1 });
         }
-        true
+        Some(before)
     }
 
-    /// The node a pod was on, if it was on any.
-    pub fn remove_pod(&mut self, uid: &str) -> Option<String> {
+    /// The pod, and the node it was on, if it was on any.
+    pub fn remove_pod(&mut self, uid: &str) -> Option<(Arc<PodInfo>, String)> {
         let node = self.placed.remove(uid)?;
         let gone = if let Some(at) = self.at.get(&node) {
             let at = *at;
@@ -337,7 +339,7 @@ impl Snapshot {
                 }
             }
         }
-        Some(node)
+        Some((gone?, node))
     }
 
     /// How many pods on nodes use a volume claim.
@@ -390,7 +392,7 @@ mod tests {
         snapshot.remove_node("n");
         snapshot.set_node(Arc::new(node("n", "4", "8Gi")));
         assert_eq!(snapshot.get("n").unwrap().used.cpu, 1000);
-        assert_eq!(snapshot.remove_pod("a").as_deref(), Some("n"));
+        assert_eq!(snapshot.remove_pod("a").unwrap().1, "n");
         assert_eq!(snapshot.get("n").unwrap().used.cpu, 0);
         assert_eq!(snapshot.get("n").unwrap().used.pods, 0);
     }

@@ -13,12 +13,13 @@ use crate::classes::Classes;
 use crate::config::Config;
 use crate::devices::{self, Grant, Pending};
 use crate::facts::Taken;
+use crate::filter::Rules;
 use crate::filter::volumes::Choice;
-use crate::filter::{Rule, Rules};
 use crate::line::Line;
+use crate::line::hints::{self, Event};
 use crate::pod::{PodInfo, is_finished, node_of, uid_of};
 use crate::profile::Profile;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{NodeInfo, Snapshot};
 
 #[derive(Debug)]
 pub struct State {
@@ -105,7 +106,7 @@ impl State {
         if is_finished(pod) {
             self.pod_gone(&uid_of(pod), now);
         } else if let Some(node) = node_of(pod) {
-            self.pod_placed(old, pod, node, now);
+            self.pod_placed(pod, node, now);
         } else {
             self.pod_pending(pod, now);
         }
@@ -115,44 +116,41 @@ impl State {
         self.line.remove(uid);
         self.assumed.remove(uid);
         self.snapshot.forget_nomination(uid);
-        if self.snapshot.remove_pod(uid).is_some() {
-            let rules = [
-                Rule::NodePorts,
-                Rule::VolumeRestrictions,
-                Rule::NodeVolumeLimits,
-                Rule::NodeResourcesFit,
-                Rule::PodTopologySpread,
-                Rule::InterPodAffinity,
-            ];
-            self.line.wake(Rules::of(&rules), now);
+        if let Some((pod, node)) = self.snapshot.remove_pod(uid) {
+            let node = self.snapshot.get(&node);
+            self.line.wake(Event::Left { pod: &pod, node }, now);
         }
     }
 
-    fn pod_placed(&mut self, old: Option<&Arc<Pod>>, pod: &Arc<Pod>, node: &str, now: Instant) {
+    fn pod_placed(&mut self, pod: &Arc<Pod>, node: &str, now: Instant) {
         let info = Arc::new(PodInfo::new(pod.clone()));
         let was_assumed = self.assumed.remove(&info.uid);
         self.line.remove(&info.uid);
         self.snapshot.forget_nomination(&info.uid);
-        let news = old.is_none_or(|old| {
-            (node_of(old).is_none() && !was_assumed)
-                || old.metadata.labels != pod.metadata.labels
-                || old.metadata.deletion_timestamp != pod.metadata.deletion_timestamp
-        });
-        let resized = old.is_some_and(|old| {
-            let before = crate::resources::requests_of(old).asked;
-            let after = &info.requests.asked;
-            node_of(old).is_some() && (before.cpu > after.cpu || before.memory > after.memory)
-        });
-        self.snapshot.place(info, node);
-        let mut rules = Rules::default();
-        if news || was_assumed {
-            rules.add(Rule::PodTopologySpread);
-            rules.add(Rule::InterPodAffinity);
+        let before = self.snapshot.place(info.clone(), node).filter(|_| !was_assumed);
+        let before = before.as_deref();
+        if !before.is_some_and(|before| before.looks_like(&info)) {
+            self.line.wake(Event::Came { pod: &info, before }, now);
         }
-        if resized {
-            rules.add(Rule::NodeResourcesFit);
+        let shrank = before.is_some_and(|before| {
+            let (before, after) = (&before.requests.asked, &info.requests.asked);
+            before.cpu > after.cpu || before.memory > after.memory
+        });
+        if let (true, Some(node)) = (shrank, self.snapshot.get(node)) {
+            self.line.wake(Event::Shrank { node }, now);
         }
-        self.line.wake(rules, now);
+    }
+
+    /// A pod that was assumed does not get to its node: others may.
+    pub fn forget_assumed(&mut self, uid: &str, now: Instant) -> bool {
+        if !self.assumed.remove(uid) {
+            return false;
+        }
+        if let Some((pod, node)) = self.snapshot.remove_pod(uid) {
+            let node = self.snapshot.get(&node);
+            self.line.wake(Event::Left { pod: &pod, node }, now);
+        }
+        true
     }
 
     fn pod_pending(&mut self, pod: &Arc<Pod>, now: Instant) {
@@ -182,43 +180,17 @@ impl State {
         let Some(new) = new else {
             if let Some(old) = old {
                 self.snapshot.remove_node(&name(old));
-                self.line.wake(Rules::of(&[Rule::PodTopologySpread]), now);
+                self.line.wake(Event::NodeLeft, now);
             }
             return;
         };
-        let rules = old.map_or(Rules::ALL, |old| concerned(old, new));
         self.snapshot.set_node(new.clone());
-        self.line.wake(rules, now);
-    }
-}
-
-/// The rules that a change of a node may satisfy.
-fn concerned(old: &Node, new: &Node) -> Rules {
-    let mut rules = Rules::default();
-    let allocatable = |node: &Node| node.status.as_ref().and_then(|s| s.allocatable.clone());
-    if allocatable(old) != allocatable(new) {
-        rules.add(Rule::NodeResourcesFit);
-    }
-    if old.metadata.labels != new.metadata.labels {
-        for rule in [
-            Rule::NodeAffinity,
-            Rule::VolumeBinding,
-            Rule::VolumeZone,
-            Rule::PodTopologySpread,
-            Rule::InterPodAffinity,
-            Rule::DynamicResources,
-        ] {
-            rules.add(rule);
+        let is_news = old.is_none_or(|old| hints::changed(old, new) != Rules::default());
+        if let (true, Some(node)) =
+            (is_news && self.line.has_parked(), self.snapshot.get(&name(new)))
+        {
+            let before = old.map(|old| NodeInfo::new(old.clone()));
+            self.line.wake(Event::Node { node, before: before.as_ref() }, now);
         }
     }
-    let spec = |node: &Node| node.spec.clone().unwrap_or_default();
-    let (old, new) = (spec(old), spec(new));
-    if old.taints != new.taints {
-        rules.add(Rule::TaintToleration);
-        rules.add(Rule::PodTopologySpread);
-    }
-    if old.unschedulable != new.unschedulable {
-        rules.add(Rule::NodeUnschedulable);
-    }
-    rules
 }
