@@ -16,8 +16,10 @@ mod tests;
 use std::sync::Arc;
 
 use crate::facts::{Caches, Facts};
+use crate::keys;
 use crate::pod::PodInfo;
 use crate::profile::Profile;
+use crate::snapshot::Snapshot;
 pub use class::Class;
 use columns::Columns;
 
@@ -46,16 +48,21 @@ impl Classes {
         &mut self,
         pod: &Arc<PodInfo>,
         profile: &Arc<Profile>,
-        caches: &Caches,
+        (caches, snapshot): (&Caches, &Snapshot),
         observe: impl FnOnce() -> Option<Facts>,
     ) -> Option<Found<'_>> {
-        let hash = likeness::hash(pod)?;
+        let current = (caches.facts_changed(), snapshot.keys().changes());
+        let own: Vec<&str> = keys::of_terms(pod).chain(keys::of_constraints(pod)).collect();
+        let selected = caches.selected_keys();
+        let matters = |key: &str| {
+            selected.contains(key) || snapshot.keys().contains(key) || own.contains(&key)
+        };
+        let hash = likeness::hash(pod, &matters)?;
         self.clock += 1;
-        let current = caches.facts_changed();
         let alike = |class: &Class| {
             class.hash == hash
                 && Arc::ptr_eq(&class.facts.profile, profile)
-                && likeness::alike(&class.example, pod)
+                && likeness::alike(&class.example, pod, &matters)
         };
         let at = match self.held.iter().position(alike) {
             Some(at) if self.held[at].facts_at == current => at,
@@ -68,6 +75,7 @@ impl Classes {
                 self.add(class)
             }
         };
+        drop(selected);
         let class = &mut self.held[at];
         class.asked = self.clock;
         Some(Found { class, columns: &mut self.columns })

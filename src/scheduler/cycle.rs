@@ -108,7 +108,8 @@ impl State {
         let Self { snapshot, classes, taken, pending, start, .. } = self;
         let mut chance = Chance { start, below: &mut base::rng::below };
         let observe = || facts::observe(pod, profile, caches, taken, pending);
-        let Some(Found { class, columns }) = classes.of(pod, profile, caches, || observe().ok())
+        let Some(Found { class, columns }) =
+            classes.of(pod, profile, (caches, snapshot), || observe().ok())
         else {
             let facts = observe().map(Arc::new);
             let facts_of = facts.as_deref();

@@ -14,14 +14,18 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::storage::v1::{
     CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use kinds::meta::LabelSelector;
 use kinds::meta::quantity::Quantity;
 
+use client::api::Object;
 use client::volumes::{self as claims, NO_PROVISIONER, SELECTED_NODE};
 use client::{Cache, Shared};
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::devices::{self, Devices, Pending};
 use crate::filter::{Rule, volume_limits, volume_restrictions, volume_zone};
+use crate::keys::{self, Keys};
 use crate::pod::{Labels, PodInfo, Term, Terms};
 use crate::profile::Profile;
 
@@ -112,6 +116,7 @@ pub struct Caches {
     pub stateful_sets: Cache<StatefulSet>,
     /// Grows when something changes that facts of pods without volumes come from.
     changes: Arc<AtomicU64>,
+    keys: Arc<RwLock<Keys>>,
 }
 
 impl Caches {
@@ -136,6 +141,7 @@ impl Caches {
             replication_controllers: shared.cache(),
             stateful_sets: shared.cache(),
             changes: Arc::default(),
+            keys: Arc::default(),
         };
         out.index();
         out.listen();
@@ -153,28 +159,42 @@ impl Caches {
         self.changes.load(Ordering::Acquire)
     }
 
+    /// The labels by which services and controllers select pods.
+    pub fn selected_keys(&self) -> RwLockReadGuard<'_, Keys> {
+        self.keys.read()
+    }
+
     fn listen(&self) {
-        fn on<K: client::api::Object, T: PartialEq + 'static>(
-            cache: &Cache<K>,
-            changes: &Arc<AtomicU64>,
-            matters: fn(&K) -> Option<&T>,
-        ) {
-            let changes = changes.clone();
-            cache.on_change(move |old, new| {
-                let same = match (old, new) {
-                    (Some(old), Some(new)) => matters(old) == matters(new),
-                    (_, _) => false,
-                };
-                if !same {
-                    changes.fetch_add(1, Ordering::AcqRel);
-                }
-            });
-        }
-        on(&self.namespaces, &self.changes, |it| it.metadata.labels.as_ref());
-        on(&self.services, &self.changes, |it| it.spec.as_ref()?.selector.as_ref());
-        on(&self.replica_sets, &self.changes, |it| it.spec.as_ref().map(|it| &it.selector));
-        on(&self.replication_controllers, &self.changes, |it| it.spec.as_ref()?.selector.as_ref());
-        on(&self.stateful_sets, &self.changes, |it| it.spec.as_ref().map(|it| &it.selector));
+        let changes = self.changes.clone();
+        self.namespaces.on_change(move |old, new| {
+            let labels = |it: Option<&Arc<Namespace>>| it.map(|it| it.metadata.labels.clone());
+            if labels(old) != labels(new) {
+                changes.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        let of_service = |it: &Service| equal_to(it.spec.as_ref()?.selector.as_ref());
+        self.listen_to(&self.services, of_service);
+        let of_controller =
+            |it: &ReplicationController| equal_to(it.spec.as_ref()?.selector.as_ref());
+        self.listen_to(&self.replication_controllers, of_controller);
+        self.listen_to(&self.replica_sets, |it| Some(select(&it.spec.as_ref()?.selector)));
+        self.listen_to(&self.stateful_sets, |it| Some(select(&it.spec.as_ref()?.selector)));
+    }
+
+    /// Takes note of whom the objects of a cache select.
+    fn listen_to<K: Object>(&self, cache: &Cache<K>, selector: fn(&K) -> Option<LabelSelector>) {
+        let (changes, keys) = (self.changes.clone(), self.keys.clone());
+        cache.on_change(move |old, new| {
+            let of = |it: Option<&Arc<K>>| it.and_then(|it| selector(it));
+            let (old, new) = (of(old), of(new));
+            if old == new {
+                return;
+            }
+            let mut keys = keys.write();
+            keys.add(new.iter().flat_map(keys::of_selector));
+            keys.remove(old.iter().flat_map(keys::of_selector));
+            changes.fetch_add(1, Ordering::AcqRel);
+        });
     }
 
     /// Caches that nothing feeds.
@@ -200,6 +220,7 @@ impl Caches {
             replication_controllers: Cache::new(),
             stateful_sets: Cache::new(),
             changes: Arc::default(),
+            keys: Arc::default(),
         };
         out.index();
         out.listen();
@@ -228,6 +249,15 @@ impl Caches {
         self.replication_controllers.synced().await;
         self.stateful_sets.synced().await;
     }
+}
+
+/// None where nothing is selected.
+fn equal_to(labels: Option<&Labels>) -> Option<LabelSelector> {
+    labels.map(|labels| client::labels::equal_to(Some(labels)))
+}
+
+fn select(selector: &meta::LabelSelector) -> LabelSelector {
+    client::labels::selector(Some(selector))
 }
 
 /// Gathers the facts.

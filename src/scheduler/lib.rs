@@ -10,6 +10,7 @@ mod cycle;
 mod devices;
 mod facts;
 mod filter;
+mod keys;
 mod line;
 mod plan;
 mod pod;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use crate::keys::{self, Keys};
 use crate::pod::{HostPort, Labels, PodInfo};
 use crate::resources::Resources;
 
@@ -146,6 +147,8 @@ pub struct Snapshot {
     image_nodes: HashMap<String, usize>,
     /// Pods with terms, over all nodes.
     pub with_terms: usize,
+    /// Of the labels that these terms ask for.
+    keys: Keys,
     /// How many pods on nodes use a volume claim, by namespace and name.
     claims: HashMap<(String, String), usize>,
     /// Pods that preemption has promised a node, by node.
@@ -179,6 +182,11 @@ impl Snapshot {
     /// As long as it is the same, so is what [`Self::nodes_with_image`] says.
     pub fn images_changed(&self) -> u64 {
         self.images_changed
+    }
+
+    /// Labels by which pods on nodes select others.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// Pods that came to nodes and left them, in order.
@@ -272,6 +280,7 @@ impl Snapshot {
         }
         let before = self.remove_pod(&pod.uid).map(|(pod, _)| pod);
         self.placed.insert(pod.uid.clone(), node.to_string());
+        self.keys.add(keys::of_terms(&pod));
         for claim in &pod.claims {
             *self.claims.entry((pod.namespace.clone(), claim.clone())).or_default() += 1;
         }
@@ -329,6 +338,9 @@ impl Snapshot {
         } else {
             None
         };
+        if let Some(pod) = &gone {
+            self.keys.remove(keys::of_terms(pod));
+        }
         for claim in gone.iter().flat_map(|pod| &pod.claims) {
             let key =
                 (gone.as_ref().map(|p| p.namespace.clone()).unwrap_or_default(), claim.clone());

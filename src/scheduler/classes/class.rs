@@ -45,8 +45,8 @@ pub struct Class {
     /// The pod that came first.
     pub example: Arc<PodInfo>,
     pub facts: Arc<Facts>,
-    /// When the facts were gathered.
-    pub facts_at: u64,
+    /// When the facts were gathered, and of which labels of pods they are.
+    pub facts_at: (u64, u64),
     /// When it was last asked for.
     pub asked: u64,
     /// By the position of the node.
@@ -65,7 +65,7 @@ pub struct Class {
 }
 
 impl Class {
-    pub fn new(hash: u64, example: Arc<PodInfo>, facts: Arc<Facts>, facts_at: u64) -> Self {
+    pub fn new(hash: u64, example: Arc<PodInfo>, facts: Arc<Facts>, facts_at: (u64, u64)) -> Self {
         Self {
             hash,
             images: score::image_locality::images(&example),

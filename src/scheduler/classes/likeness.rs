@@ -9,8 +9,8 @@ use crate::filter::volume_restrictions;
 use crate::pod::{PodInfo, node_of};
 
 /// Equal for pods that are alike; None for pods that are like no other, since they have
-/// volumes, devices or a node of their own.
-pub fn hash(pod: &PodInfo) -> Option<u64> {
+/// volumes, devices or a node of their own. Of the labels only some keys matter.
+pub fn hash(pod: &PodInfo, matters: &dyn Fn(&str) -> bool) -> Option<u64> {
     let spec = pod.spec()?;
     let claims = spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty());
     if !pod.claims.is_empty()
@@ -22,14 +22,16 @@ pub fn hash(pod: &PodInfo) -> Option<u64> {
     }
     let mut out = DefaultHasher::new();
     pod.namespace.hash(&mut out);
-    pod.labels().hash(&mut out);
+    for label in labels(pod, matters) {
+        label.hash(&mut out);
+    }
     pod.priority.hash(&mut out);
     let asked = &pod.requests.asked;
     (asked.cpu, asked.memory, asked.storage, &asked.other).hash(&mut out);
     Some(out.finish())
 }
 
-pub fn alike(one: &PodInfo, other: &PodInfo) -> bool {
+pub fn alike(one: &PodInfo, other: &PodInfo, matters: &dyn Fn(&str) -> bool) -> bool {
     let (Some(a), Some(b)) = (one.spec(), other.spec()) else { return false };
     let images = |containers: &[Container], others: &[Container]| {
         containers.len() == others.len()
@@ -37,7 +39,7 @@ pub fn alike(one: &PodInfo, other: &PodInfo) -> bool {
     };
     one.namespace == other.namespace
         && one.priority == other.priority
-        && one.labels() == other.labels()
+        && labels(one, matters).eq(labels(other, matters))
         && one.requests == other.requests
         && one.ports == other.ports
         && controller(one) == controller(other)
@@ -52,6 +54,14 @@ pub fn alike(one: &PodInfo, other: &PodInfo) -> bool {
             a.init_containers.as_deref().unwrap_or_default(),
             b.init_containers.as_deref().unwrap_or_default(),
         )
+}
+
+/// The labels whose keys matter.
+fn labels<'a>(
+    pod: &'a PodInfo,
+    matters: &'a dyn Fn(&str) -> bool,
+) -> impl Iterator<Item = (&'a String, &'a String)> {
+    pod.labels().into_iter().flatten().filter(|(key, _)| matters(key))
 }
 
 /// The kind and the name of who made the pod; its siblings are found by them.

@@ -64,7 +64,10 @@ fn node(dice: &mut Dice, number: u64) -> k8s_openapi::api::core::v1::Node {
 /// What all pods of one kind have in common.
 fn template(dice: &mut Dice) -> (Value, Value) {
     let app = json!({"app": dice.one_of(&["a", "b"])});
-    let select = |dice: &mut Dice| json!({"matchLabels": {"app": dice.one_of(&["a", "b"])}});
+    let select = |dice: &mut Dice| match dice.below(4) {
+        0 => json!({"matchExpressions": [{"key": "own", "operator": "In", "values": ["0", "1"]}]}),
+        _ => json!({"matchLabels": {"app": dice.one_of(&["a", "b"])}}),
+    };
     let mut spec = json!({"priority": dice.below(2), "containers": [{"name": "c", "image": "i",
         "resources": {"requests": {"cpu": dice.one_of(&["100m", "500m", "1"])}}}]});
     if dice.happens(30) {
@@ -144,7 +147,12 @@ impl World {
 
     fn pod(&mut self, (labels, spec): &(Value, Value)) -> Pod {
         self.made += 1;
-        pod_of(&format!("p{}", self.made), labels.clone(), spec.clone())
+        let mut labels = labels.clone();
+        // Sometimes it matters to others, and mostly it does not.
+        if self.dice.happens(50) {
+            labels["own"] = self.dice.below(4).to_string().into();
+        }
+        pod_of(&format!("p{}", self.made), labels, spec.clone())
     }
 
     /// Asks both, and places the pod where they say.
@@ -158,7 +166,8 @@ impl World {
         let mut chance = Chance { start: &mut slow_start, below: &mut |bound| throw % bound };
         let slow =
             plan(&pod, facts.as_ref(), &self.profile, &self.snapshot, &Vec::new, &mut chance);
-        let found = self.classes.of(&pod, &self.profile, &self.caches, || observe().ok());
+        let found =
+            self.classes.of(&pod, &self.profile, (&self.caches, &self.snapshot), || observe().ok());
         let Found { class, columns } = found.expect("a pod without volumes has a class");
         let mut chance = Chance { start: &mut self.start, below: &mut |bound| throw % bound };
         let quick = class.pick(&pod, &self.snapshot, columns, &mut chance);
@@ -255,6 +264,27 @@ fn in_large_clusters_where_a_part_suffices_it_does_so_too() {
 }
 
 #[test]
+fn labels_that_nobody_selects_by_make_no_class() {
+    let mut world = World::new(1, 5);
+    for number in 0..5 {
+        let labels = json!({"app": "a", "number": number.to_string()});
+        let pod = pod_of(&format!("own-{number}"), labels, json!({}));
+        world.compare(pod);
+    }
+    assert_eq!(world.classes.held.len(), 1);
+    let anti = json!({"affinity": {"podAntiAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": HOST,
+            "labelSelector": {"matchLabels": {"number": "7"}}}]}}});
+    let pod = pod_of("apart", json!({}), anti);
+    world.compare(pod);
+    for number in 6..9 {
+        let labels = json!({"app": "a", "number": number.to_string()});
+        world.compare(pod_of(&format!("own-{number}"), labels, json!({})));
+    }
+    assert_eq!(world.classes.held.len(), 5, "three more, and the one that stays apart");
+}
+
+#[test]
 fn who_is_forgotten_or_far_behind_counts_anew() {
     let mut world = World::new(7, 5);
     let spread = json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": HOST,
@@ -275,9 +305,12 @@ fn who_is_forgotten_or_far_behind_counts_anew() {
     }
     // More classes come than are remembered.
     for number in 0..200 {
-        let pod = world.pod(&(json!({"app": "a", "number": number.to_string()}), json!({})));
+        let asks = json!({"requests": {"memory": number.to_string()}});
+        let spec = json!({"containers": [{"name": "c", "image": "i", "resources": asks}]});
+        let pod = world.pod(&(json!({}), spec));
         world.compare(pod);
     }
+    assert_eq!(world.classes.held.len(), super::CLASSES_MAX);
     let pod = world.pod(&of);
     world.compare(pod);
 }

@@ -42,12 +42,12 @@ impl Lot {
     pub fn park(&mut self, pod: &Arc<PodInfo>, rules: Rules, profile: &Arc<Profile>) -> Spot {
         self.number += 1;
         let number = self.number;
-        let hash = likeness::hash(pod);
+        let hash = likeness::hash(pod, &|_| true);
         let alike = |group: &&u64| {
             let group = &self.groups[*group];
             group.rules == rules
                 && Arc::ptr_eq(&group.profile, profile)
-                && likeness::alike(&group.example, pod)
+                && likeness::alike(&group.example, pod, &|_| true)
         };
         let held = hash.and_then(|hash| self.by_hash.get(&hash)?.iter().find(alike).copied());
         let group = held.unwrap_or_else(|| self.open(number, hash, pod, rules, profile));
