@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 
 use codec::scan::Scan;
 
+use super::sketch::sketch;
+
 const METADATA: &[u8] = b"\"metadata\":{";
 
 /// An object in its storage version. The bytes are what a client gets: with
@@ -132,6 +134,22 @@ impl Object {
         decode(self.bytes())
     }
 
+    /// The text of the metadata.
+    pub fn metadata(&self) -> Option<&[u8]> {
+        let mut scan = Scan::new(self.bytes());
+        let mut first = true;
+        if !scan.take(b'{') {
+            return None;
+        }
+        while let Some(key) = scan.key(&mut first)? {
+            let value = scan.value()?;
+            if key.raw == b"metadata" {
+                return Some(value);
+            }
+        }
+        None
+    }
+
     /// The labels; null where there are none.
     pub fn labels(&self) -> &Value {
         #[derive(Deserialize)]
@@ -154,7 +172,7 @@ impl Object {
         &self,
         extract: impl FnOnce(&Value) -> Vec<(&'static str, String)>,
     ) -> &[(&'static str, String)] {
-        self.fields.get_or_init(|| extract(&self.value()))
+        self.fields.get_or_init(|| extract(&sketch(self.bytes())))
     }
 
     /// The bytes without `kind` and `apiVersion`, as items of a typed list have them;
