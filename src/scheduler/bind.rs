@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use crate::cycle::Decision;
 use crate::devices::grant::{self, GrantError};
+use crate::extend::ExtendError;
 use crate::filter::volumes::Choice;
 use crate::plan::Unschedulable;
 use crate::pod::PodInfo;
@@ -28,6 +29,8 @@ enum BindError {
     Rejected(#[source] client::Error),
     #[error(transparent)]
     Grant(#[from] GrantError),
+    #[error(transparent)]
+    Extender(#[from] ExtendError),
     #[error("select node {node} for claim {claim}")]
     Claim {
         node: String,
@@ -54,7 +57,11 @@ pub async fn bind(
     let result = async {
         bind_volumes(scheduler, pod, node, choices, *limit).await?;
         grant::write(&scheduler.0.client, pod, grants).await?;
-        post(scheduler, pod, node).await
+        let extenders = scheduler.0.state.lock().extenders.clone();
+        match extenders.bind(pod, node).await? {
+            true => Ok(()),
+            false => post(scheduler, pod, node).await,
+        }
     };
     let result = result.await;
     drop(permit);
@@ -88,10 +95,15 @@ pub async fn bind(
             }
             let text = chain(&err).to_string();
             warn!(pod = %format!("{}/{}", pod.namespace, pod.name), node, error = text, "bind failed");
-            scheduler.0.recorder.warning(&reference(&*pod.pod), "FailedScheduling", text.clone());
-            write_condition(scheduler, pod, "SchedulerError", &text, None).await;
+            fail(scheduler, pod, text).await;
         }
     }
+}
+
+/// Says what went wrong with a pod that is tried again.
+pub async fn fail(scheduler: &Scheduler, pod: &PodInfo, why: String) {
+    scheduler.0.recorder.warning(&reference(&*pod.pod), "FailedScheduling", why.clone());
+    write_condition(scheduler, pod, "SchedulerError", &why, None).await;
 }
 
 async fn post(scheduler: &Scheduler, pod: &PodInfo, node: &str) -> Result<(), BindError> {

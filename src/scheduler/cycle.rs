@@ -10,9 +10,11 @@ use tracing::debug;
 
 use crate::classes::Found;
 use crate::devices::Grant;
+use crate::extend::Question;
 use crate::facts::{self, Caches, Facts, Nowhere};
 use crate::filter::volumes::{self, Choice};
-use crate::plan::{Chance, Plan, Unschedulable, plan};
+use crate::filter::{Counted, Reject};
+use crate::plan::{self, Chance, Plan, Unschedulable, plan};
 use crate::pod::PodInfo;
 use crate::preempt::Budgets;
 use crate::profile::Profile;
@@ -34,6 +36,10 @@ pub struct Decision {
 pub enum Outcome {
     Bind(Decision),
     Wait(Unschedulable),
+    /// Extenders have a say in it.
+    Ask(Question),
+    /// Something went wrong, which time may heal.
+    Fail(String),
 }
 
 impl State {
@@ -64,37 +70,114 @@ impl State {
             self.line.remove(&pod.uid);
             return None;
         };
+        if self.extenders.mind(pod)
+            && let Some(question) = self.question(pod, &profile, caches)
+        {
+            return Some(Outcome::Ask(question));
+        }
         let (planned, facts) = self.plan(pod, &profile, caches, budgets);
         match (planned, facts) {
-            (Plan::Bind { node }, Ok(facts)) => {
-                debug!(pod = %pod.name, node, "planned");
-                // What was possible a moment ago is possible still: the state is held.
-                let chosen = self.snapshot.get(&node).map(|node| volumes::choose(&facts, node));
-                let choices = chosen.and_then(Result::ok).unwrap_or_default();
-                let devices = facts.devices.as_ref().zip(self.snapshot.get(&node));
-                let granted = devices.map(|(devices, node)| devices.grants(node));
-                let grants = granted.and_then(Result::ok).unwrap_or_default();
-                self.take(&choices);
-                self.grant(&grants);
-                self.snapshot.place(pod.clone(), &node);
-                self.snapshot.forget_nomination(&pod.uid);
-                self.assumed.insert(pod.uid.clone());
-                Some(Outcome::Bind(Decision { node, choices, grants, limit: profile.bind_timeout }))
-            }
+            (Plan::Bind { node }, Ok(facts)) => Some(self.assume(pod, &facts, node)),
             (Plan::Bind { .. }, Err(reason)) => {
                 // A plan never binds without facts.
                 debug!(reason = reason.reason, "a plan without facts");
                 self.line.retry(&pod.uid, now);
                 None
             }
-            (Plan::Wait(refusal), _) => {
-                self.line.park(&pod.uid, refusal.rules, &profile, now);
-                if let Some(victims) = &refusal.victims {
-                    self.snapshot.nominate(pod.clone(), &victims.node);
-                }
-                Some(Outcome::Wait(refusal))
-            }
+            (Plan::Wait(refusal), _) => Some(self.wait(pod, &profile, refusal, now)),
         }
+    }
+
+    fn assume(&mut self, pod: &Arc<PodInfo>, facts: &Facts, node: String) -> Outcome {
+        debug!(pod = %pod.name, node, "planned");
+        // What was possible a moment ago is possible still: the state is held.
+        let chosen = self.snapshot.get(&node).map(|node| volumes::choose(facts, node));
+        let choices = chosen.and_then(Result::ok).unwrap_or_default();
+        let devices = facts.devices.as_ref().zip(self.snapshot.get(&node));
+        let granted = devices.map(|(devices, node)| devices.grants(node));
+        let grants = granted.and_then(Result::ok).unwrap_or_default();
+        self.take(&choices);
+        self.grant(&grants);
+        self.snapshot.place(pod.clone(), &node);
+        self.snapshot.forget_nomination(&pod.uid);
+        self.assumed.insert(pod.uid.clone());
+        Outcome::Bind(Decision { node, choices, grants, limit: facts.profile.bind_timeout })
+    }
+
+    fn wait(
+        &mut self,
+        pod: &Arc<PodInfo>,
+        profile: &Arc<Profile>,
+        refusal: Unschedulable,
+        now: Instant,
+    ) -> Outcome {
+        self.line.park(&pod.uid, refusal.rules, profile, now);
+        if let Some(victims) = &refusal.victims {
+            self.snapshot.nominate(pod.clone(), &victims.node);
+        }
+        Outcome::Wait(refusal)
+    }
+
+    /// What extenders are to be asked; None where there is nothing to ask.
+    fn question(
+        &mut self,
+        pod: &Arc<PodInfo>,
+        profile: &Arc<Profile>,
+        caches: &Caches,
+    ) -> Option<Question> {
+        if self.snapshot.nodes().is_empty() {
+            return None;
+        }
+        let facts = facts::observe(pod, profile, caches, &self.taken, &self.pending).ok()?;
+        let mut chance = Chance { start: &mut self.start, below: &mut base::rng::below };
+        let (able, rejects) = plan::survey(pod, &facts, &self.snapshot, &mut chance);
+        Some(Question { facts: Arc::new(facts), able, rejects })
+    }
+
+    /// Takes the node that extenders have left; None where the pod is planned for anew, since
+    /// it or the node has changed while they were asked.
+    pub fn settle_node(
+        &mut self,
+        pod: &Arc<PodInfo>,
+        facts: &Facts,
+        node: String,
+        now: Instant,
+    ) -> Option<Outcome> {
+        if !self.line.is_in_flight(pod) {
+            return None;
+        }
+        let counted = Counted::new(pod, facts, &self.snapshot);
+        let fits = self.snapshot.get(&node).is_some_and(|node| {
+            plan::check_with_nominated(pod, facts, &counted, &self.snapshot, node).is_ok()
+        });
+        if !fits {
+            self.line.retry(&pod.uid, now);
+            return None;
+        }
+        Some(self.assume(pod, facts, node))
+    }
+
+    /// What a pod is told that extenders have left no node.
+    pub fn refusal(
+        &self,
+        pod: &PodInfo,
+        facts: &Facts,
+        budgets: &dyn Fn() -> Budgets,
+        rejects: &[(String, Reject)],
+    ) -> Unschedulable {
+        plan::refuse_all(pod, facts, &self.snapshot, budgets, rejects)
+    }
+
+    /// Takes note of a refusal that extenders have had their say in.
+    pub fn settle_refusal(
+        &mut self,
+        pod: &Arc<PodInfo>,
+        facts: &Facts,
+        refusal: Unschedulable,
+        now: Instant,
+    ) -> Option<Outcome> {
+        let profile = facts.profile.clone();
+        self.line.is_in_flight(pod).then(|| self.wait(pod, &profile, refusal, now))
     }
 
     /// Asks the pod's class, and for pods without one, or that find no node, the plan itself.

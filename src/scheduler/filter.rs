@@ -37,10 +37,12 @@ pub enum Rule {
     PodTopologySpread = 1024,
     InterPodAffinity = 2048,
     DynamicResources = 4096,
+    /// No plugin: what extenders say. Any change may be one that they look at.
+    Extender = 8192,
 }
 
 impl Rule {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NodeUnschedulable,
         Self::NodeName,
         Self::TaintToleration,
@@ -54,6 +56,7 @@ impl Rule {
         Self::PodTopologySpread,
         Self::InterPodAffinity,
         Self::DynamicResources,
+        Self::Extender,
     ];
 
     /// The rule that upstream's plugin of this name is.
@@ -82,7 +85,9 @@ impl Rule {
 pub struct Rules(pub u16);
 
 impl Rules {
-    pub const ALL: Self = Self(8191);
+    pub const ALL: Self = Self(16383);
+    /// All that are plugins.
+    pub const PLUGINS: Self = Self(8191);
 
     pub fn of(rules: &[Rule]) -> Self {
         Self(rules.iter().fold(0, |bits, rule| bits | *rule as u16))
@@ -90,6 +95,11 @@ impl Rules {
 
     pub fn each(self) -> impl Iterator<Item = Rule> {
         Rule::ALL.into_iter().filter(move |rule| self.meets(Self::of(&[*rule])))
+    }
+
+    pub fn with(mut self, rule: Rule) -> Self {
+        self.add(rule);
+        self
     }
 
     pub fn add(&mut self, rule: Rule) {

@@ -8,6 +8,7 @@ mod classes;
 mod config;
 mod cycle;
 mod devices;
+mod extend;
 mod facts;
 mod filter;
 mod keys;

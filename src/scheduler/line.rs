@@ -136,6 +136,13 @@ impl Line {
         Some(entry.pod.clone())
     }
 
+    /// Whether the pod was popped and is waited for still, as it was.
+    pub fn is_in_flight(&self, pod: &Arc<PodInfo>) -> bool {
+        self.entries.get(&pod.uid).is_some_and(|entry| {
+            entry.place == Place::InFlight && entry.pod.pod.spec == pod.pod.spec
+        })
+    }
+
     /// When `pop` may have something that it has not now.
     pub fn next_due(&self) -> Option<Instant> {
         let first = |all: &BTreeSet<(Instant, String)>| all.first().map(|(due, _)| *due);

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::devices::Devices;
@@ -37,6 +38,8 @@ pub struct Unschedulable {
     pub rules: Rules,
     /// Pods to remove so that the pod fits next time.
     pub victims: Option<Victims>,
+    /// Others, each on a node of its own, that would make room as well.
+    pub candidates: Vec<Victims>,
     /// A claim whose devices nobody uses, to be freed for the same end.
     pub idle: Option<Arc<ResourceClaim>>,
 }
@@ -62,6 +65,7 @@ pub fn plan(
             message: "no nodes available to schedule pods".into(),
             rules: Rules::ALL,
             victims: None,
+            candidates: Vec::new(),
             idle: None,
         });
     }
@@ -72,9 +76,38 @@ pub fn plan(
     let counted = Counted::new(pod, facts, snapshot);
     let (able, rejects) = filter_nodes(pod, facts, &counted, snapshot, chance);
     if able.is_empty() {
-        return refuse(pod, facts, &counted, snapshot, budgets, &rejects);
+        return Plan::Wait(refuse(pod, facts, &counted, snapshot, budgets, &rejects));
     }
     Plan::Bind { node: pick(pod, facts, snapshot, &able, chance).name.clone() }
+}
+
+/// The nodes that will do with what they are worth, and the others with their reasons, for
+/// somebody else to choose.
+pub fn survey(
+    pod: &PodInfo,
+    facts: &Facts,
+    snapshot: &Snapshot,
+    chance: &mut Chance<'_>,
+) -> (Vec<(Arc<Node>, i64)>, Vec<(String, Reject)>) {
+    let counted = Counted::new(pod, facts, snapshot);
+    let (able, rejects) = filter_nodes(pod, facts, &counted, snapshot, chance);
+    let totals = score::totals(&Contest { pod, facts, snapshot, nodes: &able });
+    let able = able.iter().map(|node| node.node.clone()).zip(totals).collect();
+    (able, rejects.into_iter().map(|(node, reject)| (node.name.clone(), reject)).collect())
+}
+
+/// What is said where all nodes were rejected, by whomever.
+pub fn refuse_all(
+    pod: &PodInfo,
+    facts: &Facts,
+    snapshot: &Snapshot,
+    budgets: &dyn Fn() -> Budgets,
+    rejects: &[(String, Reject)],
+) -> Unschedulable {
+    let counted = Counted::new(pod, facts, snapshot);
+    let of = |(node, reject): &(String, Reject)| Some((snapshot.get(node)?, reject.clone()));
+    let rejects: Vec<(&NodeInfo, Reject)> = rejects.iter().filter_map(of).collect();
+    refuse(pod, facts, &counted, snapshot, budgets, &rejects)
 }
 
 /// How many nodes suffice to be found.
@@ -162,6 +195,7 @@ fn nowhere(all: usize, profile: &Profile, nowhere: &Nowhere) -> Plan {
         message: format!("0/{all} nodes are available: {reason}. {none}").trim_end().to_owned(),
         rules: Rules::of(&[*rule]),
         victims: None,
+        candidates: Vec::new(),
         idle: None,
     })
 }
@@ -173,7 +207,7 @@ fn refuse(
     snapshot: &Snapshot,
     budgets: &dyn Fn() -> Budgets,
     rejects: &[(&NodeInfo, Reject)],
-) -> Plan {
+) -> Unschedulable {
     let all = snapshot.nodes().len();
     let mut rules = Rules::default();
     for (_, reject) in rejects {
@@ -181,7 +215,7 @@ fn refuse(
     }
     let outcome = match facts.profile.preempts {
         true => preempt::plan(pod, facts, counted, snapshot, budgets, rejects),
-        false => preempt::Outcome { message: None, victims: None },
+        false => preempt::Outcome::default(),
     };
     let reasons = histogram(rejects.iter().flat_map(|(_, r)| r.reasons.iter().map(String::as_str)));
     let mut message = format!("0/{all} nodes are available: {reasons}.");
@@ -199,7 +233,8 @@ fn refuse(
             message = format!("{message} {}", said.join(", "));
         }
     }
-    Plan::Wait(Unschedulable { message, rules, victims: outcome.victims, idle })
+    let preempt::Outcome { victims, candidates, .. } = outcome;
+    Unschedulable { message, rules, victims, candidates, idle }
 }
 
 /// What upstream's DynamicResources says of claims that could be deallocated.

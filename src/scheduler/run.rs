@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use base::drain::Drain;
+use base::error::chain;
 use client::{Cache, Recorder, Shared};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -15,11 +16,12 @@ use crate::bind;
 use crate::config::Config;
 use crate::cycle::Outcome;
 use crate::devices;
+use crate::extend::{Answer, ExtendError, Question};
 use crate::facts::Caches;
 use crate::filter::{Rule, Rules};
 use crate::line::hints::Event;
 use crate::pod::PodInfo;
-use crate::preempt::Budget;
+use crate::preempt::{Budget, Budgets};
 use crate::state::State;
 
 /// Writes under way at a time; the loop waits for one to end before it plans more.
@@ -175,9 +177,21 @@ impl Scheduler {
                 }
                 continue;
             };
+            let outcome = match outcome {
+                Outcome::Ask(question) => match self.ask(&pod, question).await {
+                    Some(outcome) => outcome,
+                    None => continue,
+                },
+                Outcome::Bind(_) | Outcome::Wait(_) | Outcome::Fail(_) => outcome,
+            };
             let (me, drain) = (self.clone(), drain.clone());
             tokio::spawn(async move {
                 match outcome {
+                    // It was asked about above.
+                    Outcome::Ask(_) => {}
+                    Outcome::Fail(why) => {
+                        drain.until(bind::fail(&me, &pod, why)).await;
+                    }
                     Outcome::Bind(decision) => {
                         drain.until(bind::bind(&me, &pod, &decision, permit)).await;
                     }
@@ -189,9 +203,38 @@ impl Scheduler {
         }
     }
 
+    /// Asks extenders; the next pod waits until they have spoken, as upstream's does.
+    async fn ask(&self, pod: &Arc<PodInfo>, question: Question) -> Option<Outcome> {
+        let extenders = self.0.state.lock().extenders.clone();
+        let facts = &question.facts;
+        let failed = |err: ExtendError| {
+            self.0.state.lock().line.retry(&pod.uid, Instant::now());
+            Some(Outcome::Fail(chain(&err).to_string()))
+        };
+        let rejects = match extenders.choose(pod, &question, &mut base::rng::below).await {
+            Ok(Answer::Node(node)) => {
+                return self.0.state.lock().settle_node(pod, facts, node, Instant::now());
+            }
+            Ok(Answer::Nobody(rejects)) => rejects,
+            Err(err) => return failed(err),
+        };
+        let budgets = || self.budgets();
+        let mut refusal = self.0.state.lock().refusal(pod, facts, &budgets, &rejects);
+        let candidates = std::mem::take(&mut refusal.candidates);
+        match extenders.preempt(pod, candidates).await {
+            Ok(left) => refusal.victims = left.into_iter().next(),
+            Err(err) => return failed(err),
+        }
+        self.0.state.lock().settle_refusal(pod, facts, refusal, Instant::now())
+    }
+
+    fn budgets(&self) -> Budgets {
+        self.0.budgets.list().iter().map(|budget| Budget::new(budget)).collect()
+    }
+
     /// Plans for the next pod and assumes the outcome.
     fn next(&self) -> Option<(Arc<PodInfo>, Outcome)> {
-        let budgets = || self.0.budgets.list().iter().map(|b| Budget::new(b)).collect();
+        let budgets = || self.budgets();
         self.0.state.lock().next(&self.0.caches, &budgets, Instant::now())
     }
 }

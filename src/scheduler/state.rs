@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::classes::Classes;
 use crate::config::Config;
 use crate::devices::{self, Grant, Pending};
+use crate::extend::Extenders;
 use crate::facts::Taken;
 use crate::filter::Rules;
 use crate::filter::volumes::Choice;
@@ -33,6 +34,7 @@ pub struct State {
     pub pending: Pending,
     /// What pods that are alike share.
     pub classes: Classes,
+    pub extenders: Extenders,
     /// Where the next pod's search for nodes starts.
     pub start: usize,
     /// One for each `schedulerName` that is served.
@@ -48,6 +50,7 @@ impl State {
             taken: Taken::new(),
             pending: Pending::new(),
             classes: Classes::default(),
+            extenders: Extenders::new(&config.extenders),
             start: 0,
             profiles: config.profiles.iter().cloned().map(Arc::new).collect(),
         }

@@ -42,7 +42,7 @@ pub enum Event<'a> {
 impl Event<'_> {
     /// The rules that it may concern at all.
     pub fn rules(&self) -> Rules {
-        match self {
+        let rules = match self {
             Self::About(rules) => *rules,
             Self::Came { .. } => Rules::of(&[Rule::PodTopologySpread, Rule::InterPodAffinity]),
             Self::Left { .. } => Rules::of(&[
@@ -57,11 +57,18 @@ impl Event<'_> {
             Self::Node { before: None, .. } => Rules::ALL,
             Self::Node { node, before: Some(before) } => changed(&before.node, &node.node),
             Self::NodeLeft => Rules::of(&[Rule::PodTopologySpread]),
+        };
+        match rules == Rules::default() {
+            true => rules,
+            false => rules.with(Rule::Extender),
         }
     }
 
     /// Whether `rule`, which refused the pod, may say something else now.
     pub fn helps(&self, rule: Rule, pod: &PodInfo, profile: &Profile) -> bool {
+        if rule == Rule::Extender {
+            return true;
+        }
         match self {
             Self::About(_) | Self::NodeLeft => true,
             Self::Came { pod: other, before } => match rule {
@@ -81,7 +88,7 @@ impl Event<'_> {
                 Rule::InterPodAffinity => wants(pod, other) || keeps_away(pod, other),
                 _ => true,
             },
-            Self::Shrank { node } => has_room(pod, profile, node),
+            Self::Shrank { node } => rule != Rule::NodeResourcesFit || has_room(pod, profile, node),
             Self::Node { node, before } => {
                 let newly =
                     |holds: &dyn Fn(&NodeInfo) -> bool| holds(node) && !before.is_some_and(holds);
