@@ -18,6 +18,7 @@ use tracing::debug;
 use crate::config::Extender as Settings;
 use crate::facts::Facts;
 use crate::filter::{Reject, Rule};
+use crate::plan::{Able, Rejected};
 use crate::pod::PodInfo;
 use crate::preempt::Victims;
 use crate::score::BEST;
@@ -50,10 +51,8 @@ type Result<T> = std::result::Result<T, ExtendError>;
 #[derive(Debug)]
 pub struct Question {
     pub facts: Arc<Facts>,
-    /// The nodes that will do, and what they are worth.
-    pub able: Vec<(Arc<Node>, i64)>,
-    /// The others, by name.
-    pub rejects: Vec<(String, Reject)>,
+    pub able: Able,
+    pub rejects: Rejected,
 }
 
 /// What they say.
@@ -61,7 +60,7 @@ pub struct Question {
 pub enum Answer {
     Node(String),
     /// Why none of the nodes will do.
-    Nobody(Vec<(String, Reject)>),
+    Nobody(Rejected),
 }
 
 /// All that are configured, in their order.
@@ -187,7 +186,7 @@ impl Extenders {
 
 struct Verdict {
     able: Vec<String>,
-    rejects: Vec<(String, Reject)>,
+    rejects: Rejected,
 }
 
 impl Extender {

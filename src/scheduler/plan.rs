@@ -81,14 +81,18 @@ pub fn plan(
     Plan::Bind { node: pick(pod, facts, snapshot, &able, chance).name.clone() }
 }
 
-/// The nodes that will do with what they are worth, and the others with their reasons, for
-/// somebody else to choose.
+/// Nodes that will do, and what they are worth.
+pub type Able = Vec<(Arc<Node>, i64)>;
+/// Nodes that will not do, by name.
+pub type Rejected = Vec<(String, Reject)>;
+
+/// All nodes that were looked at, for somebody else to choose.
 pub fn survey(
     pod: &PodInfo,
     facts: &Facts,
     snapshot: &Snapshot,
     chance: &mut Chance<'_>,
-) -> (Vec<(Arc<Node>, i64)>, Vec<(String, Reject)>) {
+) -> (Able, Rejected) {
     let counted = Counted::new(pod, facts, snapshot);
     let (able, rejects) = filter_nodes(pod, facts, &counted, snapshot, chance);
     let totals = score::totals(&Contest { pod, facts, snapshot, nodes: &able });
