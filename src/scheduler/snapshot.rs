@@ -370,15 +370,20 @@ impl Snapshot {
         !self.nominated.is_empty()
     }
 
-    pub fn forget_nomination(&mut self, uid: &str) {
-        if self.nominated.is_empty() {
-            return;
-        }
-        self.revision += 1;
-        self.nominated.retain(|_, pods| {
-            pods.retain(|pod| pod.uid != uid);
-            !pods.is_empty()
+    /// The pod, and the node it was promised, if it was promised any.
+    pub fn forget_nomination(&mut self, uid: &str) -> Option<(Arc<PodInfo>, String)> {
+        let held = self.nominated.iter().find_map(|(node, pods)| {
+            let at = pods.iter().position(|pod| pod.uid == uid)?;
+            Some((node.clone(), at))
         });
+        let (node, at) = held?;
+        self.revision += 1;
+        let pods = self.nominated.get_mut(&node)?;
+        let pod = pods.swap_remove(at);
+        if pods.is_empty() {
+            self.nominated.remove(&node);
+        }
+        Some((pod, node))
     }
 
     /// Pods promised this node that `pod` must leave room for.

@@ -118,7 +118,7 @@ impl State {
     fn pod_gone(&mut self, uid: &str, now: Instant) {
         self.line.remove(uid);
         self.assumed.remove(uid);
-        self.snapshot.forget_nomination(uid);
+        self.free_promise(uid, now);
         if let Some((pod, node)) = self.snapshot.remove_pod(uid) {
             let node = self.snapshot.get(&node);
             self.line.wake(Event::Left { pod: &pod, node }, now);
@@ -129,7 +129,7 @@ impl State {
         let info = Arc::new(PodInfo::new(pod.clone()));
         let was_assumed = self.assumed.remove(&info.uid);
         self.line.remove(&info.uid);
-        self.snapshot.forget_nomination(&info.uid);
+        self.free_promise(&info.uid, now);
         let before = self.snapshot.place(info.clone(), node).filter(|_| !was_assumed);
         let before = before.as_deref();
         if !before.is_some_and(|before| before.looks_like(&info)) {
@@ -141,6 +141,14 @@ impl State {
         });
         if let (true, Some(node)) = (shrank, self.snapshot.get(node)) {
             self.line.wake(Event::Shrank { node }, now);
+        }
+    }
+
+    /// The room that was kept for a pod is others' again.
+    fn free_promise(&mut self, uid: &str, now: Instant) {
+        if let Some((pod, node)) = self.snapshot.forget_nomination(uid) {
+            let node = self.snapshot.get(&node);
+            self.line.wake(Event::Left { pod: &pod, node }, now);
         }
     }
 
@@ -164,7 +172,7 @@ impl State {
             profile.gates && spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
         if gated || pod.metadata.deletion_timestamp.is_some() {
             self.line.remove(&uid);
-            self.snapshot.forget_nomination(&uid);
+            self.free_promise(&uid, now);
             return;
         }
         if self.assumed.contains(&uid) {
@@ -195,5 +203,95 @@ impl State {
             let before = old.map(|old| NodeInfo::new(old.clone()));
             self.line.wake(Event::Node { node, before: before.as_ref() }, now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::cycle::Outcome;
+    use crate::facts::Caches;
+    use crate::testing::{node, pod, pod_of};
+
+    fn next(state: &mut State, now: Instant) -> Option<(String, bool)> {
+        let (pod, outcome) = state.next(&Caches::empty(), &Vec::new, now)?;
+        Some((pod.name.clone(), matches!(outcome, Outcome::Bind(_))))
+    }
+
+    fn bound(name: &str, cpu: &str) -> Arc<Pod> {
+        let mut pod = pod(name, cpu, "1Gi");
+        pod.spec.as_mut().unwrap().node_name = Some("n".into());
+        Arc::new(pod)
+    }
+
+    /// A state with a node of 4 CPUs.
+    fn state(now: Instant) -> State {
+        let mut state = State::new(&Config::default());
+        state.node_changed(None, Some(&Arc::new(node("n", "4", "8Gi"))), now);
+        state
+    }
+
+    #[test]
+    fn room_that_was_promised_is_free_when_the_promise_ends() {
+        let now = Instant::now();
+        let mut state = state(now);
+        state.pod_changed(None, Some(&bound("low", "3")), now);
+        let mut promised = pod_of(
+            "vip",
+            json!({}),
+            json!({"priority": 5, "preemptionPolicy": "Never", "containers": [
+                {"name": "c", "resources": {"requests": {"cpu": "4"}}}]}),
+        );
+        promised.status = serde_json::from_value(json!({"nominatedNodeName": "n"})).unwrap();
+        let promised = Arc::new(promised);
+        state.pod_changed(None, Some(&promised), now);
+        state.pod_changed(None, Some(&Arc::new(pod("small", "1", "1Gi"))), now);
+        assert_eq!(next(&mut state, now), Some(("vip".into(), false)));
+        assert_eq!(next(&mut state, now), Some(("small".into(), false)));
+        state.pod_changed(Some(&promised), None, now);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(next(&mut state, later), Some(("small".into(), true)));
+    }
+
+    #[test]
+    fn a_binding_that_fails_gives_its_room_to_others() {
+        let now = Instant::now();
+        let mut state = state(now);
+        for name in ["a", "b"] {
+            state.pod_changed(None, Some(&Arc::new(pod(name, "3", "1Gi"))), now);
+        }
+        assert_eq!(next(&mut state, now), Some(("a".into(), true)));
+        assert_eq!(next(&mut state, now), Some(("b".into(), false)));
+        assert!(state.forget_assumed("a", now));
+        state.line.remove("a");
+        let later = now + Duration::from_secs(1);
+        assert_eq!(next(&mut state, later), Some(("b".into(), true)));
+        assert!(!state.forget_assumed("a", now));
+    }
+
+    #[test]
+    fn heartbeats_wake_nobody_and_room_wakes_those_it_suffices_for() {
+        let now = Instant::now();
+        let mut state = state(now);
+        for (name, cpu) in [("large", "16"), ("small", "5")] {
+            state.pod_changed(None, Some(&Arc::new(pod(name, cpu, "1Gi"))), now);
+        }
+        assert_eq!(next(&mut state, now), Some(("large".into(), false)));
+        assert_eq!(next(&mut state, now), Some(("small".into(), false)));
+        let later = now + Duration::from_secs(1);
+        let old = Arc::new(node("n", "4", "8Gi"));
+        let mut beat = (*old).clone();
+        beat.status.as_mut().unwrap().phase = Some("Running".into());
+        let beat = Arc::new(beat);
+        state.node_changed(Some(&old), Some(&beat), later);
+        assert_eq!(next(&mut state, later), None);
+        let grown = Arc::new(node("n", "8", "8Gi"));
+        state.node_changed(Some(&beat), Some(&grown), later);
+        assert_eq!(next(&mut state, later), Some(("small".into(), true)));
+        assert_eq!(next(&mut state, later), None);
     }
 }
