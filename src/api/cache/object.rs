@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use codec::owners;
 use codec::scan::Scan;
 
 use super::sketch::sketch;
@@ -132,6 +133,14 @@ impl Object {
     /// The decoded object.
     pub fn value(&self) -> Value {
         decode(self.bytes())
+    }
+
+    /// The decoded object without its managed fields, and their text.
+    pub fn value_and_owners(&self) -> (Value, Option<&[u8]>) {
+        match owners::cut(self.bytes()) {
+            Some((rest, managed)) => (decode(&rest), Some(managed)),
+            None => (self.value(), None),
+        }
     }
 
     /// The text of the metadata.

@@ -176,6 +176,39 @@ async fn metadata_alone_is_the_same_however_it_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_binding_leaves_the_rest_of_its_pod_as_it_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let json_type = [("content-type", "application/json")];
+    let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p",
+            "labels": {"a": "b"}, "finalizers": ["a.example/b"]},
+        "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let pods = "/api/v1/namespaces/default/pods";
+    let made = send(&server, "POST", pods, &json_type, pod.to_string()).await;
+    let before: Value = serde_json::from_slice(&made.bytes().await).unwrap();
+    let binding = json!({"kind": "Binding", "apiVersion": "v1",
+        "metadata": {"name": "p", "annotations": {"by": "test"}},
+        "target": {"kind": "Node", "name": "n"}});
+    let path = format!("{pods}/p/binding");
+    let bound = send(&server, "POST", &path, &json_type, binding.to_string()).await;
+    assert_eq!(bound.status, StatusCode::CREATED);
+    let after = send(&server, "GET", &format!("{pods}/p"), &[], "").await.bytes().await;
+    let after: Value = serde_json::from_slice(&after).unwrap();
+    assert!(before["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"].is_object());
+    let mut want = before.clone();
+    want["spec"]["nodeName"] = "n".into();
+    want["metadata"]["annotations"] = json!({"by": "test"});
+    want["metadata"]["resourceVersion"] = after["metadata"]["resourceVersion"].clone();
+    want["metadata"]["generation"] = after["metadata"]["generation"].clone();
+    want["status"]["conditions"] = after["status"]["conditions"].clone();
+    assert_eq!(after, want);
+    assert_eq!(after["status"]["conditions"][0]["type"], "PodScheduled");
+    let keys =
+        |value: &Value| value["metadata"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&after).last().unwrap(), "managedFields");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn watches_come_in_protobuf_frames() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path()).await;
