@@ -227,22 +227,12 @@ pub enum Patch {
     },
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(bound(deserialize = "K: Deserialize<'de>"))]
+/// A page of objects, without their managed fields: nobody here looks at them, and they are
+/// half of what there is to read and to keep.
+#[derive(Debug, Clone)]
 pub struct ObjectList<K> {
-    #[serde(default)]
     pub metadata: ListMeta,
-    /// Servers written in Go say null where there is nothing.
-    #[serde(default = "Vec::new", deserialize_with = "list_or_null")]
     pub items: Vec<K>,
-}
-
-fn list_or_null<'de, D, K>(deserializer: D) -> std::result::Result<Vec<K>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    K: Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Debug)]
@@ -355,7 +345,7 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         let accept = if self.accept == ACCEPT_META { ACCEPT_META_LIST } else { self.accept };
         let path = self.path(&[], params.query());
         let request = build(Method::GET, &path, accept, None, Bytes::new())?;
-        serde_json::from_slice(&self.client.request(request).await?).map_err(Error::Decode)
+        decode_list(&self.client.request(request).await?)
     }
 
     pub async fn create(&self, object: &K) -> Result<K> {
@@ -473,7 +463,8 @@ impl<K: Serialize + DeserializeOwned> Api<K> {
         serde_json::from_slice(&self.client.request(request).await?).map_err(Error::Decode)
     }
 
-    /// Watches from `resource_version` on. The stream ends when the server ends it; an
+    /// Watches from `resource_version` on; objects come without their managed fields, as in
+    /// lists. The stream ends when the server ends it; an
     /// `Err` is its last item.
     pub async fn watch(
         &self,
@@ -605,11 +596,35 @@ struct RawEvent<'a> {
     object: &'a serde_json::value::RawValue,
 }
 
+/// An object without its managed fields.
+fn decode_lean<K: DeserializeOwned>(object: &[u8]) -> Result<K> {
+    let cut = codec::owners::cut(object);
+    let lean = cut.as_ref().map_or(object, |(rest, _)| rest);
+    serde_json::from_slice(lean).map_err(Error::Decode)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawList<'a> {
+    #[serde(default)]
+    metadata: ListMeta,
+    /// Servers written in Go say null where there is nothing.
+    #[serde(borrow, default)]
+    items: Option<Vec<&'a serde_json::value::RawValue>>,
+}
+
+fn decode_list<K: DeserializeOwned>(text: &[u8]) -> Result<ObjectList<K>> {
+    let raw: RawList<'_> = serde_json::from_slice(text).map_err(Error::Decode)?;
+    let items = raw.items.into_iter().flatten();
+    let items = items.map(|item| decode_lean(item.get().as_bytes())).collect::<Result<_>>()?;
+    Ok(ObjectList { metadata: raw.metadata, items })
+}
+
 fn decode_event<K: DeserializeOwned>(line: &[u8]) -> Result<WatchEvent<K>> {
     let raw: RawEvent<'_> = serde_json::from_slice(line).map_err(Error::Decode)?;
     // As bytes, as everywhere: each kind is decoded by one piece of code.
     let object = raw.object.get().as_bytes();
-    let decode = || serde_json::from_slice(object).map_err(Error::Decode);
+    let decode = || decode_lean(object);
     match raw.kind {
         "ADDED" => Ok(WatchEvent::Added(decode()?)),
         "MODIFIED" => Ok(WatchEvent::Modified(decode()?)),
@@ -665,8 +680,24 @@ mod tests {
     #[test]
     fn a_list_of_nothing_may_be_null() {
         for (text, count) in [("{}", 0), (r#"{"items": null}"#, 0), (r#"{"items": [1]}"#, 1)] {
-            let list: ObjectList<i64> = serde_json::from_str(text).unwrap();
+            let list: ObjectList<i64> = decode_list(text.as_bytes()).unwrap();
             assert_eq!(list.items.len(), count, "{text}");
+        }
+    }
+
+    #[test]
+    fn lists_and_watches_leave_managed_fields_out() {
+        let object = r#"{"metadata":{"name":"a","managedFields":[{"manager":"m"}]}}"#;
+        let text = format!(r#"{{"metadata":{{"resourceVersion":"5"}},"items":[{object}]}}"#);
+        let list: ObjectList<MetaOnly> = decode_list(text.as_bytes()).unwrap();
+        assert_eq!(list.metadata.resource_version.as_deref(), Some("5"));
+        let event = format!(r#"{{"type":"ADDED","object":{object}}}"#);
+        let Ok(WatchEvent::Added(one)) = decode_event::<MetaOnly>(event.as_bytes()) else {
+            panic!("added")
+        };
+        for found in [&list.items[0], &one] {
+            assert_eq!(found.metadata.name.as_deref(), Some("a"));
+            assert_eq!(found.metadata.managed_fields, None);
         }
     }
 }

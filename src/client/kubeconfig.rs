@@ -17,7 +17,7 @@ pub enum Error {
 }
 
 /// What it takes to talk to one server.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Endpoint {
     pub server: String,
     pub ca_pem: Option<Vec<u8>>,
@@ -25,6 +25,8 @@ pub struct Endpoint {
     pub key_pem: Option<Vec<u8>>,
     pub token: Option<String>,
     pub insecure: bool,
+    /// What the server's certificate is for; None: the host of `server`.
+    pub server_name: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -51,6 +53,7 @@ struct Cluster {
     certificate_authority_data: Option<String>,
     certificate_authority: Option<String>,
     insecure_skip_tls_verify: bool,
+    tls_server_name: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -108,6 +111,7 @@ pub fn load(path: &Path) -> Result<Endpoint, Error> {
         key_pem: pem(&user.client_key_data, &user.client_key)?,
         token: user.token.clone(),
         insecure: cluster.insecure_skip_tls_verify,
+        server_name: cluster.tls_server_name.clone().filter(|name| !name.is_empty()),
     })
 }
 

@@ -3,19 +3,26 @@
 //! Never fails and never waits: an event that cannot be sent is dropped with a debug line.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use base::drain::Drain;
 use base::error::chain;
 use k8s_openapi::api::core::v1::{Event, ObjectReference};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::api::{Object, Patch, ResourceRef, ScopeOf};
 use crate::transport::Client;
 
 /// Events that wait to be sent; more are dropped.
-const PENDING_EVENTS_MAX: usize = 1_024;
+const PENDING_EVENTS_MAX: usize = 8_192;
+/// Events are sent no faster in the long run, so that telling of a thing takes little of the
+/// time that doing it takes.
+const EVENTS_PER_SECOND_MAX: u32 = 500;
+/// Events that are sent at once after a rest.
+const EVENTS_BURST_MAX: u32 = 500;
 /// Distinct events remembered for counting; the oldest is forgotten.
 const REMEMBERED_EVENTS_MAX: usize = 4_096;
 
@@ -62,8 +69,14 @@ impl Recorder {
         let (queue, messages) = mpsc::channel(PENDING_EVENTS_MAX);
         let (component, host) = (component.to_string(), host.to_string());
         tokio::spawn(async move {
-            let sender =
-                Sender { client, component, host, seen: HashMap::new(), order: VecDeque::new() };
+            let sender = Sender {
+                client,
+                component,
+                host,
+                seen: HashMap::new(),
+                order: VecDeque::new(),
+                pace: Pace::new(Instant::now()),
+            };
             drain.until(sender.run(messages)).await;
         });
         Self { queue }
@@ -112,11 +125,38 @@ struct Sender {
     host: String,
     seen: HashMap<Identity, Seen>,
     order: VecDeque<Identity>,
+    pace: Pace,
+}
+
+/// When events may be sent.
+struct Pace {
+    /// When there would be no debt from events that were sent already.
+    free_at: Instant,
+}
+
+impl Pace {
+    const EACH: Duration = Duration::from_nanos(1_000_000_000 / EVENTS_PER_SECOND_MAX as u64);
+
+    fn new(now: Instant) -> Self {
+        Self { free_at: now }
+    }
+
+    /// When the next event may be sent, which counts as sent by this.
+    fn next(&mut self, now: Instant) -> Instant {
+        let begun = self.free_at.max(now);
+        self.free_at = begun + Self::EACH;
+        begun.checked_sub(Self::EACH * (EVENTS_BURST_MAX - 1)).map_or(now, |at| at.max(now))
+    }
 }
 
 impl Sender {
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         while let Some(message) = messages.recv().await {
+            let now = Instant::now();
+            let at = self.pace.next(now);
+            if at > now {
+                tokio::time::sleep_until(at).await;
+            }
             if let Err(err) = self.send(&message).await {
                 debug!(reason = %message.reason, error = %chain(&err), "event not recorded");
             }
@@ -201,4 +241,26 @@ fn k8s_jiff(at: jiff::Timestamp) -> jiff::Timestamp {
 pub fn silent() -> Recorder {
     let (queue, _) = mpsc::channel(1);
     Recorder { queue }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_goes_at_once_and_the_rest_at_its_pace() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now);
+        for _ in 0..EVENTS_BURST_MAX {
+            assert_eq!(pace.next(now), now);
+        }
+        assert_eq!(pace.next(now), now + Pace::EACH);
+        assert_eq!(pace.next(now), now + Pace::EACH * 2);
+        // Rest fills it up again, and no further.
+        let later = now + Duration::from_secs(60);
+        for _ in 0..EVENTS_BURST_MAX {
+            assert_eq!(pace.next(later), later);
+        }
+        assert_eq!(pace.next(later), later + Pace::EACH);
+    }
 }

@@ -27,19 +27,24 @@ use crate::transport::{Body, Client, Transport};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Connects by TCP and TLS; knows the one TLS configuration of its server.
+/// Connects by TCP, and by TLS unless the URL says `http`; knows the one TLS configuration of
+/// its server.
 #[derive(Clone)]
 pub struct Connector {
     tls: Arc<rustls::ClientConfig>,
+    server_name: Option<String>,
 }
 
 impl Connector {
     pub fn new(tls: Arc<rustls::ClientConfig>) -> Self {
-        Self { tls }
+        Self { tls, server_name: None }
     }
 }
 
-pub struct Conn(TokioIo<TlsStream<TcpStream>>);
+pub enum Conn {
+    Tls(Box<TokioIo<TlsStream<TcpStream>>>),
+    Plain(TokioIo<TcpStream>),
+}
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -53,22 +58,26 @@ impl tower_service::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let tls = self.tls.clone();
+        let (tls, server_name) = (self.tls.clone(), self.server_name.clone());
         Box::pin(async move {
             let host = uri.host().ok_or("the URL has no host")?;
             let host = host.trim_start_matches('[').trim_end_matches(']').to_string();
-            let port = uri.port_u16().unwrap_or(443);
+            let is_plain = uri.scheme_str() == Some("http");
+            let port = uri.port_u16().unwrap_or(if is_plain { 80 } else { 443 });
             let connect = async {
                 let tcp = TcpStream::connect((host.as_str(), port)).await?;
                 tcp.set_nodelay(true)?;
-                let name = ServerName::try_from(host.clone())
+                if is_plain {
+                    return Ok(Conn::Plain(TokioIo::new(tcp)));
+                }
+                let name = ServerName::try_from(server_name.unwrap_or_else(|| host.clone()))
                     .map_err(|err| std::io::Error::other(err.to_string()))?;
-                TlsConnector::from(tls).connect(name, tcp).await
+                let stream = TlsConnector::from(tls).connect(name, tcp).await?;
+                Ok::<_, std::io::Error>(Conn::Tls(Box::new(TokioIo::new(stream))))
             };
-            let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
-                .await
-                .map_err(|_| format!("no connection to {host}:{port} in {CONNECT_TIMEOUT:?}"))??;
-            Ok(Conn(TokioIo::new(stream)))
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect).await;
+            Ok(stream
+                .map_err(|_| format!("no connection to {host}:{port} in {CONNECT_TIMEOUT:?}"))??)
         })
     }
 }
@@ -76,10 +85,11 @@ impl tower_service::Service<Uri> for Connector {
 impl Connection for Conn {
     fn connected(&self) -> Connected {
         let connected = Connected::new();
-        if self.0.inner().get_ref().1.alpn_protocol() == Some(b"h2") {
-            connected.negotiated_h2()
-        } else {
-            connected
+        match self {
+            Self::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
+                connected.negotiated_h2()
+            }
+            Self::Tls(_) | Self::Plain(_) => connected,
         }
     }
 }
@@ -90,7 +100,10 @@ impl hyper::rt::Read for Conn {
         cx: &mut Context<'_>,
         buf: hyper::rt::ReadBufCursor<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        match &mut *self {
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
     }
 }
 
@@ -100,15 +113,24 @@ impl hyper::rt::Write for Conn {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        match &mut *self {
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        match &mut *self {
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        match &mut *self {
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
 
@@ -153,7 +175,7 @@ fn connect(
         .timer(hyper_util::rt::TokioTimer::new())
         .http2_keep_alive_interval(Duration::from_secs(30))
         .http2_keep_alive_while_idle(true)
-        .build(Connector::new(Arc::new(tls))))
+        .build(Connector { tls: Arc::new(tls), server_name: endpoint.server_name.clone() }))
 }
 
 impl Remote {

@@ -41,6 +41,11 @@ impl<'a> Scan<'a> {
         Self { text, at: 0 }
     }
 
+    /// How many bytes have been passed.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
     /// The next byte that is not white space; 0 at the end.
     pub fn peek(&mut self) -> u8 {
         while let Some(byte) = self.text.get(self.at) {

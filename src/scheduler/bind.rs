@@ -14,12 +14,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use crate::cycle::Decision;
 use crate::devices::grant::{self, GrantError};
+use crate::extend::ExtendError;
 use crate::filter::volumes::Choice;
 use crate::plan::Unschedulable;
 use crate::pod::PodInfo;
 use crate::preempt::Victims;
-use crate::run::{Decision, Scheduler};
+use crate::run::Scheduler;
 
 #[derive(Debug, thiserror::Error)]
 enum BindError {
@@ -27,6 +29,8 @@ enum BindError {
     Rejected(#[source] client::Error),
     #[error(transparent)]
     Grant(#[from] GrantError),
+    #[error(transparent)]
+    Extender(#[from] ExtendError),
     #[error("select node {node} for claim {claim}")]
     Claim {
         node: String,
@@ -53,7 +57,11 @@ pub async fn bind(
     let result = async {
         bind_volumes(scheduler, pod, node, choices, *limit).await?;
         grant::write(&scheduler.0.client, pod, grants).await?;
-        post(scheduler, pod, node).await
+        let extenders = scheduler.0.state.lock().extenders.clone();
+        match extenders.bind(pod, node).await? {
+            true => Ok(()),
+            false => post(scheduler, pod, node).await,
+        }
     };
     let result = result.await;
     drop(permit);
@@ -72,8 +80,7 @@ pub async fn bind(
                 state.give_back(choices);
                 state.settle(grants);
                 // If it is not assumed any more, the cache knows better already.
-                if state.assumed.remove(&pod.uid) {
-                    state.snapshot.remove_pod(&pod.uid);
+                if state.forget_assumed(&pod.uid, Instant::now()) {
                     if gone {
                         state.line.remove(&pod.uid);
                     } else {
@@ -88,10 +95,15 @@ pub async fn bind(
             }
             let text = chain(&err).to_string();
             warn!(pod = %format!("{}/{}", pod.namespace, pod.name), node, error = text, "bind failed");
-            scheduler.0.recorder.warning(&reference(&*pod.pod), "FailedScheduling", text.clone());
-            write_condition(scheduler, pod, "SchedulerError", &text, None).await;
+            fail(scheduler, pod, text).await;
         }
     }
+}
+
+/// Says what went wrong with a pod that is tried again.
+pub async fn fail(scheduler: &Scheduler, pod: &PodInfo, why: String) {
+    scheduler.0.recorder.warning(&reference(&*pod.pod), "FailedScheduling", why.clone());
+    write_condition(scheduler, pod, "SchedulerError", &why, None).await;
 }
 
 async fn post(scheduler: &Scheduler, pod: &PodInfo, node: &str) -> Result<(), BindError> {

@@ -4,6 +4,7 @@
 //! `clientConnection`, profiling) is read and left alone; what nobody knows is refused.
 
 mod args;
+mod extenders;
 mod plugins;
 mod validate;
 
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::profile::Profile;
+pub(crate) use extenders::Extender;
 pub(crate) use plugins::Plugins;
 
 const API_VERSION: &str = "kubescheduler.config.k8s.io/v1";
@@ -29,6 +31,8 @@ pub struct Config {
     /// How long a pod that failed waits: this, doubled with every failure, up to the other.
     pub(crate) backoff_initial: Duration,
     pub(crate) backoff_max: Duration,
+    /// In the order in which they are asked.
+    pub(crate) extenders: Vec<Extender>,
 }
 
 impl Default for Config {
@@ -37,6 +41,7 @@ impl Default for Config {
             profiles: vec![Profile::default()],
             backoff_initial: Duration::from_secs(1),
             backoff_max: Duration::from_secs(10),
+            extenders: Vec::new(),
         }
     }
 }
@@ -56,7 +61,7 @@ pub(crate) struct File {
     pod_initial_backoff_seconds: Option<i64>,
     pod_max_backoff_seconds: Option<i64>,
     profiles: Vec<FileProfile>,
-    extenders: Vec<Value>,
+    extenders: Vec<extenders::File>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -126,6 +131,12 @@ impl Config {
                 .collect::<Result<_, _>>()?,
             backoff_initial: seconds(file.pod_initial_backoff_seconds, 1),
             backoff_max: seconds(file.pod_max_backoff_seconds, 10),
+            extenders: file
+                .extenders
+                .iter()
+                .enumerate()
+                .map(|(at, it)| extenders::read(at, it))
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -139,6 +150,7 @@ fn profile(file: &File, given: &FileProfile) -> Result<Profile, String> {
     for config in &given.plugin_config {
         args::apply(&config.name, &config.args, &mut out)?;
     }
+    out.fit.ignored.extend(extenders::ignored(&file.extenders).map(str::to_owned));
     Ok(out)
 }
 

@@ -14,10 +14,12 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use client::Cache;
 use k8s_openapi::api::core::v1::PodResourceClaim;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
+use parking_lot::Mutex;
 
 use crate::filter::node_affinity::selects;
 use crate::pod::PodInfo;
@@ -41,12 +43,18 @@ pub struct Sources {
 }
 
 /// A pod's claims, and what there is for them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Devices {
     claims: Vec<Arc<ResourceClaim>>,
     pools: Vec<Pool>,
     classes: HashMap<String, Arc<DeviceClass>>,
     programs: Arc<Programs>,
+    /// Of the search, over all nodes.
+    steps: AtomicUsize,
+    /// What was found for nodes. Preemption asks for the same node again and again, and who
+    /// has chosen a node asks for what comes with it; pods that go change nothing. Bound: the
+    /// nodes of the cluster, until the pod is planned for.
+    found: Mutex<HashMap<String, Result<Vec<Grant>, String>>>,
 }
 
 /// What a claim of the pod gets.
@@ -104,6 +112,8 @@ pub fn observe(
         pools: Vec::new(),
         classes: HashMap::new(),
         programs: sources.programs.clone(),
+        steps: AtomicUsize::new(0),
+        found: Mutex::default(),
     };
     for claim in out.claims.iter().filter(|claim| allocation(claim).is_some()) {
         let users = users(claim);
@@ -221,6 +231,15 @@ impl Devices {
     /// # Errors
     /// Why it cannot be had there, in upstream's words.
     pub fn grants(&self, node: &NodeInfo) -> Result<Vec<Grant>, String> {
+        if let Some(found) = self.found.lock().get(&node.name) {
+            return found.clone();
+        }
+        let found = self.search(node);
+        self.found.lock().insert(node.name.clone(), found.clone());
+        found
+    }
+
+    fn search(&self, node: &NodeInfo) -> Result<Vec<Grant>, String> {
         if !self.claims.iter().all(|claim| Self::reaches(claim, node)) {
             return Err("resourceclaim not available on the node".into());
         }

@@ -37,9 +37,28 @@ pub enum Rule {
     PodTopologySpread = 1024,
     InterPodAffinity = 2048,
     DynamicResources = 4096,
+    /// No plugin: what extenders say. Any change may be one that they look at.
+    Extender = 8192,
 }
 
 impl Rule {
+    pub const ALL: [Self; 14] = [
+        Self::NodeUnschedulable,
+        Self::NodeName,
+        Self::TaintToleration,
+        Self::NodeAffinity,
+        Self::NodePorts,
+        Self::NodeResourcesFit,
+        Self::VolumeRestrictions,
+        Self::NodeVolumeLimits,
+        Self::VolumeBinding,
+        Self::VolumeZone,
+        Self::PodTopologySpread,
+        Self::InterPodAffinity,
+        Self::DynamicResources,
+        Self::Extender,
+    ];
+
     /// The rule that upstream's plugin of this name is.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {
@@ -66,10 +85,21 @@ impl Rule {
 pub struct Rules(pub u16);
 
 impl Rules {
-    pub const ALL: Self = Self(8191);
+    pub const ALL: Self = Self(16383);
+    /// All that are plugins.
+    pub const PLUGINS: Self = Self(8191);
 
     pub fn of(rules: &[Rule]) -> Self {
         Self(rules.iter().fold(0, |bits, rule| bits | *rule as u16))
+    }
+
+    pub fn each(self) -> impl Iterator<Item = Rule> {
+        Rule::ALL.into_iter().filter(move |rule| self.meets(Self::of(&[*rule])))
+    }
+
+    pub fn with(mut self, rule: Rule) -> Self {
+        self.add(rule);
+        self
     }
 
     pub fn add(&mut self, rule: Rule) {
@@ -146,6 +176,12 @@ pub fn check(
     counted: &Counted,
     node: &NodeInfo,
 ) -> Result<(), Reject> {
+    check_alone(pod, facts, node)?;
+    check_others(pod, facts, counted, node)
+}
+
+/// Asks the rules that look at the node alone, and not at volumes.
+pub fn check_alone(pod: &PodInfo, facts: &Facts, node: &NodeInfo) -> Result<(), Reject> {
     let on = |rule: Rule| facts.profile.filters_by(rule);
     if on(Rule::NodeUnschedulable) {
         node_unschedulable::check(pod, node)?;
@@ -165,6 +201,16 @@ pub fn check(
     if on(Rule::NodeResourcesFit) {
         node_resources::check(pod, &facts.profile.fit, node)?;
     }
+    Ok(())
+}
+
+fn check_others(
+    pod: &PodInfo,
+    facts: &Facts,
+    counted: &Counted,
+    node: &NodeInfo,
+) -> Result<(), Reject> {
+    let on = |rule: Rule| facts.profile.filters_by(rule);
     if on(Rule::VolumeRestrictions) {
         volume_restrictions::check(facts, &counted.restrictions, node)?;
     }

@@ -4,10 +4,14 @@
 //! applies one binding per pod. Talks to nothing but the API server; starts nothing.
 
 mod bind;
+mod classes;
 mod config;
+mod cycle;
 mod devices;
+mod extend;
 mod facts;
 mod filter;
+mod keys;
 mod line;
 mod plan;
 mod pod;
@@ -24,4 +28,7 @@ mod testing;
 mod tests;
 
 pub use config::Config;
+pub use cycle::{Decision, Outcome};
+pub use facts::Caches;
 pub use run::Scheduler;
+pub use state::State;

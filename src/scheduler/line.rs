@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::backoff::Backoff;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,12 +14,24 @@ use tokio::time::Instant;
 
 use crate::filter::Rules;
 use crate::pod::PodInfo;
+use crate::profile::Profile;
+
+pub mod hints;
+mod lot;
+
+use hints::Event;
+use lot::{Lot, Spot};
+
+/// A pod that nothing has helped is tried again after this long (upstream,
+/// `DefaultPodMaxInUnschedulablePodsDuration`).
+const PARKED_MAX: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Ready(u64),
     BackingOff(Instant),
-    Parked,
+    /// Until when at the latest.
+    Parked(Spot, Instant),
     InFlight,
 }
 
@@ -29,8 +42,6 @@ struct Entry {
     failures: u32,
     /// The end of the back-off after the last failure.
     rested: Option<Instant>,
-    /// The rules that refused it.
-    rules: Rules,
 }
 
 #[derive(Debug)]
@@ -41,6 +52,9 @@ pub struct Line {
     /// Highest priority first, then first come.
     ready: BTreeSet<(Reverse<i32>, u64, String)>,
     backing_off: BTreeSet<(Instant, String)>,
+    lot: Lot,
+    /// When each of those in the lot is tried again whatever happens.
+    overdue: BTreeSet<(Instant, String)>,
     sequence: u64,
 }
 
@@ -51,6 +65,8 @@ impl Line {
             entries: HashMap::new(),
             ready: BTreeSet::new(),
             backing_off: BTreeSet::new(),
+            lot: Lot::default(),
+            overdue: BTreeSet::new(),
             sequence: 0,
         }
     }
@@ -60,13 +76,7 @@ impl Line {
     pub fn offer(&mut self, pod: Arc<PodInfo>, now: Instant) {
         let uid = pod.uid.clone();
         let Some(entry) = self.entries.get_mut(&uid) else {
-            let entry = Entry {
-                pod,
-                place: Place::InFlight,
-                failures: 0,
-                rested: None,
-                rules: Rules::default(),
-            };
+            let entry = Entry { pod, place: Place::InFlight, failures: 0, rested: None };
             self.entries.insert(uid.clone(), entry);
             return self.move_to_ready(&uid);
         };
@@ -79,8 +89,11 @@ impl Line {
             && made(old) == made(new);
         let reprioritised = entry.pod.priority != pod.priority;
         match entry.place {
-            Place::Parked if !same => {
-                entry.pod = pod;
+            Place::Parked(..) if !same => {
+                self.take_out(&uid);
+                if let Some(entry) = self.entries.get_mut(&uid) {
+                    entry.pod = pod;
+                }
                 self.awake(&uid, now);
             }
             Place::Ready(_) if reprioritised => {
@@ -90,7 +103,7 @@ impl Line {
                 }
                 self.move_to_ready(&uid);
             }
-            Place::Ready(_) | Place::BackingOff(_) | Place::Parked | Place::InFlight => {
+            Place::Ready(_) | Place::BackingOff(_) | Place::Parked(..) | Place::InFlight => {
                 entry.pod = pod;
             }
         }
@@ -110,23 +123,41 @@ impl Line {
             self.take_out(&uid);
             self.move_to_ready(&uid);
         }
+        while let Some((due, uid)) = self.overdue.first().cloned() {
+            if due > now {
+                break;
+            }
+            self.take_out(&uid);
+            self.awake(&uid, now);
+        }
         let (_, _, uid) = self.ready.pop_first()?;
         let entry = self.entries.get_mut(&uid)?;
         entry.place = Place::InFlight;
         Some(entry.pod.clone())
     }
 
-    /// When `pop` may have something that it has not now.
-    pub fn next_due(&self) -> Option<Instant> {
-        self.backing_off.first().map(|(due, _)| *due)
+    /// Whether the pod was popped and is waited for still, as it was.
+    pub fn is_in_flight(&self, pod: &Arc<PodInfo>) -> bool {
+        self.entries.get(&pod.uid).is_some_and(|entry| {
+            entry.place == Place::InFlight && entry.pod.pod.spec == pod.pod.spec
+        })
     }
 
-    /// No node took the pod: it waits for a change that concerns one of `rules`.
-    pub fn park(&mut self, uid: &str, rules: Rules, now: Instant) {
+    /// When `pop` may have something that it has not now.
+    pub fn next_due(&self) -> Option<Instant> {
+        let first = |all: &BTreeSet<(Instant, String)>| all.first().map(|(due, _)| *due);
+        first(&self.backing_off).into_iter().chain(first(&self.overdue)).min()
+    }
+
+    /// No node took the pod: it waits for a change that concerns one of `rules`, as its
+    /// profile applies them.
+    pub fn park(&mut self, uid: &str, rules: Rules, profile: &Arc<Profile>, now: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.fail(&self.backoff, now);
-        entry.rules = rules;
-        entry.place = Place::Parked;
+        let until = now + PARKED_MAX;
+        let spot = self.lot.park(&entry.pod, rules, profile);
+        entry.place = Place::Parked(spot, until);
+        self.overdue.insert((until, uid.to_owned()));
     }
 
     /// Something went wrong that time may heal.
@@ -136,20 +167,19 @@ impl Line {
         self.awake(uid, now);
     }
 
-    /// Something has changed that concerns `rules`.
-    pub fn wake(&mut self, rules: Rules, now: Instant) {
-        let concerned = |entry: &Entry| entry.place == Place::Parked && entry.rules.meets(rules);
-        let uids: Vec<String> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| concerned(entry))
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        for uid in uids {
+    pub fn has_parked(&self) -> bool {
+        !self.overdue.is_empty()
+    }
+
+    /// Something has changed.
+    pub fn wake(&mut self, event: Event<'_>, now: Instant) {
+        for uid in self.lot.helped(event) {
+            self.take_out(&uid);
             self.awake(&uid, now);
         }
     }
 
+    /// Of a pod that is nowhere.
     fn awake(&mut self, uid: &str, now: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         match entry.rested.filter(|rested| *rested > now) {
@@ -177,7 +207,11 @@ impl Line {
             Place::BackingOff(due) => {
                 self.backing_off.remove(&(due, uid.to_string()));
             }
-            Place::Parked | Place::InFlight => {}
+            Place::Parked(spot, until) => {
+                self.lot.leave(spot);
+                self.overdue.remove(&(until, uid.to_string()));
+            }
+            Place::InFlight => {}
         }
         entry.place = Place::InFlight;
     }
@@ -228,12 +262,12 @@ mod tests {
         let mut line = line();
         line.offer(info("a", 0), now);
         line.pop(now);
-        line.park("a", Rules::of(&[Rule::NodeResourcesFit]), now);
+        line.park("a", Rules::of(&[Rule::NodeResourcesFit]), &Arc::default(), now);
         line.offer(info("a", 0), now);
         assert_eq!(popped(&mut line, now), None, "nothing has changed");
-        line.wake(Rules::of(&[Rule::VolumeBinding]), now);
-        assert_eq!(line.next_due(), None);
-        line.wake(Rules::of(&[Rule::NodeResourcesFit]), now);
+        line.wake(Event::About(Rules::of(&[Rule::VolumeBinding])), now);
+        assert_eq!(line.next_due(), Some(now + PARKED_MAX));
+        line.wake(Event::About(Rules::of(&[Rule::NodeResourcesFit])), now);
         assert_eq!(popped(&mut line, now), None, "it backs off");
         assert_eq!(line.next_due(), Some(now + Duration::from_secs(1)));
         assert_eq!(popped(&mut line, now + Duration::from_secs(1)).as_deref(), Some("a"));
@@ -252,5 +286,37 @@ mod tests {
         }
         line.remove("a");
         assert_eq!(line.next_due(), None);
+    }
+
+    #[test]
+    fn what_nothing_has_helped_is_tried_again_in_the_end() {
+        let now = Instant::now();
+        let mut line = line();
+        line.offer(info("a", 0), now);
+        line.pop(now);
+        line.park("a", Rules::of(&[Rule::NodeAffinity]), &Arc::default(), now);
+        assert_eq!(popped(&mut line, now + PARKED_MAX - Duration::from_millis(1)), None);
+        assert_eq!(popped(&mut line, now + PARKED_MAX).as_deref(), Some("a"));
+        assert_eq!(line.next_due(), None);
+    }
+
+    #[test]
+    fn those_who_are_alike_wake_together_in_the_order_they_came() {
+        let now = Instant::now();
+        let mut line = line();
+        let rules = Rules::of(&[Rule::NodeResourcesFit, Rule::TaintToleration]);
+        let profile = Arc::default();
+        for name in ["c", "a", "d", "b"] {
+            line.offer(info(name, 0), now);
+        }
+        while let Some(pod) = line.pop(now) {
+            line.park(&pod.uid, rules, &profile, now);
+        }
+        line.remove("d");
+        line.wake(Event::About(Rules::of(&[Rule::TaintToleration])), now);
+        let later = now + Duration::from_secs(1);
+        let order: Vec<_> = std::iter::from_fn(|| popped(&mut line, later)).collect();
+        assert_eq!(order, ["a", "b", "c"], "all are due at once, and then by name");
+        assert!(!line.has_parked());
     }
 }

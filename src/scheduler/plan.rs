@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::devices::Devices;
@@ -29,7 +30,7 @@ pub enum Plan {
     Wait(Unschedulable),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Unschedulable {
     /// Upstream's sentence.
     pub message: String,
@@ -37,6 +38,8 @@ pub struct Unschedulable {
     pub rules: Rules,
     /// Pods to remove so that the pod fits next time.
     pub victims: Option<Victims>,
+    /// Others, each on a node of its own, that would make room as well.
+    pub candidates: Vec<Victims>,
     /// A claim whose devices nobody uses, to be freed for the same end.
     pub idle: Option<Arc<ResourceClaim>>,
 }
@@ -50,7 +53,7 @@ pub struct Chance<'a> {
 
 pub fn plan(
     pod: &PodInfo,
-    facts: &Result<Facts, Nowhere>,
+    facts: Result<&Facts, &Nowhere>,
     profile: &Profile,
     snapshot: &Snapshot,
     budgets: &dyn Fn() -> Budgets,
@@ -62,6 +65,7 @@ pub fn plan(
             message: "no nodes available to schedule pods".into(),
             rules: Rules::ALL,
             victims: None,
+            candidates: Vec::new(),
             idle: None,
         });
     }
@@ -72,12 +76,46 @@ pub fn plan(
     let counted = Counted::new(pod, facts, snapshot);
     let (able, rejects) = filter_nodes(pod, facts, &counted, snapshot, chance);
     if able.is_empty() {
-        return refuse(pod, facts, &counted, snapshot, budgets, &rejects);
+        return Plan::Wait(refuse(pod, facts, &counted, snapshot, budgets, &rejects));
     }
     Plan::Bind { node: pick(pod, facts, snapshot, &able, chance).name.clone() }
 }
 
-fn enough(all: usize, percent: Option<usize>) -> usize {
+/// Nodes that will do, and what they are worth.
+pub type Able = Vec<(Arc<Node>, i64)>;
+/// Nodes that will not do, by name.
+pub type Rejected = Vec<(String, Reject)>;
+
+/// All nodes that were looked at, for somebody else to choose.
+pub fn survey(
+    pod: &PodInfo,
+    facts: &Facts,
+    snapshot: &Snapshot,
+    chance: &mut Chance<'_>,
+) -> (Able, Rejected) {
+    let counted = Counted::new(pod, facts, snapshot);
+    let (able, rejects) = filter_nodes(pod, facts, &counted, snapshot, chance);
+    let totals = score::totals(&Contest { pod, facts, snapshot, nodes: &able });
+    let able = able.iter().map(|node| node.node.clone()).zip(totals).collect();
+    (able, rejects.into_iter().map(|(node, reject)| (node.name.clone(), reject)).collect())
+}
+
+/// What is said where all nodes were rejected, by whomever.
+pub fn refuse_all(
+    pod: &PodInfo,
+    facts: &Facts,
+    snapshot: &Snapshot,
+    budgets: &dyn Fn() -> Budgets,
+    rejects: &[(String, Reject)],
+) -> Unschedulable {
+    let counted = Counted::new(pod, facts, snapshot);
+    let of = |(node, reject): &(String, Reject)| Some((snapshot.get(node)?, reject.clone()));
+    let rejects: Vec<(&NodeInfo, Reject)> = rejects.iter().filter_map(of).collect();
+    refuse(pod, facts, &counted, snapshot, budgets, &rejects)
+}
+
+/// How many nodes suffice to be found.
+pub fn enough(all: usize, percent: Option<usize>) -> usize {
     if all < NODES_LOOKED_AT_MIN {
         return all;
     }
@@ -113,7 +151,7 @@ fn filter_nodes<'a>(
 }
 
 /// A node must do with and without the pods that preemption has promised it.
-fn check_with_nominated(
+pub fn check_with_nominated(
     pod: &PodInfo,
     facts: &Facts,
     counted: &Counted,
@@ -161,6 +199,7 @@ fn nowhere(all: usize, profile: &Profile, nowhere: &Nowhere) -> Plan {
         message: format!("0/{all} nodes are available: {reason}. {none}").trim_end().to_owned(),
         rules: Rules::of(&[*rule]),
         victims: None,
+        candidates: Vec::new(),
         idle: None,
     })
 }
@@ -172,7 +211,7 @@ fn refuse(
     snapshot: &Snapshot,
     budgets: &dyn Fn() -> Budgets,
     rejects: &[(&NodeInfo, Reject)],
-) -> Plan {
+) -> Unschedulable {
     let all = snapshot.nodes().len();
     let mut rules = Rules::default();
     for (_, reject) in rejects {
@@ -180,7 +219,7 @@ fn refuse(
     }
     let outcome = match facts.profile.preempts {
         true => preempt::plan(pod, facts, counted, snapshot, budgets, rejects),
-        false => preempt::Outcome { message: None, victims: None },
+        false => preempt::Outcome::default(),
     };
     let reasons = histogram(rejects.iter().flat_map(|(_, r)| r.reasons.iter().map(String::as_str)));
     let mut message = format!("0/{all} nodes are available: {reasons}.");
@@ -198,7 +237,8 @@ fn refuse(
             message = format!("{message} {}", said.join(", "));
         }
     }
-    Plan::Wait(Unschedulable { message, rules, victims: outcome.victims, idle })
+    let preempt::Outcome { victims, candidates, .. } = outcome;
+    Unschedulable { message, rules, victims, candidates, idle }
 }
 
 /// What upstream's DynamicResources says of claims that could be deallocated.

@@ -93,6 +93,19 @@ impl PodInfo {
         }
     }
 
+    /// Whether a pod of the same uid takes from a node what this one takes.
+    pub fn weighs_like(&self, other: &Self) -> bool {
+        self.requests == other.requests
+            && self.priority == other.priority
+            && self.ports == other.ports
+            && self.claims == other.claims
+    }
+
+    /// Whether a pod of the same uid counts wherever this one counts.
+    pub fn looks_like(&self, other: &Self) -> bool {
+        self.labels() == other.labels() && self.terminating == other.terminating
+    }
+
     pub fn labels(&self) -> Option<&Labels> {
         self.pod.metadata.labels.as_ref()
     }

@@ -39,14 +39,17 @@ pub type Budgets = Vec<Budget>;
 pub struct Victims {
     pub node: String,
     pub pods: Vec<Arc<PodInfo>>,
-    violations: usize,
+    /// Budgets that would be broken.
+    pub violations: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     /// What to add to the refusal; None when victims were found.
     pub message: Option<String>,
     pub victims: Option<Victims>,
+    /// All that were compared, those with the least harm first.
+    pub candidates: Vec<Victims>,
 }
 
 /// `preemption: 0/3 nodes are available: ...`.
@@ -70,11 +73,11 @@ pub fn plan(
 ) -> Outcome {
     if pod.spec().and_then(|s| s.preemption_policy.as_deref()) == Some("Never") {
         let message = preemption("not eligible due to preemptionPolicy=Never.");
-        return Outcome { message: Some(message), victims: None };
+        return Outcome { message: Some(message), ..Outcome::default() };
     }
     if waits_for_victims(pod, snapshot) {
         let text = "not eligible due to a terminating pod on the nominated node.";
-        return Outcome { message: Some(preemption(text)), victims: None };
+        return Outcome { message: Some(preemption(text)), ..Outcome::default() };
     }
     let (open, closed): (Vec<_>, Vec<_>) = rejects.iter().partition(|(_, r)| r.resolvable);
     let budgets = if open.is_empty() { Vec::new() } else { budgets() };
@@ -89,9 +92,10 @@ pub fn plan(
             break;
         }
     }
-    let best = candidates.into_iter().min_by_key(harm);
+    candidates.sort_by_key(harm);
+    let best = candidates.first().cloned();
     let message = best.is_none().then(|| message_for(rejects.len(), open.len(), closed.len()));
-    Outcome { message, victims: best }
+    Outcome { message, victims: best, candidates }
 }
 
 /// The pod was promised a node whose victims are still leaving.

@@ -81,7 +81,7 @@ impl Default for Profile {
     fn default() -> Self {
         Self {
             scheduler_name: "default-scheduler".into(),
-            filters: Rules::ALL,
+            filters: Rules::PLUGINS,
             scores: vec![
                 (3, Judge::TaintToleration),
                 (2, Judge::NodeAffinity),

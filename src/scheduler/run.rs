@@ -1,26 +1,27 @@
 //! The loop: take the next pod, plan, assume, and bind it on a task of its own.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use base::drain::Drain;
+use base::error::chain;
 use client::{Cache, Recorder, Shared};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::bind;
 use crate::config::Config;
-use crate::devices::{self, Grant};
-use crate::facts::{self, Caches};
-use crate::filter::volumes::{self, Choice};
+use crate::cycle::Outcome;
+use crate::devices;
+use crate::extend::{Answer, ExtendError, Question};
+use crate::facts::Caches;
 use crate::filter::{Rule, Rules};
-use crate::plan::{Chance, Plan, Unschedulable, plan};
+use crate::line::hints::Event;
 use crate::pod::PodInfo;
-use crate::preempt::Budget;
+use crate::preempt::{Budget, Budgets};
 use crate::state::State;
 
 /// Writes under way at a time; the loop waits for one to end before it plans more.
@@ -155,7 +156,7 @@ impl Scheduler {
     }
 
     fn wake(&self, rules: &[Rule]) {
-        self.0.state.lock().line.wake(Rules::of(rules), Instant::now());
+        self.0.state.lock().line.wake(Event::About(Rules::of(rules)), Instant::now());
         self.0.wake.notify_one();
     }
 
@@ -176,9 +177,21 @@ impl Scheduler {
                 }
                 continue;
             };
+            let outcome = match outcome {
+                Outcome::Ask(question) => match self.ask(&pod, question).await {
+                    Some(outcome) => outcome,
+                    None => continue,
+                },
+                Outcome::Bind(_) | Outcome::Wait(_) | Outcome::Fail(_) => outcome,
+            };
             let (me, drain) = (self.clone(), drain.clone());
             tokio::spawn(async move {
                 match outcome {
+                    // It was asked about above.
+                    Outcome::Ask(_) => {}
+                    Outcome::Fail(why) => {
+                        drain.until(bind::fail(&me, &pod, why)).await;
+                    }
                     Outcome::Bind(decision) => {
                         drain.until(bind::bind(&me, &pod, &decision, permit)).await;
                     }
@@ -190,67 +203,38 @@ impl Scheduler {
         }
     }
 
+    /// Asks extenders; the next pod waits until they have spoken, as upstream's does.
+    async fn ask(&self, pod: &Arc<PodInfo>, question: Question) -> Option<Outcome> {
+        let extenders = self.0.state.lock().extenders.clone();
+        let facts = &question.facts;
+        let failed = |err: ExtendError| {
+            self.0.state.lock().line.retry(&pod.uid, Instant::now());
+            Some(Outcome::Fail(chain(&err).to_string()))
+        };
+        let rejects = match extenders.choose(pod, &question, &mut base::rng::below).await {
+            Ok(Answer::Node(node)) => {
+                return self.0.state.lock().settle_node(pod, facts, node, Instant::now());
+            }
+            Ok(Answer::Nobody(rejects)) => rejects,
+            Err(err) => return failed(err),
+        };
+        let budgets = || self.budgets();
+        let mut refusal = self.0.state.lock().refusal(pod, facts, &budgets, &rejects);
+        let candidates = std::mem::take(&mut refusal.candidates);
+        match extenders.preempt(pod, candidates).await {
+            Ok(left) => refusal.victims = left.into_iter().next(),
+            Err(err) => return failed(err),
+        }
+        self.0.state.lock().settle_refusal(pod, facts, refusal, Instant::now())
+    }
+
+    fn budgets(&self) -> Budgets {
+        self.0.budgets.list().iter().map(|budget| Budget::new(budget)).collect()
+    }
+
     /// Plans for the next pod and assumes the outcome.
     fn next(&self) -> Option<(Arc<PodInfo>, Outcome)> {
-        let mut state = self.0.state.lock();
-        let pod = state.line.pop(Instant::now())?;
-        let Some(profile) = state.profile_of(&pod.pod).cloned() else {
-            // The line takes no others.
-            state.line.remove(&pod.uid);
-            return None;
-        };
-        let facts = facts::observe(&pod, &profile, &self.0.caches, &state.taken, &state.pending);
-        let budgets = || self.0.budgets.list().iter().map(|b| Budget::new(b)).collect();
-        let mut start = state.start;
-        let mut chance = Chance { start: &mut start, below: &mut base::rng::below };
-        let planned = plan(&pod, &facts, &profile, &state.snapshot, &budgets, &mut chance);
-        state.start = start;
-        let outcome = match (planned, facts) {
-            (Plan::Bind { node }, Ok(facts)) => {
-                debug!(pod = %pod.name, node, "planned");
-                // What was possible a moment ago is possible still: the lock is held.
-                let chosen = state.snapshot.get(&node).map(|node| volumes::choose(&facts, node));
-                let choices = chosen.and_then(Result::ok).unwrap_or_default();
-                let devices = facts.devices.as_ref().zip(state.snapshot.get(&node));
-                let granted = devices.map(|(devices, node)| devices.grants(node));
-                let grants = granted.and_then(Result::ok).unwrap_or_default();
-                state.take(&choices);
-                state.grant(&grants);
-                state.snapshot.place(pod.clone(), &node);
-                state.snapshot.forget_nomination(&pod.uid);
-                state.assumed.insert(pod.uid.clone());
-                Outcome::Bind(Decision { node, choices, grants, limit: profile.bind_timeout })
-            }
-            (Plan::Bind { .. }, Err(reason)) => {
-                // A plan never binds without facts.
-                debug!(reason = reason.reason, "a plan without facts");
-                state.line.retry(&pod.uid, Instant::now());
-                return None;
-            }
-            (Plan::Wait(refusal), _) => {
-                state.line.park(&pod.uid, refusal.rules, Instant::now());
-                if let Some(victims) = &refusal.victims {
-                    state.snapshot.nominate(pod.clone(), &victims.node);
-                }
-                Outcome::Wait(refusal)
-            }
-        };
-        Some((pod, outcome))
+        let budgets = || self.budgets();
+        self.0.state.lock().next(&self.0.caches, &budgets, Instant::now())
     }
-}
-
-/// Where a pod goes, and what comes with it.
-pub(crate) struct Decision {
-    pub node: String,
-    /// How its volume claims get their volumes.
-    pub choices: Vec<Choice>,
-    /// What its claims of devices get.
-    pub grants: Vec<Grant>,
-    /// How long volumes may take.
-    pub limit: Duration,
-}
-
-enum Outcome {
-    Bind(Decision),
-    Wait(Unschedulable),
 }

@@ -81,12 +81,17 @@ pub fn totals(contest: &Contest<'_>) -> Vec<i64> {
 fn scaled(mut scores: Vec<i64>, fewer_is_better: bool) -> Vec<i64> {
     let largest = scores.iter().copied().max().unwrap_or(0);
     for score in &mut scores {
-        *score = match (largest, fewer_is_better) {
-            (0, true) => BEST,
-            (0, false) => 0,
-            (_, true) => BEST - BEST * *score / largest,
-            (_, false) => BEST * *score / largest,
-        };
+        *score = scaled_by(largest, fewer_is_better, *score);
     }
     scores
+}
+
+/// One of the scores of which `largest` is the largest.
+pub fn scaled_by(largest: i64, fewer_is_better: bool, score: i64) -> i64 {
+    match (largest, fewer_is_better) {
+        (0, true) => BEST,
+        (0, false) => 0,
+        (_, true) => BEST - BEST * score / largest,
+        (_, false) => BEST * score / largest,
+    }
 }

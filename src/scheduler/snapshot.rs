@@ -7,8 +7,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use crate::keys::{self, Keys};
 use crate::pod::{HostPort, Labels, PodInfo};
 use crate::resources::Resources;
+
+mod moves;
+
+pub use moves::Move;
+use moves::Moves;
 
 #[derive(Debug, Clone)]
 pub struct NodeInfo {
@@ -39,6 +45,7 @@ impl NodeInfo {
             images: Arc::default(),
             with_terms: 0,
         };
+        out.set_images(&node);
         out.set_node(node);
         out
     }
@@ -46,6 +53,11 @@ impl NodeInfo {
     pub fn set_node(&mut self, node: Arc<Node>) {
         let status = node.status.as_ref();
         self.allocatable = Resources::parse(status.and_then(|s| s.allocatable.as_ref()));
+        self.node = node;
+    }
+
+    fn set_images(&mut self, node: &Node) {
+        let status = node.status.as_ref();
         let mut images = HashMap::new();
         for image in status.and_then(|s| s.images.as_ref()).into_iter().flatten() {
             for name in image.names.iter().flatten() {
@@ -53,7 +65,6 @@ impl NodeInfo {
             }
         }
         self.images = Arc::new(images);
-        self.node = node;
     }
 
     pub fn labels(&self) -> Option<&Labels> {
@@ -95,11 +106,40 @@ impl NodeInfo {
     }
 }
 
+/// What a change of a node is about; its conditions and addresses concern nobody here.
+struct News {
+    /// Labels, taints, or whether it is open.
+    place: bool,
+    /// What there is on it.
+    room: bool,
+    images: bool,
+}
+
+impl News {
+    fn between(old: &Node, new: &Node) -> Self {
+        let (before, after) = (old.status.as_ref(), new.status.as_ref());
+        Self {
+            place: old.metadata.labels != new.metadata.labels || old.spec != new.spec,
+            room: before.map(|it| &it.allocatable) != after.map(|it| &it.allocatable),
+            images: before.map(|it| &it.images) != after.map(|it| &it.images),
+        }
+    }
+}
+
 /// All nodes of the cluster. Pods may come before their node; they wait in `strays`.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     nodes: Vec<NodeInfo>,
+    /// The revision at which each node last changed, or what runs on it.
+    stamps: Vec<u64>,
     at: HashMap<String, usize>,
+    /// Grows with every change.
+    revision: u64,
+    /// When a node last came, went, or changed its labels or taints.
+    layout: u64,
+    /// When it last changed how many nodes hold an image.
+    images_changed: u64,
+    moves: Moves,
     /// Where each pod is, by uid.
     placed: HashMap<String, String>,
     strays: HashMap<String, HashMap<String, Arc<PodInfo>>>,
@@ -107,6 +147,8 @@ pub struct Snapshot {
     image_nodes: HashMap<String, usize>,
     /// Pods with terms, over all nodes.
     pub with_terms: usize,
+    /// Of the labels that these terms ask for.
+    keys: Keys,
     /// How many pods on nodes use a volume claim, by namespace and name.
     claims: HashMap<(String, String), usize>,
     /// Pods that preemption has promised a node, by node.
@@ -122,13 +164,64 @@ impl Snapshot {
         self.at.get(name).map(|at| &self.nodes[*at])
     }
 
+    /// Of the whole; the same as long as nothing has changed.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// By the position of the node; never 0, and never that of another state of any node.
+    pub fn stamps(&self) -> &[u64] {
+        &self.stamps
+    }
+
+    /// As long as it is the same, nodes keep their positions, labels and taints.
+    pub fn layout(&self) -> u64 {
+        self.layout
+    }
+
+    /// As long as it is the same, so is what [`Self::nodes_with_image`] says.
+    pub fn images_changed(&self) -> u64 {
+        self.images_changed
+    }
+
+    /// Labels by which pods on nodes select others.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Pods that came to nodes and left them, in order.
+    pub fn moves(&self) -> &Moves {
+        &self.moves
+    }
+
+    fn touch(&mut self, at: usize) {
+        self.revision += 1;
+        self.stamps[at] = self.revision;
+    }
+
+    fn lay_out(&mut self) {
+        self.revision += 1;
+        self.layout = self.revision;
+        self.moves.clear();
+    }
+
     pub fn set_node(&mut self, node: Arc<Node>) {
         let name = node.metadata.name.clone().unwrap_or_default();
         if let Some(at) = self.at.get(&name) {
             let at = *at;
-            self.count_images(at, false);
+            let news = News::between(&self.nodes[at].node, &node);
+            if news.images {
+                self.count_images(at, false);
+                self.nodes[at].set_images(&node);
+                self.count_images(at, true);
+            }
+            if news.place {
+                self.lay_out();
+            }
+            if news.place || news.room {
+                self.touch(at);
+            }
             self.nodes[at].set_node(node);
-            self.count_images(at, true);
             return;
         }
         let mut info = NodeInfo::new(node);
@@ -138,6 +231,9 @@ impl Snapshot {
         }
         self.at.insert(name, self.nodes.len());
         self.nodes.push(info);
+        self.stamps.push(0);
+        self.lay_out();
+        self.touch(self.nodes.len() - 1);
         self.count_images(self.nodes.len() - 1, true);
     }
 
@@ -145,6 +241,7 @@ impl Snapshot {
         let Some(at) = self.at.remove(name) else { return };
         self.count_images(at, false);
         let gone = self.nodes.swap_remove(at);
+        self.stamps.swap_remove(at);
         if let Some(moved) = self.nodes.get(at) {
             self.at.insert(moved.name.clone(), at);
         }
@@ -152,9 +249,13 @@ impl Snapshot {
         if !gone.pods.is_empty() {
             self.strays.insert(name.to_string(), gone.pods.into_iter().collect());
         }
+        self.lay_out();
     }
 
     fn count_images(&mut self, at: usize, here: bool) {
+        // How many nodes there are counts, too.
+        self.revision += 1;
+        self.images_changed = self.revision;
         for image in self.nodes[at].images.clone().keys() {
             let count = self.image_nodes.entry(image.clone()).or_default();
             if here {
@@ -172,30 +273,61 @@ impl Snapshot {
         self.image_nodes.get(image).copied().unwrap_or_default()
     }
 
-    pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) {
-        self.remove_pod(&pod.uid);
+    /// Puts a pod onto a node; gives the pod as it was before, if it was on any.
+    pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) -> Option<Arc<PodInfo>> {
+        if let Some(before) = self.replace(&pod, node) {
+            return Some(before);
+        }
+        let before = self.remove_pod(&pod.uid).map(|(pod, _)| pod);
         self.placed.insert(pod.uid.clone(), node.to_string());
+        self.keys.add(keys::of_terms(&pod));
         for claim in &pod.claims {
             *self.claims.entry((pod.namespace.clone(), claim.clone())).or_default() += 1;
         }
         match self.at.get(node) {
             Some(at) => {
+                let at = *at;
                 self.with_terms += usize::from(pod.terms.is_some());
-                self.nodes[*at].add_pod(pod);
+                self.nodes[at].add_pod(pod.clone());
+                self.touch(at);
+                self.moves.push(Move { pod, at, by: 1 });
             }
             None => {
                 let strays = self.strays.entry(node.to_string()).or_default();
                 strays.insert(pod.uid.clone(), pod);
             }
         }
+        before
     }
 
-    /// The node a pod was on, if it was on any.
-    pub fn remove_pod(&mut self, uid: &str) -> Option<String> {
+    /// Takes note of a pod that is where it was and weighs what it weighed; None for others.
+    fn replace(&mut self, pod: &Arc<PodInfo>, node: &str) -> Option<Arc<PodInfo>> {
+        let at = self.at.get(node)?;
+        let held = self.nodes[*at].pods.get_mut(&pod.uid)?;
+        if !held.weighs_like(pod) {
+            return None;
+        }
+        let before = std::mem::replace(held, pod.clone());
+        if !before.looks_like(pod) {
+            let at = *at;
+            self.revision += 1;
+            self.moves.push(Move { pod: before.clone(), at, by: -1 });
+            self.moves.push(Move { pod: pod.clone(), at, by: 1 });
+        }
+        Some(before)
+    }
+
+    /// The pod, and the node it was on, if it was on any.
+    pub fn remove_pod(&mut self, uid: &str) -> Option<(Arc<PodInfo>, String)> {
         let node = self.placed.remove(uid)?;
         let gone = if let Some(at) = self.at.get(&node) {
-            let gone = self.nodes[*at].remove_pod(uid);
-            self.with_terms -= usize::from(gone.as_ref().is_some_and(|pod| pod.terms.is_some()));
+            let at = *at;
+            let gone = self.nodes[at].remove_pod(uid);
+            if let Some(pod) = &gone {
+                self.with_terms -= usize::from(pod.terms.is_some());
+                self.touch(at);
+                self.moves.push(Move { pod: pod.clone(), at, by: -1 });
+            }
             gone
         } else if let Some(strays) = self.strays.get_mut(&node) {
             let gone = strays.remove(uid);
@@ -206,6 +338,9 @@ impl Snapshot {
         } else {
             None
         };
+        if let Some(pod) = &gone {
+            self.keys.remove(keys::of_terms(pod));
+        }
         for claim in gone.iter().flat_map(|pod| &pod.claims) {
             let key =
                 (gone.as_ref().map(|p| p.namespace.clone()).unwrap_or_default(), claim.clone());
@@ -216,7 +351,7 @@ impl Snapshot {
                 }
             }
         }
-        Some(node)
+        Some((gone?, node))
     }
 
     /// How many pods on nodes use a volume claim.
@@ -228,13 +363,27 @@ impl Snapshot {
     pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.forget_nomination(&pod.uid);
         self.nominated.entry(node.to_string()).or_default().push(pod);
+        self.revision += 1;
     }
 
-    pub fn forget_nomination(&mut self, uid: &str) {
-        self.nominated.retain(|_, pods| {
-            pods.retain(|pod| pod.uid != uid);
-            !pods.is_empty()
+    pub fn has_nominations(&self) -> bool {
+        !self.nominated.is_empty()
+    }
+
+    /// The pod, and the node it was promised, if it was promised any.
+    pub fn forget_nomination(&mut self, uid: &str) -> Option<(Arc<PodInfo>, String)> {
+        let held = self.nominated.iter().find_map(|(node, pods)| {
+            let at = pods.iter().position(|pod| pod.uid == uid)?;
+            Some((node.clone(), at))
         });
+        let (node, at) = held?;
+        self.revision += 1;
+        let pods = self.nominated.get_mut(&node)?;
+        let pod = pods.swap_remove(at);
+        if pods.is_empty() {
+            self.nominated.remove(&node);
+        }
+        Some((pod, node))
     }
 
     /// Pods promised this node that `pod` must leave room for.
@@ -260,7 +409,7 @@ mod tests {
         snapshot.remove_node("n");
         snapshot.set_node(Arc::new(node("n", "4", "8Gi")));
         assert_eq!(snapshot.get("n").unwrap().used.cpu, 1000);
-        assert_eq!(snapshot.remove_pod("a").as_deref(), Some("n"));
+        assert_eq!(snapshot.remove_pod("a").unwrap().1, "n");
         assert_eq!(snapshot.get("n").unwrap().used.cpu, 0);
         assert_eq!(snapshot.get("n").unwrap().used.pods, 0);
     }

@@ -9,15 +9,18 @@ use base::backoff::Backoff;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::time::Instant;
 
+use crate::classes::Classes;
 use crate::config::Config;
 use crate::devices::{self, Grant, Pending};
+use crate::extend::Extenders;
 use crate::facts::Taken;
+use crate::filter::Rules;
 use crate::filter::volumes::Choice;
-use crate::filter::{Rule, Rules};
 use crate::line::Line;
+use crate::line::hints::{self, Event};
 use crate::pod::{PodInfo, is_finished, node_of, uid_of};
 use crate::profile::Profile;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{NodeInfo, Snapshot};
 
 #[derive(Debug)]
 pub struct State {
@@ -29,6 +32,9 @@ pub struct State {
     pub taken: Taken,
     /// Allocations of devices that do not show yet; no more than claims being bound.
     pub pending: Pending,
+    /// What pods that are alike share.
+    pub classes: Classes,
+    pub extenders: Extenders,
     /// Where the next pod's search for nodes starts.
     pub start: usize,
     /// One for each `schedulerName` that is served.
@@ -43,6 +49,8 @@ impl State {
             assumed: HashSet::new(),
             taken: Taken::new(),
             pending: Pending::new(),
+            classes: Classes::default(),
+            extenders: Extenders::new(&config.extenders),
             start: 0,
             profiles: config.profiles.iter().cloned().map(Arc::new).collect(),
         }
@@ -101,7 +109,7 @@ impl State {
         if is_finished(pod) {
             self.pod_gone(&uid_of(pod), now);
         } else if let Some(node) = node_of(pod) {
-            self.pod_placed(old, pod, node, now);
+            self.pod_placed(pod, node, now);
         } else {
             self.pod_pending(pod, now);
         }
@@ -110,45 +118,50 @@ impl State {
     fn pod_gone(&mut self, uid: &str, now: Instant) {
         self.line.remove(uid);
         self.assumed.remove(uid);
-        self.snapshot.forget_nomination(uid);
-        if self.snapshot.remove_pod(uid).is_some() {
-            let rules = [
-                Rule::NodePorts,
-                Rule::VolumeRestrictions,
-                Rule::NodeVolumeLimits,
-                Rule::NodeResourcesFit,
-                Rule::PodTopologySpread,
-                Rule::InterPodAffinity,
-            ];
-            self.line.wake(Rules::of(&rules), now);
+        self.free_promise(uid, now);
+        if let Some((pod, node)) = self.snapshot.remove_pod(uid) {
+            let node = self.snapshot.get(&node);
+            self.line.wake(Event::Left { pod: &pod, node }, now);
         }
     }
 
-    fn pod_placed(&mut self, old: Option<&Arc<Pod>>, pod: &Arc<Pod>, node: &str, now: Instant) {
+    fn pod_placed(&mut self, pod: &Arc<Pod>, node: &str, now: Instant) {
         let info = Arc::new(PodInfo::new(pod.clone()));
         let was_assumed = self.assumed.remove(&info.uid);
         self.line.remove(&info.uid);
-        self.snapshot.forget_nomination(&info.uid);
-        let news = old.is_none_or(|old| {
-            (node_of(old).is_none() && !was_assumed)
-                || old.metadata.labels != pod.metadata.labels
-                || old.metadata.deletion_timestamp != pod.metadata.deletion_timestamp
-        });
-        let resized = old.is_some_and(|old| {
-            let before = crate::resources::requests_of(old).asked;
-            let after = &info.requests.asked;
-            node_of(old).is_some() && (before.cpu > after.cpu || before.memory > after.memory)
-        });
-        self.snapshot.place(info, node);
-        let mut rules = Rules::default();
-        if news || was_assumed {
-            rules.add(Rule::PodTopologySpread);
-            rules.add(Rule::InterPodAffinity);
+        self.free_promise(&info.uid, now);
+        let before = self.snapshot.place(info.clone(), node).filter(|_| !was_assumed);
+        let before = before.as_deref();
+        if !before.is_some_and(|before| before.looks_like(&info)) {
+            self.line.wake(Event::Came { pod: &info, before }, now);
         }
-        if resized {
-            rules.add(Rule::NodeResourcesFit);
+        let shrank = before.is_some_and(|before| {
+            let (before, after) = (&before.requests.asked, &info.requests.asked);
+            before.cpu > after.cpu || before.memory > after.memory
+        });
+        if let (true, Some(node)) = (shrank, self.snapshot.get(node)) {
+            self.line.wake(Event::Shrank { node }, now);
         }
-        self.line.wake(rules, now);
+    }
+
+    /// The room that was kept for a pod is others' again.
+    fn free_promise(&mut self, uid: &str, now: Instant) {
+        if let Some((pod, node)) = self.snapshot.forget_nomination(uid) {
+            let node = self.snapshot.get(&node);
+            self.line.wake(Event::Left { pod: &pod, node }, now);
+        }
+    }
+
+    /// A pod that was assumed does not get to its node: others may.
+    pub fn forget_assumed(&mut self, uid: &str, now: Instant) -> bool {
+        if !self.assumed.remove(uid) {
+            return false;
+        }
+        if let Some((pod, node)) = self.snapshot.remove_pod(uid) {
+            let node = self.snapshot.get(&node);
+            self.line.wake(Event::Left { pod: &pod, node }, now);
+        }
+        true
     }
 
     fn pod_pending(&mut self, pod: &Arc<Pod>, now: Instant) {
@@ -159,7 +172,7 @@ impl State {
             profile.gates && spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
         if gated || pod.metadata.deletion_timestamp.is_some() {
             self.line.remove(&uid);
-            self.snapshot.forget_nomination(&uid);
+            self.free_promise(&uid, now);
             return;
         }
         if self.assumed.contains(&uid) {
@@ -178,43 +191,107 @@ impl State {
         let Some(new) = new else {
             if let Some(old) = old {
                 self.snapshot.remove_node(&name(old));
-                self.line.wake(Rules::of(&[Rule::PodTopologySpread]), now);
+                self.line.wake(Event::NodeLeft, now);
             }
             return;
         };
-        let rules = old.map_or(Rules::ALL, |old| concerned(old, new));
         self.snapshot.set_node(new.clone());
-        self.line.wake(rules, now);
+        let is_news = old.is_none_or(|old| hints::changed(old, new) != Rules::default());
+        if let (true, Some(node)) =
+            (is_news && self.line.has_parked(), self.snapshot.get(&name(new)))
+        {
+            let before = old.map(|old| NodeInfo::new(old.clone()));
+            self.line.wake(Event::Node { node, before: before.as_ref() }, now);
+        }
     }
 }
 
-/// The rules that a change of a node may satisfy.
-fn concerned(old: &Node, new: &Node) -> Rules {
-    let mut rules = Rules::default();
-    let allocatable = |node: &Node| node.status.as_ref().and_then(|s| s.allocatable.clone());
-    if allocatable(old) != allocatable(new) {
-        rules.add(Rule::NodeResourcesFit);
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::cycle::Outcome;
+    use crate::facts::Caches;
+    use crate::testing::{node, pod, pod_of};
+
+    fn next(state: &mut State, now: Instant) -> Option<(String, bool)> {
+        let (pod, outcome) = state.next(&Caches::empty(), &Vec::new, now)?;
+        Some((pod.name.clone(), matches!(outcome, Outcome::Bind(_))))
     }
-    if old.metadata.labels != new.metadata.labels {
-        for rule in [
-            Rule::NodeAffinity,
-            Rule::VolumeBinding,
-            Rule::VolumeZone,
-            Rule::PodTopologySpread,
-            Rule::InterPodAffinity,
-            Rule::DynamicResources,
-        ] {
-            rules.add(rule);
+
+    fn bound(name: &str, cpu: &str) -> Arc<Pod> {
+        let mut pod = pod(name, cpu, "1Gi");
+        pod.spec.as_mut().unwrap().node_name = Some("n".into());
+        Arc::new(pod)
+    }
+
+    /// A state with a node of 4 CPUs.
+    fn state(now: Instant) -> State {
+        let mut state = State::new(&Config::default());
+        state.node_changed(None, Some(&Arc::new(node("n", "4", "8Gi"))), now);
+        state
+    }
+
+    #[test]
+    fn room_that_was_promised_is_free_when_the_promise_ends() {
+        let now = Instant::now();
+        let mut state = state(now);
+        state.pod_changed(None, Some(&bound("low", "3")), now);
+        let mut promised = pod_of(
+            "vip",
+            json!({}),
+            json!({"priority": 5, "preemptionPolicy": "Never", "containers": [
+                {"name": "c", "resources": {"requests": {"cpu": "4"}}}]}),
+        );
+        promised.status = serde_json::from_value(json!({"nominatedNodeName": "n"})).unwrap();
+        let promised = Arc::new(promised);
+        state.pod_changed(None, Some(&promised), now);
+        state.pod_changed(None, Some(&Arc::new(pod("small", "1", "1Gi"))), now);
+        assert_eq!(next(&mut state, now), Some(("vip".into(), false)));
+        assert_eq!(next(&mut state, now), Some(("small".into(), false)));
+        state.pod_changed(Some(&promised), None, now);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(next(&mut state, later), Some(("small".into(), true)));
+    }
+
+    #[test]
+    fn a_binding_that_fails_gives_its_room_to_others() {
+        let now = Instant::now();
+        let mut state = state(now);
+        for name in ["a", "b"] {
+            state.pod_changed(None, Some(&Arc::new(pod(name, "3", "1Gi"))), now);
         }
+        assert_eq!(next(&mut state, now), Some(("a".into(), true)));
+        assert_eq!(next(&mut state, now), Some(("b".into(), false)));
+        assert!(state.forget_assumed("a", now));
+        state.line.remove("a");
+        let later = now + Duration::from_secs(1);
+        assert_eq!(next(&mut state, later), Some(("b".into(), true)));
+        assert!(!state.forget_assumed("a", now));
     }
-    let spec = |node: &Node| node.spec.clone().unwrap_or_default();
-    let (old, new) = (spec(old), spec(new));
-    if old.taints != new.taints {
-        rules.add(Rule::TaintToleration);
-        rules.add(Rule::PodTopologySpread);
+
+    #[test]
+    fn heartbeats_wake_nobody_and_room_wakes_those_it_suffices_for() {
+        let now = Instant::now();
+        let mut state = state(now);
+        for (name, cpu) in [("large", "16"), ("small", "5")] {
+            state.pod_changed(None, Some(&Arc::new(pod(name, cpu, "1Gi"))), now);
+        }
+        assert_eq!(next(&mut state, now), Some(("large".into(), false)));
+        assert_eq!(next(&mut state, now), Some(("small".into(), false)));
+        let later = now + Duration::from_secs(1);
+        let old = Arc::new(node("n", "4", "8Gi"));
+        let mut beat = (*old).clone();
+        beat.status.as_mut().unwrap().phase = Some("Running".into());
+        let beat = Arc::new(beat);
+        state.node_changed(Some(&old), Some(&beat), later);
+        assert_eq!(next(&mut state, later), None);
+        let grown = Arc::new(node("n", "8", "8Gi"));
+        state.node_changed(Some(&beat), Some(&grown), later);
+        assert_eq!(next(&mut state, later), Some(("small".into(), true)));
+        assert_eq!(next(&mut state, later), None);
     }
-    if old.unschedulable != new.unschedulable {
-        rules.add(Rule::NodeUnschedulable);
-    }
-    rules
 }

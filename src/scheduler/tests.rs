@@ -48,7 +48,7 @@ impl World {
         let facts = observe(&pod, &self.profile, &self.caches, &self.taken, &self.pending);
         let mut start = 0;
         let mut chance = Chance { start: &mut start, below: &mut |_| 0 };
-        plan(&pod, &facts, &self.profile, &self.snapshot, &Vec::new, &mut chance)
+        plan(&pod, facts.as_ref(), &self.profile, &self.snapshot, &Vec::new, &mut chance)
     }
 
     fn goes_to(&self, pod: Pod, want: &str) {

@@ -314,8 +314,7 @@ fn of_node(registry: &Registry, node: &str) -> Map<String, Value> {
     let Some(node) = registry.cache.get(NODES, &format!("{NODES}{node}")) else {
         return Map::new();
     };
-    let node = node.value();
-    let labels = node["metadata"]["labels"].as_object().into_iter().flatten();
+    let labels = node.labels().as_object().into_iter().flatten();
     let told = labels.filter(|(key, _)| TOPOLOGY.contains(&key.as_str()));
     told.map(|(key, value)| (key.clone(), value.clone())).collect()
 }

@@ -7,7 +7,10 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use codec::owners;
 use codec::scan::Scan;
+
+use super::sketch::sketch;
 
 const METADATA: &[u8] = b"\"metadata\":{";
 
@@ -132,6 +135,30 @@ impl Object {
         decode(self.bytes())
     }
 
+    /// The decoded object without its managed fields, and their text.
+    pub fn value_and_owners(&self) -> (Value, Option<&[u8]>) {
+        match owners::cut(self.bytes()) {
+            Some((rest, managed)) => (decode(&rest), Some(managed)),
+            None => (self.value(), None),
+        }
+    }
+
+    /// The text of the metadata.
+    pub fn metadata(&self) -> Option<&[u8]> {
+        let mut scan = Scan::new(self.bytes());
+        let mut first = true;
+        if !scan.take(b'{') {
+            return None;
+        }
+        while let Some(key) = scan.key(&mut first)? {
+            let value = scan.value()?;
+            if key.raw == b"metadata" {
+                return Some(value);
+            }
+        }
+        None
+    }
+
     /// The labels; null where there are none.
     pub fn labels(&self) -> &Value {
         #[derive(Deserialize)]
@@ -154,7 +181,7 @@ impl Object {
         &self,
         extract: impl FnOnce(&Value) -> Vec<(&'static str, String)>,
     ) -> &[(&'static str, String)] {
-        self.fields.get_or_init(|| extract(&self.value()))
+        self.fields.get_or_init(|| extract(&sketch(self.bytes())))
     }
 
     /// The bytes without `kind` and `apiVersion`, as items of a typed list have them;

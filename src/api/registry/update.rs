@@ -1,6 +1,7 @@
 //! Changing objects: PUT, the four kinds of patches, and writes to subresources.
 
 use bytes::Bytes;
+use codec::owners;
 use kinds::validate::pod_parts;
 use serde_json::Value;
 use store::{Outcome, Write};
@@ -142,7 +143,13 @@ impl Registry {
         warnings: &mut Vec<String>,
     ) -> Result<Option<(Value, Option<Bytes>)>> {
         let resource = &target.resource;
-        let live = convert::from_storage(stored.value(), resource, &target.version);
+        // A binding leaves managed fields alone, which are half of a pod: they stay text.
+        let is_binding = target.subresource == "binding";
+        let (value, owners) = match is_binding {
+            true => stored.value_and_owners(),
+            false => (stored.value(), None),
+        };
+        let live = convert::from_storage(value, resource, &target.version);
         let (mut new, of_patch) = self.changed(target, &live, change, options)?;
         warnings.extend(of_patch);
         let of_text = match change {
@@ -172,8 +179,10 @@ impl Registry {
             let now = base::time::rfc3339(base::time::now());
             signing::stamp(&mut new, &live, &now);
         }
-        target.normalise(&mut new);
-        (rules.default)(&mut new);
+        if !is_binding {
+            target.normalise(&mut new);
+            (rules.default)(&mut new);
+        }
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));
         self.admission.mutate(self, &attributes, &mut new)?;
         self.admission.mutate_by_webhooks(self, &attributes, &mut new).await?;
@@ -275,6 +284,10 @@ impl Registry {
                 }
             };
             new = back.unwrap_or(new);
+            let value = match owners.and_then(|managed| owners::restore(&value, managed)) {
+                Some(whole) => whole.into(),
+                None => value,
+            };
             bytes = Some(value.clone());
             Write::Update { key, value, expected }
         };

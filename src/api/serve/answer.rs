@@ -224,6 +224,53 @@ pub fn partial(form: Form, value: &Value) -> Value {
     })
 }
 
+/// The same of a stored object, out of its text; None where it would have to be changed.
+pub fn stored_partial(form: Form, target: &Target, object: &Object) -> Option<Vec<u8>> {
+    let resource = &target.resource;
+    if form.encoding != Encoding::Json
+        || form.pretty
+        || resource.custom
+        || !convert::is_identity(resource, &target.version)
+    {
+        return None;
+    }
+    let head = format!(
+        r#"{{"kind":"PartialObjectMetadata","apiVersion":{:?},"metadata":"#,
+        form.meta_version()
+    );
+    let metadata = object.metadata()?;
+    let mut out = Vec::with_capacity(head.len() + metadata.len() + 1);
+    out.extend_from_slice(head.as_bytes());
+    out.extend_from_slice(metadata);
+    out.push(b'}');
+    Some(out)
+}
+
+/// `meta/v1 PartialObjectMetadataList` of stored objects, out of their text.
+fn stored_partial_list(
+    form: Form,
+    target: &Target,
+    metadata: &Map<String, Value>,
+    objects: &[Arc<Object>],
+) -> Option<Vec<u8>> {
+    if form.view != View::PartialList || objects.is_empty() {
+        return None;
+    }
+    let head = json!({
+        "kind": "PartialObjectMetadataList", "apiVersion": form.meta_version(),
+        "metadata": metadata,
+    });
+    let mut out = head.to_string().into_bytes();
+    out.pop();
+    out.extend_from_slice(b",\"items\":");
+    for (at, object) in objects.iter().enumerate() {
+        out.push(if at == 0 { b'[' } else { b',' });
+        out.extend_from_slice(&stored_partial(form, target, object)?);
+    }
+    out.extend_from_slice(b"]}\n");
+    Some(out)
+}
+
 /// Any kind that has metadata and is always there.
 fn partial_type() -> Typed<'static> {
     let config_map = Schema::built_in().kind("", "v1", "ConfigMap");
@@ -345,6 +392,9 @@ pub fn list(form: Form, target: &Target, page: Page, include: Include) -> Result
             _ => format!("{kind}List"),
         };
         return list_of_messages(encoder, &api_version, &list_kind, metadata, &page.items);
+    }
+    if let Some(text) = stored_partial_list(form, target, &metadata, &page.items) {
+        return Ok(document(bytes(StatusCode::OK, form.content_type(), text)));
     }
     let values: Vec<Value> = page
         .items

@@ -176,6 +176,11 @@ impl Lines {
                 (None, View::Object) if self.form.encoding == Encoding::Json => {
                     return frame(change, object.bytes());
                 }
+                (None, View::Partial) => {
+                    if let Some(text) = answer::stored_partial(self.form, &self.target, object) {
+                        return frame(change, &text);
+                    }
+                }
                 (None, _) => {}
             }
         }

@@ -136,6 +136,78 @@ async fn objects_lists_and_failures_come_in_protobuf() {
     assert_eq!(put["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
 }
 
+/// What is sent out of the stored text is what would be written of its value, to the byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_alone_is_the_same_however_it_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let made = json!({"kind": "ConfigMap", "apiVersion": "v1", "data": {"metadata": "none"},
+        "metadata": {"name": "a", "finalizers": ["a.example/b"], "annotations": {"q": "\"}{"},
+            "labels": {"b": "2", "a": "1"}}});
+    let headers = [("content-type", "application/json")];
+    send(&server, "POST", CONFIG_MAPS, &headers, made.to_string()).await;
+    let form = |kind: &str| format!("application/json;as={kind};v=v1;g=meta.k8s.io");
+    let compact = |text: Vec<u8>| {
+        let mut text = serde_json::from_slice::<Value>(&text).unwrap().to_string();
+        text.push('\n');
+        text
+    };
+    let mut items = Vec::new();
+    for (path, kind) in [
+        (CONFIG_MAPS.to_string(), "PartialObjectMetadataList"),
+        (format!("{CONFIG_MAPS}/a"), "PartialObjectMetadata"),
+    ] {
+        let accept = form(kind);
+        let headers = [("accept", accept.as_str())];
+        let quick = send(&server, "GET", &path, &headers, "").await.bytes().await;
+        // What is made pretty is made of the value.
+        let slow = send(&server, "GET", &format!("{path}?pretty=true"), &headers, "").await;
+        assert_eq!(String::from_utf8(quick.clone()).unwrap(), compact(slow.bytes().await));
+        items.push(quick);
+    }
+    let path = format!(
+        "{CONFIG_MAPS}?watch=1&timeoutSeconds=1&fieldSelector=metadata.name%3Da&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
+    );
+    let accept = form("PartialObjectMetadata");
+    let watched = send(&server, "GET", &path, &[("accept", &accept)], "").await.bytes().await;
+    let one = String::from_utf8(items.pop().unwrap()).unwrap();
+    let want = format!("{{\"type\":\"ADDED\",\"object\":{}}}\n", one.trim_end());
+    assert_eq!(String::from_utf8(watched).unwrap(), want);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binding_leaves_the_rest_of_its_pod_as_it_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path()).await;
+    let json_type = [("content-type", "application/json")];
+    let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p",
+            "labels": {"a": "b"}, "finalizers": ["a.example/b"]},
+        "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let pods = "/api/v1/namespaces/default/pods";
+    let made = send(&server, "POST", pods, &json_type, pod.to_string()).await;
+    let before: Value = serde_json::from_slice(&made.bytes().await).unwrap();
+    let binding = json!({"kind": "Binding", "apiVersion": "v1",
+        "metadata": {"name": "p", "annotations": {"by": "test"}},
+        "target": {"kind": "Node", "name": "n"}});
+    let path = format!("{pods}/p/binding");
+    let bound = send(&server, "POST", &path, &json_type, binding.to_string()).await;
+    assert_eq!(bound.status, StatusCode::CREATED);
+    let after = send(&server, "GET", &format!("{pods}/p"), &[], "").await.bytes().await;
+    let after: Value = serde_json::from_slice(&after).unwrap();
+    assert!(before["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"].is_object());
+    let mut want = before.clone();
+    want["spec"]["nodeName"] = "n".into();
+    want["metadata"]["annotations"] = json!({"by": "test"});
+    want["metadata"]["resourceVersion"] = after["metadata"]["resourceVersion"].clone();
+    want["metadata"]["generation"] = after["metadata"]["generation"].clone();
+    want["status"]["conditions"] = after["status"]["conditions"].clone();
+    assert_eq!(after, want);
+    assert_eq!(after["status"]["conditions"][0]["type"], "PodScheduled");
+    let keys =
+        |value: &Value| value["metadata"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&after).last().unwrap(), "managedFields");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn watches_come_in_protobuf_frames() {
     let dir = tempfile::tempdir().unwrap();

@@ -143,10 +143,48 @@ fn what_is_wrong_is_said_in_upstreams_words() {
              {minCandidateNodesPercentage: 0, minCandidateNodesAbsolute: 0}}]}]",
             "cannot be zero at the same time as minCandidateNodesAbsolute",
         ),
-        ("extenders: [{urlPrefix: 'http://a'}]", "extenders are not supported"),
+        ("extenders: [{filterVerb: f}]", "extenders[0].urlPrefix: Required value"),
+        (
+            "extenders: [{urlPrefix: 'http://a', prioritizeVerb: p}]",
+            "extenders[0].weight: Invalid value: 0: must have a positive weight applied to it",
+        ),
+        (
+            "extenders: [{urlPrefix: 'http://a', bindVerb: b}, {urlPrefix: 'http://b', bindVerb: b}]",
+            "found 2 extenders implementing bind",
+        ),
+        (
+            "extenders: [{urlPrefix: 'http://a', managedResources: [{name: a.b/c}, {name: a.b/c}]}]",
+            "duplicate extender managed resource name",
+        ),
+        (
+            "extenders: [{urlPrefix: 'https://a', tlsConfig: {caFile: /nowhere/ca}}]",
+            "extenders[0]: /nowhere/ca: No such file or directory",
+        ),
     ] {
         refused(text, want);
     }
     let other = Config::parse("apiVersion: v1\nkind: Pod\n").unwrap_err();
     assert!(other.contains("no kind \"Pod\" is registered"), "{other}");
+}
+
+#[test]
+fn extenders_are_read_to_the_end() {
+    let config = Config::parse(
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n\
+         extenders: [{urlPrefix: 'http://a:8080/x/', filterVerb: f, prioritizeVerb: p, \
+         weight: 5, preemptVerb: e, bindVerb: b, httpTimeout: 1m30s, nodeCacheCapable: true, \
+         ignorable: true, managedResources: [{name: a.b/c, ignoredByScheduler: true}, \
+         {name: a.b/d}]}, {urlPrefix: 'https://b', enableHTTPS: true}]\n",
+    )
+    .unwrap();
+    let [first, second] = &config.extenders[..] else { panic!("two") };
+    assert_eq!(first.endpoint.server, "http://a:8080/x");
+    assert_eq!((first.filter.as_str(), first.prioritize.as_str()), ("f", "p"));
+    assert_eq!((first.preempt.as_str(), first.bind.as_str(), first.weight), ("e", "b", 5));
+    assert_eq!(first.timeout, Duration::from_secs(90));
+    assert!(first.knows_nodes && first.ignorable);
+    assert_eq!(first.resources, ["a.b/c", "a.b/d"]);
+    assert_eq!(second.timeout, Duration::from_secs(5));
+    assert!(second.endpoint.insecure && !second.ignorable);
+    assert_eq!(config.profiles[0].fit.ignored, ["a.b/c"]);
 }

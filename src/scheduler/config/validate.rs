@@ -53,9 +53,7 @@ pub(super) fn problems(file: &File) -> Problems {
         let why = "must be greater than or equal to PodInitialBackoffSeconds";
         invalid(&mut out, "podMaxBackoffSeconds", most, why);
     }
-    if !file.extenders.is_empty() {
-        out.push("extenders: Forbidden: extenders are not supported".into());
-    }
+    super::extenders::problems(&file.extenders, &mut out);
     out
 }
 

@@ -3,6 +3,7 @@
 //! The first solution is taken. A search that takes too many steps is given up.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use k8s_openapi::api::resource::v1::{
     AllocationResult, Device, DeviceAttribute, DeviceClass, DeviceSelector, DeviceTaint,
@@ -16,8 +17,9 @@ use crate::snapshot::NodeInfo;
 
 /// Devices of one claim (resource/v1, AllocationResultsMaxSize).
 const RESULTS_MAX: usize = 32;
-/// Where upstream has ten seconds (`filterTimeout`).
-const STEPS_MAX: usize = 100_000;
+/// Of one pod, over all nodes: devices tried, and selectors asked. Where upstream has ten
+/// seconds for every node (`filterTimeout`).
+pub const STEPS_MAX: usize = 100_000;
 
 /// A device that can be used from the node.
 pub struct Candidate<'a> {
@@ -115,7 +117,6 @@ struct Search<'a> {
     taken: Vec<Vec<usize>>,
     found: Vec<Vec<(usize, usize, usize)>>,
     consumed: HashMap<(usize, CounterId), i64>,
-    steps: usize,
 }
 
 /// What the claims get on `node`, one result each; None where it cannot be had.
@@ -136,7 +137,6 @@ pub fn allocate(
         taken: Vec::new(),
         found: claims.iter().map(|_| Vec::new()).collect(),
         consumed: HashMap::new(),
-        steps: 0,
     };
     search.prepare()?;
     match search.step(At::of(0, 0)) {
@@ -326,12 +326,16 @@ impl<'a> Search<'a> {
         Ok(true)
     }
 
+    fn count(&self) -> Result<(), Stop> {
+        match self.devices.steps.fetch_add(1, Ordering::Relaxed) < STEPS_MAX {
+            true => Ok(()),
+            false => Err(Stop::Failed("timed out trying to allocate devices".into())),
+        }
+    }
+
     /// Finds devices from here on to the end.
     fn step(&mut self, at: At) -> Step {
-        self.steps += 1;
-        if self.steps > STEPS_MAX {
-            return Err(Stop::Failed("timed out trying to allocate devices".into()));
-        }
+        self.count()?;
         if at.claim >= self.claims.len() {
             return Ok(true);
         }
@@ -403,6 +407,8 @@ impl<'a> Search<'a> {
         if let Some(known) = choice.suits.get(&candidate) {
             return Ok(*known);
         }
+        self.count()?;
+        let choice = &mut self.choices[at.claim][at.request][alternative];
         // Out of its place, so that the search can be asked.
         let mut asked = Choice { suits: HashMap::new(), all: Vec::new(), ..copy(choice) };
         let suits = self.suits(at.claim, &mut asked, candidate).map_err(Stop::Failed)?;

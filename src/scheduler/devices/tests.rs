@@ -271,3 +271,35 @@ fn an_idle_claim_that_holds_its_pod_elsewhere_is_found() {
         assert_eq!(devices.idle(&pod(), &[&nodes]).is_some(), idle);
     }
 }
+
+#[test]
+fn a_search_ends_for_all_nodes_together() {
+    // Every node reaches all of these, and no two of them are of one root.
+    let device = |at: usize| {
+        let attributes = json!({"root": {"int": at}});
+        json!({"name": format!("d{at}"), "attributes": attributes})
+    };
+    let mut all = slice((0..60).map(device).collect());
+    all.as_object_mut().unwrap().shift_remove("nodeName");
+    all["allNodes"] = true.into();
+    let sources = sources(vec![all]);
+    let mut alike = exactly(json!({"count": 30}));
+    alike["requests"][0]["exactly"]["selectors"] =
+        json!([{"cel": {"expression": "device.attributes['d.example'].root < 59"}}]);
+    alike["constraints"] = json!([{"matchAttribute": "d.example/root"}]);
+    sources.claims.put(claim("c", alike));
+    let devices = observe(&pod(), &sources, &Pending::new()).unwrap().expect("claims");
+    let node = |name: String| NodeInfo::new(Arc::new(node(&name, "4", "8Gi")));
+    let taken = || devices.steps.load(std::sync::atomic::Ordering::Relaxed);
+    devices.grants(&node("n0".into())).unwrap_err();
+    let each = taken();
+    assert!(each > 60, "one node takes its steps: {each}");
+    for at in 1..=search::STEPS_MAX / each {
+        devices.grants(&node(format!("n{at}"))).unwrap_err();
+    }
+    let late = devices.grants(&node("late".into())).unwrap_err();
+    assert_eq!(late, "timed out trying to allocate devices");
+    // What was found before is known still.
+    let early = devices.grants(&node("n0".into())).unwrap_err();
+    assert_eq!(early, "cannot allocate all claims");
+}

@@ -8,6 +8,7 @@ use kinds::meta::selector::{Operator, Requirement};
 use super::{Reject, Rule};
 use crate::facts::Facts;
 use crate::pod::PodInfo;
+use crate::profile::Profile;
 use crate::snapshot::NodeInfo;
 
 /// Any term suffices (core/v1, NodeSelector).
@@ -54,11 +55,20 @@ pub fn matches(pod: &PodInfo, node: &NodeInfo) -> bool {
     required.is_none_or(|selector| selects(selector, node))
 }
 
-pub fn check(pod: &PodInfo, facts: &Facts, node: &NodeInfo) -> Result<(), Reject> {
-    let added = facts.profile.added_affinity.as_ref();
+/// Whether the profile's own affinity, which all pods have, lets pods onto the node.
+fn profile_admits(profile: &Profile, node: &NodeInfo) -> bool {
+    let added = profile.added_affinity.as_ref();
     let required =
         added.and_then(|it| it.required_during_scheduling_ignored_during_execution.as_ref());
-    if required.is_some_and(|selector| !selects(selector, node)) {
+    required.is_none_or(|selector| selects(selector, node))
+}
+
+pub fn admits(pod: &PodInfo, profile: &Profile, node: &NodeInfo) -> bool {
+    profile_admits(profile, node) && matches(pod, node)
+}
+
+pub fn check(pod: &PodInfo, facts: &Facts, node: &NodeInfo) -> Result<(), Reject> {
+    if !profile_admits(&facts.profile, node) {
         let reason = "node(s) didn't match scheduler-enforced node affinity";
         return Err(Reject::for_good(Rule::NodeAffinity, reason));
     }

@@ -69,6 +69,10 @@ fn disks(pod: &PodInfo) -> impl Iterator<Item = Disk> {
     volumes.iter().filter_map(disk)
 }
 
+pub fn has_disks(pod: &PodInfo) -> bool {
+    disks(pod).next().is_some()
+}
+
 pub fn exclusive(pod: &PodInfo, caches: &Caches) -> Exclusive {
     let is_alone = |name: &&String| {
         let claim = caches.claims.get(&pod.namespace, name);

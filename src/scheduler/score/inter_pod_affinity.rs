@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use super::{BEST, Contest};
+use crate::facts::Facts;
 use crate::pod::{PodInfo, Term};
 use crate::snapshot::NodeInfo;
 
 type Domains<'a> = HashMap<(String, &'a str), i64>;
 
 pub fn score(contest: &Contest<'_>) -> Option<Vec<i64>> {
-    let prefers = has_preferences(contest);
+    let prefers = has_preferences(contest.facts);
     if !prefers && contest.snapshot.with_terms == 0 {
         return None;
     }
@@ -19,7 +20,11 @@ pub fn score(contest: &Contest<'_>) -> Option<Vec<i64>> {
             continue;
         }
         for other in node.pods.values() {
-            add_pod(contest, node, other, &mut domains);
+            each(contest.pod, contest.facts, other, &mut |term, weight| {
+                if let Some(value) = node.label(&term.topology_key) {
+                    *domains.entry((term.topology_key.clone(), value)).or_default() += weight;
+                }
+            });
         }
     }
     if domains.is_empty() {
@@ -31,28 +36,21 @@ pub fn score(contest: &Contest<'_>) -> Option<Vec<i64>> {
     };
     let raw: Vec<i64> = contest.nodes.iter().map(sum).collect();
     let (least, most) = (raw.iter().min().copied()?, raw.iter().max().copied()?);
-    let spread = most - least;
-    let normal = |score: i64| if spread > 0 { BEST * (score - least) / spread } else { 0 };
-    Some(raw.into_iter().map(normal).collect())
+    Some(raw.into_iter().map(|score| normal(score, least, most)).collect())
 }
 
-fn has_preferences(contest: &Contest<'_>) -> bool {
-    let terms = &contest.facts.terms;
-    !terms.prefers.is_empty() || !terms.prefers_not.is_empty()
+/// 0 to 100 of a sum, where `least` and `most` are those of all nodes.
+pub fn normal(score: i64, least: i64, most: i64) -> i64 {
+    if most > least { BEST * (score - least) / (most - least) } else { 0 }
 }
 
-fn add_pod<'a>(
-    contest: &Contest<'_>,
-    node: &'a NodeInfo,
-    other: &PodInfo,
-    domains: &mut Domains<'a>,
-) {
-    let mut add = |term: &Term, weight: i64| {
-        if let Some(value) = node.label(&term.topology_key) {
-            *domains.entry((term.topology_key.clone(), value)).or_default() += weight;
-        }
-    };
-    let mine = &contest.facts.terms;
+fn has_preferences(facts: &Facts) -> bool {
+    !facts.terms.prefers.is_empty() || !facts.terms.prefers_not.is_empty()
+}
+
+/// Tells what of `other` counts for the pod: terms of either side, and by how much.
+pub fn each(pod: &PodInfo, facts: &Facts, other: &PodInfo, add: &mut dyn FnMut(&Term, i64)) {
+    let mine = &facts.terms;
     for term in mine.prefers.iter().filter(|term| term.selects(other, None)) {
         add(term, term.weight);
     }
@@ -60,11 +58,11 @@ fn add_pod<'a>(
         add(term, -term.weight);
     }
     let Some(its) = &other.terms else { return };
-    let speaks = |term: &&Term| term.selects(contest.pod, contest.facts.namespace_labels.as_ref());
+    let speaks = |term: &&Term| term.selects(pod, facts.namespace_labels.as_ref());
     for term in its.affinity.iter().filter(speaks) {
-        add(term, contest.facts.profile.hard_affinity_weight);
+        add(term, facts.profile.hard_affinity_weight);
     }
-    if contest.facts.profile.ignores_preferred_of_existing && !has_preferences(contest) {
+    if facts.profile.ignores_preferred_of_existing && !has_preferences(facts) {
         return;
     }
     for term in its.prefers.iter().filter(speaks) {

@@ -1,34 +1,36 @@
 //! Resources left over, used, or used as a shape likes it: the profile says which of these.
 
 use super::{BEST, Contest};
-use crate::profile::Strategy;
+use crate::pod::PodInfo;
+use crate::profile::{Fit, Strategy};
 use crate::snapshot::NodeInfo;
 
 pub fn score(contest: &Contest<'_>) -> Option<Vec<i64>> {
     let fit = &contest.facts.profile.fit;
-    let score = |node: &&NodeInfo| {
-        let (mut sum, mut weights) = (0, 0);
-        for (name, weight) in &fit.resources {
-            let Some((used, all)) = used(contest, node, name) else { continue };
-            let one = worth(&fit.strategy, used, all);
-            // Of a shape only what is worth something counts.
-            if one > 0 || !matches!(fit.strategy, Strategy::ByShape(_)) {
-                sum += one * weight;
-                weights += weight;
-            }
+    Some(contest.nodes.iter().map(|node| of_node(contest.pod, fit, node)).collect())
+}
+
+pub fn of_node(pod: &PodInfo, fit: &Fit, node: &NodeInfo) -> i64 {
+    let (mut sum, mut weights) = (0, 0);
+    for (name, weight) in &fit.resources {
+        let Some((used, all)) = used(pod, node, name) else { continue };
+        let one = worth(&fit.strategy, used, all);
+        // Of a shape only what is worth something counts.
+        if one > 0 || !matches!(fit.strategy, Strategy::ByShape(_)) {
+            sum += one * weight;
+            weights += weight;
         }
-        match (weights, &fit.strategy) {
-            (0, _) => 0,
-            (_, Strategy::ByShape(_)) => (sum as f64 / weights as f64).round() as i64,
-            (_, _) => sum / weights,
-        }
-    };
-    Some(contest.nodes.iter().map(score).collect())
+    }
+    match (weights, &fit.strategy) {
+        (0, _) => 0,
+        (_, Strategy::ByShape(_)) => (sum as f64 / weights as f64).round() as i64,
+        (_, _) => sum / weights,
+    }
 }
 
 /// What would be used with the pod, and what there is; None where it does not count.
-fn used(contest: &Contest<'_>, node: &NodeInfo, name: &str) -> Option<(i64, i64)> {
-    let (requests, all) = (&contest.pod.requests, &node.allocatable);
+fn used(pod: &PodInfo, node: &NodeInfo, name: &str) -> Option<(i64, i64)> {
+    let (requests, all) = (&pod.requests, &node.allocatable);
     let (used, all) = match name {
         "cpu" => (node.weighed_cpu + requests.weighed_cpu, all.cpu),
         "memory" => (node.weighed_memory + requests.weighed_memory, all.memory),

@@ -14,6 +14,9 @@ use scheduler::{Config, Scheduler};
 use serde_json::{Value, json};
 use store::backend::sqlite::Sqlite;
 
+#[path = "cluster/extenders.rs"]
+mod extenders;
+
 struct Cluster {
     client: Client,
     _trigger: Trigger,
@@ -21,6 +24,11 @@ struct Cluster {
 }
 
 async fn cluster(profiles: &str) -> Cluster {
+    configured(&format!("profiles: [{profiles}]\n")).await
+}
+
+/// With this in the scheduler's configuration.
+async fn configured(settings: &str) -> Cluster {
     let dir = tempfile::tempdir().unwrap();
     let key = pki::files::signing_key(&dir.path().join("key")).unwrap();
     let store = std::sync::Arc::new(Sqlite::open(&dir.path().join("db")).unwrap());
@@ -38,8 +46,7 @@ async fn cluster(profiles: &str) -> Cluster {
     let own = client_of("system:kube-scheduler", &[]);
     let recorder = Recorder::new(own.clone(), "default-scheduler", "", drain.clone());
     let config = Config::parse(&format!(
-        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n\
-         profiles: [{profiles}]\n"
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n{settings}"
     ))
     .unwrap();
     let scheduler = Scheduler::new(Shared::new(own, drain.clone()), recorder, config);

@@ -1,0 +1,153 @@
+//! Affinity and anti-affinity between a class and the pods on nodes, counted as they come and
+//! go.
+//!
+//! The same rules as `filter/inter_pod_affinity.rs` and `score/inter_pod_affinity.rs`.
+
+use std::sync::Arc;
+
+use super::columns::{Column, Columns, Tally};
+use crate::facts::Facts;
+use crate::pod::{PodInfo, Term};
+use crate::score::inter_pod_affinity as score;
+use crate::snapshot::Snapshot;
+
+/// Numbers by domains of several labels.
+#[derive(Debug, Default)]
+struct Domains {
+    by_key: Vec<(String, Tally)>,
+}
+
+impl Domains {
+    fn add(&mut self, key: &str, at: usize, by: i64, column: &mut dyn FnMut(&str) -> Arc<Column>) {
+        let held = self.by_key.iter().position(|(it, _)| it == key);
+        let held = held.unwrap_or_else(|| {
+            self.by_key.push((key.to_owned(), Tally::new(column(key))));
+            self.by_key.len() - 1
+        });
+        self.by_key[held].1.add(at, by);
+    }
+
+    fn at(&self, key: &str, node: usize) -> i64 {
+        let tally = self.by_key.iter().find(|(it, _)| it == key);
+        tally.and_then(|(_, tally)| tally.at(node)).unwrap_or(0)
+    }
+
+    /// Over all labels of the node.
+    fn sum(&self, node: usize) -> i64 {
+        self.by_key.iter().filter_map(|(_, tally)| tally.at(node)).sum()
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Company {
+    filters: bool,
+    scores: bool,
+    /// Pods that match all affinity terms of the class, by domain of each term; and how many
+    /// of these there are.
+    wanted: Domains,
+    wanted_anywhere: i64,
+    wants_itself: bool,
+    /// The labels of its affinity terms.
+    near: Vec<Arc<Column>>,
+    /// Pods that match an anti-affinity term of the class.
+    unwanted: Domains,
+    /// Pods that have an anti-affinity term against it.
+    refused_by: Domains,
+    /// What preferences, of either side, sum up to.
+    liked: Domains,
+}
+
+impl Company {
+    /// Nothing is counted yet.
+    pub fn new(
+        pod: &PodInfo,
+        facts: &Facts,
+        snapshot: &Snapshot,
+        columns: &mut Columns,
+        (filters, scores): (bool, bool),
+    ) -> Self {
+        let affinity = &facts.terms.affinity;
+        Self {
+            filters,
+            scores,
+            wants_itself: affinity.iter().all(|term| term.selects(pod, None)),
+            near: affinity.iter().map(|it| columns.of(&it.topology_key, snapshot)).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether pods without terms can count.
+    pub fn minds_all(&self, facts: &Facts) -> bool {
+        let terms = &facts.terms;
+        (self.filters && !(terms.affinity.is_empty() && terms.anti_affinity.is_empty()))
+            || (self.scores && !(terms.prefers.is_empty() && terms.prefers_not.is_empty()))
+    }
+
+    /// Counts `other` on a node in (1) or out (-1).
+    pub fn shift(
+        &mut self,
+        (pod, facts): (&PodInfo, &Facts),
+        other: &PodInfo,
+        (at, by): (usize, i64),
+        column: &mut dyn FnMut(&str) -> Arc<Column>,
+    ) {
+        if self.filters {
+            let affinity = &facts.terms.affinity;
+            if !affinity.is_empty() && affinity.iter().all(|term| term.selects(other, None)) {
+                for (term, near) in affinity.iter().zip(&self.near) {
+                    self.wanted_anywhere += if near.at(at).is_some() { by } else { 0 };
+                    self.wanted.add(&term.topology_key, at, by, column);
+                }
+            }
+            for term in facts.terms.anti_affinity.iter().filter(|it| it.selects(other, None)) {
+                self.unwanted.add(&term.topology_key, at, by, column);
+            }
+            for term in other.terms.iter().flat_map(|terms| &terms.anti_affinity) {
+                if term.selects(pod, facts.namespace_labels.as_ref()) {
+                    self.refused_by.add(&term.topology_key, at, by, column);
+                }
+            }
+        }
+        if self.scores {
+            score::each(pod, facts, other, &mut |term: &Term, weight: i64| {
+                self.liked.add(&term.topology_key, at, by * weight, column);
+            });
+        }
+    }
+
+    /// Whether a pod of the class may go to the node.
+    pub fn allows(&self, facts: &Facts, at: usize) -> bool {
+        if !self.filters {
+            return true;
+        }
+        let terms = &facts.terms;
+        let here = |key: &str, of: &Domains| of.at(key, at) > 0;
+        self.has_company(facts, at)
+            && !terms.anti_affinity.iter().any(|it| here(&it.topology_key, &self.unwanted))
+            && !self.refused_by.by_key.iter().any(|(_, it)| it.at(at).is_some_and(|n| n > 0))
+    }
+
+    /// The first pod of a group that wants to be near itself may start anywhere.
+    fn has_company(&self, facts: &Facts, at: usize) -> bool {
+        let mut all = true;
+        for (term, near) in facts.terms.affinity.iter().zip(&self.near) {
+            if near.at(at).is_none() {
+                return false;
+            }
+            all &= self.wanted.at(&term.topology_key, at) > 0;
+        }
+        all || (self.wanted_anywhere == 0 && self.wants_itself)
+    }
+
+    /// Adds `weight` times what each of the `able` nodes is worth.
+    pub fn score(&self, able: &[u32], weight: i64, totals: &mut [i64]) {
+        if !self.scores || self.liked.by_key.is_empty() {
+            return;
+        }
+        let raw: Vec<i64> = able.iter().map(|at| self.liked.sum(*at as usize)).collect();
+        let (Some(least), Some(most)) = (raw.iter().min(), raw.iter().max()) else { return };
+        for (total, score) in totals.iter_mut().zip(&raw) {
+            *total += weight * score::normal(*score, *least, *most);
+        }
+    }
+}
