@@ -85,6 +85,7 @@ impl Worker {
         }
         let image = self.image(container, about, now).await?;
         let volume_images = self.volume_images(container, about, now).await?;
+        base::failpoint!("pod/image");
         let restarts = match last {
             Some(last) if last.state == ContainerState::Created => {
                 // It was never started: its place is taken, not counted.
@@ -104,6 +105,7 @@ impl Worker {
             .await
             .map_err(|message| failed("Failed", "CreateContainerConfigError", message))?;
         let log_path = sandbox_log(&node.config, &self.pod).join(&config.log_path);
+        base::failpoint!("pod/container-configured");
         let of_pod = self
             .sandbox_config(sandbox.metadata.attempt)
             .await
@@ -114,6 +116,7 @@ impl Worker {
                 failed("Failed", "CreateContainerError", message)
             })?;
         node.recorder.normal(about, "Created", "Container created");
+        base::failpoint!("pod/container-created");
         let started = node.runtime.start_container(&id).await;
         if let Err(error) = node.observed.refresh_container(&id).await {
             warn!(container = id, error = %error, "container not read");
@@ -123,7 +126,9 @@ impl Worker {
             failed("Failed", "RunContainerError", message)
         })?;
         node.recorder.normal(about, "Started", "Container started");
+        base::failpoint!("pod/container-started");
         self.link_log(container, &id, &log_path);
+        base::failpoint!("pod/log-linked");
         self.post_start(container, &id, runtime, about).await
     }
 
@@ -332,6 +337,7 @@ impl Worker {
             let text = sandbox::hosts_file(&self.pod, pod_ips, &host_file, &config.cluster_domain);
             // Written in place: containers that run already have this very file mounted.
             fs::write(&host_path, text)?;
+            base::failpoint!("pod/hosts-file");
             mounts.push(plain_mount(host_path, Path::new("/etc/hosts")));
         }
         let path = container.termination_message_path.as_deref().unwrap_or(DEFAULT_MESSAGE_PATH);
@@ -374,6 +380,7 @@ impl Worker {
             // The pod is going away; so is the container.
             _ = doomed.wait_for(|doomed| *doomed) => return Ok(()),
         };
+        base::failpoint!("pod/post-start-hook");
         let Err(error) = result else { return Ok(()) };
         warn!(pod = %pod::display(&self.pod), container = container.name, error, "postStart hook failed");
         node.recorder.warning(about, "FailedPostStartHook", "PostStartHook failed");

@@ -9,6 +9,8 @@ mod clients;
 mod cluster;
 mod crowd;
 mod explain;
+#[cfg(debug_assertions)]
+mod failpoints;
 mod figures;
 mod hollow;
 mod identity;
