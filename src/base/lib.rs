@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod clock;
 pub mod drain;
 pub mod error;
+pub mod failpoint;
 pub mod log;
 pub mod metrics;
 pub mod rng;

@@ -33,6 +33,7 @@ pub async fn remove_orphans(node: &Arc<Node>) {
     if let Ok(entries) = std::fs::read_dir(node.config.root_dir.join("pods")) {
         orphans.extend(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()));
     }
+    orphans.extend(node.volumes.attached.pods());
     for uid in orphans.difference(&wanted) {
         let (node, uid) = (node.clone(), uid.clone());
         tokio::spawn(async move { remove_orphan(&node, &uid).await });
@@ -108,7 +109,7 @@ async fn stop(node: &Node, runtime: &PodRuntime) {
 }
 
 /// Links in `/var/log/containers` whose log is gone.
-fn remove_dead_links(node: &Node) {
+pub fn remove_dead_links(node: &Node) {
     let Ok(entries) = std::fs::read_dir(&node.config.container_log_dir) else { return };
     for entry in entries.flatten() {
         let path = entry.path();

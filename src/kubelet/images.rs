@@ -150,6 +150,7 @@ impl Images {
         if let Some(found) = &present
             && self.sources.records.verdict(&image, &found.id) == Verdict::Usable
         {
+            self.sources.records.settle(&image);
             return ready(&want, &image, found.clone());
         }
         let may_pull = policy != "Never";

@@ -103,7 +103,7 @@ impl Kubelet {
             recorder,
             objects: Objects::new(client.clone(), Arc::new(move |uid: &str| woken.wake(uid))),
             services: shared.cache::<Service>(),
-            volumes: Volumes::new(csi),
+            volumes: Volumes::new(&config, csi),
             status: Arc::new(StatusWriter::new(client.clone(), pods.clone())),
             pods,
             burstable_shares: AtomicU64::new(0),

@@ -93,6 +93,7 @@ impl Worker {
         }
         let image = self.image(container, about, now).await?;
         let volume_images = self.volume_images(container, about, now).await?;
+        base::failpoint!("pod/image");
         let restarts = match last {
             Some(last) if last.state == ContainerState::Created => {
                 // It was never started: its place is taken, not counted.
@@ -112,6 +113,7 @@ impl Worker {
             .await
             .map_err(|message| failed("Failed", "CreateContainerConfigError", message))?;
         let log_path = sandbox_log(&node.config, &self.pod).join(&config.log_path);
+        base::failpoint!("pod/container-configured");
         let of_pod = self
             .sandbox_config(sandbox.metadata.attempt)
             .await
@@ -122,6 +124,7 @@ impl Worker {
                 failed("Failed", "CreateContainerError", message)
             })?;
         node.recorder.normal(about, "Created", "Container created");
+        base::failpoint!("pod/container-created");
         let started = node.runtime.start_container(&id).await;
         if let Err(error) = node.observed.refresh_container(&id).await {
             warn!(container = id, error = %error, "container not read");
@@ -131,7 +134,9 @@ impl Worker {
             failed("Failed", "RunContainerError", message)
         })?;
         node.recorder.normal(about, "Started", "Container started");
+        base::failpoint!("pod/container-started");
         self.link_log(container, &id, &log_path);
+        base::failpoint!("pod/log-linked");
         self.post_start(container, &id, runtime, about).await
     }
 
@@ -341,6 +346,7 @@ impl Worker {
             let text = sandbox::hosts_file(&self.pod, pod_ips, &host_file, &config.cluster_domain);
             // Written in place: containers that run already have this very file mounted.
             fs::write(&host_path, text)?;
+            base::failpoint!("pod/hosts-file");
             mounts.push(plain_mount(host_path, Path::new("/etc/hosts")));
         }
         let path = container.termination_message_path.as_deref().unwrap_or(DEFAULT_MESSAGE_PATH);
@@ -383,6 +389,7 @@ impl Worker {
             // The pod is going away; so is the container.
             _ = doomed.wait_for(|doomed| *doomed) => return Ok(()),
         };
+        base::failpoint!("pod/post-start-hook");
         let Err(error) = result else { return Ok(()) };
         warn!(pod = %pod::display(&self.pod), container = container.name, error, "postStart hook failed");
         node.recorder.warning(about, "FailedPostStartHook", "PostStartHook failed");

@@ -50,6 +50,7 @@ pub async fn container(
                 Ok(()) = grace.changed() => {}
             }
         };
+        base::failpoint!("pod/pre-stop-hook");
         if let Some(error) = failed {
             warn!(pod = %pod::display(pod), container = spec.name, error, "preStop hook failed");
             node.recorder.warning(&about, "FailedPreStopHook", "PreStopHook failed");
@@ -76,6 +77,7 @@ pub async fn container(
             Ok(()) = grace.changed() => {}
         }
     }
+    base::failpoint!("pod/container-stopped");
     if let Err(error) = node.observed.refresh_container(&container.id).await {
         warn!(container = container.id, error = %error, "container not read");
     }
@@ -127,6 +129,7 @@ pub async fn pod(
             }
         }
     }
+    base::failpoint!("pod/containers-stopped");
     for sandbox in &runtime.sandboxes {
         if let Err(error) = node.runtime.stop_pod_sandbox(&sandbox.id).await
             && error.kind != cri::ErrorKind::NotFound

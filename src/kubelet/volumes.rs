@@ -3,11 +3,13 @@
 //! Safe to repeat: what is already as it should be is left alone. Never decides when.
 
 pub mod atomic;
+pub mod attached;
 pub mod claims;
 pub mod csi;
 mod disk;
 mod emptydir;
 mod hostpath;
+mod iscsi;
 pub mod mounts;
 mod ownership;
 pub mod payload;
@@ -32,6 +34,7 @@ use crate::objects::Objects;
 use crate::pod;
 use crate::quantity::ResourceList;
 use crate::tokens::Tokens;
+use attached::Attached;
 use claims::Bound;
 use csi::{CsiVolumes, Source};
 use payload::Tokens as TokenSet;
@@ -90,6 +93,8 @@ pub struct Volumes {
     /// Where volumes are that do not lie in the pod's own directory.
     places: Mutex<HashMap<(String, String), Place>>,
     tokens: Tokens,
+    /// Disks that the node attaches itself.
+    pub attached: Attached,
     /// Those that storage drivers make.
     pub csi: Arc<CsiVolumes>,
 }
@@ -134,8 +139,9 @@ pub struct OnDisk {
 }
 
 impl Volumes {
-    pub fn new(csi: Arc<CsiVolumes>) -> Self {
+    pub fn new(config: &KubeletConfig, csi: Arc<CsiVolumes>) -> Self {
         Self {
+            attached: Attached::new(&config.root_dir),
             shown: Mutex::default(),
             bound: Mutex::default(),
             places: Mutex::default(),
@@ -179,8 +185,8 @@ impl Volumes {
                 again = sooner(again, renew);
                 continue;
             }
-            if bound.is_some() || volume.nfs.is_some() {
-                self.place(config, pod, volume, bound).await.map_err(failed)?;
+            if bound.is_some() || volume.nfs.is_some() || volume.iscsi.is_some() {
+                self.place(config, client, pod, volume, bound).await.map_err(failed)?;
                 continue;
             }
             let referred = referred_by(objects, pod, volume).await.map_err(failed)?;
@@ -244,6 +250,7 @@ impl Volumes {
                 .map_err(|e| says("write", &file, &e))
         })
         .await?;
+        base::failpoint!("volume/claim-known");
         Ok(Some(bound))
     }
 
@@ -251,18 +258,20 @@ impl Volumes {
     async fn place(
         &self,
         config: &KubeletConfig,
+        client: &client::Client,
         pod: &Pod,
         volume: &Volume,
         bound: Option<Bound>,
     ) -> Result<(), String> {
+        let key = (pod::uid(pod).to_owned(), volume.name.clone());
+        if self.places.lock().get(&key).is_some_and(|place| place.is_block) {
+            return Ok(());
+        }
         let dir = config.pod_dir(pod::uid(pod));
-        let place = match (bound, &volume.nfs) {
-            (Some(bound), _) => persistent::make(&dir, &bound).await?,
-            (None, Some(source)) => {
-                let dir = dir.join("volumes/kubernetes.io~nfs").join(&volume.name);
-                persistent::nfs(&dir, source, &[]).await?
-            }
-            (None, None) => return Err("the volume has no source".to_owned()),
+        let maker = persistent::Maker { attached: &self.attached, client, pod, dir: &dir };
+        let place = match bound {
+            Some(bound) => maker.claimed(&bound).await?,
+            None => maker.inline(volume).await?,
         };
         self.keep(pod, volume, place).await
     }
@@ -286,6 +295,7 @@ impl Volumes {
                     .map_err(|e| says("applyFSGroup failed for", &path, &e))
             })
             .await?;
+            base::failpoint!("volume/given-to-group");
         }
         self.places.lock().insert(key, place);
         Ok(())
@@ -312,11 +322,14 @@ impl Volumes {
         let group = fs_group(pod);
         blocking(move || {
             std::fs::create_dir_all(&dir).map_err(|e| says("create the volume", &dir, &e))?;
+            base::failpoint!("volume/directory");
             if in_memory {
                 mounts::tmpfs(&dir, SECRET_BYTES_MAX).map_err(|e| says("mount", &dir, &e))?;
+                base::failpoint!("volume/memory");
             }
             let open = if group.is_some() { 0o2777 } else { 0o777 };
             own(&dir, open, group).map_err(|e| says("open the volume", &dir, &e))?;
+            base::failpoint!("volume/owned");
             atomic::write(&dir, &files, group).map_err(|e| says("write the volume", &dir, &e))?;
             Ok(())
         })
@@ -455,11 +468,16 @@ impl Volumes {
     /// Unmounts and removes the pod's directory, and forgets its tokens.
     pub async fn remove(&self, config: &KubeletConfig, uid: &str) -> Result<(), String> {
         self.csi.remove(uid).await?;
+        base::failpoint!("volume/drivers-done");
         self.tokens.release(uid);
         self.shown.lock().retain(|(of, _), _| of != uid);
         self.places.lock().retain(|(of, _), _| of != uid);
         self.bound.lock().remove(uid);
         let dir = config.pod_dir(uid);
+        let below = dir.clone();
+        blocking(move || mounts::unmount_tree(&below).map_err(|e| says("unmount", &below, &e)))
+            .await?;
+        self.attached.release(uid).await?;
         blocking(move || mounts::remove_tree(&dir).map_err(|e| says("remove", &dir, &e))).await
     }
 }
@@ -583,7 +601,7 @@ mod tests {
         let meta = std::fs::metadata(&place).unwrap();
         assert_eq!(meta.permissions().mode() & 0o7777, 0o2777);
         assert_eq!(std::os::unix::fs::MetadataExt::gid(&meta), 4242);
-        let volumes = Volumes::new(csi::samples::none(&config));
+        let volumes = Volumes::new(&config, csi::samples::none(&config));
         let container = &pod::spec(&pod).containers[0];
         let none = HashMap::new();
         let mounts = volumes

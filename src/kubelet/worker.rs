@@ -31,7 +31,7 @@ use crate::status::{self, Inputs, Waiting};
 use crate::volumes::Failure;
 use resizing::Resizing;
 
-use crate::{admission, eviction, qos, restart_all, sandbox, shutdown, stop};
+use crate::{admission, eviction, garbage, qos, restart_all, sandbox, shutdown, stop};
 
 /// First and longest wait after a volume, a sandbox or a clean-up failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
@@ -420,6 +420,7 @@ impl Worker {
             }
             runtime = self.runtime();
         }
+        base::failpoint!("pod/volumes");
         let plan = plan::plan(&self.pod, &runtime, &self.probes.verdicts());
         if plan.stop_pod {
             let Some(_) = plan.create_sandbox else {
@@ -433,6 +434,7 @@ impl Worker {
         }
         if let Some(attempt) = plan.create_sandbox {
             qos::update(&self.node).await;
+            base::failpoint!("pod/classes-weighed");
             let mut doomed = self.doomed.clone();
             let prepared = tokio::select! {
                 prepared = self.node.dynamic.prepare(&self.pod) => prepared,
@@ -448,6 +450,7 @@ impl Worker {
                 self.publish(&runtime, false);
                 return Next::Again(sooner(again, Some(self.retry())));
             }
+            base::failpoint!("pod/claims-prepared");
             match self.create_sandbox(attempt).await {
                 Ok(()) => runtime = self.runtime(),
                 Err(error) => {
@@ -546,12 +549,14 @@ impl Worker {
         tokio::fs::create_dir_all(&config.log_directory)
             .await
             .map_err(|error| format!("create {}: {error}", config.log_directory.display()))?;
+        base::failpoint!("pod/log-directory");
         let id = node
             .runtime
             .run_pod_sandbox(config)
             .await
             .map_err(|error| base::error::chain(&error).to_string())?;
         node.observed.refresh_sandbox(&id).await.map_err(|error| error.to_string())?;
+        base::failpoint!("pod/sandbox");
         Ok(())
     }
 
@@ -626,6 +631,7 @@ impl Worker {
         let (name, namespace) = (pod::name(&self.pod), pod::namespace(&self.pod));
         let log = node.config.log_dir(namespace, name, &self.uid).join(&container.log_path);
         crate::logs::remove_files(&log);
+        base::failpoint!("pod/log-gone");
         let dir = &node.config.container_log_dir;
         // It may never have been made.
         let _ = std::fs::remove_file(log_link(
@@ -635,6 +641,17 @@ impl Worker {
             &container.metadata.name,
             &container.id,
         ));
+    }
+
+    /// Containers that the pod's status knows.
+    fn known_containers(&self) -> usize {
+        let old = &self.old;
+        [&old.container_statuses, &old.init_container_statuses, &old.ephemeral_container_statuses]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|it| it.container_id.is_some())
+            .count()
     }
 
     fn end_grace(&self, wanted: &Wanted) -> i64 {
@@ -689,6 +706,7 @@ impl Worker {
         let work = Chore::spawn(self.wake.clone(), async move {
             tokio::time::sleep(delay).await;
             stop::pod(&node, &pod, &stopping, receiver).await;
+            base::failpoint!("pod/stopped");
         });
         self.ending = Some(Ending { work, grace });
         self.watch_probes(&runtime, true);
@@ -705,12 +723,14 @@ impl Worker {
                 warn!(pod = %pod::display(&self.pod), error, "claims not unprepared");
                 return Next::Again(Some(self.retry()));
             }
+            base::failpoint!("pod/claims-unprepared");
             self.publish(&runtime, true);
             if let Err(error) = node.volumes.remove(&node.config, &self.uid).await {
                 warn!(pod = %pod::display(&self.pod), error, "pod directory not removed");
                 return Next::Again(Some(self.retry()));
             }
             node.users.release(&self.uid);
+            base::failpoint!("pod/users-released");
             node.placements.release(&self.uid);
             node.objects.release(&self.uid);
             node.images.release(&self.uid);
@@ -719,6 +739,7 @@ impl Worker {
                 node.pods.wake(&waits);
             }
             qos::update(&node).await;
+            base::failpoint!("pod/released");
             self.cleaned = true;
             if let Some(sentence) = &wanted.sentence {
                 sentence.ended.notify_one();
@@ -731,6 +752,7 @@ impl Worker {
         for container in &runtime.containers {
             self.remove_container(container).await;
         }
+        base::failpoint!("pod/containers-removed");
         for sandbox in &runtime.sandboxes {
             if let Err(error) = node.runtime.remove_pod_sandbox(&sandbox.id).await
                 && error.kind != cri::ErrorKind::NotFound
@@ -741,12 +763,18 @@ impl Worker {
             }
             node.observed.forget(&sandbox.id);
         }
+        base::failpoint!("pod/sandboxes-removed");
         let logs = node.config.log_dir(pod::namespace(&self.pod), pod::name(&self.pod), &self.uid);
         if let Err(error) = tokio::fs::remove_dir_all(&logs).await
             && error.kind() != std::io::ErrorKind::NotFound
         {
             warn!(path = %logs.display(), %error, "logs not removed");
         }
+        if runtime.containers.len() < self.known_containers() {
+            // An earlier process has removed some, and died before it removed their links.
+            garbage::remove_dead_links(&node);
+        }
+        base::failpoint!("pod/logs-gone");
         if wanted.gone {
             node.status.forget(&self.uid);
             if node.pods.forget(&self.uid) {
@@ -759,6 +787,7 @@ impl Worker {
             return Next::Again(Some(Duration::ZERO));
         }
         node.status.finish(&self.pod, self.old.clone());
+        base::failpoint!("pod/finished");
         Next::Again(None)
     }
 }

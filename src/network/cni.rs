@@ -165,6 +165,7 @@ impl Cni {
     /// Gives the sandbox its interface and address. Safe to repeat.
     pub fn attach(&self, sandbox: &str, netns: &Path) -> Result<Ipv4Addr> {
         let address = self.ipam.lock().allocate(sandbox)?;
+        base::failpoint!("network/address");
         let fail = |source| Error::Namespace { netns: netns.display().to_string(), source };
         let name = veth_name(address);
         let mut router = Router::open()?;
@@ -186,6 +187,7 @@ impl Cni {
             peer_mac: pod_mac(address),
             peer_namespace: namespace.as_fd(),
         })?;
+        base::failpoint!("network/link");
         // Where br_netfilter is loaded (Docker does so), a bridge that has seen a destination
         // rewritten hands the frame straight to the right port instead of the node's routing.
         // A pod that is balanced to itself would then be cut off.
@@ -209,6 +211,7 @@ impl Cni {
             }
             sys::socket::loopback_up()?;
             router.set_up(link.index, true)?;
+            base::failpoint!("network/link-up");
             router.add_address(link.index, Prefix::host(address))?;
             let direct = Route {
                 to: Prefix::host(gateway),
@@ -228,6 +231,7 @@ impl Cni {
         let mut ipam = self.ipam.lock();
         let Some(address) = ipam.address_of(sandbox) else { return Ok(()) };
         Router::open()?.delete_link_named(&veth_name(address))?;
+        base::failpoint!("network/link-gone");
         Ok(ipam.release(sandbox)?)
     }
 

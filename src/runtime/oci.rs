@@ -71,6 +71,13 @@ struct SandboxRecord {
     created_at: i64,
     ips: Vec<IpAddr>,
     netns: Option<PathBuf>,
+    /// False while it is made. What wrote no such word wrote only what was finished.
+    #[serde(default = "finished")]
+    is_finished: bool,
+}
+
+fn finished() -> bool {
+    true
 }
 
 /// A container as it is on disk.

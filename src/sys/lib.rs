@@ -11,6 +11,7 @@ pub mod caps;
 pub mod cgroup;
 pub mod firewall;
 pub mod fs;
+pub mod loops;
 pub mod memory;
 pub mod mount;
 pub mod namespace;

@@ -104,8 +104,8 @@ fn wrong_manifests_get_upstreams_words() {
     cluster.reset();
 }
 
-/// A real registry on the machine's loopback, which holds web:1 as `localhost:5000/web:1`.
-fn registry(machine: &Machine) {
+/// A real registry on the machine's loopback, which holds `localhost:5000/web:VERSION`.
+pub fn registry(machine: &Machine, version: &str) {
     let config = "version: 0.1\nstorage: {filesystem: {rootdirectory: /tmp/registry}}\nhttp: {addr: 127.0.0.1:5000}\n";
     machine.write("/tmp/registry.yml", config.as_bytes());
     machine.start("/tmp/registry.log", &["docker-registry", "serve", "/tmp/registry.yml"]);
@@ -113,7 +113,7 @@ fn registry(machine: &Machine) {
         let output = machine.run(&["curl", "-fsS", "http://127.0.0.1:5000/v2/"]);
         if output.status.success() { Ok(()) } else { Err(told(&output)) }
     });
-    let image = images::web("1");
+    let image = images::web(version);
     for blob in [&image.config, &image.layer] {
         machine.write("/tmp/blob", blob);
         let digest = images::digest(blob);
@@ -125,15 +125,17 @@ fn registry(machine: &Machine) {
         ));
     }
     machine.write("/tmp/manifest", &image.manifest);
-    machine.sh("curl -fsS -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' \
-         --data-binary @/tmp/manifest http://127.0.0.1:5000/v2/web/manifests/1");
+    machine.sh(&format!(
+        "curl -fsS -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' \
+         --data-binary @/tmp/manifest http://127.0.0.1:5000/v2/web/manifests/{version}"
+    ));
     machine.sh("rm /tmp/blob /tmp/manifest");
 }
 
 #[test]
 fn images_come_from_a_registry_or_the_registry_says_why_not() {
     let cluster = Cluster::new();
-    registry(&cluster.machine);
+    registry(&cluster.machine, "1");
     cluster.k("run pulled --image=localhost:5000/web:1");
     cluster.k("wait --for=condition=Ready pod/pulled --timeout=30s");
     let about = cluster.k("describe pod pulled");

@@ -35,6 +35,8 @@ pub struct Cluster {
     pub machine: Machine,
     pub kubectl: String,
     flags: Vec<String>,
+    /// Variables of the server's environment, as `NAME=VALUE`.
+    pub environment: Vec<String>,
     before: Vec<String>,
     pid: u32,
     /// From exec to the kubeconfig's node being Ready.
@@ -68,6 +70,7 @@ impl Cluster {
             machine,
             kubectl,
             flags: flags.iter().map(|flag| flag.to_string()).collect(),
+            environment: Vec::new(),
             before,
             pid: 0,
             started_in: Duration::ZERO,
@@ -83,7 +86,9 @@ impl Cluster {
 
     /// Starts it and waits for its word that it is ready.
     pub fn start_server(&mut self) {
-        let mut argv = vec!["/mnt/coracle/coracle", "server"];
+        let mut argv = vec!["env"];
+        argv.extend(self.environment.iter().map(String::as_str));
+        argv.extend(["/mnt/coracle/coracle", "server"]);
         argv.extend(self.flags.iter().map(String::as_str));
         let began = Instant::now();
         self.pid = self.machine.start(LOG, &argv);

@@ -185,7 +185,7 @@ impl Machine {
             set -eu
             awk '{print $5, $9, $10}' /proc/1/mountinfo | sed 's/^/mount /'
             ip -o link | awk '{print $2}' | sed 's/^/link /'
-            ip -4 route | sed 's/^/route /'
+            ip -4 route | sed 's/^/route /; s/ linkdown//'
             ip rule | sed 's/^/rule /'
             nft list ruleset | sed 's/^/nft /'
             find /sys/fs/cgroup -type d | sed 's/^/cgroup /'

@@ -11,6 +11,8 @@ mod cluster;
 mod containerd;
 mod crowd;
 mod explain;
+#[cfg(debug_assertions)]
+mod failpoints;
 mod figures;
 mod hollow;
 mod identity;

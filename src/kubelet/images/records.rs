@@ -299,6 +299,15 @@ impl Records {
         }
     }
 
+    /// An image may be used: a pull of before that brought it has ended.
+    pub fn settle(&self, image: &str) {
+        let mut intents = self.intents.lock();
+        if intents.get(image) == Some(&0) {
+            intents.remove(image);
+            remove(&self.intent_path(image));
+        }
+    }
+
     fn note(&self, record: &mut Pulled, image: &str, from: Option<&Source>) {
         let before = record.clone();
         if let Some(from) = from {

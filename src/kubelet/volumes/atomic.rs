@@ -47,10 +47,13 @@ pub fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<bo
         let _ = std::fs::remove_dir_all(&fresh);
         return Err(error);
     }
+    base::failpoint!("volume/files-written");
     let new_link = dir.join(DATA_LINK_NEW);
     remove_if_there(&new_link)?;
     symlink(&name, &new_link)?;
+    base::failpoint!("volume/files-linked");
     std::fs::rename(&new_link, &link)?;
+    base::failpoint!("volume/files-turned");
     make_links(dir, payload)?;
     remove_stale(dir, payload, &name)?;
     Ok(true)

@@ -536,9 +536,14 @@ pub mod samples {
         }
     }
 
+    /// A client without a server.
+    pub fn client() -> Client {
+        Client::new(Arc::new(Nobody), "kubelet")
+    }
+
     /// The volumes of a node without drivers and without a server.
     pub fn none(config: &KubeletConfig) -> Arc<CsiVolumes> {
-        let client = Client::new(Arc::new(Nobody), "kubelet");
+        let client = client();
         let drivers = Drivers::new(client.clone(), "n1", Cache::new(), Cache::new());
         let (trigger, drain) = base::drain::channel();
         drop(trigger);

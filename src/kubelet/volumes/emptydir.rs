@@ -63,6 +63,7 @@ pub fn make(
     let group = fs_group(pod);
     let mut fresh = !dir.exists();
     std::fs::create_dir_all(dir)?;
+    base::failpoint!("volume/empty-directory");
     match source.medium.as_deref().unwrap_or_default() {
         "" => {}
         "Memory" => {
@@ -78,6 +79,7 @@ pub fn make(
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
     }
+    base::failpoint!("volume/empty-directory-mounted");
     if fresh {
         own(dir, if group.is_some() { 0o2777 } else { 0o777 }, group)?;
     }

@@ -42,15 +42,26 @@ pub fn huge_pages(dir: &Path, page_bytes: i64) -> io::Result<()> {
     sys::mount::mount("hugetlbfs", dir, "hugetlbfs", 0, &options)
 }
 
-/// Unmounts everything at and below `dir`, then removes it. Refuses to remove anything
-/// while a mount is left, since what lies behind it is not ours.
-pub fn remove_tree(dir: &Path) -> io::Result<()> {
+/// Unmounts everything at and below `dir`.
+///
+/// # Errors
+/// While a mount is left.
+pub fn unmount_tree(dir: &Path) -> io::Result<()> {
     for mount in mounts_below(dir)? {
         unmount_detach(&mount)?;
+        base::failpoint!("volume/unmounted");
     }
     if let Some(left) = mounts_below(dir)?.first() {
         return Err(io::Error::other(format!("{} is still mounted", left.display())));
     }
+    base::failpoint!("volume/all-unmounted");
+    Ok(())
+}
+
+/// Unmounts everything at and below `dir`, then removes it. Refuses to remove anything
+/// while a mount is left, since what lies behind it is not ours.
+pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    unmount_tree(dir)?;
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -118,8 +129,10 @@ pub fn bind_sub_path(root: &Path, sub_path: &Path, target: &Path) -> io::Result<
     } else {
         File::create(target)?;
     }
+    base::failpoint!("volume/sub-path-directory");
     let source = format!("/proc/self/fd/{}", source.as_fd().as_raw_fd());
     rustix::mount::mount_bind_recursive(source, target)?;
+    base::failpoint!("volume/sub-path");
     Ok(())
 }
 

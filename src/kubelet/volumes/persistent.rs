@@ -1,5 +1,5 @@
 //! Puts persistent volumes where containers can mount them: host paths, local disks and
-//! directories, NFS.
+//! directories, NFS, iSCSI.
 //!
 //! Safe to repeat. What a volume needs of the host and the host lacks is said, not skipped.
 
@@ -8,15 +8,21 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{NFSVolumeSource, PersistentVolumeSpec};
+use client::Client;
+use k8s_openapi::api::core::v1::{NFSVolumeSource, PersistentVolumeSpec, Pod, Secret, Volume};
 
 use sys::mount::options;
 
+use super::attached::Attached;
 use super::claims::Bound;
+use super::iscsi::{Disk, Secrets};
 use super::{blocking, disk, hostpath, mounts, says};
+use crate::pod;
 
 /// A server that does not answer is given up after this long, and tried again later.
 const NETWORK_MOUNT_PATIENCE: Duration = Duration::from_secs(120);
+/// The type of secrets that iSCSI takes.
+const CHAP_SECRET: &str = "kubernetes.io/iscsi-chap";
 /// What is quoted of a helper's output.
 const OUTPUT_BYTES_MAX: usize = 2048;
 
@@ -41,8 +47,6 @@ fn own_dir(pod_dir: &Path, plugin: &str, name: &str) -> PathBuf {
 fn kind(spec: &PersistentVolumeSpec) -> &'static str {
     if spec.csi.is_some() {
         "csi"
-    } else if spec.iscsi.is_some() {
-        "iscsi"
     } else if spec.fc.is_some() {
         "fc"
     } else {
@@ -50,43 +54,178 @@ fn kind(spec: &PersistentVolumeSpec) -> &'static str {
     }
 }
 
-/// Makes the volume of a claim.
-pub async fn make(pod_dir: &Path, bound: &Bound) -> Result<Place, String> {
-    let spec = &bound.spec;
-    let options = spec.mount_options.clone().unwrap_or_default();
-    if let Some(source) = spec.host_path.clone() {
-        if bound.is_block() {
-            return Err("hostPath volumes cannot be used as block devices".into());
-        }
-        let path = PathBuf::from(&source.path);
-        blocking(move || hostpath::check(&source)).await?;
+/// Makes volumes of one pod.
+pub struct Maker<'a> {
+    pub attached: &'a Attached,
+    pub client: &'a Client,
+    pub pod: &'a Pod,
+    /// The pod's own directory.
+    pub dir: &'a Path,
+}
+
+impl Maker<'_> {
+    /// Makes the volume of a claim.
+    ///
+    /// # Errors
+    /// What the host lacks, or what is wrong with the volume, as an event says it.
+    pub async fn claimed(&self, bound: &Bound) -> Result<Place, String> {
+        let spec = &bound.spec;
+        let options = spec.mount_options.clone().unwrap_or_default();
         let read_only = bound.read_only;
-        let (is_block, takes_group, is_fresh) = (false, false, false);
-        return Ok(Place { path, is_block, read_only, takes_group, is_fresh });
-    }
-    if let Some(source) = &spec.local {
-        let from = PathBuf::from(&source.path);
-        let (read_only, is_block) = (bound.read_only, bound.is_block());
-        let to = own_dir(pod_dir, "kubernetes.io~local-volume", &bound.name);
-        let kind = source.fs_type.clone().unwrap_or_else(|| "ext4".into());
-        let mut _prepared = None;
-        if !is_block && is_unused_disk(&from, &to)? {
-            _prepared = Some(disk::prepare(&from, &kind, read_only).await?);
+        if let Some(source) = spec.host_path.clone() {
+            let path = PathBuf::from(&source.path);
+            if bound.is_block() {
+                exists(&path)?;
+                blocking(move || hostpath::check(&source)).await?;
+                return self.block(path, read_only).await;
+            }
+            blocking(move || hostpath::check(&source)).await?;
+            let (is_block, takes_group, is_fresh) = (false, false, false);
+            return Ok(Place { path, is_block, read_only, takes_group, is_fresh });
         }
-        return blocking(move || local(from, to, is_block, read_only, &kind, &options)).await;
+        if let Some(source) = &spec.local {
+            let from = PathBuf::from(&source.path);
+            if bound.is_block() {
+                return self.block(from, read_only).await;
+            }
+            let to = own_dir(self.dir, "kubernetes.io~local-volume", &bound.name);
+            return put(from, to, read_only, source.fs_type.as_deref(), options).await;
+        }
+        if let Some(source) = &spec.nfs {
+            let mut source = source.clone();
+            source.read_only = Some(read_only || source.read_only == Some(true));
+            let dir = own_dir(self.dir, "kubernetes.io~nfs", &bound.name);
+            return nfs(&dir, &source, &options).await;
+        }
+        if let Some(source) = &spec.iscsi {
+            let secret = source.secret_ref.as_ref().and_then(|it| {
+                let namespace = it.namespace.clone().filter(|it| !it.is_empty());
+                Some((namespace, it.name.clone()?))
+            });
+            let wanted = Wanted {
+                name: &bound.name,
+                disk: source.into(),
+                secret,
+                fs_type: source.fs_type.as_deref(),
+                read_only: read_only || source.read_only == Some(true),
+                is_block: bound.is_block(),
+                options,
+            };
+            return self.iscsi(wanted).await;
+        }
+        Err(format!(
+            "failed to get Plugin from volumeSpec for volume {:?} err=no volume plugin matched \
+             (volumes {} are not supported on this node)",
+            bound.name,
+            kind(spec)
+        ))
     }
-    if let Some(source) = &spec.nfs {
-        let mut source = source.clone();
-        source.read_only = Some(bound.read_only || source.read_only == Some(true));
-        let dir = own_dir(pod_dir, "kubernetes.io~nfs", &bound.name);
-        return nfs(&dir, &source, &options).await;
+
+    /// Makes a volume that stands in the pod itself.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn inline(&self, volume: &Volume) -> Result<Place, String> {
+        if let Some(source) = &volume.nfs {
+            let dir = own_dir(self.dir, "kubernetes.io~nfs", &volume.name);
+            return nfs(&dir, source, &[]).await;
+        }
+        let Some(source) = &volume.iscsi else {
+            return Err("the volume has no source".to_owned());
+        };
+        let wanted = Wanted {
+            name: &volume.name,
+            disk: source.into(),
+            secret: source.secret_ref.as_ref().map(|it| (None, it.name.clone())),
+            fs_type: source.fs_type.as_deref(),
+            read_only: source.read_only == Some(true),
+            is_block: false,
+            options: Vec::new(),
+        };
+        self.iscsi(wanted).await
     }
-    Err(format!(
-        "failed to get Plugin from volumeSpec for volume {:?} err=no volume plugin matched \
-         (volumes {} are not supported on this node)",
-        bound.name,
-        kind(spec)
-    ))
+
+    /// A device of this node, or a regular file that becomes one.
+    async fn block(&self, path: PathBuf, read_only: bool) -> Result<Place, String> {
+        let kind = exists(&path)?.file_type();
+        let path = if kind.is_block_device() {
+            path
+        } else if kind.is_file() {
+            self.attached.file(pod::uid(self.pod), &path).await?
+        } else {
+            let path = path.display();
+            return Err(format!("path \"{path}\" is neither a block device nor a regular file"));
+        };
+        Ok(Place { path, is_block: true, read_only, takes_group: false, is_fresh: false })
+    }
+
+    async fn iscsi(&self, wanted: Wanted<'_>) -> Result<Place, String> {
+        let Wanted { name, disk, secret, fs_type, read_only, is_block, options } = wanted;
+        let to = own_dir(self.dir, "kubernetes.io~iscsi", name);
+        let is_there =
+            !is_block && mounts::is_mounted(&to).map_err(|e| says("look at", &to, &e))?;
+        let device = if is_there {
+            // Only its place is wanted.
+            to.clone()
+        } else {
+            let secrets = match secret {
+                Some((namespace, name)) if disk.chap_discovery || disk.chap_session => {
+                    self.secrets(namespace.as_deref(), &name).await?
+                }
+                _ => Secrets::new(),
+            };
+            self.attached.iscsi(pod::uid(self.pod), &disk, &secrets).await?
+        };
+        if is_block {
+            let (takes_group, is_fresh) = (false, false);
+            return Ok(Place { path: device, is_block, read_only, takes_group, is_fresh });
+        }
+        put(device, to, read_only, fs_type, options).await
+    }
+
+    async fn secrets(&self, namespace: Option<&str>, name: &str) -> Result<Secrets, String> {
+        let namespace = namespace.unwrap_or(pod::namespace(self.pod));
+        let secret = self.client.api::<Secret>(Some(namespace)).get(name).await;
+        let secret =
+            secret.map_err(|error| format!("couldn't get secret {namespace}/{name}: {error}"))?;
+        if secret.type_.as_deref() != Some(CHAP_SECRET) {
+            return Err(format!("secret {namespace}/{name} is not of type {CHAP_SECRET:?}"));
+        }
+        let data = secret.data.into_iter().flatten();
+        Ok(data.map(|(key, value)| (key, String::from_utf8_lossy(&value.0).into_owned())).collect())
+    }
+}
+
+/// A disk behind iSCSI, and what becomes of it.
+struct Wanted<'a> {
+    name: &'a str,
+    disk: Disk,
+    /// Namespace, where it is not the pod's, and name.
+    secret: Option<(Option<String>, String)>,
+    fs_type: Option<&'a str>,
+    read_only: bool,
+    is_block: bool,
+    options: Vec<String>,
+}
+
+fn exists(path: &Path) -> Result<std::fs::Metadata, String> {
+    std::fs::metadata(path).map_err(|_| format!("path \"{}\" does not exist", path.display()))
+}
+
+/// Mounts a directory or a disk of this node for the pod; a blank disk is formatted first.
+async fn put(
+    from: PathBuf,
+    to: PathBuf,
+    read_only: bool,
+    fs_type: Option<&str>,
+    options: Vec<String>,
+) -> Result<Place, String> {
+    let kind = fs_type.filter(|it| !it.is_empty()).unwrap_or("ext4").to_owned();
+    let mut _prepared = None;
+    if is_unused_disk(&from, &to)? {
+        _prepared = Some(disk::prepare(&from, &kind, read_only).await?);
+    }
+    blocking(move || mount(from, to, read_only, &kind, &options)).await
 }
 
 /// A disk that is not mounted for this pod yet.
@@ -96,24 +235,15 @@ fn is_unused_disk(from: &Path, to: &Path) -> Result<bool, String> {
 }
 
 /// A directory or file system of this very node, or a disk of it.
-fn local(
+fn mount(
     from: PathBuf,
     to: PathBuf,
-    is_block: bool,
     read_only: bool,
     fs_type: &str,
     options: &[String],
 ) -> Result<Place, String> {
-    let meta = std::fs::metadata(&from)
-        .map_err(|_| format!("path \"{}\" does not exist", from.display()))?;
+    let meta = exists(&from)?;
     let is_device = meta.file_type().is_block_device();
-    if is_block {
-        if !is_device {
-            return Err(format!("path \"{}\" is not a block device", from.display()));
-        }
-        let (takes_group, is_fresh) = (false, false);
-        return Ok(Place { path: from, is_block, read_only, takes_group, is_fresh });
-    }
     if !is_device && !meta.is_dir() {
         return Err("only support block device or directory as local volume".to_owned());
     }
@@ -128,6 +258,7 @@ fn local(
         return Ok(place(false));
     }
     std::fs::create_dir_all(&to).map_err(|error| says("create", &to, &error))?;
+    base::failpoint!("volume/local-directory");
     let (mut flags, text) = options::split(options.iter().map(String::as_str));
     if read_only {
         flags |= options::READ_ONLY;
@@ -143,15 +274,12 @@ fn local(
         let _ = std::fs::remove_dir(&to);
         format!("mount {} on {}: {error}", from.display(), to.display())
     })?;
+    base::failpoint!("volume/local-mounted");
     Ok(place(true))
 }
 
 /// Mounts an export by the host's own `mount`, which knows the protocol's versions.
-pub async fn nfs(
-    dir: &Path,
-    source: &NFSVolumeSource,
-    options: &[String],
-) -> Result<Place, String> {
+async fn nfs(dir: &Path, source: &NFSVolumeSource, options: &[String]) -> Result<Place, String> {
     let read_only = source.read_only == Some(true);
     let place = |is_fresh| Place {
         path: dir.to_path_buf(),
@@ -225,6 +353,15 @@ mod tests {
         Bound { claim: "c".into(), name: "pv1".into(), spec, read_only: false }
     }
 
+    /// For the sample pod, whose directory is `dir` and whose node's is the one above.
+    async fn make(dir: &Path, bound: &Bound) -> Result<Place, String> {
+        let pod = crate::pod::samples::pod(json!({"containers": []}));
+        let attached = Attached::new(dir.parent().unwrap());
+        let client = crate::volumes::csi::samples::client();
+        let maker = Maker { attached: &attached, client: &client, pod: &pod, dir };
+        maker.claimed(bound).await
+    }
+
     #[tokio::test]
     async fn a_local_directory_is_bound_once_and_goes_with_its_pod() {
         let dir = tempfile::tempdir().unwrap();
@@ -241,7 +378,41 @@ mod tests {
         mounts::remove_tree(&pod).unwrap();
         assert!(!pod.exists() && disk.join("f").exists());
         let block = json!({"local": {"path": disk.display().to_string()}, "volumeMode": "Block"});
-        assert!(make(&pod, &bound(block)).await.unwrap_err().ends_with("is not a block device"));
+        let said = make(&pod, &bound(block)).await.unwrap_err();
+        assert!(said.ends_with("is neither a block device nor a regular file"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_device_is_itself_and_a_file_becomes_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, pod) = (dir.path().join("file"), dir.path().join("pod"));
+        let spec = |path: &str, source: &str| {
+            let mut spec = json!({"volumeMode": "Block"});
+            spec[source] = json!({"path": path});
+            bound(spec)
+        };
+        let path = file.to_str().unwrap();
+        for source in ["local", "hostPath"] {
+            let missing = make(&pod, &spec(path, source)).await.unwrap_err();
+            assert_eq!(missing, format!("path \"{path}\" does not exist"));
+        }
+        let disk = Disk::new(&dir.path().join("image"));
+        let place = make(&pod, &spec(&disk.0, "hostPath")).await.unwrap();
+        assert_eq!((place.path.to_str().unwrap(), place.is_block), (&*disk.0, true));
+        std::fs::write(&file, [7; 4096]).unwrap();
+        let mut typed = spec(path, "hostPath");
+        typed.spec.host_path.as_mut().unwrap().type_ = Some("BlockDevice".into());
+        assert!(make(&pod, &typed).await.unwrap_err().ends_with("is not a block device"));
+        let place = make(&pod, &spec(path, "local")).await.unwrap();
+        assert_eq!(std::fs::read(&place.path).unwrap(), [7; 4096]);
+        assert_eq!(make(&pod, &spec(path, "hostPath")).await.unwrap().path, place.path);
+        let attached = Attached::new(dir.path());
+        attached.release("uid-1").await.unwrap();
+        let backing = format!(
+            "/sys/block/{}/loop/backing_file",
+            place.path.file_name().unwrap().to_str().unwrap()
+        );
+        assert!(!std::fs::read_to_string(backing).is_ok_and(|it| it.trim() == path));
     }
 
     fn run(tool: &str, arguments: &[&str]) -> String {

@@ -144,6 +144,7 @@ impl Session<'_> {
         self.teller.step(Step::Downloading);
         let mut config_blob = self.hold(store, &config.digest)?;
         self.blob(&config_blob, &config).await?;
+        base::failpoint!("image/configuration-brought");
         let config_bytes =
             std::fs::read(&config_blob.path).map_err(|err| failed("read configuration", err))?;
         // Nothing removes the layers that are there before the image counts them.
@@ -179,6 +180,7 @@ impl Session<'_> {
             .try_collect::<Vec<()>>()
             .await?;
         self.teller.step(Step::Unpacking);
+        base::failpoint!("image/layers-brought");
         let tags: Vec<String> = self.reference.tagged().into_iter().collect();
         let digests = vec![format!("{}@{top}", self.reference.repository())];
         let files: Vec<PathBuf> = held.iter().map(|held| held.path.clone()).collect();

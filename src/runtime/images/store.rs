@@ -300,6 +300,7 @@ impl Store {
             names.push(named.name);
         }
         self.write_config(&id, config)?;
+        base::failpoint!("image/configuration");
         let part = parsed.config.unwrap_or_default();
         let image = StoredImage {
             id: id.clone(),
@@ -335,6 +336,7 @@ impl Store {
             }
         }
         self.write_image(&image)?;
+        base::failpoint!("image/written");
         let (id, mut changed) = (image.id.clone(), Vec::new());
         images.insert(id.clone(), image);
         for other in images.values_mut().filter(|other| other.id != id) {
@@ -367,11 +369,13 @@ impl Store {
             below.iter().rev().map(|layer| self.layers_dir().join(layer)).collect();
         let unpacked = (|| -> io::Result<u64> {
             std::fs::create_dir(&temporary)?;
+            base::failpoint!("image/layer-directory");
             let (source, marks) = (std::fs::File::open(file)?, Marks::default());
             let archive = Ahead::new(decompress(source)?)?;
             let mut recorder = Recorder::new(archive, &marks, std::fs::File::create(&rest)?)?;
             let size = super::unpack::unpack(&mut recorder, &temporary, &lower, &marks)?;
             let (found, archive_bytes) = recorder.finish()?;
+            base::failpoint!("image/layer-unpacked");
             if found != named.diff_id {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -388,10 +392,13 @@ impl Store {
             let directory = std::fs::File::open(&temporary)?;
             sys::fs::sync_filesystem(directory.as_fd())?;
             std::fs::rename(&temporary, &target)?;
+            base::failpoint!("image/layer-in-place");
             std::fs::rename(&rest, self.record_of(&named.name))?;
+            base::failpoint!("image/layer-record");
             let chain_id = named.chain_id.clone();
             let note = LayerNote { chain_id, size, archive_bytes: Some(archive_bytes) };
             self.write_durably(&self.layers_dir().join(format!("{}.json", named.name)), &note)?;
+            base::failpoint!("image/layer-noted");
             Ok(size)
         })();
         unpacked.map_err(|err| {
@@ -493,16 +500,25 @@ impl Store {
             _ => {}
         }
         self.lock().remove(&image.id);
+        base::failpoint!("image/removed");
         let _ = std::fs::remove_file(self.config_path(&image.id));
+        base::failpoint!("image/configuration-removed");
         // Who removes images wants room.
         self.downloads.prune(0);
+        base::failpoint!("image/downloads-removed");
         let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
         self.sweep().map_err(|err| failed("remove layers", err))
     }
 
-    /// Removes layers that no image uses and no pull under way counts on. Images that
-    /// containers use are not removed.
+    /// Removes layers that no image uses and no pull under way counts on, and configurations
+    /// of no image. Images that containers use are not removed.
     fn sweep(&self) -> io::Result<()> {
+        let known: HashSet<PathBuf> = self.lock().keys().map(|id| self.config_path(id)).collect();
+        for entry in std::fs::read_dir(self.root.join("configs"))?.flatten() {
+            if !known.contains(&entry.path()) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
         let mut used: HashSet<String> =
             self.lock().values().flat_map(|i| i.layers.clone()).collect();
         used.extend(self.leased.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned());
@@ -517,6 +533,7 @@ impl Store {
             } else {
                 std::fs::remove_file(entry.path())?;
             }
+            base::failpoint!("image/layer-part-removed");
         }
         Ok(())
     }

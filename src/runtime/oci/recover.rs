@@ -37,7 +37,10 @@ impl Runtime {
             let directory = self.container_dir(&id);
             let record: Option<ContainerRecord> = read(&directory.join("container.json"));
             match record {
-                Some(record) if self.sandbox(&record.sandbox_id).is_ok() => {
+                Some(record)
+                    if self.sandbox(&record.sandbox_id).is_ok()
+                        && !self.never_began(&record, &reports) =>
+                {
                     self.take_up_container(record, &reports);
                 }
                 stray => {
@@ -62,7 +65,10 @@ impl Runtime {
             Err(_) => None,
         };
         let (link, shim_pid, reports) = match answer {
-            Some((link, Answer::Hello { pid, failure: None, containers })) => {
+            // What is not finished has no addresses, perhaps, and nothing runs in it yet.
+            Some((link, Answer::Hello { pid, failure: None, containers }))
+                if record.is_finished =>
+            {
                 (Some(link), pid, containers)
             }
             Some((link, _)) => {
@@ -79,6 +85,15 @@ impl Runtime {
         };
         self.tables().sandboxes.insert(id, Arc::new(sandbox));
         reports
+    }
+
+    /// The process died while it made the container: the shim, which lives, has not heard of
+    /// it, and it has left no exit code. It is not one that ran.
+    fn never_began(&self, record: &ContainerRecord, reports: &[ContainerReport]) -> bool {
+        let lives = self.sandbox(&record.sandbox_id).is_ok_and(|it| it.link().is_some());
+        lives
+            && !reports.iter().any(|report| report.id == record.id)
+            && self.exit_on_disk(&record.id).is_none()
     }
 
     fn take_up_container(&self, record: ContainerRecord, reports: &[ContainerReport]) {

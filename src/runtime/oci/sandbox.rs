@@ -48,10 +48,11 @@ impl Runtime {
         if config.cgroup_parent.split('/').any(|part| part == "..") {
             return Err(Error::new(ErrorKind::InvalidArgument, "cgroup parent climbs"));
         }
-        let id = new_id()?;
+        let (id, parent) = (new_id()?, config.cgroup_parent.clone());
         match self.try_make_sandbox(&id, config).await {
             Ok(()) => Ok(id),
             Err(err) => {
+                self.clear_pod_cgroup(&id, &parent).await;
                 self.clear_sandbox(&id, self.netns_path(&id).exists()).await;
                 Err(err)
             }
@@ -61,6 +62,7 @@ impl Runtime {
     async fn try_make_sandbox(&self, id: &str, config: PodSandboxConfig) -> Result<()> {
         let directory = self.sandbox_dir(id);
         super::make_private(&directory)?;
+        base::failpoint!("sandbox/directory");
         let own_network = config.network != NamespaceMode::Node;
         let netns = own_network.then(|| self.netns_path(id));
         let mut record = SandboxRecord {
@@ -68,11 +70,14 @@ impl Runtime {
             created_at: super::shim::log::now(),
             ips: Vec::new(),
             netns: netns.clone(),
+            is_finished: false,
             config,
         };
         // Before anything is made, so that whatever dies next finds what to remove.
         write_whole(&directory.join("sandbox.json"), &record)?;
+        base::failpoint!("sandbox/recorded");
         write_files(&directory, &record.config)?;
+        base::failpoint!("sandbox/files");
         let group = self.cgroups.group(&record.config.cgroup_parent);
         let shims = self.cgroups.group(&self.config.shim_cgroup);
         let (shm, limits) = (self.shm_path(id), limits(&record.config.resources));
@@ -83,8 +88,10 @@ impl Runtime {
             if !group.path().is_empty() {
                 group.create()?;
                 group.apply(&limits)?;
+                base::failpoint!("sandbox/cgroup");
             }
             shim_group.create_everywhere()?;
+            base::failpoint!("sandbox/shim-cgroup");
             let holder = match (users, &made_netns) {
                 (Some(ids), path) => Some(users::make(ids, path.as_deref())?),
                 (None, Some(path)) => {
@@ -93,8 +100,10 @@ impl Runtime {
                 }
                 (None, None) => None,
             };
+            base::failpoint!("sandbox/namespaces");
             if own_ipc {
                 mount_shm(&shm, users.map_or(0, |ids| ids.host_id))?;
+                base::failpoint!("sandbox/shared-memory");
             }
             Ok(holder)
         })
@@ -112,6 +121,7 @@ impl Runtime {
             users: holder.as_ref().map(|holder| holder.directory()),
         };
         write_whole(&directory.join("shim.json"), &shim_config)?;
+        base::failpoint!("sandbox/shim-configured");
         let shim_file = directory.join("shim.json");
         let link = self.start_shim(id, &shim_file);
         let network = async {
@@ -130,6 +140,7 @@ impl Runtime {
         // The shim has what it needs of it.
         drop(holder);
         let (link, shim_pid) = link?;
+        base::failpoint!("sandbox/shim-runs");
         match ips {
             Ok(ips) => record.ips = ips,
             Err(err) => {
@@ -137,7 +148,10 @@ impl Runtime {
                 return Err(err);
             }
         }
+        base::failpoint!("sandbox/networked");
+        record.is_finished = true;
         write_whole(&directory.join("sandbox.json"), &record)?;
+        base::failpoint!("sandbox/addresses-recorded");
         let sandbox = Sandbox {
             record,
             shim_pid,
@@ -145,6 +159,7 @@ impl Runtime {
             changing: tokio::sync::Mutex::new(()),
         };
         self.tables().sandboxes.insert(id.to_string(), Arc::new(sandbox));
+        base::failpoint!("sandbox/made");
         Ok(())
     }
 
@@ -152,6 +167,7 @@ impl Runtime {
         let socket = self.socket_path(id);
         let listener =
             UnixListener::bind(&socket).map_err(|err| internal("listen for the shim", err))?;
+        base::failpoint!("sandbox/shim-socket");
         let [program, args @ ..] = self.config.shim_command.as_slice() else {
             return Err(Error::new(ErrorKind::Internal, "no shim command is configured"));
         };
@@ -168,6 +184,7 @@ impl Runtime {
             let words = String::from_utf8_lossy(&output.stderr).trim().to_string();
             return Err(Error::new(ErrorKind::Internal, format!("the shim failed: {words}")));
         }
+        base::failpoint!("sandbox/shim-started");
         let link = Link::connect(&socket, id.to_string(), self.reports.clone())
             .map_err(|err| internal("connect to the shim", err))?;
         match link.call(Verb::Hello, &[]).await?.0 {
@@ -190,13 +207,16 @@ impl Runtime {
         for container in &containers {
             self.kill_container(container).await?;
         }
+        base::failpoint!("sandbox/containers-killed");
         if let Some(link) = sandbox.take_link() {
             let _ = link.call(Verb::Shutdown, &[]).await;
+            base::failpoint!("sandbox/shim-ended");
             let _ = self.events.send(ContainerEvent::SandboxStopped { sandbox_id: id.clone() });
         }
         if let Some(netns) = &sandbox.record.netns {
             self.config.network.detach(id, netns).await?;
         }
+        base::failpoint!("sandbox/network-gone");
         self.clear_places(id).await.map_err(|err| internal("clear sandbox", err))
     }
 
@@ -224,7 +244,9 @@ impl Runtime {
         let socket = self.socket_path(id);
         blocking(move || {
             sys::namespace::unpin(&netns)?;
+            base::failpoint!("sandbox/namespace-gone");
             while sys::mount::unmount_detach(&shm)? {}
+            base::failpoint!("sandbox/shared-memory-gone");
             for gone in [std::fs::remove_dir(&shm), std::fs::remove_file(&socket)] {
                 match gone {
                     Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
@@ -234,6 +256,26 @@ impl Runtime {
             Ok(())
         })
         .await
+    }
+
+    /// Removes the cgroup of a pod that has no other sandbox and no processes.
+    pub(super) async fn clear_pod_cgroup(&self, id: &str, parent: &str) {
+        let shared = self
+            .tables()
+            .sandboxes
+            .values()
+            .any(|other| other.record.id != id && other.record.config.cgroup_parent == *parent);
+        if parent.is_empty() || shared {
+            return;
+        }
+        let group = self.cgroups.group(parent);
+        // The kubelet may keep groups of its own below; then it stays.
+        let _ = tokio::task::spawn_blocking(move || {
+            if group.processes().is_empty() {
+                let _ = group.delete(Duration::from_millis(200));
+            }
+        })
+        .await;
     }
 
     /// Everything of a sandbox that never became one, or that nobody knows any more.

@@ -97,12 +97,14 @@ impl Runtime {
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(state.join("upper"), open)
             .map_err(|err| internal("set mode of the root directory", err))?;
+        base::failpoint!("container/directories");
         if let Some(users) = pod.users {
             let id = Some(users.host_id);
             std::os::unix::fs::chown(state.join("upper"), id, id)
                 .map_err(|err| internal("give the root directory to the pod's root", err))?;
         }
         write_whole(&state.join("container.json"), &record)?;
+        base::failpoint!("container/recorded");
         let mut rules = spec::device_rules(&record.config, &spec);
         if !record.handler.is_empty() {
             spec.program = Some(self.program_spec(&sandbox, &record, &spec, rules.as_deref())?);
@@ -115,6 +117,7 @@ impl Runtime {
         let wanted = limits(&record.config.resources);
         blocking(move || {
             group.create()?;
+            base::failpoint!("container/cgroup");
             group.apply(&wanted)?;
             rules.map_or(Ok(()), |rules| group.restrict_devices(&rules))
         })
@@ -122,7 +125,9 @@ impl Runtime {
         .map_err(|err| {
             Error::with_source(ErrorKind::Create, format!("set up cgroup: {err}"), err)
         })?;
+        base::failpoint!("container/limited");
         let (answer, _) = link.call(Verb::Create(Box::new(spec)), &[]).await?;
+        base::failpoint!("container/created");
         let mut process = 0;
         if let Answer::Process { pid, user } = answer {
             process = pid;
@@ -145,6 +150,7 @@ impl Runtime {
         entry.status.send_modify(|status| status.pid = process);
         let (sandbox_id, container_id) = (sandbox_id.to_string(), id.to_string());
         self.tables().containers.insert(container_id.clone(), entry);
+        base::failpoint!("container/noted");
         let _ = self.events.send(ContainerEvent::Created { sandbox_id, container_id });
         Ok(())
     }
@@ -353,9 +359,14 @@ impl RuntimeService for Runtime {
     async fn remove_pod_sandbox(&self, id: &str) -> Result<()> {
         let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
         self.stop_sandbox(&sandbox).await?;
+        base::failpoint!("sandbox/stopped-for-good");
         for container in self.containers_of(id) {
             self.remove_container(&container.record.id).await?;
         }
+        base::failpoint!("sandbox/containers-removed");
+        // While the sandbox is on disk, or nobody would know whose the cgroup was.
+        self.clear_pod_cgroup(id, &sandbox.record.config.cgroup_parent).await;
+        base::failpoint!("sandbox/cgroup-gone");
         let directory = self.sandbox_dir(id);
         match std::fs::remove_dir_all(&directory) {
             Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
@@ -363,23 +374,8 @@ impl RuntimeService for Runtime {
             }
             _ => {}
         }
+        base::failpoint!("sandbox/directory-gone");
         self.tables().sandboxes.remove(id);
-        let parent = &sandbox.record.config.cgroup_parent;
-        let shared = self
-            .tables()
-            .sandboxes
-            .values()
-            .any(|other| other.record.config.cgroup_parent == *parent);
-        if !parent.is_empty() && !shared {
-            let group = self.cgroups.group(parent);
-            // The kubelet may keep groups of its own below; then it stays.
-            let _ = tokio::task::spawn_blocking(move || {
-                if group.processes().is_empty() {
-                    let _ = group.delete(Duration::from_millis(200));
-                }
-            })
-            .await;
-        }
         Ok(())
     }
 
@@ -449,6 +445,7 @@ impl RuntimeService for Runtime {
         }
         match link.call(Verb::Start { id: id.to_string() }, &[]).await {
             Ok((answer, _)) => {
+                base::failpoint!("container/started");
                 entry.status.send_if_modified(|status| {
                     // Its end may have been told already.
                     let first = status.state == ContainerState::Created;
@@ -488,6 +485,7 @@ impl RuntimeService for Runtime {
             if let Some(link) = link {
                 let signal = entry.record.stop_signal;
                 link.call(Verb::Kill { id: id.to_string(), signal }, &[]).await?;
+                base::failpoint!("container/signalled");
             }
             let gone = status.wait_for(|s| s.state == ContainerState::Exited);
             let _ = tokio::time::timeout(Duration::from_secs(timeout_seconds), gone).await;
@@ -498,13 +496,16 @@ impl RuntimeService for Runtime {
     async fn remove_container(&self, id: &str) -> Result<()> {
         let Ok(entry) = self.container(id) else { return Ok(()) };
         self.kill_container(&entry).await?;
+        base::failpoint!("container/killed");
         let link = self.sandbox(&entry.record.sandbox_id).ok().and_then(|s| s.link());
         if let Some(link) = link {
             let _ = link.call(Verb::Delete { id: id.to_string() }, &[]).await;
         }
         self.delete_from_program(&entry.record).await?;
         self.call_anyway(&entry, HookStage::Poststop, "stopped", 0).await;
+        base::failpoint!("container/deleted");
         self.clear_container_cgroup(&entry).await;
+        base::failpoint!("container/cgroup-gone");
         let directory = self.container_dir(id);
         blocking(move || match std::fs::remove_dir_all(&directory) {
             Err(err) if err.kind() != std::io::ErrorKind::NotFound => Err(err),
@@ -512,6 +513,7 @@ impl RuntimeService for Runtime {
         })
         .await
         .map_err(|err| internal("remove container", err))?;
+        base::failpoint!("container/directory-gone");
         if self.tables().containers.remove(id).is_some() {
             let _ = self.events.send(ContainerEvent::Removed {
                 sandbox_id: entry.record.sandbox_id.clone(),
