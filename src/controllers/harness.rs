@@ -130,6 +130,7 @@ impl Controllers {
         tasks.spawn(volume::run_ephemeral(context("ephemeral-volume-controller")));
         tasks.spawn(volume::run_expand(context("expand-controller")));
         tasks.spawn(resource_claim::run(context("resource-claim-controller")));
+        tasks.spawn(device_taint::run(context("device-taint-eviction-controller")));
         tasks.spawn(attach::run(context("attachdetach-controller")));
         tasks.spawn(service_cidr::run(context("service-cidrs-controller")));
         if config.service_lb {
@@ -150,9 +151,9 @@ impl Controllers {
 
 use crate::{
     aggregation, attach, bootstrap_signer, certificates, cronjob, daemonset, deployment,
-    disruption, endpoints, garbage, hpa, job, namespace, node, pod_collector, quota, replicaset,
-    resource_claim, root_ca, service_account, service_cidr, service_lb, statefulset, token_cleaner,
-    token_secret, volume,
+    device_taint, disruption, endpoints, garbage, hpa, job, namespace, node, pod_collector, quota,
+    replicaset, resource_claim, root_ca, service_account, service_cidr, service_lb, statefulset,
+    token_cleaner, token_secret, volume,
 };
 
 /// A request that failed, and what it was for.

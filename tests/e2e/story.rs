@@ -68,6 +68,18 @@ fn an_application_runs() {
     seen.dedup();
     assert_eq!(seen.len(), 3, "every pod answers: {seen:?}");
 
+    // A load balancer is at the node's address.
+    cluster.k("expose deployment web --name=outside --port=8088 --target-port=80 \
+               --type=LoadBalancer");
+    cluster.until("get service outside --no-headers", 20, |text| text.contains(ADDRESS));
+    let from_host = format!("curl -fsS -m 5 http://{ADDRESS}:8088/");
+    eventually("the balancer answers", 10, || {
+        let output = cluster.machine.run(&["bash", "-c", &from_host]);
+        let said = crate::machine::told(&output);
+        if said.contains("version 1") { Ok(()) } else { Err(said) }
+    });
+    cluster.k("delete service outside");
+
     // Streams: logs that follow, a terminal, a forwarded port.
     logs_follow(&cluster, pod);
     let terminal = format!(

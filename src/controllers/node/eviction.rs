@@ -4,17 +4,16 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::api::DeleteParams;
+use client::Queue;
 use client::cache::{Cache, Key, key_of};
 use client::recorder::reference;
-use client::{Patch, Queue};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
-use serde_json::json;
 
 use super::plan::{self, Stay};
-use crate::harness::{Context, Doing, Outcome, Settled};
-use crate::owner::{name, namespace, uid};
+use crate::evict::{Cause, evict};
+use crate::harness::{Context, Outcome};
+use crate::owner::name;
 use crate::pod;
 use crate::pod_collector::{BY_NODE, by_node};
 
@@ -96,22 +95,15 @@ impl Eviction {
                 self.keys.add_after(key, Duration::from_secs(left.unsigned_abs()));
                 Ok(())
             }
-            Stay::Leave => self.evict(&pod).await,
+            Stay::Leave => {
+                let cause = Cause {
+                    event: "TaintManagerEviction",
+                    text: format!("Marking for deletion Pod {}/{}", key.0, key.1),
+                    reason: "DeletionByTaintManager",
+                    message: "Taint manager: deleting due to NoExecute taint",
+                };
+                evict(&self.context, &pod, cause).await
+            }
         }
-    }
-
-    async fn evict(&self, pod: &Pod) -> Outcome {
-        let meta = &pod.metadata;
-        let text = format!("Marking for deletion Pod {}/{}", namespace(meta), name(meta));
-        self.context.recorder.normal(&reference(pod), "TaintManagerEviction", text);
-        let patch = json!({"metadata": {"uid": meta.uid}, "status": {"conditions": [{
-            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint",
-            "lastTransitionTime": base::time::rfc3339(base::time::now())}]}});
-        let api = self.context.client.api::<Pod>(Some(namespace(meta)));
-        let answer = api.patch_status(name(meta), &Patch::Strategic(patch)).await;
-        answer.doing(|| "mark an evicted pod".into()).or_gone()?;
-        let answer = api.delete(name(meta), &DeleteParams::uid(uid(meta))).await;
-        answer.doing(|| "evict a pod".into()).or_gone()
     }
 }

@@ -107,6 +107,82 @@ async fn a_deployment_grows_with_its_load_once_metrics_are_served() {
     assert!(status["lastScaleTime"].is_string(), "{status}");
 }
 
+/// Pods, another object, and something outside of the cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_follows_metrics_of_every_other_kind() {
+    let cluster = cluster().await;
+    let pod = cluster.deploy_for_autoscaler().await;
+    let now = base::time::rfc3339(base::time::now());
+    let custom = "/apis/custom.metrics.k8s.io";
+    let of = |kind: &str, name: &str, value: &str| {
+        json!({"describedObject": {"kind": kind, "name": name, "namespace": "default"},
+            "metric": {"name": "m"}, "timestamp": now, "value": value})
+    };
+    let list = |items: Value| json!({"metadata": {}, "items": items});
+    let external = |value: &str| json!({"metricName": "jobs", "timestamp": now, "value": value});
+    for (path, answer) in [
+        (
+            custom.to_string(),
+            json!({"versions": [{"version": "v1beta1"},
+            {"version": "v1beta2"}]}),
+        ),
+        (
+            format!("{custom}/v1beta2/namespaces/default/pods/*/packets"),
+            list(json!([of("Pod", &pod, "20")])),
+        ),
+        (
+            format!("{custom}/v1beta2/namespaces/default/ingresses.networking.k8s.io/door/hits"),
+            list(json!([of("Ingress", "door", "3k")])),
+        ),
+        (
+            "/apis/external.metrics.k8s.io/v1beta1/namespaces/default/jobs".to_string(),
+            list(json!([external("10"), external("15")])),
+        ),
+    ] {
+        cluster.metrics.answers.lock().insert(path, answer);
+    }
+    let average = |value: &str| json!({"type": "AverageValue", "averageValue": value});
+    let door = json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "name": "door"});
+    let series = json!({"matchLabels": {"queue": "q"}});
+    let quick = json!({"scaleUp": {"policies": [
+        {"type": "Pods", "value": 50, "periodSeconds": 1}]}});
+    // One pod of 20 packets where 10 are wanted; 3,000 hits, 1,000 for each; 25 jobs for 5.
+    let object = json!({"metadata": {"name": "web"}, "spec": {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"},
+        "minReplicas": 1, "maxReplicas": 20, "behavior": quick, "metrics": [
+            {"type": "Pods", "pods": {"metric": {"name": "packets"}, "target": average("10")}},
+            {"type": "Object", "object": {"describedObject": door, "metric": {"name": "hits"},
+                "target": average("1k")}},
+            {"type": "External", "external": {"metric": {"name": "jobs", "selector": series},
+                "target": average("5")}}]}});
+    let api = cluster.client.api::<HorizontalPodAutoscaler>(Some("default"));
+    api.create(&serde_json::from_value(object).unwrap()).await.unwrap();
+    // Of several metrics the one that wants most decides.
+    let deployments = cluster.client.api::<Deployment>(Some("default"));
+    until("there are five", || async {
+        (deployments.get("web").await.unwrap().spec?.replicas == Some(5)).then_some(())
+    })
+    .await;
+    let status = until("all metrics are shown", || async {
+        let status = serde_json::to_value(api.get("web").await.unwrap().status).unwrap();
+        (status["currentMetrics"].as_array()?.len() == 3).then_some(status)
+    })
+    .await;
+    let shown = &status["currentMetrics"];
+    assert_eq!(shown[0]["pods"]["current"]["averageValue"], "20", "{status}");
+    assert_eq!(shown[1]["object"]["current"]["averageValue"], "3k", "{status}");
+    assert_eq!(shown[2]["external"]["current"]["averageValue"], "25", "{status}");
+    let asked = cluster.metrics.asked.lock().join("\n");
+    assert!(asked.contains("jobs?labelSelector=queue%3Dq"), "{asked}");
+    assert!(asked.contains("labelSelector=app%3Dweb"), "{asked}");
+
+    // Without one of them it does not shrink, and says why.
+    cluster.metrics.answers.lock().remove(custom);
+    api.patch("web", &Patch::Merge(json!({"spec": {"maxReplicas": 19}}))).await.unwrap();
+    cluster.until_told("FailedGetPodsMetric").await;
+    assert_eq!(deployments.get("web").await.unwrap().spec.unwrap().replicas, Some(5));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_that_is_not_there_is_told() {
     let cluster = cluster().await;

@@ -6,6 +6,7 @@
 mod attachments;
 mod autoscalers;
 mod balancers;
+mod canned;
 mod certificates;
 mod cronjobs;
 mod daemonsets;

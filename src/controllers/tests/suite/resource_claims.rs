@@ -2,7 +2,7 @@
 use crate::support::{Cluster, cluster, until};
 use client::{DeleteParams, Patch};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate};
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate, ResourceSlice};
 use serde_json::{Value, json};
 
 fn requests() -> Value {
@@ -135,4 +135,53 @@ async fn a_claim_of_the_users_is_freed_after_its_last_pod_and_stays() {
         cluster.claims_of_resource_claim().get_opt("c").await.unwrap().is_none().then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_leave_devices_that_are_tainted() {
+    let cluster = cluster().await;
+    let client = &cluster.client;
+    let claims = client.api::<ResourceClaim>(Some("default"));
+    let pods = client.api::<Pod>(Some("default"));
+    let slices = client.all::<ResourceSlice>();
+    let slice = json!({"metadata": {"name": "s"}, "spec": {"driver": "d.example",
+        "nodeName": "n", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+        "devices": [{"name": "one"}, {"name": "two"}]}});
+    slices.create(&serde_json::from_value(slice).unwrap()).await.unwrap();
+    for (name, device, tolerations) in [
+        ("weak", "one", json!([])),
+        ("strong", "one", json!([{"key": "sick", "operator": "Exists"}])),
+        ("far", "two", json!([])),
+    ] {
+        let claim = json!({"metadata": {"name": name}, "spec": {"devices": {"requests": [
+            {"name": "r", "exactly": {"deviceClassName": "c.example"}}]}}});
+        claims.create(&serde_json::from_value(claim).unwrap()).await.unwrap();
+        let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": "n",
+            "containers": [{"name": "c", "image": "i"}],
+            "resourceClaims": [{"name": "r", "resourceClaimName": name}]}});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let pod = until("the pod is let in", async || pods.create(&pod).await.ok()).await;
+        let status = json!({"status": {
+            "allocation": {"devices": {"results": [{"request": "r", "driver": "d.example",
+                "pool": "p", "device": device, "tolerations": tolerations}]}},
+            "reservedFor": [{"resource": "pods", "name": name, "uid": pod.metadata.uid}]}});
+        claims.merge(name, "status", &status).await.unwrap();
+    }
+    let mut tainted = slices.get("s").await.unwrap();
+    let taint = json!({"key": "sick", "value": "very", "effect": "NoExecute"});
+    tainted.spec.devices.as_mut().unwrap()[0].taints =
+        Some(vec![serde_json::from_value(taint).unwrap()]);
+    slices.replace("s", &tainted).await.unwrap();
+    let going = until("the pod is to go", async || {
+        let pod = pods.get("weak").await.unwrap();
+        pod.metadata.deletion_timestamp.is_some().then_some(pod)
+    })
+    .await;
+    let conditions = going.status.unwrap().conditions.unwrap();
+    let target = conditions.iter().find(|c| c.type_ == "DisruptionTarget").unwrap();
+    assert_eq!(target.reason.as_deref(), Some("DeletionByDeviceTaintManager"));
+    cluster.until_told("DeviceTaintManagerEviction").await;
+    for stays in ["strong", "far"] {
+        assert!(pods.get(stays).await.unwrap().metadata.deletion_timestamp.is_none(), "{stays}");
+    }
 }

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use crate::canned::Canned;
 use api::authn::{MASTERS, User};
 use api::serve::Shared as Server;
 use base::drain::Trigger;
@@ -14,6 +15,8 @@ use store::backend::sqlite::Sqlite;
 
 pub struct Cluster {
     pub client: Client,
+    /// The metrics that the autoscaler finds.
+    pub metrics: Canned,
     _trigger: Trigger,
     _controllers: controllers::Controllers,
     _dir: tempfile::TempDir,
@@ -59,9 +62,13 @@ pub async fn cluster() -> Cluster {
     };
     let reader = client_of("system:kube-controller-manager", &[]);
     let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+    let metrics = Canned::default();
     let controllers = controllers::Controllers::start(
         &Shared::new(reader, drain.clone()),
-        |name| client_of(&format!("system:serviceaccount:kube-system:{name}"), &groups),
+        |name| {
+            let user = format!("system:serviceaccount:kube-system:{name}");
+            metrics.client(client_of(&user, &groups))
+        },
         controllers::Config {
             token_key_pem: key(dir.path()),
             client_ca: Some(pki::Authority::create("clients").unwrap().into()),
@@ -73,6 +80,7 @@ pub async fn cluster() -> Cluster {
     );
     Cluster {
         client: client_of("admin", &[MASTERS]),
+        metrics: metrics.clone(),
         _trigger: trigger,
         _controllers: controllers,
         _dir: dir,
