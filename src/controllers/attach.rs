@@ -123,6 +123,7 @@ impl Attacher {
             let Some(me) = me.upgrade() else { return };
             me.taken.lock().seen(name(&attachment.metadata));
             if new.is_none() {
+                me.lingering.lock().remove(name(&attachment.metadata));
                 me.nodes_that_wait_for(attachment).iter().for_each(|node| changed(node));
             }
         });
@@ -168,6 +169,7 @@ impl Attacher {
 
     async fn sync(&self, node: String, queue: &Queue<Key>) -> Outcome {
         let wanted = self.wanted(&node);
+        self.taken.lock().keep(&node, &wanted);
         let held = self.attachments.indexed(ATTACHED_TO, &node);
         self.say_failed(&wanted, &held);
         let object = self.nodes.get("", &node);

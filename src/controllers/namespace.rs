@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::Queue;
-use client::api::{DeleteParams, ListParams, Propagation};
+use client::api::{DeleteParams, ListParams, MetaOnly, Propagation};
 use client::cache::{Cache, Key, list_all};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde_json::{Value, json};
@@ -15,9 +15,9 @@ use client::discovery::{Discovered, Found, discover};
 
 const FINALIZER: &str = "kubernetes";
 const WORKERS: usize = 4;
-/// Content that waits for a finalizer is looked at again after this long, and when the
-/// last pod goes.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// Content that waits for a finalizer is looked at again when the last pod goes, and after
+/// a quarter of the time that it has taken so far, within these bounds.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
 pub async fn run(context: Context) {
     let namespaces: Cache<Namespace> = context.shared.cache();
@@ -53,12 +53,20 @@ pub async fn run(context: Context) {
         async move {
             let Some(namespace) = namespaces.get("", &key.1) else { return Ok(()) };
             if !sync(context, &namespace).await? {
-                queue.add_after(key, LOOK_AGAIN);
+                queue.add_after(key, patience(&namespace, base::time::now()));
             }
             Ok(())
         }
     };
     context.work(&queue, WORKERS, sync).await;
+}
+
+/// How long to wait with the next look at a namespace that goes.
+fn patience(namespace: &Namespace, now: jiff::Timestamp) -> Duration {
+    let since = namespace.metadata.deletion_timestamp.as_ref();
+    let taken = since.map(|since| now.duration_since(since.0));
+    let taken = taken.and_then(|taken| Duration::try_from(taken).ok()).unwrap_or_default();
+    (taken / 4).clamp(LOOK_AGAIN.0, LOOK_AGAIN.1)
 }
 
 /// True when nothing is left to do.
@@ -69,7 +77,9 @@ async fn sync(context: &Context, namespace: &Namespace) -> Result<bool, Failed> 
         return Ok(true);
     }
     let found = discover(&context.client).await.doing(|| "discover the resources".into())?;
-    let content = empty(context, name(meta), &found).await;
+    // The conditions are of an earlier look, in which all was deleted that was there.
+    let again = namespace.status.as_ref().is_some_and(|status| status.conditions.is_some());
+    let content = empty(context, name(meta), &found, again).await;
     if !content.remaining.is_empty() || !content.failures.is_empty() || !found.failed.is_empty() {
         write_conditions(context, namespace, &content, &found).await?;
         return Ok(false);
@@ -100,14 +110,14 @@ fn title(found: &Found) -> String {
     }
 }
 
-async fn empty(context: &Context, namespace: &str, found: &Discovered) -> Content {
+async fn empty(context: &Context, namespace: &str, found: &Discovered, again: bool) -> Content {
     let mut out = Content::default();
     let usable = |f: &&Found| f.resource.namespaced && f.can("delete") && f.can("list");
     let is_pods = |f: &Found| f.resource.group.is_empty() && f.resource.plural == "pods";
     let (pods, others): (Vec<&Found>, Vec<&Found>) =
         found.resources.iter().filter(usable).partition(|f| is_pods(f));
     for resource in pods {
-        if let Err(err) = empty_one(context, namespace, resource, &mut out).await {
+        if let Err(err) = empty_one(context, namespace, resource, again, &mut out).await {
             out.failures.push(base::error::chain(&err).to_string());
         }
     }
@@ -116,7 +126,7 @@ async fn empty(context: &Context, namespace: &str, found: &Discovered) -> Conten
         return out;
     }
     for resource in others {
-        if let Err(err) = empty_one(context, namespace, resource, &mut out).await {
+        if let Err(err) = empty_one(context, namespace, resource, again, &mut out).await {
             out.failures.push(base::error::chain(&err).to_string());
         }
     }
@@ -127,10 +137,11 @@ async fn empty_one(
     context: &Context,
     namespace: &str,
     found: &Found,
+    again: bool,
     out: &mut Content,
 ) -> Result<(), client::Error> {
     let api = context.client.metadata_only(found.resource.clone(), Some(namespace));
-    // Most namespaces hold few kinds; what a kind holds is read once, when it is deleted.
+    // Most namespaces hold few kinds.
     let any = ListParams { limit: Some(1), ..ListParams::default() };
     match api.list(&any).await {
         Ok(page) if page.items.is_empty() => return Ok(()),
@@ -141,18 +152,27 @@ async fn empty_one(
     }
     let all = ListParams::default();
     let params = DeleteParams::default().propagation(Propagation::Background);
-    if found.can("deletecollection") {
-        api.delete_collection(&params, &all).await?;
-    } else {
-        let (objects, _) = list_all(&api, &all).await?;
-        for object in objects.iter().filter(|object| object.metadata.deletion_timestamp.is_none()) {
-            match api.delete(name(&object.metadata), &params).await {
-                Err(err) if !err.is_not_found() => return Err(err),
-                Ok(()) | Err(_) => {}
+    let waits = |object: &&MetaOnly| object.metadata.deletion_timestamp.is_none();
+    let collected = found.can("deletecollection");
+    let mut left = match again || !collected {
+        true => list_all(&api, &all).await?.0,
+        false => Vec::new(),
+    };
+    // What is on its way already is not asked again, for its webhooks would be.
+    let first = collected && !again;
+    if first || left.iter().any(|object| waits(&object)) {
+        if collected {
+            api.delete_collection(&params, &all).await?;
+        } else {
+            for object in left.iter().filter(waits) {
+                match api.delete(name(&object.metadata), &params).await {
+                    Err(err) if !err.is_not_found() => return Err(err),
+                    Ok(()) | Err(_) => {}
+                }
             }
         }
+        left = list_all(&api, &all).await?.0;
     }
-    let (left, _) = list_all(&api, &all).await?;
     if !left.is_empty() {
         out.remaining.push((title(found), left.len()));
     }
@@ -253,4 +273,21 @@ fn conditions_of(content: &Content, found: &Discovered) -> Vec<Condition> {
         ("NamespaceContentRemaining", remaining.0, remaining.1, remaining.2),
         ("NamespaceFinalizersRemaining", finalizers.0, finalizers.1, finalizers.2),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_that_does_not_go_is_looked_at_less_and_less() {
+        let going = json!({"metadata": {"name": "n",
+            "deletionTimestamp": "2026-01-01T12:00:00Z"}});
+        let going: Namespace = serde_json::from_value(going).unwrap();
+        for (at, seconds) in [("11:59:00", 2), ("12:00:04", 2), ("12:01:00", 15), ("13:00:00", 60)]
+        {
+            let now = format!("2026-01-01T{at}Z").parse().unwrap();
+            assert_eq!(patience(&going, now).as_secs(), seconds, "{at}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Volumes of one node at a time: a second node waits until the first has let go, and its
 //! pods hear why.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use client::recorder::reference;
@@ -19,8 +19,8 @@ pub struct Taken {
     /// Nodes by volume, for attachments on their way into the cache; by attachment, so that
     /// they can be forgotten.
     making: HashMap<String, (String, String)>,
-    /// Attachments whose pods were told that they have to wait.
-    told: HashSet<String>,
+    /// Attachments whose pods were told that they have to wait, and their nodes.
+    told: HashMap<String, String>,
 }
 
 impl Taken {
@@ -28,6 +28,11 @@ impl Taken {
     pub fn seen(&mut self, attachment: &str) {
         self.making.remove(attachment);
         self.told.remove(attachment);
+    }
+
+    /// Forgets whom nobody on a node waits for any more.
+    pub fn keep(&mut self, node: &str, wanted: &BTreeMap<String, Disk>) {
+        self.told.retain(|attachment, of| of != node || wanted.contains_key(attachment));
     }
 }
 
@@ -50,7 +55,7 @@ impl Attacher {
             taken.making.insert(disk.attachment(), (disk.volume.clone(), disk.node.clone()));
             return true;
         }
-        if taken.told.insert(disk.attachment())
+        if taken.told.insert(disk.attachment(), disk.node.clone()).is_none()
             && let Some(pod) = &disk.pod
         {
             let users = others.iter().flat_map(|node| self.users(disk, node)).collect::<Vec<_>>();
