@@ -290,7 +290,7 @@ impl Snapshot {
                 self.with_terms += usize::from(pod.terms.is_some());
                 self.nodes[at].add_pod(pod.clone());
                 self.touch(at);
-                self.moves.push(Move { pod, at, by: 1 });
+                self.moves.push(Move { pod, at, by: 1 }, self.nodes.len());
             }
             None => {
                 let strays = self.strays.entry(node.to_string()).or_default();
@@ -311,8 +311,8 @@ impl Snapshot {
         if !before.looks_like(pod) {
             let at = *at;
             self.revision += 1;
-            self.moves.push(Move { pod: before.clone(), at, by: -1 });
-            self.moves.push(Move { pod: pod.clone(), at, by: 1 });
+            self.moves.push(Move { pod: before.clone(), at, by: -1 }, self.nodes.len());
+            self.moves.push(Move { pod: pod.clone(), at, by: 1 }, self.nodes.len());
         }
         Some(before)
     }
@@ -326,7 +326,7 @@ impl Snapshot {
             if let Some(pod) = &gone {
                 self.with_terms -= usize::from(pod.terms.is_some());
                 self.touch(at);
-                self.moves.push(Move { pod: pod.clone(), at, by: -1 });
+                self.moves.push(Move { pod: pod.clone(), at, by: -1 }, self.nodes.len());
             }
             gone
         } else if let Some(strays) = self.strays.get_mut(&node) {

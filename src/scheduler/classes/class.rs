@@ -189,7 +189,7 @@ impl Class {
         for _ in 0..count {
             if self.look(snapshot, at).fits
                 && self.spread.allows(at)
-                && self.company.allows(&self.facts, at)
+                && self.company.allows(at)
                 && self.leaves_room(pod, snapshot, &snapshot.nodes()[at], &counted)
             {
                 self.able.push(at as u32);

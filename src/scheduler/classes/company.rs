@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::columns::{Column, Columns, Tally};
 use crate::facts::Facts;
-use crate::pod::{PodInfo, Term};
+use crate::pod::{PodInfo, Term, Terms};
 use crate::score::inter_pod_affinity as score;
 use crate::snapshot::Snapshot;
 
@@ -27,9 +27,8 @@ impl Domains {
         self.by_key[held].1.add(at, by);
     }
 
-    fn at(&self, key: &str, node: usize) -> i64 {
-        let tally = self.by_key.iter().find(|(it, _)| it == key);
-        tally.and_then(|(_, tally)| tally.at(node)).unwrap_or(0)
+    fn is_any(&self, node: usize) -> bool {
+        self.by_key.iter().any(|(_, tally)| tally.at(node).is_some_and(|count| count > 0))
     }
 
     /// Over all labels of the node.
@@ -42,15 +41,13 @@ impl Domains {
 pub struct Company {
     filters: bool,
     scores: bool,
-    /// Pods that match all affinity terms of the class, by domain of each term; and how many
-    /// of these there are.
-    wanted: Domains,
+    /// For each affinity term of the class, pods that match all of them by its domains; and how
+    /// many of these there are.
+    wanted: Vec<Tally>,
     wanted_anywhere: i64,
     wants_itself: bool,
-    /// The labels of its affinity terms.
-    near: Vec<Arc<Column>>,
-    /// Pods that match an anti-affinity term of the class.
-    unwanted: Domains,
+    /// For each anti-affinity term of the class, pods that match it.
+    unwanted: Vec<Tally>,
     /// Pods that have an anti-affinity term against it.
     refused_by: Domains,
     /// What preferences, of either side, sum up to.
@@ -66,12 +63,17 @@ impl Company {
         columns: &mut Columns,
         (filters, scores): (bool, bool),
     ) -> Self {
-        let affinity = &facts.terms.affinity;
+        let mut tallies = |terms: &[Term]| {
+            let of = |term: &Term| Tally::new(columns.of(&term.topology_key, snapshot));
+            terms.iter().map(of).collect::<Vec<Tally>>()
+        };
+        let Terms { affinity, anti_affinity, .. } = &facts.terms;
         Self {
             filters,
             scores,
             wants_itself: affinity.iter().all(|term| term.selects(pod, None)),
-            near: affinity.iter().map(|it| columns.of(&it.topology_key, snapshot)).collect(),
+            wanted: tallies(affinity),
+            unwanted: tallies(anti_affinity),
             ..Self::default()
         }
     }
@@ -94,13 +96,15 @@ impl Company {
         if self.filters {
             let affinity = &facts.terms.affinity;
             if !affinity.is_empty() && affinity.iter().all(|term| term.selects(other, None)) {
-                for (term, near) in affinity.iter().zip(&self.near) {
-                    self.wanted_anywhere += if near.at(at).is_some() { by } else { 0 };
-                    self.wanted.add(&term.topology_key, at, by, column);
+                for tally in &mut self.wanted {
+                    self.wanted_anywhere += if tally.at(at).is_some() { by } else { 0 };
+                    tally.add(at, by);
                 }
             }
-            for term in facts.terms.anti_affinity.iter().filter(|it| it.selects(other, None)) {
-                self.unwanted.add(&term.topology_key, at, by, column);
+            for (term, tally) in facts.terms.anti_affinity.iter().zip(&mut self.unwanted) {
+                if term.selects(other, None) {
+                    tally.add(at, by);
+                }
             }
             for term in other.terms.iter().flat_map(|terms| &terms.anti_affinity) {
                 if term.selects(pod, facts.namespace_labels.as_ref()) {
@@ -116,25 +120,20 @@ impl Company {
     }
 
     /// Whether a pod of the class may go to the node.
-    pub fn allows(&self, facts: &Facts, at: usize) -> bool {
-        if !self.filters {
-            return true;
-        }
-        let terms = &facts.terms;
-        let here = |key: &str, of: &Domains| of.at(key, at) > 0;
-        self.has_company(facts, at)
-            && !terms.anti_affinity.iter().any(|it| here(&it.topology_key, &self.unwanted))
-            && !self.refused_by.by_key.iter().any(|(_, it)| it.at(at).is_some_and(|n| n > 0))
+    pub fn allows(&self, at: usize) -> bool {
+        let is_unwanted = |tally: &Tally| tally.at(at).is_some_and(|count| count > 0);
+        !self.filters
+            || (self.has_company(at)
+                && !self.unwanted.iter().any(is_unwanted)
+                && !self.refused_by.is_any(at))
     }
 
     /// The first pod of a group that wants to be near itself may start anywhere.
-    fn has_company(&self, facts: &Facts, at: usize) -> bool {
+    fn has_company(&self, at: usize) -> bool {
         let mut all = true;
-        for (term, near) in facts.terms.affinity.iter().zip(&self.near) {
-            if near.at(at).is_none() {
-                return false;
-            }
-            all &= self.wanted.at(&term.topology_key, at) > 0;
+        for tally in &self.wanted {
+            let Some(count) = tally.at(at) else { return false };
+            all &= count > 0;
         }
         all || (self.wanted_anywhere == 0 && self.wants_itself)
     }

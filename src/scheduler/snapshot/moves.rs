@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use crate::pod::PodInfo;
 
-/// Who is further behind counts everything anew.
+/// Moves that are kept for each node, and at least and at most in all. Who is further behind
+/// counts everything anew, which is little in a small cluster; and what is kept holds pods
+/// that may be long gone.
+const MOVES_PER_NODE: usize = 4;
+const MOVES_MIN: usize = 64;
 const MOVES_MAX: usize = 4_096;
 
 /// A pod that came to a node (1) or left it (-1).
@@ -36,8 +40,9 @@ impl Moves {
         Some(self.held.range(skipped.min(self.held.len())..))
     }
 
-    pub(super) fn push(&mut self, step: Move) {
-        if self.held.len() >= MOVES_MAX {
+    pub(super) fn push(&mut self, step: Move, nodes: usize) {
+        let most = (nodes * MOVES_PER_NODE).clamp(MOVES_MIN, MOVES_MAX);
+        while self.held.len() >= most {
             self.held.pop_front();
             self.forgotten += 1;
         }
