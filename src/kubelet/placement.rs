@@ -123,6 +123,12 @@ impl Placements {
         check(&settings, &layout)?;
         let all = layout.nodes();
         let layout = Arc::new(layout);
+        let (cpu_file, memory_file) =
+            (dir.join("cpu_manager_state"), dir.join("memory_manager_state"));
+        providers::unused(
+            settings.cpus.is_none().then_some(&*cpu_file),
+            settings.memory.is_none().then_some(&*memory_file),
+        )?;
         let mut providers: Vec<Box<dyn Provider>> = Vec::new();
         if let Some(options) = settings.cpus {
             let kept = settings.reserved_cpus.clone().unwrap_or_else(|| {
@@ -130,12 +136,10 @@ impl Placements {
                 // More than there are leaves nothing to give away.
                 cpus::reserved(&layout, count).unwrap_or_else(|_| layout.all())
             });
-            let file = dir.join("cpu_manager_state");
-            providers.push(Box::new(Cpus::open(layout.clone(), kept, options, file)?));
+            providers.push(Box::new(Cpus::open(layout.clone(), kept, options, cpu_file)?));
         }
         if let Some(reserved) = &settings.memory {
-            let file = dir.join("memory_manager_state");
-            providers.push(Box::new(Memory::open(layout.clone(), reserved.clone(), file)?));
+            providers.push(Box::new(Memory::open(layout.clone(), reserved.clone(), memory_file)?));
         }
         let devices = Devices::open(dir, all);
         let providers = Mutex::new(providers);
@@ -579,5 +583,26 @@ mod tests {
         );
         put("");
         assert!(said(false, "0", 4).ends_with("default cpuset cannot be empty"));
+    }
+
+    #[test]
+    fn a_policy_is_not_left_with_a_word_of_what_it_gave() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |settings: Settings| {
+            Placements::open(settings, layout(1, 1, 4, 1), dir.path(), 1000).err()
+        };
+        let placements =
+            Placements::open(settings(Policy::None), layout(1, 1, 4, 1), dir.path(), 1000).unwrap();
+        admit(&placements, &one("a", "2", "1")).unwrap();
+        let none = || Settings { memory: Some([].into()), ..Settings::default() };
+        let said = open(none()).unwrap();
+        let why = "configured policy \"none\" differs from state checkpoint policy \"static\"";
+        assert!(said.contains(why) && said.contains("drain this node"), "{said}");
+        std::fs::remove_file(dir.path().join("cpu_manager_state")).unwrap();
+        assert_eq!(open(none()), None);
+        let said = open(Settings::default()).unwrap();
+        assert!(said.contains("configured policy \"None\" differs"), "{said}");
+        std::fs::remove_file(dir.path().join("memory_manager_state")).unwrap();
+        assert_eq!(open(Settings::default()), None);
     }
 }

@@ -29,6 +29,13 @@ use crate::node::Node;
 use crate::shutdown;
 use crate::status::seconds;
 
+/// What this kubelet can do that older ones cannot; schedulers place pods that need it only
+/// where it is said (node-declared features).
+const DECLARED: [&str; 3] = [
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+];
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
 /// A quarter of the lease's life, as upstream.
@@ -333,6 +340,7 @@ async fn status(
         node_info: Some(node.machine.info.clone()),
         volumes_in_use: Some(node.volumes.csi.in_use()),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        declared_features: Some(DECLARED.map(str::to_owned).into()),
         runtime_handlers: Some(node.runtime.handlers().into_iter().map(handler).collect()),
         ..NodeStatus::default()
     };

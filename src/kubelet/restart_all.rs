@@ -150,11 +150,12 @@ impl Worker {
                 self.asked_restart.insert(name, (ended, container.id.clone()));
             }
             self.remove_container(container).await;
+            // What is left would be taken for a part of the new beginning.
+            if self.runtime().containers.iter().any(|it| it.id == container.id) {
+                return false;
+            }
         }
         let runtime = self.runtime();
-        if plan(&self.pod, &runtime, &PodStatus::default()).is_some() {
-            return false;
-        }
         self.waiting.clear();
         self.watch_probes(&runtime, false);
         self.publish(&runtime, false);

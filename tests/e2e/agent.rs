@@ -127,6 +127,8 @@ fn a_node_joins_with_a_token_and_renews_its_certificate() {
     cluster.machine.write(JOIN, &kubeconfig("token: abcdef.0123456789abcdef"));
     let pid = agent(&cluster);
     cluster.node_is_ready();
+    let declared = cluster.k("get node n2 -o jsonpath={.status.declaredFeatures}");
+    assert!(declared.contains("RestartAllContainersOnContainerExits"), "{declared}");
     const CLIENT: &str = "kube-apiserver-client-kubelet";
     let asked = requests(&cluster, CLIENT);
     assert_eq!(asked.len(), 1, "{asked:?}");

@@ -62,6 +62,24 @@ pub fn read<T: State>(file: &Path) -> Result<T, String> {
     Ok(state)
 }
 
+/// That the policy which writes such a file left none when it is not the one that is chosen:
+/// containers may still have what it gave them.
+///
+/// # Errors
+/// A file that is there, and what to do about it.
+pub fn unused<T: State>(file: &Path, chosen: &str) -> Result<(), String> {
+    let text = std::fs::read(file).unwrap_or_default();
+    let state: T = serde_json::from_slice(&text).unwrap_or_default();
+    if state.policy() != T::POLICY {
+        return Ok(());
+    }
+    let why = format!(
+        "configured policy {chosen:?} differs from state checkpoint policy {:?}",
+        T::POLICY
+    );
+    Err(refused::<T>(file, &why))
+}
+
 /// # Errors
 /// What the system says.
 pub fn write<T: State>(file: &Path, mut state: T) -> std::io::Result<()> {

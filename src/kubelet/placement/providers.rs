@@ -1,7 +1,7 @@
 //! Who gives out CPUs and memory, and what they have given, on disk in upstream's form.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -84,6 +84,15 @@ impl State for CpuState {
             map(entries.collect())
         )
     }
+}
+
+/// Where no CPUs, or no memory, are given away: that nobody did before.
+///
+/// # Errors
+/// What an earlier kubelet gave away is still written down.
+pub fn unused(cpus: Option<&Path>, memory: Option<&Path>) -> Result<(), String> {
+    cpus.map_or(Ok(()), |file| checkpoint::unused::<CpuState>(file, "none"))?;
+    memory.map_or(Ok(()), |file| checkpoint::unused::<MemoryState>(file, "None"))
 }
 
 /// CPUs of their own for containers of Guaranteed pods that ask for whole ones.

@@ -31,6 +31,9 @@ async fn a_node_that_was_given_up_says_that_it_is_there() {
     let world = World::new().await;
     until_ready(&world).await;
     let path = format!("/api/v1/nodes/{NODE}");
+    let declared = world.api.get(&path).unwrap()["status"]["declaredFeatures"].clone();
+    let restarts = json!("RestartAllContainersOnContainerExits");
+    assert!(declared.as_array().unwrap().contains(&restarts), "{declared}");
     for _ in 0..2 {
         // As the node lifecycle controller does when no heartbeat has come for long.
         let mut conditions = world.api.get(&path).unwrap()["status"]["conditions"].clone();

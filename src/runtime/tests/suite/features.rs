@@ -294,8 +294,8 @@ async fn a_profile_of_the_node_filters_system_calls() {
 async fn an_apparmor_profile_that_is_not_there_is_told() {
     let world = World::new().await;
     let sandbox = world.sandbox().await;
-    let with = |profile: &str| {
-        let mut config = world.container("a", "echo ran");
+    let with = |name: &str, profile: &str| {
+        let mut config = world.container(name, "echo ran");
         config.security.apparmor_profile = profile.into();
         config
     };
@@ -306,11 +306,12 @@ async fn an_apparmor_profile_that_is_not_there_is_told() {
         false => "apparmor is not supported",
     };
     let pod = world.sandbox_config();
-    let refused = world.runtime.create_container(&sandbox, with("localhost/nobodys"), &pod).await;
+    let config = with("a", "localhost/nobodys");
+    let refused = world.runtime.create_container(&sandbox, config, &pod).await;
     let error = refused.unwrap_err();
     assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Create, why));
-    for profile in ["unconfined", ""] {
-        let (ended, text) = world.output(&sandbox, with(profile)).await;
+    for (name, profile) in [("b", "unconfined"), ("c", "")] {
+        let (ended, text) = world.output(&sandbox, with(name, profile)).await;
         assert_eq!((ended.exit_code, text.as_str()), (0, "ran"), "{profile}");
     }
     world.finish().await;
