@@ -37,6 +37,8 @@ use crate::{admission, eviction, garbage, qos, sandbox, shutdown, stop};
 const MESSAGE_BYTES_MAX: u64 = 4096;
 /// Bytes of the log's end that stand in for a missing message.
 const MESSAGE_LOG_BYTES_MAX: u64 = 2048;
+/// Lines of the log's end that are looked at for it.
+const MESSAGE_LOG_LINES_MAX: usize = 80;
 /// First and longest wait after a volume, a sandbox or a clean-up failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// Grace of a pod whose object vanished without a word.
@@ -264,9 +266,12 @@ impl Worker {
             // An end is final, whatever the runtime still remembers of the pod.
             new.phase = Some(before);
         }
-        if ended && let Some((reason, message)) = &self.failure {
+        // Its containers' end alone may have made it Failed by now: not without its reason.
+        let is_failed = ended || new.phase.as_deref() == Some("Failed");
+        if is_failed && let Some((reason, message)) = &self.failure {
             new = status::failed(new, reason, message);
-            if [eviction::REASON, shutdown::REASON].contains(&reason.as_str()) && self.begun {
+            let is_disruption = [eviction::REASON, shutdown::REASON].contains(&reason.as_str());
+            if ended && is_disruption && self.begun {
                 status::disrupted(&mut new, message, self.pod.metadata.generation);
             }
         }
@@ -785,14 +790,17 @@ fn termination_message(container: &cri::Container, log_dir: &std::path::Path) ->
         return String::new();
     }
     let raw = tail(&log_dir.join(&container.log_path), MESSAGE_LOG_BYTES_MAX * 2, true);
-    let lines: Vec<String> = raw
-        .unwrap_or_default()
-        .lines()
-        .filter_map(|line| line.splitn(4, ' ').nth(3).map(str::to_owned))
-        .collect();
-    let mut text = lines[lines.len().saturating_sub(80)..].join("\n");
-    if !lines.is_empty() {
-        text.push('\n');
+    let raw = raw.unwrap_or_default();
+    let lines: Vec<&str> = raw.lines().collect();
+    let mut text = String::new();
+    for line in &lines[lines.len().saturating_sub(MESSAGE_LOG_LINES_MAX)..] {
+        let mut parts = line.splitn(4, ' ').skip(2);
+        let (Some(tag), Some(words)) = (parts.next(), parts.next()) else { continue };
+        text.push_str(words);
+        // A part of a line is followed by the rest of it, or by nothing.
+        if tag.starts_with('F') {
+            text.push('\n');
+        }
     }
     let cut = text.len().saturating_sub(MESSAGE_LOG_BYTES_MAX as usize);
     text.split_off(text.ceil_char_boundary(cut))

@@ -98,15 +98,29 @@ pub struct Image {
 
 /// `web:VERSION`, whose pages say so.
 pub fn web(version: &str) -> Image {
-    let layer = layer(version);
+    let config = json!({
+        "Env": ["PATH=/bin", format!("VERSION={version}")],
+        "Entrypoint": ["/entry"],
+        "ExposedPorts": {"80/tcp": {}},
+    });
+    image(format!("web:{version}"), layer(version), config)
+}
+
+/// `words:1`, which prints its arguments: `image default` unless it is told others.
+pub fn words() -> Image {
+    let config = json!({
+        "Env": ["PATH=/bin"],
+        "Entrypoint": ["sh", "-c", "echo \"$@\"", "sh"],
+        "Cmd": ["image", "default"],
+    });
+    image("words:1".into(), layer("words"), config)
+}
+
+fn image(name: String, layer: Vec<u8>, config: serde_json::Value) -> Image {
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": {
-            "Env": ["PATH=/bin", format!("VERSION={version}")],
-            "Entrypoint": ["/entry"],
-            "ExposedPorts": {"80/tcp": {}},
-        },
+        "config": config,
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
     })
     .to_string()
@@ -125,7 +139,7 @@ pub fn web(version: &str) -> Image {
     })
     .to_string()
     .into_bytes();
-    Image { name: format!("web:{version}"), config, layer, manifest }
+    Image { name, config, layer, manifest }
 }
 
 impl Image {

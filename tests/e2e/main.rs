@@ -21,3 +21,4 @@ mod machine;
 mod restart;
 mod rust_client;
 mod story;
+mod syllabus;
