@@ -1,6 +1,7 @@
 //! What the conformance syllabus of Kubernetes 1.36 asks of a node and of its volumes, done
 //! with kubectl as the entries describe it. Files group the entries by subject.
 
+mod classes;
 mod environment;
 mod lives;
 mod probes;
