@@ -8,6 +8,7 @@ mod boot;
 mod clients;
 mod cluster;
 mod crowd;
+mod disks;
 mod explain;
 #[cfg(debug_assertions)]
 mod failpoints;
