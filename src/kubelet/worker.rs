@@ -271,9 +271,12 @@ impl Worker {
             // An end is final, whatever the runtime still remembers of the pod.
             new.phase = Some(before);
         }
-        if ended && let Some((reason, message)) = &self.failure {
+        // Its containers' end alone may have made it Failed by now: not without its reason.
+        let is_failed = ended || new.phase.as_deref() == Some("Failed");
+        if is_failed && let Some((reason, message)) = &self.failure {
             new = status::failed(new, reason, message);
-            if [eviction::REASON, shutdown::REASON].contains(&reason.as_str()) && self.begun {
+            let is_disruption = [eviction::REASON, shutdown::REASON].contains(&reason.as_str());
+            if ended && is_disruption && self.begun {
                 status::disrupted(&mut new, message, self.pod.metadata.generation);
             }
         }

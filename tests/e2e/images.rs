@@ -103,15 +103,29 @@ pub fn web(version: &str) -> Image {
 
 /// The same files under another name, of which `entry` is run.
 pub fn with_entry(name: &str, version: &str, entry: &[&str]) -> Image {
-    let layer = layer(version);
+    let config = json!({
+        "Env": ["PATH=/bin", format!("VERSION={version}")],
+        "Entrypoint": entry,
+        "ExposedPorts": {"80/tcp": {}},
+    });
+    image(name.to_string(), layer(version), config)
+}
+
+/// `words:1`, which prints its arguments: `image default` unless it is told others.
+pub fn words() -> Image {
+    let config = json!({
+        "Env": ["PATH=/bin"],
+        "Entrypoint": ["sh", "-c", "echo \"$@\"", "sh"],
+        "Cmd": ["image", "default"],
+    });
+    image("words:1".into(), layer("words"), config)
+}
+
+fn image(name: String, layer: Vec<u8>, config: serde_json::Value) -> Image {
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": {
-            "Env": ["PATH=/bin", format!("VERSION={version}")],
-            "Entrypoint": entry,
-            "ExposedPorts": {"80/tcp": {}},
-        },
+        "config": config,
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
     })
     .to_string()
@@ -130,7 +144,7 @@ pub fn with_entry(name: &str, version: &str, entry: &[&str]) -> Image {
     })
     .to_string()
     .into_bytes();
-    Image { name: name.to_string(), config, layer, manifest }
+    Image { name, config, layer, manifest }
 }
 
 impl Image {

@@ -10,6 +10,7 @@ mod clients;
 mod cluster;
 mod containerd;
 mod crowd;
+mod disks;
 mod explain;
 #[cfg(debug_assertions)]
 mod failpoints;
@@ -23,3 +24,4 @@ mod machine;
 mod restart;
 mod rust_client;
 mod story;
+mod syllabus;

@@ -261,7 +261,8 @@ fn is_for_accounts(subresource: &str, verb: &str) -> bool {
     matches!((subresource, verb), ("token", "create") | ("", "get"))
 }
 
-/// Whether a storage driver needs the secret on the node for a volume of one of its pods.
+/// Whether a volume of one of the node's pods needs the secret: for its driver, or to log in
+/// to its target. A target's secret without a namespace lies in the claim's.
 fn secret_of_volume(cache: &Cache, node: &str, action: &Action) -> bool {
     const VOLUMES: &str = "/registry/persistentvolumes/";
     if action.name.is_empty() {
@@ -269,13 +270,18 @@ fn secret_of_volume(cache: &Cache, node: &str, action: &Action) -> bool {
     }
     bound_volumes(cache, node).iter().any(|name| {
         cache.get(VOLUMES, &format!("{VOLUMES}{name}")).is_some_and(|volume| {
-            let csi = &volume.value()["spec"]["csi"];
-            ["nodeStageSecretRef", "nodePublishSecretRef", "nodeExpandSecretRef"].iter().any(
-                |field| {
-                    csi[*field]["name"] == action.name
-                        && csi[*field]["namespace"] == action.namespace
-                },
-            )
+            let volume = volume.value();
+            let spec = &volume["spec"];
+            let is_it = |reference: &Value, namespace: &Value| {
+                reference["name"] == action.name && *namespace == action.namespace
+            };
+            let csi = ["nodeStageSecretRef", "nodePublishSecretRef", "nodeExpandSecretRef"]
+                .map(|field| &spec["csi"][field]);
+            let target = &spec["iscsi"]["secretRef"];
+            let said = target["namespace"].as_str().is_some_and(|it| !it.is_empty());
+            let of_target =
+                if said { &target["namespace"] } else { &spec["claimRef"]["namespace"] };
+            csi.iter().any(|it| is_it(it, &it["namespace"])) || is_it(target, of_target)
         })
     })
 }

@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
+use self::log_socket::LogSocket;
 use self::logs::LogOptions;
 use self::rewrite::Rewriter;
 use super::chain::Call;
@@ -28,6 +29,7 @@ use crate::error::{ApiError, Result};
 use crate::outbound::{self, SLICES};
 use crate::registry::Target;
 
+mod log_socket;
 mod logs;
 mod place;
 mod rewrite;
@@ -183,7 +185,7 @@ impl Passed {
     }
 }
 
-async fn log(server: &Shared, call: Call, target: &Target) -> Result<Response<Body>> {
+async fn log(server: &Shared, mut call: Call, target: &Target) -> Result<Response<Body>> {
     let options = LogOptions::read(&call.query)?;
     options.check(&target.name)?;
     let pod = server.registry.live(target).await?.value();
@@ -201,6 +203,7 @@ async fn log(server: &Shared, call: Call, target: &Target) -> Result<Response<Bo
         let url = format!("https://{}{path}", kubelet.host());
         ApiError::new(500, "", format!("Get {url:?}: {why}"))
     };
+    let socket = LogSocket::take(&mut call)?;
     let onward = forward::onward(call.request, &path, &kubelet.host()).map_err(failed)?;
     let stream = kubelet.connect(tls).await;
     let passed = exchange(stream, onward, KUBELET_TIMEOUT).await.map_err(failed)?;
@@ -209,6 +212,9 @@ async fn log(server: &Shared, call: Call, target: &Target) -> Result<Response<Bo
         return Err(refusal(target, status, passed.response.into_body()).await);
     }
     let mut response = passed.answer().map_err(failed)?;
+    if let Some(socket) = socket {
+        return Ok(socket.send(response.into_body()));
+    }
     let plain = HeaderValue::from_static("text/plain");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
     Ok(response)

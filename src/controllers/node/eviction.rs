@@ -1,6 +1,6 @@
 //! Evicts the pods that do not tolerate a taint of their node, each in its time.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +25,9 @@ struct Eviction {
     nodes: Cache<Node>,
     pods: Cache<Pod>,
     keys: Queue<Key>,
-    /// Pods that will have to go; never more than there are.
-    waiting: Mutex<HashSet<Key>>,
+    /// Pods that will have to go, and the second in which that was found; never more than
+    /// there are.
+    waiting: Mutex<HashMap<Key, i64>>,
 }
 
 pub async fn run(context: Context) {
@@ -81,16 +82,18 @@ impl Eviction {
             return Ok(());
         }
         let Some(node) = self.nodes.get("", pod::node(&pod)) else { return Ok(()) };
-        match plan::stay(&pod, plan::taints_of(&node), base::time::now().as_second()) {
+        let now = base::time::now().as_second();
+        let seen = self.waiting.lock().get(&key).copied().unwrap_or(now);
+        match plan::stay(&pod, plan::taints_of(&node), seen, now) {
             Stay::Forever => {
-                if self.waiting.lock().remove(&key) {
+                if self.waiting.lock().remove(&key).is_some() {
                     let text = format!("Cancelling deletion of Pod {}/{}", key.0, key.1);
                     self.context.recorder.normal(&reference(&*pod), "TaintManagerEviction", text);
                 }
                 Ok(())
             }
             Stay::Seconds(left) => {
-                self.waiting.lock().insert(key.clone());
+                self.waiting.lock().insert(key.clone(), seen);
                 // Taints that go in the meantime are seen then.
                 self.keys.add_after(key, Duration::from_secs(left.unsigned_abs()));
                 Ok(())

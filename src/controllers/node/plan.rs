@@ -100,7 +100,9 @@ pub enum Stay {
     Leave,
 }
 
-pub fn stay(pod: &Pod, taints: &[Taint], now: i64) -> Stay {
+/// `seen` is when the pod was first found to have to go, for taints that do not say when
+/// they came.
+pub fn stay(pod: &Pod, taints: &[Taint], seen: i64, now: i64) -> Stay {
     let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
     let mut out: Option<i64> = None;
     for taint in taints.iter().filter(|taint| taint.effect == "NoExecute") {
@@ -109,7 +111,7 @@ pub fn stay(pod: &Pod, taints: &[Taint], now: i64) -> Stay {
         if fitting.is_empty() {
             return Stay::Leave;
         }
-        let since = taint.time_added.as_ref().map_or(now, |time| time.0.as_second());
+        let since = taint.time_added.as_ref().map_or(seen, |time| time.0.as_second());
         let limits = fitting.iter().filter_map(|toleration| toleration.toleration_seconds);
         if let Some(seconds) = limits.min() {
             let left = since.saturating_add(seconds.max(0)).saturating_sub(now);
@@ -196,10 +198,15 @@ mod tests {
             time_added: Some(Time(Timestamp::from_second(1000).unwrap())),
             value: None,
         }];
-        assert_eq!(stay(&pod(json!([])), &taint, 1000), Stay::Leave);
-        assert_eq!(stay(&pod(json!([{"operator": "Exists"}])), &taint, 1000), Stay::Forever);
+        assert_eq!(stay(&pod(json!([])), &taint, 1000, 1000), Stay::Leave);
+        assert_eq!(stay(&pod(json!([{"operator": "Exists"}])), &taint, 1000, 1000), Stay::Forever);
         let some = json!([{"key": NOT_READY, "operator": "Exists", "tolerationSeconds": 300}]);
-        assert_eq!(stay(&pod(some.clone()), &taint, 1100), Stay::Seconds(200));
-        assert_eq!(stay(&pod(some), &taint, 1300), Stay::Leave);
+        assert_eq!(stay(&pod(some.clone()), &taint, 1100, 1100), Stay::Seconds(200));
+        assert_eq!(stay(&pod(some.clone()), &taint, 1300, 1300), Stay::Leave);
+        // Whoever taints a node by hand does not say when.
+        let mut by_hand = taint.clone();
+        by_hand[0].time_added = None;
+        assert_eq!(stay(&pod(some.clone()), &by_hand, 1000, 1100), Stay::Seconds(200));
+        assert_eq!(stay(&pod(some), &by_hand, 1000, 1300), Stay::Leave);
     }
 }

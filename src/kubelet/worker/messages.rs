@@ -11,6 +11,9 @@ use crate::observed::{ANNOTATION_MESSAGE_PATH, ANNOTATION_MESSAGE_POLICY};
 const MESSAGE_BYTES_MAX: u64 = 4096;
 /// Bytes of the log's end that stand in for a missing message.
 const MESSAGE_LOG_BYTES_MAX: u64 = 2048;
+/// Lines of the log's end that are looked at for it.
+const MESSAGE_LOG_LINES_MAX: usize = 80;
+
 /// What the container wrote to its termination message file, or the end of its log.
 pub fn read(container: &cri::Container, log_dir: &Path) -> String {
     let get = |key: &str| container.annotations.get(key).map(String::as_str).unwrap_or_default();
@@ -24,14 +27,17 @@ pub fn read(container: &cri::Container, log_dir: &Path) -> String {
         return String::new();
     }
     let raw = tail(&log_dir.join(&container.log_path), MESSAGE_LOG_BYTES_MAX * 2, true);
-    let lines: Vec<String> = raw
-        .unwrap_or_default()
-        .lines()
-        .filter_map(|line| line.splitn(4, ' ').nth(3).map(str::to_owned))
-        .collect();
-    let mut text = lines[lines.len().saturating_sub(80)..].join("\n");
-    if !lines.is_empty() {
-        text.push('\n');
+    let raw = raw.unwrap_or_default();
+    let lines: Vec<&str> = raw.lines().collect();
+    let mut text = String::new();
+    for line in &lines[lines.len().saturating_sub(MESSAGE_LOG_LINES_MAX)..] {
+        let mut parts = line.splitn(4, ' ').skip(2);
+        let (Some(tag), Some(words)) = (parts.next(), parts.next()) else { continue };
+        text.push_str(words);
+        // A part of a line is followed by the rest of it, or by nothing.
+        if tag.starts_with('F') {
+            text.push('\n');
+        }
     }
     let cut = text.len().saturating_sub(MESSAGE_LOG_BYTES_MAX as usize);
     text.split_off(text.ceil_char_boundary(cut))

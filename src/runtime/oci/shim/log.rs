@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A longer line is split, and all but its last part are tagged `P`.
+/// A longer line is split, and all parts but the one that ends it are tagged `P`.
 pub const LINE_BYTES_MAX: usize = 16 * 1024;
 
 pub struct Log {
@@ -133,10 +133,10 @@ impl Lines {
         }
     }
 
-    /// At the end of the stream: the last line may lack its newline.
+    /// At the end of the stream: a last line without its newline is only part of one.
     pub fn finish(&mut self, log: &mut Log) {
         if !self.partial.is_empty() {
-            let mut out = format!("{} {} F ", timestamp(now()), self.name).into_bytes();
+            let mut out = format!("{} {} P ", timestamp(now()), self.name).into_bytes();
             out.append(&mut self.partial);
             out.push(b'\n');
             log.write(&out);
@@ -172,7 +172,7 @@ mod tests {
             .map(|l| l.split_once("stdout ").unwrap().1.split_once(' ').unwrap())
             .map(|(tag, line)| (tag, line.len()))
             .collect();
-        assert_eq!(rows, [("F", 3), ("F", 3), ("P", LINE_BYTES_MAX), ("F", 3)]);
+        assert_eq!(rows, [("F", 3), ("F", 3), ("P", LINE_BYTES_MAX), ("P", 3)]);
     }
 
     #[test]
