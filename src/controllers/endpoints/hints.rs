@@ -54,7 +54,7 @@ pub fn share(node: &Node) -> Option<(String, u64)> {
     let status = node.status.as_ref()?;
     let mut conditions = status.conditions.iter().flatten();
     let is_ready = conditions.any(|c| c.type_ == "Ready" && c.status == "True");
-    if !is_ready || CONTROL_PLANE.iter().any(|label| has(&label)) {
+    if !is_ready || CONTROL_PLANE.iter().any(has) {
         return None;
     }
     let zone = labels.and_then(|labels| labels.get(ZONE)).cloned().unwrap_or_default();
