@@ -15,6 +15,7 @@ mod ownership;
 pub mod payload;
 mod persistent;
 pub mod readonly;
+mod tool;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -6,13 +6,13 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::time::Duration;
 
-use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::blocking;
+use super::tool::{self, quoted};
 
 /// Held from the look at a disk until it is mounted: two pods of one volume must not both
 /// find it blank. Local disks are few, and seldom new.
@@ -22,8 +22,6 @@ static PREPARING: Mutex<()> = Mutex::const_new(());
 const TOOL_PATIENCE: Duration = Duration::from_secs(600);
 /// At the start of a disk, where file systems and tables have their marks.
 const READ_BYTES: usize = 1 << 20;
-/// What is quoted of a tool's output.
-const OUTPUT_BYTES_MAX: usize = 2048;
 
 /// What is on a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,25 +46,8 @@ fn content(said: &str) -> Content {
     }
 }
 
-fn quoted(output: &Output) -> String {
-    let both = [&output.stdout[..], &output.stderr[..]].concat();
-    let mut text = String::from_utf8_lossy(&both).trim().to_owned();
-    text.truncate(text.floor_char_boundary(OUTPUT_BYTES_MAX));
-    text
-}
-
 async fn run(tool: &str, arguments: &[&str]) -> Result<Output, String> {
-    let run = Command::new(tool)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .env("LC_ALL", "C")
-        .output();
-    match tokio::time::timeout(TOOL_PATIENCE, run).await {
-        Ok(Ok(output)) => Ok(output),
-        Ok(Err(error)) => Err(format!("run {tool}, which this node needs: {error}")),
-        Err(_) => Err(format!("{tool} did not end in time")),
-    }
+    tool::run(tool, arguments, TOOL_PATIENCE).await
 }
 
 /// blkid says "nothing" of a disk that it cannot read, too.

@@ -5,22 +5,21 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ISCSIPersistentVolumeSource, ISCSIVolumeSource};
 use serde::{Deserialize, Serialize};
 use sys::watched_dir::{WatchFlags, WatchedDir};
-use tokio::process::Command;
 use tracing::warn;
+
+use super::tool;
 
 /// A target that does not answer is given up after this long, and tried again later.
 const TOOL_PATIENCE: Duration = Duration::from_secs(60);
 /// From a login to its disk, and from several disks to the one that multipathd makes of them.
 const DISK_PATIENCE: Duration = Duration::from_secs(30);
 const MULTIPATH_PATIENCE: Duration = Duration::from_secs(10);
-/// What is quoted of the tool's output.
-const OUTPUT_BYTES_MAX: usize = 2048;
 const DEFAULT_PORT: u16 = 3260;
 const DEFAULT_INTERFACE: &str = "default";
 const BY_PATH: &str = "/dev/disk/by-path";
@@ -294,17 +293,7 @@ async fn authenticate(
 }
 
 async fn admin(arguments: &[&str]) -> Result<Output, String> {
-    let run = Command::new("iscsiadm")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .env("LC_ALL", "C")
-        .output();
-    match tokio::time::timeout(TOOL_PATIENCE, run).await {
-        Ok(Ok(output)) => Ok(output),
-        Ok(Err(error)) => Err(format!("run iscsiadm, which this node needs: {error}")),
-        Err(_) => Err("iscsiadm did not end in time".to_owned()),
-    }
+    tool::run("iscsiadm", arguments, TOOL_PATIENCE).await
 }
 
 /// What it printed. The arguments are not quoted: they hold passwords.
@@ -312,10 +301,7 @@ fn must(output: Output, what: &str) -> Result<String, String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let both = [&output.stdout[..], &output.stderr[..]].concat();
-    let mut text = String::from_utf8_lossy(&both).trim().to_owned();
-    text.truncate(text.floor_char_boundary(OUTPUT_BYTES_MAX));
-    Err(format!("iscsi: failed to {what}: {} ({})", text, output.status))
+    Err(format!("iscsi: failed to {what}: {} ({})", tool::quoted(&output), output.status))
 }
 
 /// A setting in what `iscsiadm -o show` prints.
