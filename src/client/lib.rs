@@ -7,6 +7,7 @@
 pub mod api;
 pub mod cache;
 pub mod compiled;
+pub mod devices;
 pub mod discovery;
 pub mod election;
 pub mod error;

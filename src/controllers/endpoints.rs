@@ -31,12 +31,12 @@ use slices::Origin;
 /// Services worked on at a time.
 const WORKERS: usize = 5;
 /// Index of slices by namespace and service.
-const BY_SERVICE: &str = "service";
+pub const BY_SERVICE: &str = "service";
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub const MANAGER: &str = "endpointslice-controller.k8s.io";
 
-fn by_service(slice: &EndpointSlice) -> Vec<String> {
+pub fn by_service(slice: &EndpointSlice) -> Vec<String> {
     let labels = slice.metadata.labels.as_ref();
     let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
     service.map(|service| format!("{}/{service}", namespace(&slice.metadata))).into_iter().collect()

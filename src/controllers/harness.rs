@@ -31,6 +31,8 @@ pub struct Config {
     pub node_monitor_grace: Duration,
     /// Services of type LoadBalancer get the addresses of nodes.
     pub service_lb: bool,
+    /// TCP ports that nodes serve themselves: no such service may take them there.
+    pub node_ports_taken: Vec<i32>,
     /// Finished pods beyond this number are removed, the oldest first; 0 keeps all.
     pub finished_pods_max: usize,
 }
@@ -45,6 +47,7 @@ impl Default for Config {
             serving_ca: None,
             node_monitor_grace: Duration::from_secs(50),
             service_lb: false,
+            node_ports_taken: Vec::new(),
             finished_pods_max: 12_500,
         }
     }

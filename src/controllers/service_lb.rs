@@ -15,26 +15,19 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
 
-use crate::endpoints::SERVICE_NAME;
+use crate::endpoints::{BY_SERVICE, by_service};
 use crate::harness::{Context, Doing, Outcome, Settled};
-use crate::owner::{name, namespace};
+use crate::owner::name;
 use plan::Given;
 
 /// Ports are given out among all services, so all are planned at once.
 const WORKERS: usize = 1;
 /// Index of the services that have or had to do with load balancers.
 const BALANCED: &str = "balanced";
-const SLICES: &str = "service of a balancer";
 
 fn balanced(service: &Service) -> Vec<String> {
     let is = plan::is_balanced(service) || !plan::held(service).is_empty();
     is.then(String::new).into_iter().collect()
-}
-
-fn service_of(slice: &EndpointSlice) -> Vec<String> {
-    let labels = slice.metadata.labels.as_ref();
-    let service = labels.and_then(|labels| labels.get(SERVICE_NAME));
-    service.map(|service| format!("{}/{service}", namespace(&slice.metadata))).into_iter().collect()
 }
 
 pub async fn run(context: Context) {
@@ -42,7 +35,7 @@ pub async fn run(context: Context) {
     let nodes: Cache<Node> = context.shared.cache();
     let slices: Cache<EndpointSlice> = context.shared.cache();
     services.add_index(BALANCED, balanced);
-    slices.add_index(SLICES, service_of);
+    slices.add_index(BY_SERVICE, by_service);
     let synced = async {
         services.synced().await;
         nodes.synced().await;
@@ -69,7 +62,7 @@ pub async fn run(context: Context) {
     let (look, of) = (all, services.clone());
     slices.on_change(move |old, new| {
         let Some(slice) = new.or(old) else { return };
-        let service = service_of(slice).pop().unwrap_or_default();
+        let service = by_service(slice).pop().unwrap_or_default();
         let service = service.split_once('/').and_then(|(ns, name)| of.get(ns, name));
         if service.is_some_and(|service| plan::is_local(&service)) {
             look();
@@ -84,9 +77,10 @@ pub async fn run(context: Context) {
             let balanced = services.indexed(BALANCED, "");
             let slices = |service: &Service| {
                 let key = key_of(service);
-                slices.indexed(SLICES, &format!("{}/{}", key.0, key.1))
+                slices.indexed(BY_SERVICE, &format!("{}/{}", key.0, key.1))
             };
-            let given = plan::give(&balanced, &nodes.list(), &slices);
+            let taken = &context.config.node_ports_taken;
+            let given = plan::give(&balanced, &nodes.list(), taken, &slices);
             told.lock().retain(|key, _| balanced.iter().any(|held| key_of(&**held) == *key));
             let mut outcome = Ok(());
             for (service, given) in balanced.iter().zip(given) {

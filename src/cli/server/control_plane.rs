@@ -148,6 +148,7 @@ fn control(
         client_ca: Some(Arc::new(credentials.client_ca.clone())),
         serving_ca: Some(Arc::new(credentials.server_ca.clone())),
         service_lb: settings.service_lb,
+        node_ports_taken: [settings.port, settings.node.port].map(i32::from).into(),
         ..controllers::Config::default()
     };
     Controllers::start(shared, make_client, config, drain)

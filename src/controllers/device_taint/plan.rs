@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
+use client::devices::tolerates;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::resource::v1::{
-    DeviceRequestAllocationResult, DeviceTaint, DeviceToleration, ResourceClaim, ResourceSlice,
-};
+use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClaim, ResourceSlice};
 
 const EFFECT: &str = "NoExecute";
 
@@ -31,14 +30,6 @@ pub fn pools_of(claim: &ResourceClaim) -> Vec<String> {
 pub fn is_tainted(slice: &ResourceSlice) -> bool {
     let mut devices = slice.spec.devices.iter().flatten();
     devices.any(|device| device.taints.iter().flatten().any(|taint| taint.effect == EFFECT))
-}
-
-fn tolerates(toleration: &DeviceToleration, taint: &DeviceTaint) -> bool {
-    let said = |text: &Option<String>| text.clone().unwrap_or_default();
-    let (effect, key) = (said(&toleration.effect), said(&toleration.key));
-    (effect.is_empty() || effect == taint.effect)
-        && (key.is_empty() || key == taint.key)
-        && (said(&toleration.operator) == "Exists" || said(&toleration.value) == said(&taint.value))
 }
 
 /// When the pods of the claim have to go; None: never. `slices` gives those of a pool.

@@ -100,10 +100,12 @@ fn nodes_with_endpoints(slices: &[Arc<EndpointSlice>]) -> BTreeSet<String> {
 }
 
 /// What each of the services gets, in their order. Of two that want the same port, the
-/// older has it.
+/// older has it; those of `node_ports`, by TCP, stay the nodes' own, else whoever may make a
+/// service could answer for the API server.
 pub fn give(
     services: &[Arc<Service>],
     nodes: &[Arc<Node>],
+    node_ports: &[i32],
     slices: &dyn Fn(&Service) -> Vec<Arc<EndpointSlice>>,
 ) -> Vec<Given> {
     let serving: Vec<(&str, Vec<String>)> =
@@ -123,6 +125,12 @@ pub fn give(
             continue;
         }
         if !is_balanced(service) {
+            continue;
+        }
+        let own =
+            ports(service).find(|(protocol, port)| protocol == "TCP" && node_ports.contains(port));
+        if let Some((protocol, port)) = own {
+            given[at] = Given::Refused(format!("port {port}/{protocol} is the nodes' own"));
             continue;
         }
         let conflict = ports(service).find_map(|port| Some((taken.get(&port)?.clone(), port)));
@@ -204,7 +212,7 @@ mod tests {
             (json!({"type": "LoadBalancer", "loadBalancerClass": "x.io/y"}), vec![]),
         ] {
             let services = [service("s", "2026-01-01T00:00:00Z", spec.clone())];
-            let given = give(&services, &nodes, &|_| vec![slice.clone()]);
+            let given = give(&services, &nodes, &[], &|_| vec![slice.clone()]);
             assert_eq!(given, [some(&wanted)], "{spec}");
         }
     }
@@ -227,13 +235,17 @@ mod tests {
             service("old", "2026-01-01T00:00:00Z", spec(80, "TCP")),
             service("udp", "2026-01-03T00:00:00Z", spec(80, "UDP")),
             Arc::new(others),
+            service("api", "2026-01-01T00:00:00Z", spec(6443, "TCP")),
+            service("quic", "2026-01-01T00:00:00Z", spec(6443, "UDP")),
         ];
-        let given = give(&services, &nodes, &|_| Vec::new());
+        let given = give(&services, &nodes, &[6443], &|_| Vec::new());
         let wanted = [
             Given::Refused("port 80/TCP is taken by service d/old".into()),
             some(&["10.0.0.1"]),
             some(&["10.0.0.1"]),
             some(&["198.51.100.1"]),
+            Given::Refused("port 6443/TCP is the nodes' own".into()),
+            some(&["10.0.0.1"]),
         ];
         assert_eq!(given, wanted);
     }

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
+use client::devices::tolerates;
 use k8s_openapi::api::resource::v1::{
     AllocationResult, Device, DeviceAttribute, DeviceClass, DeviceSelector, DeviceTaint,
     DeviceToleration, ResourceClaim, ResourceSlice,
@@ -173,18 +174,6 @@ fn lookup<'a>(candidate: &Candidate<'a>, name: &str) -> Option<&'a DeviceAttribu
         let (domain, id) = name.split_once('/')?;
         (domain == candidate.pool.driver).then(|| attributes.get(id)).flatten()
     })
-}
-
-fn tolerates(toleration: &DeviceToleration, taint: &DeviceTaint) -> bool {
-    let said = |text: &Option<String>| text.clone().unwrap_or_default();
-    let (effect, key) = (said(&toleration.effect), said(&toleration.key));
-    (effect.is_empty() || effect == taint.effect)
-        && (key.is_empty() || key == taint.key)
-        && match toleration.operator.as_deref().unwrap_or("Equal") {
-            "Exists" => true,
-            "" | "Equal" => said(&toleration.value) == said(&taint.value),
-            _ => false,
-        }
 }
 
 impl<'a> Search<'a> {

@@ -1,17 +1,13 @@
 //! Volumes of CSI drivers are attached to where their pods are. The suite plays the driver.
 
 use crate::support::{cluster, until};
-use client::{DeleteParams, ListParams, Patch};
+use client::{Client, DeleteParams, ListParams, Patch};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use serde_json::{Value, json};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
-    let cluster = cluster().await;
-    let client = &cluster.client;
-    let node = json!({"metadata": {"name": "m"}});
-    client.all::<Node>().create(&serde_json::from_value(node).unwrap()).await.unwrap();
+/// Claim `c`, for volume `v` of a driver.
+async fn a_claim_of_a_disk(client: &Client) {
     let volume = json!({"metadata": {"name": "v"}, "spec": {"accessModes": ["ReadWriteOnce"],
         "capacity": {"storage": "1Gi"}, "csi": {"driver": "d.example", "volumeHandle": "h"}}});
     let volume = serde_json::from_value(volume).unwrap();
@@ -20,6 +16,15 @@ async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
         "storageClassName": "", "resources": {"requests": {"storage": "1Gi"}}}});
     let claims = client.api::<PersistentVolumeClaim>(Some("default"));
     claims.create(&serde_json::from_value(claim).unwrap()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
+    let cluster = cluster().await;
+    let client = &cluster.client;
+    let node = json!({"metadata": {"name": "m"}});
+    client.all::<Node>().create(&serde_json::from_value(node).unwrap()).await.unwrap();
+    a_claim_of_a_disk(client).await;
     let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "m",
         "containers": [{"name": "c", "image": "i"}],
         "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
@@ -62,14 +67,7 @@ async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
 async fn a_volume_of_one_node_waits_for_the_other_and_says_so() {
     let cluster = cluster().await;
     let client = &cluster.client;
-    let volume = json!({"metadata": {"name": "v"}, "spec": {"accessModes": ["ReadWriteOnce"],
-        "capacity": {"storage": "1Gi"}, "csi": {"driver": "d.example", "volumeHandle": "h"}}});
-    let volume = serde_json::from_value(volume).unwrap();
-    client.all::<PersistentVolume>().create(&volume).await.unwrap();
-    let claim = json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"],
-        "storageClassName": "", "resources": {"requests": {"storage": "1Gi"}}}});
-    let claims = client.api::<PersistentVolumeClaim>(Some("default"));
-    claims.create(&serde_json::from_value(claim).unwrap()).await.unwrap();
+    a_claim_of_a_disk(client).await;
     let pods = client.api::<Pod>(Some("default"));
     let attachments = client.all::<VolumeAttachment>();
     let on = async || -> Vec<String> {
