@@ -24,6 +24,7 @@ use crate::scheme::{Schema, Typed, shape};
 
 mod addresses;
 pub mod allocate;
+mod bind;
 pub mod convert;
 pub mod create;
 pub mod delete;

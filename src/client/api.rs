@@ -596,11 +596,10 @@ struct RawEvent<'a> {
     object: &'a serde_json::value::RawValue,
 }
 
-/// An object without its managed fields.
+/// An object without its managed fields, which are often half of its text.
 fn decode_lean<K: DeserializeOwned>(object: &[u8]) -> Result<K> {
-    let cut = codec::owners::cut(object);
-    let lean = cut.as_ref().map_or(object, |(rest, _)| rest);
-    serde_json::from_slice(lean).map_err(Error::Decode)
+    let lean = codec::fields::remove(object, &["metadata", "managedFields"]);
+    serde_json::from_slice(lean.as_deref().unwrap_or(object)).map_err(Error::Decode)
 }
 
 #[derive(Deserialize)]

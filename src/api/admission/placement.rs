@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use super::settings::Settings;
-use super::{Admission, Attributes, Operation};
+use super::{Attributes, Operation};
 use crate::error::Result;
 use crate::registry::{Registry, metadata_mut};
 
@@ -296,18 +296,27 @@ pub fn hard_anti_affinity(_: &Registry, request: &Attributes<'_>, pod: &Value) -
     Ok(())
 }
 
-/// PodTopologyLabels, for a pod that comes with its node.
+/// PodTopologyLabels, for a pod that comes with its node and for a binding.
 pub fn topology_labels(
     registry: &Registry,
     request: &Attributes<'_>,
-    pod: &mut Value,
+    object: &mut Value,
 ) -> Result<()> {
-    if !is_new_pod(request) {
+    let node = if is_new_pod(request) {
+        &object["spec"]["nodeName"]
+    } else if is_binding(request) {
+        &object["target"]["name"]
+    } else {
         return Ok(());
-    }
-    let node = pod["spec"]["nodeName"].as_str().unwrap_or_default().to_string();
-    add_labels(pod, of_node(registry, &node));
+    };
+    let labels = of_node(registry, node.as_str().unwrap_or_default());
+    add_labels(object, labels);
     Ok(())
+}
+
+fn is_binding(request: &Attributes<'_>) -> bool {
+    let Attributes { resource, subresource, .. } = request;
+    resource.group.is_empty() && (resource.plural.as_str(), *subresource) == ("pods", "binding")
 }
 
 fn of_node(registry: &Registry, node: &str) -> Map<String, Value> {
@@ -319,20 +328,13 @@ fn of_node(registry: &Registry, node: &str) -> Map<String, Value> {
     told.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-fn add_labels(pod: &mut Value, labels: Map<String, Value>) {
+fn add_labels(object: &mut Value, labels: Map<String, Value>) {
     if labels.is_empty() {
         return;
     }
-    let own = metadata_mut(pod).entry("labels").or_insert_with(|| json!({}));
+    let own = metadata_mut(object).entry("labels").or_insert_with(|| json!({}));
     if let Some(own) = own.as_object_mut() {
         own.extend(labels);
-    }
-}
-
-impl Admission {
-    /// PodTopologyLabels, for a pod that is bound to a node: the labels it gets by that.
-    pub fn labels_by_binding(&self, registry: &Registry, node: &str) -> Map<String, Value> {
-        if self.has("PodTopologyLabels") { of_node(registry, node) } else { Map::new() }
     }
 }
 

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::policy::compile::{Expression, environment, with_authorizer};
 use super::policy::evaluate::{
-    Asker, admission_request, conditions_hold, in_version, own_kind, set_request,
+    Asker, admission_request, conditions_hold, in_version, object_type, own_kind, set_request,
 };
 use super::policy::matching::{Matched, Matching};
 use super::policy::{Compiled, current, is_exempt};
@@ -399,9 +399,11 @@ fn patched(
         name: request.name.to_owned(),
         subresource: request.subresource.to_owned(),
     };
-    shape::check_types(&new, target.typed(), &matched.resource.kind)
-        .map_err(|mismatch| mismatch.to_string())?;
-    target.normalise(&mut new);
+    let (typed, kind) = object_type(request, &target);
+    shape::check_types(&new, typed, kind).map_err(|mismatch| mismatch.to_string())?;
+    if !matched.resource.custom {
+        shape::normalise(&mut new, typed);
+    }
     if matched.version == request.version {
         return Ok(new);
     }

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use codec::owners;
+use codec::fields;
 use codec::scan::Scan;
 
 use super::sketch::sketch;
@@ -135,28 +135,9 @@ impl Object {
         decode(self.bytes())
     }
 
-    /// The decoded object without its managed fields, and their text.
-    pub fn value_and_owners(&self) -> (Value, Option<&[u8]>) {
-        match owners::cut(self.bytes()) {
-            Some((rest, managed)) => (decode(&rest), Some(managed)),
-            None => (self.value(), None),
-        }
-    }
-
     /// The text of the metadata.
     pub fn metadata(&self) -> Option<&[u8]> {
-        let mut scan = Scan::new(self.bytes());
-        let mut first = true;
-        if !scan.take(b'{') {
-            return None;
-        }
-        while let Some(key) = scan.key(&mut first)? {
-            let value = scan.value()?;
-            if key.raw == b"metadata" {
-                return Some(value);
-            }
-        }
-        None
+        fields::get(self.bytes(), &["metadata"])
     }
 
     /// The labels; null where there are none.

@@ -1,7 +1,6 @@
 //! Changing objects: PUT, the four kinds of patches, and writes to subresources.
 
 use bytes::Bytes;
-use codec::owners;
 use kinds::validate::pod_parts;
 use serde_json::Value;
 use store::{Outcome, Write};
@@ -143,13 +142,7 @@ impl Registry {
         warnings: &mut Vec<String>,
     ) -> Result<Option<(Value, Option<Bytes>)>> {
         let resource = &target.resource;
-        // A binding leaves managed fields alone, which are half of a pod: they stay text.
-        let is_binding = target.subresource == "binding";
-        let (value, owners) = match is_binding {
-            true => stored.value_and_owners(),
-            false => (stored.value(), None),
-        };
-        let live = convert::from_storage(value, resource, &target.version);
+        let live = convert::from_storage(stored.value(), resource, &target.version);
         let (mut new, of_patch) = self.changed(target, &live, change, options)?;
         warnings.extend(of_patch);
         let of_text = match change {
@@ -167,8 +160,8 @@ impl Registry {
         target.normalise(&mut new);
         let rules = target.rules();
         (rules.default)(&mut new);
-        // Nobody comes to own what a binding sets (upstream records no manager for it).
-        let accounted = matches!(target.subresource.as_str(), "binding" | "scale" | "eviction");
+        // Who scales has been accounted for, and who evicts owns nothing.
+        let accounted = matches!(target.subresource.as_str(), "scale" | "eviction");
         if !matches!(change, Change::Apply(_)) && !accounted {
             self.account(target, &live, &mut new, options);
         }
@@ -179,10 +172,8 @@ impl Registry {
             let now = base::time::rfc3339(base::time::now());
             signing::stamp(&mut new, &live, &now);
         }
-        if !is_binding {
-            target.normalise(&mut new);
-            (rules.default)(&mut new);
-        }
+        target.normalise(&mut new);
+        (rules.default)(&mut new);
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));
         self.admission.mutate(self, &attributes, &mut new)?;
         self.admission.mutate_by_webhooks(self, &attributes, &mut new).await?;
@@ -284,10 +275,6 @@ impl Registry {
                 }
             };
             new = back.unwrap_or(new);
-            let value = match owners.and_then(|managed| owners::restore(&value, managed)) {
-                Some(whole) => whole.into(),
-                None => value,
-            };
             bytes = Some(value.clone());
             Write::Update { key, value, expected }
         };
@@ -442,7 +429,7 @@ fn check_preconditions(
             };
             return Err(ApiError::invalid(resource, &target.name, &[cause.clone(), cause]));
         }
-        return Err(other_uid(target, uid, metadata_str(live, "uid")));
+        return Err(precondition(target, "UID", uid, metadata_str(live, "uid")));
     }
     let version = metadata_str(new, "resourceVersion");
     if !names_version(new) {
@@ -475,15 +462,15 @@ fn check_preconditions(
     Ok(matches!(change, Change::Put(_)))
 }
 
-/// 409 in the words of upstream's storage.
-pub fn other_uid(target: &Target, wanted: &str, is: &str) -> ApiError {
+/// 409 in the words of upstream's storage; `field` is `UID` or `ResourceVersion`.
+pub fn precondition(target: &Target, field: &str, wanted: &str, is: &str) -> ApiError {
     let (resource, name) = (&target.resource, &target.name);
     let key = target.key().unwrap_or_default();
     ApiError::conflict(
         resource,
         name,
         &format!(
-            "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {wanted}, UID in object meta: {is}"
+            "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: {field} in precondition: {wanted}, {field} in object meta: {is}"
         ),
     )
 }
@@ -591,8 +578,8 @@ fn copy_field(new: &mut Value, live: &Value, field: &str) {
 
 /// A new generation for a new desired state.
 fn bump_generation(new: &mut Value, live: &Value, target: &Target) {
-    // Where a pod runs and what was seen of an object is no new wish.
-    if matches!(target.subresource.as_str(), "status" | "binding") {
+    // What was seen of an object is no new wish.
+    if target.subresource == "status" {
         return;
     }
     let changed = if target.resource.custom {

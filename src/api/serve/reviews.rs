@@ -34,7 +34,7 @@ pub async fn serve(server: &Shared, call: &Call, target: &Target) -> Result<Resp
             name: metadata_str(&body, "name").to_string(),
             ..target.clone()
         };
-        return subresources::bind(server, call, &pod, &body).await;
+        return subresources::bind(server, call, target, &pod, body).await;
     }
     let user = &call.user;
     let plural = target.resource.plural.as_str();

@@ -20,7 +20,7 @@ use crate::change::scale::{show_owners, take_owners};
 use crate::crd;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::patch;
-use crate::registry::update::{Change, apply_error, other_uid};
+use crate::registry::update::{Change, apply_error};
 use crate::registry::{Target, WriteOptions, metadata_str};
 use crate::scheme::Schema;
 
@@ -51,7 +51,12 @@ pub async fn serve(
         ("scale", _) => scale(server, &call, &target).await,
         ("binding", "create") => {
             let body = resources::body_of(&call, "Binding")?;
-            bind(server, &call, &target, &body).await
+            if metadata_str(&body, "name") != target.name {
+                let why = "name in URL does not match name in Binding object";
+                return Err(ApiError::bad_request(why));
+            }
+            let pod = Target { subresource: String::new(), ..target.clone() };
+            bind(server, &call, &target, &pod, body).await
         }
         ("eviction", "create") => eviction::evict(server, &call, &target).await,
         ("token", "create") => token(server, &call, &target).await,
@@ -234,78 +239,16 @@ fn rescaled(
     Ok(new)
 }
 
-/// Binds a pod to a node: once, and only while it is not being deleted.
+/// Binds a pod to a node. `asked` is the pod's subresource, or the resource `bindings`.
 pub async fn bind(
     server: &Shared,
     call: &Call,
-    target: &Target,
-    binding: &Value,
+    asked: &Target,
+    pod: &Target,
+    binding: Value,
 ) -> Result<Response<Body>> {
     let options = write_options(call)?;
-    let node = binding["target"]["name"].as_str().unwrap_or("").to_string();
-    let kind = binding["target"]["kind"].as_str().unwrap_or("");
-    let mut wrong = Vec::new();
-    if !matches!(kind, "" | "Node") {
-        wrong.push(format!(
-            "target.kind: Unsupported value: {kind:?}: supported values: \"Node\", \"<empty>\""
-        ));
-    }
-    if node.is_empty() {
-        wrong.push("target.name: Required value".into());
-    }
-    // Upstream takes these for its own mistakes.
-    match wrong.as_slice() {
-        [] => {}
-        [one] => return Err(ApiError::new(500, "", one.clone())),
-        many => return Err(ApiError::new(500, "", format!("[{}]", many.join(", ")))),
-    }
-    let uid = metadata_str(binding, "uid").to_string();
-    let annotations = binding["metadata"]["annotations"].clone();
-    let labels = server.registry.admission.labels_by_binding(&server.registry, &node);
-    let pod_target = Target { subresource: String::new(), ..target.clone() };
-    let (resource, name) = (target.resource.clone(), target.name.clone());
-    let now = base::time::rfc3339(base::time::now());
-    let edit = Change::Edit(Box::new(move |pod| {
-        let conflict = |why: String| {
-            let mut error = ApiError::conflict(&resource, &name, &why);
-            error.message = error.message.replacen("pods ", "pods/binding ", 1);
-            if let Some(details) = &mut error.details {
-                details["kind"] = "pods/binding".into();
-            }
-            Err(error)
-        };
-        if !uid.is_empty() && uid != metadata_str(pod, "uid") {
-            return Err(other_uid(&pod_target, &uid, metadata_str(pod, "uid")));
-        }
-        if !metadata_str(pod, "deletionTimestamp").is_empty() {
-            return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
-        }
-        let bound = pod["spec"]["nodeName"].as_str().unwrap_or("");
-        if !bound.is_empty() {
-            return conflict(format!("pod {name} is already assigned to node {bound:?}"));
-        }
-        if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
-            return conflict(format!("pod {name} has non-empty .spec.schedulingGates"));
-        }
-        let mut new = pod.clone();
-        new["spec"]["nodeName"] = node.as_str().into();
-        for (key, value) in annotations.as_object().into_iter().flatten() {
-            new["metadata"]["annotations"][key] = value.clone();
-        }
-        for (key, value) in &labels {
-            new["metadata"]["labels"][key] = value.clone();
-        }
-        let mut conditions = new["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        conditions.retain(|condition| condition["type"] != "PodScheduled");
-        conditions.push(json!({
-            "type": "PodScheduled", "status": "True", "lastProbeTime": null,
-            "lastTransitionTime": now,
-        }));
-        new["status"]["conditions"] = conditions.into();
-        Ok(new)
-    }));
-    let target = Target { subresource: "binding".into(), ..target.clone() };
-    server.registry.update(&target, edit, &options).await?;
+    server.registry.bind(asked, pod, binding, &options).await?;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(answer::json(StatusCode::CREATED, &status))
 }

@@ -430,6 +430,45 @@ async fn connections_are_judged_before_they_are_made() {
     assert!(answer.message().ends_with("denied request: pods stay"), "{}", answer.message());
 }
 
+#[tokio::test]
+async fn bindings_are_judged_and_changed_as_what_they_are() {
+    let (_dir, server) = server().await;
+    let only = |expression: &str| {
+        json!({"matchConstraints": rules(&["CREATE"], "pods/binding"),
+            "validations": [{"expression": expression,
+                "messageExpression": "request.kind.kind + ' of ' + object.metadata.name"}]})
+    };
+    policy(&server, "node", only("object.target.name != 'forbidden'")).await;
+    bind(&server, "node", json!({})).await;
+    let mark = json!({"matchConstraints": rules(&["CREATE"], "pods/binding"),
+        "failurePolicy": "Fail", "reinvocationPolicy": "Never",
+        "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression":
+            "Object{metadata: Object.metadata{annotations: {'node': object.target.name}}}"}}]});
+    let answer = mutation(&server, "mark", mark).await;
+    assert_eq!(answer.status, 201, "{}", answer.message());
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = json!({"kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    assert_eq!(ask(&server, Method::POST, pods, pod).await.status, 201);
+    let to = |node: &str, name: &str| {
+        json!({"kind": "Binding", "metadata": {"name": name, "labels": {"zone": "z"}},
+            "target": {"kind": "Node", "name": node}})
+    };
+    let path = format!("{pods}/p/binding");
+    let answer = ask(&server, Method::POST, &path, to("forbidden", "p")).await;
+    assert!(answer.message().ends_with("denied request: Binding of p"), "{}", answer.message());
+    let answer = ask(&server, Method::POST, &path, to("n", "q")).await;
+    assert_eq!(answer.message(), "name in URL does not match name in Binding object");
+    let answer = ask(&server, Method::POST, &path, to("n", "p")).await;
+    assert_eq!(answer.status, 201, "{}", answer.message());
+    let bound = ask(&server, Method::GET, &format!("{pods}/p"), Value::Null).await.json();
+    assert_eq!(bound["spec"]["nodeName"], "n");
+    assert_eq!(bound["metadata"]["annotations"], json!({"node": "n"}));
+    assert_eq!(bound["metadata"]["labels"], json!({"zone": "z"}));
+    let answer = ask(&server, Method::POST, &path, to("m", "p")).await;
+    assert_eq!(answer.status, 409, "{}", answer.message());
+}
+
 /// Waits until a policy's status is of its newest generation, and gives what it says.
 async fn checked(server: &Shared, name: &str) -> Value {
     let path = format!("{GROUP}/validatingadmissionpolicies/{name}");

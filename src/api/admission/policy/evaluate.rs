@@ -12,7 +12,8 @@ use crate::admission::{Attributes, Operation};
 use crate::authn::{AUTHENTICATED, User, user_info};
 use crate::authz::selection::Selection;
 use crate::authz::{Action, Authorizer, Decision};
-use crate::registry::{Registry, convert};
+use crate::registry::{Registry, Target, convert};
+use crate::scheme::{Schema, Typed};
 
 const OUT_OF_BUDGET: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
@@ -73,12 +74,21 @@ pub fn own_kind(request: &Attributes<'_>) -> Option<(&'static str, &'static str,
         (Operation::Connect, "pods", _) => ("", "v1", "PodProxyOptions"),
         (Operation::Connect, "services", _) => ("", "v1", "ServiceProxyOptions"),
         (Operation::Connect, "nodes", _) => ("", "v1", "NodeProxyOptions"),
+        (Operation::Create, "pods", "binding") => ("", "v1", "Binding"),
         (Operation::Create, "pods", "eviction") => ("policy", "v1", "Eviction"),
         (Operation::Create, "serviceaccounts", "token") => {
             ("authentication.k8s.io", "v1", "TokenRequest")
         }
         _ => return None,
     })
+}
+
+/// The type of a request's object, and its kind.
+pub fn object_type<'a>(request: &Attributes<'_>, target: &'a Target) -> (Typed<'a>, &'a str) {
+    let own = own_kind(request).and_then(|(group, version, kind)| {
+        Some((Schema::built_in().kind(group, version, kind)?, kind))
+    });
+    own.unwrap_or_else(|| (target.typed(), &target.resource.kind))
 }
 
 /// `AdmissionRequest` without the objects; what is empty is left out, as in Go's JSON.

@@ -8,7 +8,9 @@ use cel::Budget;
 use serde_json::Value;
 
 use super::compile::{Binding, Mutation, Policy};
-use super::evaluate::{self, Asker, Purse, View, bind, conditions_hold, in_version, params};
+use super::evaluate::{
+    self, Asker, Purse, View, bind, conditions_hold, in_version, object_type, params,
+};
 use super::matching::Matched;
 use super::{MUTATING, is_exempt, namespace_of};
 use crate::admission::{Attributes, Operation};
@@ -16,8 +18,8 @@ use crate::change::{json_patch, merge_fields};
 use crate::error::{ApiError, Cause, Result};
 use crate::metrics::policy::{Trouble, mutated};
 use crate::registry::{Registry, Target, convert};
-use crate::scheme::Typed;
 use crate::scheme::schema::{ListKind, Type};
+use crate::scheme::{Typed, shape};
 
 /// Refusals of one request, of which the first gives the message.
 #[derive(Default)]
@@ -179,8 +181,11 @@ fn run(
             Failure::Policy(failure.message(), trouble)
         })?;
         let made = value.to_json(&mut Budget::default()).map_err(|err| invalid(err.to_string()))?;
-        let mut new = patched(mutation, &view.object, made, target.typed()).map_err(invalid)?;
-        target.normalise(&mut new);
+        let (typed, _) = object_type(request, &target);
+        let mut new = patched(mutation, &view.object, made, typed).map_err(invalid)?;
+        if !target.resource.custom {
+            shape::normalise(&mut new, typed);
+        }
         if new == view.object {
             continue;
         }

@@ -180,7 +180,7 @@ async fn defaults_that_are_always_on() {
     let node = json!({"metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z", "topology.kubernetes.io/region": "r", "other": "o"}}});
     make(&server, "/api/v1/nodes", node).await;
     assert_eq!(try_pod(&server, "p", json!({})).await.status, 201);
-    let binding = json!({"target": {"kind": "Node", "name": "n"}});
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
     make(&server, &format!("{PODS}/p/binding"), binding).await;
     let bound = ask(&server, Method::GET, &format!("{PODS}/p"), Value::Null).await.json();
     let labels = json!({"topology.kubernetes.io/zone": "z", "topology.kubernetes.io/region": "r"});
