@@ -9,6 +9,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 
+use crate::fate;
 use crate::world::NODES;
 
 /// How much more may be than is asked for.
@@ -61,7 +62,9 @@ impl Laws {
             let mut stream = api.watch(&ListParams::default(), "0").await.unwrap();
             while let Some(event) = stream.next().await {
                 let event: Result<WatchEvent<Pod>, Error> = event;
-                match event.unwrap() {
+                let event = event.unwrap();
+                fate::tell(step(&event));
+                match event {
                     WatchEvent::Added(pod) => {
                         if let Some((kind, _)) = owner(&pod) {
                             let uid = pod.metadata.uid.clone().unwrap_or_default();
@@ -93,6 +96,18 @@ impl Laws {
     pub fn are_kept(&self) {
         assert_eq!(*self.broken.lock(), Vec::<String>::new());
     }
+}
+
+fn step(event: &WatchEvent<Pod>) -> String {
+    let (what, pod) = match event {
+        WatchEvent::Added(pod) => ("added", pod),
+        WatchEvent::Modified(pod) => ("modified", pod),
+        WatchEvent::Deleted(pod) => ("deleted", pod),
+        WatchEvent::Bookmark(_) => return "bookmark".into(),
+    };
+    let metadata = &pod.metadata;
+    let (name, uid, version) = (&metadata.name, &metadata.uid, &metadata.resource_version);
+    format!("{what} {name:?} {uid:?} {version:?} on {:?}", node(pod))
 }
 
 /// A StatefulSet's pods come one after the other.

@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
+mod fate;
 mod laws;
+mod memory;
 mod weather;
 mod world;
 
@@ -123,8 +125,8 @@ impl World {
     }
 }
 
-/// Goes through it all in one weather; tells how many lives it took.
-async fn weather(weather: Weather, slack: usize) -> usize {
+/// Goes through it all in one weather; tells how many lives it took, and what happened.
+async fn weather(weather: Weather, slack: usize) -> (usize, Vec<String>) {
     let world = World::new().await;
     let laws = Laws::watch(&world.client, Slack { pods: slack });
     // Accounts of namespaces and the like take no harm from calm.
@@ -142,64 +144,123 @@ async fn weather(weather: Weather, slack: usize) -> usize {
     for (kind, most) in most {
         assert!(pods(kind) <= most, "{} pods of the {kind}", pods(kind));
     }
-    first + second
+    drop(made);
+    (first + second, fate::tale())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn in_calm_weather_all_comes_to_its_end() {
-    assert_eq!(weather(Weather::default(), 0).await, 2);
+fn pace() -> Duration {
+    Duration::from_millis(20)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_dies_after_every_write_comes_to_the_same_end() {
-    let lives = weather(Weather { writes_per_life: Some(1), ..Weather::default() }, 0).await;
-    // Each pod alone is more than one write.
-    assert!(lives > 30, "{lives}");
+/// One weather with the chances of each of some seeds; tells how many lives each took.
+/// `STORMS_SEED` asks for one seed alone, and `STORMS_TALE` names a file for what happened.
+fn weathers(seeds: std::ops::Range<u64>, of: &Weather, slack: usize) -> Vec<usize> {
+    let asked = std::env::var("STORMS_SEED").ok().map(|seed| seed.parse().unwrap());
+    let seeds = asked.map_or(seeds, |seed| seed..seed + 1);
+    let one = |seed| {
+        let of = Weather { seed, pace: pace(), ..of.clone() };
+        let (lives, tale) = fate::run(seed, || async {
+            // A failure is of some seed.
+            eprintln!("seed {seed}");
+            weather(of, slack).await
+        });
+        if let Some(file) = std::env::var_os("STORMS_TALE") {
+            std::fs::write(file, tale.join("\n")).unwrap();
+        }
+        lives
+    };
+    seeds.map(one).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn conflicts_on_every_write_change_nothing_of_the_end() {
-    weather(Weather { conflicts: true, ..Weather::default() }, 0).await;
+#[test]
+fn in_calm_weather_all_comes_to_its_end() {
+    assert_eq!(weathers(1..6, &Weather::default(), 0), [2; 5]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn caches_that_lag_make_nothing_twice() {
-    weather(Weather { lag: Duration::from_secs(1), ..Weather::default() }, 0).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn watches_that_break_and_expire_lose_nothing() {
-    weather(Weather { breaks_after: Some(3), ..Weather::default() }, 0).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn all_of_it_at_once_comes_to_the_same_end() {
-    for seed in 1..=3 {
-        let storm = Weather {
-            seed,
-            writes_per_life: Some(25),
-            conflicts: true,
-            lag: Duration::from_millis(150),
-            breaks_after: Some(20),
-            refused: 10,
-            lost: 10,
-        };
-        // Of a write whose answer is lost nobody knows that it was done: so much may be
-        // made again, and goes again.
-        weather(storm, 6).await;
+#[test]
+fn a_process_that_dies_after_every_write_comes_to_the_same_end() {
+    for lives in weathers(1..4, &Weather { writes_per_life: Some(1), ..Weather::default() }, 0) {
+        // Each pod alone is more than one write.
+        assert!(lives > 30, "{lives}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_that_act_at_once_come_to_the_same_end() {
+#[test]
+fn conflicts_on_every_write_change_nothing_of_the_end() {
+    weathers(1..6, &Weather { conflicts: true, ..Weather::default() }, 0);
+}
+
+#[test]
+fn caches_that_lag_make_nothing_twice() {
+    weathers(1..6, &Weather { lag: Duration::from_secs(3), ..Weather::default() }, 0);
+}
+
+#[test]
+fn watches_that_break_and_expire_lose_nothing() {
+    weathers(1..6, &Weather { breaks_after: Some(3), ..Weather::default() }, 0);
+}
+
+fn storm() -> Weather {
+    Weather {
+        writes_per_life: Some(25),
+        conflicts: true,
+        lag: Duration::from_millis(150),
+        breaks_after: Some(20),
+        refused: 10,
+        lost: 10,
+        ..Weather::default()
+    }
+}
+
+#[test]
+fn all_of_it_at_once_comes_to_the_same_end() {
+    // Of a write whose answer is lost nobody knows that it was done: so much may be made
+    // again, and goes again.
+    weathers(1..11, &storm(), 6);
+}
+
+/// In a process each: libraries count what is made in one.
+#[test]
+fn what_happened_happens_again_from_the_same_seed() {
+    let dir = tempfile::tempdir().unwrap();
+    let tale = |seed: u64| {
+        let file = dir.path().join("tale");
+        let done = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "all_of_it_at_once_comes_to_the_same_end"])
+            .env("STORMS_SEED", seed.to_string())
+            .env("STORMS_TALE", &file)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+        let tale = std::fs::read_to_string(&file).unwrap();
+        tale.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (once, again, other) = (tale(7), tale(7), tale(8));
+    let around = |tale: &[String], at: usize| tale[at.saturating_sub(5)..=at].join("\n");
+    if let Some(at) = once.iter().zip(&again).position(|(a, b)| a != b) {
+        panic!("step {at} of {}:\n{}\nand\n{}", once.len(), around(&once, at), around(&again, at));
+    }
+    assert_eq!(once.len(), again.len());
+    assert_ne!(once, other);
+}
+
+#[test]
+fn two_that_act_at_once_come_to_the_same_end() {
+    for seed in 1..4 {
+        let calm = Weather { seed, pace: pace(), ..Weather::default() };
+        fate::run(seed, || two(calm));
+    }
+}
+
+async fn two(calm: Weather) {
     let world = World::new().await;
     // Each makes what is missing before it has heard of the other's.
     let laws = Laws::watch(&world.client, Slack { pods: 5 });
-    let other = world.start(&Weather::default());
+    let other = world.start(&calm);
     world.ask_for_much().await;
-    world.live_until(&Weather::default(), || world.is_settled("one")).await;
+    world.live_until(&calm, || world.is_settled("one")).await;
     world.ask_for_change().await;
-    world.live_until(&Weather::default(), || world.is_settled("two")).await;
+    world.live_until(&calm, || world.is_settled("two")).await;
     other.kill();
     laws.are_kept();
 }

@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
+use crate::fate;
+
 /// Objects are touched this often before a write to them.
 const TOUCHES_MAX: u32 = 2;
 
@@ -32,6 +34,8 @@ pub struct Weather {
     pub lag: Duration,
     /// Watches break off after so many messages, and every third one cannot be resumed.
     pub breaks_after: Option<u64>,
+    /// What goes back and forth takes up to so long, each time another.
+    pub pace: Duration,
     /// Of a hundred writes, so many are not done, ...
     pub refused: u64,
     /// ... and of so many the answer is lost.
@@ -42,7 +46,7 @@ pub struct Weather {
 pub struct Life {
     weather: Weather,
     admin: Client,
-    drawn: AtomicU64,
+    drawn: Mutex<u64>,
     writes_left: AtomicI64,
     watches: AtomicU64,
     touched: Mutex<HashMap<String, u32>>,
@@ -54,7 +58,7 @@ pub struct Life {
 impl Life {
     pub fn new(weather: Weather, admin: Client) -> Arc<Self> {
         Arc::new(Self {
-            drawn: AtomicU64::new(weather.seed),
+            drawn: Mutex::new(weather.seed),
             writes_left: AtomicI64::new(weather.writes_per_life.unwrap_or(i64::MAX)),
             weather,
             admin,
@@ -76,11 +80,13 @@ impl Life {
 
     /// Whether something happens that does so often of a hundred times.
     fn draws(&self, of_hundred: u64) -> bool {
-        // Steps of a Weyl sequence, mixed (splitmix64).
-        let mut z = self.drawn.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % 100 < of_hundred
+        fate::mix(&mut self.drawn.lock()) % 100 < of_hundred
+    }
+
+    /// How long something is on its way.
+    fn way(&self) -> Duration {
+        let most = self.weather.pace.as_micros() as u64;
+        Duration::from_micros(fate::mix(&mut self.drawn.lock()) % (most + 1))
     }
 
     /// Makes a version that the writer does not know.
@@ -110,7 +116,7 @@ impl Life {
     fn stream(self: &Arc<Self>, body: Body) -> Body {
         let Body::Stream(mut source) = body else { return body };
         let (sender, receiver) = mpsc::unbounded_channel();
-        let (life, lag) = (self.clone(), self.weather.lag);
+        let life = self.clone();
         let mut left = self.weather.breaks_after.unwrap_or(u64::MAX);
         tokio::spawn(async move {
             while left > 0 {
@@ -122,7 +128,8 @@ impl Life {
                 };
                 let Some(chunk) = next else { return };
                 left -= 1;
-                let _ = sender.send((tokio::time::Instant::now() + lag, chunk));
+                let late = life.weather.lag + life.way();
+                let _ = sender.send((tokio::time::Instant::now() + late, chunk));
             }
         });
         let late = futures::stream::unfold(receiver, |mut receiver| async move {
@@ -167,6 +174,7 @@ impl Transport for Way {
         let path = request.uri().to_string();
         let watches = path.contains("watch=");
         let told = path.contains("/events");
+        fate::tell(format!("{} {path}", request.method()));
         if *life.died.borrow() {
             return std::future::pending().await;
         }
@@ -186,7 +194,9 @@ impl Transport for Way {
         life.asking.send_modify(|asking| *asking += 1);
         // The server goes on with what was asked, whatever becomes of who asked.
         let asked = tokio::spawn(async move {
+            tokio::time::sleep(of.way()).await;
             let answer = inner.open(request).await;
+            tokio::time::sleep(of.way()).await;
             of.asking.send_modify(|asking| *asking -= 1);
             answer
         });
