@@ -36,7 +36,9 @@ pub fn ready_since(pod: &Pod) -> Option<i64> {
 /// Seconds until the pod counts as available: 0 when it does, None while not ready.
 pub fn available_in(pod: &Pod, min_ready_seconds: i32, now: i64) -> Option<i64> {
     let since = ready_since(pod)?;
-    Some((since + i64::from(min_ready_seconds) - now).max(0))
+    // Who need not be ready for any time is available whatever the clock says.
+    let left = since + i64::from(min_ready_seconds) - now;
+    Some(if min_ready_seconds > 0 { left.max(0) } else { 0 })
 }
 
 pub fn restarts(pod: &Pod) -> i32 {

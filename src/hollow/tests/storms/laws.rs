@@ -2,15 +2,23 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use client::api::{ListParams, WatchEvent};
 use client::{Client, Error};
 use futures::StreamExt;
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 
 use crate::fate;
 use crate::world::NODES;
+
+/// The four replicas of `web` and their surge. Their sets are asked for no more; a pod that a
+/// set has too many may live for as long as it takes to say so.
+const WEB_MAX: i32 = 5;
+/// Of the four replicas of `web`, what their budget keeps.
+pub const WEB_AVAILABLE_MIN: usize = 3;
 
 /// How much more may be than is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -20,15 +28,17 @@ pub struct Slack {
 }
 
 pub struct Laws {
+    /// Whether nothing but evictions takes pods of `web`.
+    guards: Arc<AtomicBool>,
     broken: Arc<Mutex<Vec<String>>>,
     /// Pods that ever were, by owner's kind.
     pub made: Arc<Mutex<BTreeMap<String, HashSet<String>>>>,
-    task: tokio::task::JoinHandle<()>,
+    tasks: [tokio::task::JoinHandle<()>; 2],
 }
 
 impl Drop for Laws {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(|task| task.abort());
     }
 }
 
@@ -55,8 +65,29 @@ impl Laws {
     pub fn watch(client: &Client, slack: Slack) -> Self {
         let broken: Arc<Mutex<Vec<String>>> = Arc::default();
         let made: Arc<Mutex<BTreeMap<String, HashSet<String>>>> = Arc::default();
+        let guards: Arc<AtomicBool> = Arc::default();
+        let guarded = guards.clone();
         let api = client.api::<Pod>(Some("default"));
         let (out, of) = (broken.clone(), made.clone());
+        let (sets, told) = (client.api::<ReplicaSet>(Some("default")), broken.clone());
+        let of_sets = tokio::spawn(async move {
+            let mut wanted: BTreeMap<String, i32> = BTreeMap::new();
+            let mut stream = sets.watch(&ListParams::default(), "0").await.unwrap();
+            while let Some(event) = stream.next().await {
+                match event.unwrap() {
+                    WatchEvent::Added(set) | WatchEvent::Modified(set) => {
+                        let replicas = set.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+                        wanted.insert(set.metadata.name.unwrap(), replicas);
+                    }
+                    WatchEvent::Deleted(set) => drop(wanted.remove(&set.metadata.name.unwrap())),
+                    WatchEvent::Bookmark(_) => {}
+                }
+                let sum: i32 = wanted.values().sum();
+                if sum > WEB_MAX {
+                    told.lock().push(format!("{wanted:?} are more than the surge allows"));
+                }
+            }
+        });
         let task = tokio::spawn(async move {
             let mut pods: HashMap<String, Pod> = HashMap::new();
             let mut stream = api.watch(&ListParams::default(), "0").await.unwrap();
@@ -86,10 +117,20 @@ impl Laws {
                     }
                     WatchEvent::Bookmark(_) => {}
                 }
-                out.lock().extend(count(&pods, slack));
+                let broken = count(&pods, slack);
+                broken.iter().for_each(|law| fate::tell(law.clone()));
+                out.lock().extend(broken);
+                if guarded.load(Ordering::Relaxed) {
+                    out.lock().extend(available(&pods));
+                }
             }
         });
-        Self { broken, made, task }
+        Self { guards, broken, made, tasks: [of_sets, task] }
+    }
+
+    /// From now on the budget is looked at, or not any more.
+    pub fn guard(&self, guards: bool) {
+        self.guards.store(guards, Ordering::Relaxed);
     }
 
     #[track_caller]
@@ -123,25 +164,36 @@ fn born(pods: &HashMap<String, Pod>, pod: &Pod) -> Option<String> {
     waits.then(|| format!("{name} came before {before} was ready"))
 }
 
+fn available(pods: &HashMap<String, Pod>) -> Option<String> {
+    let is_web = |pod: &&Pod| {
+        pod.metadata.labels.as_ref().is_some_and(|l| l.get("app").is_some_and(|app| app == "web"))
+    };
+    let all = pods.values().filter(is_web);
+    let are = all.filter(|pod| is_active(pod) && is_ready(pod)).count();
+    (are < WEB_AVAILABLE_MIN).then(|| format!("only {are} of web are available"))
+}
+
 fn count(pods: &HashMap<String, Pod>, slack: Slack) -> Vec<String> {
-    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut owners: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     let mut daemons: BTreeMap<&str, usize> = BTreeMap::new();
     for pod in pods.values().filter(|pod| is_active(pod)) {
         let Some((kind, name)) = owner(pod) else { continue };
-        *kinds.entry(kind).or_default() += 1;
+        *owners.entry((kind, name)).or_default() += 1;
         if let ("DaemonSet", "agent", Some(node)) = (kind, name, node(pod)) {
             *daemons.entry(node).or_default() += 1;
         }
     }
     let mut out = Vec::new();
-    // Four replicas and a surge of one, three of a set, a job that runs two at a time.
-    for (kind, most) in
-        [("ReplicaSet", 5), ("StatefulSet", 3), ("Job", 2), ("DaemonSet", NODES as usize)]
-    {
-        let slack = if kind == "StatefulSet" { 0 } else { slack.pods };
-        let are = kinds.get(kind).copied().unwrap_or_default();
+    for ((kind, name), are) in owners {
+        // A job that runs two at a time; the others are asked for so many.
+        let (most, slack) = match kind {
+            "ReplicaSet" => (4, slack.pods),
+            "ReplicationController" | "Job" => (2, slack.pods),
+            "DaemonSet" => (NODES as usize, slack.pods),
+            _ => (3, 0),
+        };
         if are > most + slack {
-            out.push(format!("{are} pods of the {kind}, at most {most} are asked for"));
+            out.push(format!("{are} pods of {kind} {name}, at most {most} are asked for"));
         }
     }
     let twice = daemons.iter().filter(|(_, count)| **count > 1 + slack.pods);

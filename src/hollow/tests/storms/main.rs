@@ -12,11 +12,13 @@ mod world;
 use std::time::Duration;
 
 use client::Patch;
-use client::api::{DeleteParams, ListParams};
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use client::api::{DeleteParams, ListParams, Propagation};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
+};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
-use laws::{Laws, Slack};
+use laws::{Laws, Slack, WEB_AVAILABLE_MIN};
 use serde_json::{Value, json};
 use weather::Weather;
 use world::{NODES, World};
@@ -43,6 +45,10 @@ impl World {
                 "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}},
                 "template": template("web", "one")}});
         self.create(&format!("{apps}/deployments"), &web).await;
+        let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+            "metadata": {"name": "web"},
+            "spec": {"minAvailable": WEB_AVAILABLE_MIN, "selector": selector("web")}});
+        self.create("/apis/policy/v1/namespaces/default/poddisruptionbudgets", &budget).await;
         let db = json!({"apiVersion": "apps/v1", "kind": "StatefulSet",
             "metadata": {"name": "db"}, "spec": {"replicas": 3, "serviceName": "db",
                 "selector": selector("db"), "template": template("db", "one")}});
@@ -70,6 +76,54 @@ impl World {
         sets.patch("db", &image).await.unwrap();
         let old = self.client.api::<ReplicationController>(Some("default"));
         old.delete("old", &DeleteParams::default()).await.unwrap();
+    }
+
+    async fn uids(&self, app: &str) -> Vec<(String, String)> {
+        let pods = self.client.api::<Pod>(Some("default"));
+        let pods = pods.list(&ListParams::labels(format!("app={app}"))).await.unwrap().items;
+        let named = |pod: Pod| (pod.metadata.name.unwrap(), pod.metadata.uid.unwrap());
+        pods.into_iter().map(named).collect()
+    }
+
+    /// Asks again and again for the eviction of pods, until others have their place.
+    async fn are_evicted(&self, pods: &[(String, String)]) -> Result<(), String> {
+        let there = self.uids("web").await;
+        let left: Vec<_> = pods.iter().filter(|pod| there.contains(pod)).collect();
+        let api = self.client.api::<Pod>(Some("default"));
+        let mut answer = Ok(());
+        for (name, _) in &left {
+            let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction",
+                "metadata": {"name": name}});
+            // Most are told to come back later.
+            if let Err(error) = api.create_subresource(name, "eviction", &eviction).await {
+                answer = Err(format!("{} are left: {error}", left.len()));
+            }
+        }
+        answer?;
+        if left.is_empty() { self.is_settled("two").await } else { Err("they go".into()) }
+    }
+
+    /// The end of everything: what belonged to something has to go with it.
+    async fn ask_for_the_end(&self) {
+        let background =
+            DeleteParams { propagation: Some(Propagation::Background), ..DeleteParams::default() };
+        let namespace = Some("default");
+        self.client.api::<Deployment>(namespace).delete("web", &background).await.unwrap();
+        self.client.api::<StatefulSet>(namespace).delete("db", &background).await.unwrap();
+        self.client.api::<DaemonSet>(namespace).delete("agent", &background).await.unwrap();
+        self.client.api::<Job>(namespace).delete("work", &background).await.unwrap();
+    }
+
+    async fn nothing_is_left(&self) -> Result<(), String> {
+        let all = ListParams::default();
+        let pods = self.client.api::<Pod>(Some("default")).list(&all).await.unwrap();
+        let sets = self.client.api::<ReplicaSet>(Some("default")).list(&all).await.unwrap();
+        let revisions = self.client.api::<ControllerRevision>(Some("default"));
+        let revisions = revisions.list(&all).await.unwrap();
+        match (pods.items.len(), sets.items.len(), revisions.items.len()) {
+            (0, 0, 0) => Ok(()),
+            left => Err(format!("{left:?} pods, sets and revisions are left")),
+        }
     }
 
     async fn pods(&self, app: &str, image: &str) -> (usize, usize) {
@@ -125,27 +179,47 @@ impl World {
     }
 }
 
-/// Goes through it all in one weather; tells how many lives it took, and what happened.
-async fn weather(weather: Weather, slack: usize) -> (usize, Vec<String>) {
+/// Goes through it all in one weather; tells how many lives it took.
+async fn weather(weather: Weather, slack: usize) -> usize {
     let world = World::new().await;
     let laws = Laws::watch(&world.client, Slack { pods: slack });
     // Accounts of namespaces and the like take no harm from calm.
     let calm = world.start(&Weather::default());
     world.ask_for_much().await;
     calm.kill();
-    let first = world.live_until(&weather, || world.is_settled("one")).await;
+    let mut lives = world.live_until(&weather, || world.is_settled("one")).await;
+    fate::jump(weather.jump_seconds);
     world.ask_for_change().await;
-    let second = world.live_until(&weather, || world.is_settled("two")).await;
+    lives += world.live_until(&weather, || world.is_settled("two")).await;
+    fate::jump(-2 * weather.jump_seconds);
+    let evicted = world.uids("web").await;
+    laws.guard(true);
+    lives += world.live_until(&weather, || world.are_evicted(&evicted)).await;
+    laws.guard(false);
+    world.ask_for_the_end().await;
+    lives += world.live_until(&weather, || world.nothing_is_left()).await;
     laws.are_kept();
     let made = laws.made.lock();
     let pods = |kind: &str| made.get(kind).map_or(0, |pods| pods.len());
-    // Nothing is made in vain: what was made once is not made again.
-    let most = [("StatefulSet", 6), ("ReplicaSet", 8 + slack), ("Job", 5 + slack)];
+    // Nothing is made in vain: what was made once is made again for a new version and for
+    // who was evicted.
+    let most = [("StatefulSet", 6), ("ReplicaSet", 12 + slack), ("Job", 5 + slack)];
     for (kind, most) in most {
         assert!(pods(kind) <= most, "{} pods of the {kind}", pods(kind));
     }
     drop(made);
-    (first + second, fate::tale())
+    lives
+}
+
+/// Writes down what happened when it is over, however it ends.
+struct Tale;
+
+impl Drop for Tale {
+    fn drop(&mut self) {
+        if let Some(file) = std::env::var_os("STORMS_TALE") {
+            std::fs::write(file, fate::tale().join("\n")).unwrap();
+        }
+    }
 }
 
 fn pace() -> Duration {
@@ -159,22 +233,19 @@ fn weathers(seeds: std::ops::Range<u64>, of: &Weather, slack: usize) -> Vec<usiz
     let seeds = asked.map_or(seeds, |seed| seed..seed + 1);
     let one = |seed| {
         let of = Weather { seed, pace: pace(), ..of.clone() };
-        let (lives, tale) = fate::run(seed, || async {
+        fate::run(seed, || async {
             // A failure is of some seed.
             eprintln!("seed {seed}");
+            let _tale = Tale;
             weather(of, slack).await
-        });
-        if let Some(file) = std::env::var_os("STORMS_TALE") {
-            std::fs::write(file, tale.join("\n")).unwrap();
-        }
-        lives
+        })
     };
     seeds.map(one).collect()
 }
 
 #[test]
 fn in_calm_weather_all_comes_to_its_end() {
-    assert_eq!(weathers(1..6, &Weather::default(), 0), [2; 5]);
+    assert_eq!(weathers(1..6, &Weather::default(), 0), [4; 5]);
 }
 
 #[test]
@@ -193,6 +264,13 @@ fn conflicts_on_every_write_change_nothing_of_the_end() {
 #[test]
 fn caches_that_lag_make_nothing_twice() {
     weathers(1..6, &Weather { lag: Duration::from_secs(3), ..Weather::default() }, 0);
+}
+
+#[test]
+fn a_clock_that_jumps_a_day_changes_nothing() {
+    for jump_seconds in [86_400, -86_400] {
+        weathers(1..4, &Weather { jump_seconds, ..Weather::default() }, 0);
+    }
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub struct Weather {
     pub breaks_after: Option<u64>,
     /// What goes back and forth takes up to so long, each time another.
     pub pace: Duration,
+    /// The wall clock is set so far forward, and later twice as far back.
+    pub jump_seconds: i64,
     /// Of a hundred writes, so many are not done, ...
     pub refused: u64,
     /// ... and of so many the answer is lost.
