@@ -50,36 +50,43 @@ pub async fn schedule(executable: &Path, nodes: u32, pods: usize, kind: Kind) {
 }
 
 /// When the first and the last pod were seen to enter a selection of fields, and how many did
-/// in between.
+/// in between. A watch that lags too far behind ends, and begins anew after a list.
 async fn entered(client: &Client, fields: &str, pods: usize) -> (Instant, Instant, usize) {
-    let list = client.all::<Pod>().list(&ListParams::fields(fields)).await.unwrap();
-    let (mut first, mut seen) = (Instant::now(), list.items.len());
-    let before = seen;
-    let version = list.metadata.resource_version.unwrap();
-    let path =
-        format!("/api/v1/pods?watch=1&fieldSelector=spec.nodeName%21%3D&resourceVersion={version}");
-    let request = Request::get(&path).body("".into()).unwrap();
-    let Body::Stream(mut stream) = client.open(request).await.unwrap().into_body() else {
-        panic!("a watch is a stream");
-    };
-    // A pod enters it once.
-    let mark = b"{\"type\":\"ADDED\"";
-    let (mut rest, mut last) = (Vec::new(), first);
-    while seen < pods {
-        let chunk = tokio::time::timeout(PATIENCE, stream.next()).await.expect("pods go on");
-        let chunk = chunk.expect("the watch goes on").unwrap();
-        last = Instant::now();
-        rest.extend_from_slice(&chunk);
-        let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let lines = rest[..whole].split(|byte| *byte == b'\n');
-        let added = lines.filter(|line| line.starts_with(mark)).count();
-        if seen == 0 && added > 0 {
-            first = last;
+    let mut first = None;
+    let mut before = None;
+    loop {
+        let list = client.all::<Pod>().list(&ListParams::fields(fields)).await.unwrap();
+        let (mut last, mut seen) = (Instant::now(), list.items.len());
+        let before = *before.get_or_insert(seen);
+        let version = list.metadata.resource_version.unwrap();
+        let selector = fields.replace('!', "%21").replace('=', "%3D");
+        let path =
+            format!("/api/v1/pods?watch=1&fieldSelector={selector}&resourceVersion={version}");
+        let request = Request::get(&path).body("".into()).unwrap();
+        let Body::Stream(mut stream) = client.open(request).await.unwrap().into_body() else {
+            panic!("a watch is a stream");
+        };
+        // A pod enters it once.
+        let mark = b"{\"type\":\"ADDED\"";
+        let mut rest = Vec::new();
+        while seen < pods {
+            let chunk = tokio::time::timeout(PATIENCE, stream.next()).await.expect("pods go on");
+            let Some(chunk) = chunk else { break };
+            last = Instant::now();
+            rest.extend_from_slice(&chunk.unwrap());
+            let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let lines = rest[..whole].split(|byte| *byte == b'\n');
+            let added = lines.filter(|line| line.starts_with(mark)).count();
+            if added > 0 {
+                first.get_or_insert(last);
+            }
+            seen += added;
+            rest.drain(..whole);
         }
-        seen += added;
-        rest.drain(..whole);
+        if seen >= pods {
+            return (first.unwrap_or(last), last, seen - before);
+        }
     }
-    (first, last, seen - before)
 }
 
 /// Pods are refused before there is their account.
