@@ -4,8 +4,10 @@
 //! or at a time it set itself; then looks again, plans and applies. Never blocks on a
 //! grace period or a pull.
 
+mod ending;
 mod messages;
 mod resizing;
+mod sandboxes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use runtime::cri::{self, ContainerState, SandboxState};
+use runtime::cri::{self, ContainerState};
 use tokio::sync::{Notify, watch};
 use tracing::warn;
 
@@ -26,18 +28,14 @@ use crate::plan::{self, Kill, KillCause};
 use crate::pod::{self, ProbeKind};
 use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
-use crate::start::log_link;
 use crate::status::{self, Inputs, Waiting};
 use crate::volumes::Failure;
+use crate::{admission, eviction, qos, restart_all, shutdown, stop};
+use ending::Ending;
 use resizing::Resizing;
-
-use crate::{admission, eviction, garbage, qos, restart_all, sandbox, shutdown, stop};
 
 /// First and longest wait after a volume, a sandbox or a clean-up failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
-/// Grace of a pod whose object vanished without a word.
-const GONE_GRACE_SECONDS: i64 = 1;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Syncing,
@@ -51,11 +49,6 @@ enum Next {
     /// Look again when woken, or after this long.
     Again(Option<Duration>),
     Done,
-}
-
-struct Ending {
-    work: Chore,
-    grace: watch::Sender<i64>,
 }
 
 pub(crate) struct Worker {
@@ -503,66 +496,6 @@ impl Worker {
         }
     }
 
-    /// False when the pod is going away meanwhile.
-    async fn stop_old_sandboxes(&mut self, runtime: &PodRuntime) -> bool {
-        let about = client::recorder::reference(&*self.pod);
-        let text = "Pod sandbox changed, it will be killed and re-created.";
-        self.node.recorder.normal(&about, "SandboxChanged", text);
-        let (_keep, grace) = watch::channel(pod::grace_period_seconds(&self.pod));
-        let mut doomed = self.doomed.clone();
-        tokio::select! {
-            () = stop::pod(&self.node, &self.pod, runtime, grace) => true,
-            _ = doomed.wait_for(|doomed| *doomed) => false,
-        }
-    }
-
-    /// What the pod's runtime can do.
-    ///
-    /// # Errors
-    /// When its RuntimeClass is not known.
-    pub async fn features(&mut self) -> Result<cri::Features, String> {
-        if let Some(known) = self.features {
-            return Ok(known);
-        }
-        let handler = self.node.runtime_handler(&self.pod).await?;
-        let features = self.node.runtime.features(&handler);
-        self.features = Some(features);
-        Ok(features)
-    }
-
-    /// What the pod's sandbox is made with.
-    pub async fn sandbox_config(&self, attempt: u32) -> Result<cri::PodSandboxConfig, String> {
-        let node = &self.node;
-        let resolver = node.host_resolver().await;
-        let handler = node.runtime_handler(&self.pod).await?;
-        let users = node.users_of(&self.pod, &handler).await?;
-        let mut config =
-            sandbox::config(&self.pod, attempt, &node.config, &resolver, &handler, node.host())?;
-        config.users = users;
-        Ok(config)
-    }
-
-    async fn create_sandbox(&mut self, attempt: u32) -> Result<(), String> {
-        let node = &self.node;
-        let resolver = node.host_resolver().await;
-        for (reason, message) in sandbox::dns(&self.pod, &node.config, &resolver).1 {
-            node.recorder.warning(&client::recorder::reference(&*self.pod), reason, message);
-        }
-        let config = self.sandbox_config(attempt).await?;
-        tokio::fs::create_dir_all(&config.log_directory)
-            .await
-            .map_err(|error| format!("create {}: {error}", config.log_directory.display()))?;
-        base::failpoint!("pod/log-directory");
-        let id = node
-            .runtime
-            .run_pod_sandbox(config)
-            .await
-            .map_err(|error| base::error::chain(&error).to_string())?;
-        node.observed.refresh_sandbox(&id).await.map_err(|error| error.to_string())?;
-        base::failpoint!("pod/sandbox");
-        Ok(())
-    }
-
     fn begin_kills(&mut self, kills: Vec<Kill>, runtime: &PodRuntime) {
         self.kills.retain(|_, kill| !kill.has_ended());
         for kill in kills {
@@ -595,203 +528,6 @@ impl Worker {
         kind.zip(container.as_ref())
             .and_then(|(kind, (_, container))| kind.of(container)?.termination_grace_period_seconds)
             .unwrap_or_else(|| pod::grace_period_seconds(&self.pod))
-    }
-
-    /// Keeps one dead container per name, and no dead sandbox without containers.
-    async fn prune(&mut self) {
-        let node = self.node.clone();
-        let runtime = node.observed.pod(&self.uid);
-        let mut seen: HashMap<&str, u32> = HashMap::new();
-        for container in &runtime.containers {
-            let count = seen.entry(&container.metadata.name).or_default();
-            *count += 1;
-            if *count > 2 && container.state == ContainerState::Exited {
-                self.remove_container(container).await;
-            }
-        }
-        let runtime = node.observed.pod(&self.uid);
-        for sandbox in runtime.sandboxes.iter().skip(1) {
-            let is_empty = !runtime.containers.iter().any(|it| it.sandbox_id == sandbox.id);
-            if is_empty && sandbox.state == SandboxState::NotReady {
-                if let Err(error) = node.runtime.remove_pod_sandbox(&sandbox.id).await {
-                    warn!(sandbox = sandbox.id, error = %error, "sandbox not removed");
-                    continue;
-                }
-                node.observed.forget(&sandbox.id);
-            }
-        }
-    }
-
-    pub async fn remove_container(&self, container: &cri::Container) {
-        let node = &self.node;
-        if let Err(error) = node.runtime.remove_container(&container.id).await
-            && error.kind != cri::ErrorKind::NotFound
-        {
-            warn!(container = container.id, error = %error, "container not removed");
-            return;
-        }
-        node.observed.forget(&container.id);
-        let (name, namespace) = (pod::name(&self.pod), pod::namespace(&self.pod));
-        let log = node.config.log_dir(namespace, name, &self.uid).join(&container.log_path);
-        crate::logs::remove_files(&log);
-        base::failpoint!("pod/log-gone");
-        let dir = &node.config.container_log_dir;
-        // It may never have been made.
-        let _ = std::fs::remove_file(log_link(
-            dir,
-            name,
-            namespace,
-            &container.metadata.name,
-            &container.id,
-        ));
-    }
-
-    /// Containers that the pod's status knows.
-    fn known_containers(&self) -> usize {
-        let old = &self.old;
-        [&old.container_statuses, &old.init_container_statuses, &old.ephemeral_container_statuses]
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|it| it.container_id.is_some())
-            .count()
-    }
-
-    fn end_grace(&self, wanted: &Wanted) -> i64 {
-        let sentenced = wanted.sentence.as_ref().map_or(i64::MAX, |it| it.grace_seconds);
-        self.own_grace(wanted).min(sentenced)
-    }
-
-    fn own_grace(&self, wanted: &Wanted) -> i64 {
-        if wanted.gone && !pod::is_static(&wanted.pod) {
-            return wanted
-                .pod
-                .metadata
-                .deletion_grace_period_seconds
-                .unwrap_or(GONE_GRACE_SECONDS)
-                .max(0);
-        }
-        pod::grace_period_seconds(&wanted.pod)
-    }
-
-    async fn end(&mut self, wanted: &Wanted) -> Next {
-        let runtime = self.runtime();
-        if let Some(ending) = &self.ending {
-            let grace = self.end_grace(wanted);
-            ending.grace.send_if_modified(|current| {
-                let shorter = grace < *current;
-                if shorter {
-                    *current = grace;
-                }
-                shorter
-            });
-        }
-        match &self.ending {
-            Some(ending) if !ending.work.has_ended() => {
-                self.watch_probes(&runtime, true);
-                self.publish(&runtime, false);
-                return Next::Again(None);
-            }
-            _ => self.ending = None,
-        }
-        if runtime.is_stopped() {
-            self.stage = Stage::Ended;
-            for (_, kill) in self.kills.drain() {
-                kill.abort();
-            }
-            self.probes = Probes::default();
-            return Next::Again(Some(Duration::ZERO));
-        }
-        let (grace, receiver) = watch::channel(self.end_grace(wanted));
-        let delay = if self.failures > 0 { self.retry() } else { Duration::ZERO };
-        self.failures = self.failures.saturating_add(1);
-        let (node, pod, stopping) = (self.node.clone(), self.pod.clone(), runtime.clone());
-        let work = Chore::spawn(self.wake.clone(), async move {
-            tokio::time::sleep(delay).await;
-            stop::pod(&node, &pod, &stopping, receiver).await;
-            base::failpoint!("pod/stopped");
-        });
-        self.ending = Some(Ending { work, grace });
-        self.watch_probes(&runtime, true);
-        self.publish(&runtime, false);
-        Next::Again(None)
-    }
-
-    async fn clean(&mut self, wanted: &Wanted) -> Next {
-        let node = self.node.clone();
-        let runtime = self.runtime();
-        if !self.cleaned {
-            // Before the pod is said to have ended: then others may have its devices.
-            if let Err(error) = node.dynamic.unprepare(&self.uid).await {
-                warn!(pod = %pod::display(&self.pod), error, "claims not unprepared");
-                return Next::Again(Some(self.retry()));
-            }
-            base::failpoint!("pod/claims-unprepared");
-            self.publish(&runtime, true);
-            if let Err(error) = node.volumes.remove(&node.config, &self.uid).await {
-                warn!(pod = %pod::display(&self.pod), error, "pod directory not removed");
-                return Next::Again(Some(self.retry()));
-            }
-            node.users.release(&self.uid);
-            base::failpoint!("pod/users-released");
-            node.placements.release(&self.uid);
-            node.objects.release(&self.uid);
-            node.images.release(&self.uid);
-            node.probe_counts.release(&self.uid);
-            for waits in node.allocations.release(&self.uid) {
-                node.pods.wake(&waits);
-            }
-            qos::update(&node).await;
-            base::failpoint!("pod/released");
-            self.cleaned = true;
-            if let Some(sentence) = &wanted.sentence {
-                sentence.ended.notify_one();
-            }
-        }
-        let deleting = wanted.pod.metadata.deletion_timestamp.is_some();
-        if !wanted.gone && !deleting {
-            return Next::Again(None);
-        }
-        for container in &runtime.containers {
-            self.remove_container(container).await;
-        }
-        base::failpoint!("pod/containers-removed");
-        for sandbox in &runtime.sandboxes {
-            if let Err(error) = node.runtime.remove_pod_sandbox(&sandbox.id).await
-                && error.kind != cri::ErrorKind::NotFound
-            {
-                warn!(pod = %pod::display(&self.pod), error = %base::error::chain(&error),
-                      "sandbox not removed");
-                return Next::Again(Some(self.retry()));
-            }
-            node.observed.forget(&sandbox.id);
-        }
-        base::failpoint!("pod/sandboxes-removed");
-        let logs = node.config.log_dir(pod::namespace(&self.pod), pod::name(&self.pod), &self.uid);
-        if let Err(error) = tokio::fs::remove_dir_all(&logs).await
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            warn!(path = %logs.display(), %error, "logs not removed");
-        }
-        if runtime.containers.len() < self.known_containers() {
-            // An earlier process has removed some, and died before it removed their links.
-            garbage::remove_dead_links(&node);
-        }
-        base::failpoint!("pod/logs-gone");
-        if wanted.gone {
-            node.status.forget(&self.uid);
-            if node.pods.forget(&self.uid) {
-                return Next::Done;
-            }
-            // A static pod's file came back.
-            self.stage = Stage::Syncing;
-            (self.begun, self.cleaned, self.failure) = (false, false, None);
-            self.old = PodStatus::default();
-            return Next::Again(Some(Duration::ZERO));
-        }
-        node.status.finish(&self.pod, self.old.clone());
-        base::failpoint!("pod/finished");
-        Next::Again(None)
     }
 }
 
