@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::apps::defaults as apps;
-use crate::core::{defaults as core, pod_defaults, service};
+use crate::core::{defaults as core, devices, pod_defaults, service};
 use crate::meta::object::NameRule;
 use crate::meta::{FieldError, object};
 use crate::policy::defaults as policy;
@@ -90,6 +90,10 @@ impl Rules {
                 ("", "Pod") => |new, old| {
                     restore(new, old, "spec");
                     first_address(new);
+                },
+                ("resource.k8s.io", "ResourceClaim") => |new, old| {
+                    restore(new, old, "spec");
+                    devices::forget_deallocated(new, old);
                 },
                 _ => |new, old| restore(new, old, "spec"),
             },
