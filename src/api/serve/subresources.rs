@@ -302,6 +302,10 @@ pub async fn bind(
             "lastTransitionTime": now,
         }));
         new["status"]["conditions"] = conditions.into();
+        // Where it was expected is no news any more (ClearingNominatedNodeNameAfterBinding).
+        if let Some(status) = new["status"].as_object_mut() {
+            status.shift_remove("nominatedNodeName");
+        }
         Ok(new)
     }));
     let target = Target { subresource: "binding".into(), ..target.clone() };
