@@ -160,14 +160,17 @@ fn pod(pod: &Value, now: Timestamp, out: &mut Usage) {
     }
 }
 
-/// What a pod needs at its most: those that run together, or the largest of those that run
-/// before them, and the overhead.
-fn needs(spec: &Value, key: &str) -> Usage {
-    let of = |one: &Value| -> Usage {
-        let map = at(one, "resources").get(key).and_then(Value::as_object);
-        let entries = map.into_iter().flatten();
-        entries.filter_map(|(name, value)| Some((name.clone(), amount(value)?))).collect()
-    };
+/// `requests` or `limits` of a container, or of a whole pod.
+fn said(one: &Value, key: &str) -> Usage {
+    let map = at(one, "resources").get(key).and_then(Value::as_object);
+    let entries = map.into_iter().flatten();
+    entries.filter_map(|(name, value)| Some((name.clone(), amount(value)?))).collect()
+}
+
+/// What the containers of a pod need at their most: those that run together, or the largest of
+/// those that run before them.
+pub fn of_containers(spec: &Value, key: &str) -> Usage {
+    let of = |one: &Value| said(one, key);
     let mut total = Usage::new();
     for one in items(spec, "containers") {
         of(one).into_iter().for_each(|(name, value)| add(&mut total, name, value));
@@ -197,10 +200,14 @@ fn needs(spec: &Value, key: &str) -> Usage {
         let sum = total.entry(name).or_default();
         *sum = value.max(*sum);
     }
+    total
+}
+
+/// What a pod needs at its most, and its overhead.
+fn needs(spec: &Value, key: &str) -> Usage {
+    let mut total = of_containers(spec, key);
     // What is said of the pod as a whole counts instead.
-    for (name, value) in of(spec) {
-        total.insert(name, value);
-    }
+    total.extend(said(spec, key));
     for (name, value) in at(spec, "overhead").as_object().into_iter().flatten() {
         if let Some(value) = amount(value)
             && (key == "requests" || total.contains_key(name))

@@ -13,6 +13,7 @@ mod pod_host;
 mod pod_more;
 pub mod pod_parts;
 mod pod_restart;
+mod pod_whole;
 mod policy;
 mod service;
 mod serving;

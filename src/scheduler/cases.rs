@@ -215,11 +215,12 @@ impl Scene {
         if meta["uid"].is_null() {
             meta["uid"] = meta["name"].clone();
         }
-        const CLUSTERED: [&str; 6] = [
+        const CLUSTERED: [&str; 7] = [
             "DeviceClass",
             "ResourceSlice",
             "StorageClass",
             "PersistentVolume",
+            "CSIDriver",
             "CSINode",
             "Namespace",
         ];

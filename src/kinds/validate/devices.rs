@@ -106,7 +106,7 @@ fn unique(entries: &[Value], field: &str, out: &mut Errors) {
     for (index, entry) in entries.iter().enumerate() {
         let own = text(entry, "name");
         if seen.contains(&own) {
-            out.push(FieldError::duplicate(format!("{field}[{index}].name"), own));
+            out.push(FieldError::duplicate(format!("{field}[{index}]"), own));
         }
         seen.push(own);
     }
