@@ -39,6 +39,8 @@ enum BindError {
         #[source]
         source: client::Error,
     },
+    #[error("the pod is gone")]
+    Gone,
     #[error("binding volumes: timed out waiting for the condition")]
     VolumesLate,
     #[error("binding volumes: claim {0} is to be provisioned elsewhere")]
@@ -80,7 +82,8 @@ pub async fn bind(
             if let Err(err) = grant::take_back(&scheduler.0.client, pod, &grants).await {
                 debug!(pod = %pod.name, error = %chain(&err), "claims stay reserved");
             }
-            let gone = matches!(&err, BindError::Rejected(source) if source.is_not_found());
+            let gone = matches!(&err, BindError::Gone)
+                || matches!(&err, BindError::Rejected(source) if source.is_not_found());
             {
                 let mut state = scheduler.0.state.lock();
                 state.give_back(choices);
@@ -168,6 +171,10 @@ async fn bind_devices(
         changed.as_mut().enable();
         if grant::are_ready(&scheduler.0.caches.devices, pod, grants, limit)? {
             return Ok(());
+        }
+        // Nobody is told of its end but those who free its claims.
+        if !scheduler.0.state.lock().assumed.contains(&pod.uid) {
+            return Err(BindError::Gone);
         }
         if tokio::time::timeout_at(deadline, changed).await.is_err() {
             return Err(GrantError::Late.into());
