@@ -15,8 +15,10 @@ use crate::flags::Flags;
 use crate::metrics::admission::Watch;
 use crate::registry::{Registry, WriteOptions};
 
+mod claims;
 mod configuration;
 mod events;
+mod features;
 mod image_policy;
 mod ingress;
 mod limits;
@@ -181,6 +183,7 @@ const PLUGINS: &[Plugin] = &[
     plugin("DefaultIngressClass", Some(ingress::default_class), None),
     extra("DenyServiceExternalIPs", None, Some(ingress::external_addresses)),
     plugin("PodTopologyLabels", Some(placement::topology_labels), None),
+    plugin("NodeDeclaredFeatureValidator", None, Some(features::validate)),
     // Policies and webhooks change the object after all others, and see it last.
     plugin(MUTATING_POLICY, None, None),
     plugin("MutatingAdmissionWebhook", None, None),
@@ -352,6 +355,7 @@ impl Admission {
         object: &Value,
     ) -> Result<()> {
         configuration::validate(attributes, object)?;
+        claims::validate(registry, attributes, object)?;
         let mut watch = Watch::start("validate", attributes.operation);
         for plugin in &self.plugins {
             if let Some(validate) = plugin.validate {

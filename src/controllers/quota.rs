@@ -14,6 +14,7 @@ use client::Queue;
 use client::api::{MetaOnly, Object, ResourceRef};
 use client::cache::{Cache, Key, key_of};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
@@ -85,6 +86,7 @@ enum Watched {
     Pods(Cache<Pod>),
     Services(Cache<Service>),
     Claims(Cache<PersistentVolumeClaim>),
+    DeviceClaims(Cache<ResourceClaim>),
     /// Of all others only the number counts.
     Others(Cache<MetaOnly>),
 }
@@ -95,6 +97,7 @@ impl Watched {
             Self::Pods(cache) => cache.synced().await,
             Self::Services(cache) => cache.synced().await,
             Self::Claims(cache) => cache.synced().await,
+            Self::DeviceClaims(cache) => cache.synced().await,
             Self::Others(cache) => cache.synced().await,
         }
     }
@@ -108,6 +111,7 @@ impl Watched {
             Self::Pods(cache) => values(cache, namespace),
             Self::Services(cache) => values(cache, namespace),
             Self::Claims(cache) => values(cache, namespace),
+            Self::DeviceClaims(cache) => values(cache, namespace),
             Self::Others(cache) => values(cache, namespace),
         }
     }
@@ -151,6 +155,7 @@ impl Controller {
             ("", "pods") => Watched::Pods(shared.cache()),
             ("", "services") => Watched::Services(shared.cache()),
             ("", "persistentvolumeclaims") => Watched::Claims(shared.cache()),
+            ("resource.k8s.io", "resourceclaims") => Watched::DeviceClaims(shared.cache()),
             _ => {
                 let found = discover(shared.client()).await;
                 let found = found.doing(|| "ask which resources there are".into())?;
@@ -171,6 +176,7 @@ impl Controller {
             Watched::Pods(cache) => self.listen(cache, resource),
             Watched::Services(cache) => self.listen(cache, resource),
             Watched::Claims(cache) => self.listen(cache, resource),
+            Watched::DeviceClaims(cache) => self.listen(cache, resource),
             Watched::Others(cache) => self.listen(cache, resource),
         }
         Ok(Some(watched))

@@ -1,6 +1,7 @@
 //! The core group and the small groups around it.
 
 pub mod defaults;
+pub mod devices;
 pub mod pod_defaults;
 pub mod service;
 

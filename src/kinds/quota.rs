@@ -26,6 +26,11 @@ const COUNTED: [&str; 7] = [
 /// Of pods: under these names requests stand, and under `limits.` the limits.
 const COMPUTE: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
+/// After the name of a class of devices.
+pub const DEVICES_OF_CLASS: &str = ".deviceclass.resource.k8s.io/devices";
+/// Devices of a claim (resource/v1, AllocationResultsMaxSize).
+const CLAIM_DEVICES_MAX: i64 = 32;
+
 fn one() -> Quantity {
     Quantity::from_units(1)
 }
@@ -48,6 +53,9 @@ pub fn usage(group: &str, plural: &str, object: &Value, now: Timestamp) -> Usage
         format!("count/{plural}.{group}")
     };
     add(&mut out, counted, one());
+    if group == "resource.k8s.io" && plural == "resourceclaims" {
+        devices(object, &mut out);
+    }
     if !group.is_empty() {
         return out;
     }
@@ -61,6 +69,29 @@ pub fn usage(group: &str, plural: &str, object: &Value, now: Timestamp) -> Usage
         add(&mut out, plural, one());
     }
     out
+}
+
+/// What a claim may get at most, by the classes of the devices: all of a class are as many as a
+/// claim can have, and of alternatives the largest counts.
+fn devices(claim: &Value, out: &mut Usage) {
+    let count = |request: &Value| match text(request, "allocationMode") {
+        "ExactCount" => request["count"].as_i64().unwrap_or(0),
+        "All" => CLAIM_DEVICES_MAX,
+        _ => 0,
+    };
+    for request in items(claim, "spec.devices.requests") {
+        let mut most: BTreeMap<&str, i64> = BTreeMap::new();
+        let exactly = at(request, "exactly");
+        let choices = items(request, "firstAvailable").iter();
+        for choice in choices.chain(exactly.is_object().then_some(exactly)) {
+            let held = most.entry(text(choice, "deviceClassName")).or_default();
+            *held = (*held).max(count(choice));
+        }
+        for (class, count) in most {
+            let name = format!("{class}{DEVICES_OF_CLASS}");
+            add(out, name, Quantity::from_units(count));
+        }
+    }
 }
 
 fn service(service: &Value, out: &mut Usage) {
@@ -129,14 +160,17 @@ fn pod(pod: &Value, now: Timestamp, out: &mut Usage) {
     }
 }
 
-/// What a pod needs at its most: those that run together, or the largest of those that run
-/// before them, and the overhead.
-fn needs(spec: &Value, key: &str) -> Usage {
-    let of = |one: &Value| -> Usage {
-        let map = at(one, "resources").get(key).and_then(Value::as_object);
-        let entries = map.into_iter().flatten();
-        entries.filter_map(|(name, value)| Some((name.clone(), amount(value)?))).collect()
-    };
+/// `requests` or `limits` of a container, or of a whole pod.
+fn said(one: &Value, key: &str) -> Usage {
+    let map = at(one, "resources").get(key).and_then(Value::as_object);
+    let entries = map.into_iter().flatten();
+    entries.filter_map(|(name, value)| Some((name.clone(), amount(value)?))).collect()
+}
+
+/// What the containers of a pod need at their most: those that run together, or the largest of
+/// those that run before them.
+pub fn of_containers(spec: &Value, key: &str) -> Usage {
+    let of = |one: &Value| said(one, key);
     let mut total = Usage::new();
     for one in items(spec, "containers") {
         of(one).into_iter().for_each(|(name, value)| add(&mut total, name, value));
@@ -166,10 +200,14 @@ fn needs(spec: &Value, key: &str) -> Usage {
         let sum = total.entry(name).or_default();
         *sum = value.max(*sum);
     }
+    total
+}
+
+/// What a pod needs at its most, and its overhead.
+fn needs(spec: &Value, key: &str) -> Usage {
+    let mut total = of_containers(spec, key);
     // What is said of the pod as a whole counts instead.
-    for (name, value) in of(spec) {
-        total.insert(name, value);
-    }
+    total.extend(said(spec, key));
     for (name, value) in at(spec, "overhead").as_object().into_iter().flatten() {
         if let Some(value) = amount(value)
             && (key == "requests" || total.contains_key(name))
@@ -301,6 +339,25 @@ mod tests {
         assert_eq!(shown(&ended), BTreeMap::from([("count/pods", "1".to_owned())]));
         let unsaid = unsaid(&pod, &["requests.cpu", "limits.memory", "pods"]);
         assert_eq!(unsaid.len(), 1, "{unsaid:?}");
+    }
+
+    #[test]
+    fn a_claim_counts_the_most_that_it_may_get_of_each_class() {
+        let claim = json!({"spec": {"devices": {"requests": [
+            {"exactly": {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 2}},
+            {"exactly": {"deviceClassName": "nic", "allocationMode": "All"}},
+            {"firstAvailable": [
+                {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 1},
+                {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 4},
+                {"deviceClassName": "fpga", "allocationMode": "ExactCount", "count": 1}]}]}}});
+        let used = usage("resource.k8s.io", "resourceclaims", &claim, Timestamp::UNIX_EPOCH);
+        let want = [
+            ("count/resourceclaims.resource.k8s.io", "1"),
+            ("fpga.deviceclass.resource.k8s.io/devices", "1"),
+            ("gpu.deviceclass.resource.k8s.io/devices", "6"),
+            ("nic.deviceclass.resource.k8s.io/devices", "32"),
+        ];
+        assert_eq!(shown(&used), want.map(|(name, count)| (name, count.to_owned())).into());
     }
 
     #[test]

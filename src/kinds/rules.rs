@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::apps::defaults as apps;
-use crate::core::{defaults as core, pod_defaults, service};
+use crate::core::{defaults as core, devices, pod_defaults, service};
 use crate::meta::object::NameRule;
 use crate::meta::{FieldError, object};
 use crate::policy::defaults as policy;
@@ -90,6 +90,10 @@ impl Rules {
                 ("", "Pod") => |new, old| {
                     restore(new, old, "spec");
                     first_address(new);
+                },
+                ("resource.k8s.io", "ResourceClaim") => |new, old| {
+                    restore(new, old, "spec");
+                    devices::forget_deallocated(new, old);
                 },
                 _ => |new, old| restore(new, old, "spec"),
             },
@@ -514,21 +518,38 @@ fn prepare_pod(pod: &mut Value) {
         }]);
     }
     let labels = at(pod, "metadata.labels").clone();
-    for constraint in items_mut(&mut pod["spec"], "topologySpreadConstraints") {
-        let keys = items(constraint, "matchLabelKeys").to_vec();
-        let expressions: Vec<Value> = keys
-            .iter()
-            .filter_map(Value::as_str)
-            .filter_map(|key| {
-                let value = labels.get(key)?;
-                Some(json!({"key": key, "operator": "In", "values": [value]}))
-            })
-            .collect();
-        if !expressions.is_empty() && has(constraint, "labelSelector") {
-            let list = &mut constraint["labelSelector"]["matchExpressions"];
-            let old = list.as_array().cloned().unwrap_or_default();
-            *list = [old, expressions].concat().into();
+    let spec = &mut pod["spec"];
+    for constraint in items_mut(spec, "topologySpreadConstraints") {
+        own_values(constraint, &labels);
+    }
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let Some(affinity) = spec.pointer_mut(&format!("/affinity/{kind}")) else { continue };
+        let required = "requiredDuringSchedulingIgnoredDuringExecution";
+        items_mut(affinity, required).for_each(|term| own_values(term, &labels));
+        let preferred = items_mut(affinity, "preferredDuringSchedulingIgnoredDuringExecution");
+        preferred
+            .filter_map(|it| it.get_mut("podAffinityTerm"))
+            .for_each(|term| own_values(term, &labels));
+    }
+}
+
+/// Labels whose values are the pod's own, or are not, become part of the selector.
+fn own_values(of: &mut Value, labels: &Value) {
+    if !has(of, "labelSelector") {
+        return;
+    }
+    let mut more = Vec::new();
+    for (list, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+        for key in items(of, list).iter().filter_map(Value::as_str) {
+            if let Some(value) = labels.get(key) {
+                more.push(json!({"key": key, "operator": operator, "values": [value]}));
+            }
         }
+    }
+    if !more.is_empty() {
+        let list = &mut of["labelSelector"]["matchExpressions"];
+        let old = list.as_array().cloned().unwrap_or_default();
+        *list = [old, more].concat().into();
     }
 }
 
@@ -601,5 +622,43 @@ fn prepare_job(job: &mut Value) {
     match selector.get_mut("matchLabels").and_then(Value::as_object_mut) {
         Some(labels) => labels.extend(own),
         None => selector["matchLabels"] = Value::Object(own),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_of_new_pods_take_values_of_their_own_labels() {
+        let term = json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "web"}},
+            "matchLabelKeys": ["hash", "none"], "mismatchLabelKeys": ["tenant"]});
+        let all = json!({"topologyKey": "zone", "matchLabelKeys": ["hash"]});
+        let mut pod = json!({"metadata": {"labels": {"hash": "1", "tenant": "t"}}, "spec": {
+            "topologySpreadConstraints": [
+                {"labelSelector": {}, "matchLabelKeys": ["hash"], "topologyKey": "zone"}],
+            "affinity": {
+                "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term, all]},
+                "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+                    {"weight": 1, "podAffinityTerm": term}]}}}});
+        (Rules::of("", "Pod").prepare_create)(&mut pod);
+        let own = json!({"key": "hash", "operator": "In", "values": ["1"]});
+        let other = json!({"key": "tenant", "operator": "NotIn", "values": ["t"]});
+        let (near, far) = ("/spec/affinity/podAffinity", "/spec/affinity/podAntiAffinity");
+        let (required, preferred) = (
+            "requiredDuringSchedulingIgnoredDuringExecution/0",
+            "preferredDuringSchedulingIgnoredDuringExecution/0/podAffinityTerm",
+        );
+        for (path, want) in [
+            ("/spec/topologySpreadConstraints/0".to_owned(), json!([own])),
+            (format!("{near}/{required}"), json!([own, other])),
+            (format!("{far}/{preferred}"), json!([own, other])),
+        ] {
+            let path = format!("{path}/labelSelector/matchExpressions");
+            assert_eq!(pod.pointer(&path), Some(&want), "{path}");
+        }
+        let second = &pod["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+            [1];
+        assert!(second.get("labelSelector").is_none(), "{second}");
     }
 }

@@ -6,12 +6,14 @@
 mod batch;
 mod checks;
 mod config;
+pub mod devices;
 mod networking;
 mod pod;
 mod pod_host;
 mod pod_more;
 pub mod pod_parts;
 mod pod_restart;
+mod pod_whole;
 mod policy;
 mod service;
 mod serving;
@@ -92,11 +94,10 @@ pub(crate) fn of(group: &str, kind: &str) -> (Create, Option<Update>) {
             (serving::signing_request, Some(serving::signing_request_update))
         }
         ("resource.k8s.io", kind) => match kind {
-            "ResourceClaim" => (serving::resource_claim, Some(serving::resource_claim_update)),
-            "ResourceClaimTemplate" => {
-                (serving::resource_claim_template, Some(serving::resource_claim_update))
-            }
-            "ResourceSlice" => (serving::resource_slice, None),
+            "DeviceClass" => (devices::class, None),
+            "ResourceClaim" => (devices::claim, Some(devices::claim_update)),
+            "ResourceClaimTemplate" => (devices::claim_template, Some(devices::claim_update)),
+            "ResourceSlice" => (devices::slice, Some(devices::slice_update)),
             _ => NONE,
         },
         _ => NONE,

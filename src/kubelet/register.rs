@@ -31,7 +31,8 @@ use crate::status::seconds;
 
 /// What this kubelet can do that older ones cannot; schedulers place pods that need it only
 /// where it is said (node-declared features).
-const DECLARED: [&str; 3] = [
+const DECLARED: [&str; 4] = [
+    "ExtendWebSocketsToKubelet",
     "InPlacePodLevelResourcesVerticalScaling",
     "InPlacePodVerticalScalingInitContainers",
     "RestartAllContainersOnContainerExits",

@@ -83,6 +83,7 @@ pub fn build(inputs: &Inputs<'_>) -> PodStatus {
         start_time: Some(seconds(inputs.start_time)),
         observed_generation: pod.metadata.generation,
         resources: pod::spec(pod).resources.clone(),
+        allocated_resources: pod::spec(pod).resources.as_ref().and_then(|it| it.requests.clone()),
         ..PodStatus::default()
     };
     status.conditions = Some(conditions(inputs, &status));

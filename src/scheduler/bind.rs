@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::cycle::Decision;
+use crate::devices::Grant;
 use crate::devices::grant::{self, GrantError};
 use crate::extend::ExtendError;
 use crate::filter::volumes::Choice;
@@ -38,6 +39,8 @@ enum BindError {
         #[source]
         source: client::Error,
     },
+    #[error("the pod is gone")]
+    Gone,
     #[error("binding volumes: timed out waiting for the condition")]
     VolumesLate,
     #[error("binding volumes: claim {0} is to be provisioned elsewhere")]
@@ -51,12 +54,17 @@ pub async fn bind(
     decision: &Decision,
     permit: OwnedSemaphorePermit,
 ) {
-    let Decision { node, choices, grants, limit } = decision;
-    // Whoever waits for volumes must not keep others from writing.
-    let permit = choices.is_empty().then_some(permit);
+    let Decision { node, choices, limits, .. } = decision;
+    let mut grants = decision.grants.clone();
+    let waits = !choices.is_empty() || grants.iter().any(Grant::is_waited_for);
+    // Whoever waits for volumes or devices must not keep others from writing.
+    let permit = (!waits).then_some(permit);
     let result = async {
-        bind_volumes(scheduler, pod, node, choices, *limit).await?;
-        grant::write(&scheduler.0.client, pod, grants).await?;
+        if !choices.is_empty() || !grants.is_empty() {
+            announce(scheduler, pod, node).await;
+        }
+        bind_volumes(scheduler, pod, node, choices, limits.volumes).await?;
+        bind_devices(scheduler, pod, node, &mut grants, limits.devices).await?;
         let extenders = scheduler.0.state.lock().extenders.clone();
         match extenders.bind(pod, node).await? {
             true => Ok(()),
@@ -71,14 +79,15 @@ pub async fn bind(
             scheduler.0.recorder.normal(&reference(&*pod.pod), "Scheduled", text);
         }
         Err(err) => {
-            if let Err(err) = grant::take_back(&scheduler.0.client, pod, grants).await {
+            if let Err(err) = grant::take_back(&scheduler.0.client, pod, &grants).await {
                 debug!(pod = %pod.name, error = %chain(&err), "claims stay reserved");
             }
-            let gone = matches!(&err, BindError::Rejected(source) if source.is_not_found());
+            let gone = matches!(&err, BindError::Gone)
+                || matches!(&err, BindError::Rejected(source) if source.is_not_found());
             {
                 let mut state = scheduler.0.state.lock();
                 state.give_back(choices);
-                state.settle(grants);
+                state.settle(&grants);
                 // If it is not assumed any more, the cache knows better already.
                 if state.forget_assumed(&pod.uid, Instant::now()) {
                     if gone {
@@ -116,6 +125,61 @@ async fn post(scheduler: &Scheduler, pod: &PodInfo, node: &str) -> Result<(), Bi
     let api = scheduler.0.client.api::<Pod>(Some(&pod.namespace));
     let answer = api.create_subresource(&pod.name, "binding", &body).await;
     answer.map(drop).map_err(BindError::Rejected)
+}
+
+/// Says where the pod is going to be, while something has to be done before it is
+/// (NominatedNodeNameForExpectation). That it is not said holds nobody up.
+async fn announce(scheduler: &Scheduler, pod: &PodInfo, node: &str) {
+    if pod.nominated() == Some(node) {
+        return;
+    }
+    let patch = json!({"metadata": {"uid": pod.uid}, "status": {"nominatedNodeName": node}});
+    let api = scheduler.0.client.api::<Pod>(Some(&pod.namespace));
+    if let Err(err) = api.patch_status(&pod.name, &Patch::Merge(patch)).await {
+        debug!(pod = %pod.name, error = %chain(&err), "pod not told where it is to go");
+    }
+}
+
+/// Writes down what the pod's claims get, and waits until all devices are ready.
+async fn bind_devices(
+    scheduler: &Scheduler,
+    pod: &PodInfo,
+    node: &str,
+    grants: &mut [Grant],
+    limit: Duration,
+) -> Result<(), BindError> {
+    let client = &scheduler.0.client;
+    for grant in grants.iter_mut().filter(|grant| grant.mappings.is_some()) {
+        let made = grant::make(client, grant).await?;
+        scheduler.0.state.lock().made(&grant.claim, &made);
+        grant.claim = made.into();
+    }
+    grant::write(client, pod, grants).await?;
+    for grant in &*grants {
+        grant::tell(client, pod, grant).await?;
+    }
+    if !grants.iter().any(Grant::is_waited_for) {
+        return Ok(());
+    }
+    let text = format!("waiting for binding conditions for device on node {node}");
+    scheduler.0.recorder.normal(&reference(&*pod.pod), "BindingConditionsPending", text);
+    let deadline = Instant::now() + limit;
+    loop {
+        let changed = scheduler.0.devices_changed.notified();
+        tokio::pin!(changed);
+        // From here on no change is missed.
+        changed.as_mut().enable();
+        if grant::are_ready(&scheduler.0.caches.devices, pod, grants, limit)? {
+            return Ok(());
+        }
+        // Nobody is told of its end but those who free its claims.
+        if !scheduler.0.state.lock().assumed.contains(&pod.uid) {
+            return Err(BindError::Gone);
+        }
+        if tokio::time::timeout_at(deadline, changed).await.is_err() {
+            return Err(GrantError::Late.into());
+        }
+    }
 }
 
 /// Binds what is there, tells the provisioners which node the rest is wanted on, and waits
@@ -231,7 +295,12 @@ pub async fn refuse(scheduler: &Scheduler, pod: &PodInfo, refusal: &Unschedulabl
         "FailedScheduling",
         refusal.message.clone(),
     );
+    let forgotten = (refusal.forgets && pod.nominated().is_some()).then_some("");
     let nominated = refusal.victims.as_ref().map(|victims| victims.node.as_str());
+    let nominated = nominated.or(forgotten);
+    for other in &refusal.displaced {
+        forget(scheduler, other).await;
+    }
     write_condition(scheduler, pod, "Unschedulable", &refusal.message, nominated).await;
     if let Some(claim) = &refusal.idle
         && let Err(err) = grant::deallocate(&scheduler.0.client, claim).await
@@ -240,6 +309,17 @@ pub async fn refuse(scheduler: &Scheduler, pod: &PodInfo, refusal: &Unschedulabl
     }
     if let Some(victims) = &refusal.victims {
         evict(scheduler, pod, victims).await;
+    }
+}
+
+/// Says that a pod has no node in view any more.
+async fn forget(scheduler: &Scheduler, pod: &PodInfo) {
+    let patch = json!({"metadata": {"uid": pod.uid}, "status": {"nominatedNodeName": null}});
+    let api = scheduler.0.client.api::<Pod>(Some(&pod.namespace));
+    match api.patch_status(&pod.name, &Patch::Merge(patch)).await {
+        Ok(_) => {}
+        Err(err) if err.is_not_found() || err.is_conflict() => {}
+        Err(err) => warn!(pod = %pod.name, error = %chain(&err), "nomination not taken back"),
     }
 }
 
@@ -290,7 +370,8 @@ fn condition(kind: &str, status: &str, reason: &str, message: &str) -> Value {
     })
 }
 
-/// Writes `PodScheduled` False, unless the pod says so already.
+/// Writes `PodScheduled` False, unless the pod says so already. An empty node takes back what was
+/// promised.
 async fn write_condition(
     scheduler: &Scheduler,
     pod: &PodInfo,
@@ -301,13 +382,12 @@ async fn write_condition(
     let status = pod.pod.status.as_ref();
     let held = status.and_then(|s| s.conditions.as_ref()).into_iter().flatten();
     let held = held.into_iter().find(|condition| condition.type_ == "PodScheduled");
-    let promised = status.and_then(|s| s.nominated_node_name.as_deref());
     let says_so = held.is_some_and(|held| {
         held.status == "False"
             && held.reason.as_deref() == Some(reason)
             && held.message.as_deref() == Some(message)
     });
-    if says_so && (nominated.is_none() || nominated == promised) {
+    if says_so && (nominated.is_none() || nominated == pod.nominated()) {
         return;
     }
     let mut condition = condition("PodScheduled", "False", reason, message);
@@ -322,8 +402,10 @@ async fn write_condition(
         "metadata": {"uid": pod.uid},
         "status": {"conditions": [condition]},
     });
-    if let Some(node) = nominated {
-        patch["status"]["nominatedNodeName"] = node.into();
+    match nominated {
+        None => {}
+        Some("") => patch["status"]["nominatedNodeName"] = Value::Null,
+        Some(node) => patch["status"]["nominatedNodeName"] = node.into(),
     }
     let api = scheduler.0.client.api::<Pod>(Some(&pod.namespace));
     match api.patch_status(&pod.name, &Patch::Strategic(patch)).await {

@@ -41,6 +41,12 @@ pub struct Found<'a> {
     pub columns: &'a mut Columns,
 }
 
+/// Facts that hold for pods that are alike; devices that stand in for resources are each pod's
+/// own.
+fn of_many(observe: impl FnOnce() -> Option<Facts>) -> Option<Arc<Facts>> {
+    observe().filter(|facts| facts.devices.is_none()).map(Arc::new)
+}
+
 impl Classes {
     /// The class of a pod; `observe` gathers facts for a new one. None for pods that are like
     /// no other.
@@ -67,11 +73,11 @@ impl Classes {
         let at = match self.held.iter().position(alike) {
             Some(at) if self.held[at].facts_at == current => at,
             Some(at) => {
-                self.held[at] = Class::new(hash, pod.clone(), Arc::new(observe()?), current);
+                self.held[at] = Class::new(hash, pod.clone(), of_many(observe)?, current);
                 at
             }
             None => {
-                let class = Class::new(hash, pod.clone(), Arc::new(observe()?), current);
+                let class = Class::new(hash, pod.clone(), of_many(observe)?, current);
                 self.add(class)
             }
         };

@@ -28,8 +28,16 @@ pub struct Decision {
     pub choices: Vec<Choice>,
     /// What its claims of devices get.
     pub grants: Vec<Grant>,
-    /// How long volumes may take.
-    pub limit: Duration,
+    pub limits: Limits,
+}
+
+/// How long a binding may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Until all volumes are bound.
+    pub volumes: Duration,
+    /// Until all devices are ready.
+    pub devices: Duration,
 }
 
 #[derive(Debug)]
@@ -101,7 +109,9 @@ impl State {
         self.snapshot.place(pod.clone(), &node);
         self.snapshot.forget_nomination(&pod.uid);
         self.assumed.insert(pod.uid.clone());
-        Outcome::Bind(Decision { node, choices, grants, limit: facts.profile.bind_timeout })
+        let profile = &facts.profile;
+        let limits = Limits { volumes: profile.bind_timeout, devices: profile.devices.binding };
+        Outcome::Bind(Decision { node, choices, grants, limits })
     }
 
     fn wait(
@@ -112,8 +122,16 @@ impl State {
         now: Instant,
     ) -> Outcome {
         self.line.park(&pod.uid, refusal.rules, profile, now);
+        let mut refusal = refusal;
         if let Some(victims) = &refusal.victims {
+            // There will be no room for those any more.
+            refusal.displaced = self.snapshot.nominated_after(&victims.node, pod);
+            for other in &refusal.displaced {
+                self.snapshot.forget_nomination(&other.uid);
+            }
             self.snapshot.nominate(pod.clone(), &victims.node);
+        } else if refusal.forgets {
+            self.snapshot.forget_nomination(&pod.uid);
         }
         Outcome::Wait(refusal)
     }
@@ -191,9 +209,12 @@ impl State {
         let Self { snapshot, classes, taken, pending, start, .. } = self;
         let mut chance = Chance { start, below: &mut base::rng::below };
         let observe = || facts::observe(pod, profile, caches, taken, pending);
-        let Some(Found { class, columns }) =
-            classes.of(pod, profile, (caches, snapshot), || observe().ok())
-        else {
+        // Who was promised a node tries that first.
+        let found = match pod.nominated() {
+            None => classes.of(pod, profile, (caches, snapshot), || observe().ok()),
+            Some(_) => None,
+        };
+        let Some(Found { class, columns }) = found else {
             let facts = observe().map(Arc::new);
             let facts_of = facts.as_deref();
             let planned = plan(pod, facts_of, profile, snapshot, budgets, &mut chance);

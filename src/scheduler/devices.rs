@@ -1,11 +1,12 @@
 //! Devices for a pod's ResourceClaims (Dynamic Resource Allocation, resource.k8s.io/v1).
 //!
-//! Decides what a claim gets on a node; `grant.rs` writes it down. A device that needs
-//! conditions before a pod may be bound (`bindingConditions`) is left alone, and one that may
-//! be shared (`allowMultipleAllocations`) is given to one claim at a time.
+//! Decides what a claim gets on a node; `grant.rs` writes it down.
 
+mod capacity;
+pub mod extended;
 pub mod grant;
 mod pools;
+pub mod ready;
 mod result;
 mod search;
 pub mod selector;
@@ -15,8 +16,10 @@ mod tests;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use client::Cache;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodResourceClaim;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 use parking_lot::Mutex;
@@ -24,7 +27,8 @@ use parking_lot::Mutex;
 use crate::filter::node_affinity::selects;
 use crate::pod::PodInfo;
 use crate::snapshot::NodeInfo;
-use pools::{DeviceId, Pool};
+use extended::{Extended, Mappings};
+use pools::{Pool, Used};
 use selector::Programs;
 
 /// Users of a claim (resource/v1, ResourceClaimReservedForMaxSize).
@@ -42,10 +46,43 @@ pub struct Sources {
     pub programs: Arc<Programs>,
 }
 
+impl Sources {
+    pub fn new(
+        claims: Cache<ResourceClaim>,
+        slices: Cache<ResourceSlice>,
+        classes: Cache<DeviceClass>,
+    ) -> Self {
+        classes.add_index(extended::BY_RESOURCE, |class| {
+            class.spec.extended_resource_name.clone().into_iter().collect()
+        });
+        Self { claims, slices, classes, programs: Arc::default() }
+    }
+}
+
+/// How much is done for a pod's claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Of the search, over all nodes: devices tried, and selectors asked.
+    pub steps: usize,
+    /// How long devices may take to be ready.
+    pub binding: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { steps: search::STEPS_MAX, binding: Duration::from_secs(600) }
+    }
+}
+
 /// A pod's claims, and what there is for them.
 #[derive(Debug)]
 pub struct Devices {
     claims: Vec<Arc<ResourceClaim>>,
+    /// The uids of those whose devices never got ready.
+    given_up: Vec<String>,
+    /// What the pod asks for without a claim.
+    extended: Option<Extended>,
+    patience: Patience,
     pools: Vec<Pool>,
     classes: HashMap<String, Arc<DeviceClass>>,
     programs: Arc<Programs>,
@@ -63,6 +100,15 @@ pub struct Grant {
     pub claim: Arc<ResourceClaim>,
     /// None where it was allocated before.
     pub allocation: Option<AllocationResult>,
+    /// Of a claim that stands for extended resources and has to be made.
+    pub mappings: Option<Mappings>,
+}
+
+impl Grant {
+    /// Whether the pod has to wait until the devices are ready.
+    pub fn is_waited_for(&self) -> bool {
+        self.allocation.as_ref().or(allocation(&self.claim)).is_some_and(ready::is_waited_for)
+    }
 }
 
 pub fn uid(claim: &ResourceClaim) -> &str {
@@ -98,17 +144,28 @@ pub fn observe(
     pod: &PodInfo,
     sources: &Sources,
     pending: &Pending,
+    patience: Patience,
+    now: impl FnOnce() -> Timestamp,
 ) -> Result<Option<Devices>, String> {
     let entries = pod.spec().and_then(|it| it.resource_claims.as_deref()).unwrap_or_default();
+    if entries.is_empty() && pod.requests.asked.other.is_empty() {
+        return Ok(None);
+    }
     let mut claims = Vec::new();
     for it in entries {
         claims.extend(claim_of(pod, it, sources)?);
     }
-    if claims.is_empty() {
+    let extended = extended::observe(pod, sources);
+    if claims.is_empty() && extended.is_none() {
         return Ok(None);
     }
+    let now = now();
+    let given_up = claims.iter().filter(|it| ready::is_given_up(it, patience.binding, now));
     let mut out = Devices {
+        given_up: given_up.map(|claim| uid(claim).to_owned()).collect(),
         claims,
+        extended,
+        patience,
         pools: Vec::new(),
         classes: HashMap::new(),
         programs: sources.programs.clone(),
@@ -134,9 +191,12 @@ pub fn observe(
             out.classes.insert(class.to_owned(), found);
         }
     }
-    if !wanted.is_empty() {
-        let allocated = in_use(sources, pending);
-        out.pools = pools::gather(&sources.slices.list(), &allocated);
+    for class in out.extended.iter().flat_map(Extended::classes) {
+        let name = class.metadata.name.clone().unwrap_or_default();
+        out.classes.insert(name, class.clone());
+    }
+    if !wanted.is_empty() || out.extended.is_some() {
+        out.pools = pools::gather(&sources.slices.list(), &in_use(sources, pending));
     }
     Ok(Some(out))
 }
@@ -196,14 +256,19 @@ fn classes_of(claim: &ResourceClaim) -> Vec<(String, &str)> {
 }
 
 /// The devices that claims have, or are about to have. Administrators' access takes nothing.
-fn in_use(sources: &Sources, pending: &Pending) -> std::collections::HashSet<DeviceId> {
-    let mut out = std::collections::HashSet::new();
+fn in_use(sources: &Sources, pending: &Pending) -> Used {
+    let mut out = Used::default();
     let mut add = |allocation: &AllocationResult| {
         let devices = allocation.devices.as_ref().and_then(|it| it.results.as_deref());
-        for it in devices.unwrap_or_default() {
-            if it.admin_access != Some(true) {
-                out.insert((it.driver.clone(), it.pool.clone(), it.device.clone()));
+        for it in devices.unwrap_or_default().iter().filter(|it| it.admin_access != Some(true)) {
+            let id = (it.driver.clone(), it.pool.clone(), it.device.clone());
+            if it.share_id.is_none() {
+                out.whole.insert(id);
+                continue;
             }
+            let taken = it.consumed_capacity.iter().flatten();
+            let taken = taken.map(|(name, value)| (name.clone(), capacity::read(value)));
+            capacity::add(out.shares.entry(id).or_default(), &taken.collect());
         }
     };
     for claim in sources.claims.list() {
@@ -221,9 +286,20 @@ impl Devices {
     }
 
     /// Whether an allocated claim's devices can be used from `node`.
-    fn reaches(claim: &ResourceClaim, node: &NodeInfo) -> bool {
+    fn reaches(&self, claim: &ResourceClaim, node: &NodeInfo) -> bool {
         let selector = allocation(claim).and_then(|it| it.node_selector.as_ref());
         selector.is_none_or(|selector| selects(selector, node))
+            && !self.given_up.iter().any(|given_up| given_up == uid(claim))
+    }
+
+    /// Whether the pod asks for resources that devices may stand in for.
+    pub fn has_extended(&self) -> bool {
+        self.extended.is_some()
+    }
+
+    /// Whether devices have to bring a resource on `node`.
+    pub fn brings(&self, resource: &str, node: &NodeInfo) -> bool {
+        self.extended.as_ref().is_some_and(|extended| extended.brings(resource, node))
     }
 
     /// What each claim of the pod gets on `node`.
@@ -240,10 +316,14 @@ impl Devices {
     }
 
     fn search(&self, node: &NodeInfo) -> Result<Vec<Grant>, String> {
-        if !self.claims.iter().all(|claim| Self::reaches(claim, node)) {
+        let own = self.extended.as_ref().map(|extended| extended.claim_on(node)).transpose()?;
+        let own = own.flatten().map(|(claim, mappings)| (Arc::new(claim), mappings));
+        if !self.claims.iter().all(|claim| self.reaches(claim, node)) {
             return Err("resourceclaim not available on the node".into());
         }
-        let wanted: Vec<&ResourceClaim> = self.unallocated().map(|claim| &**claim).collect();
+        let special = own.iter().map(|(claim, _)| claim);
+        let wanted: Vec<&ResourceClaim> =
+            self.unallocated().chain(special).map(|claim| &**claim).collect();
         let found = match wanted.is_empty() {
             true => Vec::new(),
             false => search::allocate(self, &wanted, node)?
@@ -253,19 +333,27 @@ impl Devices {
         let grant = |claim: &Arc<ResourceClaim>| Grant {
             allocation: allocation(claim).is_none().then(|| found.next()).flatten(),
             claim: claim.clone(),
+            mappings: None,
         };
-        Ok(self.claims.iter().map(grant).collect())
+        let mut out: Vec<Grant> = self.claims.iter().map(grant).collect();
+        out.extend(own.map(|(claim, mappings)| Grant {
+            allocation: found.next(),
+            claim,
+            mappings: Some(mappings),
+        }));
+        Ok(out)
     }
 
     /// A claim that keeps the pod from a node, though nobody else uses it: without its
-    /// devices it may find others.
+    /// devices it may find others. Or the one that was made for it before.
     pub fn idle(&self, pod: &PodInfo, nodes: &[&NodeInfo]) -> Option<Arc<ResourceClaim>> {
         let is_free = |claim: &ResourceClaim| users(claim).iter().all(|user| *user == pod.uid);
         let hinders = |claim: &&Arc<ResourceClaim>| {
             allocation(claim).is_some()
                 && is_free(claim)
-                && nodes.iter().any(|node| !Self::reaches(claim, node))
+                && nodes.iter().any(|node| !self.reaches(claim, node))
         };
-        self.claims.iter().find(hinders).cloned()
+        let stale = || self.extended.as_ref().and_then(Extended::stale);
+        self.claims.iter().find(hinders).or_else(stale).cloned()
     }
 }

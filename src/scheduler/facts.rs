@@ -107,7 +107,7 @@ pub fn observe(
         false => Vec::new(),
     };
     let devices = match profile.filters_by(Rule::DynamicResources) {
-        true => devices::observe(pod, &caches.devices, pending)
+        true => devices::observe(pod, &caches.devices, pending, profile.devices, base::time::now)
             .map_err(nowhere(Rule::DynamicResources))?,
         false => None,
     };

@@ -5,6 +5,7 @@
 pub mod devices;
 pub mod inter_pod_affinity;
 pub mod node_affinity;
+pub mod node_declared_features;
 pub mod node_name;
 pub mod node_ports;
 pub mod node_resources;
@@ -37,12 +38,13 @@ pub enum Rule {
     PodTopologySpread = 1024,
     InterPodAffinity = 2048,
     DynamicResources = 4096,
+    NodeDeclaredFeatures = 8192,
     /// No plugin: what extenders say. Any change may be one that they look at.
-    Extender = 8192,
+    Extender = 16384,
 }
 
 impl Rule {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NodeUnschedulable,
         Self::NodeName,
         Self::TaintToleration,
@@ -56,6 +58,7 @@ impl Rule {
         Self::PodTopologySpread,
         Self::InterPodAffinity,
         Self::DynamicResources,
+        Self::NodeDeclaredFeatures,
         Self::Extender,
     ];
 
@@ -75,6 +78,7 @@ impl Rule {
             "PodTopologySpread" => Rule::PodTopologySpread,
             "InterPodAffinity" => Rule::InterPodAffinity,
             "DynamicResources" => Rule::DynamicResources,
+            "NodeDeclaredFeatures" => Rule::NodeDeclaredFeatures,
             _ => return None,
         })
     }
@@ -85,9 +89,9 @@ impl Rule {
 pub struct Rules(pub u16);
 
 impl Rules {
-    pub const ALL: Self = Self(16383);
+    pub const ALL: Self = Self(32767);
     /// All that are plugins.
-    pub const PLUGINS: Self = Self(8191);
+    pub const PLUGINS: Self = Self(16383);
 
     pub fn of(rules: &[Rule]) -> Self {
         Self(rules.iter().fold(0, |bits, rule| bits | *rule as u16))
@@ -199,7 +203,12 @@ pub fn check_alone(pod: &PodInfo, facts: &Facts, node: &NodeInfo) -> Result<(), 
         node_ports::check(pod, node)?;
     }
     if on(Rule::NodeResourcesFit) {
-        node_resources::check(pod, &facts.profile.fit, node)?;
+        let brought =
+            |name: &str| facts.devices.as_ref().is_some_and(|devices| devices.brings(name, node));
+        node_resources::check(pod, &facts.profile.fit, node, &brought)?;
+    }
+    if on(Rule::NodeDeclaredFeatures) {
+        node_declared_features::check(pod, node)?;
     }
     Ok(())
 }

@@ -4,6 +4,8 @@
 //! applies one binding per pod. Talks to nothing but the API server; starts nothing.
 
 mod bind;
+#[cfg(test)]
+mod cases;
 mod classes;
 mod config;
 mod cycle;

@@ -29,10 +29,19 @@ const PARKED_MAX: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Ready(u64),
-    BackingOff(Instant),
+    BackingOff(Instant, Cause),
     /// Until when at the latest.
     Parked(Spot, Instant),
     InFlight,
+}
+
+/// Why a pod backs off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// No node took it, and something has changed since.
+    Refused,
+    /// Something went wrong, which wants time.
+    Error,
 }
 
 #[derive(Debug)]
@@ -52,6 +61,9 @@ pub struct Line {
     /// Highest priority first, then first come.
     ready: BTreeSet<(Reverse<i32>, u64, String)>,
     backing_off: BTreeSet<(Instant, String)>,
+    /// Those of them that were only refused, the most important first: they are tried before
+    /// their time where nobody else is ready (SchedulerPopFromBackoffQ).
+    impatient: BTreeSet<(Reverse<i32>, Instant, String)>,
     lot: Lot,
     /// When each of those in the lot is tried again whatever happens.
     overdue: BTreeSet<(Instant, String)>,
@@ -65,6 +77,7 @@ impl Line {
             entries: HashMap::new(),
             ready: BTreeSet::new(),
             backing_off: BTreeSet::new(),
+            impatient: BTreeSet::new(),
             lot: Lot::default(),
             overdue: BTreeSet::new(),
             sequence: 0,
@@ -94,7 +107,7 @@ impl Line {
                 if let Some(entry) = self.entries.get_mut(&uid) {
                     entry.pod = pod;
                 }
-                self.awake(&uid, now);
+                self.awake(&uid, Cause::Refused, now);
             }
             Place::Ready(_) if reprioritised => {
                 self.take_out(&uid);
@@ -103,7 +116,17 @@ impl Line {
                 }
                 self.move_to_ready(&uid);
             }
-            Place::Ready(_) | Place::BackingOff(_) | Place::Parked(..) | Place::InFlight => {
+            Place::BackingOff(..) if reprioritised => {
+                let was = entry.place;
+                self.take_out(&uid);
+                if let Some(entry) = self.entries.get_mut(&uid) {
+                    entry.pod = pod;
+                }
+                if let Place::BackingOff(due, cause) = was {
+                    self.back_off(&uid, due, cause);
+                }
+            }
+            Place::Ready(_) | Place::BackingOff(..) | Place::Parked(..) | Place::InFlight => {
                 entry.pod = pod;
             }
         }
@@ -128,9 +151,16 @@ impl Line {
                 break;
             }
             self.take_out(&uid);
-            self.awake(&uid, now);
+            self.awake(&uid, Cause::Refused, now);
         }
-        let (_, _, uid) = self.ready.pop_first()?;
+        let uid = match self.ready.pop_first() {
+            Some((_, _, uid)) => uid,
+            None => {
+                let (_, _, uid) = self.impatient.first().cloned()?;
+                self.take_out(&uid);
+                uid
+            }
+        };
         let entry = self.entries.get_mut(&uid)?;
         entry.place = Place::InFlight;
         Some(entry.pod.clone())
@@ -164,7 +194,7 @@ impl Line {
     pub fn retry(&mut self, uid: &str, now: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.fail(&self.backoff, now);
-        self.awake(uid, now);
+        self.awake(uid, Cause::Error, now);
     }
 
     pub fn has_parked(&self) -> bool {
@@ -175,19 +205,25 @@ impl Line {
     pub fn wake(&mut self, event: Event<'_>, now: Instant) {
         for uid in self.lot.helped(event) {
             self.take_out(&uid);
-            self.awake(&uid, now);
+            self.awake(&uid, Cause::Refused, now);
         }
     }
 
     /// Of a pod that is nowhere.
-    fn awake(&mut self, uid: &str, now: Instant) {
-        let Some(entry) = self.entries.get_mut(uid) else { return };
+    fn awake(&mut self, uid: &str, cause: Cause, now: Instant) {
+        let Some(entry) = self.entries.get(uid) else { return };
         match entry.rested.filter(|rested| *rested > now) {
-            Some(due) => {
-                entry.place = Place::BackingOff(due);
-                self.backing_off.insert((due, uid.to_string()));
-            }
+            Some(due) => self.back_off(uid, due, cause),
             None => self.move_to_ready(uid),
+        }
+    }
+
+    fn back_off(&mut self, uid: &str, due: Instant, cause: Cause) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        entry.place = Place::BackingOff(due, cause);
+        self.backing_off.insert((due, uid.to_string()));
+        if cause == Cause::Refused {
+            self.impatient.insert((Reverse(entry.pod.priority), due, uid.to_string()));
         }
     }
 
@@ -204,8 +240,10 @@ impl Line {
             Place::Ready(sequence) => {
                 self.ready.remove(&(Reverse(entry.pod.priority), sequence, uid.to_string()));
             }
-            Place::BackingOff(due) => {
+            Place::BackingOff(due, _) => {
                 self.backing_off.remove(&(due, uid.to_string()));
+                let priority = Reverse(entry.pod.priority);
+                self.impatient.remove(&(priority, due, uid.to_string()));
             }
             Place::Parked(spot, until) => {
                 self.lot.leave(spot);
@@ -257,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parked_pod_wakes_on_what_concerns_it_and_after_its_backoff() {
+    fn a_parked_pod_wakes_on_what_concerns_it_and_lets_others_go_first() {
         let now = Instant::now();
         let mut line = line();
         line.offer(info("a", 0), now);
@@ -268,9 +306,31 @@ mod tests {
         line.wake(Event::About(Rules::of(&[Rule::VolumeBinding])), now);
         assert_eq!(line.next_due(), Some(now + PARKED_MAX));
         line.wake(Event::About(Rules::of(&[Rule::NodeResourcesFit])), now);
-        assert_eq!(popped(&mut line, now), None, "it backs off");
-        assert_eq!(line.next_due(), Some(now + Duration::from_secs(1)));
-        assert_eq!(popped(&mut line, now + Duration::from_secs(1)).as_deref(), Some("a"));
+        assert_eq!(line.next_due(), Some(now + Duration::from_secs(1)), "it backs off");
+        line.offer(info("b", 0), now);
+        assert_eq!(popped(&mut line, now).as_deref(), Some("b"));
+        assert_eq!(popped(&mut line, now).as_deref(), Some("a"), "nobody else is ready");
+        assert_eq!(line.next_due(), None);
+    }
+
+    #[test]
+    fn of_those_who_back_off_the_important_are_tried_first_and_errors_want_their_time() {
+        let now = Instant::now();
+        let mut line = line();
+        for (name, priority) in [("a", 0), ("b", 9), ("c", 5)] {
+            line.offer(info(name, priority), now);
+        }
+        let rules = Rules::of(&[Rule::NodeResourcesFit]);
+        while let Some(pod) = line.pop(now) {
+            match pod.name.as_str() {
+                "b" => line.retry("b", now),
+                uid => line.park(uid, rules, &Arc::default(), now),
+            }
+        }
+        line.wake(Event::About(rules), now);
+        let order: Vec<_> = std::iter::from_fn(|| popped(&mut line, now)).collect();
+        assert_eq!(order, ["c", "a"]);
+        assert_eq!(popped(&mut line, now + Duration::from_secs(1)).as_deref(), Some("b"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::devices::Devices;
+use crate::devices::extended::is_special;
 use crate::facts::{Facts, Nowhere};
 use crate::filter::{self, Counted, Reject, Rules};
 use crate::pod::PodInfo;
@@ -42,6 +43,25 @@ pub struct Unschedulable {
     pub candidates: Vec<Victims>,
     /// A claim whose devices nobody uses, to be freed for the same end.
     pub idle: Option<Arc<ResourceClaim>>,
+    /// Nothing can be done for the pod on the node that it was promised, if it was promised any.
+    pub forgets: bool,
+    /// Pods that were promised the node of the victims, and are not any more.
+    pub displaced: Vec<Arc<PodInfo>>,
+}
+
+impl Unschedulable {
+    /// Without anybody to remove.
+    fn plain(message: String, rules: Rules) -> Self {
+        Self {
+            message,
+            rules,
+            victims: None,
+            candidates: Vec::new(),
+            idle: None,
+            forgets: false,
+            displaced: Vec::new(),
+        }
+    }
 }
 
 /// Where a plan starts to look, and its dice.
@@ -61,19 +81,20 @@ pub fn plan(
 ) -> Plan {
     let all = snapshot.nodes().len();
     if all == 0 {
-        return Plan::Wait(Unschedulable {
-            message: "no nodes available to schedule pods".into(),
-            rules: Rules::ALL,
-            victims: None,
-            candidates: Vec::new(),
-            idle: None,
-        });
+        let message = "no nodes available to schedule pods".into();
+        return Plan::Wait(Unschedulable::plain(message, Rules::ALL));
     }
     let facts = match facts {
         Ok(facts) => facts,
         Err(reason) => return nowhere(all, profile, reason),
     };
     let counted = Counted::new(pod, facts, snapshot);
+    // The node that was promised is taken, if it will still do.
+    if let Some(node) = pod.nominated().and_then(|name| snapshot.get(name))
+        && check_with_nominated(pod, facts, &counted, snapshot, node).is_ok()
+    {
+        return Plan::Bind { node: node.name.clone() };
+    }
     let (able, rejects) = filter_nodes(pod, facts, &counted, snapshot, chance);
     if able.is_empty() {
         return Plan::Wait(refuse(pod, facts, &counted, snapshot, budgets, &rejects));
@@ -195,13 +216,8 @@ fn nowhere(all: usize, profile: &Profile, nowhere: &Nowhere) -> Plan {
         none.push(preempt::message_for(all, 0, all));
     }
     let none = none.join(", ");
-    Plan::Wait(Unschedulable {
-        message: format!("0/{all} nodes are available: {reason}. {none}").trim_end().to_owned(),
-        rules: Rules::of(&[*rule]),
-        victims: None,
-        candidates: Vec::new(),
-        idle: None,
-    })
+    let message = format!("0/{all} nodes are available: {reason}. {none}").trim_end().to_owned();
+    Plan::Wait(Unschedulable::plain(message, Rules::of(&[*rule])))
 }
 
 fn refuse(
@@ -216,6 +232,10 @@ fn refuse(
     let mut rules = Rules::default();
     for (_, reject) in rejects {
         rules.add(reject.rule);
+    }
+    if facts.devices.as_ref().is_some_and(|devices| devices.has_extended()) {
+        // Whether a node has room is not known without them.
+        rules.add(filter::Rule::Extender);
     }
     let outcome = match facts.profile.preempts {
         true => preempt::plan(pod, facts, counted, snapshot, budgets, rejects),
@@ -237,8 +257,9 @@ fn refuse(
             message = format!("{message} {}", said.join(", "));
         }
     }
-    let preempt::Outcome { victims, candidates, .. } = outcome;
-    Unschedulable { message, rules, victims, candidates, idle }
+    let preempt::Outcome { victims, candidates, forgets, .. } = outcome;
+    let plain = Unschedulable::plain(message, rules);
+    Unschedulable { victims, candidates, idle, forgets, ..plain }
 }
 
 /// What upstream's DynamicResources says of claims that could be deallocated.
@@ -248,6 +269,7 @@ fn said_of_claims(
     idle: Option<&ResourceClaim>,
 ) -> Vec<String> {
     let said = match (devices, idle) {
+        (_, Some(claim)) if is_special(claim) => "deletion of ResourceClaim completed",
         (_, Some(_)) => "deallocation of ResourceClaim completed",
         (Some(_), None) => "still not schedulable",
         (None, None) => "no new claims to deallocate",

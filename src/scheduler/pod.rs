@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, Toleration, Volume};
 use kinds::meta::LabelSelector;
 
+use crate::filter::node_declared_features;
 use crate::resources::{Requests, requests_of};
 
 /// A host port: address (`0.0.0.0` is every one), protocol, number.
@@ -66,6 +67,8 @@ pub struct PodInfo {
     pub priority: i32,
     pub requests: Requests,
     pub ports: Vec<HostPort>,
+    /// What its node must declare that it can do.
+    pub features: Vec<&'static str>,
     /// Names of its volume claims.
     pub claims: Vec<String>,
     /// None for the many pods without any.
@@ -86,6 +89,7 @@ impl PodInfo {
             requests,
             claims: pod.spec.as_ref().map(|spec| claims(&pod, spec)).unwrap_or_default(),
             ports: pod.spec.as_ref().map(host_ports).unwrap_or_default(),
+            features: pod.spec.as_ref().map(node_declared_features::needed).unwrap_or_default(),
             terms: terms(&pod, &namespace).map(Box::new),
             terminating: meta.deletion_timestamp.is_some(),
             namespace,
@@ -112,6 +116,12 @@ impl PodInfo {
 
     pub fn spec(&self) -> Option<&PodSpec> {
         self.pod.spec.as_ref()
+    }
+
+    /// The node that the pod was promised, or that somebody expects it on.
+    pub fn nominated(&self) -> Option<&str> {
+        let name = self.pod.status.as_ref()?.nominated_node_name.as_deref()?;
+        Some(name).filter(|name| !name.is_empty())
     }
 
     pub fn tolerations(&self) -> &[Toleration] {

@@ -50,6 +50,8 @@ pub struct Outcome {
     pub victims: Option<Victims>,
     /// All that were compared, those with the least harm first.
     pub candidates: Vec<Victims>,
+    /// All was tried, and nothing helps: what the pod was promised is of no use.
+    pub forgets: bool,
 }
 
 /// `preemption: 0/3 nodes are available: ...`.
@@ -95,13 +97,12 @@ pub fn plan(
     candidates.sort_by_key(harm);
     let best = candidates.first().cloned();
     let message = best.is_none().then(|| message_for(rejects.len(), open.len(), closed.len()));
-    Outcome { message, victims: best, candidates }
+    Outcome { message, forgets: best.is_none(), victims: best, candidates }
 }
 
 /// The pod was promised a node whose victims are still leaving.
 fn waits_for_victims(pod: &PodInfo, snapshot: &Snapshot) -> bool {
-    let nominated = pod.pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
-    let node = nominated.and_then(|name| snapshot.get(name));
+    let node = pod.nominated().and_then(|name| snapshot.get(name));
     node.is_some_and(|node| {
         node.pods.values().any(|other| other.terminating && other.priority < pod.priority)
     })

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{NodeAffinity, TopologySpreadConstraint};
 
+use crate::devices::Patience;
 use crate::filter::{Rule, Rules};
 use crate::score::Judge;
 
@@ -38,6 +39,8 @@ pub struct Profile {
     pub candidates_min: usize,
     /// How long claims may take to be bound.
     pub bind_timeout: Duration,
+    /// How much is done for claims of devices.
+    pub devices: Patience,
 }
 
 /// What `NodeResourcesFit` is told.
@@ -88,6 +91,7 @@ impl Default for Profile {
                 (1, Judge::NodeResourcesFit),
                 (2, Judge::PodTopologySpread),
                 (2, Judge::InterPodAffinity),
+                (1, Judge::DynamicResources),
                 (1, Judge::NodeResourcesBalancedAllocation),
                 (1, Judge::ImageLocality),
             ],
@@ -103,6 +107,7 @@ impl Default for Profile {
             candidates_percent: 10,
             candidates_min: 100,
             bind_timeout: Duration::from_secs(600),
+            devices: Patience::default(),
         }
     }
 }

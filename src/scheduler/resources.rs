@@ -148,7 +148,7 @@ fn total(pod: &Pod, spec: &PodSpec, each: impl Fn(Resources) -> Resources) -> Re
     }
     running.add(&sidecars);
     running.raise_to(&starting);
-    let whole = Resources::parse(spec.resources.as_ref().and_then(|r| r.requests.as_ref()));
+    let whole = whole_requests(pod, spec);
     if whole.cpu > 0 {
         running.cpu = whole.cpu;
     }
@@ -162,8 +162,16 @@ fn total(pod: &Pod, spec: &PodSpec, each: impl Fn(Resources) -> Resources) -> Re
     running
 }
 
-/// While a resize is under way the largest of what is wanted, what is granted and what is in
-/// effect counts; what can never be granted is not wanted (KEP-1287).
+/// What the pod asks for as a whole; nothing where it leaves that to its containers.
+fn whole_requests(pod: &Pod, spec: &PodSpec) -> Resources {
+    let Some(wanted) = spec.resources.as_ref().and_then(|it| it.requests.as_ref()) else {
+        return Resources::default();
+    };
+    let status = pod.status.as_ref();
+    let actual = status.and_then(|it| it.resources.as_ref()).and_then(|it| it.requests.as_ref());
+    largest(pod, Some(wanted), status.and_then(|it| it.allocated_resources.as_ref()), actual)
+}
+
 fn container_requests(
     pod: &Pod,
     container: &Container,
@@ -173,7 +181,19 @@ fn container_requests(
     let held = statuses.into_iter().flatten().find(|status| status.name == container.name);
     let Some(held) = held else { return Resources::parse(wanted) };
     let actual = held.resources.as_ref().and_then(|r| r.requests.as_ref());
-    let granted = held.allocated_resources.as_ref();
+    largest(pod, wanted, held.allocated_resources.as_ref(), actual)
+}
+
+type List = BTreeMap<String, Text>;
+
+/// While a resize is under way the largest of what is wanted, what is granted and what is in
+/// effect counts; what can never be granted is not wanted (KEP-1287, KEP-5419).
+fn largest(
+    pod: &Pod,
+    wanted: Option<&List>,
+    granted: Option<&List>,
+    actual: Option<&List>,
+) -> Resources {
     let mut out = match is_infeasible(pod) && (actual.is_some() || granted.is_some()) {
         true => Resources::default(),
         false => Resources::parse(wanted),

@@ -47,6 +47,8 @@ pub(crate) struct Inner {
     pub wake: Notify,
     /// A claim has changed; pods that wait for theirs look again.
     pub claims_changed: Notify,
+    /// A claim of devices has changed; the same.
+    pub devices_changed: Notify,
     pub writes: Arc<Semaphore>,
 }
 
@@ -63,6 +65,7 @@ impl Scheduler {
             budgets: shared.cache(),
             wake: Notify::new(),
             claims_changed: Notify::new(),
+            devices_changed: Notify::new(),
             writes: Arc::new(Semaphore::new(WRITES_MAX)),
         }))
     }
@@ -140,6 +143,7 @@ impl Scheduler {
             // A finalizer that comes or goes changes nothing for anybody.
             let status = |claim: Option<&Arc<ResourceClaim>>| claim.map(|it| it.status.clone());
             if status(old) != status(new) {
+                me.0.devices_changed.notify_waiters();
                 me.wake(&[Rule::DynamicResources]);
             }
         });
@@ -148,7 +152,8 @@ impl Scheduler {
         let me = self.clone();
         self.0.caches.devices.classes.on_change(move |_, new| {
             if new.is_some() {
-                me.wake(&[Rule::DynamicResources]);
+                // It may stand for a resource that no node has.
+                me.wake(&[Rule::DynamicResources, Rule::NodeResourcesFit]);
             }
         });
         let me = self.clone();

@@ -3,6 +3,7 @@
 //! Every rule gives 0 to 100 per node; the profile has the weights.
 
 pub mod balance;
+pub mod devices;
 pub mod image_locality;
 pub mod inter_pod_affinity;
 pub mod node_affinity;
@@ -35,6 +36,7 @@ pub enum Judge {
     NodeResourcesFit,
     NodeResourcesBalancedAllocation,
     ImageLocality,
+    DynamicResources,
 }
 
 impl Judge {
@@ -48,6 +50,7 @@ impl Judge {
             "NodeResourcesFit" => Judge::NodeResourcesFit,
             "NodeResourcesBalancedAllocation" => Judge::NodeResourcesBalancedAllocation,
             "ImageLocality" => Judge::ImageLocality,
+            "DynamicResources" => Judge::DynamicResources,
             _ => return None,
         })
     }
@@ -62,6 +65,7 @@ impl Judge {
             Judge::NodeResourcesFit => node_resources::score(contest),
             Judge::NodeResourcesBalancedAllocation => balance::score(contest),
             Judge::ImageLocality => image_locality::score(contest),
+            Judge::DynamicResources => devices::score(contest),
         }
     }
 }

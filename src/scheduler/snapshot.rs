@@ -110,7 +110,7 @@ impl NodeInfo {
 struct News {
     /// Labels, taints, or whether it is open.
     place: bool,
-    /// What there is on it.
+    /// What there is on it, and what it can do.
     room: bool,
     images: bool,
 }
@@ -120,7 +120,8 @@ impl News {
         let (before, after) = (old.status.as_ref(), new.status.as_ref());
         Self {
             place: old.metadata.labels != new.metadata.labels || old.spec != new.spec,
-            room: before.map(|it| &it.allocatable) != after.map(|it| &it.allocatable),
+            room: before.map(|it| (&it.allocatable, &it.declared_features))
+                != after.map(|it| (&it.allocatable, &it.declared_features)),
             images: before.map(|it| &it.images) != after.map(|it| &it.images),
         }
     }
@@ -384,6 +385,12 @@ impl Snapshot {
             self.nominated.remove(&node);
         }
         Some((pod, node))
+    }
+
+    /// Pods promised this node that are less important than `pod`.
+    pub fn nominated_after(&self, node: &str, pod: &PodInfo) -> Vec<Arc<PodInfo>> {
+        let pods = self.nominated.get(node).into_iter().flatten();
+        pods.filter(|other| other.priority < pod.priority).cloned().collect()
     }
 
     /// Pods promised this node that `pod` must leave room for.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use base::backoff::Backoff;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use tokio::time::Instant;
 
 use crate::classes::Classes;
@@ -79,6 +80,13 @@ impl State {
             if let Some(allocation) = &grant.allocation {
                 self.pending.insert(devices::uid(&grant.claim).to_owned(), allocation.clone());
             }
+        }
+    }
+
+    /// A claim for extended resources has been made: its devices are kept under its own uid.
+    pub fn made(&mut self, before: &ResourceClaim, made: &ResourceClaim) {
+        if let Some(allocation) = self.pending.remove(devices::uid(before)) {
+            self.pending.insert(devices::uid(made).to_owned(), allocation);
         }
     }
 

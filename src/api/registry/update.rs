@@ -1,7 +1,7 @@
 //! Changing objects: PUT, the four kinds of patches, and writes to subresources.
 
 use bytes::Bytes;
-use kinds::validate::pod_parts;
+use kinds::validate::{devices, pod_parts};
 use serde_json::Value;
 use store::{Outcome, Write};
 
@@ -211,9 +211,11 @@ impl Registry {
                 if is_request && !target.subresource.is_empty() {
                     errors.extend(signing::check(&new, &live, &target.subresource));
                 }
-                if target.subresource == "status" && resource.kind == "Pod" {
-                    errors.extend(pod_parts::status(&new));
-                }
+                errors.extend(match (target.subresource.as_str(), resource.kind.as_str()) {
+                    ("status", "Pod") => pod_parts::status(&new),
+                    ("status", "ResourceClaim") => devices::claim_status(&new, &live),
+                    _ => Vec::new(),
+                });
                 errors
             }
             "ephemeralcontainers" => pod_parts::ephemeral_containers(&new, &live, |old, new| {

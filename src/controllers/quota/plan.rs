@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use jiff::Timestamp;
-use kinds::quota::{Usage, is_meant, usage};
+use kinds::quota::{DEVICES_OF_CLASS, Usage, is_meant, usage};
 use serde_json::{Map, Value, json};
 
 /// A resource whose objects count.
@@ -33,6 +33,9 @@ fn counts(name: &str) -> Bounded {
         | "resourcequotas"
         | "secrets"
         | "services" => core(name),
+        _ if name.ends_with(DEVICES_OF_CLASS) => {
+            Bounded { group: "resource.k8s.io".into(), plural: "resourceclaims".into() }
+        }
         "requests.storage" => core("persistentvolumeclaims"),
         _ if name.contains(".storageclass.storage.k8s.io/") => core("persistentvolumeclaims"),
         _ if name.starts_with("services.") => core("services"),
@@ -77,6 +80,8 @@ mod tests {
             ("requests.cpu", of("", "pods")),
             ("hugepages-2Mi", of("", "pods")),
             ("secrets", of("", "secrets")),
+            ("gpu.deviceclass.resource.k8s.io/devices", of("resource.k8s.io", "resourceclaims")),
+            ("count/resourceclaims.resource.k8s.io", of("resource.k8s.io", "resourceclaims")),
             ("services.nodeports", of("", "services")),
             ("requests.storage", of("", "persistentvolumeclaims")),
             ("gold.storageclass.storage.k8s.io/requests.storage", of("", "persistentvolumeclaims")),

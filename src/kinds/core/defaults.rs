@@ -182,6 +182,9 @@ fn claim_spec(spec: &mut Value) {
         if text(request, "allocationMode") == "ExactCount" {
             fill_zero(request, "count", 1);
         }
+        for toleration in items_mut(request, "tolerations") {
+            fill_zero(toleration, "operator", "Equal");
+        }
     };
     for request in items_mut(devices, "requests") {
         if let Some(exactly) = request.get_mut("exactly").filter(|e| e.is_object()) {

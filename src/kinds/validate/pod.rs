@@ -5,8 +5,8 @@
 
 use serde_json::Value;
 
-use super::pod_restart;
 use super::service::{IP, port_problems};
+use super::{pod_restart, pod_whole};
 use crate::meta::quantity::Quantity;
 use crate::meta::{FieldError, name, object, selector};
 use crate::value::{at, flag, has, items, number, text};
@@ -125,6 +125,7 @@ pub(super) fn spec(spec: &Value, field: &str) -> Errors {
             pod_restart::validate(one, &path, &mut out);
         }
     }
+    pod_whole::resources(spec, field, &mut out);
     host_ports(spec, field, &mut out);
     one_of(spec, "restartPolicy", field, &["Always", "OnFailure", "Never"], &mut out);
     let policies = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
@@ -544,7 +545,7 @@ fn probe(probe: &Value, field: &str, once: bool, out: &mut Errors) {
     }
 }
 
-fn resources(resources: &Value, field: &str, out: &mut Errors) {
+pub(super) fn resources(resources: &Value, field: &str, out: &mut Errors) {
     let parse = |value: &Value| value.as_str().and_then(|t| t.parse::<Quantity>().ok());
     for list in ["limits", "requests"] {
         for (key, value) in at(resources, list).as_object().into_iter().flatten() {

@@ -85,16 +85,17 @@ impl Class {
         }
     }
 
-    /// What was said to a pod of the class, if nothing has changed since.
+    /// What was said to a pod of the class, if nothing has changed since; pods that were promised a
+    /// node are told something else.
     pub fn refusal(&self, pod: &PodInfo, snapshot: &Snapshot) -> Option<Unschedulable> {
         let refused = self.refused.as_ref()?;
-        let holds = refused.revision == snapshot.revision() && !is_nominated(pod);
+        let holds = refused.revision == snapshot.revision() && pod.nominated().is_none();
         holds.then(|| refused.refusal.clone())
     }
 
     /// Remembers a refusal that said nothing of this pod alone.
     pub fn refuse(&mut self, pod: &PodInfo, snapshot: &Snapshot, refusal: &Unschedulable) {
-        if refusal.victims.is_none() && refusal.idle.is_none() && !is_nominated(pod) {
+        if refusal.victims.is_none() && refusal.idle.is_none() && pod.nominated().is_none() {
             let revision = snapshot.revision();
             self.refused = Some(Refused { revision, refusal: refusal.clone() });
         }
@@ -249,6 +250,8 @@ impl Class {
                 }
                 // Part of the worth.
                 Judge::NodeResourcesFit | Judge::NodeResourcesBalancedAllocation => {}
+                // Pods with claims are of no class.
+                Judge::DynamicResources => {}
             }
         }
     }
@@ -270,12 +273,6 @@ impl Class {
             }
         }
     }
-}
-
-/// The pod was promised a node; what it is told depends on that.
-fn is_nominated(pod: &PodInfo) -> bool {
-    let status = pod.pod.status.as_ref();
-    status.and_then(|it| it.nominated_node_name.as_deref()).is_some_and(|name| !name.is_empty())
 }
 
 fn look(pod: &PodInfo, facts: &Facts, node: &NodeInfo, stamp: u64) -> Seen {
@@ -305,6 +302,7 @@ fn worth(pod: &PodInfo, profile: &Profile, node: &NodeInfo) -> i64 {
         | Judge::NodeAffinity
         | Judge::PodTopologySpread
         | Judge::InterPodAffinity
+        | Judge::DynamicResources
         | Judge::ImageLocality => 0,
     };
     profile.scores.iter().map(|(weight, judge)| weight * of(judge)).sum()

@@ -42,6 +42,7 @@ pub fn alike(one: &PodInfo, other: &PodInfo, matters: &dyn Fn(&str) -> bool) -> 
         && labels(one, matters).eq(labels(other, matters))
         && one.requests == other.requests
         && one.ports == other.ports
+        && one.features == other.features
         && controller(one) == controller(other)
         && a.scheduler_name == b.scheduler_name
         && a.preemption_policy == b.preemption_policy

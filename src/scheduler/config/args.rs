@@ -7,8 +7,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::devices::Patience;
 use crate::profile::{Fit, Profile, Strategy};
 
+/// Upstream's `filterTimeout` by default.
+const FILTER_SECONDS: f64 = 10.0;
 /// Points of a shape score 0 to 10; nodes 0 to 100.
 const SHAPE_SCALE: i64 = 10;
 
@@ -104,6 +107,15 @@ pub(crate) struct VolumeBinding {
     pub shape: Option<Vec<Point>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(crate) struct DynamicResources {
+    api_version: String,
+    kind: String,
+    pub filter_timeout: Option<String>,
+    pub binding_timeout: Option<String>,
+}
+
 /// The arguments of the plugins that take some.
 pub(crate) enum Args {
     Fit(NodeResourcesFit),
@@ -113,6 +125,7 @@ pub(crate) enum Args {
     Spread(PodTopologySpread),
     Preemption(DefaultPreemption),
     Volumes(VolumeBinding),
+    Devices(DynamicResources),
     None,
 }
 
@@ -142,6 +155,7 @@ pub(crate) fn parse(plugin: &str, args: &Value) -> Result<Args, String> {
         "PodTopologySpread" => Args::Spread(read(plugin, args)?),
         "DefaultPreemption" => Args::Preemption(read(plugin, args)?),
         "VolumeBinding" => Args::Volumes(read(plugin, args)?),
+        "DynamicResources" => Args::Devices(read(plugin, args)?),
         _ => Args::None,
     })
 }
@@ -175,9 +189,24 @@ pub(crate) fn apply(plugin: &str, args: &Value, profile: &mut Profile) -> Result
         Args::Volumes(args) => {
             profile.bind_timeout = Duration::from_secs(size(args.bind_timeout_seconds, 600) as u64);
         }
+        Args::Devices(args) => profile.devices = patience(&args),
         Args::None => {}
     }
     Ok(())
+}
+
+/// The time of a filter is counted in steps; none is as many as it takes.
+fn patience(args: &DynamicResources) -> Patience {
+    let default = Patience::default();
+    let time = |text: &Option<String>| text.as_deref().and_then(base::time::parse_duration);
+    let steps = time(&args.filter_timeout).map(|time| match time.is_zero() {
+        true => usize::MAX,
+        false => (default.steps as f64 * time.as_secs_f64() / FILTER_SECONDS) as usize,
+    });
+    Patience {
+        steps: steps.unwrap_or(default.steps),
+        binding: time(&args.binding_timeout).unwrap_or(default.binding),
+    }
 }
 
 fn fit(args: NodeResourcesFit) -> Fit {

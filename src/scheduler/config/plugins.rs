@@ -54,7 +54,7 @@ const fn known(name: &'static str, points: &'static [&'static str], weight: Opti
 const ALL_FOUR: &[&str] = &["PreFilter", "Filter", "PreScore", "Score"];
 
 /// In upstream's order, which is that of its default configuration.
-const KNOWN: [Known; 19] = [
+const KNOWN: [Known; 20] = [
     known("SchedulingGates", &["PreEnqueue"], None),
     known("PrioritySort", &["QueueSort"], None),
     known("NodeUnschedulable", &["Filter"], None),
@@ -75,13 +75,14 @@ const KNOWN: [Known; 19] = [
     known("InterPodAffinity", ALL_FOUR, Some(2)),
     known(
         "DynamicResources",
-        &["PreEnqueue", "PreFilter", "Filter", "PostFilter", "Reserve", "PreBind"],
+        &["PreEnqueue", "PreFilter", "Filter", "PostFilter", "Score", "Reserve", "PreBind"],
         None,
     ),
     known("DefaultPreemption", &["PreEnqueue", "PostFilter"], None),
     known("NodeResourcesBalancedAllocation", &["PreScore", "Score"], Some(1)),
     known("ImageLocality", &["Score"], Some(1)),
     known("DefaultBinder", &["Bind"], None),
+    known("NodeDeclaredFeatures", &["PreFilter", "Filter"], None),
 ];
 
 fn find(name: &str) -> Option<&'static Known> {

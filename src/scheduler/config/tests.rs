@@ -69,6 +69,7 @@ fn arguments_reach_the_profile() {
          \x20         shape: [{utilization: 0, score: 0}, {utilization: 100, score: 10}]\n\
          \x20 - name: InterPodAffinity\n    args: {hardPodAffinityWeight: 5}\n\
          \x20 - name: VolumeBinding\n    args: {bindTimeoutSeconds: 9}\n\
+         \x20 - name: DynamicResources\n    args: {filterTimeout: 5s, bindingTimeout: 1m}\n\
          - schedulerName: b\n  percentageOfNodesToScore: 60\n",
     );
     assert_eq!((config.backoff_initial.as_secs(), config.backoff_max.as_secs()), (2, 20));
@@ -79,6 +80,7 @@ fn arguments_reach_the_profile() {
     assert!(a.fit.ignores("example.com/a") && a.fit.ignores("b.example.com/x"));
     assert!(!a.fit.ignores("example.com/b"));
     assert_eq!((a.hard_affinity_weight, a.bind_timeout.as_secs()), (5, 9));
+    assert_eq!((a.devices.steps, a.devices.binding.as_secs()), (50_000, 60));
     assert_eq!(b.hard_affinity_weight, 1);
 }
 
@@ -105,6 +107,11 @@ fn what_is_wrong_is_said_in_upstreams_words() {
             "profiles[1].schedulerName: Duplicate value: \"profiles[0].schedulerName\"",
         ),
         ("profiles: [{schedulerName: a}, {}]", "profiles[1].schedulerName: Required value"),
+        (
+            "profiles: [{pluginConfig: [{name: DynamicResources, args: {bindingTimeout: 0s}}]}]",
+            "profiles[0].pluginConfig[0].args.bindingTimeout: Invalid value: \"0s\": must be at \
+             least 1 second",
+        ),
         (
             "profiles: [{plugins: {filter: {enabled: [{name: ImageLocality}]}}}]",
             "plugin \"ImageLocality\" does not extend FilterPlugin plugin",

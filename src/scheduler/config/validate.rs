@@ -115,6 +115,19 @@ fn check_args(out: &mut Problems, path: &str, args: &Args) {
                 ));
             }
         }
+        Args::Devices(args) => {
+            let times = [
+                ("filterTimeout", &args.filter_timeout, 0.0, "must be zero or greater"),
+                ("bindingTimeout", &args.binding_timeout, 1.0, "must be at least 1 second"),
+            ];
+            for (name, text, least, why) in times {
+                let Some(text) = text else { continue };
+                let time = base::time::parse_duration(text).map(|time| time.as_secs_f64());
+                if time.is_none_or(|time| time < least) {
+                    invalid(out, &format!("{path}.{name}"), format!("{text:?}"), why);
+                }
+            }
+        }
         Args::NodeAffinity(_) | Args::None => {}
     }
 }

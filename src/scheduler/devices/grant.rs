@@ -1,10 +1,13 @@
 //! Writes down what a pod's claims got, and that the pod uses them; and takes it back.
 
-use client::{Client, Patch};
+use std::time::Duration;
+
+use client::{Client, DeleteParams, Patch};
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 use serde_json::{Value, json};
 
-use super::{Grant, allocation, shown, uid, users};
+use super::extended::{is_special, is_unmade};
+use super::{Grant, Sources, allocation, ready, shown, uid, users};
 use crate::pod::PodInfo;
 
 /// Keeps a claim while it is allocated.
@@ -18,6 +21,16 @@ pub enum GrantError {
     Deleted(String),
     #[error("claim {0} got allocated elsewhere in the meantime")]
     Elsewhere(String),
+    #[error("{0}")]
+    NeverReady(String),
+    #[error("device binding timeout")]
+    Late,
+    #[error("update pod {pod} ExtendedResourceClaimStatus")]
+    Tell {
+        pod: String,
+        #[source]
+        source: client::Error,
+    },
     #[error("{doing} claim {claim}")]
     Write {
         doing: &'static str,
@@ -25,6 +38,38 @@ pub enum GrantError {
         #[source]
         source: client::Error,
     },
+}
+
+/// Makes the claim that stands for extended resources.
+///
+/// # Errors
+/// When it cannot be made.
+pub async fn make(client: &Client, grant: &Grant) -> Result<ResourceClaim, GrantError> {
+    let mut claim = ResourceClaim::clone(&grant.claim);
+    (claim.metadata.name, claim.metadata.uid) = (None, None);
+    let api = client.api::<ResourceClaim>(claim.metadata.namespace.as_deref());
+    api.create(&claim).await.map_err(|source| GrantError::Write {
+        doing: "create",
+        claim: "for extended resources".into(),
+        source,
+    })
+}
+
+/// Tells the pod which of its containers use what of such a claim.
+///
+/// # Errors
+/// When it cannot be written.
+pub async fn tell(client: &Client, pod: &PodInfo, grant: &Grant) -> Result<(), GrantError> {
+    let Some(mappings) = &grant.mappings else { return Ok(()) };
+    let status = json!({"extendedResourceClaimStatus": {
+        "resourceClaimName": grant.claim.metadata.name, "requestMappings": mappings}});
+    let patch = Patch::Merge(json!({"metadata": {"uid": pod.uid}, "status": status}));
+    let api = client.api::<k8s_openapi::api::core::v1::Pod>(Some(&pod.namespace));
+    let told = api.patch_status(&pod.name, &patch).await;
+    told.map(drop).map_err(|source| GrantError::Tell {
+        pod: format!("{}/{}", pod.namespace, pod.name),
+        source,
+    })
 }
 
 /// Writes all grants of a pod.
@@ -92,7 +137,7 @@ async fn once(
             let written = api.patch(name, &patch).await.map_err(failed("add finalizer to"))?;
             version = written.metadata.resource_version;
         }
-        status["allocation"] = json!(granted);
+        status["allocation"] = json!(numbered(granted));
         let now = base::time::rfc3339(base::time::now());
         status["allocation"]["allocationTimestamp"] = json!(now);
     }
@@ -102,6 +147,18 @@ async fn once(
         None => "add reservation to",
     };
     api.patch_status(name, &Patch::Merge(patch)).await.map(drop).map_err(failed(doing))
+}
+
+/// Each part of a device that many may have gets a number of its own.
+fn numbered(granted: &AllocationResult) -> AllocationResult {
+    let mut out = granted.clone();
+    let devices = out.devices.as_mut();
+    for result in devices.into_iter().flat_map(|it| it.results.iter_mut().flatten()) {
+        if let Some(number) = &mut result.share_id {
+            *number = base::rng::uuid();
+        }
+    }
+    out
 }
 
 /// The users of a claim, the pod among them.
@@ -116,7 +173,31 @@ fn with_user(claim: &ResourceClaim, pod: &PodInfo) -> Value {
     out
 }
 
-/// The pod does not use its claims after all.
+/// Whether all devices of the pod's claims are ready, as the cache has them.
+///
+/// # Errors
+/// That some never will be.
+pub fn are_ready(
+    sources: &Sources,
+    pod: &PodInfo,
+    grants: &[Grant],
+    patience: Duration,
+) -> Result<bool, GrantError> {
+    let mut all = true;
+    for grant in grants {
+        let name = grant.claim.metadata.name.as_deref().unwrap_or_default();
+        // One that was made just now may come later.
+        let Some(claim) = sources.claims.get(&pod.namespace, name) else { return Ok(false) };
+        let is_ready = ready::is_ready(&claim).map_err(GrantError::NeverReady)?;
+        if !is_ready && ready::is_late(&claim, patience, base::time::now()) {
+            return Err(GrantError::NeverReady(format!("claim {name} binding timeout")));
+        }
+        all &= is_ready;
+    }
+    Ok(all)
+}
+
+/// The pod does not use its claims after all; what was made for it alone goes.
 ///
 /// # Errors
 /// When a claim cannot be written; the pod is tried again anyway.
@@ -126,7 +207,11 @@ pub async fn take_back(
     grants: &[Grant],
 ) -> client::error::Result<()> {
     let api = client.api::<ResourceClaim>(Some(&pod.namespace));
-    for grant in grants {
+    for grant in grants.iter().filter(|grant| !is_unmade(&grant.claim)) {
+        if is_special(&grant.claim) {
+            remove(client, &grant.claim).await?;
+            continue;
+        }
         let name = grant.claim.metadata.name.as_deref().unwrap_or_default();
         let patch = json!({
             "metadata": {"uid": uid(&grant.claim)},
@@ -137,16 +222,39 @@ pub async fn take_back(
     Ok(())
 }
 
-/// Frees the devices of a claim that nobody uses.
+/// Removes a claim that the scheduler has made.
+async fn remove(client: &Client, claim: &ResourceClaim) -> client::error::Result<()> {
+    let meta = &claim.metadata;
+    let api = client.api::<ResourceClaim>(meta.namespace.as_deref());
+    let name = meta.name.as_deref().unwrap_or_default();
+    // Others may have theirs on it.
+    let let_go = json!({"metadata": {"uid": meta.uid, "$deleteFromPrimitiveList/finalizers":
+        [FINALIZER]}});
+    match api.patch(name, &Patch::Strategic(let_go)).await {
+        Ok(_) => {}
+        Err(err) if err.is_not_found() => return Ok(()),
+        Err(err) => return Err(err),
+    }
+    let uid = meta.uid.clone().unwrap_or_default();
+    match api.delete(name, &DeleteParams::uid(uid)).await {
+        Err(err) if err.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+/// Frees the devices of a claim that nobody uses. One that was made for its pod goes.
 ///
 /// # Errors
 /// When it cannot be written, or has changed.
 pub async fn deallocate(client: &Client, claim: &ResourceClaim) -> client::error::Result<()> {
+    if is_special(claim) {
+        return remove(client, claim).await;
+    }
     let meta = &claim.metadata;
     let api = client.api::<ResourceClaim>(meta.namespace.as_deref());
     let patch = json!({
         "metadata": {"resourceVersion": meta.resource_version},
-        "status": {"allocation": null, "reservedFor": null},
+        "status": {"allocation": null, "reservedFor": null, "devices": null},
     });
     let name = meta.name.as_deref().unwrap_or_default();
     api.patch_status(name, &Patch::Merge(patch)).await.map(drop)

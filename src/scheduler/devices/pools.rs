@@ -9,6 +9,7 @@ use k8s_openapi::api::resource::v1::{Device, ResourceSlice};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Written;
 use kinds::meta::quantity::Quantity;
 
+use super::capacity::Consumed;
 use crate::filter::node_affinity::selects;
 use crate::snapshot::NodeInfo;
 
@@ -18,6 +19,15 @@ pub type DeviceId = (String, String, String);
 /// The name of a counter set, and of a counter in it.
 pub type CounterId = (String, String);
 
+/// What claims have.
+#[derive(Debug, Default)]
+pub struct Used {
+    /// Devices that nobody else may have.
+    pub whole: HashSet<DeviceId>,
+    /// What is taken of those that many may have.
+    pub shares: HashMap<DeviceId, Consumed>,
+}
+
 #[derive(Debug, Clone)]
 pub struct Pool {
     pub driver: String,
@@ -25,16 +35,29 @@ pub struct Pool {
     pub slices: Vec<Arc<ResourceSlice>>,
     /// Slices of the newest generation are missing.
     pub is_incomplete: bool,
-    /// A device stands in it twice.
+    /// A device or a set of counters stands in it twice, or a device consumes counters that
+    /// there are not.
     pub is_invalid: bool,
-    /// Names of devices that claims have.
+    /// Names of devices that claims have for themselves.
     pub in_use: HashSet<String>,
+    /// What claims take of devices that many may have, by the devices' names.
+    pub consumed: HashMap<String, Consumed>,
     /// What allocated devices leave of the counters, in thousandths.
     pub counters: HashMap<CounterId, i64>,
 }
 
 pub fn millis(quantity: &Written) -> i64 {
     quantity.0.parse::<Quantity>().unwrap_or_default().millis()
+}
+
+/// Many claims may have the device, each a part of its capacity.
+pub fn is_shared(device: &Device) -> bool {
+    device.allow_multiple_allocations == Some(true)
+}
+
+/// Somebody has to say that a device is ready before pods are bound.
+pub fn has_conditions(device: &Device) -> bool {
+    device.binding_conditions.as_ref().is_some_and(|it| !it.is_empty())
 }
 
 pub fn devices(slice: &ResourceSlice) -> &[Device] {
@@ -52,7 +75,8 @@ pub fn consumption(device: &Device) -> impl Iterator<Item = (CounterId, i64)> + 
     })
 }
 
-pub fn gather(slices: &[Arc<ResourceSlice>], in_use: &HashSet<DeviceId>) -> Vec<Pool> {
+/// By name; those come last that have devices for which pods must wait.
+pub fn gather(slices: &[Arc<ResourceSlice>], used: &Used) -> Vec<Pool> {
     let mut newest: BTreeMap<(&str, &str), Vec<&Arc<ResourceSlice>>> = BTreeMap::new();
     for slice in slices {
         let pool = newest.entry((&slice.spec.driver, &slice.spec.pool.name)).or_default();
@@ -64,15 +88,15 @@ pub fn gather(slices: &[Arc<ResourceSlice>], in_use: &HashSet<DeviceId>) -> Vec<
             pool.push(slice);
         }
     }
-    newest.into_iter().map(|((driver, name), slices)| pool(driver, name, &slices, in_use)).collect()
+    let pools =
+        newest.into_iter().map(|((driver, name), slices)| pool(driver, name, &slices, used));
+    let mut pools: Vec<Pool> = pools.collect();
+    let waits = |pool: &Pool| pool.slices.iter().any(|it| devices(it).iter().any(has_conditions));
+    pools.sort_by_key(waits);
+    pools
 }
 
-fn pool(
-    driver: &str,
-    name: &str,
-    slices: &[&Arc<ResourceSlice>],
-    in_use: &HashSet<DeviceId>,
-) -> Pool {
+fn pool(driver: &str, name: &str, slices: &[&Arc<ResourceSlice>], used: &Used) -> Pool {
     let mut slices: Vec<Arc<ResourceSlice>> = slices.iter().map(|it| (*it).clone()).collect();
     slices.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let wanted = slices.first().map_or(0, |first| first.spec.pool.resource_slice_count);
@@ -82,10 +106,13 @@ fn pool(
         is_incomplete: i64::try_from(slices.len()) != Ok(wanted),
         is_invalid: false,
         in_use: HashSet::new(),
+        consumed: HashMap::new(),
         counters: HashMap::new(),
         slices: Vec::new(),
     };
+    let mut sets = HashSet::new();
     for set in slices.iter().flat_map(|slice| slice.spec.shared_counters.iter().flatten()) {
+        out.is_invalid |= !sets.insert(set.name.as_str());
         for (counter, value) in &set.counters {
             out.counters.insert((set.name.clone(), counter.clone()), millis(&value.value));
         }
@@ -93,17 +120,27 @@ fn pool(
     let mut seen = HashSet::new();
     for device in slices.iter().flat_map(|slice| devices(slice)) {
         out.is_invalid |= !seen.insert(device.name.as_str());
+        out.is_invalid |= consumption(device).any(|(id, _)| !out.counters.contains_key(&id));
         let id = (driver.to_owned(), name.to_owned(), device.name.clone());
-        if in_use.contains(&id) {
-            out.in_use.insert(id.2);
+        let is_whole = used.whole.contains(&id);
+        let share = used.shares.get(&id);
+        if is_whole || share.is_some() {
             for (counter, value) in consumption(device) {
                 if let Some(left) = out.counters.get_mut(&counter) {
                     *left -= value;
                 }
             }
         }
+        if let Some(share) = share {
+            out.consumed.insert(device.name.clone(), share.clone());
+        }
+        if is_whole {
+            out.in_use.insert(id.2);
+        }
     }
-    drop(seen);
+    // What is missing may be in a slice that is missing.
+    out.is_invalid &= !out.is_incomplete;
+    drop((seen, sets));
     out.slices = slices;
     out
 }

@@ -6,16 +6,21 @@ use k8s_openapi::api::resource::v1::{
     AllocationResult, DeviceAllocationConfiguration, DeviceAllocationResult,
     DeviceRequestAllocationResult, ResourceClaim,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::search::{Candidate, Choice};
+use super::search::{Choice, Picked};
 
-/// `chosen` has the choice that was taken for each request.
+/// The part of a device that many may have; it is given a number when it is written down.
+const SHARE: &str = "";
+
+/// `chosen` has the choice that was taken for each request; `node` is where the pod is to go.
 pub fn of(
     claim: &ResourceClaim,
-    devices: &[(&Candidate<'_>, &Choice<'_>)],
+    devices: &[Picked<'_, '_>],
     chosen: &[&Choice<'_>],
+    node: &str,
 ) -> AllocationResult {
-    let results = devices.iter().map(|(held, choice)| DeviceRequestAllocationResult {
+    let result = |Picked { held, choice, taken }: &Picked<'_, '_>| DeviceRequestAllocationResult {
         request: choice.name(),
         driver: held.pool.driver.clone(),
         pool: held.pool.name.clone(),
@@ -25,16 +30,21 @@ pub fn of(
             [] => None,
             some => Some(some.to_vec()),
         },
-        ..DeviceRequestAllocationResult::default()
-    });
+        binding_conditions: held.device.binding_conditions.clone(),
+        binding_failure_conditions: held.device.binding_failure_conditions.clone(),
+        share_id: held.is_shared().then(|| SHARE.to_owned()),
+        consumed_capacity: (held.is_shared() && !taken.is_empty()).then(|| {
+            taken.iter().map(|(name, value)| (name.clone(), Quantity(value.to_string()))).collect()
+        }),
+    };
     let config = configuration(claim, chosen);
     AllocationResult {
         allocation_timestamp: None,
         devices: Some(DeviceAllocationResult {
             config: (!config.is_empty()).then_some(config),
-            results: Some(results.collect()),
+            results: Some(devices.iter().map(result).collect()),
         }),
-        node_selector: selector(devices),
+        node_selector: selector(devices, node),
     }
 }
 
@@ -87,19 +97,20 @@ fn configuration(
 }
 
 /// None where the devices can be used from everywhere.
-fn selector(devices: &[(&Candidate<'_>, &Choice<'_>)]) -> Option<NodeSelector> {
+fn selector(devices: &[Picked<'_, '_>], node: &str) -> Option<NodeSelector> {
     let mut term = NodeSelectorTerm::default();
-    for (held, _) in devices {
+    for Picked { held, .. } in devices {
         let spec = &held.slice.spec;
         let (name, selector) = match spec.per_device_node_selection {
             Some(true) => (&held.device.node_name, &held.device.node_selector),
             Some(false) | None => (&spec.node_name, &spec.node_selector),
         };
-        if let Some(name) = name.as_ref().filter(|name| !name.is_empty()) {
+        let is_local = name.as_ref().is_some_and(|name| !name.is_empty());
+        if is_local || held.device.binds_to_node == Some(true) {
             let requirement = NodeSelectorRequirement {
                 key: "metadata.name".into(),
                 operator: "In".into(),
-                values: Some(vec![name.clone()]),
+                values: Some(vec![node.to_owned()]),
             };
             let fields = Some(vec![requirement]);
             let term = NodeSelectorTerm { match_fields: fields, match_expressions: None };

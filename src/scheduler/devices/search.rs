@@ -3,14 +3,20 @@
 //! The first solution is taken. A search that takes too many steps is given up.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use client::devices::tolerates;
 use k8s_openapi::api::resource::v1::{
-    AllocationResult, Device, DeviceAttribute, DeviceClass, DeviceSelector, DeviceTaint,
-    DeviceToleration, ResourceClaim, ResourceSlice,
+    AllocationResult, Device, DeviceAttribute, DeviceSelector, DeviceTaint, ResourceClaim,
+    ResourceSlice,
 };
 
+mod choice;
+
+pub use choice::Choice;
+
+use super::capacity::{self, Consumed};
 use super::pools::{self, CounterId, Pool};
 use super::selector::{self, Failure};
 use super::{Devices, result, shown};
@@ -18,8 +24,8 @@ use crate::snapshot::NodeInfo;
 
 /// Devices of one claim (resource/v1, AllocationResultsMaxSize).
 const RESULTS_MAX: usize = 32;
-/// Of one pod, over all nodes: devices tried, and selectors asked. Where upstream has ten
-/// seconds for every node (`filterTimeout`).
+/// Of one pod, over all nodes: devices tried, and selectors asked. It stands for the ten seconds
+/// that upstream has for every node (`filterTimeout`).
 pub const STEPS_MAX: usize = 100_000;
 
 /// A device that can be used from the node.
@@ -27,45 +33,32 @@ pub struct Candidate<'a> {
     pub pool: &'a Pool,
     pub slice: &'a ResourceSlice,
     pub device: &'a Device,
-    /// The claims, by index, that have it in this search.
+    /// The claims, by index, that have it in this search, unless many may have it.
     holders: Vec<usize>,
+    /// How many have some of it in this search, where many may, and what they take.
+    shares: usize,
+    consumed: Consumed,
     value: Option<Result<cel::Value<'static>, String>>,
 }
 
-/// A request, or one alternative of it.
-pub struct Choice<'a> {
-    pub request: &'a str,
-    pub alternative: Option<&'a str>,
-    pub class: &'a DeviceClass,
-    pub tolerations: &'a [DeviceToleration],
-    pub is_admin: Option<bool>,
-    selectors: &'a [DeviceSelector],
-    /// None: all that there are.
-    count: Option<usize>,
-    /// What a device must have, in thousandths.
-    capacity: Vec<(&'a str, i64)>,
-    /// All that there are, by index.
-    all: Vec<usize>,
-    /// What is known of candidates.
-    suits: HashMap<usize, bool>,
+impl Candidate<'_> {
+    /// Many may have it, each a part of its capacity.
+    pub fn is_shared(&self) -> bool {
+        pools::is_shared(self.device)
+    }
+
+    fn has_room(&self, taken: &Consumed) -> bool {
+        let held = self.pool.consumed.get(&self.device.name);
+        capacity::suffices(self.device, taken, [held, Some(&self.consumed)])
+    }
 }
 
-impl Choice<'_> {
-    /// As allocations name it.
-    pub fn name(&self) -> String {
-        match self.alternative {
-            Some(alternative) => format!("{}/{alternative}", self.request),
-            None => self.request.to_owned(),
-        }
-    }
-
-    fn has_admin(&self) -> bool {
-        self.is_admin == Some(true)
-    }
-
-    fn wanted(&self) -> usize {
-        self.count.unwrap_or(self.all.len())
-    }
+/// A device of an allocation.
+pub struct Picked<'a, 'b> {
+    pub held: &'b Candidate<'a>,
+    pub choice: &'b Choice<'a>,
+    /// What is taken of it, where many may have it.
+    pub taken: &'b Consumed,
 }
 
 struct Constraint<'a> {
@@ -91,11 +84,14 @@ struct At {
     request: usize,
     alternative: Option<usize>,
     device: usize,
+    /// The candidates before this one were tried for the request already: which of them comes
+    /// first makes no difference.
+    from: usize,
 }
 
 impl At {
     fn of(claim: usize, request: usize) -> Self {
-        Self { claim, request, alternative: None, device: 0 }
+        Self { claim, request, alternative: None, device: 0, from: 0 }
     }
 }
 
@@ -107,6 +103,17 @@ enum Stop {
 
 type Step = Result<bool, Stop>;
 
+/// A choice, by claim, request and alternative.
+type Key = (usize, usize, usize);
+
+/// A device that was taken.
+struct Found {
+    candidate: usize,
+    request: usize,
+    alternative: usize,
+    taken: Rc<Consumed>,
+}
+
 struct Search<'a> {
     devices: &'a Devices,
     claims: &'a [&'a ResourceClaim],
@@ -114,9 +121,9 @@ struct Search<'a> {
     /// By claim, request and alternative.
     choices: Vec<Vec<Vec<Choice<'a>>>>,
     constraints: Vec<Vec<Constraint<'a>>>,
-    /// By claim: alternatives taken, and candidates with the choice they are for.
+    /// By claim: alternatives taken, and the devices.
     taken: Vec<Vec<usize>>,
-    found: Vec<Vec<(usize, usize, usize)>>,
+    found: Vec<Vec<Found>>,
     consumed: HashMap<(usize, CounterId), i64>,
 }
 
@@ -141,7 +148,7 @@ pub fn allocate(
     };
     search.prepare()?;
     match search.step(At::of(0, 0)) {
-        Ok(true) => Ok(Some(search.results())),
+        Ok(true) => Ok(Some(search.results(&node.name))),
         Ok(false) | Err(Stop::TooMany) => {
             match search.candidates.iter().any(|it| it.pool.is_invalid) {
                 true => Err("invalid resource pools were encountered".into()),
@@ -157,9 +164,16 @@ fn candidates<'a>(pools: &'a [Pool], node: &NodeInfo) -> Vec<Candidate<'a>> {
     for pool in pools {
         for slice in &pool.slices {
             for device in pools::devices(slice) {
-                let waits = device.binding_conditions.as_ref().is_some_and(|it| !it.is_empty());
-                if !waits && pools::reaches(slice, device, node) {
-                    out.push(Candidate { pool, slice, device, holders: Vec::new(), value: None });
+                if pools::reaches(slice, device, node) {
+                    out.push(Candidate {
+                        pool,
+                        slice,
+                        device,
+                        holders: Vec::new(),
+                        shares: 0,
+                        consumed: Consumed::new(),
+                        value: None,
+                    });
                 }
             }
         }
@@ -181,14 +195,15 @@ impl<'a> Search<'a> {
         for (at, claim) in self.claims.iter().enumerate() {
             let devices = claim.spec.devices.as_ref();
             let requests = devices.and_then(|it| it.requests.as_deref()).unwrap_or_default();
-            let mut choices = Vec::new();
-            for request in requests {
-                let mut alternatives = choices_of(self.devices, request);
-                for choice in &mut alternatives {
-                    self.count_all(at, choice)?;
+            let classes = &self.devices.classes;
+            let choices = requests.iter().map(|it| choice::all_of(classes, it));
+            self.choices.push(choices.collect());
+            for request in 0..self.choices[at].len() {
+                for alternative in 0..self.choices[at][request].len() {
+                    self.count_all((at, request, alternative))?;
                 }
-                choices.push(alternatives);
             }
+            let choices = &self.choices[at];
             let least = |choices: &Vec<Choice<'_>>| choices.iter().map(Choice::wanted).min();
             let least: usize = choices.iter().filter_map(least).sum();
             if least > RESULTS_MAX {
@@ -199,7 +214,6 @@ impl<'a> Search<'a> {
                 ));
             }
             self.taken.push(vec![0; choices.len()]);
-            self.choices.push(choices);
             let constraints = devices.and_then(|it| it.constraints.as_deref()).unwrap_or_default();
             let mut read = Vec::new();
             for (number, it) in constraints.iter().enumerate() {
@@ -222,9 +236,17 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
+    fn choice(&self, (claim, request, alternative): Key) -> &Choice<'a> {
+        &self.choices[claim][request][alternative]
+    }
+
+    fn choice_mut(&mut self, (claim, request, alternative): Key) -> &mut Choice<'a> {
+        &mut self.choices[claim][request][alternative]
+    }
+
     /// Which devices "all" are.
-    fn count_all(&mut self, claim: usize, choice: &mut Choice<'a>) -> Result<(), String> {
-        if choice.count.is_some() {
+    fn count_all(&mut self, key: Key) -> Result<(), String> {
+        if self.choice(key).count.is_some() {
             return Ok(());
         }
         for at in 0..self.candidates.len() {
@@ -235,44 +257,43 @@ impl<'a> Search<'a> {
                 (false, false) => None,
             };
             if let Some(state) = state {
+                let choice = self.choice(key);
                 return Err(format!(
                     "claim {}, request {}: asks for all devices, but resource pool {}/{} is \
                      currently {state}",
-                    shown(self.claims[claim]),
+                    shown(self.claims[key.0]),
                     choice.alternative.unwrap_or(choice.request),
                     pool.driver,
                     pool.name
                 ));
             }
-            if self.suits(claim, choice, at)? {
-                choice.all.push(at);
+            if self.suits(key, at)?.is_some_and(|taken| self.candidates[at].has_room(&taken)) {
+                self.choice_mut(key).all.push(at);
             }
         }
         Ok(())
     }
 
-    /// Whether a candidate is what the request and its class select.
-    fn suits(&mut self, claim: usize, choice: &mut Choice<'a>, at: usize) -> Result<bool, String> {
-        if let Some(known) = choice.suits.get(&at) {
-            return Ok(*known);
+    /// What the request takes of a candidate; None where that is not what the request and its
+    /// class select, or cannot give what is asked for.
+    fn suits(&mut self, key: Key, at: usize) -> Result<Option<Rc<Consumed>>, String> {
+        if let Some(known) = self.choice(key).suits.get(&at) {
+            return Ok(known.clone());
         }
-        let claim = self.claims[claim];
-        let class = choice.class.spec.selectors.as_deref().unwrap_or_default();
-        let of_class = || format!("class {}", choice.class.metadata.name.as_deref().unwrap_or(""));
+        let claim = self.claims[key.0];
+        let (class, selectors) = (self.choice(key).class, self.choice(key).selectors);
+        let of_class = || format!("class {}", class.metadata.name.as_deref().unwrap_or(""));
         let of_claim = || format!("claim {}", shown(claim));
-        let suits = self.selected(at, class, &of_class)?
-            && self.selected(at, choice.selectors, &of_claim)?
-            && self.is_large_enough(at, choice);
-        choice.suits.insert(at, suits);
-        Ok(suits)
-    }
-
-    fn is_large_enough(&self, at: usize, choice: &Choice<'_>) -> bool {
-        let capacity = self.candidates[at].device.capacity.as_ref();
-        choice.capacity.iter().all(|(name, wanted)| {
-            let held = capacity.and_then(|it| it.get(*name));
-            held.is_some_and(|held| pools::millis(&held.value) >= *wanted)
-        })
+        let by_class = class.spec.selectors.as_deref().unwrap_or_default();
+        let is_selected =
+            self.selected(at, by_class, &of_class)? && self.selected(at, selectors, &of_claim)?;
+        let device = self.candidates[at].device;
+        let taken = match is_selected {
+            true => capacity::taken(device, &self.choice(key).capacity).map(Rc::new),
+            false => None,
+        };
+        self.choice_mut(key).suits.insert(at, taken.clone());
+        Ok(taken)
     }
 
     fn selected(
@@ -316,7 +337,7 @@ impl<'a> Search<'a> {
     }
 
     fn count(&self) -> Result<(), Stop> {
-        match self.devices.steps.fetch_add(1, Ordering::Relaxed) < STEPS_MAX {
+        match self.devices.steps.fetch_add(1, Ordering::Relaxed) < self.devices.patience.steps {
             true => Ok(()),
             false => Err(Stop::Failed("timed out trying to allocate devices".into())),
         }
@@ -352,7 +373,7 @@ impl<'a> Search<'a> {
             let candidate = choice.all[at.device];
             return self.with(at, alternative, candidate, true);
         }
-        for candidate in 0..self.candidates.len() {
+        for candidate in at.from..self.candidates.len() {
             if self.is_candidate(at, alternative, candidate)?
                 && self.with(at, alternative, candidate, false)?
             {
@@ -379,9 +400,8 @@ impl<'a> Search<'a> {
     }
 
     fn is_free(&self, at: At, alternative: usize, candidate: usize) -> bool {
-        let choice = &self.choices[at.claim][at.request][alternative];
         let held = &self.candidates[candidate];
-        match choice.has_admin() {
+        match self.choice((at.claim, at.request, alternative)).has_admin() {
             true => !held.holders.contains(&at.claim),
             false => held.holders.is_empty() && !held.pool.in_use.contains(&held.device.name),
         }
@@ -392,17 +412,11 @@ impl<'a> Search<'a> {
         if pool.is_incomplete || pool.is_invalid || !self.is_free(at, alternative, candidate) {
             return Ok(false);
         }
-        let choice = &mut self.choices[at.claim][at.request][alternative];
-        if let Some(known) = choice.suits.get(&candidate) {
-            return Ok(*known);
+        let key = (at.claim, at.request, alternative);
+        if !self.choice(key).suits.contains_key(&candidate) {
+            self.count()?;
         }
-        self.count()?;
-        let choice = &mut self.choices[at.claim][at.request][alternative];
-        // Out of its place, so that the search can be asked.
-        let mut asked = Choice { suits: HashMap::new(), all: Vec::new(), ..copy(choice) };
-        let suits = self.suits(at.claim, &mut asked, candidate).map_err(Stop::Failed)?;
-        self.choices[at.claim][at.request][alternative].suits.insert(candidate, suits);
-        Ok(suits)
+        Ok(self.suits(key, candidate).map_err(Stop::Failed)?.is_some())
     }
 
     /// Takes a candidate, goes on, and gives it back where that leads nowhere.
@@ -410,7 +424,8 @@ impl<'a> Search<'a> {
         if !self.take(at, alternative, candidate, must)? {
             return Ok(false);
         }
-        let next = At { alternative: Some(alternative), device: at.device + 1, ..at };
+        let (alternative_of, device) = (Some(alternative), at.device + 1);
+        let next = At { alternative: alternative_of, device, from: candidate + 1, ..at };
         let done = self.step(next);
         if !matches!(done, Ok(true)) {
             self.give_back(at, alternative, candidate);
@@ -422,13 +437,19 @@ impl<'a> Search<'a> {
         if !self.is_free(at, alternative, candidate) {
             return Ok(false);
         }
+        let key = (at.claim, at.request, alternative);
+        let Some(taken) = self.suits(key, candidate).map_err(Stop::Failed)? else {
+            return Ok(false);
+        };
         let choice = &self.choices[at.claim][at.request][alternative];
         let held = &self.candidates[candidate];
         let bars = |taint: &&DeviceTaint| {
             ["NoSchedule", "NoExecute"].contains(&taint.effect.as_str())
                 && !choice.tolerations.iter().any(|it| tolerates(it, taint))
         };
-        if held.device.taints.iter().flatten().any(|taint| bars(&taint)) || !self.counts(candidate)
+        if held.device.taints.iter().flatten().any(|taint| bars(&taint))
+            || !held.has_room(&taken)
+            || !self.counts(candidate)
         {
             return Ok(false);
         }
@@ -456,9 +477,19 @@ impl<'a> Search<'a> {
         for constraint in self.constraints[at.claim].iter_mut().filter(|it| it.concerns(choice)) {
             constraint.values.extend(lookup(held, constraint.attribute));
         }
-        self.consume(candidate, 1);
-        self.candidates[candidate].holders.push(at.claim);
-        self.found[at.claim].push((candidate, at.request, alternative));
+        if !self.is_counted(candidate) {
+            self.consume(candidate, 1);
+        }
+        let held = &mut self.candidates[candidate];
+        match held.is_shared() {
+            true => {
+                held.shares += 1;
+                capacity::add(&mut held.consumed, &taken);
+            }
+            false => held.holders.push(at.claim),
+        }
+        let request = at.request;
+        self.found[at.claim].push(Found { candidate, request, alternative, taken });
         Ok(true)
     }
 
@@ -467,9 +498,25 @@ impl<'a> Search<'a> {
         for constraint in self.constraints[at.claim].iter_mut().filter(|it| it.concerns(choice)) {
             constraint.values.pop();
         }
-        self.consume(candidate, -1);
-        self.candidates[candidate].holders.retain(|holder| *holder != at.claim);
-        self.found[at.claim].pop();
+        let Some(found) = self.found[at.claim].pop() else { return };
+        let held = &mut self.candidates[candidate];
+        match held.is_shared() {
+            true => {
+                held.shares -= 1;
+                capacity::subtract(&mut held.consumed, &found.taken);
+            }
+            false => held.holders.retain(|holder| *holder != at.claim),
+        }
+        if !self.is_counted(candidate) {
+            self.consume(candidate, -1);
+        }
+    }
+
+    /// Others have some of it, and its counters are consumed once.
+    fn is_counted(&self, candidate: usize) -> bool {
+        let held = &self.candidates[candidate];
+        let before = held.pool.consumed.contains_key(&held.device.name);
+        held.is_shared() && (held.shares > 0 || before)
     }
 
     /// Which of the pools a candidate is of.
@@ -480,6 +527,9 @@ impl<'a> Search<'a> {
 
     /// Whether the pool's counters suffice for one more.
     fn counts(&self, candidate: usize) -> bool {
+        if self.is_counted(candidate) {
+            return true;
+        }
         let (pool, at) = (self.candidates[candidate].pool, self.pool_of(candidate));
         pools::consumption(self.candidates[candidate].device).all(|(counter, value)| {
             let Some(left) = pool.counters.get(&counter) else { return true };
@@ -495,82 +545,18 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn results(&self) -> Vec<AllocationResult> {
+    fn results<'s>(&'s self, node: &str) -> Vec<AllocationResult> {
         let of = |claim: usize| {
-            let devices: Vec<(&Candidate<'_>, &Choice<'_>)> = self.found[claim]
-                .iter()
-                .map(|(candidate, request, alternative)| {
-                    let choice = &self.choices[claim][*request][*alternative];
-                    (&self.candidates[*candidate], choice)
-                })
-                .collect();
+            let picked = |it: &'s Found| Picked {
+                held: &self.candidates[it.candidate],
+                choice: &self.choices[claim][it.request][it.alternative],
+                taken: &it.taken,
+            };
+            let devices: Vec<Picked<'a, 's>> = self.found[claim].iter().map(picked).collect();
             let taken = self.choices[claim].iter().zip(&self.taken[claim]);
             let chosen: Vec<&Choice<'_>> = taken.filter_map(|(all, at)| all.get(*at)).collect();
-            result::of(self.claims[claim], &devices, &chosen)
+            result::of(self.claims[claim], &devices, &chosen, node)
         };
         (0..self.claims.len()).map(of).collect()
     }
-}
-
-fn copy<'a>(choice: &Choice<'a>) -> Choice<'a> {
-    Choice {
-        request: choice.request,
-        alternative: choice.alternative,
-        class: choice.class,
-        tolerations: choice.tolerations,
-        is_admin: choice.is_admin,
-        selectors: choice.selectors,
-        count: choice.count,
-        capacity: choice.capacity.clone(),
-        all: Vec::new(),
-        suits: HashMap::new(),
-    }
-}
-
-fn choices_of<'a>(
-    devices: &'a Devices,
-    request: &'a k8s_openapi::api::resource::v1::DeviceRequest,
-) -> Vec<Choice<'a>> {
-    let count = |mode: Option<&str>, count: Option<i64>| {
-        let exact = usize::try_from(count.unwrap_or(1)).unwrap_or(usize::MAX / 2);
-        (mode != Some("All")).then_some(exact)
-    };
-    let capacity = |it: &'a Option<k8s_openapi::api::resource::v1::CapacityRequirements>| {
-        let wanted = it.iter().flat_map(|it| it.requests.iter().flatten());
-        wanted.map(|(name, value)| (name.as_str(), pools::millis(value))).collect()
-    };
-    let mut out = Vec::new();
-    // Classes were looked up before.
-    if let Some(it) = &request.exactly
-        && let Some(class) = devices.classes.get(&it.device_class_name)
-    {
-        out.push(Choice {
-            request: &request.name,
-            alternative: None,
-            class,
-            tolerations: it.tolerations.as_deref().unwrap_or_default(),
-            is_admin: it.admin_access,
-            selectors: it.selectors.as_deref().unwrap_or_default(),
-            count: count(it.allocation_mode.as_deref(), it.count),
-            capacity: capacity(&it.capacity),
-            all: Vec::new(),
-            suits: HashMap::new(),
-        });
-    }
-    for it in request.first_available.iter().flatten() {
-        let Some(class) = devices.classes.get(&it.device_class_name) else { continue };
-        out.push(Choice {
-            request: &request.name,
-            alternative: Some(&it.name),
-            class,
-            tolerations: it.tolerations.as_deref().unwrap_or_default(),
-            is_admin: None,
-            selectors: it.selectors.as_deref().unwrap_or_default(),
-            count: count(it.allocation_mode.as_deref(), it.count),
-            capacity: capacity(&it.capacity),
-            all: Vec::new(),
-            suits: HashMap::new(),
-        });
-    }
-    out
 }

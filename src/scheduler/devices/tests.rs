@@ -12,12 +12,7 @@ use crate::testing::{node, pod_of};
 
 /// These slices, and the class `gpu` of the driver `d.example`.
 fn sources(slices: Vec<Value>) -> Sources {
-    let out = Sources {
-        claims: Cache::new(),
-        slices: Cache::new(),
-        classes: Cache::new(),
-        programs: Arc::default(),
-    };
+    let out = Sources::new(Cache::new(), Cache::new(), Cache::new());
     out.classes.put(read(json!({"metadata": {"name": "gpu"}, "spec": {
         "selectors": [{"cel": {"expression": "device.driver == 'd.example'"}}],
         "config": [{"opaque": {"driver": "d.example", "parameters": {"a": 1}}}]}})));
@@ -60,10 +55,15 @@ fn pod() -> PodInfo {
     PodInfo::new(Arc::new(pod))
 }
 
+fn seen(sources: &Sources, pending: &Pending) -> Result<Option<Devices>, String> {
+    let now = || "2026-01-01T00:10:00Z".parse().expect("a time");
+    observe(&pod(), sources, pending, Patience::default(), now)
+}
+
 /// `driver/pool/device` of what the claim `c` gets on `n`, each after its request.
 fn given(sources: &Sources, spec: Value) -> Result<Vec<String>, String> {
     sources.claims.put(claim("c", spec));
-    let devices = observe(&pod(), sources, &Pending::new())?.expect("claims");
+    let devices = seen(sources, &Pending::new())?.expect("claims");
     let grants = devices.grants(&NodeInfo::new(Arc::new(node("n", "4", "8Gi"))))?;
     let allocation = grants[0].allocation.as_ref().expect("an allocation");
     let results = allocation.devices.as_ref().and_then(|it| it.results.as_ref()).expect("results");
@@ -218,7 +218,7 @@ fn an_allocation_says_where_it_holds_and_how_it_is_configured() {
     spec["config"] = json!([{"requests": ["r"], "opaque": {"driver": "d.example",
         "parameters": {"b": 2}}}]);
     sources.claims.put(claim("c", spec));
-    let devices = observe(&pod(), &sources, &Pending::new()).unwrap().unwrap();
+    let devices = seen(&sources, &Pending::new()).unwrap().unwrap();
     let grants = devices.grants(&NodeInfo::new(Arc::new(node("n", "4", "8Gi")))).unwrap();
     let allocation = json!(grants[0].allocation);
     assert_eq!(
@@ -236,9 +236,8 @@ fn an_allocation_says_where_it_holds_and_how_it_is_configured() {
 
 #[test]
 fn a_pod_waits_for_its_claim_in_upstreams_words() {
-    let why = |sources: &Sources, pending: &Pending| {
-        observe(&pod(), sources, pending).err().unwrap_or_default()
-    };
+    let why =
+        |sources: &Sources, pending: &Pending| seen(sources, pending).err().unwrap_or_default();
     let none = sources(vec![]);
     let missing = "resourceclaim.resource.k8s.io \"c\" not found";
     assert_eq!(why(&none, &Pending::new()), missing);
@@ -265,7 +264,7 @@ fn an_idle_claim_that_holds_its_pod_elsewhere_is_found() {
             {"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In",
                 "values": ["n"]}]}]}}})));
         sources.claims.put(held);
-        let devices = observe(&pod(), &sources, &Pending::new()).unwrap().unwrap();
+        let devices = seen(&sources, &Pending::new()).unwrap().unwrap();
         let why = devices.grants(&nodes).err();
         assert_eq!(why.as_deref(), Some("resourceclaim not available on the node"));
         assert_eq!(devices.idle(&pod(), &[&nodes]).is_some(), idle);
@@ -288,7 +287,7 @@ fn a_search_ends_for_all_nodes_together() {
         json!([{"cel": {"expression": "device.attributes['d.example'].root < 59"}}]);
     alike["constraints"] = json!([{"matchAttribute": "d.example/root"}]);
     sources.claims.put(claim("c", alike));
-    let devices = observe(&pod(), &sources, &Pending::new()).unwrap().expect("claims");
+    let devices = seen(&sources, &Pending::new()).unwrap().expect("claims");
     let node = |name: String| NodeInfo::new(Arc::new(node(&name, "4", "8Gi")));
     let taken = || devices.steps.load(std::sync::atomic::Ordering::Relaxed);
     devices.grants(&node("n0".into())).unwrap_err();

@@ -10,6 +10,7 @@ use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
     Namespace, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service,
 };
+use k8s_openapi::api::resource::v1::DeviceClass;
 use k8s_openapi::api::storage::v1::{
     CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
 };
@@ -60,12 +61,7 @@ impl Caches {
             capacities: shared.cache(),
             csi_nodes: shared.cache(),
             attachments: shared.cache(),
-            devices: devices::Sources {
-                claims: shared.cache(),
-                slices: shared.cache(),
-                classes: shared.cache(),
-                programs: Arc::default(),
-            },
+            devices: devices::Sources::new(shared.cache(), shared.cache(), shared.cache()),
             services: shared.cache(),
             replica_sets: shared.cache(),
             replication_controllers: shared.cache(),
@@ -99,6 +95,15 @@ impl Caches {
         self.namespaces.on_change(move |old, new| {
             let labels = |it: Option<&Arc<Namespace>>| it.map(|it| it.metadata.labels.clone());
             if labels(old) != labels(new) {
+                changes.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        let changes = self.changes.clone();
+        self.devices.classes.on_change(move |old, new| {
+            // Which resources devices stand in for.
+            let of =
+                |it: Option<&Arc<DeviceClass>>| it.map(|it| it.spec.extended_resource_name.clone());
+            if of(old) != of(new) {
                 changes.fetch_add(1, Ordering::AcqRel);
             }
         });
@@ -139,12 +144,7 @@ impl Caches {
             capacities: Cache::new(),
             csi_nodes: Cache::new(),
             attachments: Cache::new(),
-            devices: devices::Sources {
-                claims: Cache::new(),
-                slices: Cache::new(),
-                classes: Cache::new(),
-                programs: Arc::default(),
-            },
+            devices: devices::Sources::new(Cache::new(), Cache::new(), Cache::new()),
             services: Cache::new(),
             replica_sets: Cache::new(),
             replication_controllers: Cache::new(),

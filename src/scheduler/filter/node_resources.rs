@@ -5,7 +5,13 @@ use crate::pod::PodInfo;
 use crate::profile::Fit;
 use crate::snapshot::NodeInfo;
 
-pub fn check(pod: &PodInfo, fit: &Fit, node: &NodeInfo) -> Result<(), Reject> {
+/// Resources that are `brought` by devices are those devices' business.
+pub fn check(
+    pod: &PodInfo,
+    fit: &Fit,
+    node: &NodeInfo,
+    brought: &dyn Fn(&str) -> bool,
+) -> Result<(), Reject> {
     let (asked, used, all) = (&pod.requests.asked, &node.used, &node.allocatable);
     let mut reasons = Vec::new();
     // Where the pod is larger than the whole node, removing others does not help.
@@ -25,7 +31,7 @@ pub fn check(pod: &PodInfo, fit: &Fit, node: &NodeInfo) -> Result<(), Reject> {
         compare("memory", asked.memory, used.memory, all.memory);
         compare("ephemeral-storage", asked.storage, used.storage, all.storage);
         for (name, value) in &asked.other {
-            if fit.ignores(name) {
+            if fit.ignores(name) || brought(name) {
                 continue;
             }
             let of = |list: &crate::resources::Resources| {

@@ -6,7 +6,8 @@
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::filter::{
-    Rule, Rules, node_affinity, node_resources, node_unschedulable, taints, topology_spread,
+    Rule, Rules, node_affinity, node_declared_features, node_resources, node_unschedulable, taints,
+    topology_spread,
 };
 use crate::pod::{PodInfo, Term};
 use crate::profile::Profile;
@@ -99,6 +100,9 @@ impl Event<'_> {
                     Rule::TaintToleration => newly(&|it| taints::untolerated(pod, it).is_none()),
                     Rule::NodeAffinity => newly(&|it| node_affinity::admits(pod, profile, it)),
                     Rule::NodeResourcesFit => has_room(pod, profile, node),
+                    Rule::NodeDeclaredFeatures => {
+                        newly(&|it| node_declared_features::check(pod, it).is_ok())
+                    }
                     _ => true,
                 }
             }
@@ -112,6 +116,9 @@ pub fn changed(old: &Node, new: &Node) -> Rules {
     let (before, after) = (old.status.as_ref(), new.status.as_ref());
     if before.map(|it| &it.allocatable) != after.map(|it| &it.allocatable) {
         rules.add(Rule::NodeResourcesFit);
+    }
+    if before.map(|it| &it.declared_features) != after.map(|it| &it.declared_features) {
+        rules.add(Rule::NodeDeclaredFeatures);
     }
     if old.metadata.labels != new.metadata.labels {
         for rule in [
@@ -138,7 +145,8 @@ pub fn changed(old: &Node, new: &Node) -> Rules {
 }
 
 fn has_room(pod: &PodInfo, profile: &Profile, node: &NodeInfo) -> bool {
-    node_resources::check(pod, &profile.fit, node).is_ok()
+    // A pod for which devices may bring something looks again at any change.
+    node_resources::check(pod, &profile.fit, node, &|_| false).is_ok()
 }
 
 fn clash(pod: &PodInfo, other: &PodInfo) -> bool {

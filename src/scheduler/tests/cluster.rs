@@ -186,3 +186,96 @@ async fn a_claim_gets_a_device_before_its_pod_is_bound_and_frees_it_for_the_next
     cluster.claims().patch_status("a", &Patch::Merge(free)).await.unwrap();
     assert_eq!(cluster.node_of("q").await, "n");
 }
+
+/// A class, and a slice with these devices on `n`.
+async fn devices(cluster: &Cluster, class: Value, devices: Value) {
+    cluster.node("n").await;
+    cluster.client.all::<DeviceClass>().create(&read(class)).await.unwrap();
+    let slice = json!({"metadata": {"name": "s"}, "spec": {"driver": "d.example", "nodeName": "n",
+        "pool": {"name": "n", "generation": 1, "resourceSliceCount": 1}, "devices": devices}});
+    cluster.client.all::<ResourceSlice>().create(&read(slice)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_waits_until_its_devices_are_ready_and_leaves_those_that_never_will_be() {
+    let cluster = cluster("{}").await;
+    let class = json!({"metadata": {"name": "things.example"}, "spec": {}});
+    let device = json!({"name": "one", "bindsToNode": true, "bindingConditions": ["d.example/up"],
+        "bindingFailureConditions": ["d.example/broken"]});
+    devices(&cluster, class, json!([device])).await;
+    cluster.claim("a").await;
+    let uses = json!({"resourceClaims": [{"name": "c", "resourceClaimName": "a"}]});
+    cluster.pod("p", uses).await;
+    let allocated = async || {
+        let claim = cluster.claims().get("a").await.unwrap();
+        let allocation = claim.status?.allocation?;
+        Some(allocation.allocation_timestamp.unwrap().0)
+    };
+    let first = until("the device is allocated", allocated).await;
+    let tell = async |kind: &str| {
+        let condition = json!({"type": kind, "status": "True", "reason": "Told", "message": "so",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let told = json!([{"driver": "d.example", "pool": "n", "device": "one",
+            "conditions": [condition]}]);
+        let patch = Patch::Merge(json!({"status": {"devices": told}}));
+        cluster.claims().patch_status("a", &patch).await.unwrap();
+    };
+    let pod = cluster.pods().get("p").await.unwrap();
+    assert_eq!(pod.status.unwrap().nominated_node_name.as_deref(), Some("n"));
+    assert_eq!(pod.spec.unwrap().node_name, None);
+    // Timestamps have whole seconds.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    tell("d.example/broken").await;
+    until("it is tried anew", async || allocated().await.filter(|since| *since != first)).await;
+    let told = cluster.claims().get("a").await.unwrap().status.unwrap().devices;
+    assert_eq!(told, None, "what was said of the device went with it");
+    tell("d.example/up").await;
+    assert_eq!(cluster.node_of("p").await, "n");
+    let status = cluster.pods().get("p").await.unwrap().status.unwrap();
+    assert_eq!(status.nominated_node_name, None);
+}
+
+#[tokio::test]
+async fn devices_stand_in_for_extended_resources() {
+    let cluster = cluster("{}").await;
+    let class = json!({"metadata": {"name": "gpu.example"},
+        "spec": {"extendedResourceName": "example.com/gpu"}});
+    devices(&cluster, class, json!([{"name": "one"}, {"name": "two"}])).await;
+    let pod = |name: &str, count: &str| {
+        let asks = json!({"example.com/gpu": count});
+        let container = json!({"name": "c", "image": "i",
+            "resources": {"requests": asks, "limits": asks}});
+        read::<Pod>(json!({"metadata": {"name": name}, "spec": {"containers": [container]}}))
+    };
+    cluster.pods().create(&pod("p", "2")).await.unwrap();
+    assert_eq!(cluster.node_of("p").await, "n");
+    let status = json!(cluster.pods().get("p").await.unwrap().status);
+    let told = &status["extendedResourceClaimStatus"];
+    let request = "container-0-request-0";
+    assert_eq!(
+        told["requestMappings"],
+        json!([{"containerName": "c", "resourceName": "example.com/gpu", "requestName": request}])
+    );
+    let name = told["resourceClaimName"].as_str().unwrap();
+    assert!(name.starts_with("p-extended-resources-"), "{name}");
+    let claim = json!(cluster.claims().get(name).await.unwrap());
+    let results = claim["status"]["allocation"]["devices"]["results"].as_array().unwrap();
+    let given: Vec<&str> = results.iter().map(|it| it["device"].as_str().unwrap()).collect();
+    assert_eq!(given, ["one", "two"]);
+    assert_eq!(claim["status"]["reservedFor"][0]["name"], "p");
+    let annotations = &claim["metadata"]["annotations"];
+    assert_eq!(annotations["resource.kubernetes.io/extended-resource-claim"], "true");
+    assert_eq!(claim["metadata"]["ownerReferences"][0]["name"], "p");
+    // There is nothing left for another, until the first is gone.
+    cluster.pods().create(&pod("q", "1")).await.unwrap();
+    let message = until("the pod says why it waits", async || {
+        let status = cluster.pods().get("q").await.unwrap().status?;
+        let conditions = status.conditions?;
+        conditions.into_iter().find(|it| it.type_ == "PodScheduled")?.message
+    });
+    let message = message.await;
+    assert!(message.contains("1 cannot allocate all claims"), "{message}");
+    let free = json!({"status": {"reservedFor": null, "allocation": null}});
+    cluster.claims().patch_status(name, &Patch::Merge(free)).await.unwrap();
+    assert_eq!(cluster.node_of("q").await, "n");
+}

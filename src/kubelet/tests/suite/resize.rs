@@ -148,6 +148,8 @@ async fn the_resources_of_a_whole_pod_change_in_place() {
     world.until("web", |_| world.api.events().iter().any(done)).await;
     assert_eq!(quota(), "30000");
     world.until("web", |pod| pod.unwrap()["status"]["resources"]["limits"]["cpu"] == "300m").await;
+    let granted = world.pod("web").unwrap()["status"]["allocatedResources"].clone();
+    assert_eq!(granted, json!({"cpu": "50m"}));
     world.delete("web").await;
     world.finish().await;
 }

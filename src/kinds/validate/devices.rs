@@ -1,0 +1,742 @@
+//! Validation of devices, their classes, and claims of them (resource.k8s.io/v1). The expressions
+//! by which devices are selected are not compiled here.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use super::checks::{
+    Errors, NOT_NEGATIVE, form, form_if_any, immutable, must_be_one_of, one_of, quantity,
+};
+use crate::meta::quantity::Quantity;
+use crate::meta::{FieldError, name};
+use crate::value::{at, has, items, number, text};
+
+const REQUESTS_MAX: usize = 32;
+const ALTERNATIVES_MAX: usize = 8;
+const SELECTORS_MAX: usize = 32;
+const CONSTRAINTS_MAX: usize = 32;
+const CONFIGS_MAX: usize = 32;
+const PARAMETERS_BYTES_MAX: usize = 10 * 1024;
+const EXPRESSION_BYTES_MAX: usize = 10 * 1024;
+const DEVICES_MAX: usize = 128;
+/// Of those that have taints or consume counters.
+const DEVICES_WITH_MORE_MAX: usize = 64;
+const ATTRIBUTES_MAX: usize = 32;
+const USERS_MAX: usize = 256;
+const BINDING_CONDITIONS_MAX: usize = 4;
+const VALID_VALUES_MAX: usize = 10;
+const TOLD_CONDITIONS_MAX: usize = 8;
+const ID_BYTES_MAX: usize = 32;
+
+const EFFECTS: [&str; 3] = ["NoExecute", "NoSchedule", "None"];
+
+pub(super) fn claim(object: &Value) -> Errors {
+    let mut out = Vec::new();
+    claim_spec(at(object, "spec"), "spec", &mut out);
+    out
+}
+
+pub(super) fn claim_template(object: &Value) -> Errors {
+    let mut out = Vec::new();
+    claim_spec(at(object, "spec.spec"), "spec.spec", &mut out);
+    out
+}
+
+pub(super) fn claim_update(new: &Value, old: &Value) -> Errors {
+    let mut out = Vec::new();
+    immutable(&new["spec"], &old["spec"], "spec", &mut out);
+    out
+}
+
+fn too_many(count: usize, most: usize, field: &str, out: &mut Errors) {
+    if count > most {
+        out.push(FieldError::too_many(field, count, most));
+    }
+}
+
+/// A name that has to be there.
+fn named(word: &str, field: &str, problems: fn(&str) -> Vec<String>, out: &mut Errors) {
+    match word.is_empty() {
+        true => out.push(FieldError::required(field, "")),
+        false => form(word, field, problems, out),
+    }
+}
+
+/// The names by which constraints and configuration speak of requests.
+fn request_names(devices: &Value) -> BTreeSet<String> {
+    let mut out = BTreeSet::new();
+    for request in items(devices, "requests") {
+        let own = text(request, "name");
+        out.insert(own.to_owned());
+        let alternatives = items(request, "firstAvailable").iter();
+        out.extend(alternatives.map(|it| format!("{own}/{}", text(it, "name"))));
+    }
+    out
+}
+
+fn claim_spec(spec: &Value, root: &str, out: &mut Errors) {
+    let devices = at(spec, "devices");
+    let known = request_names(devices);
+    let field = format!("{root}.devices.requests");
+    let requests = items(devices, "requests");
+    too_many(requests.len(), REQUESTS_MAX, &field, out);
+    unique(requests, &field, out);
+    for (index, it) in requests.iter().enumerate() {
+        request(it, &format!("{field}[{index}]"), out);
+    }
+    let field = format!("{root}.devices.constraints");
+    let constraints = items(devices, "constraints");
+    too_many(constraints.len(), CONSTRAINTS_MAX, &field, out);
+    for (index, it) in constraints.iter().enumerate() {
+        constraint(it, &format!("{field}[{index}]"), &known, out);
+    }
+    let field = format!("{root}.devices.config");
+    let configs = items(devices, "config");
+    too_many(configs.len(), CONFIGS_MAX, &field, out);
+    for (index, it) in configs.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        references(it, &field, &known, out);
+        config(it, &field, out);
+    }
+}
+
+fn unique(entries: &[Value], field: &str, out: &mut Errors) {
+    let mut seen: Vec<&str> = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let own = text(entry, "name");
+        if seen.contains(&own) {
+            out.push(FieldError::duplicate(format!("{field}[{index}]"), own));
+        }
+        seen.push(own);
+    }
+}
+
+fn request(request: &Value, field: &str, out: &mut Errors) {
+    named(text(request, "name"), &format!("{field}.name"), name::is_dns1123_label, out);
+    let (exactly, several) = (&request["exactly"], items(request, "firstAvailable"));
+    match (exactly.is_object(), several.is_empty()) {
+        (false, true) => {
+            let detail = "exactly one of `exactly` or `firstAvailable` is required";
+            out.push(FieldError::required(field, detail));
+        }
+        (true, false) => {
+            let detail = "exactly one of `exactly` or `firstAvailable` is required, but multiple \
+                          fields are set";
+            out.push(FieldError::invalid(field, Value::Null, detail));
+        }
+        (true, true) => wanted(exactly, &format!("{field}.exactly"), out),
+        (false, false) => {
+            let field = format!("{field}.firstAvailable");
+            too_many(several.len(), ALTERNATIVES_MAX, &field, out);
+            unique(several, &field, out);
+            for (index, one) in several.iter().enumerate() {
+                let field = format!("{field}[{index}]");
+                named(text(one, "name"), &format!("{field}.name"), name::is_dns1123_label, out);
+                wanted(one, &field, out);
+            }
+        }
+    }
+}
+
+/// What a request or an alternative of one asks for.
+fn wanted(request: &Value, field: &str, out: &mut Errors) {
+    let class = format!("{field}.deviceClassName");
+    named(text(request, "deviceClassName"), &class, name::is_dns1123_subdomain, out);
+    selectors(request, field, out);
+    let count = request["count"].as_i64();
+    let at_count = format!("{field}.count");
+    match text(request, "allocationMode") {
+        "ExactCount" | "" => {
+            if let Some(count) = count.filter(|count| *count <= 0) {
+                out.push(FieldError::invalid(at_count, count, "must be greater than zero"));
+            }
+        }
+        "All" => {
+            if let Some(count) = count.filter(|count| *count != 0) {
+                let detail = "must not be specified when allocationMode is 'All'";
+                out.push(FieldError::invalid(at_count, count, detail));
+            }
+        }
+        other => {
+            let field = format!("{field}.allocationMode");
+            out.push(FieldError::not_supported(field, other, &["All", "ExactCount"]));
+        }
+    }
+    for (index, it) in items(request, "tolerations").iter().enumerate() {
+        toleration(it, &format!("{field}.tolerations[{index}]"), out);
+    }
+}
+
+fn selectors(of: &Value, field: &str, out: &mut Errors) {
+    let field = format!("{field}.selectors");
+    let selectors = items(of, "selectors");
+    too_many(selectors.len(), SELECTORS_MAX, &field, out);
+    for (index, selector) in selectors.iter().enumerate() {
+        let field = format!("{field}[{index}].cel");
+        if !selector["cel"].is_object() {
+            out.push(FieldError::required(field, ""));
+        } else if text(&selector["cel"], "expression").len() > EXPRESSION_BYTES_MAX {
+            out.push(FieldError::too_long(format!("{field}.expression"), EXPRESSION_BYTES_MAX));
+        }
+    }
+}
+
+fn toleration(toleration: &Value, field: &str, out: &mut Errors) {
+    form_if_any(text(toleration, "key"), &format!("{field}.key"), name::is_qualified, out);
+    let (value, at_value) = (text(toleration, "value"), format!("{field}.value"));
+    match text(toleration, "operator") {
+        "Exists" if !value.is_empty() => {
+            out.push(FieldError::invalid(at_value, value, "must be empty for operator `Exists`"));
+        }
+        "Exists" => {}
+        "Equal" => form(value, &at_value, name::is_label_value, out),
+        "" => out.push(FieldError::required(format!("{field}.operator"), "")),
+        other => {
+            let field = format!("{field}.operator");
+            out.push(FieldError::not_supported(field, other, &["Equal", "Exists"]));
+        }
+    }
+    if has(toleration, "effect") {
+        one_of(&toleration["effect"], &format!("{field}.effect"), &EFFECTS, out);
+    }
+}
+
+/// Names of requests of the claim.
+fn references(of: &Value, field: &str, known: &BTreeSet<String>, out: &mut Errors) {
+    let field = format!("{field}.requests");
+    let names = items(of, "requests");
+    too_many(names.len(), REQUESTS_MAX, &field, out);
+    let mut seen: Vec<&str> = Vec::new();
+    for (index, it) in names.iter().enumerate() {
+        let (it, field) = (it.as_str().unwrap_or_default(), format!("{field}[{index}]"));
+        if !known.contains(it) {
+            let detail = "must be the name of a request in the claim or the name of a request and \
+                          a subrequest separated by '/'";
+            out.push(FieldError::invalid(&field, it, detail));
+        }
+        if seen.contains(&it) {
+            out.push(FieldError::duplicate(field, it));
+        }
+        seen.push(it);
+    }
+}
+
+fn constraint(constraint: &Value, field: &str, known: &BTreeSet<String>, out: &mut Errors) {
+    references(constraint, field, known, out);
+    let same = ["matchAttribute", "distinctAttribute"];
+    let given: Vec<&str> = same.into_iter().filter(|key| !constraint[*key].is_null()).collect();
+    match given.as_slice() {
+        [] => {
+            let detail = "exactly one of `matchAttribute` or `distinctAttribute` is required";
+            out.push(FieldError::required(field, detail));
+        }
+        [key] => {
+            let (attribute, field) = (text(constraint, key), format!("{field}.{key}"));
+            qualified(attribute, &field, out);
+            if !attribute.is_empty() && !attribute.contains('/') {
+                out.push(FieldError::invalid(field, attribute, "must include a domain"));
+            }
+        }
+        _ => {
+            let detail = "exactly one of `matchAttribute` or `distinctAttribute` is required, but \
+                          multiple fields are set";
+            out.push(FieldError::invalid(field, Value::Null, detail));
+        }
+    }
+}
+
+/// A name of an attribute or a capacity: an identifier, after a domain where it has one.
+fn qualified(word: &str, field: &str, out: &mut Errors) {
+    if word.is_empty() {
+        return out.push(FieldError::required(field, "name required"));
+    }
+    let id = match word.split_once('/') {
+        None => word,
+        Some((domain, id)) => {
+            match domain.is_empty() {
+                true => out.push(FieldError::required(field, "the domain must not be empty")),
+                false => form(domain, field, name::is_dns1123_subdomain, out),
+            }
+            if id.is_empty() {
+                return out.push(FieldError::required(field, "the name must not be empty"));
+            }
+            id
+        }
+    };
+    if id.len() > ID_BYTES_MAX {
+        out.push(FieldError::too_long(field, ID_BYTES_MAX));
+    }
+    let is_letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+    let is_identifier = id.bytes().next().is_some_and(is_letter)
+        && id.bytes().all(|byte| is_letter(byte) || byte.is_ascii_digit());
+    if !is_identifier {
+        let detail = "a valid C identifier must start with alphabetic character or '_', followed \
+                      by a string of alphanumeric characters or '_' (e.g. 'my_name',  or \
+                      'MY_NAME',  or 'MyName', regex used for validation is \
+                      '[A-Za-z_][A-Za-z0-9_]*')";
+        out.push(FieldError::type_invalid(field, id, detail));
+    }
+}
+
+fn config(config: &Value, field: &str, out: &mut Errors) {
+    let field = format!("{field}.opaque");
+    let opaque = &config["opaque"];
+    if !opaque.is_object() {
+        return out.push(FieldError::required(field, ""));
+    }
+    named(text(opaque, "driver"), &format!("{field}.driver"), name::is_dns1123_subdomain, out);
+    let (parameters, field) = (&opaque["parameters"], format!("{field}.parameters"));
+    match parameters {
+        Value::Null => out.push(FieldError::required(field, "")),
+        Value::Object(_) if parameters.to_string().len() > PARAMETERS_BYTES_MAX => {
+            out.push(FieldError::too_long(field, PARAMETERS_BYTES_MAX));
+        }
+        Value::Object(_) => {}
+        _ => {
+            let detail = "parameters must be a valid JSON object";
+            out.push(FieldError::invalid(field, "<value omitted>", detail));
+        }
+    }
+}
+
+pub(super) fn class(object: &Value) -> Errors {
+    let mut out = Vec::new();
+    let spec = at(object, "spec");
+    selectors(spec, "spec", &mut out);
+    let configs = items(spec, "config");
+    too_many(configs.len(), CONFIGS_MAX, "spec.config", &mut out);
+    for (index, it) in configs.iter().enumerate() {
+        config(it, &format!("spec.config[{index}]"), &mut out);
+    }
+    if has(spec, "extendedResourceName") {
+        let resource = text(spec, "extendedResourceName");
+        let field = "spec.extendedResourceName";
+        form(resource, field, name::is_qualified, &mut out);
+        if !is_extended(resource) {
+            let detail = "must be a valid extended resource name";
+            out.push(FieldError::invalid(field, resource, detail));
+        }
+    }
+    out
+}
+
+/// A resource of somebody's own domain.
+fn is_extended(resource: &str) -> bool {
+    resource.contains('/')
+        && !resource.contains("kubernetes.io/")
+        && !resource.starts_with("requests.")
+}
+
+type Device = (String, String, String);
+
+fn device_of(entry: &Value) -> Device {
+    let of = |key: &str| text(entry, key).to_owned();
+    (of("driver"), of("pool"), of("device"))
+}
+
+/// Checks of a claim's status.
+pub fn claim_status(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut out = Vec::new();
+    let (status, before) = (at(new, "status"), at(old, "status"));
+    let users = items(status, "reservedFor");
+    let field = "status.reservedFor";
+    too_many(users.len(), USERS_MAX, field, &mut out);
+    let mut seen: Vec<&str> = Vec::new();
+    for (index, user) in users.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        for key in ["resource", "name", "uid"] {
+            if text(user, key).is_empty() {
+                out.push(FieldError::required(format!("{field}.{key}"), ""));
+            }
+        }
+        let uid = text(user, "uid");
+        if seen.contains(&uid) {
+            out.push(FieldError::duplicate(format!("{field}.uid"), uid));
+        }
+        seen.push(uid);
+    }
+    let allocation = &status["allocation"];
+    let results = items(allocation, "devices.results");
+    let allocated: Vec<Device> = results.iter().map(device_of).collect();
+    let told = items(status, "devices");
+    for (index, it) in told.iter().enumerate() {
+        let field = format!("status.devices[{index}]");
+        let (driver, pool, device) = device_of(it);
+        let id = format!("{driver}/{pool}/{device}");
+        if !allocated.contains(&(driver, pool, device)) {
+            let detail = "must be an allocated device in the claim";
+            out.push(FieldError::invalid(&field, id, detail));
+        }
+        let conditions = items(it, "conditions").len();
+        too_many(conditions, TOLD_CONDITIONS_MAX, &format!("{field}.conditions"), &mut out);
+    }
+    if !users.is_empty() && !allocation.is_object() {
+        let detail = "may not be specified when `allocated` is not set";
+        out.push(FieldError::forbidden(field, detail));
+    }
+    let known = items(before, "reservedFor");
+    let is_going = !text(at(new, "metadata"), "deletionTimestamp").is_empty();
+    if is_going && users.iter().any(|user| !known.contains(user)) {
+        let detail = "new entries may not be added while `deallocationRequested` or \
+                      `deletionTimestamp` are set";
+        out.push(FieldError::forbidden(field, detail));
+    }
+    match before["allocation"].is_object() && allocation.is_object() {
+        true => immutable(allocation, &before["allocation"], "status.allocation", &mut out),
+        false => {
+            let names = request_names(at(new, "spec.devices"));
+            for (index, it) in results.iter().enumerate() {
+                let field = format!("status.allocation.devices.results[{index}].request");
+                let request = text(it, "request");
+                if !names.contains(request) {
+                    let detail = "must be the name of a request in the claim or the name of a \
+                                  request and a subrequest separated by '/'";
+                    out.push(FieldError::invalid(field, request, detail));
+                }
+            }
+        }
+    }
+    out
+}
+
+pub(super) fn slice(object: &Value) -> Errors {
+    let mut out = Vec::new();
+    let spec = at(object, "spec");
+    let choices = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
+    let given: Vec<&str> = choices
+        .into_iter()
+        .filter(|key| match &spec[*key] {
+            Value::String(word) => !word.is_empty(),
+            Value::Bool(on) => *on,
+            Value::Null => false,
+            _ => true,
+        })
+        .collect();
+    named(text(spec, "driver"), "spec.driver", name::is_dns1123_subdomain, &mut out);
+    let pool = &spec["pool"];
+    if text(pool, "name").is_empty() {
+        out.push(FieldError::required("spec.pool.name", ""));
+    }
+    if number(pool, "resourceSliceCount") <= 0 {
+        let count = number(pool, "resourceSliceCount");
+        let field = "spec.pool.resourceSliceCount";
+        out.push(FieldError::invalid(field, count, "must be greater than zero"));
+    }
+    if number(pool, "generation") < 0 {
+        let field = "spec.pool.generation";
+        out.push(FieldError::invalid(field, number(pool, "generation"), NOT_NEGATIVE));
+    }
+    let all = "`nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection`";
+    match given.len() {
+        0 => {
+            let detail = format!("exactly one of {all} is required");
+            out.push(FieldError::required("spec", &detail));
+        }
+        1 => {}
+        _ => {
+            let detail = format!("exactly one of {all} is required, but multiple fields are set");
+            let words: Vec<String> = given.iter().map(|key| format!("`{key}`")).collect();
+            out.push(FieldError::invalid("spec", format!("{{{}}}", words.join(", ")), &detail));
+        }
+    }
+    let devices = items(spec, "devices");
+    let has_more =
+        |it: &Value| !items(it, "taints").is_empty() || !items(it, "consumesCounters").is_empty();
+    let most = match devices.iter().any(has_more) {
+        true => DEVICES_WITH_MORE_MAX,
+        false => DEVICES_MAX,
+    };
+    too_many(devices.len(), most, "spec.devices", &mut out);
+    let mut names: Vec<&str> = Vec::new();
+    for (index, it) in devices.iter().enumerate() {
+        let field = format!("spec.devices[{index}]");
+        device(it, &field, &mut out);
+        let own = text(it, "name");
+        if names.contains(&own) {
+            out.push(FieldError::duplicate(&field, own));
+        }
+        names.push(own);
+    }
+    out
+}
+
+/// What a slice may not change once it is there.
+pub(super) fn slice_update(new: &Value, old: &Value) -> Errors {
+    let mut out = slice(new);
+    let (new, old) = (at(new, "spec"), at(old, "spec"));
+    immutable(&new["pool"]["name"], &old["pool"]["name"], "spec.pool.name", &mut out);
+    for key in ["driver", "nodeName"] {
+        immutable(&new[key], &old[key], &format!("spec.{key}"), &mut out);
+    }
+    out
+}
+
+fn device(device: &Value, field: &str, out: &mut Errors) {
+    named(text(device, "name"), &format!("{field}.name"), name::is_dns1123_label, out);
+    let attributes = device["attributes"].as_object();
+    let capacities = device["capacity"].as_object();
+    for (name, attribute) in attributes.into_iter().flatten() {
+        let field = format!("{field}.attributes[{name}]");
+        qualified(name, &field, out);
+        let kinds = ["bool", "int", "string", "version"];
+        match kinds.into_iter().filter(|key| !attribute[*key].is_null()).count() {
+            0 => out.push(FieldError::required(field, "exactly one value must be specified")),
+            1 => {}
+            _ => {
+                let detail = "exactly one value must be specified";
+                out.push(FieldError::invalid(field, attribute.clone(), detail));
+            }
+        }
+    }
+    let is_shared = device["allowMultipleAllocations"] == true;
+    for (name, capacity) in capacities.into_iter().flatten() {
+        let field = format!("{field}.capacity[{name}]");
+        qualified(name, &field, out);
+        let policy = &capacity["requestPolicy"];
+        if policy.is_object() {
+            let field = format!("{field}.requestPolicy");
+            match is_shared {
+                true => request_policy(policy, &capacity["value"], &field, out),
+                false => {
+                    let detail = "allowMultipleAllocations must be true";
+                    out.push(FieldError::forbidden(field, detail));
+                }
+            }
+        }
+    }
+    let count = attributes.map_or(0, Map::len) + capacities.map_or(0, Map::len);
+    if count > ATTRIBUTES_MAX {
+        let detail = "the total number of attributes and capacities must not exceed 32";
+        out.push(FieldError::invalid(field, count, detail));
+    }
+    for (index, taint) in items(device, "taints").iter().enumerate() {
+        let field = format!("{field}.taints[{index}]");
+        named(text(taint, "key"), &format!("{field}.key"), name::is_qualified, out);
+        form_if_any(text(taint, "value"), &format!("{field}.value"), name::is_label_value, out);
+        match text(taint, "effect") {
+            "" => out.push(FieldError::required(format!("{field}.effect"), "")),
+            _ => must_be_one_of(&taint["effect"], &format!("{field}.effect"), &EFFECTS, out),
+        }
+    }
+    binding(device, field, out);
+}
+
+/// What has to be said of a device before pods that use it are bound.
+fn binding(device: &Value, field: &str, out: &mut Errors) {
+    let lists = ["bindingConditions", "bindingFailureConditions"];
+    for (key, other) in [(lists[0], lists[1]), (lists[1], lists[0])] {
+        let (all, at_key) = (items(device, key), format!("{field}.{key}"));
+        too_many(all.len(), BINDING_CONDITIONS_MAX, &at_key, out);
+        for (index, condition) in all.iter().enumerate() {
+            let condition = condition.as_str().unwrap_or_default();
+            form(condition, &format!("{at_key}[{index}]"), name::is_qualified, out);
+        }
+        if all.is_empty() && !items(device, other).is_empty() {
+            let detail = format!("{key} are required to use {other}");
+            out.push(FieldError::required(at_key, &detail));
+        }
+    }
+}
+
+/// How requests of a shared device's capacity are rounded.
+fn request_policy(policy: &Value, value: &Value, field: &str, out: &mut Errors) {
+    let range = &policy["validRange"];
+    let values = items(policy, "validValues");
+    let default = quantity(&policy["default"]);
+    let most = quantity(value).unwrap_or_default();
+    if default.is_none() && (range.is_object() || !values.is_empty()) {
+        let detail = "required when validRange or validValues is defined";
+        out.push(FieldError::required(format!("{field}.default"), detail));
+    }
+    if range.is_object() && !values.is_empty() {
+        let detail = "exactly one policy can be specified, cannot specify `validValues` and \
+                      `validRange` at the same time";
+        out.push(FieldError::forbidden(field, detail));
+    }
+    let mut larger = |amount: Option<Quantity>, value: &Value, field: String| {
+        if amount.is_some_and(|amount| amount > most) {
+            let detail = format!("value is larger than capacity value {most}");
+            out.push(FieldError::invalid(field, value.clone(), &detail));
+        }
+    };
+    larger(default, &policy["default"], format!("{field}.default"));
+    for key in ["min", "max"] {
+        larger(quantity(&range[key]), &range[key], format!("{field}.validRange.{key}"));
+    }
+    for (index, it) in values.iter().enumerate() {
+        larger(quantity(it), it, format!("{field}.validValues[{index}]"));
+    }
+    too_many(values.len(), VALID_VALUES_MAX, &format!("{field}.validValues"), out);
+    let amounts: Vec<Quantity> = values.iter().filter_map(quantity).collect();
+    if !amounts.is_sorted() {
+        let field = format!("{field}.validValues");
+        let detail = "values must be sorted in ascending order";
+        out.push(FieldError::invalid(field, policy["validValues"].clone(), detail));
+    }
+    if let Some(default) = default
+        && !amounts.is_empty()
+        && !amounts.contains(&default)
+    {
+        let field = format!("{field}.default");
+        let detail = "default value is not valid according to the requestPolicy";
+        out.push(FieldError::invalid(field, policy["default"].clone(), detail));
+    }
+    if range.is_object() {
+        let field = format!("{field}.validRange");
+        let least = quantity(&range["min"]);
+        if least.is_none() {
+            out.push(FieldError::required(format!("{field}.min"), ""));
+        }
+        if let (Some(least), Some(most)) = (least, quantity(&range["max"]))
+            && least > most
+        {
+            let detail = format!("min is larger than max: {most}");
+            out.push(FieldError::invalid(format!("{field}.min"), range["min"].clone(), &detail));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn said(errors: Vec<FieldError>) -> Vec<String> {
+        errors.iter().map(|error| error.field.clone()).collect()
+    }
+
+    #[test]
+    fn claims_speak_of_their_own_requests_and_of_attributes_with_a_domain() {
+        let spec = |devices: Value| said(claim(&json!({"spec": {"devices": devices}})));
+        let request = json!({"name": "r", "firstAvailable": [
+            {"name": "a", "deviceClassName": "gpu"}]});
+        for (more, fields) in [
+            (json!({}), vec![]),
+            (json!({"constraints": [{"requests": ["r/a"], "matchAttribute": "d.io/x"}]}), vec![]),
+            (
+                json!({"constraints": [{"requests": ["s"], "matchAttribute": "x"}]}),
+                vec![
+                    "spec.devices.constraints[0].requests[0]",
+                    "spec.devices.constraints[0].matchAttribute",
+                ],
+            ),
+            (json!({"constraints": [{}]}), vec!["spec.devices.constraints[0]"]),
+            (
+                json!({"constraints": [{"matchAttribute": "d.io/x", "distinctAttribute": "d.io/y"}]}),
+                vec!["spec.devices.constraints[0]"],
+            ),
+            (
+                json!({"config": [{"opaque": {"driver": "d.io", "parameters": [1]}}]}),
+                vec!["spec.devices.config[0].opaque.parameters"],
+            ),
+            (json!({"config": [{}]}), vec!["spec.devices.config[0].opaque"]),
+        ] {
+            let mut devices = json!({"requests": [request]});
+            for (key, value) in more.as_object().unwrap() {
+                devices[key] = value.clone();
+            }
+            assert_eq!(spec(devices), fields, "{more}");
+        }
+        let tolerates = json!({"requests": [{"name": "r", "exactly": {"deviceClassName": "gpu",
+            "tolerations": [{"operator": "Exists", "value": "v", "effect": "Sometimes"}]}}]});
+        let at = "spec.devices.requests[0].exactly.tolerations[0]";
+        assert_eq!(spec(tolerates), [format!("{at}.value"), format!("{at}.effect")]);
+    }
+
+    #[test]
+    fn a_status_tells_of_devices_that_the_claim_has_and_an_allocation_stays() {
+        let claim = |status: Value| {
+            json!({"metadata": {}, "status": status,
+                "spec": {"devices": {"requests": [{"name": "r"}]}}})
+        };
+        let result = json!({"request": "r", "driver": "d", "pool": "p", "device": "x"});
+        let allocation = |request: &str| {
+            let mut result = result.clone();
+            result["request"] = request.into();
+            json!({"devices": {"results": [result]}})
+        };
+        let user = json!({"resource": "pods", "name": "p", "uid": "u"});
+        let none = claim(json!({}));
+        let has = claim(json!({"allocation": allocation("r")}));
+        for (new, old, fields) in [
+            (claim(json!({"allocation": allocation("r"), "reservedFor": [user]})), &none, vec![]),
+            (claim(json!({"reservedFor": [user]})), &none, vec!["status.reservedFor"]),
+            (
+                claim(json!({"allocation": allocation("s")})),
+                &none,
+                vec!["status.allocation.devices.results[0].request"],
+            ),
+            (claim(json!({"allocation": allocation("s")})), &has, vec!["status.allocation"]),
+            (claim(json!({"allocation": allocation("r"), "devices": [result]})), &has, vec![]),
+            (claim(json!({"devices": [result]})), &none, vec!["status.devices[0]"]),
+        ] {
+            assert_eq!(said(claim_status(&new, old)), fields, "{new}");
+        }
+    }
+
+    #[test]
+    fn devices_say_how_they_are_shared_and_when_they_are_ready() {
+        let slice = |device: Value| {
+            let mut device = device;
+            device["name"] = "x".into();
+            said(slice(&json!({"spec": {"driver": "d.io", "nodeName": "n", "devices": [device],
+                "pool": {"name": "n", "resourceSliceCount": 1}}})))
+        };
+        let policy = |policy: Value| {
+            json!({"allowMultipleAllocations": true,
+                "capacity": {"memory": {"value": "8Gi", "requestPolicy": policy}}})
+        };
+        let at = "spec.devices[0].capacity[memory].requestPolicy";
+        let range = json!({"default": "1Gi", "validRange": {"min": "1Gi", "max": "4Gi"}});
+        for (device, fields) in [
+            (policy(range.clone()), vec![]),
+            (policy(json!({"default": "9Gi"})), vec![format!("{at}.default")]),
+            (policy(json!({"validValues": ["1Gi"]})), vec![format!("{at}.default")]),
+            (
+                policy(json!({"default": "1Gi", "validValues": ["2Gi", "1Gi"]})),
+                vec![format!("{at}.validValues")],
+            ),
+            (
+                policy(json!({"default": "1Gi", "validRange": {"min": "5Gi", "max": "4Gi"}})),
+                vec![format!("{at}.validRange.min")],
+            ),
+            (
+                json!({"capacity": {"memory": {"value": "8Gi", "requestPolicy": range}}}),
+                vec![at.to_owned()],
+            ),
+            (
+                json!({"bindingConditions": ["d.io/up"],
+                "bindingFailureConditions": ["d.io/down"]}),
+                vec![],
+            ),
+            (
+                json!({"bindingConditions": ["d.io/up"]}),
+                vec!["spec.devices[0].bindingFailureConditions".to_owned()],
+            ),
+            (
+                json!({"attributes": {"a-b": {"int": 1}}}),
+                vec!["spec.devices[0].attributes[a-b]".to_owned()],
+            ),
+            (
+                json!({"taints": [{"key": "k", "effect": "Never"}]}),
+                vec!["spec.devices[0].taints[0].effect".to_owned()],
+            ),
+        ] {
+            assert_eq!(slice(device.clone()), fields, "{device}");
+        }
+    }
+
+    #[test]
+    fn a_class_stands_for_resources_of_a_domain_that_is_not_ours() {
+        for (resource, fits) in [
+            ("example.com/gpu", true),
+            ("gpu", false),
+            ("kubernetes.io/gpu", false),
+            ("requests.example.com/gpu", false),
+        ] {
+            let class = class(&json!({"spec": {"extendedResourceName": resource}}));
+            assert_eq!(class.is_empty(), fits, "{resource}");
+        }
+    }
+}
