@@ -4,9 +4,11 @@
 //! others for a while. Nobody asks, nothing wakes.
 
 mod object;
+mod openapi;
 mod sample;
 mod server;
 
+pub use openapi::document;
 pub use server::MetricsServer;
 
 use serde_json::{Value, json};

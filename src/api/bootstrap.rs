@@ -50,7 +50,7 @@ pub(crate) fn options() -> WriteOptions {
     }
 }
 
-fn target(server: &Shared, object: &Value) -> Result<Target> {
+pub(crate) fn target(server: &Shared, object: &Value) -> Result<Target> {
     let api_version = object["apiVersion"].as_str().unwrap_or("");
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     let kind = object["kind"].as_str().unwrap_or("");
@@ -66,7 +66,7 @@ fn target(server: &Shared, object: &Value) -> Result<Target> {
 }
 
 /// Creates what is missing of `objects`. Returns how many that were.
-async fn ensure(server: &Shared, objects: Vec<Value>) -> Result<usize> {
+pub(crate) async fn ensure(server: &Shared, objects: Vec<Value>) -> Result<usize> {
     let created: Vec<bool> = stream::iter(objects)
         .map(|mut object| async move {
             let target = target(server, &object)?;
@@ -139,6 +139,7 @@ pub async fn run(server: &Shared, advertised: Advertised) -> Result<()> {
     made += keep(server, endpoints, &["subsets"]).await?;
     made += keep(server, slice, &["endpoints", "ports"]).await?;
     made += keep(server, server.authenticator.published(), &["data"]).await?;
+    made += ensure(server, vec![legacy_tokens_are_tracked()]).await?;
     flow::controller::start(server).await?;
     server.ready.bootstrapped.store(true, Ordering::Release);
     if made > 0 {
@@ -171,6 +172,17 @@ async fn ensure_range(server: &Shared) -> Result<usize> {
         server.registry.update(&target, status, &options).await?;
     }
     Ok(made)
+}
+
+/// Says since when the last use of tokens in secrets is noted: who cleans up must not take a
+/// token for unused because nobody looked.
+fn legacy_tokens_are_tracked() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "kube-apiserver-legacy-service-account-token-tracking",
+            "namespace": "kube-system"},
+        "data": {"since": today()},
+    })
 }
 
 fn priority_classes() -> [Value; 2] {

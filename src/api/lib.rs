@@ -15,6 +15,7 @@ pub mod error;
 mod expiring;
 pub mod flags;
 pub mod flow;
+pub mod identity_lease;
 pub mod metrics;
 mod outbound;
 pub mod registry;

@@ -38,7 +38,8 @@ type IndexFn<K> = fn(&K) -> Vec<String>;
 
 struct Index<K> {
     of: IndexFn<K>,
-    keys: HashMap<String, HashSet<Key>>,
+    /// The objects of each value, in the order of their keys.
+    objects: HashMap<String, BTreeMap<Key, Arc<K>>>,
 }
 
 struct Objects<K> {
@@ -68,18 +69,18 @@ impl<K: Object> Objects<K> {
 }
 
 impl<K> Index<K> {
-    fn learn(&mut self, key: &Key, object: &K) {
+    fn learn(&mut self, key: &Key, object: &Arc<K>) {
         for value in (self.of)(object) {
-            self.keys.entry(value).or_default().insert(key.clone());
+            self.objects.entry(value).or_default().insert(key.clone(), object.clone());
         }
     }
 
     fn forget(&mut self, key: &Key, object: &K) {
         for value in (self.of)(object) {
-            if let Some(keys) = self.keys.get_mut(&value) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.keys.remove(&value);
+            if let Some(objects) = self.objects.get_mut(&value) {
+                objects.remove(key);
+                if objects.is_empty() {
+                    self.objects.remove(&value);
                 }
             }
         }
@@ -160,7 +161,7 @@ impl<K: Object> Cache<K> {
         if objects.indices.contains_key(name) {
             return;
         }
-        let mut index = Index { of, keys: HashMap::new() };
+        let mut index = Index { of, objects: HashMap::new() };
         for (key, object) in &objects.by_key {
             index.learn(key, object);
         }
@@ -170,12 +171,8 @@ impl<K: Object> Cache<K> {
     /// The objects that the index `name` files under `value`, in the order of keys.
     pub fn indexed(&self, name: &str, value: &str) -> Vec<Arc<K>> {
         let objects = self.0.objects.read();
-        let Some(keys) = objects.indices.get(name).and_then(|index| index.keys.get(value)) else {
-            return Vec::new();
-        };
-        let mut keys: Vec<&Key> = keys.iter().collect();
-        keys.sort();
-        keys.iter().filter_map(|key| objects.by_key.get(*key).cloned()).collect()
+        let found = objects.indices.get(name).and_then(|index| index.objects.get(value));
+        found.into_iter().flat_map(BTreeMap::values).cloned().collect()
     }
 
     /// Calls `handler(old, new)` for every object there is (old is None) and then for

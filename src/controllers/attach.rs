@@ -3,6 +3,8 @@
 //!
 //! Only writes VolumeAttachments and what nodes have attached; drivers attach.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod plan;
 mod taken;
 

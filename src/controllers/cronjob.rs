@@ -3,6 +3,8 @@
 //! `plan.rs` decides. Nothing polls: a key sleeps until its next time, and when the wall
 //! clock is set all look again.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod plan;
 
 use std::collections::HashMap;

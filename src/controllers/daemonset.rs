@@ -2,6 +2,8 @@
 //!
 //! `plan.rs` decides, `node.rs` knows the nodes; here is the applying.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod node;
 mod plan;
 
@@ -14,6 +16,7 @@ use client::recorder::reference;
 use client::{DeleteParams, Queue};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
@@ -23,6 +26,7 @@ use crate::expect::Expectations;
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::history::{self, History};
 use crate::owner::{self, controller_of, name, namespace, uid};
+use crate::pace::Pace;
 use crate::pod;
 use plan::{Held, plan};
 
@@ -43,6 +47,7 @@ pub async fn run(context: Context) {
         pods,
         history: History::new(&context),
         expected: Expectations::default(),
+        pace: Pace::default(),
         failures: Mutex::default(),
         context,
     });
@@ -57,6 +62,7 @@ struct Controller {
     pods: Cache<Pod>,
     history: History,
     expected: Expectations,
+    pace: Pace,
     /// By set and node: when a finished pod was deleted, and how long the next one waits.
     failures: Mutex<HashMap<(String, String), (Instant, Duration)>>,
 }
@@ -85,34 +91,35 @@ impl Controller {
             };
             if facts(old) != facts(new) {
                 for set in me.sets.list() {
-                    me.queue.add(key_of(&*set));
+                    me.pace.add(&me.queue, key_of(&*set));
                 }
             }
         });
         let me = self.clone();
         self.pods.on_change(move |old, new| me.pod_changed(old, new));
         let me = self.clone();
-        self.history.on_change(move |meta| me.wake_owner(meta));
+        self.history.on_change(move |meta| me.wake_owner(meta, true));
         self.context.work(&self.queue, WORKERS, |key| self.sync(key)).await;
     }
 
-    fn wake_owner(&self, meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) {
-        if let Some(owner) = controller_of(meta).filter(|o| o.kind == "DaemonSet") {
-            self.queue.add((namespace(meta).to_string(), owner.name.clone()));
+    fn wake_owner(&self, meta: &ObjectMeta, at_once: bool) {
+        let Some(owner) = controller_of(meta).filter(|o| o.kind == "DaemonSet") else { return };
+        let key = (namespace(meta).to_string(), owner.name.clone());
+        match at_once {
+            true => self.queue.add(key),
+            false => self.pace.add(&self.queue, key),
         }
     }
 
     fn pod_changed(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
-        if let Some(new) = new {
-            self.expected.saw(uid(&new.metadata));
-        }
+        let was_last = new.is_some_and(|new| self.expected.saw(uid(&new.metadata)));
         if let Some(old) = old
             && new.is_none_or(|new| new.metadata.uid != old.metadata.uid)
         {
             self.expected.gone(uid(&old.metadata));
         }
         for pod in [old, new].into_iter().flatten() {
-            self.wake_owner(&pod.metadata);
+            self.wake_owner(&pod.metadata, was_last);
         }
         let Some(pod) = new.filter(|p| controller_of(&p.metadata).is_none()) else { return };
         for set in self.sets.list_in(namespace(&pod.metadata)) {
@@ -124,6 +131,7 @@ impl Controller {
 
     async fn sync(&self, key: Key) -> Outcome {
         let Some(set) = self.sets.get(&key.0, &key.1) else {
+            self.pace.looked(&key, 0);
             return Ok(());
         };
         if set.metadata.deletion_timestamp.is_some() || selector(&set).is_everything() {
@@ -131,6 +139,7 @@ impl Controller {
         }
         let selector = selector(&set);
         let pods = claim(&self.context, &*set, &self.pods, &selector, pod::is_active).await?;
+        self.pace.looked(&key, pods.len().max(self.nodes.len()));
         let Some(revision) = self.history.present(&*set, &selector).await? else { return Ok(()) };
         let hash = history::hash_of::<DaemonSet>(&revision).to_string();
         let held = |pod: Arc<Pod>| {
@@ -154,6 +163,11 @@ impl Controller {
                 if done.is_ok() {
                     done = self.create(&set, &key, node, &hash).await;
                 }
+            }
+            let is_capped = plan.create.len().max(plan.delete.len()) > BURST && done.is_ok();
+            if is_capped && self.expected.are_met(&key, &self.queue) {
+                // All of this turn was seen by now: nobody else would hurry for the next.
+                self.queue.add(key.clone());
             }
         }
         let api = self.context.client.api::<DaemonSet>(Some(&key.0));

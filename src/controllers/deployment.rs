@@ -3,6 +3,8 @@
 //! `plan.rs` decides; here its steps are applied. The first step that changes a
 //! ReplicaSet ends a sync: its event starts the next one.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod plan;
 mod revision;
 pub(crate) mod scale;
@@ -111,6 +113,7 @@ impl Controller {
     async fn sync(&self, key: Key) -> Outcome {
         let Some(deployment) = self.deployments.get(&key.0, &key.1) else { return Ok(()) };
         let sets = self.claim(&deployment).await?;
+        let recreates = plan::recreates(&deployment);
         let old_pods_run = |set: &ReplicaSet| {
             let pods = self.pods.indexed(owner::BY_CONTROLLER, uid(&set.metadata));
             pods.iter().any(|pod| !pod::is_finished(pod))
@@ -119,7 +122,7 @@ impl Controller {
             deployment: &deployment,
             with_pods: sets
                 .iter()
-                .filter(|set| old_pods_run(set))
+                .filter(|set| recreates && old_pods_run(set))
                 .map(|set| uid(&set.metadata).to_string())
                 .collect(),
             sets: sets.clone(),

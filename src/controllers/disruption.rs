@@ -3,6 +3,8 @@
 //!
 //! `plan.rs` decides. Evictions themselves are the API server's.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod plan;
 
 use std::collections::HashMap;
@@ -22,6 +24,7 @@ use serde_json::json;
 
 use crate::harness::{Context, Doing, Failed, Outcome, Settled};
 use crate::owner::{controller_of, name, namespace, uid};
+use crate::pace::Pace;
 use client::discovery::of_kind;
 
 /// Budgets, and pods, worked on at a time.
@@ -36,6 +39,7 @@ struct Controller {
     deployments: Cache<Deployment>,
     stateful_sets: Cache<StatefulSet>,
     keys: Queue<Key>,
+    pace: Pace,
     /// Pods with a mark that may become stale.
     marked: Queue<Key>,
 }
@@ -49,6 +53,7 @@ pub async fn run(context: Context) {
         deployments: context.shared.cache(),
         stateful_sets: context.shared.cache(),
         keys: Queue::named("disruption"),
+        pace: Pace::default(),
         marked: Queue::named("stale_pod_disruption"),
         context,
     });
@@ -92,7 +97,7 @@ impl Controller {
             let selector = selector(&budget);
             let mut sides = [old, new].into_iter().flatten();
             if sides.any(|pod| selector.matches_map(pod.metadata.labels.as_ref())) {
-                self.keys.add(key_of(&*budget));
+                self.pace.add(&self.keys, key_of(&*budget));
             }
         }
         if let Some(left) = new.and_then(|pod| plan::stale_in(pod, base::time::now())) {
@@ -116,11 +121,15 @@ impl Controller {
     }
 
     async fn sync(&self, key: Key) -> Outcome {
-        let Some(budget) = self.budgets.get(&key.0, &key.1) else { return Ok(()) };
+        let Some(budget) = self.budgets.get(&key.0, &key.1) else {
+            self.pace.looked(&key, 0);
+            return Ok(());
+        };
         let about = reference(&*budget);
         let recorder = &self.context.recorder;
         let selector = selector(&budget);
         let mut pods = self.pods.list_in(&key.0);
+        self.pace.looked(&key, pods.len());
         pods.retain(|pod| selector.matches_map(pod.metadata.labels.as_ref()));
         if pods.is_empty() {
             recorder.normal(&about, "NoPods", "No matching pods found");

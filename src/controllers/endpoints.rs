@@ -2,6 +2,8 @@
 //!
 //! `plan.rs` decides what they should be, `slices.rs` how to get there with few writes.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod hints;
 mod legacy;
 mod members;

@@ -33,16 +33,16 @@ struct Inner {
 }
 
 impl Inner {
-    /// False if it was not waited for.
-    fn forget(&mut self, uid: &str) -> bool {
-        let Some(key) = self.unseen.remove(uid) else { return false };
-        if let Some(of_key) = self.by_key.get_mut(&key) {
-            of_key.remove(uid);
-            if of_key.is_empty() {
-                self.by_key.remove(&key);
-            }
+    /// Whether it was the last one that its key waited for; None if nobody waited for it.
+    fn forget(&mut self, uid: &str) -> Option<bool> {
+        let key = self.unseen.remove(uid)?;
+        let of_key = self.by_key.get_mut(&key)?;
+        of_key.remove(uid);
+        let was_last = of_key.is_empty();
+        if was_last {
+            self.by_key.remove(&key);
         }
-        true
+        Some(was_last)
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -77,12 +77,14 @@ impl Expectations {
         Creating { expectations: self, key: key.clone() }
     }
 
-    /// The watch shows this object.
-    pub fn saw(&self, uid: &str) {
+    /// The watch shows this object. True if it was the last one that somebody waited for.
+    pub fn saw(&self, uid: &str) -> bool {
         let mut inner = self.0.lock();
-        if !inner.forget(uid) && inner.creating > 0 {
+        let was_last = inner.forget(uid);
+        if was_last.is_none() && inner.creating > 0 {
             inner.seen.insert(uid.to_string());
         }
+        was_last == Some(true)
     }
 
     pub fn deleting(&self, uid: &str) {
@@ -153,7 +155,7 @@ mod tests {
         creating.made("late");
         drop(creating);
         assert!(!expected.are_met(&key, &queue));
-        expected.saw("late");
+        assert!(expected.saw("late"), "the last one");
         assert!(expected.are_met(&key, &queue));
         expected.creating(&key).made("never");
         assert!(!expected.are_met(&key, &queue));

@@ -3,6 +3,8 @@
 //! `graph.rs` knows who owns whom, out of the metadata of every resource; nothing is
 //! removed on its word alone: an absent owner is looked for at the API server first.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod graph;
 
 use std::collections::HashMap;

@@ -113,6 +113,8 @@ impl Controllers {
         let own = Context { client: shared.client().clone(), ..context("tokens-controller") };
         tasks.spawn(token_secret::run(own));
         tasks.spawn(token_cleaner::run(context("token-cleaner")));
+        let own = context("legacy-service-account-token-cleaner");
+        tasks.spawn(legacy_token::run(own));
         tasks.spawn(bootstrap_signer::run(context("bootstrap-signer")));
         tasks.spawn(root_ca::run(context("root-ca-cert-publisher")));
         tasks.spawn(namespace::run(context("namespace-controller")));
@@ -154,9 +156,9 @@ impl Controllers {
 
 use crate::{
     aggregation, attach, bootstrap_signer, certificates, cronjob, daemonset, deployment,
-    device_taint, disruption, endpoints, garbage, hpa, job, namespace, node, pod_collector, quota,
-    replicaset, resource_claim, root_ca, service_account, service_cidr, service_lb, statefulset,
-    token_cleaner, token_secret, volume,
+    device_taint, disruption, endpoints, garbage, hpa, job, legacy_token, namespace, node,
+    pod_collector, quota, replicaset, resource_claim, root_ca, service_account, service_cidr,
+    service_lb, statefulset, token_cleaner, token_secret, volume,
 };
 
 /// A request that failed, and what it was for.

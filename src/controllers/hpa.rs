@@ -4,6 +4,8 @@
 //! watched, so each autoscaler looks every `PERIOD`.
 
 mod behavior;
+#[cfg(test)]
+pub(crate) mod cases;
 mod metrics;
 mod source;
 mod usage;

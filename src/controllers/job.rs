@@ -2,11 +2,15 @@
 //!
 //! `plan.rs` decides. Each pod carries a finalizer until it is counted in the status, so
 //! that a pod that vanishes still counts, and counts once: its uid is written to the
-//! status, then the finalizer goes, then the uid becomes a number. Absent:
-//! podFailurePolicy, successPolicy and backoffLimitPerIndex, which are not looked at.
+//! status, then the finalizer goes, then the uid becomes a number. `policy.rs` judges pods
+//! that failed, `count.rs` counts.
 
+#[cfg(test)]
+pub(crate) mod cases;
+mod count;
 mod indexes;
 mod plan;
+mod policy;
 mod template;
 mod ttl;
 
@@ -26,8 +30,11 @@ use serde_json::{Value, json};
 use crate::expect::Expectations;
 use crate::harness::{Context, Doing, Failed, Outcome, Settled};
 use crate::owner::{self, controller_of, name, namespace, uid};
+use crate::pace::Pace;
 use crate::pod;
-use plan::{Backoff, Plan, plan};
+use plan::{Backoff, New, Plan, plan};
+#[cfg(test)]
+pub(crate) use ttl::cases as ttl_cases;
 pub use ttl::run as run_ttl;
 
 /// Keeps a pod until its Job has counted it.
@@ -49,6 +56,7 @@ pub async fn run(context: Context) {
         jobs,
         pods,
         expected: Expectations::default(),
+        pace: Pace::default(),
         memories: Mutex::default(),
         context,
     });
@@ -61,6 +69,7 @@ struct Controller {
     jobs: Cache<Job>,
     pods: Cache<Pod>,
     expected: Expectations,
+    pace: Pace,
     /// By the uid of Jobs that were written to; dropped with the Job.
     memories: Mutex<HashMap<String, Memory>>,
 }
@@ -103,16 +112,17 @@ impl Controller {
     }
 
     fn pod_changed(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
-        if let Some(new) = new {
-            self.expected.saw(uid(&new.metadata));
-        }
+        let was_last = new.is_some_and(|new| self.expected.saw(uid(&new.metadata)));
         if let Some(old) = old
             && new.is_none_or(|new| new.metadata.uid != old.metadata.uid)
         {
             self.expected.gone(uid(&old.metadata));
         }
         for key in [old, new].into_iter().flatten().filter_map(|pod| job_key(pod)) {
-            self.queue.add(key);
+            match was_last {
+                true => self.queue.add(key),
+                false => self.pace.add(&self.queue, key),
+            }
         }
         let Some(pod) = new else { return };
         let relabelled = old.is_none_or(|old| old.metadata.labels != pod.metadata.labels);
@@ -128,7 +138,10 @@ impl Controller {
     async fn sync(&self, key: Key) -> Outcome {
         let job = self.jobs.get(&key.0, &key.1);
         self.free_strangers(&key, job.as_deref()).await?;
-        let Some(job) = job else { return Ok(()) };
+        let Some(job) = job else {
+            self.pace.looked(&key, 0);
+            return Ok(());
+        };
         let manager = job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref());
         if manager.is_some_and(|manager| manager != OURSELVES) {
             return Ok(());
@@ -139,6 +152,7 @@ impl Controller {
             return Ok(());
         }
         let pods = self.claim(&job).await?;
+        self.pace.looked(&key, pods.len());
         let now = base::time::now();
         let mut plan = plan(&job, &pods, memory.backoff, now);
         if let Some(after) = plan.look_again_in {
@@ -150,6 +164,11 @@ impl Controller {
             let active = plan.status.active.unwrap_or(0) + made;
             plan.status.active = (active > 0).then_some(active);
             outcome = outcome.and(created);
+            let is_capped = plan.create.len() >= plan::BURST && outcome.is_ok();
+            if is_capped && self.expected.are_met(&key, &self.queue) {
+                // All of this turn was seen by now: nobody else would hurry for the next.
+                self.queue.add(key.clone());
+            }
         }
         if let Some(written) = self.write_status(&job, &plan.status).await? {
             let memory = Memory { backoff: plan.backoff, written };
@@ -252,14 +271,14 @@ impl Controller {
 
     /// Creates in batches of 1, 2, 4 and so on, so that a quota or a broken template
     /// costs few requests. Says how many were made.
-    async fn create(&self, job: &Job, key: &Key, wanted: &[Option<u32>]) -> (i32, Outcome) {
+    async fn create(&self, job: &Job, key: &Key, wanted: &[New]) -> (i32, Outcome) {
         let api = self.context.client.api::<Pod>(Some(&key.0));
         let about = reference(job);
         let (mut done, mut batch, mut count) = (0, 1, 0);
         while done < wanted.len() {
             let part = &wanted[done..wanted.len().min(done + batch)];
             let creating = self.expected.creating(key);
-            let new: Vec<Pod> = part.iter().map(|index| template::new_pod(job, *index)).collect();
+            let new: Vec<Pod> = part.iter().map(|new| template::new_pod(job, *new)).collect();
             let answers = join_all(new.iter().map(|pod| api.create(pod))).await;
             let mut failure = None;
             for answer in answers {

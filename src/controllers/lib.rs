@@ -6,6 +6,8 @@
 mod aggregation;
 mod attach;
 mod bootstrap_signer;
+#[cfg(test)]
+mod cases;
 mod certificates;
 mod claim;
 mod cronjob;
@@ -21,9 +23,11 @@ mod harness;
 mod history;
 mod hpa;
 mod job;
+mod legacy_token;
 mod namespace;
 mod node;
 mod owner;
+mod pace;
 mod pod;
 mod pod_collector;
 mod quota;

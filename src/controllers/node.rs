@@ -1,5 +1,7 @@
 //! Nodes: whether they live, what that means for their pods, and their pod networks.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod eviction;
 mod ipam;
 mod lifecycle;

@@ -36,9 +36,10 @@ pub fn ready_since(pod: &Pod) -> Option<i64> {
 /// Seconds until the pod counts as available: 0 when it does, None while not ready.
 pub fn available_in(pod: &Pod, min_ready_seconds: i32, now: i64) -> Option<i64> {
     let since = ready_since(pod)?;
-    // Who need not be ready for any time is available whatever the clock says.
-    let left = since + i64::from(min_ready_seconds) - now;
-    Some(if min_ready_seconds > 0 { left.max(0) } else { 0 })
+    let wait = i64::from(min_ready_seconds.max(0));
+    // One that is ready since a time so far ahead was so before the clock was set back.
+    let was_set_back = since - now > wait;
+    Some(if was_set_back { 0 } else { (since + wait - now).max(0) })
 }
 
 pub fn restarts(pod: &Pod) -> i32 {

@@ -1,5 +1,9 @@
-//! Removes pods that nobody else will: those of nodes that are gone, those that are
-//! deleted before they had a node, and finished ones beyond a number.
+//! Removes pods that nobody else will: those of nodes that are gone or out of service, those
+//! that are deleted before they had a node, and finished ones beyond a number.
+
+#[cfg(test)]
+pub(crate) mod cases;
+pub(crate) mod plan;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +18,7 @@ use serde_json::json;
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::owner::{created, name, namespace, uid};
 use crate::pod;
+use plan::Verdict;
 
 /// Index of pods by their node.
 pub const BY_NODE: &str = "node";
@@ -46,10 +51,19 @@ pub async fn run(context: Context) {
     let queue: Queue<Key> = Queue::named("pod_collector");
     let (again, held) = (queue.clone(), pods.clone());
     nodes.on_change(move |old, new| {
-        if let (Some(node), None) = (old, new) {
-            for pod in held.indexed(BY_NODE, name(&node.metadata)) {
-                again.add_after(key_of(&*pod), QUARANTINE);
+        let wait = match (old, new) {
+            (Some(_), None) => QUARANTINE,
+            (_, Some(new)) if plan::is_out_of_service(new) => {
+                if old.is_some_and(|old| plan::is_out_of_service(old)) {
+                    return;
+                }
+                Duration::ZERO
             }
+            _ => return,
+        };
+        let Some(node) = new.or(old) else { return };
+        for pod in held.indexed(BY_NODE, name(&node.metadata)) {
+            again.add_after(key_of(&*pod), wait);
         }
     });
     let collector = Collector { context, pods, nodes, queue, finished: AtomicUsize::new(0) };
@@ -90,14 +104,16 @@ impl Collector {
             (true, true) | (false, false) => {}
         }
         let Some(pod) = new else { return };
-        let node = pod::node(pod);
-        if node.is_empty() {
-            if pod.metadata.deletion_timestamp.is_some() {
-                self.queue.add(key_of(&**pod));
-            }
-        } else if self.nodes.get("", node).is_none() {
-            self.queue.add_after(key_of(&**pod), QUARANTINE);
+        match self.judge(pod) {
+            Verdict::Keep => {}
+            Verdict::Homeless => self.queue.add_after(key_of(&**pod), QUARANTINE),
+            Verdict::Remove => self.queue.add(key_of(&**pod)),
         }
+    }
+
+    fn judge(&self, pod: &Pod) -> Verdict {
+        let node = Some(pod::node(pod)).filter(|node| !node.is_empty());
+        plan::judge(pod, node.and_then(|node| self.nodes.get("", node)).as_deref())
     }
 
     async fn sync(&self, key: Key) -> Outcome {
@@ -105,16 +121,12 @@ impl Collector {
             return self.remove_surplus().await;
         }
         let Some(pod) = self.pods.get(&key.0, &key.1) else { return Ok(()) };
+        match self.judge(&pod) {
+            Verdict::Keep => return Ok(()),
+            Verdict::Remove => return self.remove(&pod, None).await,
+            Verdict::Homeless => {}
+        }
         let node = pod::node(&pod);
-        if node.is_empty() {
-            return match pod.metadata.deletion_timestamp {
-                Some(_) => self.remove(&pod, None).await,
-                None => Ok(()),
-            };
-        }
-        if self.nodes.get("", node).is_some() {
-            return Ok(());
-        }
         // The cache may lag behind a node that has just registered.
         let live = self.context.client.all::<Node>().get_opt(node).await;
         if live.doing(|| format!("look for node {node}"))?.is_some() {

@@ -4,6 +4,8 @@
 //!
 //! `plan.rs` counts; here is the watching. A resource is watched once a quota bounds it.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod plan;
 
 use std::collections::HashMap;

@@ -3,6 +3,8 @@
 //! `plan.rs` decides, `expect.rs` keeps a stale cache from misleading it; here is the
 //! applying.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod kind;
 mod plan;
 
@@ -21,6 +23,7 @@ use serde_json::json;
 use crate::expect::Expectations;
 use crate::harness::{Context, Doing, Failed, Outcome, Settled};
 use crate::owner::{self, controller_of, name, namespace, uid};
+use crate::pace::Pace;
 use crate::pod;
 use kind::Replicated;
 use plan::{Plan, Scale, plan};
@@ -44,6 +47,7 @@ struct Controller<K> {
     owners: Cache<K>,
     pods: Cache<Pod>,
     expected: Expectations,
+    pace: Pace,
 }
 
 impl<K: Replicated> Controller<K> {
@@ -61,6 +65,7 @@ impl<K: Replicated> Controller<K> {
             owners,
             pods,
             expected: Expectations::default(),
+            pace: Pace::default(),
             context,
         })
     }
@@ -85,19 +90,23 @@ impl<K: Replicated> Controller<K> {
     }
 
     fn pod_changed(&self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
-        if let Some(new) = new {
-            self.expected.saw(uid(&new.metadata));
-        }
+        let was_last = new.is_some_and(|new| self.expected.saw(uid(&new.metadata)));
         if let Some(old) = old
             && new.is_none_or(|new| new.metadata.uid != old.metadata.uid)
         {
             self.expected.gone(uid(&old.metadata));
         }
+        if old.zip(new).is_some_and(|(old, new)| !plan::differ(old, new)) {
+            return;
+        }
         let mut keys: Vec<Key> =
             [old, new].into_iter().flatten().filter_map(|pod| owner_key::<K>(pod)).collect();
         keys.dedup();
         for key in keys {
-            self.queue.add(key);
+            match was_last {
+                true => self.queue.add(key),
+                false => self.pace.add(&self.queue, key),
+            }
         }
         let Some(pod) = new else { return };
         let relabelled = old.is_none_or(|old| old.metadata.labels != pod.metadata.labels);
@@ -111,8 +120,12 @@ impl<K: Replicated> Controller<K> {
     }
 
     async fn sync(&self, key: Key) -> Outcome {
-        let Some(owner) = self.owners.get(&key.0, &key.1) else { return Ok(()) };
+        let Some(owner) = self.owners.get(&key.0, &key.1) else {
+            self.pace.looked(&key, 0);
+            return Ok(());
+        };
         let pods = self.claim(&owner).await?;
+        self.pace.looked(&key, pods.len());
         let pods: Vec<Arc<Pod>> =
             pods.into_iter().filter(|p| !self.expected.deleted(uid(&p.metadata))).collect();
         let now = base::time::now();
@@ -127,7 +140,12 @@ impl<K: Replicated> Controller<K> {
             Scale::Create(_) | Scale::Delete(_) | Scale::Nothing => Ok(()),
         };
         if let Some(seconds) = plan.look_again_in {
-            self.queue.add_after(key, Duration::from_secs(seconds.max(1) as u64));
+            self.queue.add_after(key.clone(), Duration::from_secs(seconds.max(1) as u64));
+        }
+        let is_capped = plan.scale.size() > BURST && may_scale && failed.is_ok();
+        if is_capped && self.expected.are_met(&key, &self.queue) {
+            // All of this turn was seen by now: nobody else would hurry for the next.
+            self.queue.add(key);
         }
         self.write_status(&owner, &plan, failed.as_ref().err()).await?;
         failed

@@ -3,6 +3,8 @@
 //! `plan.rs` decides, `identity.rs` and `claims.rs` know what a number means; here is the
 //! applying.
 
+#[cfg(test)]
+pub(crate) mod cases;
 mod claims;
 mod identity;
 mod plan;
@@ -24,6 +26,7 @@ use crate::expect::Expectations;
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::history::{self, History};
 use crate::owner::{self, controller_of, name, namespace, uid};
+use crate::pace::Pace;
 use plan::{Held, Plan, Step, World, plan};
 
 /// Sets worked on at a time.
@@ -42,6 +45,7 @@ pub async fn run(context: Context) {
         claims: context.shared.cache(),
         history: History::new(&context),
         expected: Expectations::default(),
+        pace: Pace::default(),
         context,
     });
     me.run().await;
@@ -56,6 +60,7 @@ struct Controller {
     history: History,
     /// Of deletions only: a pod that is made twice is refused by its name.
     expected: Expectations,
+    pace: Pace,
 }
 
 impl Controller {
@@ -92,7 +97,7 @@ impl Controller {
 
     fn wake_owner(&self, meta: &ObjectMeta) {
         if let Some(owner) = controller_of(meta).filter(|o| o.kind == "StatefulSet") {
-            self.queue.add((namespace(meta).to_string(), owner.name.clone()));
+            self.pace.add(&self.queue, (namespace(meta).to_string(), owner.name.clone()));
         }
     }
 
@@ -127,10 +132,14 @@ impl Controller {
     }
 
     async fn sync(&self, key: Key) -> Outcome {
-        let Some(set) = self.sets.get(&key.0, &key.1) else { return Ok(()) };
+        let Some(set) = self.sets.get(&key.0, &key.1) else {
+            self.pace.looked(&key, 0);
+            return Ok(());
+        };
         let selector = client::labels::selector(set.spec.as_ref().map(|s| &s.selector));
         let fits = |pod: &Pod| identity::ordinal(&set, pod).is_some();
         let pods = claim(&self.context, &*set, &self.pods, &selector, fits).await?;
+        self.pace.looked(&key, pods.len());
         let Some(update) = self.history.present(&*set, &selector).await? else { return Ok(()) };
         let current = set.status.as_ref().and_then(|s| s.current_revision.as_deref());
         let current = current.and_then(|name| self.history.named(&*set, name));

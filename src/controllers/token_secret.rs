@@ -17,8 +17,8 @@ use tracing::warn;
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::owner::{self, name, namespace, uid};
 
-const TYPE: &str = "kubernetes.io/service-account-token";
-const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
+pub const TYPE: &str = "kubernetes.io/service-account-token";
+pub const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 const ISSUER: &str = "kubernetes/serviceaccount";
 const CA: &str = "ca.crt";

@@ -5,6 +5,8 @@
 
 mod attributes;
 mod binder;
+#[cfg(test)]
+pub(crate) mod cases;
 mod claim;
 mod ephemeral;
 mod expand;

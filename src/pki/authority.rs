@@ -14,8 +14,10 @@ use crate::{Error, Result};
 const CA_DAYS: i64 = 3650;
 /// One year, as upstream's leaves.
 const LEAF_DAYS: i64 = 365;
-/// Certificates are valid from a little earlier, for clocks that run behind.
-const BACKDATE: Duration = Duration::hours(1);
+/// Certificates are valid from earlier, for clocks that run behind, or are set back by a day.
+const BACKDATE: Duration = Duration::hours(25);
+/// Those that somebody asks for may be short, and are renewed by a share of their life.
+const BACKDATE_ASKED: Duration = Duration::hours(1);
 
 /// A certificate authority with its key.
 #[derive(Clone)]
@@ -114,7 +116,7 @@ impl Authority {
         let fresh = params("", "", 0);
         let asked = &mut request.params;
         asked.serial_number = fresh.serial_number;
-        asked.not_before = fresh.not_before;
+        asked.not_before = fresh.not_before + (BACKDATE - BACKDATE_ASKED);
         asked.not_after = fresh.not_after + Duration::seconds(seconds);
         asked.is_ca = IsCa::ExplicitNoCa;
         asked.use_authority_key_identifier_extension = true;
@@ -271,5 +273,7 @@ mod tests {
         assert_eq!(addresses, ["10.43.0.1".parse::<IpAddr>().unwrap()]);
         let days = (not_after(&issued.cert_pem).unwrap() - base::time::now().as_second()) / 86400;
         assert!((363..=365).contains(&days), "{days}");
+        let (from, _) = validity(&issued.cert_pem).unwrap();
+        assert!(from < base::time::now().as_second() - 86_400, "a clock that is set back by a day");
     }
 }

@@ -271,6 +271,7 @@ async fn metrics_are_a_group_like_any_other() {
         group: metrics::GROUP.into(),
         version: metrics::VERSION.into(),
         discovery: metrics::discovery(),
+        document: metrics::document(),
         serves: std::sync::Arc::new(serves),
     });
     let nodes = "/apis/metrics.k8s.io/v1beta1/nodes";
@@ -292,7 +293,34 @@ async fn metrics_are_a_group_like_any_other() {
     assert_eq!(missing.to_string(), "nodemetrics.metrics.k8s.io \"x\" not found");
     let wrong = format!("{nodes}?fieldSelector=spec.x%3D1");
     assert_eq!(world.admin.get_raw(&wrong).await.unwrap_err().code(), 400);
+    documents_tell_of_metrics(&world).await;
     // Whoever may not, may not.
     let stranger = world.user("stranger", &[]);
     assert_eq!(stranger.get_raw(nodes).await.unwrap_err().code(), 403);
+}
+
+/// Both documents have the group, and what it refers to.
+async fn documents_tell_of_metrics(world: &World) {
+    let read = async |path: &str| -> Value {
+        serde_json::from_slice(&world.admin.get_raw(path).await.unwrap()).unwrap()
+    };
+    let pods = "/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods/{name}";
+    let kind = json!({"group": "metrics.k8s.io", "version": "v1beta1", "kind": "PodMetrics"});
+    let named = "io.k8s.metrics.pkg.apis.metrics.v1beta1.PodMetrics";
+    let whole = read("/openapi/v2").await;
+    assert_eq!(whole["paths"][pods]["get"]["x-kubernetes-group-version-kind"], kind);
+    assert_eq!(whole["definitions"][named]["x-kubernetes-group-version-kind"], json!([kind]));
+    let index = read("/openapi/v3").await;
+    let url = &index["paths"]["apis/metrics.k8s.io/v1beta1"]["serverRelativeURL"];
+    let document = read(url.as_str().unwrap()).await;
+    assert_eq!(document["paths"][pods]["get"]["x-kubernetes-group-version-kind"], kind);
+    let schemas = &document["components"]["schemas"];
+    let meta = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+    assert!(schemas[named].is_object() && schemas[meta].is_object(), "{schemas}");
+    // Nothing is referred to that is not there.
+    let text = document.to_string();
+    for reference in text.split("#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().unwrap();
+        assert!(schemas[name].is_object(), "{name}");
+    }
 }

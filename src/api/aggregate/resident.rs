@@ -8,6 +8,7 @@ use client::{Body, Transport};
 use http::Response;
 use serde_json::Value;
 
+use super::openapi;
 use crate::error::ApiError;
 use crate::serve::chain::Call;
 
@@ -16,6 +17,8 @@ pub struct Resident {
     pub version: String,
     /// Its entry of aggregated discovery.
     pub discovery: Value,
+    /// Its part of the OpenAPI document, in the form of v2: paths, definitions, and no more.
+    pub document: Value,
     /// Answers requests that this server has authenticated and authorized.
     pub serves: Arc<dyn Transport>,
 }
@@ -23,6 +26,11 @@ pub struct Resident {
 impl Resident {
     pub fn serves(&self, group: &str, version: &str) -> bool {
         self.group == group && self.version == version
+    }
+
+    /// What changes when its part of the OpenAPI document does.
+    pub fn document_hash(&self) -> String {
+        openapi::hash(self.document.to_string().as_bytes())
     }
 
     /// # Errors

@@ -23,6 +23,9 @@ const EXTENDED_FROM_SECONDS: i64 = 3_607;
 const EXTENDED_SECONDS: i64 = 365 * 86_400;
 /// Clocks may differ by this much.
 const LEEWAY_SECONDS: i64 = 60;
+/// A token that we signed and that is good from later on was made before our clock was set
+/// back: by a day and an hour at most it is believed all the same, or no pod could speak.
+const SET_BACK_SECONDS: i64 = 90_000;
 
 /// The issuer of tokens that stand in secrets.
 const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
@@ -237,7 +240,7 @@ impl ServiceAccountTokens {
         if claims["exp"].as_i64().is_none_or(|end| end < now - LEEWAY_SECONDS) {
             return Err("service account token has expired".into());
         }
-        if claims["nbf"].as_i64().unwrap_or(0) > now + LEEWAY_SECONDS {
+        if claims["nbf"].as_i64().unwrap_or(0) > now + SET_BACK_SECONDS {
             return Err("service account token is not valid yet".into());
         }
         let audiences: Vec<&str> = match &claims["aud"] {

@@ -2,6 +2,7 @@
 
 use client::Body;
 use http::{Response, StatusCode};
+use kinds::resources::Catalog;
 use serde_json::{Value, json};
 
 use super::chain::Call;
@@ -54,7 +55,7 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
             list
         }
         ["openapi", "v2"] => {
-            let mut out = openapi::v2(&catalog, version);
+            let mut out = own_document(server, &catalog);
             for (_, remote) in server.aggregator.table().remotes() {
                 let packed = remote.learnt().openapi_v2.clone();
                 if let Some(part) = packed.and_then(|packed| parts_of_others::unpack(&packed)) {
@@ -70,6 +71,12 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
         }
         ["openapi", "v3"] => {
             let mut index = openapi::v3_index(&catalog, version);
+            for (_, resident) in server.aggregator.table().residents() {
+                let path = format!("apis/{}/{}", resident.group, resident.version);
+                let hash = resident.document_hash();
+                let url = format!("/openapi/v3/{path}?hash={hash}");
+                index.insert(path, json!({"serverRelativeURL": url}));
+            }
             for (_, remote) in server.aggregator.table().remotes() {
                 let path = remote.path().trim_start_matches('/').to_string();
                 let learnt = remote.learnt();
@@ -92,6 +99,12 @@ pub fn serve(server: &Shared, call: &Call) -> Result<Response<Body>> {
         ["openapi", "v3", "apis", group, served] => {
             if let Some(other) = server.aggregator.route(&format!("/apis/{group}/{served}")) {
                 return Ok(converted_document(call, &other));
+            }
+            let path = format!("/apis/{group}/{served}");
+            if let Some(resident) = server.aggregator.resident(&path) {
+                let part = parts_of_others::part(&own_document(server, &catalog), &path);
+                let body = openapi_v3::convert(&part).to_string().into_bytes();
+                return Ok(v3_document(call, body, &resident.document_hash()));
             }
             return Ok(group_document(call, &catalog, group, served, version));
         }
@@ -201,9 +214,18 @@ fn aggregated(
     Ok(response)
 }
 
+/// What this process serves, in OpenAPI v2.
+fn own_document(server: &Shared, catalog: &Catalog) -> Value {
+    let mut out = openapi::v2(catalog, &server.version.git);
+    for (_, resident) in server.aggregator.table().residents() {
+        parts_of_others::merge(&mut out, resident.document.clone());
+    }
+    out
+}
+
 fn group_document(
     call: &Call,
-    catalog: &kinds::resources::Catalog,
+    catalog: &Catalog,
     group: &str,
     served: &str,
     version: &str,

@@ -14,6 +14,8 @@ mod authorizers;
 mod front_proxy;
 #[path = "identity/issuers.rs"]
 mod issuers;
+#[path = "identity/leases.rs"]
+mod leases;
 #[path = "support/server.rs"]
 mod support;
 #[path = "identity/token_webhook.rs"]

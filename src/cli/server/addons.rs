@@ -27,6 +27,7 @@ pub fn start(
             group: metrics::GROUP.into(),
             version: metrics::VERSION.into(),
             discovery: metrics::discovery(),
+            document: metrics::document(),
             serves: Arc::new(serves),
         });
     }

@@ -16,7 +16,7 @@ use super::addons;
 use super::credentials::{self, Credentials, component};
 use super::reload;
 use super::settings::Settings;
-use crate::{Error, Result, version};
+use crate::{Error, Result, host, version};
 
 /// Issuer of service-account tokens, as upstream's default for clusters.
 fn issuer(settings: &Settings) -> String {
@@ -95,6 +95,7 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
             drain.clone(),
         )),
         tokio::spawn(api::assemble::compact(server.clone(), drain.clone())),
+        tokio::spawn(api::identity_lease::keep(server.clone(), host::name(), drain.clone())),
         tokio::spawn(reload::follow(
             server.clone(),
             settings.identity.clone(),

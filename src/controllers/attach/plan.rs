@@ -11,6 +11,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::owner::name;
+use crate::pod_collector::plan::OUT_OF_SERVICE;
 
 /// A volume of a CSI driver on a node.
 #[derive(Debug, Clone)]
@@ -67,9 +68,6 @@ impl Disk {
         format!("kubernetes.io/csi/{}^{}", self.driver, self.handle)
     }
 }
-
-/// A node that is shut down for good: nobody unmounts there any more.
-const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// The name that `held` has on the node, if its volume is known.
 fn name_on_node(
@@ -160,89 +158,4 @@ pub fn plan(
     }
     out.extend(detach);
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn volume() -> Arc<PersistentVolume> {
-        let volume = json!({"metadata": {"name": "v"},
-            "spec": {"csi": {"driver": "d.example", "volumeHandle": "h"}}});
-        Arc::new(serde_json::from_value(volume).unwrap())
-    }
-
-    fn node(status: Value, taints: Value) -> Node {
-        let node = json!({"metadata": {"name": "m"}, "spec": {"taints": taints}, "status": status});
-        serde_json::from_value(node).unwrap()
-    }
-
-    #[test]
-    fn what_pods_use_is_attached_and_what_nobody_uses_detached() {
-        let disk = disk(&volume(), "m").unwrap();
-        let of = disk.attachment();
-        let wanted: BTreeMap<String, Disk> = [(of.clone(), disk.clone())].into();
-        let nothing = BTreeMap::new();
-        let attachment = |attached: bool| -> Vec<Arc<VolumeAttachment>> {
-            let held = json!({"metadata": {"name": of}, "spec": {"attacher": "d.example",
-                "nodeName": "m", "source": {"persistentVolumeName": "v"}},
-                "status": {"attached": attached}});
-            vec![Arc::new(serde_json::from_value(held).unwrap())]
-        };
-        let unique = "kubernetes.io/csi/d.example^h";
-        assert_eq!(disk.unique_name(), unique);
-        let plain = node(json!({}), json!([]));
-        let told = json!({"volumesAttached": [{"name": unique, "devicePath": ""}]});
-        let mut used = told.clone();
-        used["volumesInUse"] = json!([unique]);
-        let tell = |names: &[&str]| {
-            let of = |name: &&str| Attached { name: (*name).into(), device_path: String::new() };
-            Step::Tell(names.iter().map(of).collect())
-        };
-        let detach = || Step::Detach(attachment(true)[0].clone());
-        let shut = json!([{"key": OUT_OF_SERVICE, "effect": "NoExecute"}]);
-        // It does not answer, and was waited for.
-        let late = plan(
-            &nothing,
-            &attachment(true),
-            Some(&node(used.clone(), json!([]))),
-            &[&of],
-            &|_| Some(volume()),
-        );
-        assert_eq!(late, [tell(&[]), detach()]);
-        let held = attachment(true);
-        let using = node(used.clone(), json!([]));
-        let find = |_: &str| Some(volume());
-        assert_eq!(lingering(&nothing, &held, Some(&using), &find), [of.as_str()]);
-        assert!(lingering(&wanted, &held, Some(&using), &find).is_empty());
-        assert!(lingering(&nothing, &held, Some(&plain), &find).is_empty());
-        for (wanted, held, node, want) in [
-            (&wanted, vec![], Some(&plain), vec![Step::Attach(of.clone())]),
-            (&wanted, attachment(false), Some(&plain), vec![]),
-            (&wanted, attachment(true), Some(&plain), vec![tell(&[unique])]),
-            (&wanted, attachment(true), Some(&node(told.clone(), json!([]))), vec![]),
-            // It is mounted still.
-            (&nothing, attachment(true), Some(&node(used.clone(), json!([]))), vec![]),
-            (&nothing, attachment(true), Some(&node(told, json!([]))), vec![tell(&[]), detach()]),
-            (&nothing, attachment(true), Some(&node(used, shut)), vec![tell(&[]), detach()]),
-            (&nothing, attachment(true), None, vec![detach()]),
-        ] {
-            assert_eq!(plan(wanted, &held, node, &[], &|_| Some(volume())), want);
-        }
-    }
-
-    #[test]
-    fn a_volume_of_one_node_is_exclusive() {
-        for (modes, is) in [
-            (json!(["ReadWriteOnce"]), true),
-            (json!(["ReadWriteOncePod"]), true),
-            (json!(["ReadWriteOnce", "ReadOnlyMany"]), false),
-            (json!([]), false),
-        ] {
-            let mut held = (*volume()).clone();
-            held.spec.as_mut().unwrap().access_modes = serde_json::from_value(modes).unwrap();
-            assert_eq!(is_exclusive(&held), is, "{:?}", held.spec);
-        }
-    }
 }

@@ -12,7 +12,7 @@ use kinds::meta::cron::Schedule;
 
 use crate::owner::{self, created, name, uid};
 
-const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
+pub const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
 /// More missed times than this are told about (upstream's number).
 const MISSED_MAX: usize = 100;
 
@@ -251,163 +251,24 @@ fn new_job(cron: &CronJob, spec: &CronJobSpec, due: Timestamp, zone: &TimeZone) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
-    const CREATED: &str = "2026-01-01T00:00:30Z";
-
-    fn cron(spec: Value, status: Value) -> CronJob {
-        let mut cron = json!({
-            "metadata": {"name": "tick", "uid": "c", "creationTimestamp": CREATED},
+    #[test]
+    fn a_started_job_is_like_its_template_and_in_the_status() {
+        let cron: CronJob = serde_json::from_value(json!({
+            "metadata": {"name": "tick", "uid": "c", "creationTimestamp": "2026-01-01T00:00:30Z"},
             "spec": {"schedule": "*/10 * * * *", "jobTemplate": {
                 "metadata": {"labels": {"a": "b"}, "annotations": {"c": "d"}}}},
-            "status": status,
-        });
-        for (field, value) in spec.as_object().unwrap() {
-            cron["spec"][field] = value.clone();
-        }
-        serde_json::from_value(cron).unwrap()
-    }
-
-    /// A Job with an `end`, or none, that began at this minute.
-    fn job(name: &str, end: &str, minute: u32) -> Arc<Job> {
-        let at = format!("2026-01-01T00:{minute:02}:00Z");
-        let mut job = json!({"metadata": {"name": name, "uid": name}, "status": {"startTime": at}});
-        if !end.is_empty() {
-            job["status"]["conditions"] = json!([{"type": end, "status": "True"}]);
-            job["status"]["completionTime"] = at.into();
-        }
-        Arc::new(serde_json::from_value(job).unwrap())
-    }
-
-    fn plan_at(now: &str, cron: &CronJob, jobs: &[Arc<Job>], gone: &[&str]) -> Plan {
-        let gone: Vec<String> = gone.iter().map(ToString::to_string).collect();
-        let now = now.parse().unwrap();
-        plan(&World { cron, jobs, gone: &gone, now, local: &TimeZone::UTC })
-    }
-
-    fn active(names: &[&str]) -> Value {
-        names.iter().map(|name| json!({"name": name, "uid": name})).collect()
-    }
-
-    /// Minutes since 1970 of 2026-01-01T00:00:00Z.
-    const DAWN: i64 = 29_453_760;
-
-    #[track_caller]
-    fn check(
-        now: &str,
-        (spec, status): (Value, Value),
-        created: Option<i64>,
-        deleted: &[&str],
-        reasons: &[&str],
-    ) -> Plan {
-        let jobs = [job("running", "", 1), job("done", "Complete", 2)];
-        let plan = plan_at(now, &cron(spec.clone(), status), &jobs, &[]);
-        let minute = plan.create.as_ref().map(|job| {
-            let name = name(&job.metadata);
-            name.strip_prefix("tick-").unwrap().parse::<i64>().unwrap() - DAWN
-        });
-        assert_eq!(minute, created, "{now} {spec}");
-        let gone: Vec<&str> = plan.delete.iter().map(|job| name(&job.metadata)).collect();
-        assert_eq!(gone, deleted, "{now} {spec}");
-        let seen: Vec<&str> = plan.events.iter().map(|(_, reason, _)| *reason).collect();
-        assert_eq!(seen, reasons, "{now} {spec}");
-        plan
-    }
-
-    #[test]
-    fn jobs_start_at_their_time_and_not_twice() {
-        let with = |last: Option<&str>| {
-            (json!({}), json!({"lastScheduleTime": last, "active": active(&["running"])}))
-        };
-        let plan = check("2026-01-01T00:09:59Z", with(None), None, &[], &[]);
-        assert_eq!(plan.look_again_in, Some(Duration::from_secs(1)));
-        let plan = check("2026-01-01T00:10:00Z", with(None), Some(10), &[], &[]);
-        assert_eq!(plan.look_again_in, Some(Duration::from_secs(600)));
-        let done = with(Some("2026-01-01T00:10:00Z"));
-        check("2026-01-01T00:15:00Z", done.clone(), None, &[], &[]);
-        // Of several missed times the last one counts; of very many too, with a word.
-        check("2026-01-01T00:45:00Z", done.clone(), Some(40), &[], &[]);
-        check("2026-01-02T00:00:00Z", done, Some(1440), &[], &["TooManyMissedTimes"]);
-        // A clock that was set back waits until its time comes again.
-        let ahead = with(Some("2026-01-01T01:00:00Z"));
-        let plan = check("2026-01-01T00:30:00Z", ahead, None, &[], &[]);
-        assert_eq!(plan.look_again_in, Some(Duration::from_secs(40 * 60)));
-    }
-
-    #[test]
-    fn policies_decide_about_jobs_that_still_run() {
-        let now = "2026-01-01T00:10:05Z";
-        let running = json!({"active": active(&["running"])});
-        let policy = |policy: &str| (json!({"concurrencyPolicy": policy}), running.clone());
-        check(now, policy("Allow"), Some(10), &[], &[]);
-        check(now, policy("Forbid"), None, &[], &["JobAlreadyActive"]);
-        check(now, policy("Replace"), Some(10), &["running"], &[]);
-        check(now, (json!({"suspend": true}), running.clone()), None, &[], &[]);
-        let late = (json!({"startingDeadlineSeconds": 4}), running.clone());
-        let plan = check(now, late, None, &[], &["MissSchedule"]);
-        assert_eq!(
-            plan.events[0].2,
-            "Missed scheduled time to start a job: Thu, 01 Jan 2026 00:10:00 UTC"
-        );
-        let intime = (json!({"startingDeadlineSeconds": 5}), running.clone());
-        check(now, intime, Some(10), &[], &[]);
-        let few = (json!({"startingDeadlineSeconds": 3600}), running.clone());
-        check("2026-01-09T00:00:00Z", few, Some(8 * 1440), &[], &[]);
-        let broken = (json!({"schedule": "nonsense"}), running.clone());
-        check(now, broken, None, &[], &["UnparseableSchedule"]);
-        let nowhere = (json!({"timeZone": "Nowhere/Land"}), running);
-        check(now, nowhere, None, &[], &["UnknownTimeZone"]);
-    }
-
-    #[test]
-    fn zones_shift_the_schedule_and_show_in_the_job() {
-        let spec = json!({"schedule": "0 9 * * *", "timeZone": "America/New_York"});
-        let plan = check(
-            "2026-01-01T14:00:01Z",
-            (spec, json!({"active": active(&["running"])})),
-            Some(840),
-            &[],
-            &[],
-        );
-        let job = plan.create.unwrap();
-        let annotations = job.metadata.annotations.unwrap();
-        assert_eq!(annotations[SCHEDULED_AT], "2026-01-01T09:00:00-05:00");
-        assert_eq!(annotations["c"], "d");
-        assert_eq!(job.metadata.labels.unwrap()["a"], "b");
-    }
-
-    #[test]
-    fn ends_are_noticed_and_history_is_kept_short() {
-        let spec = json!({"suspend": true, "successfulJobsHistoryLimit": 1,
-            "failedJobsHistoryLimit": 0});
-        let status = json!({"active": active(&["b", "x", "y"])});
-        let jobs = [
-            job("a", "Complete", 7),
-            job("b", "Complete", 5),
-            job("c", "Failed", 9),
-            job("y", "", 9),
-        ];
-        let plan = plan_at("2026-01-01T00:10:00Z", &cron(spec, status), &jobs, &["x"]);
-        let gone: Vec<&str> = plan.delete.iter().map(|job| name(&job.metadata)).collect();
-        assert_eq!(gone, ["b", "c"]);
-        let seen: Vec<(&str, &str)> = plan.events.iter().map(|e| (e.1, e.2.as_str())).collect();
-        assert_eq!(
-            seen,
-            [
-                ("SawCompletedJob", "Saw completed job: b, condition: Complete"),
-                ("MissingJob", "Active job went missing: x"),
-            ]
-        );
-        let last = plan.status.last_successful_time.unwrap();
-        assert_eq!(last.0.to_string(), "2026-01-01T00:07:00Z");
-        assert_eq!(plan.status.active.unwrap().len(), 1);
-    }
-
-    #[test]
-    fn a_started_job_is_in_the_status() {
-        let cron = cron(json!({}), json!({}));
-        let mut plan = plan_at("2026-01-01T00:11:00Z", &cron, &[], &[]);
+        }))
+        .unwrap();
+        let now = "2026-01-01T00:11:00Z".parse().unwrap();
+        let world = World { cron: &cron, jobs: &[], gone: &[], now, local: &TimeZone::UTC };
+        let mut plan = plan(&world);
         let mut job = plan.create.take().unwrap();
+        // Minutes since 1970.
+        assert_eq!(name(&job.metadata), "tick-29453770");
+        assert_eq!(job.metadata.labels.as_ref().unwrap()["a"], "b");
+        assert_eq!(job.metadata.annotations.as_ref().unwrap()["c"], "d");
         job.metadata.uid = Some("j".into());
         plan.started(&job);
         assert_eq!(plan.status.active.as_ref().unwrap()[0].name, job.metadata.name);

@@ -20,7 +20,7 @@ pub struct World<'a> {
     pub deployment: &'a Deployment,
     /// The sets that the deployment controls.
     pub sets: Vec<Arc<ReplicaSet>>,
-    /// Uids of those that have pods which are not finished.
+    /// Uids of those that have pods which are not finished; asked of `Recreate` only.
     pub with_pods: HashSet<String>,
     pub now: Timestamp,
 }
@@ -395,6 +395,3 @@ impl Rollout<'_> {
         self.steps.extend(gone);
     }
 }
-
-#[cfg(test)]
-mod tests;

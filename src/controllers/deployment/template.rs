@@ -38,3 +38,22 @@ pub fn same(set: &ReplicaSet, deployment: &Deployment) -> bool {
     let theirs = set.spec.as_ref().and_then(|s| s.template.as_ref());
     plain(theirs) == plain(deployment.spec.as_ref().map(|s| &s.template))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_hash_is_of_the_template_and_another_one_after_a_collision() {
+        let template = |image: &str| -> PodTemplateSpec {
+            let containers = json!([{"name": "c", "image": image}]);
+            serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap()
+        };
+        let first = hash(&template("one"), 0);
+        assert_eq!(first, hash(&template("one"), 0));
+        assert_ne!(first, hash(&template("two"), 0));
+        assert_ne!(first, hash(&template("one"), 1));
+        assert_ne!(hash(&template("one"), 1), hash(&template("one"), 2));
+    }
+}

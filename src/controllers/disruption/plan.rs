@@ -167,66 +167,6 @@ mod tests {
         .unwrap()
     }
 
-    fn pods(states: &[&str]) -> Vec<Arc<Pod>> {
-        let pod = |(n, state): (usize, &&str)| {
-            let ready = if state.contains("ready") { "True" } else { "False" };
-            let mut pod = json!({"metadata": {"name": format!("p{n}")},
-                "status": {"conditions": [{"type": "Ready", "status": ready}]}});
-            if state.contains("going") {
-                pod["metadata"]["deletionTimestamp"] = NOW.into();
-            }
-            Arc::new(serde_json::from_value(pod).unwrap())
-        };
-        states.iter().enumerate().map(pod).collect()
-    }
-
-    #[track_caller]
-    fn check(spec: Value, scale: i32, states: &[&str], expected: [i32; 4]) {
-        let budget = budget(spec.clone(), json!({}));
-        let status = plan(&budget, &pods(states), scale, NOW.parse().unwrap()).status;
-        let seen = [
-            status.expected_pods,
-            status.desired_healthy,
-            status.current_healthy,
-            status.disruptions_allowed,
-        ]
-        .map(Option::unwrap);
-        assert_eq!(seen, expected, "{spec} {scale} {states:?}");
-        let condition = &status.conditions.unwrap()[0];
-        assert_eq!(condition.status == "True", expected[3] > 0);
-    }
-
-    #[test]
-    fn budgets_count_what_is_healthy_against_what_is_wanted() {
-        let three = ["ready", "ready", "ready"];
-        check(json!({"minAvailable": 2}), 0, &three, [3, 2, 3, 1]);
-        check(json!({"minAvailable": 5}), 0, &three, [3, 5, 3, 0]);
-        check(json!({"minAvailable": 2}), 0, &["ready", "ready", ""], [3, 2, 2, 0]);
-        check(json!({"minAvailable": 1}), 0, &["ready", "ready going"], [2, 1, 1, 0]);
-        check(json!({"minAvailable": 0}), 0, &[], [0, 0, 0, 0]);
-        check(json!({"minAvailable": "50%"}), 7, &three, [7, 4, 3, 0]);
-        check(json!({"minAvailable": "50%"}), 3, &three, [3, 2, 3, 1]);
-        check(json!({"maxUnavailable": 1}), 3, &three, [3, 2, 3, 1]);
-        check(json!({"maxUnavailable": 1}), 4, &three, [4, 3, 3, 0]);
-        check(json!({"maxUnavailable": "30%"}), 3, &three, [3, 2, 3, 1]);
-        check(json!({"maxUnavailable": 9}), 3, &three, [3, 0, 3, 3]);
-        check(json!({}), 0, &three, [3, 0, 3, 3]);
-    }
-
-    #[test]
-    fn evicted_pods_do_not_count_until_they_are_spared() {
-        let status = json!({"disruptedPods": {"p0": "2026-01-01T11:59:00Z",
-            "p1": "2026-01-01T11:57:59Z", "p2": "2026-01-01T11:59:59Z", "px": NOW}});
-        let budget = budget(json!({"minAvailable": 1}), status);
-        let pods = pods(&["ready", "ready", "going", "ready"]);
-        let plan = plan(&budget, &pods, 0, NOW.parse().unwrap());
-        assert_eq!(plan.status.disrupted_pods.unwrap().keys().collect::<Vec<_>>(), ["p0"]);
-        assert_eq!(plan.spared.len(), 1);
-        assert_eq!(plan.look_again_in, Some(SignedDuration::from_secs(60)));
-        let counts = (plan.status.current_healthy, plan.status.disruptions_allowed);
-        assert_eq!(counts, (Some(2), Some(1)));
-    }
-
     #[test]
     fn a_failure_allows_nothing_and_says_why() {
         let before = json!({"currentHealthy": 3, "desiredHealthy": 2, "expectedPods": 3,
@@ -240,19 +180,5 @@ mod tests {
             ("SyncFailed", "no scale")
         );
         assert_eq!(condition.last_transition_time.0.to_string(), "2025-01-01T00:00:00Z");
-    }
-
-    #[test]
-    fn marks_of_pods_that_stay_become_stale() {
-        let pod = |since: &str, status: &str| -> Pod {
-            serde_json::from_value(json!({"status": {"conditions": [{"type": "DisruptionTarget",
-                "status": status, "lastTransitionTime": since}]}}))
-            .unwrap()
-        };
-        let left = |pod: &Pod| stale_in(pod, NOW.parse().unwrap()).map(|left| left.as_secs());
-        assert_eq!(left(&pod("2026-01-01T11:59:00Z", "True")), Some(60));
-        assert_eq!(left(&pod("2026-01-01T11:00:00Z", "True")), Some(0));
-        assert_eq!(left(&pod("2026-01-01T11:00:00Z", "False")), None);
-        assert_eq!(left(&pods(&["going"])[0]), None);
     }
 }

@@ -183,61 +183,12 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn endpoints(zones: &[&str]) -> Wanted {
-        let one = |(at, zone): (usize, &&str)| Endpoint {
-            addresses: vec![format!("10.0.0.{at}")],
-            node_name: Some(format!("node-{zone}")),
-            zone: (!zone.is_empty()).then(|| (*zone).to_string()),
-            ..Endpoint::default()
-        };
-        [(("IPv4".to_string(), Vec::new()), zones.iter().enumerate().map(one).collect())].into()
-    }
-
-    fn given(wanted: &Wanted) -> String {
-        let zone = |endpoint: &Endpoint| {
-            let zones = endpoint.hints.as_ref()?.for_zones.as_ref()?;
-            Some(zones[0].name.clone())
-        };
-        let all = wanted.values().flatten();
-        all.map(|endpoint| zone(endpoint).unwrap_or_else(|| "-".into())).collect()
-    }
-
     fn cpus(zones: &[(&str, u64)]) -> Zones {
         Some(zones.iter().map(|(zone, cpu)| ((*zone).to_string(), *cpu)).collect())
     }
 
     #[test]
-    fn zones_get_endpoints_by_their_cpus() {
-        let even = cpus(&[("a", 2_000), ("b", 2_000)]);
-        for (zones, of, wanted) in [
-            (&even, vec!["a", "a", "b", "b"], Ok("aabb")),
-            // Zone b is served by one that is not its own.
-            (&even, vec!["a", "a", "a", "b"], Ok("aabb")),
-            (&cpus(&[("a", 1_000), ("b", 3_000)]), vec!["a", "a", "b", "b"], Ok("abbb")),
-            (&even, vec!["a"], Err("Insufficient number of endpoints (1 endpoints, 2 zones)")),
-            (&even, vec!["a", ""], Err("One or more endpoints do not have a zone specified")),
-            (&cpus(&[("a", 1)]), vec!["a", "a"], Err("Nodes only ready in one zone")),
-            (&None, vec!["a", "b"], Err("Insufficient Node information")),
-            (
-                &cpus(&[("a", 1_000), ("b", 1_000), ("c", 8_000)]),
-                vec!["a", "b", "c"],
-                Err("Unable to allocate minimum required endpoints"),
-            ),
-        ] {
-            let mut all = endpoints(&of);
-            match (share_out(&mut all, zones), wanted) {
-                (Ok(()), Ok(wanted)) => assert_eq!(given(&all), wanted, "{of:?}"),
-                (Err(is), Err(wanted)) => {
-                    assert!(is.starts_with(wanted), "{is}");
-                    assert_eq!(given(&all), "-".repeat(of.len()));
-                }
-                (is, wanted) => panic!("{of:?}: {is:?}, not {wanted:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn endpoints_are_meant_for_their_own_zone_or_node() {
+    fn the_annotation_goes_before_the_field() {
         let service = |spec: serde_json::Value, annotations: serde_json::Value| -> Service {
             let meta = json!({"annotations": annotations});
             serde_json::from_value(json!({"metadata": meta, "spec": spec})).unwrap()
@@ -249,12 +200,6 @@ mod tests {
             json!({"service.kubernetes.io/topology-mode": "Auto"}),
         );
         assert_eq!(mode(&auto), Mode::Auto);
-        let all = endpoints(&["a", ""]);
-        let all: Vec<&Endpoint> = all.values().flatten().collect();
-        let hints = own(Mode::Node, all[0]).unwrap();
-        assert_eq!(hints.for_nodes.unwrap()[0].name, "node-a");
-        assert_eq!(hints.for_zones.unwrap()[0].name, "a");
-        assert_eq!(own(Mode::Zone, all[1]), None);
     }
 
     #[test]

@@ -3,17 +3,19 @@
 //! Pure.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::count::{Count, count, finished_at, settle_uncounted};
+use super::is_tracked;
+use super::policy::{self, Failures, replaces_failed_only};
 use super::template::index_of;
-use super::{indexes, is_tracked};
 use crate::owner::{created, uid};
 use crate::pod;
 
@@ -21,14 +23,14 @@ use crate::pod;
 const BACKOFF_INITIAL: i64 = 10;
 const BACKOFF_MAX: i64 = 360;
 /// Pods created, deleted or newly counted by one sync; the rest follows in the next.
-const BURST: usize = 500;
+pub const BURST: usize = 500;
 
 /// Failures in a row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backoff {
-    failures: u32,
+    pub failures: u32,
     /// Of the last one, in seconds since 1970.
-    last: i64,
+    pub last: i64,
 }
 
 impl Backoff {
@@ -37,16 +39,32 @@ impl Backoff {
             0 => 0,
             failures => {
                 let factor = 1_i64 << (failures - 1).min(16);
-                self.last + (BACKOFF_INITIAL * factor).min(BACKOFF_MAX) - now
+                let left = self.last + (BACKOFF_INITIAL * factor).min(BACKOFF_MAX) - now;
+                // A failure that lies ahead was before the clock was set back.
+                if left > 2 * BACKOFF_MAX { 0 } else { left }
             }
         }
     }
+
+    /// With another pod that ended.
+    pub fn after(self, succeeded: bool, at: i64) -> Self {
+        let failures = if succeeded { 0 } else { self.failures.saturating_add(1) };
+        Self { failures, last: at }
+    }
+}
+
+/// A pod to make.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct New {
+    /// Its completion index in Indexed Jobs.
+    pub index: Option<u32>,
+    /// Where indexes fail each for themselves: how often this one did.
+    pub failures: Option<Failures>,
 }
 
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// One pod each, with its completion index in Indexed Jobs.
-    pub create: Vec<Option<u32>>,
+    pub create: Vec<New>,
     pub delete: Vec<Arc<Pod>>,
     /// Whether deleted pods count as failed.
     pub deleted_count: bool,
@@ -75,7 +93,7 @@ pub fn ended(job: &Job) -> Option<i64> {
 
 /// Why it ends: the two conditions' type, the reason and the message.
 #[derive(Clone)]
-struct End {
+pub struct End {
     target: &'static str,
     last: &'static str,
     reason: String,
@@ -93,6 +111,10 @@ impl End {
         Self { target: "SuccessCriteriaMet", last: "Complete", reason, message }
     }
 
+    pub fn is_success(&self) -> bool {
+        self.last == "Complete"
+    }
+
     fn decided(status: &JobStatus) -> Option<Self> {
         let said = |c: &JobCondition| {
             (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default())
@@ -103,18 +125,6 @@ impl End {
         let (reason, message) = condition(status, "SuccessCriteriaMet").map(said)?;
         Some(Self::complete(&reason, &message))
     }
-}
-
-/// What the pods say, beside the numbers in the status.
-struct Count {
-    active: Vec<Arc<Pod>>,
-    ready: i32,
-    terminating: i32,
-    /// Indexes of pods that are terminating.
-    leaving: HashSet<u32>,
-    completed: BTreeSet<u32>,
-    succeeded: i32,
-    failed: i32,
 }
 
 /// `pods` are all that the Job controls.
@@ -135,23 +145,28 @@ pub fn plan(job: &Job, pods: &[Arc<Pod>], backoff: Backoff, now: Timestamp) -> P
     if out.status.start_time.is_none() && !suspended {
         out.status.start_time = Some(at(now));
     }
-    let mut count = count(spec, pods, &mut out, false);
     let mut end = End::decided(&out.status);
+    let mut count = count(spec, pods, &mut out, end.as_ref());
     if end.is_none() {
         // First, because the deadline counts from the resumption.
         suspend_or_resume(&mut out, suspended, now);
-        end = decide(spec, &count, &mut out, suspended, now);
+        let failed = policy::fails_job(spec, pods.iter().map(|pod| &**pod));
+        end = match failed {
+            Some(why) => Some(End::failed("PodFailurePolicy", &why)),
+            None => decide(spec, &count, &mut out, suspended, now),
+        };
     }
     if let Some(end) = &end {
-        // What still runs is ended, and counts as failed.
-        self::count(spec, pods, &mut out, true);
+        // What still runs is ended, and counts as failed where the Job has failed.
+        super::count::count(spec, pods, &mut out, Some(end));
         out.delete = count.active.drain(..).take(BURST).collect();
+        count.terminating += i32::try_from(out.delete.len()).unwrap_or(i32::MAX);
         out.deleted_count = true;
         if condition(&out.status, end.target).is_none() {
             set(&mut out.status, end.target, true, &end.reason, &end.message, now);
         }
     } else {
-        manage(spec, &mut count, &mut out, suspended, now);
+        manage(spec, pods, &mut count, &mut out, suspended, now);
     }
     report(&mut out.status, spec, &count);
     let uncounted = out.status.uncounted_terminated_pods.as_ref();
@@ -171,94 +186,6 @@ pub fn plan(job: &Job, pods: &[Arc<Pod>], backoff: Backoff, now: Timestamp) -> P
         }
     }
     out
-}
-
-/// Uids whose pods are tracked no more become numbers.
-fn settle_uncounted(status: &mut JobStatus, held: &HashSet<&str>) {
-    let uncounted = status.uncounted_terminated_pods.get_or_insert_default();
-    let settle = |uids: &mut Option<Vec<String>>, number: &mut Option<i32>| {
-        let Some(list) = uids else { return };
-        let before = list.len();
-        list.retain(|uid| held.contains(uid.as_str()));
-        let gone = i32::try_from(before - list.len()).unwrap_or(i32::MAX);
-        if gone > 0 {
-            *number = Some(number.unwrap_or(0).saturating_add(gone));
-        }
-        if list.is_empty() {
-            *uids = None;
-        }
-    };
-    settle(&mut uncounted.succeeded, &mut status.succeeded);
-    settle(&mut uncounted.failed, &mut status.failed);
-}
-
-/// Notes newly ended pods in the plan; with `all`, those that are not tracked as ended yet
-/// end now.
-fn count(spec: &JobSpec, pods: &[Arc<Pod>], out: &mut Plan, all: bool) -> Count {
-    let indexed = is_indexed(spec);
-    let end = completions(spec);
-    let only_failed = replaces_failed_only(spec);
-    let text = out.status.completed_indexes.clone().unwrap_or_default();
-    let mut completed = indexes::parse(&text, end);
-    let (mut active, mut ready, mut terminating) = (Vec::new(), 0, 0);
-    let mut leaving = HashSet::new();
-    let mut ended: Vec<(i64, bool)> = Vec::new();
-    let uncounted = out.status.uncounted_terminated_pods.get_or_insert_default();
-    let mut free: Vec<Arc<Pod>> = Vec::new();
-    for pod in pods {
-        let leaves = pod.metadata.deletion_timestamp.is_some();
-        if pod::is_active(pod) {
-            ready += i32::from(pod::is_ready(pod));
-            active.push(pod.clone());
-        } else if leaves && !pod::is_finished(pod) {
-            terminating += 1;
-            leaving.extend(index_of(pod));
-        }
-        let succeeded = pod::phase(pod) == "Succeeded";
-        let failed = pod::phase(pod) == "Failed" || (leaves && !succeeded && !only_failed);
-        if !is_tracked(pod) || !(succeeded || failed || (all && leaves)) || free.len() >= BURST {
-            continue;
-        }
-        free.push(pod.clone());
-        let index = index_of(pod).filter(|index| *index < end);
-        if indexed && index.is_none() {
-            continue;
-        }
-        let uid = uid(&pod.metadata).to_string();
-        let is_new = match (succeeded, index) {
-            (true, Some(index)) if indexed => completed.insert(index),
-            (succeeded, _) => {
-                let list = if succeeded { &mut uncounted.succeeded } else { &mut uncounted.failed };
-                let list = list.get_or_insert_default();
-                let is_new = !list.contains(&uid);
-                if is_new {
-                    list.push(uid);
-                }
-                is_new
-            }
-        };
-        if is_new {
-            ended.push((finished_at(pod), succeeded));
-        }
-    }
-    ended.sort_unstable();
-    for (at, succeeded) in ended {
-        let failures = if succeeded { 0 } else { out.backoff.failures.saturating_add(1) };
-        out.backoff = Backoff { failures, last: at };
-    }
-    if indexed {
-        out.status.succeeded = number(completed.len());
-        let text = indexes::print(&completed);
-        out.status.completed_indexes = (!text.is_empty()).then_some(text);
-    }
-    out.free = free;
-    let uncounted = out.status.uncounted_terminated_pods.clone().unwrap_or_default();
-    let with = |number: Option<i32>, list: &Option<Vec<String>>| {
-        number.unwrap_or(0) + list.as_ref().map_or(0, Vec::len) as i32
-    };
-    let succeeded = with(out.status.succeeded, &uncounted.succeeded);
-    let failed = with(out.status.failed, &uncounted.failed);
-    Count { active, ready, terminating, leaving, completed, succeeded, failed }
 }
 
 fn decide(
@@ -283,12 +210,30 @@ fn decide(
         }
         look_again(out, left);
     }
+    if let Some(end) = indexes_decide(spec, count) {
+        return Some(end);
+    }
     let done = match spec.completions {
         None => count.succeeded > 0,
         Some(completions) => count.succeeded >= completions,
     };
     let message = "Reached expected number of succeeded pods";
     (done && count.active.is_empty()).then(|| End::complete("CompletionsReached", message))
+}
+
+/// What indexes that failed for good, or those that succeeded, mean for the Job.
+fn indexes_decide(spec: &JobSpec, count: &Count) -> Option<End> {
+    let (lost, all) = (count.lost.len(), completions(spec));
+    let most = spec.max_failed_indexes.and_then(|most| usize::try_from(most).ok());
+    if most.is_some_and(|most| lost > most) {
+        let message = "Job has exceeded the specified maximal number of failed indexes";
+        return Some(End::failed("MaxFailedIndexesExceeded", message));
+    }
+    if lost > 0 && lost + count.completed.len() >= all as usize {
+        return Some(End::failed("FailedIndexes", "Job has failed indexes"));
+    }
+    let rule = policy::is_enough(spec, &count.completed, all)?;
+    Some(End::complete("SuccessPolicy", &format!("Matched rules at index {rule}")))
 }
 
 /// Containers that restart in place count against the limit, too.
@@ -322,14 +267,22 @@ fn suspend_or_resume(out: &mut Plan, suspended: bool, now: Timestamp) {
     }
 }
 
-fn manage(spec: &JobSpec, count: &mut Count, out: &mut Plan, suspended: bool, now: Timestamp) {
+fn manage(
+    spec: &JobSpec,
+    pods: &[Arc<Pod>],
+    count: &mut Count,
+    out: &mut Plan,
+    suspended: bool,
+    now: Timestamp,
+) {
     let parallelism = usize::try_from(spec.parallelism.unwrap_or(1)).unwrap_or(0);
     let wanted = match spec.completions {
         _ if suspended => 0,
         None if count.succeeded > 0 => parallelism.min(count.active.len()),
         None => parallelism,
         Some(completions) => {
-            usize::try_from(completions - count.succeeded).unwrap_or(0).min(parallelism)
+            let left = usize::try_from(completions - count.succeeded).unwrap_or(0);
+            left.saturating_sub(count.lost.len()).min(parallelism)
         }
     };
     let surplus = surplus(spec, count, wanted);
@@ -341,29 +294,56 @@ fn manage(spec: &JobSpec, count: &mut Count, out: &mut Plan, suspended: bool, no
         return;
     }
     let mut room = wanted.saturating_sub(count.active.len());
-    let mut taken: HashSet<u32> = count.active.iter().filter_map(|pod| index_of(pod)).collect();
     if replaces_failed_only(spec) {
-        taken.extend(&count.leaving);
         room = room.saturating_sub(usize::try_from(count.terminating).unwrap_or(0));
     }
     if room == 0 {
         return;
+    }
+    let room = room.min(BURST);
+    if policy::is_per_index(spec) {
+        return create_independent(spec, pods, count, out, room, now);
     }
     let left = out.backoff.left(now.as_second());
     if left > 0 {
         look_again(out, left);
         return;
     }
-    let room = room.min(BURST);
     out.create = if is_indexed(spec) {
-        (0..completions(spec))
-            .filter(|index| !count.completed.contains(index) && !taken.contains(index))
-            .take(room)
-            .map(Some)
-            .collect()
+        let new = |index| New { index: Some(index), failures: None };
+        open_indexes(spec, count).into_iter().take(room).map(new).collect()
     } else {
-        vec![None; room]
+        vec![New::default(); room]
     };
+}
+
+/// Indexes that need a pod, the lowest first.
+fn open_indexes(spec: &JobSpec, count: &Count) -> Vec<u32> {
+    let waits = |index: &u32| replaces_failed_only(spec) && count.leaving.contains(index);
+    (0..completions(spec)).filter(|index| count.is_open(*index) && !waits(index)).collect()
+}
+
+/// Each index waits for itself.
+fn create_independent(
+    spec: &JobSpec,
+    pods: &[Arc<Pod>],
+    count: &Count,
+    out: &mut Plan,
+    room: usize,
+    now: Timestamp,
+) {
+    let last = policy::last_failed(spec, pods, |index| count.is_open(index));
+    for index in open_indexes(spec, count).into_iter().take(room) {
+        let failed = last.get(&index);
+        let failures = failed.map(|pod| Failures::with(spec, pod)).unwrap_or_default();
+        let last = failed.map_or(0, |pod| finished_at(pod));
+        let left = Backoff { failures: failures.all(), last }.left(now.as_second());
+        if left > 0 {
+            look_again(out, left);
+        } else {
+            out.create.push(New { index: Some(index), failures: Some(failures) });
+        }
+    }
 }
 
 /// Pods that are too many: of Indexed Jobs first those that have no index of their own.
@@ -407,26 +387,20 @@ fn report(status: &mut JobStatus, spec: &JobSpec, count: &Count) {
     status.failed = status.failed.filter(|n| *n > 0);
     if !is_indexed(spec) {
         status.completed_indexes = None;
+        status.failed_indexes = None;
     }
 }
 
-fn is_indexed(spec: &JobSpec) -> bool {
+pub fn is_indexed(spec: &JobSpec) -> bool {
     spec.completion_mode.as_deref() == Some("Indexed")
 }
 
-fn replaces_failed_only(spec: &JobSpec) -> bool {
-    match spec.pod_replacement_policy.as_deref() {
-        Some(policy) => policy == "Failed",
-        None => spec.pod_failure_policy.is_some(),
-    }
-}
-
-fn completions(spec: &JobSpec) -> u32 {
+pub fn completions(spec: &JobSpec) -> u32 {
     spec.completions.and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
 }
 
 /// An absent number is 0.
-fn number(count: usize) -> Option<i32> {
+pub fn number(count: usize) -> Option<i32> {
     i32::try_from(count).ok().filter(|count| *count > 0)
 }
 
@@ -456,22 +430,19 @@ fn set(status: &mut JobStatus, kind: &str, on: bool, reason: &str, message: &str
     }
 }
 
-/// When the last container ended; of pods that say nothing, when they were to go.
-fn finished_at(pod: &Pod) -> i64 {
-    let status = pod.status.as_ref();
-    let ends = status.and_then(|s| s.container_statuses.as_ref()).into_iter().flatten();
-    let ends = ends.filter_map(|c| c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
-    if let Some(last) = ends.map(|time| time.0.as_second()).max() {
-        return last;
-    }
-    if let Some(deleted) = &pod.metadata.deletion_timestamp {
-        let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
-        let asked = deleted.0.checked_sub(SignedDuration::from_secs(grace));
-        return asked.map_or(0, Timestamp::as_second);
-    }
-    let ready = pod::condition(pod, "Ready").and_then(|c| c.last_transition_time.as_ref());
-    ready.map_or_else(|| created(&pod.metadata), |time| time.0.as_second())
-}
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_wait_longer_and_longer_until_a_success() {
+        let mut backoff = Backoff::default();
+        let mut waits = Vec::new();
+        for at in 0..9 {
+            waits.push(backoff.left(at));
+            backoff = backoff.after(false, at + 1);
+        }
+        assert_eq!(waits, [0, 10, 20, 40, 80, 160, 320, 360, 360]);
+        assert_eq!(backoff.after(true, 9).left(9), 0);
+    }
+}

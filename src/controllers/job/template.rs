@@ -5,6 +5,8 @@ use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSel
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::FINALIZER;
+use super::plan::New;
+use super::policy::{FAILURES, IGNORED};
 use crate::owner::{self, annotation, name};
 
 pub const INDEX: &str = "batch.kubernetes.io/job-completion-index";
@@ -16,8 +18,7 @@ pub fn index_of(pod: &Pod) -> Option<u32> {
     annotation(&pod.metadata, INDEX)?.parse().ok()
 }
 
-/// `index` for Jobs with the completion mode Indexed.
-pub fn new_pod(job: &Job, index: Option<u32>) -> Pod {
+pub fn new_pod(job: &Job, new: New) -> Pod {
     let template = job.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
     let given = template.metadata.unwrap_or_default();
     let own = name(&job.metadata);
@@ -33,10 +34,17 @@ pub fn new_pod(job: &Job, index: Option<u32>) -> Pod {
         ..ObjectMeta::default()
     };
     let mut spec = template.spec;
-    if let Some(index) = index {
+    if let Some(index) = new.index {
         meta.generate_name = Some(prefix(own, &format!("-{index}-")));
         meta.labels.get_or_insert_default().insert(INDEX.into(), index.to_string());
-        meta.annotations.get_or_insert_default().insert(INDEX.into(), index.to_string());
+        let annotations = meta.annotations.get_or_insert_default();
+        annotations.insert(INDEX.into(), index.to_string());
+        if let Some(failures) = new.failures {
+            annotations.insert(FAILURES.into(), failures.counted.to_string());
+            if failures.ignored > 0 {
+                annotations.insert(IGNORED.into(), failures.ignored.to_string());
+            }
+        }
         if let Some(spec) = &mut spec {
             spec.hostname = Some(format!("{own}-{index}"));
             spec.containers.iter_mut().for_each(tell_index);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use client::Queue;
 use client::api::{DeleteParams, Propagation};
 use client::cache::{Cache, Key, key_of};
+use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 
 use super::plan::ended;
@@ -19,7 +20,7 @@ pub async fn run(context: Context) {
     let again = queue.clone();
     jobs.on_change(move |_, new| {
         if let Some(job) = new
-            && expires(job).is_some()
+            && next(job, base::time::now()) != Next::Stay
         {
             again.add(key_of(&**job));
         }
@@ -27,20 +28,20 @@ pub async fn run(context: Context) {
     let sync = |key: Key| {
         let (context, jobs, queue) = (&context, &jobs, &queue);
         async move {
-            let cached = jobs.get(&key.0, &key.1);
-            let Some(expires) = cached.and_then(|job| expires(&job)) else { return Ok(()) };
-            if let Some(left) = left(expires) {
-                queue.add_after(key, left);
-                return Ok(());
+            let Some(cached) = jobs.get(&key.0, &key.1) else { return Ok(()) };
+            match next(&cached, base::time::now()) {
+                Next::Stay => return Ok(()),
+                Next::Wait(left) => {
+                    queue.add_after(key, left);
+                    return Ok(());
+                }
+                Next::Go => {}
             }
             // The time to live may have grown meanwhile.
             let api = context.client.api::<Job>(Some(&key.0));
             let live = api.get_opt(&key.1).await.doing(|| "look for a job".into())?;
-            let Some(live) =
-                live.filter(|job| self::expires(job).is_some_and(|at| left(at).is_none()))
-            else {
-                return Ok(());
-            };
+            let goes = |job: &Job| next(job, base::time::now()) == Next::Go;
+            let Some(live) = live.filter(goes) else { return Ok(()) };
             let params = DeleteParams {
                 resource_version: live.metadata.resource_version,
                 ..DeleteParams::uid(live.metadata.uid.unwrap_or_default())
@@ -52,14 +53,31 @@ pub async fn run(context: Context) {
     context.work(&queue, 2, sync).await;
 }
 
-/// Seconds since 1970.
-fn expires(job: &Job) -> Option<i64> {
-    let ttl = job.spec.as_ref()?.ttl_seconds_after_finished?;
-    let waits = job.metadata.deletion_timestamp.is_none();
-    ended(job).filter(|_| waits).map(|at| at.saturating_add(i64::from(ttl)))
+/// What becomes of a Job; by the wall clock, for the time of its end is the API's.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Stay,
+    Wait(Duration),
+    Go,
 }
 
-fn left(expires: i64) -> Option<Duration> {
-    let left = u64::try_from(expires - base::time::now().as_second()).unwrap_or(0);
-    (left > 0).then(|| Duration::from_secs(left))
+fn next(job: &Job, now: Timestamp) -> Next {
+    let ttl = job.spec.as_ref().and_then(|spec| spec.ttl_seconds_after_finished);
+    let stays = job.metadata.deletion_timestamp.is_some();
+    let (Some(ttl), Some(ended), false) = (ttl, ended(job), stays) else { return Next::Stay };
+    let expires = ended.saturating_add(i64::from(ttl));
+    match u64::try_from(expires.saturating_sub(now.as_second())) {
+        Ok(left) if left > 0 => Next::Wait(Duration::from_secs(left)),
+        Ok(_) | Err(_) => Next::Go,
+    }
+}
+
+/// Reads the cases of finished Jobs: a `job`.
+#[cfg(test)]
+pub fn cases(world: &serde_json::Value) -> Vec<String> {
+    match next(&crate::cases::object(&world["job"]), crate::cases::now()) {
+        Next::Stay => Vec::new(),
+        Next::Wait(left) => vec![format!("look again in {} s", left.as_secs())],
+        Next::Go => vec!["remove".into()],
+    }
 }

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
 
 pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -92,6 +93,32 @@ pub fn taints(node: &Node, evict: Evict, now: Timestamp) -> Option<Vec<Taint>> {
     (out.as_slice() != held).then_some(out)
 }
 
+/// Taints that throw pods out, each with the seconds it had been there when it was first seen,
+/// and when that was. From then on the clock that is never set counts.
+#[derive(Debug, Default)]
+pub struct Seen(Vec<(Taint, i64, Instant)>);
+
+impl Seen {
+    /// The taints as they are now, and the age of each in seconds. A time that lies ahead was
+    /// written before the clock was set back: how long the taint is there nobody knows.
+    pub fn look(&mut self, taints: &[Taint], now: Timestamp) -> Vec<(Taint, i64)> {
+        let executes = |taint: &&Taint| taint.effect == "NoExecute";
+        self.0.retain(|(held, ..)| taints.contains(held));
+        for taint in taints.iter().filter(executes) {
+            if !self.0.iter().any(|(held, ..)| held == taint) {
+                let since = taint.time_added.as_ref().map_or(now, |time| time.0);
+                let age = now.as_second().saturating_sub(since.as_second()).max(0);
+                self.0.push((taint.clone(), age, Instant::now()));
+            }
+        }
+        let age = |(taint, before, seen): &(Taint, i64, Instant)| {
+            let since = i64::try_from(seen.elapsed().as_secs()).unwrap_or(i64::MAX);
+            (taint.clone(), before.saturating_add(since))
+        };
+        self.0.iter().map(age).collect()
+    }
+}
+
 /// Whether and when a pod must leave a node with these taints.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Stay {
@@ -100,21 +127,19 @@ pub enum Stay {
     Leave,
 }
 
-/// `seen` is when the pod was first found to have to go, for taints that do not say when
-/// they came.
-pub fn stay(pod: &Pod, taints: &[Taint], seen: i64, now: i64) -> Stay {
+/// `taints`: those that throw pods out, and the seconds since they came.
+pub fn stay(pod: &Pod, taints: &[(Taint, i64)]) -> Stay {
     let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
     let mut out: Option<i64> = None;
-    for taint in taints.iter().filter(|taint| taint.effect == "NoExecute") {
+    for (taint, age) in taints {
         let fitting: Vec<&Toleration> =
             tolerations.iter().filter(|toleration| tolerates(toleration, taint)).collect();
         if fitting.is_empty() {
             return Stay::Leave;
         }
-        let since = taint.time_added.as_ref().map_or(seen, |time| time.0.as_second());
         let limits = fitting.iter().filter_map(|toleration| toleration.toleration_seconds);
         if let Some(seconds) = limits.min() {
-            let left = since.saturating_add(seconds.max(0)).saturating_sub(now);
+            let left = seconds.max(0).saturating_sub(*age);
             out = Some(out.map_or(left, |other| other.min(left)));
         }
     }
@@ -140,73 +165,26 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use std::time::Duration;
 
-    fn node(ready: &str, taints: serde_json::Value) -> Node {
-        serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": {"taints": taints},
-            "status": {"conditions": [{"type": "Ready", "status": ready}]}}))
-        .expect("a node")
-    }
-
-    fn check(ready: &str, held: serde_json::Value, want: Option<&[(&str, &str)]>) {
-        check_with(ready, Evict::Now, held, want);
-    }
-
-    #[track_caller]
-    fn check_with(
-        ready: &str,
-        evict: Evict,
-        held: serde_json::Value,
-        want: Option<&[(&str, &str)]>,
-    ) {
-        let now = base::time::parse("2026-01-01T00:00:00Z").expect("a time");
-        let taints = taints(&node(ready, held), evict, now);
-        let seen: Option<Vec<(&str, &str)>> =
-            taints.as_ref().map(|t| t.iter().map(|t| (&*t.key, &*t.effect)).collect());
-        assert_eq!(seen.as_deref(), want, "{ready}");
-    }
-
-    #[test]
-    fn taints_follow_conditions() {
-        check("True", json!([]), None);
-        let both: &[_] = &[(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")];
-        check("Unknown", json!([]), Some(both));
-        let both: &[_] = &[(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")];
-        check("False", json!([{"key": UNREACHABLE, "effect": "NoExecute"}]), Some(both));
-        let mine = json!([{"key": "a", "effect": "NoExecute"},
-            {"key": NOT_READY, "effect": "NoSchedule"}]);
-        check("True", mine, Some(&[("a", "NoExecute")]));
-        // Pods are evicted when it is the node's turn; a node that began goes on.
-        let only: &[_] = &[(UNREACHABLE, "NoSchedule")];
-        check_with("Unknown", Evict::Wait, json!([]), Some(only));
-        let not_ready = json!([{"key": NOT_READY, "effect": "NoExecute"}]);
-        let both: &[_] = &[(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")];
-        check_with("Unknown", Evict::Wait, not_ready.clone(), Some(both));
-        check_with("Unknown", Evict::Never, not_ready, Some(only));
-    }
-
-    #[test]
-    fn pods_stay_as_long_as_they_tolerate() {
-        let pod = |tolerations: serde_json::Value| -> Pod {
-            serde_json::from_value(json!({"spec": {"containers": [],
-                "tolerations": tolerations}}))
-            .expect("a pod")
-        };
-        let taint = [Taint {
-            key: NOT_READY.into(),
-            effect: "NoExecute".into(),
-            time_added: Some(Time(Timestamp::from_second(1000).unwrap())),
-            value: None,
-        }];
-        assert_eq!(stay(&pod(json!([])), &taint, 1000, 1000), Stay::Leave);
-        assert_eq!(stay(&pod(json!([{"operator": "Exists"}])), &taint, 1000, 1000), Stay::Forever);
-        let some = json!([{"key": NOT_READY, "operator": "Exists", "tolerationSeconds": 300}]);
-        assert_eq!(stay(&pod(some.clone()), &taint, 1100, 1100), Stay::Seconds(200));
-        assert_eq!(stay(&pod(some.clone()), &taint, 1300, 1300), Stay::Leave);
-        // Whoever taints a node by hand does not say when.
-        let mut by_hand = taint.clone();
-        by_hand[0].time_added = None;
-        assert_eq!(stay(&pod(some.clone()), &by_hand, 1000, 1100), Stay::Seconds(200));
-        assert_eq!(stay(&pod(some), &by_hand, 1000, 1300), Stay::Leave);
+    #[tokio::test(start_paused = true)]
+    async fn a_taint_ages_by_the_clock_that_is_never_set() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut taint = Taint { effect: "NoExecute".into(), ..Taint::default() };
+        taint.time_added = Some(Time(at(1_000_000)));
+        let taints = [taint];
+        let mut seen = Seen::default();
+        let mut age = |now: i64| seen.look(&taints, at(now))[0].1;
+        assert_eq!(age(1_000_100), 100, "it was there before us");
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(age(1_000_110), 110);
+        // A day ahead, and a day back.
+        assert_eq!(age(1_086_510), 110);
+        assert_eq!(age(913_710), 110);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(age(913_720), 120);
+        let mut late = Seen::default();
+        assert_eq!(late.look(&taints, at(913_720))[0].1, 0, "it says that it comes tomorrow");
+        assert!(late.look(&[], at(913_720)).is_empty());
     }
 }

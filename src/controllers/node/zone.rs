@@ -151,34 +151,4 @@ mod tests {
         let ready = (0..ready).map(|_| node("True"));
         ready.chain((0..down).map(|_| node("Unknown"))).collect()
     }
-
-    #[test]
-    fn the_pace_follows_the_state_of_the_zone() {
-        let every = |seconds| Pace::Every(Duration::from_secs(seconds));
-        for (ready, down, expected) in [
-            (1, 1, every(10)),
-            (0, 2, every(10)),
-            (1, 2, every(10)),
-            (1, 3, Pace::Halted),
-            (3, 3, every(10)),
-            (20, 31, every(100)),
-            (20, 30, Pace::Halted),
-            (60, 40, every(10)),
-        ] {
-            // Another zone is well.
-            let mut all = nodes("a", ready, down);
-            all.extend(nodes("b", 1, 0));
-            let pace = survey(&all).pace(all[ready].as_ref());
-            assert_eq!(pace, expected, "{ready} ready, {down} down");
-        }
-    }
-
-    #[test]
-    fn nobody_is_evicted_while_all_are_down() {
-        let mut all = nodes("a", 0, 1);
-        assert_eq!(survey(&all).pace(&all[0]), Pace::AllDown);
-        all.extend(nodes("b", 0, 2));
-        assert!(survey(&all).all_down());
-        assert!(!survey(&[]).all_down());
-    }
 }

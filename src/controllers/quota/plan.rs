@@ -92,43 +92,4 @@ mod tests {
             assert_eq!(counts(name), expected, "{name}");
         }
     }
-
-    #[test]
-    fn only_what_is_meant_is_counted_and_all_bounds_are_shown() {
-        let quota = json!({"spec": {
-            "hard": {"pods": "5", "requests.cpu": "1", "secrets": "2", "count/boats.example.com": "1"},
-            "scopes": ["NotTerminating"],
-        }});
-        let pod = |ends: bool, phase: &str| {
-            let mut pod = json!({
-                "spec": {"containers": [{"resources": {"requests": {"cpu": "150m"}}}]},
-                "status": {"phase": phase},
-            });
-            if ends {
-                pod["spec"]["activeDeadlineSeconds"] = 5.into();
-            }
-            pod
-        };
-        let objects = HashMap::from([
-            (
-                of("", "pods"),
-                vec![
-                    pod(false, "Running"),
-                    pod(false, "Pending"),
-                    pod(true, "Running"),
-                    pod(false, "Failed"),
-                ],
-            ),
-            (of("", "secrets"), vec![json!({"metadata": {}})]),
-        ]);
-        let now = Timestamp::from_second(1_700_000_000).unwrap();
-        let status = status(&quota, &objects, now);
-        assert_eq!(status["hard"], quota["spec"]["hard"]);
-        let used = &status["used"];
-        assert_eq!(used["pods"], "2");
-        assert_eq!(used["requests.cpu"], "300m");
-        // Scopes mean pods; nothing else fits them.
-        assert_eq!(used["secrets"], "0");
-        assert_eq!(used["count/boats.example.com"], "0");
-    }
 }

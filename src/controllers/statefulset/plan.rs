@@ -327,6 +327,3 @@ impl std::fmt::Display for Step {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

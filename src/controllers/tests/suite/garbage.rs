@@ -1,10 +1,10 @@
 //! What an owner leaves behind goes after it, down to the last pod.
 
 use crate::support::{cluster, until};
-use client::DeleteParams;
 use client::api::ListParams;
+use client::{DeleteParams, Patch, Propagation};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,4 +29,51 @@ async fn a_deployment_takes_its_replica_sets_and_pods_along() {
     until("two pods are there", async || (count().await == (1, 2)).then_some(())).await;
     deployments.delete("web", &DeleteParams::default()).await.unwrap();
     until("all is gone", async || (count().await == (0, 0)).then_some(())).await;
+}
+
+/// ConfigMaps that own each other in a circle: the first is the second's, and so on.
+async fn circle(cluster: &crate::support::Cluster, names: &[&str]) -> Vec<String> {
+    let maps = cluster.client.api::<ConfigMap>(Some("default"));
+    let mut uids = Vec::new();
+    for name in names {
+        let map = json!({"metadata": {"name": name}});
+        let made = maps.create(&serde_json::from_value(map).unwrap()).await.unwrap();
+        uids.push(made.metadata.uid.unwrap());
+    }
+    for (at, name) in names.iter().enumerate() {
+        let owner = (at + 1) % names.len();
+        let patch = json!({"metadata": {"ownerReferences": [{"apiVersion": "v1",
+            "kind": "ConfigMap", "name": names[owner], "uid": uids[owner],
+            "blockOwnerDeletion": true}]}});
+        maps.patch(name, &Patch::Merge(patch)).await.unwrap();
+    }
+    uids
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_circle_of_owners_stays_while_nobody_deletes_and_goes_as_a_whole() {
+    let cluster = cluster().await;
+    let maps = cluster.client.api::<ConfigMap>(Some("default"));
+    let left = async |names: &[&str]| {
+        let all = maps.list(&ListParams::default()).await.unwrap().items;
+        let is = |map: &&ConfigMap| names.contains(&map.metadata.name.as_deref().unwrap());
+        all.iter().filter(is).count()
+    };
+    for (names, propagation) in
+        [(["a", "b", "c"], Propagation::Background), (["d", "e", "f"], Propagation::Foreground)]
+    {
+        circle(&cluster, &names).await;
+        // Something that goes after it shows that the collector has looked.
+        let marker = json!({"metadata": {"name": "marker", "ownerReferences": [{"apiVersion": "v1",
+            "kind": "ConfigMap", "name": "nobody", "uid": "nobody"}]}});
+        maps.create(&serde_json::from_value(marker).unwrap()).await.unwrap();
+        until("the marker is gone", async || {
+            maps.get_opt("marker").await.unwrap().is_none().then_some(())
+        })
+        .await;
+        assert_eq!(left(&names).await, 3);
+        let params = DeleteParams::default().propagation(propagation);
+        maps.delete(names[0], &params).await.unwrap();
+        until("the circle is gone", async || (left(&names).await == 0).then_some(())).await;
+    }
 }

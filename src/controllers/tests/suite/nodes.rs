@@ -93,3 +93,34 @@ async fn nobody_is_evicted_while_all_nodes_are_down() {
     let annotations = node.metadata.annotations.unwrap();
     assert_eq!(annotations["node.alpha.kubernetes.io/ttl"], "0");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_on_a_node_that_is_out_of_service_is_gone() {
+    let cluster = cluster().await;
+    cluster.create_node_of_node("a").await;
+    cluster.create_node_of_node("b").await;
+    cluster.until_tainted("a", &[]).await;
+    cluster.create_pod("lost", 1).await;
+    cluster.set_ready("a", "False").await;
+    cluster.until_tainted("a", &BOTH).await;
+    let pods = cluster.client.api::<Pod>(Some("default"));
+    until("the pod is to end, and nobody says that it has", || async {
+        pods.get("lost").await.unwrap().metadata.deletion_timestamp.map(drop)
+    })
+    .await;
+    // Somebody has seen that the machine is off.
+    let nodes = cluster.client.all::<Node>();
+    until("the node is tainted by hand", || async {
+        let mut node = nodes.get("a").await.unwrap();
+        let taint = json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown",
+            "effect": "NoExecute"});
+        let taints = node.spec.get_or_insert_default().taints.get_or_insert_default();
+        taints.push(serde_json::from_value(taint).unwrap());
+        nodes.replace("a", &node).await.ok()
+    })
+    .await;
+    until("the pod is gone", || async {
+        pods.get_opt("lost").await.unwrap().is_none().then_some(())
+    })
+    .await;
+}

@@ -301,3 +301,77 @@ async fn claims_stay_or_go_as_the_set_says() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_strategy_on_delete_pods_are_updated_by_who_deletes_them() {
+    let cluster = cluster().await;
+    let spec = json!({"replicas": 2, "podManagementPolicy": "Parallel",
+        "updateStrategy": {"type": "OnDelete"}});
+    cluster.create_stateful_set(spec).await;
+    cluster.until_picture(&["web-0 web:1", "web-1 web:1"]).await;
+    cluster.ready("web-0").await;
+    cluster.ready("web-1").await;
+    cluster.change_stateful_set(json!({"template": template("web:2")})).await;
+    until("there is another revision", || async {
+        let status = cluster.status_of_stateful_set().await;
+        (status["currentRevision"] != status["updateRevision"] && status["observedGeneration"] == 2)
+            .then_some(())
+    })
+    .await;
+    let pods = cluster.client.api::<Pod>(Some("default"));
+    pods.delete("web-1", &DeleteParams::default()).await.unwrap();
+    cluster.until_picture(&["web-0 web:1 ready", "web-1 web:2"]).await;
+    cluster.ready("web-1").await;
+    until("one of two is updated", || async {
+        let status = cluster.status_of_stateful_set().await;
+        (status["updatedReplicas"] == 1 && status["readyReplicas"] == 2).then_some(())
+    })
+    .await;
+    cluster.until_picture(&["web-0 web:1 ready", "web-1 web:2 ready"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_pods_are_updated_at_a_time_as_may_be_down() {
+    let cluster = cluster().await;
+    let spec = json!({"replicas": 4, "podManagementPolicy": "Parallel",
+        "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 2}}});
+    cluster.create_stateful_set(spec).await;
+    let names = ["web-0", "web-1", "web-2", "web-3"];
+    cluster
+        .until_picture(&names.map(|name| format!("{name} web:1")).each_ref().map(|s| &**s))
+        .await;
+    for pod in names {
+        cluster.ready(pod).await;
+    }
+    cluster.change_stateful_set(json!({"template": template("web:2")})).await;
+    let old = ["web-0 web:1 ready", "web-1 web:1 ready"];
+    cluster.until_picture(&[old[0], old[1], "web-2 web:2", "web-3 web:2"]).await;
+    // One that is well again is a reason for one more to go.
+    cluster.ready("web-3").await;
+    cluster.until_picture(&[old[0], "web-1 web:2", "web-2 web:2", "web-3 web:2 ready"]).await;
+    cluster.ready("web-2").await;
+    cluster
+        .until_picture(&["web-0 web:2", "web-1 web:2", "web-2 web:2 ready", "web-3 web:2 ready"])
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_pod_comes_when_this_one_is_ready_for_long_enough() {
+    let cluster = cluster().await;
+    cluster.create_stateful_set(json!({"replicas": 2, "minReadySeconds": 2})).await;
+    cluster.until_picture(&["web-0 web:1"]).await;
+    cluster.ready("web-0").await;
+    let begun = std::time::Instant::now();
+    until("it is ready and not available", || async {
+        let status = cluster.status_of_stateful_set().await;
+        (status["readyReplicas"] == 1 && status["availableReplicas"] == 0).then_some(())
+    })
+    .await;
+    cluster.until_picture(&["web-0 web:1 ready", "web-1 web:1"]).await;
+    // Ready times are whole seconds.
+    assert!(begun.elapsed() >= std::time::Duration::from_secs(1), "{:?}", begun.elapsed());
+    until("the first is available", || async {
+        (cluster.status_of_stateful_set().await["availableReplicas"] == 1).then_some(())
+    })
+    .await;
+}
