@@ -9,6 +9,8 @@ sids="kernel security unlabeled fs file file_labels init any_socket port netif n
 igmp_packet icmp_socket tcp_socket sysctl_modprobe sysctl sysctl_fs sysctl_kernel sysctl_net \
 sysctl_net_unix sysctl_vm sysctl_dev kmod policy scmp_packet devnull"
 categories=$(seq -f 'c%g' 0 1023)
+# Kinds of files that this is not about; files of an unknown class take no label.
+others="lnk_file chr_file blk_file sock_file fifo_file"
 {
     cat << 'POLICY'
 (handleunknown allow)
@@ -19,7 +21,6 @@ categories=$(seq -f 'c%g' 0 1023)
 (class process (transition dyntransition))
 (class file (read write open create append setattr getattr execute relabelfrom relabelto))
 (class dir (read write search open add_name remove_name setattr getattr relabelfrom relabelto))
-(classorder (process file dir))
 (user system_u)
 (role system_r)
 (role object_r)
@@ -37,6 +38,11 @@ categories=$(seq -f 'c%g' 0 1023)
 (roletype object_r host_t)
 (roletype object_r container_file_t)
 POLICY
+    for class in $others; do
+        echo "(class $class (read write open getattr))"
+        echo "(allow every every ($class (all)))"
+    done
+    echo "(classorder (process file dir $others))"
     for category in $categories; do echo "(category $category)"; done
     # shellcheck disable=SC2086
     echo "(categoryorder ("$categories"))"
