@@ -186,6 +186,7 @@ fn security(
             Some(("Unconfined", _)) => "unconfined".into(),
             _ => String::new(),
         },
+        selinux: selinux_options(pod, own),
         unmasked_proc: privileged
             || own.and_then(|own| own.proc_mount.as_deref()) == Some("Unmasked"),
         stop_signal: container
@@ -194,6 +195,23 @@ fn security(
             .and_then(|lifecycle| lifecycle.stop_signal.clone())
             .unwrap_or_default(),
     }
+}
+
+/// What a container says of its SELinux label, or its pod for it.
+pub fn selinux_options(
+    pod: Option<&PodSecurityContext>,
+    own: Option<&SecurityContext>,
+) -> Option<cri::SelinuxOptions> {
+    let said = own
+        .and_then(|own| own.se_linux_options.as_ref())
+        .or(pod.and_then(|pod| pod.se_linux_options.as_ref()))?;
+    let text = |part: &Option<String>| part.clone().unwrap_or_default();
+    Some(cri::SelinuxOptions {
+        user: text(&said.user),
+        role: text(&said.role),
+        kind: text(&said.type_),
+        level: text(&said.level),
+    })
 }
 
 #[cfg(test)]
@@ -234,6 +252,7 @@ mod tests {
     fn the_containers_own_context_wins_over_the_pods() {
         let built = built(
             json!({"securityContext": {"runAsUser": 5, "runAsGroup": 6, "fsGroup": 7,
+                       "seLinuxOptions": {"level": "s0:c1,c2"},
                        "seccompProfile": {"type": "RuntimeDefault"}},
                    "containers": [{"name": "a", "securityContext": {
                        "runAsUser": 9, "allowPrivilegeEscalation": false,
@@ -245,6 +264,7 @@ mod tests {
         assert_eq!((security.run_as_user, security.run_as_group), (Some(9), Some(6)));
         assert_eq!(security.supplemental_groups, [7]);
         assert_eq!(security.seccomp, cri::SeccompProfile::RuntimeDefault);
+        assert_eq!(security.selinux.unwrap().level, "s0:c1,c2");
         assert!(security.no_new_privs);
         assert_eq!(security.drop_capabilities, ["ALL"]);
     }

@@ -33,6 +33,8 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// Measuring files takes at most this part of one CPU: after a look that took long, the
 /// next one waits longer.
 const FILES_CPU_SHARE: u32 = 500;
+/// But no longer than this, however slow the disk is (upstream's `volumeStatsAggPeriod`).
+const FILES_PERIOD_MAX: Duration = Duration::from_secs(60);
 /// An evicted pod is waited for so long before the next one is chosen.
 const END_PATIENCE: Duration = Duration::from_secs(30);
 /// Grace of a pod that is evicted at once.
@@ -137,7 +139,9 @@ async fn step(
     if Instant::now() >= *files_at {
         let begun = Instant::now();
         let evicted = enforce_limits(node).await;
-        *files_at = begun + PERIOD.max(begun.elapsed() * FILES_CPU_SHARE);
+        let wait = (begun.elapsed() * FILES_CPU_SHARE).clamp(PERIOD, FILES_PERIOD_MAX);
+        // From its end: a look that takes longer than that still leaves time for others.
+        *files_at = Instant::now() + wait;
         if evicted.is_some() {
             return evicted;
         }

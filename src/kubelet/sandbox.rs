@@ -9,7 +9,7 @@ use runtime::cri::{self, DnsConfig, NamespaceMode, PodSandboxConfig, PodSandboxM
 
 use crate::config::KubeletConfig;
 use crate::observed::{LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID};
-use crate::{pod, resources};
+use crate::{container_config, pod, resources};
 
 /// Limits of resolv.conf that upstream keeps.
 const NAMESERVERS_MAX: usize = 3;
@@ -71,6 +71,7 @@ pub fn config(
             own.is_some_and(|own| own.privileged == Some(true))
         }),
         seccomp: seccomp(context.and_then(|context| context.seccomp_profile.as_ref()), config),
+        selinux: container_config::selinux_options(context, None),
         runtime_handler: runtime_handler.to_owned(),
         users: None,
     })

@@ -274,6 +274,12 @@ impl Configuration {
         config.image_rules = self.pulls(&config.image_rules)?;
         config.static_pod_url = self.static_pod_url()?;
         config.places = self.places(config)?;
+        // CPUs that are named count for all that is kept of CPU.
+        if let Some(named) = &config.places.reserved_cpus {
+            config.kube_reserved.remove("cpu");
+            let kept = Quantity(named.len().to_string());
+            config.system_reserved.insert("cpu".to_owned(), kept);
+        }
         self.enforce(config)?;
         config.shutdown = self.shutdown()?;
         let log_rhythm = self.log_rhythm(config.log_rhythm)?;
@@ -678,6 +684,7 @@ mod tests {
         let read = Configuration::read(None, &places.map(str::to_owned)).unwrap();
         let mut config = super::tests::config();
         read.apply(&mut config).unwrap();
+        assert_eq!(config.reserved_milli("cpu"), 2000, "CPUs that are named are not for pods");
         let shown = &show(&config)["kubeletconfig"];
         assert_eq!(shown["cpuManagerPolicyOptions"], json!({"full-pcpus-only": "true"}));
         assert_eq!(

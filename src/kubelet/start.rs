@@ -416,6 +416,8 @@ fn sandbox_log(
     config.log_dir(pod::namespace(pod), pod::name(pod), pod::uid(pod))
 }
 
+/// Of a file that the kubelet makes for one pod.
 fn plain_mount(host_path: PathBuf, container_path: &Path) -> cri::Mount {
-    cri::Mount { container_path: container_path.to_path_buf(), host_path, ..cri::Mount::default() }
+    let container_path = container_path.to_path_buf();
+    cri::Mount { container_path, host_path, selinux_relabel: true, ..cri::Mount::default() }
 }

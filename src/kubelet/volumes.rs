@@ -15,6 +15,7 @@ mod ownership;
 pub mod payload;
 mod persistent;
 pub mod readonly;
+mod selinux;
 mod tool;
 
 use std::collections::{BTreeMap, HashMap};
@@ -271,7 +272,7 @@ impl Volumes {
         let dir = config.pod_dir(pod::uid(pod));
         let maker = persistent::Maker { attached: &self.attached, client, pod, dir: &dir };
         let place = match bound {
-            Some(bound) => maker.claimed(&bound).await?,
+            Some(bound) => maker.claimed(&volume.name, &bound).await?,
             None => maker.inline(volume).await?,
         };
         self.keep(pod, volume, place).await
@@ -339,18 +340,15 @@ impl Volumes {
         Ok(())
     }
 
-    /// Where a volume is on this node, and whether it may only be read.
-    fn path_of(
-        &self,
-        config: &KubeletConfig,
-        pod: &Pod,
-        volume: &Volume,
-    ) -> Option<(PathBuf, bool)> {
+    /// Where a volume is on this node, and what containers may do with it.
+    fn place_of(&self, config: &KubeletConfig, pod: &Pod, volume: &Volume) -> Option<Place> {
         if let Some(path) = host_path(config, pod, volume) {
-            return Some((path, false));
+            // Files of the node's own keep their labels.
+            let relabel = volume.host_path.is_none();
+            return Some(Place { path, relabel, ..Place::default() });
         }
         let key = (pod::uid(pod).to_owned(), volume.name.clone());
-        self.places.lock().get(&key).map(|place| (place.path.clone(), place.read_only))
+        self.places.lock().get(&key).cloned()
     }
 
     /// The volumes whose use of disk is told: those that were made for the pod, and those
@@ -362,7 +360,7 @@ impl Volumes {
             if plugin(volume).is_none() && claim.is_none() && volume.csi.is_none() {
                 continue;
             }
-            let Some((path, _)) = self.path_of(config, pod, volume) else { continue };
+            let Some(Place { path, .. }) = self.place_of(config, pod, volume) else { continue };
             let in_memory = volume.empty_dir.as_ref().is_some_and(|source| {
                 source.medium.as_deref().is_some_and(|medium| !medium.is_empty())
             });
@@ -423,12 +421,12 @@ impl Volumes {
                 out.push(image_mount(mount, image, sub_path(mount, variables)?));
                 continue;
             }
-            let (root, only_read) = self
-                .path_of(config, pod, volume)
+            let place = self
+                .place_of(config, pod, volume)
                 .ok_or_else(|| format!("volume {} has no place on this node", mount.name))?;
             let sub_path = sub_path(mount, variables)?;
             let host_path = if sub_path.as_os_str().is_empty() {
-                root
+                place.path
             } else {
                 let target = config
                     .pod_dir(pod::uid(pod))
@@ -436,7 +434,7 @@ impl Volumes {
                     .join(&mount.name)
                     .join(&container.name)
                     .join(index.to_string());
-                mounts::bind_sub_path(&root, &sub_path, &target).map_err(|error| {
+                mounts::bind_sub_path(&place.path, &sub_path, &target).map_err(|error| {
                     format!(
                         "failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}",
                         mount.name, container.name
@@ -453,7 +451,8 @@ impl Volumes {
             out.push(cri::Mount {
                 container_path: Path::new("/").join(&mount.mount_path),
                 host_path,
-                readonly: mount.read_only == Some(true) || projected || only_read,
+                readonly: mount.read_only == Some(true) || projected || place.read_only,
+                selinux_relabel: place.relabel,
                 image: None,
                 recursive_readonly: recursive,
                 propagation: match mount.mount_propagation.as_deref() {
@@ -556,6 +555,7 @@ fn image_mount(mount: &VolumeMount, image: &str, sub_path: PathBuf) -> cri::Moun
         readonly: true,
         recursive_readonly: true,
         propagation: MountPropagation::Private,
+        selinux_relabel: false,
         image: Some(cri::ImageTree { image: image.to_owned(), sub_path }),
     }
 }
@@ -617,6 +617,7 @@ mod tests {
             .unwrap();
         assert_eq!(mounts[0].host_path, place);
         assert!(mounts[0].readonly && !mounts[1].readonly);
+        assert!(mounts.iter().all(|mount| mount.selinux_relabel));
         assert!(place.join("sub/x").is_dir());
         let unknown =
             volumes.mounts(&config, &pod, container, &[], &none, cri::Features::default());

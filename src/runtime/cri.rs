@@ -108,6 +108,9 @@ pub struct PodSandboxConfig {
     #[serde(default)]
     pub privileged: bool,
     pub seccomp: SeccompProfile,
+    /// Of the pod; containers without options of their own have these.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
     /// Name of the RuntimeClass handler; empty is the default.
     pub runtime_handler: String,
     /// A user namespace of the pod's own; None is the node's.
@@ -192,6 +195,23 @@ pub enum SeccompProfile {
     Localhost(PathBuf),
 }
 
+/// Parts of an SELinux label; empty is what the host's policy gives containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SelinuxOptions {
+    pub user: String,
+    pub role: String,
+    /// Of processes; files have the policy's.
+    pub kind: String,
+    pub level: String,
+}
+
+impl SelinuxOptions {
+    pub fn wanted(&self) -> sys::selinux::Wanted<'_> {
+        let Self { user, role, kind, level } = self;
+        sys::selinux::Wanted { user, role, kind, level }
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum MountPropagation {
     #[default]
@@ -207,6 +227,9 @@ pub struct Mount {
     pub readonly: bool,
     pub recursive_readonly: bool,
     pub propagation: MountPropagation,
+    /// Gives everything at `host_path` the container's SELinux label, where there is SELinux.
+    #[serde(default)]
+    pub selinux_relabel: bool,
     /// Mounts the files of an image instead of `host_path`, which is empty.
     #[serde(default)]
     pub image: Option<ImageTree>,
@@ -246,6 +269,9 @@ pub struct SecurityContext {
     pub no_new_privs: bool,
     pub seccomp: SeccompProfile,
     pub apparmor_profile: String,
+    /// None is the pod's.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
     /// `procMount: Unmasked` empties both lists; otherwise the runtime's defaults.
     pub unmasked_proc: bool,
     /// Kubernetes' name of a signal (`SIGUSR1`); empty takes the image's.

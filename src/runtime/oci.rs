@@ -14,6 +14,7 @@ mod recover;
 mod sandbox;
 pub(crate) use sandbox::limits;
 mod seccomp;
+mod selinux;
 mod service;
 pub use service::interfaces_of;
 pub mod shim;
@@ -71,6 +72,9 @@ struct SandboxRecord {
     created_at: i64,
     ips: Vec<IpAddr>,
     netns: Option<PathBuf>,
+    /// SELinux level of the pod; empty where there is no SELinux.
+    #[serde(default)]
+    selinux_level: String,
     /// False while it is made. What wrote no such word wrote only what was finished.
     #[serde(default = "finished")]
     is_finished: bool,

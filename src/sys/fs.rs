@@ -324,6 +324,47 @@ pub fn remove_all_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     }
 }
 
+/// Visits everything at and below `path` by its handle (`O_PATH`), `path` itself last, so that a
+/// walk that was cut off shows. Follows no link, whatever others do to the tree meanwhile;
+/// what they remove is passed over.
+pub fn walk(
+    path: &Path,
+    visit: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags};
+    let handle = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let top = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let open = |path: &Path| match rustix::fs::openat2(&top, path, handle, Mode::empty(), inside) {
+        Ok(file) => Ok(Some(file)),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let mut todo = Vec::new();
+    if is_directory(top.as_fd())? {
+        todo.push(PathBuf::from("."));
+    }
+    while let Some(here) = todo.pop() {
+        let Some(directory) = open(&here)? else { continue };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let listed = rustix::fs::openat(&directory, ".", flags, Mode::empty())?;
+        for entry in Dir::read_from(&listed)? {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let below = here.join(name);
+            let Some(file) = open(&below)? else { continue };
+            visit(file.as_fd())?;
+            if is_directory(file.as_fd())? {
+                todo.push(below);
+            }
+        }
+    }
+    visit(top.as_fd())
+}
+
 /// Makes a directory (also one that no path leads to) the present one.
 pub fn change_directory(directory: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes a number only.

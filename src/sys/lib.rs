@@ -21,6 +21,7 @@ pub mod process;
 pub mod pty;
 pub mod quota;
 pub mod seccomp;
+pub mod selinux;
 pub mod socket;
 pub mod syscalls;
 pub mod watched_dir;

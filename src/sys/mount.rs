@@ -42,6 +42,8 @@ impl Propagation {
 const FSCONFIG_SET_FLAG: libc::c_uint = 0;
 const FSCONFIG_SET_STRING: libc::c_uint = 1;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+/// Option by which all files of a mount have one SELinux label.
+pub const LABEL: &str = "context";
 const MOVE_MOUNT_EMPTY_BOTH: libc::c_uint = 0x4 | 0x40;
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const AT_RECURSIVE: libc::c_uint = 0x8000;
@@ -125,6 +127,8 @@ pub struct Overlay<'a> {
     pub lower: &'a [String],
     pub upper: &'a Path,
     pub work: &'a Path,
+    /// SELinux label of every file in it.
+    pub label: Option<&'a str>,
 }
 
 /// An overlay that is attached nowhere (`overlay` attaches it).
@@ -179,6 +183,9 @@ fn overlay_by_descriptor(overlay: &Overlay<'_>) -> io::Result<OwnedFd> {
     }
     context.set("upperdir", Some(overlay.upper.as_os_str().as_bytes()))?;
     context.set("workdir", Some(overlay.work.as_os_str().as_bytes()))?;
+    if let Some(label) = overlay.label {
+        context.set(LABEL, Some(label.as_bytes()))?;
+    }
     // Older kernels do not know it; they sync on unmount instead.
     let _ = context.set("volatile", None);
     context.mount(0)
@@ -216,6 +223,14 @@ impl MappedLayers {
         }
         Ok(made)
     }
+
+    /// A last layer without files.
+    pub fn add_empty(&mut self) -> io::Result<()> {
+        let name = "empty".to_owned();
+        std::fs::create_dir(self.directory.join(&name))?;
+        self.names.push(name);
+        Ok(())
+    }
 }
 
 impl Drop for MappedLayers {
@@ -226,11 +241,16 @@ impl Drop for MappedLayers {
 }
 
 /// Layers (names in the directory `layers`, the topmost first) as one tree that can only be
-/// read and runs nothing with more rights, attached nowhere.
-pub fn read_only_layers(layers: &Path, lower: &[String]) -> io::Result<OwnedFd> {
+/// read and runs nothing with more rights, attached nowhere. For an SELinux label of all its
+/// files there must be two layers at least.
+pub fn read_only_layers(
+    layers: &Path,
+    lower: &[String],
+    label: Option<&str>,
+) -> io::Result<OwnedFd> {
     use std::os::unix::ffi::OsStrExt;
     let attributes = attr::RDONLY | attr::NOSUID | attr::NODEV;
-    if let [only] = lower {
+    if let ([only], None) = (lower, label) {
         // An overlay wants two directories.
         let tree = clone_tree(&layers.join(only), false)?;
         set_attributes(tree.as_fd(), false, attributes, Some(Propagation::Private))?;
@@ -248,6 +268,9 @@ pub fn read_only_layers(layers: &Path, lower: &[String]) -> io::Result<OwnedFd> 
                 context.set("lowerdir+", Some(path.as_os_str().as_bytes()))?;
             }
         }
+        if let Some(label) = label {
+            context.set(LABEL, Some(label.as_bytes()))?;
+        }
         context.mount(attributes)
     };
     match build(false) {
@@ -259,9 +282,11 @@ pub fn read_only_layers(layers: &Path, lower: &[String]) -> io::Result<OwnedFd> 
 
 fn overlay_by_page(overlay: &Overlay<'_>, target: &Path) -> io::Result<()> {
     std::env::set_current_dir(overlay.layers)?;
+    // In quotes, for labels have commas.
+    let label = overlay.label.map(|it| format!(",{LABEL}=\"{it}\"")).unwrap_or_default();
     let options = |extra: &str| {
         format!(
-            "lowerdir={},upperdir={},workdir={}{extra}",
+            "lowerdir={},upperdir={},workdir={}{label}{extra}",
             overlay.lower.join(":"),
             overlay.upper.display(),
             overlay.work.display()

@@ -1,8 +1,8 @@
 //! Computers that boot: a Debian in QEMU with a kernel, an init system and cgroup v2 of
 //! its own, which the namespaces of `machine` cannot show.
 //!
-//! What happens inside is `boot.sh`; it runs at every boot and says on a line of its own
-//! what it finds.
+//! What happens inside is a script of `boot/`; it runs at every boot and says on a line of
+//! its own what it finds.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,13 +13,33 @@ use std::time::{Duration, Instant};
 use crate::cluster::kubectls;
 use crate::images;
 
-const PACKAGES: &str =
-    "linux-image-cloud-ARCH,systemd-sysv,openrc,udev,iproute2,procps,kmod,nftables";
-/// Where `boot.sh` speaks: a line that no login wants.
+const PACKAGES: &str = "systemd-sysv,openrc,udev,iproute2,procps,kmod,nftables";
+const KERNEL: &str = "linux-image-cloud-";
+/// Where the script speaks: a line that no login wants.
 const LINE: &str = "hvc0";
 /// Emulated, everything takes ten times as long.
 const RUN_TIMEOUT: Duration = Duration::from_secs(220);
-const MACHINE: [&str; 8] = ["-cpu", "max", "-m", "2048", "-smp", "2", "-display", "none"];
+
+/// What is in a computer, and what happens there.
+struct Model {
+    init: &'static str,
+    script: &'static [u8],
+    /// Packages beyond those of every computer.
+    packages: &'static str,
+    /// Bookworm's own kernel is older than some of what is shown (tmpfs maps ids since 6.3).
+    new_kernel: bool,
+    kernel_arguments: &'static str,
+    machine: &'static [&'static str],
+}
+
+const PLAIN: Model = Model {
+    init: "/lib/systemd/systemd",
+    script: include_bytes!("boot/install.sh"),
+    packages: "",
+    new_kernel: false,
+    kernel_arguments: "",
+    machine: &["-m", "2048", "-smp", "2"],
+};
 
 fn run(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().expect(program);
@@ -30,20 +50,52 @@ fn run(program: &str, args: &[&str]) {
     );
 }
 
-/// Debian's name of this architecture, QEMU's program for it, its
-/// plainest machine, and that one's console.
-fn architecture() -> (&'static str, &'static str, &'static str, &'static str) {
+/// A kind of computer that QEMU knows.
+struct Architecture {
+    /// Debian's name of it.
+    debian: &'static str,
+    program: &'static str,
+    /// Its plainest machine, that one's CPU and console.
+    machine: &'static str,
+    cpu: &'static str,
+    console: &'static str,
+}
+
+fn architecture() -> Architecture {
     match std::env::consts::ARCH {
-        "x86_64" => ("amd64", "qemu-system-x86_64", "q35", "ttyS0"),
-        "aarch64" => ("arm64", "qemu-system-aarch64", "virt", "ttyAMA0"),
+        "x86_64" => Architecture {
+            debian: "amd64",
+            program: "qemu-system-x86_64",
+            machine: "q35",
+            // QEMU 7.2 loses flags in cmpxchg16b, by which newer kernels allocate.
+            cpu: "max,cx16=off,la57=off",
+            console: "ttyS0",
+        },
+        "aarch64" => Architecture {
+            debian: "arm64",
+            program: "qemu-system-aarch64",
+            machine: "virt",
+            cpu: "max",
+            console: "ttyAMA0",
+        },
         other => panic!("no boot test for {other}"),
     }
 }
 
 /// A Debian of this host's release as a tar archive, kept between runs where there is a
 /// cache.
-fn debian() -> PathBuf {
-    let packages = PACKAGES.replace("ARCH", architecture().0);
+fn debian(model: &Model) -> PathBuf {
+    let release = fs::read_to_string("/etc/os-release").unwrap();
+    let release = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap();
+    let mut packages = format!("{PACKAGES},{KERNEL}{}", architecture().debian);
+    let mut sources = vec![release.to_owned()];
+    if model.new_kernel && release == "bookworm" {
+        sources.push(format!("{release}-backports"));
+        packages.push_str(&format!("/{release}-backports"));
+    }
+    for package in model.packages.split_whitespace() {
+        packages.push_str(&format!(",{package}"));
+    }
     let cache = std::env::var("CORACLE_CACHE").unwrap_or_else(|_| "/var/cache/coracle".into());
     let name = format!("debian-{}.tar", &images::digest(packages.as_bytes())[7..19]);
     let archive = Path::new(&cache).join(name);
@@ -51,38 +103,38 @@ fn debian() -> PathBuf {
         return archive;
     }
     fs::create_dir_all(&cache).unwrap();
-    let release = fs::read_to_string("/etc/os-release").unwrap();
-    let release = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap();
     let half = tempfile::Builder::new().suffix(".tar").tempfile_in(&cache).unwrap();
-    run(
-        "mmdebstrap",
-        &[
-            "--quiet",
-            "--variant=minbase",
-            &format!("--include={packages}"),
-            "--dpkgopt=path-exclude=/usr/share/doc/*",
-            "--dpkgopt=path-exclude=/usr/share/man/*",
-            "--dpkgopt=path-exclude=/usr/share/locale/*",
-            release,
-            half.path().to_str().unwrap(),
-        ],
-    );
+    let mut args = vec![
+        "--quiet".to_owned(),
+        "--variant=minbase".to_owned(),
+        format!("--include={packages}"),
+        "--dpkgopt=path-exclude=/usr/share/doc/*".to_owned(),
+        "--dpkgopt=path-exclude=/usr/share/man/*".to_owned(),
+        "--dpkgopt=path-exclude=/usr/share/locale/*".to_owned(),
+        release.to_owned(),
+        half.path().display().to_string(),
+    ];
+    if sources.len() > 1 {
+        let line = |suite| format!("deb http://deb.debian.org/debian {suite} main");
+        args.extend(sources.into_iter().map(line));
+    }
+    run("mmdebstrap", &args.iter().map(String::as_str).collect::<Vec<_>>());
     half.persist(&archive).unwrap();
     archive
 }
 
 struct Computer {
     dir: tempfile::TempDir,
-    init: &'static str,
+    model: Model,
 }
 
 impl Computer {
-    fn new(init: &'static str) -> Self {
+    fn new(model: Model) -> Self {
         let dir = tempfile::Builder::new().prefix("ce2e-boot").tempdir_in("/var/tmp").unwrap();
-        let computer = Self { dir, init };
+        let computer = Self { dir, model };
         let root = computer.path("root");
         fs::create_dir(&root).unwrap();
-        let (archive, root_arg) = (debian(), root.to_str().unwrap());
+        let (archive, root_arg) = (debian(&computer.model), root.to_str().unwrap());
         run("tar", &["-C", root_arg, "--exclude=./dev/*", "-xf", archive.to_str().unwrap()]);
         let put = |from: &str, to: &str| {
             let to = root.join(to);
@@ -103,7 +155,8 @@ impl Computer {
             fs::write(path, text).unwrap();
         };
         write("root/web.tar", &images::web("1").archive());
-        write("root/boot.sh", include_bytes!("boot.sh"));
+        write("root/common.sh", include_bytes!("boot/common.sh"));
+        write("root/boot.sh", computer.model.script);
         write("etc/hostname", b"board\n");
         write("etc/rc.conf", b"rc_cgroup_mode=\"unified\"\n");
         let _ = fs::remove_file(root.join("etc/resolv.conf"));
@@ -151,11 +204,11 @@ impl Computer {
 
     /// From power on to power off; what `boot.sh` said.
     fn run(&self) -> String {
-        let (_, program, machine, console_line) = architecture();
+        let Architecture { program, machine, cpu, console: console_line, .. } = architecture();
         let (console, said) = (self.path("console"), self.path("said"));
         let mut computer = Command::new(program)
-            .args(["-M", machine])
-            .args(MACHINE)
+            .args(["-M", machine, "-cpu", cpu, "-display", "none"])
+            .args(self.model.machine)
             .args(["-monitor", "none", "-no-reboot"])
             .args(["-serial", &format!("file:{}", console.display())])
             .args(["-device", "virtio-serial-pci", "-device", "virtconsole,chardev=said"])
@@ -164,10 +217,11 @@ impl Computer {
             .arg(self.boot_file("vmlinuz"))
             .arg("-initrd")
             .arg(self.boot_file("initrd.img"))
-            .args([
-                "-append",
-                &format!("root=/dev/vda rw console={console_line} init={}", self.init),
-            ])
+            .arg("-append")
+            .arg(format!(
+                "root=/dev/vda rw console={console_line} init={} {}",
+                self.model.init, self.model.kernel_arguments
+            ))
             .args([
                 "-drive",
                 &format!("file={},format=raw,if=virtio,cache=unsafe", self.path("disk").display()),
@@ -203,7 +257,7 @@ impl Computer {
 }
 
 fn install_use_reboot_reset(init: &'static str) {
-    let computer = Computer::new(init);
+    let computer = Computer::new(Model { init, ..PLAIN });
     computer.run();
     let said = computer.run();
     assert!(said.contains("boot.sh: after the reboot"), "{said}");
@@ -211,10 +265,51 @@ fn install_use_reboot_reset(init: &'static str) {
 
 #[test]
 fn with_systemd_and_cgroup_v2() {
-    install_use_reboot_reset("/lib/systemd/systemd");
+    install_use_reboot_reset(PLAIN.init);
 }
 
 #[test]
 fn with_openrc() {
     install_use_reboot_reset("/sbin/openrc-init");
+}
+
+/// Two nodes of memory with two CPUs each, huge pages, swap, AppArmor; hosts of disks and of
+/// files.
+#[test]
+fn with_all_that_a_kernel_has() {
+    let computer = Computer::new(Model {
+        script: include_bytes!("boot/kernel.sh"),
+        packages: "apparmor e2fsprogs tgt open-iscsi nfs-kernel-server",
+        new_kernel: true,
+        kernel_arguments: "hugepages=16",
+        machine: &[
+            "-m",
+            "3072",
+            "-smp",
+            "4",
+            "-object",
+            "memory-backend-ram,id=near,size=1536M",
+            "-object",
+            "memory-backend-ram,id=far,size=1536M",
+            "-numa",
+            "node,nodeid=0,cpus=0-1,memdev=near",
+            "-numa",
+            "node,nodeid=1,cpus=2-3,memdev=far",
+        ],
+        ..PLAIN
+    });
+    computer.run();
+}
+
+/// A small policy that is enforced: containers may use what has their label.
+#[test]
+fn with_selinux() {
+    let computer = Computer::new(Model {
+        script: include_bytes!("boot/selinux.sh"),
+        packages: "secilc e2fsprogs tgt open-iscsi",
+        new_kernel: true,
+        kernel_arguments: "security=selinux selinux=1",
+        ..PLAIN
+    });
+    computer.run();
 }

@@ -293,6 +293,7 @@ fn not_on_windows(spec: &Value, field: &str, out: &mut Errors) {
     let of_pod = [
         "appArmorProfile",
         "seLinuxOptions",
+        "seLinuxChangePolicy",
         "seccompProfile",
         "fsGroup",
         "fsGroupChangePolicy",

@@ -2,8 +2,17 @@
 
 use serde_json::Value;
 
+use super::checks::one_of;
 use crate::meta::{FieldError, name};
 use crate::value::{at, has, items, number, text};
+
+/// How a pod's volumes are made its own. SELinux labels as a mount option are asked for only
+/// where SELinuxMount is on, which it is not in v1.36.
+const CHANGE_POLICIES: [(&str, &[&str]); 3] = [
+    ("fsGroupChangePolicy", &["Always", "OnRootMismatch"]),
+    ("supplementalGroupsPolicy", &["Merge", "Strict"]),
+    ("seLinuxChangePolicy", &["Recursive"]),
+];
 
 type Errors = Vec<FieldError>;
 
@@ -26,7 +35,11 @@ pub(super) fn spec(spec: &Value, field: &str, out: &mut Errors) {
             container(one, &format!("{field}.{list}[{index}]"), grace, out);
         }
     }
-    profiles(at(spec, "securityContext"), &format!("{field}.securityContext"), out);
+    let (context, path) = (at(spec, "securityContext"), format!("{field}.securityContext"));
+    profiles(context, &path, out);
+    for (key, words) in CHANGE_POLICIES {
+        one_of(at(context, key), &format!("{path}.{key}"), words, out);
+    }
     affinity(at(spec, "affinity"), &format!("{field}.affinity"), out);
     let mut seen = Vec::new();
     for (index, gate) in items(spec, "schedulingGates").iter().enumerate() {

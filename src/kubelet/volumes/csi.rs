@@ -176,7 +176,7 @@ impl CsiVolumes {
         &self,
         pod: &Pod,
         volume: &str,
-        source: Source,
+        mut source: Source,
         tokens: &Tokens,
         group: Option<u32>,
         now: Timestamp,
@@ -185,9 +185,13 @@ impl CsiVolumes {
         let key = (uid.to_owned(), volume.to_owned());
         let known = self.published.lock().get(&key).map(|it| (it.place.clone(), it.at));
         if let Some((place, at)) = known {
+            let described = self.drivers.objects.get("", &source.driver);
+            source
+                .set_label(pod, volume, described.as_ref().map(|it| &it.spec))
+                .map_err(|why| mislabelled(volume, &why))?;
             return self.keep(pod, &key, &source, tokens, (place, at), group, now).await;
         }
-        if let Some(place) = self.found(uid, &source).await? {
+        if let Some(place) = self.found(uid, &mut source).await? {
             self.note(key, source, place.clone(), now);
             return Ok((place, Some(self.later(now))));
         }
@@ -203,6 +207,9 @@ impl CsiVolumes {
         })?;
         let needs_attachment = !source.is_ephemeral
             && described.as_ref().and_then(|it| it.attach_required) != Some(false);
+        source
+            .set_label(pod, volume, described.as_ref())
+            .map_err(|why| mislabelled(volume, &why))?;
         let record = source.record(&self.node, needs_attachment);
         let mut context = HashMap::new();
         if !source.is_ephemeral {
@@ -231,7 +238,7 @@ impl CsiVolumes {
     }
 
     /// What an earlier process had published is taken over as it is.
-    async fn found(&self, uid: &str, source: &Source) -> Result<Option<Place>, Failure> {
+    async fn found(&self, uid: &str, source: &mut Source) -> Result<Option<Place>, Failure> {
         let dir = self.root.join(pod_dir(uid, &source.name));
         let root = self.root.clone();
         let (uid, wanted) = (uid.to_owned(), source.clone());
@@ -242,7 +249,7 @@ impl CsiVolumes {
             }
             let target = root.join(record.target(&uid));
             match mounts::is_mounted(&target) {
-                Ok(true) => Ok(Some(target)),
+                Ok(true) => Ok(Some((target, record.se_linux_mount_context))),
                 Ok(false) => Ok(None),
                 // The program behind it has died: the driver is asked to publish it anew.
                 Err(error)
@@ -255,10 +262,12 @@ impl CsiVolumes {
                 Err(error) => Err(says("look at", &target, &error)),
             }
         };
-        let target = blocking(look).await.map_err(|why| Step::Publish.failed(source, why))?;
+        let found = blocking(look).await.map_err(|why| Step::Publish.failed(source, why))?;
+        let Some((target, label)) = found else { return Ok(None) };
+        source.label = Some(label).filter(|label| !label.is_empty());
         let policy = self.drivers.objects.get("", &source.driver);
         let policy = policy.as_ref().and_then(|it| it.spec.fs_group_policy.as_deref());
-        Ok(target.map(|path| place(path, source, source.takes_group(policy), false)))
+        Ok(Some(place(target, source, source.takes_group(policy), false)))
     }
 
     /// A volume that is published stays so; some drivers want to be asked again.
@@ -458,16 +467,8 @@ impl CsiVolumes {
         });
     }
 
-    async fn unstage(&self, name: &str) -> Result<(), String> {
-        let unused = || {
-            let held = self.held.lock();
-            let held = held.get(name).filter(|held| held.users.is_empty())?;
-            Some((held.gate.clone(), held.record.clone()))
-        };
-        let Some((gate, _)) = unused() else { return Ok(()) };
-        let _alone = gate.lock().await;
-        // A pod may have come while we waited.
-        let Some((_, record)) = unused() else { return Ok(()) };
+    /// Has the driver take back what it has staged. The caller holds the volume's gate.
+    async fn unstage_now(&self, record: &Record) -> Result<(), String> {
         let dir = self.root.join(record.global_dir());
         // Without a record nobody was asked to stage it.
         if held::read(&dir).is_some() {
@@ -491,6 +492,20 @@ impl CsiVolumes {
             })
             .await?;
         }
+        Ok(())
+    }
+
+    async fn unstage(&self, name: &str) -> Result<(), String> {
+        let unused = || {
+            let held = self.held.lock();
+            let held = held.get(name).filter(|held| held.users.is_empty())?;
+            Some((held.gate.clone(), held.record.clone()))
+        };
+        let Some((gate, _)) = unused() else { return Ok(()) };
+        let _alone = gate.lock().await;
+        // A pod may have come while we waited.
+        let Some((_, record)) = unused() else { return Ok(()) };
+        self.unstage_now(&record).await?;
         let mut all = self.held.lock();
         if let Some(held) = all.get_mut(name) {
             held.is_staged = false;
@@ -505,7 +520,20 @@ impl CsiVolumes {
 }
 
 fn place(path: PathBuf, source: &Source, takes_group: bool, is_fresh: bool) -> Place {
-    Place { path, is_block: source.is_block, read_only: source.read_only, takes_group, is_fresh }
+    let (is_block, read_only) = (source.is_block, source.read_only);
+    let relabel = !is_block && !read_only && source.label.is_none();
+    Place { path, is_block, read_only, takes_group, relabel, is_fresh }
+}
+
+/// What upstream says of a pod whose containers want a volume with several labels.
+fn mislabelled(volume: &str, why: &str) -> Failure {
+    Failure {
+        reason: "FailedMount",
+        message: format!(
+            "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached \
+             volumes=[], failed to process volumes=[{volume}]: {why}"
+        ),
+    }
 }
 
 /// What upstream says when the wait for a pod's volumes is over.

@@ -3,11 +3,10 @@
 //! Follows no link, whatever another pod does to the tree meanwhile.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode};
 
 const SETGID: u32 = 0o2000;
 
@@ -20,31 +19,23 @@ fn wanted_mode(mode: u32, is_dir: bool, read_only: bool) -> u32 {
     mode
 }
 
-fn open(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    Ok(rustix::fs::openat2(root, path, flags, Mode::empty(), inside)?)
-}
-
-fn change(file: &OwnedFd, group: u32, read_only: bool) -> io::Result<bool> {
+fn change(file: BorrowedFd<'_>, group: u32, read_only: bool) -> io::Result<()> {
     let stat = rustix::fs::fstat(file)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     rustix::fs::chownat(file, "", None, Some(Gid::from_raw(group)), AtFlags::EMPTY_PATH)?;
     if kind == FileType::Symlink {
-        return Ok(false);
+        return Ok(());
     }
-    let is_dir = kind == FileType::Directory;
-    let mode = wanted_mode(stat.st_mode & 0o7777, is_dir, read_only);
+    let mode = wanted_mode(stat.st_mode & 0o7777, kind == FileType::Directory, read_only);
     // An O_PATH descriptor takes no fchmod, but its name in /proc leads to the very file.
-    let name = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    let name = sys::fs::descriptor_path(file);
     rustix::fs::chmodat(CWD, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
-    Ok(is_dir)
+    Ok(())
 }
 
 /// Whether the root of the volume already is as it should be.
-fn root_matches(root: &OwnedFd, group: u32, read_only: bool) -> io::Result<bool> {
-    let stat = rustix::fs::fstat(root)?;
+fn root_matches(root: &Path, group: u32, read_only: bool) -> io::Result<bool> {
+    let stat = rustix::fs::stat(root)?;
     let mode = stat.st_mode & 0o7777;
     Ok(stat.st_gid == group && wanted_mode(mode, true, read_only) == mode)
 }
@@ -52,44 +43,10 @@ fn root_matches(root: &OwnedFd, group: u32, read_only: bool) -> io::Result<bool>
 /// Everything at and below `dir`; with `only_on_mismatch`, nothing if the root itself is
 /// right. The root comes last, so that a walk that was cut off is done again.
 pub fn give(dir: &Path, group: u32, read_only: bool, only_on_mismatch: bool) -> io::Result<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, dir, flags, Mode::empty())?;
-    if only_on_mismatch && root_matches(&root, group, read_only)? {
+    if only_on_mismatch && root_matches(dir, group, read_only)? {
         return Ok(());
     }
-    let mut todo = vec![PathBuf::new()];
-    while let Some(path) = todo.pop() {
-        let here = match open(&root, &path) {
-            Ok(here) => here,
-            // Others may be at work in the volume.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        let listed = rustix::fs::openat(
-            &here,
-            ".",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        for entry in Dir::read_from(&listed)? {
-            let entry = entry?;
-            let name = std::ffi::OsStr::from_bytes(entry.file_name().to_bytes());
-            if name == "." || name == ".." {
-                continue;
-            }
-            let below = path.join(name);
-            match open(&root, &below) {
-                Ok(file) => {
-                    if change(&file, group, read_only)? {
-                        todo.push(below);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    change(&root, group, read_only).map(drop)
+    sys::fs::walk(dir, &mut |file| change(file, group, read_only))
 }
 
 #[cfg(test)]

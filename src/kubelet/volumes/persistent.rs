@@ -16,7 +16,7 @@ use sys::mount::options;
 use super::attached::Attached;
 use super::claims::Bound;
 use super::iscsi::{Disk, Secrets};
-use super::{blocking, disk, hostpath, mounts, says};
+use super::{blocking, disk, hostpath, mounts, says, selinux};
 use crate::pod;
 
 /// A server that does not answer is given up after this long, and tried again later.
@@ -27,7 +27,7 @@ const CHAP_SECRET: &str = "kubernetes.io/iscsi-chap";
 const OUTPUT_BYTES_MAX: usize = 2048;
 
 /// Where a volume is, once it is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Place {
     /// A directory or file, or a device.
     pub path: PathBuf,
@@ -35,6 +35,8 @@ pub struct Place {
     pub read_only: bool,
     /// Whether the pod's group owns what is in it.
     pub takes_group: bool,
+    /// Whether its files get the containers' SELinux label one by one.
+    pub relabel: bool,
     /// This very call mounted it.
     pub is_fresh: bool,
 }
@@ -64,11 +66,11 @@ pub struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// Makes the volume of a claim.
+    /// Makes the volume of a claim; `volume` is its name in the pod.
     ///
     /// # Errors
     /// What the host lacks, or what is wrong with the volume, as an event says it.
-    pub async fn claimed(&self, bound: &Bound) -> Result<Place, String> {
+    pub async fn claimed(&self, volume: &str, bound: &Bound) -> Result<Place, String> {
         let spec = &bound.spec;
         let options = spec.mount_options.clone().unwrap_or_default();
         let read_only = bound.read_only;
@@ -80,8 +82,7 @@ impl Maker<'_> {
                 return self.block(path, read_only).await;
             }
             blocking(move || hostpath::check(&source)).await?;
-            let (is_block, takes_group, is_fresh) = (false, false, false);
-            return Ok(Place { path, is_block, read_only, takes_group, is_fresh });
+            return Ok(Place { path, read_only, ..Place::default() });
         }
         if let Some(source) = &spec.local {
             let from = PathBuf::from(&source.path);
@@ -89,7 +90,7 @@ impl Maker<'_> {
                 return self.block(from, read_only).await;
             }
             let to = own_dir(self.dir, "kubernetes.io~local-volume", &bound.name);
-            return put(from, to, read_only, source.fs_type.as_deref(), options).await;
+            return put(from, to, read_only, source.fs_type.as_deref(), options, None).await;
         }
         if let Some(source) = &spec.nfs {
             let mut source = source.clone();
@@ -102,6 +103,9 @@ impl Maker<'_> {
                 let namespace = it.namespace.clone().filter(|it| !it.is_empty());
                 Some((namespace, it.name.clone()?))
             });
+            let modes = spec.access_modes.as_deref().unwrap_or_default();
+            let policy = sys::selinux::Host::default().policy();
+            let label = selinux::mount_label(policy.as_ref(), self.pod, volume, modes)?;
             let wanted = Wanted {
                 name: &bound.name,
                 disk: source.into(),
@@ -110,6 +114,7 @@ impl Maker<'_> {
                 read_only: read_only || source.read_only == Some(true),
                 is_block: bound.is_block(),
                 options,
+                label,
             };
             return self.iscsi(wanted).await;
         }
@@ -141,6 +146,7 @@ impl Maker<'_> {
             read_only: source.read_only == Some(true),
             is_block: false,
             options: Vec::new(),
+            label: None,
         };
         self.iscsi(wanted).await
     }
@@ -156,11 +162,11 @@ impl Maker<'_> {
             let path = path.display();
             return Err(format!("path \"{path}\" is neither a block device nor a regular file"));
         };
-        Ok(Place { path, is_block: true, read_only, takes_group: false, is_fresh: false })
+        Ok(Place { path, is_block: true, read_only, ..Place::default() })
     }
 
     async fn iscsi(&self, wanted: Wanted<'_>) -> Result<Place, String> {
-        let Wanted { name, disk, secret, fs_type, read_only, is_block, options } = wanted;
+        let Wanted { name, disk, secret, fs_type, read_only, is_block, options, label } = wanted;
         let to = own_dir(self.dir, "kubernetes.io~iscsi", name);
         let is_there =
             !is_block && mounts::is_mounted(&to).map_err(|e| says("look at", &to, &e))?;
@@ -177,10 +183,9 @@ impl Maker<'_> {
             self.attached.iscsi(pod::uid(self.pod), &disk, &secrets).await?
         };
         if is_block {
-            let (takes_group, is_fresh) = (false, false);
-            return Ok(Place { path: device, is_block, read_only, takes_group, is_fresh });
+            return Ok(Place { path: device, is_block, read_only, ..Place::default() });
         }
-        put(device, to, read_only, fs_type, options).await
+        put(device, to, read_only, fs_type, options, label).await
     }
 
     async fn secrets(&self, namespace: Option<&str>, name: &str) -> Result<Secrets, String> {
@@ -206,6 +211,8 @@ struct Wanted<'a> {
     read_only: bool,
     is_block: bool,
     options: Vec<String>,
+    /// SELinux label of the whole.
+    label: Option<String>,
 }
 
 fn exists(path: &Path) -> Result<std::fs::Metadata, String> {
@@ -218,14 +225,18 @@ async fn put(
     to: PathBuf,
     read_only: bool,
     fs_type: Option<&str>,
-    options: Vec<String>,
+    mut options: Vec<String>,
+    label: Option<String>,
 ) -> Result<Place, String> {
     let kind = fs_type.filter(|it| !it.is_empty()).unwrap_or("ext4").to_owned();
     let mut _prepared = None;
     if is_unused_disk(&from, &to)? {
         _prepared = Some(disk::prepare(&from, &kind, read_only).await?);
     }
-    blocking(move || mount(from, to, read_only, &kind, &options)).await
+    let relabel = !read_only && label.is_none();
+    options.extend(label.as_deref().map(selinux::mount_option));
+    let place = blocking(move || mount(from, to, read_only, &kind, &options)).await?;
+    Ok(Place { relabel, ..place })
 }
 
 /// A disk that is not mounted for this pod yet.
@@ -249,10 +260,10 @@ fn mount(
     }
     let place = |is_fresh| Place {
         path: to.clone(),
-        is_block: false,
         read_only,
         takes_group: !read_only,
         is_fresh,
+        ..Place::default()
     };
     if mounts::is_mounted(&to).map_err(|error| says("look at", &to, &error))? {
         return Ok(place(false));
@@ -281,13 +292,8 @@ fn mount(
 /// Mounts an export by the host's own `mount`, which knows the protocol's versions.
 async fn nfs(dir: &Path, source: &NFSVolumeSource, options: &[String]) -> Result<Place, String> {
     let read_only = source.read_only == Some(true);
-    let place = |is_fresh| Place {
-        path: dir.to_path_buf(),
-        is_block: false,
-        read_only,
-        takes_group: false,
-        is_fresh,
-    };
+    let place =
+        |is_fresh| Place { path: dir.to_path_buf(), read_only, is_fresh, ..Place::default() };
     if mounts::is_mounted(dir).map_err(|error| says("look at", dir, &error))? {
         return Ok(place(false));
     }
@@ -359,7 +365,7 @@ mod tests {
         let attached = Attached::new(dir.parent().unwrap());
         let client = crate::volumes::csi::samples::client();
         let maker = Maker { attached: &attached, client: &client, pod: &pod, dir };
-        maker.claimed(bound).await
+        maker.claimed("v", bound).await
     }
 
     #[tokio::test]

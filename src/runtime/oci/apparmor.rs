@@ -1,8 +1,8 @@
 //! AppArmor profiles of containers, where the kernel has AppArmor: the runtime's own one, and
 //! those that an administrator loaded.
 //!
-//! The own profile is compiled by the host's `apparmor_parser`, as other runtimes do it; only
-//! pods that ask for it need that program.
+//! The own profile is compiled by the host's `apparmor_parser`, as other runtimes do it; where
+//! that is missing, only pods that ask for the profile by name need it.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -75,16 +75,33 @@ fn refused(words: impl Into<String>) -> Error {
 
 impl Host {
     /// The profile that a container is put under; None is none. `wanted` is as the kubelet
-    /// says it: `runtime/default`, `localhost/NAME`, `unconfined`, or nothing.
+    /// says it: `runtime/default`, `localhost/NAME`, `unconfined`, or nothing, which is the
+    /// runtime's own profile wherever the host can have it.
     ///
     /// # Errors
     /// A profile that there is not.
     pub async fn resolve(&self, wanted: &str, privileged: bool) -> Result<Option<String>> {
-        if matches!(wanted, "" | "unconfined") {
+        if wanted == "unconfined" || (wanted.is_empty() && privileged) {
             return Ok(None);
         }
         if !std::fs::read_to_string(&self.switch).is_ok_and(|text| text.starts_with('Y')) {
-            return Err(refused("apparmor is not supported"));
+            return match wanted {
+                "" => Ok(None),
+                _ => Err(refused("apparmor is not supported")),
+            };
+        }
+        if wanted.is_empty() {
+            if self.is_loaded(DEFAULT) {
+                return Ok(Some(DEFAULT.to_owned()));
+            }
+            return match self.load().await {
+                Ok(()) => Ok(Some(DEFAULT.to_owned())),
+                Err(why) => {
+                    // Nobody asked for it: a host without the program runs pods all the same.
+                    tracing::debug!(profile = DEFAULT, why, "containers run unconfined");
+                    Ok(None)
+                }
+            };
         }
         if let Some(name) = wanted.strip_prefix("localhost/") {
             return match self.is_loaded(name) {
@@ -156,6 +173,7 @@ mod tests {
         assert_eq!(asked("localhost/x", false).await, fails("apparmor is not supported"));
         assert_eq!(asked("unconfined", false).await, Ok(None));
         assert_eq!(asked("", false).await, Ok(None));
+        assert_eq!(asked("", true).await, Ok(None));
 
         std::fs::write(at("on"), "Y\n").unwrap();
         std::fs::write(at("profiles"), "own one (enforce)\nother (complain)\n").unwrap();
@@ -164,6 +182,7 @@ mod tests {
         assert_eq!(asked("localhost/own", false).await, fails("apparmor profile not found own"));
         assert_eq!(asked("x", false).await, fails("invalid apparmor profile \"x\""));
         assert_eq!(asked("runtime/default", true).await, Ok(None));
+        assert_eq!(asked("", false).await, Ok(None));
         let missing = asked("runtime/default", false).await.unwrap_err();
         assert!(missing.ends_with("apparmor_parser is not installed"), "{missing}");
 
@@ -183,6 +202,8 @@ mod tests {
         assert_eq!(asked("runtime/default", false).await, some(DEFAULT));
         // Loaded once, it is not loaded again.
         std::fs::remove_file(at("parser")).unwrap();
+        assert_eq!(asked("", false).await, some(DEFAULT));
+        assert_eq!(asked("", true).await, Ok(None));
         assert_eq!(asked("runtime/default", false).await, some(DEFAULT));
     }
 }

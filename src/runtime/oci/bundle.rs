@@ -77,6 +77,12 @@ pub fn plan(parts: &Parts<'_>) -> Value {
     if let Some(name) = &process.apparmor {
         root["process"]["apparmorProfile"] = json!(name);
     }
+    if let Some(label) = &process.selinux {
+        root["process"]["selinuxLabel"] = json!(label);
+    }
+    if let Some(label) = &spec.mount_label {
+        root["linux"]["mountLabel"] = json!(label);
+    }
     if let Some(profile) = parts.seccomp {
         root["linux"]["seccomp"] = seccomp(profile);
     }

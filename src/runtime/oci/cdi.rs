@@ -194,7 +194,7 @@ fn bind(mount: &Bind) -> Result<Mount> {
         readonly: has("ro") || has("rro"),
         recursive_readonly: has("rro"),
         propagation,
-        image: None,
+        ..Mount::default()
     })
 }
 

@@ -70,6 +70,7 @@ impl Runtime {
             created_at: super::shim::log::now(),
             ips: Vec::new(),
             netns: netns.clone(),
+            selinux_level: self.level_for(&config),
             is_finished: false,
             config,
         };
@@ -84,6 +85,7 @@ impl Runtime {
         let own_ipc = record.config.ipc != NamespaceMode::Node;
         let (made_netns, shim_group) = (netns.clone(), shims.clone());
         let users = record.config.users;
+        let label = self.labels_of_pod(&record)?.map(|labels| labels.file);
         let holder = blocking(move || {
             if !group.path().is_empty() {
                 group.create()?;
@@ -102,7 +104,7 @@ impl Runtime {
             };
             base::failpoint!("sandbox/namespaces");
             if own_ipc {
-                mount_shm(&shm, users.map_or(0, |ids| ids.host_id))?;
+                mount_shm(&shm, users.map_or(0, |ids| ids.host_id), label.as_deref())?;
                 base::failpoint!("sandbox/shared-memory");
             }
             Ok(holder)
@@ -311,13 +313,18 @@ pub async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|_| Err(io::Error::other("a worker thread panicked")))
 }
 
-fn mount_shm(path: &Path, owner: u32) -> io::Result<()> {
+fn mount_shm(path: &Path, owner: u32, label: Option<&str>) -> io::Result<()> {
     use std::os::fd::AsFd;
     use sys::mount::attr;
     std::fs::create_dir_all(path)?;
     let owner = owner.to_string();
-    let options =
-        [("mode", "1777"), ("size", SHM_BYTES), ("uid", owner.as_str()), ("gid", owner.as_str())];
+    let mut options = vec![
+        ("mode", "1777"),
+        ("size", SHM_BYTES),
+        ("uid", owner.as_str()),
+        ("gid", owner.as_str()),
+    ];
+    options.extend(label.map(|label| (sys::mount::LABEL, label)));
     let shm = sys::mount::filesystem(
         "tmpfs",
         "shm",

@@ -59,6 +59,8 @@ impl Runtime {
             }
         }
         let state = self.container_dir(id);
+        let labels = self.labels_of(&sandbox.record, &config)?;
+        let file_label = labels.as_ref().map(|labels| labels.file.clone());
         let group = self.cgroups.group(&format!("{}/{id}", pod.cgroup_parent.trim_matches('/')));
         let places = Places {
             state: state.clone(),
@@ -73,6 +75,7 @@ impl Runtime {
             apparmor: apparmor::Host::default()
                 .resolve(&config.security.apparmor_profile, config.security.privileged)
                 .await?,
+            labels,
         };
         let mut spec = spec::plan(id, pod, &config, &image, &group, &places)?;
         let signal = [&config.security.stop_signal, &image.config.stop_signal]
@@ -105,6 +108,7 @@ impl Runtime {
         }
         write_whole(&state.join("container.json"), &record)?;
         base::failpoint!("container/recorded");
+        self.relabel(&record, file_label).await?;
         let mut rules = spec::device_rules(&record.config, &spec);
         if !record.handler.is_empty() {
             spec.program = Some(self.program_spec(&sandbox, &record, &spec, rules.as_deref())?);

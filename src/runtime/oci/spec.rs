@@ -9,6 +9,7 @@ use sys::bpf::{DeviceKind, DeviceRule};
 use sys::caps::{self, Set};
 use sys::fs::Node;
 use sys::seccomp::Profile;
+use sys::selinux::Labels;
 
 use super::shim::proto::{
     BindSpec, ContainerSpec, DeviceSpec, Filter, ImageSpec, PidMode, ProcessSpec, RootSpec,
@@ -63,6 +64,8 @@ pub struct Places {
     pub volume_layers: HashMap<String, Vec<String>>,
     /// The loaded AppArmor profile it runs under.
     pub apparmor: Option<String>,
+    /// SELinux labels of the container, where there is SELinux.
+    pub labels: Option<Labels>,
 }
 
 pub fn plan(
@@ -103,6 +106,11 @@ pub fn plan(
             seccomp: profile(config, capabilities)?.as_ref().map(filter).transpose()?,
             no_new_privs: security.no_new_privs,
             apparmor: places.apparmor.clone(),
+            selinux: places
+                .labels
+                .as_ref()
+                .filter(|_| !security.privileged)
+                .map(|labels| labels.process.clone()),
             oom_score_adj: config.resources.oom_score_adj,
         },
         tty: config.tty,
@@ -122,6 +130,7 @@ pub fn plan(
         masked: list(&MASKED_PATHS),
         readonly: list(&READONLY_PATHS),
         privileged: security.privileged,
+        mount_label: places.labels.as_ref().map(|labels| labels.file.clone()),
         pid: match (&config.target_container, config.pid) {
             (Some(target), _) => PidMode::Target(target.clone()),
             (None, NamespaceMode::Pod) => PidMode::Pod,

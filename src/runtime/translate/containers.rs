@@ -11,6 +11,7 @@ use crate::wire::images::ImageSpec;
 use crate::wire::sandboxes::{NamespaceOption, SecurityProfile};
 use crate::wire::{
     ContainerState, GroupsPolicy, MountPropagation, NamespaceMode, ProfileType, SIGNALS,
+    SeLinuxOption,
 };
 
 /// # Errors
@@ -143,6 +144,7 @@ fn security_from(
             Some(profile) => apparmor_from(profile)?,
             None => context.apparmor_profile,
         },
+        selinux: context.selinux_options.map(selinux_from),
         // A caller that says nothing of security wants no hole in it.
         unmasked_proc: context.privileged
             || (is_given && context.masked_paths.is_empty() && context.readonly_paths.is_empty()),
@@ -172,7 +174,7 @@ fn security_to(
         }),
         privileged: security.privileged,
         namespace_options: Some(namespaces),
-        selinux_options: None,
+        selinux_options: security.selinux.as_ref().map(selinux_to),
         run_as_user: wrapped(security.run_as_user),
         run_as_username: security.run_as_username.clone(),
         readonly_rootfs: security.readonly_rootfs,
@@ -187,6 +189,16 @@ fn security_to(
         apparmor: apparmor_to(&security.apparmor_profile),
         supplemental_groups_policy: policy.into(),
     }
+}
+
+pub fn selinux_from(options: SeLinuxOption) -> cri::SelinuxOptions {
+    let SeLinuxOption { user, role, kind, level } = options;
+    cri::SelinuxOptions { user, role, kind, level }
+}
+
+pub fn selinux_to(options: &cri::SelinuxOptions) -> SeLinuxOption {
+    let cri::SelinuxOptions { user, role, kind, level } = options.clone();
+    SeLinuxOption { user, role, kind, level }
 }
 
 fn apparmor_from(profile: SecurityProfile) -> Result<String, Status> {
@@ -227,6 +239,7 @@ fn mount_from(mount: wire::Mount) -> Result<cri::Mount, Status> {
         host_path: mount.host_path.into(),
         readonly: mount.readonly,
         recursive_readonly: mount.recursive_read_only,
+        selinux_relabel: mount.selinux_relabel,
         propagation: match MountPropagation::try_from(mount.propagation) {
             Ok(MountPropagation::Private) => cri::MountPropagation::Private,
             Ok(MountPropagation::HostToContainer) => cri::MountPropagation::HostToContainer,
@@ -252,6 +265,7 @@ fn mount_to(mount: &cri::Mount) -> wire::Mount {
         host_path: mount.host_path.display().to_string(),
         readonly: mount.readonly,
         propagation: propagation.into(),
+        selinux_relabel: mount.selinux_relabel,
         recursive_read_only: mount.recursive_readonly,
         image: image.map(|tree| ImageSpec { image: tree.image.clone(), ..Default::default() }),
         image_sub_path: image.map(|it| it.sub_path.display().to_string()).unwrap_or_default(),
@@ -459,6 +473,7 @@ mod tests {
                     readonly: true,
                     recursive_readonly: true,
                     propagation: cri::MountPropagation::HostToContainer,
+                    selinux_relabel: true,
                     image: None,
                 },
                 cri::Mount {
@@ -506,6 +521,10 @@ mod tests {
                 readonly_rootfs: true,
                 no_new_privs: true,
                 apparmor_profile: "localhost/own".into(),
+                selinux: Some(cri::SelinuxOptions {
+                    level: "s0:c1,c2".into(),
+                    ..Default::default()
+                }),
                 stop_signal: "SIGRTMAX-3".into(),
                 ..Default::default()
             },

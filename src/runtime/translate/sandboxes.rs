@@ -37,6 +37,7 @@ pub fn config_from(
         resources: containers::resources_from(linux.resources.unwrap_or_default())?,
         privileged: security.privileged,
         seccomp: seccomp_from(security.seccomp.as_ref(), &security.seccomp_profile_path)?,
+        selinux: security.selinux_options.map(containers::selinux_from),
         runtime_handler,
         users,
     })
@@ -54,6 +55,7 @@ pub fn config_to(config: &cri::PodSandboxConfig) -> wire::PodSandboxConfig {
         namespace_options: Some(namespaces),
         privileged: config.privileged,
         seccomp: Some(seccomp_to(&config.seccomp)),
+        selinux_options: config.selinux.as_ref().map(containers::selinux_to),
         ..Default::default()
     };
     let parent = &config.cgroup_parent;
@@ -223,6 +225,12 @@ mod tests {
             resources: cri::LinuxResources { cpu_shares: 512, ..Default::default() },
             privileged: true,
             seccomp: cri::SeccompProfile::Localhost("/p.json".into()),
+            selinux: Some(cri::SelinuxOptions {
+                user: "u".into(),
+                role: "r".into(),
+                kind: "t".into(),
+                level: "s0:c1,c2".into(),
+            }),
             runtime_handler: "crun".into(),
             users: Some(cri::UserNamespace { host_id: 65_536, length: 65_536 }),
         }

@@ -81,8 +81,26 @@ impl CsiVolumes {
         let gate = self.held.lock().get(&name).map(|held| held.gate.clone());
         let gate = gate.ok_or("nobody wants the volume any more")?;
         let _alone = gate.lock().await;
-        if self.held.lock().get(&name).is_none_or(|held| held.is_staged) {
-            return Ok(());
+        let staged = {
+            let held = self.held.lock();
+            let Some(held) = held.get(&name) else { return Ok(()) };
+            held.is_staged.then(|| (held.record.clone(), held.users.len()))
+        };
+        if let Some((staged, users)) = staged {
+            let (old, new) = (&staged.se_linux_mount_context, &work.record.se_linux_mount_context);
+            if old == new {
+                return Ok(());
+            }
+            if users > 1 {
+                return Err(format!(
+                    "conflicting SELinux labels of volume {name}: {old:?} and {new:?}"
+                ));
+            }
+            // The pod before this one had another label.
+            self.unstage_now(&staged).await?;
+            if let Some(held) = self.held.lock().get_mut(&name) {
+                held.is_staged = false;
+            }
         }
         let (dir, record) = (self.root.join(work.record.global_dir()), work.record.clone());
         let staging = self.root.join(work.record.staging());
@@ -117,6 +135,7 @@ impl CsiVolumes {
         }
         if let Some(held) = self.held.lock().get_mut(&name) {
             held.is_staged = true;
+            held.record.se_linux_mount_context.clone_from(&work.record.se_linux_mount_context);
         }
         Ok(())
     }

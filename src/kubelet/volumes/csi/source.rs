@@ -16,6 +16,7 @@ use crate::csi::messages::{
 };
 use crate::pod;
 use crate::volumes::claims::Bound;
+use crate::volumes::selinux;
 
 /// A volume of a driver, as the pod's claim or the pod itself describes it.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +36,8 @@ pub struct Source {
     pub is_block: bool,
     /// Made for this pod, and described in it.
     pub is_ephemeral: bool,
+    /// SELinux label that the driver mounts the whole with.
+    pub label: Option<String>,
 }
 
 impl Source {
@@ -73,6 +76,7 @@ impl Source {
             expand_secret: csi.node_expand_secret_ref.clone(),
             is_block: bound.is_block(),
             is_ephemeral: false,
+            label: None,
         })
     }
 
@@ -86,7 +90,27 @@ impl Source {
             volume_lifecycle_mode: mode(self.is_ephemeral).to_owned(),
             is_block: self.is_block,
             attach_required,
+            se_linux_mount_context: self.label.clone().unwrap_or_default(),
         }
+    }
+
+    /// Notes the SELinux label that the driver is asked to mount the volume with, where it says
+    /// that it can.
+    ///
+    /// # Errors
+    /// When the pod's containers want several.
+    pub fn set_label(
+        &mut self,
+        pod: &Pod,
+        volume: &str,
+        described: Option<&CSIDriverSpec>,
+    ) -> Result<(), String> {
+        let can = described.and_then(|it| it.se_linux_mount) == Some(true);
+        if can && !self.is_ephemeral && !self.is_block {
+            let policy = sys::selinux::Host::default().policy();
+            self.label = selinux::mount_label(policy.as_ref(), pod, volume, &self.access_modes)?;
+        }
+        Ok(())
     }
 
     /// Who owns the files: the driver, when it can; otherwise the kubelet, as the policy says.
@@ -109,9 +133,11 @@ impl Source {
         let access_type = if self.is_block {
             AccessType::Block(Nothing {})
         } else {
+            let mut mount_flags = self.mount_options.clone();
+            mount_flags.extend(self.label.as_deref().map(selinux::mount_option));
             AccessType::Mount(MountVolume {
                 fs_type: self.fs_type.clone(),
-                mount_flags: self.mount_options.clone(),
+                mount_flags,
                 volume_mount_group: group.map(|group| group.to_string()).unwrap_or_default(),
             })
         };
@@ -142,6 +168,9 @@ pub struct Record {
     pub is_block: bool,
     #[serde(default)]
     pub attach_required: bool,
+    /// SELinux label that the whole is mounted with; empty is none.
+    #[serde(default)]
+    pub se_linux_mount_context: String,
 }
 
 impl Record {
@@ -323,10 +352,12 @@ mod tests {
 
     #[test]
     fn a_record_is_read_as_it_was_written_and_names_its_places() {
-        let source = claimed(json!({"csi": {"driver": "d.example", "volumeHandle": "a/../b"}}));
+        let mut source = claimed(json!({"csi": {"driver": "d.example", "volumeHandle": "a/../b"}}));
+        source.label = Some("u:object_r:container_file_t:s0:c1,c2".into());
         let record = source.record("n1", true);
         let text = serde_json::to_string(&record).unwrap();
         assert!(text.contains("\"specVolID\":\"pv1\"") && text.contains("\"attachmentID\":\"csi-"));
+        assert!(text.contains("\"seLinuxMountContext\":\"u:object_r:container_file_t:s0:c1,c2\""));
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
         assert_eq!(record.unique_name(), "kubernetes.io/csi/d.example^a/../b");
         let staging = record.staging();

@@ -281,6 +281,10 @@ fn give_up(spec: &ProcessSpec, identity: &Identity, stdio: &Stdio) -> Result<(),
         std::fs::write("/proc/thread-self/attr/apparmor/exec", format!("exec {profile}"))
             .map_err(|err| start(format!("apply apparmor profile {profile:?}"), &err))?;
     }
+    if let Some(label) = &spec.selinux {
+        sys::selinux::set_exec_label(label)
+            .map_err(|err| start(format!("set SELinux label {label:?}"), &err))?;
+    }
     if !spec.no_new_privs {
         // Needs CAP_SYS_ADMIN, which is about to go.
         filter_now()?;

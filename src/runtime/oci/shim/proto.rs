@@ -193,6 +193,9 @@ pub struct ProcessSpec {
     pub seccomp: Option<Filter>,
     pub no_new_privs: bool,
     pub apparmor: Option<String>,
+    /// SELinux label of the process.
+    #[serde(default)]
+    pub selinux: Option<String>,
     pub oom_score_adj: i64,
 }
 
@@ -263,6 +266,9 @@ pub struct ContainerSpec {
     pub masked: Vec<PathBuf>,
     pub readonly: Vec<PathBuf>,
     pub privileged: bool,
+    /// SELinux label of the files that are the container's own.
+    #[serde(default)]
+    pub mount_label: Option<String>,
     pub pid: PidMode,
     pub cgroup_files: Vec<PathBuf>,
     /// Name below `/sys/fs/cgroup` and directory of the node; empty on cgroup v2.

@@ -119,7 +119,8 @@ fn layers(
     let mut trees = shared;
     for (tree, bind) in trees.iter_mut().zip(&spec.binds) {
         if let Some(image) = &bind.image {
-            let made = image_tree(image, users, &spec.root.target);
+            let label = spec.mount_label.as_deref();
+            let made = image_tree(image, users, label, &spec.root.target);
             *tree = Some(made.map_err(|err| {
                 let name = image.sub_path.display();
                 Failure::create(format!("mount image volume (sub path \"{name}\")"), &err)
@@ -131,6 +132,7 @@ fn layers(
         lower: &spec.root.lower,
         upper: &spec.root.upper,
         work: &spec.root.work,
+        label: spec.mount_label.as_deref(),
     };
     match users {
         Some(users) => mount::overlay_mapped(&overlay, users, &spec.root.target),
@@ -154,20 +156,35 @@ fn pivot(spec: &ContainerSpec, target: &Path) -> Result<(), Failure> {
             .map_err(|err| Failure::create(format!("make {} read-only", path.display()), &err))?;
     }
     for path in &spec.masked {
-        mask(path).map_err(|err| Failure::create(format!("mask {}", path.display()), &err))?;
+        mask(path, spec.mount_label.as_deref())
+            .map_err(|err| Failure::create(format!("mask {}", path.display()), &err))?;
     }
     Ok(())
 }
 
 /// The files of an image as a mount that is attached nowhere. `at` is an empty directory in
 /// a mount namespace of our own, and is empty again afterwards.
-fn image_tree(image: &ImageSpec, users: Option<BorrowedFd<'_>>, at: &Path) -> io::Result<OwnedFd> {
+fn image_tree(
+    image: &ImageSpec,
+    users: Option<BorrowedFd<'_>>,
+    label: Option<&str>,
+    at: &Path,
+) -> io::Result<OwnedFd> {
+    let single = image.lower.len() == 1;
     let whole = match users {
         Some(users) => {
-            let mapped = mount::MappedLayers::mount(&image.layers, &image.lower, users, at)?;
-            mount::read_only_layers(at, &mapped.names)?
+            let mut mapped = mount::MappedLayers::mount(&image.layers, &image.lower, users, at)?;
+            if single && label.is_some() {
+                mapped.add_empty()?;
+            }
+            mount::read_only_layers(at, &mapped.names, label)?
         }
-        None => mount::read_only_layers(&image.layers, &image.lower)?,
+        None if single && label.is_some() => {
+            let mut lower = image.lower.clone();
+            lower.push(at.display().to_string());
+            mount::read_only_layers(&image.layers, &lower, label)?
+        }
+        None => mount::read_only_layers(&image.layers, &image.lower, label)?,
     };
     if image.sub_path.as_os_str().is_empty() {
         return Ok(whole);
@@ -188,6 +205,11 @@ pub fn seal(spec: &ContainerSpec) -> Result<(), Failure> {
     sys::fs::open_path(Path::new("/"))
         .and_then(|root| mount::set_attributes(root.as_fd(), false, attr::RDONLY, None))
         .map_err(|err| Failure::create("make root file system read-only", &err))
+}
+
+/// The option by which a file system's files have the label.
+fn labelled(label: Option<&str>) -> Option<(&str, &str)> {
+    label.map(|label| (mount::LABEL, label))
 }
 
 /// A new file system in the container's root.
@@ -226,10 +248,17 @@ fn system_mounts(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
     let (owner, terminals) = (first_id.to_string(), first_id.saturating_add(5).to_string());
     let owned = [("uid", owner.as_str()), ("gid", owner.as_str())];
     let [uid, gid] = owned;
-    let dev = [("mode", "755"), ("size", "65536k"), uid, gid];
+    let label = labelled(spec.mount_label.as_deref());
+    let mut dev = vec![("mode", "755"), ("size", "65536k"), uid, gid];
+    dev.extend(label);
     place("tmpfs", "/dev", &dev, attr::NOSUID | attr::STRICTATIME)?;
-    let pts =
-        [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", terminals.as_str())];
+    let mut pts = vec![
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", terminals.as_str()),
+    ];
+    pts.extend(label);
     place("devpts", "/dev/pts", &pts, attr::NOSUID | attr::NOEXEC)?;
     // Kernels without POSIX message queues run containers all the same.
     let _ = place("mqueue", "/dev/mqueue", &[], RESTRICTED);
@@ -241,7 +270,9 @@ fn system_mounts(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
     if spec.cgroup_binds.is_empty() {
         return Ok(());
     }
-    place("tmpfs", "/sys/fs/cgroup", &[("mode", "755"), uid, gid], RESTRICTED)?;
+    let mut groups = vec![("mode", "755"), uid, gid];
+    groups.extend(label);
+    place("tmpfs", "/sys/fs/cgroup", &groups, RESTRICTED)?;
     for (name, source) in &spec.cgroup_binds {
         let target = Path::new("/sys/fs/cgroup").join(name);
         bind_plain(root, source, &target, RESTRICTED | readonly)
@@ -377,11 +408,12 @@ fn read_only(path: &Path) -> io::Result<()> {
     })())
 }
 
-fn mask(path: &Path) -> io::Result<()> {
+fn mask(path: &Path, label: Option<&str>) -> io::Result<()> {
     missing_is_fine((|| {
         let at = sys::fs::open_path(path)?;
         let cover = if std::fs::metadata(path)?.is_dir() {
-            mount::filesystem("tmpfs", "tmpfs", &[("mode", "755")], RESTRICTED | attr::RDONLY)?
+            let options: Vec<_> = [("mode", "755")].into_iter().chain(labelled(label)).collect();
+            mount::filesystem("tmpfs", "tmpfs", &options, RESTRICTED | attr::RDONLY)?
         } else {
             mount::clone_tree(Path::new("/dev/null"), false)?
         };

@@ -1,73 +1,9 @@
 #!/bin/bash
-# Runs inside the computers of boot.rs, at every boot: the first installs and uses
-# Coracle, the second finds it running again and takes it away.
-set -euo pipefail
-service_manager=$1
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export KUBECONFIG=/etc/coracle/kubeconfig.yaml
+# Runs inside the computers that are installed, used and booted again, at every boot: the
+# first installs and uses Coracle, the second finds it running again and takes it away.
+. /root/common.sh
 
-end() {
-    if [ "$1" = 0 ]; then
-        echo "boot.sh: all is well"
-    else
-        echo "boot.sh: failed"
-        if [ -e "$KUBECONFIG" ]; then
-            kubectl --request-timeout=10s get pods -A -o wide || true
-            kubectl --request-timeout=10s get events || true
-        fi
-        journalctl --no-pager --unit coracle 2> /dev/null | tail -n 60 || true
-        tail -n 60 /var/log/coracle.log 2> /dev/null || true
-    fi
-    sync
-    # No init system is asked: this must work with any of them, and at any time.
-    echo o > /proc/sysrq-trigger
-    sleep 60
-}
-trap 'end $?' EXIT
-set -x
-
-none() { if "$@"; then echo "boot.sh: $* succeeds"; return 1; fi; }
-is() { [ "$1" = "$2" ] || { echo "boot.sh: $1 instead of $2"; return 1; }; }
-
-until_true() {
-    for _ in $(seq 120); do
-        if "$@"; then return 0; fi
-        sleep 0.5
-    done
-    echo "boot.sh: never true: $*"
-    return 1
-}
-
-manage() { # stop|start|restart
-    case $service_manager in
-        systemd) systemctl "$1" coracle ;;
-        openrc) rc-service coracle "$1" ;;
-    esac
-}
-
-enabled() {
-    case $service_manager in
-        systemd) systemctl is-enabled --quiet coracle 2> /dev/null ;;
-        openrc) rc-update show default | grep -qw coracle ;;
-    esac
-}
-
-server_pid() { cat /run/coracle/server.pid; }
-api_answers() { kubectl get --raw /readyz > /dev/null 2>&1; }
 web_pid() { pgrep -f '^httpd -f' | head -n 1; }
-restarts() { kubectl get pod "$1" -o jsonpath='{.status.containerStatuses[0].restartCount}'; }
-
-# What Debian's init scripts do where there is no systemd; the minimal OpenRC has none.
-modprobe -a virtio_net
-mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
-echo board > /proc/sys/kernel/hostname
-ip link set lo up
-link=$(ls /sys/class/net | grep -v -e '^lo$' -e '^coracle' -e '^veth' | head -n 1)
-if ! ip route | grep -q ^default; then
-    ip link set "$link" up
-    ip addr add 10.0.2.15/24 dev "$link"
-    ip route add default via 10.0.2.2
-fi
 
 if [ -e /root/used ]; then
     echo "boot.sh: after the reboot"
@@ -93,7 +29,6 @@ if [ -e /root/used ]; then
     exit 0
 fi
 
-is "$(stat -fc %T /sys/fs/cgroup)" cgroup2fs
 cd /checkout
 INSTALL_CORACLE_BINARY=/root/coracle ./install.sh
 enabled
