@@ -17,6 +17,7 @@ mod pod_whole;
 mod policy;
 mod service;
 mod serving;
+mod slices;
 mod storage;
 mod workload;
 
@@ -97,7 +98,7 @@ pub(crate) fn of(group: &str, kind: &str) -> (Create, Option<Update>) {
             "DeviceClass" => (devices::class, None),
             "ResourceClaim" => (devices::claim, Some(devices::claim_update)),
             "ResourceClaimTemplate" => (devices::claim_template, Some(devices::claim_update)),
-            "ResourceSlice" => (devices::slice, Some(devices::slice_update)),
+            "ResourceSlice" => (slices::slice, Some(slices::slice_update)),
             _ => NONE,
         },
         _ => NONE,
