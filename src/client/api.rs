@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result, Status};
 use crate::transport::{Body, Client};
+use crate::trim::trim;
 
 /// A line of a watch that is longer than this ends the watch.
 const WATCH_EVENT_BYTES_MAX: usize = 64 << 20;
@@ -323,7 +324,7 @@ impl Client {
     }
 }
 
-impl<K: Serialize + DeserializeOwned> Api<K> {
+impl<K: Serialize + DeserializeOwned + 'static> Api<K> {
     pub fn resource(&self) -> &ResourceRef {
         &self.resource
     }
@@ -597,9 +598,12 @@ struct RawEvent<'a> {
 }
 
 /// An object without its managed fields, which are often half of its text.
-fn decode_lean<K: DeserializeOwned>(object: &[u8]) -> Result<K> {
+fn decode_lean<K: DeserializeOwned + 'static>(object: &[u8]) -> Result<K> {
     let lean = codec::fields::remove(object, &["metadata", "managedFields"]);
-    serde_json::from_slice(lean.as_deref().unwrap_or(object)).map_err(Error::Decode)
+    let mut decoded: K =
+        serde_json::from_slice(lean.as_deref().unwrap_or(object)).map_err(Error::Decode)?;
+    trim(&mut decoded);
+    Ok(decoded)
 }
 
 #[derive(Deserialize)]
@@ -612,14 +616,14 @@ struct RawList<'a> {
     items: Option<Vec<&'a serde_json::value::RawValue>>,
 }
 
-fn decode_list<K: DeserializeOwned>(text: &[u8]) -> Result<ObjectList<K>> {
+fn decode_list<K: DeserializeOwned + 'static>(text: &[u8]) -> Result<ObjectList<K>> {
     let raw: RawList<'_> = serde_json::from_slice(text).map_err(Error::Decode)?;
     let items = raw.items.into_iter().flatten();
     let items = items.map(|item| decode_lean(item.get().as_bytes())).collect::<Result<_>>()?;
     Ok(ObjectList { metadata: raw.metadata, items })
 }
 
-fn decode_event<K: DeserializeOwned>(line: &[u8]) -> Result<WatchEvent<K>> {
+fn decode_event<K: DeserializeOwned + 'static>(line: &[u8]) -> Result<WatchEvent<K>> {
     let raw: RawEvent<'_> = serde_json::from_slice(line).map_err(Error::Decode)?;
     // As bytes, as everywhere: each kind is decoded by one piece of code.
     let object = raw.object.get().as_bytes();
@@ -640,7 +644,7 @@ fn decode_event<K: DeserializeOwned>(line: &[u8]) -> Result<WatchEvent<K>> {
 }
 
 /// Cuts a body into lines and decodes each as an event.
-fn events<K: DeserializeOwned>(
+fn events<K: DeserializeOwned + 'static>(
     body: Body,
     patience: Duration,
 ) -> impl Stream<Item = Result<WatchEvent<K>>> + Send {

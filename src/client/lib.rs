@@ -19,6 +19,7 @@ pub mod queue;
 pub mod recorder;
 pub mod remote;
 pub mod transport;
+mod trim;
 pub mod volumes;
 
 pub use api::{Api, DeleteParams, ListParams, ObjectList, Patch, Propagation, WatchEvent};
