@@ -30,8 +30,8 @@ const WORKERS: usize = 2;
 /// A charge whose object never came is given back by counting again, this long after the
 /// last charge.
 const COUNT_AGAIN: Duration = Duration::from_secs(30);
-/// Resources that nobody serves yet are asked for again once definitions change, and then
-/// this long after: a new one is served a moment later.
+/// What is on its way to us is there so much later: the charge of an object that went, and a
+/// resource that a new definition brings.
 const SETTLE: Duration = Duration::from_secs(1);
 
 pub async fn run(context: Context) {
@@ -207,7 +207,11 @@ impl Controller {
                 kinds::quota::usage(&resource.group, &resource.plural, &value, base::time::now())
             };
             if new.is_none_or(|new| uses(new) != uses(old)) {
-                bound.iter().for_each(|quota| me.queue.add(key_of(&**quota)));
+                for quota in bound {
+                    me.queue.add(key_of(&*quota));
+                    // The charge of what was just given back may not have come to us yet.
+                    me.queue.add_after(key_of(&*quota), SETTLE);
+                }
             }
         });
     }

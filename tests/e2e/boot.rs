@@ -18,7 +18,7 @@ const KERNEL: &str = "linux-image-cloud-";
 /// Where the script speaks: a line that no login wants.
 const LINE: &str = "hvc0";
 /// Emulated, everything takes ten times as long.
-const RUN_TIMEOUT: Duration = Duration::from_secs(220);
+const RUN_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What is in a computer, and what happens there.
 struct Model {
@@ -273,13 +273,12 @@ fn with_openrc() {
     install_use_reboot_reset("/sbin/openrc-init");
 }
 
-/// Two nodes of memory with two CPUs each, huge pages, swap, AppArmor; hosts of disks and of
-/// files.
+/// Two nodes of memory with two CPUs each, huge pages, swap, AppArmor.
 #[test]
 fn with_all_that_a_kernel_has() {
     let computer = Computer::new(Model {
         script: include_bytes!("boot/kernel.sh"),
-        packages: "apparmor e2fsprogs tgt open-iscsi nfs-kernel-server",
+        packages: "apparmor",
         new_kernel: true,
         kernel_arguments: "hugepages=16",
         machine: &[
@@ -296,6 +295,18 @@ fn with_all_that_a_kernel_has() {
             "-numa",
             "node,nodeid=1,cpus=2-3,memdev=far",
         ],
+        ..PLAIN
+    });
+    computer.run();
+}
+
+/// Pods that take too much; a host of disks and of files.
+#[test]
+fn with_pods_that_take_too_much_and_disks_of_others() {
+    let computer = Computer::new(Model {
+        script: include_bytes!("boot/excess.sh"),
+        packages: "e2fsprogs tgt open-iscsi nfs-kernel-server",
+        new_kernel: true,
         ..PLAIN
     });
     computer.run();
