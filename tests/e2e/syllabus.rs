@@ -1,8 +1,10 @@
-//! What the conformance syllabus of Kubernetes 1.36 asks of a node and of its volumes, done
-//! with kubectl as the entries describe it. Files group the entries by subject.
+//! What the conformance syllabus of Kubernetes 1.36 asks of a node, its volumes and Jobs,
+//! done with kubectl as the entries describe it. Files group the entries by
+//! subject.
 
 mod classes;
 mod environment;
+mod jobs;
 mod lives;
 mod probes;
 mod security;
