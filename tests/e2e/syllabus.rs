@@ -1,5 +1,5 @@
-//! What the conformance syllabus of Kubernetes 1.36 asks of a node, its volumes and Jobs,
-//! done with kubectl as the entries describe it. Files group the entries by
+//! What the conformance syllabus of Kubernetes 1.36 asks of a node, its volumes,
+//! Jobs and sets, done with kubectl as the entries describe it. Files group the entries by
 //! subject.
 
 mod classes;
@@ -8,6 +8,7 @@ mod jobs;
 mod lives;
 mod probes;
 mod security;
+mod sets;
 mod updates;
 mod volumes;
 
