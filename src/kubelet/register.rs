@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use crate::eviction::thresholds::Condition;
 use crate::machine::architecture;
 use crate::node::Node;
+use crate::quantity::ResourceList;
 use crate::shutdown;
 use crate::status::seconds;
 
@@ -159,7 +160,7 @@ async fn keep_status(node: &Node) {
     let doubted = Arc::new(Notify::new());
     let tell = doubted.clone();
     own.on_change(move |_, new| {
-        if new.is_some_and(|new| is_doubted(new)) {
+        if new.is_some_and(|new| is_doubted(new) || new_extended(new)) {
             tell.notify_one();
         }
     });
@@ -174,7 +175,8 @@ async fn keep_status(node: &Node) {
             .as_ref()
             .is_none_or(|(old, _)| without_heartbeats(old) != without_heartbeats(&new));
         // Only the node itself takes back what others wrote while it was silent.
-        let doubts = own.get("", &node.config.node_name).is_some_and(|own| is_doubted(&own));
+        let held = own.get("", &node.config.node_name);
+        let doubts = held.is_some_and(|own| is_doubted(&own) || new_extended(&own));
         if is_old || differs || doubts {
             match write_status(node, &api, new.clone(), written.is_none()).await {
                 Ok(told) => written = Some((told, now)),
@@ -209,6 +211,24 @@ fn is_doubted(node: &NodeObject) -> bool {
     })
 }
 
+/// Extended resources of somebody else's capacity for the node, which are allocatable as well
+/// (documentation, "Advertise Extended Resources for a Node").
+fn extended(list: Option<&ResourceList>) -> ResourceList {
+    let is_extended = |name: &&String| {
+        name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"))
+    };
+    let all = list.into_iter().flatten().filter(|(name, _)| is_extended(name));
+    all.map(|(name, amount)| (name.clone(), amount.clone())).collect()
+}
+
+/// Whether capacity and what is allocatable tell of different extended resources.
+fn new_extended(node: &NodeObject) -> bool {
+    let status = node.status.as_ref();
+    let names = |list: Option<&ResourceList>| extended(list).into_keys().collect::<Vec<_>>();
+    names(status.and_then(|status| status.capacity.as_ref()))
+        != names(status.and_then(|status| status.allocatable.as_ref()))
+}
+
 async fn write_status(
     node: &Node,
     api: &client::Api<NodeObject>,
@@ -227,6 +247,17 @@ async fn write_status(
     if let Some(addresses) = body.pointer_mut("/status/addresses").and_then(|it| it.as_array_mut())
     {
         addresses.push(json!({"$patch": "replace"}));
+    }
+    let held = node.volumes.csi.drivers.own_node.get("", name);
+    let held = held.as_ref().and_then(|own| own.status.as_ref());
+    let (capacity, told) =
+        held.map_or((None, None), |held| (held.capacity.as_ref(), held.allocatable.as_ref()));
+    for resource in extended(told).into_keys() {
+        // Nobody has it any more: not in the capacity, and not by a device plugin.
+        let kept = [capacity, new.allocatable.as_ref()];
+        if !kept.into_iter().flatten().any(|list| list.contains_key(&resource)) {
+            body["status"]["allocatable"][&resource] = serde_json::Value::Null;
+        }
     }
     let answer = api.patch_status(name, &Patch::Strategic(body)).await?;
     *node.labels.lock() = answer.metadata.labels.unwrap_or_default();
@@ -329,6 +360,14 @@ async fn status(
     let brought = node.placements.devices.capacity();
     capacity.extend(brought.0);
     allocatable.extend(brought.1);
+    let held = node.volumes.csi.drivers.own_node.get("", &node.config.node_name);
+    let held = held.as_ref().and_then(|own| own.status.as_ref()?.capacity.as_ref());
+    for (name, amount) in extended(held) {
+        // Those of device plugins are told above.
+        if !capacity.contains_key(&name) {
+            allocatable.insert(name, amount);
+        }
+    }
     let mut status = NodeStatus {
         addresses: Some(node.addresses()),
         allocatable: Some(allocatable),

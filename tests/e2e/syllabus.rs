@@ -1,4 +1,4 @@
-//! What the conformance syllabus of Kubernetes 1.36 asks of a node, its volumes,
+//! What the conformance syllabus of Kubernetes 1.36 asks of a node, its volumes, the scheduler,
 //! Jobs and sets, done with kubectl as the entries describe it. Files group the entries by
 //! subject.
 
@@ -7,6 +7,7 @@ mod environment;
 mod jobs;
 mod lives;
 mod probes;
+mod scheduling;
 mod security;
 mod sets;
 mod updates;
