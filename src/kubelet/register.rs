@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{
     NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
+use kinds::meta::name::is_extended_resource;
 use runtime::cri::Handler;
 use serde_json::json;
 use tokio::sync::Notify;
@@ -214,10 +215,7 @@ fn is_doubted(node: &NodeObject) -> bool {
 /// Extended resources of somebody else's capacity for the node, which are allocatable as well
 /// (documentation, "Advertise Extended Resources for a Node").
 fn extended(list: Option<&ResourceList>) -> ResourceList {
-    let is_extended = |name: &&String| {
-        name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"))
-    };
-    let all = list.into_iter().flatten().filter(|(name, _)| is_extended(name));
+    let all = list.into_iter().flatten().filter(|(name, _)| is_extended_resource(name));
     all.map(|(name, amount)| (name.clone(), amount.clone())).collect()
 }
 

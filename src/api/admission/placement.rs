@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kinds::meta::name::is_extended_resource;
 use serde_json::{Map, Value, json};
 
 use super::settings::Settings;
@@ -253,7 +254,7 @@ pub fn tolerate_resources(_: &Registry, request: &Attributes<'_>, pod: &mut Valu
     let wanted: BTreeSet<String> = containers(pod)
         .filter_map(|container| container["resources"]["requests"].as_object())
         .flat_map(|requests| requests.keys())
-        .filter(|name| is_extended(name))
+        .filter(|name| is_extended_resource(name))
         .cloned()
         .collect();
     let mut all = own_tolerations(pod);
@@ -267,11 +268,6 @@ pub fn tolerate_resources(_: &Registry, request: &Attributes<'_>, pod: &mut Valu
         pod["spec"]["tolerations"] = all.into();
     }
     Ok(())
-}
-
-/// Resources that are neither Kubernetes' own nor without a domain.
-fn is_extended(name: &str) -> bool {
-    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
 }
 
 /// LimitPodHardAntiAffinityTopology: nobody keeps others off a whole zone.
@@ -363,7 +359,7 @@ mod tests {
         assert_eq!(labels("a=b, c=d").unwrap().len(), 2);
         assert_eq!(labels("").unwrap().len(), 0);
         assert!(labels("a").is_none());
-        assert!(is_extended("example.com/gpu"));
-        assert!(!is_extended("cpu") && !is_extended("a.kubernetes.io/b"));
+        assert!(is_extended_resource("example.com/gpu"));
+        assert!(!is_extended_resource("cpu") && !is_extended_resource("a.kubernetes.io/b"));
     }
 }

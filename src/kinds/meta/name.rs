@@ -129,6 +129,14 @@ pub fn is_domain_prefixed_path(text: &str) -> Vec<String> {
     out
 }
 
+/// Whether a resource is of somebody's own domain: `example.com/gpu` (documentation, "Extended
+/// resources"). Names of quotas, which begin with `requests.`, are not.
+pub fn is_extended_resource(resource: &str) -> bool {
+    resource.contains('/')
+        && !resource.contains("kubernetes.io/")
+        && !resource.starts_with("requests.")
+}
+
 /// Label keys, finalizers, taint keys: `prefix/name`.
 pub fn is_qualified(name: &str) -> Vec<String> {
     let mut out = Vec::new();

@@ -304,19 +304,12 @@ pub(super) fn class(object: &Value) -> Errors {
         let resource = text(spec, "extendedResourceName");
         let field = "spec.extendedResourceName";
         form(resource, field, name::is_qualified, &mut out);
-        if !is_extended(resource) {
+        if !name::is_extended_resource(resource) {
             let detail = "must be a valid extended resource name";
             out.push(FieldError::invalid(field, resource, detail));
         }
     }
     out
-}
-
-/// A resource of somebody's own domain.
-fn is_extended(resource: &str) -> bool {
-    resource.contains('/')
-        && !resource.contains("kubernetes.io/")
-        && !resource.starts_with("requests.")
 }
 
 type Device = (String, String, String);

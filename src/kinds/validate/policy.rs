@@ -80,18 +80,13 @@ fn is_huge_pages(name: &str) -> bool {
     name.strip_prefix("requests.").unwrap_or(name).starts_with("hugepages-")
 }
 
-/// A resource of another domain than Kubernetes' own: `example.com/gpu`.
-fn is_extended(name: &str) -> bool {
-    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
-}
-
 /// An amount of a resource: not below zero, and whole where only whole ones exist.
 fn amount(resource: &str, value: &Value, field: &str, out: &mut Errors) {
     let Some(parsed) = quantity(value) else { return };
     if parsed.is_negative() {
         out.push(FieldError::invalid(field, value.clone(), NOT_NEGATIVE));
     }
-    let whole = INTEGER_RESOURCES.contains(&resource) || is_extended(resource);
+    let whole = INTEGER_RESOURCES.contains(&resource) || name::is_extended_resource(resource);
     if whole && parsed.millis() % 1000 != 0 {
         out.push(FieldError::invalid(field, value.clone(), "must be an integer"));
     }
@@ -157,7 +152,7 @@ fn scope_fits(scope: &str, resource: &str) -> bool {
             is_of_pods
                 || compute.contains(&resource)
                 || is_huge_pages(resource)
-                || is_extended(resource)
+                || name::is_extended_resource(resource)
         }
     }
 }

@@ -110,11 +110,10 @@ fn clear(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A resource of another domain than Kubernetes' own.
+/// A resource of another domain than Kubernetes' own, of which there can be a quota.
 fn is_extended(resource: &str) -> bool {
-    let has_domain = resource.contains('/') && !resource.contains("kubernetes.io/");
     let as_quota = format!("requests.{resource}");
-    has_domain && !resource.starts_with("requests.") && name::is_qualified(&as_quota).is_empty()
+    name::is_extended_resource(resource) && name::is_qualified(&as_quota).is_empty()
 }
 
 /// Takes a plugin that says it brings a resource.
