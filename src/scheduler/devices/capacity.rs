@@ -82,8 +82,11 @@ fn in_range(asked: Quantity, range: &CapacityRequestPolicyRange) -> Quantity {
     match range.step.as_ref().map(|step| read(step).value()).filter(|step| *step > 0) {
         None => asked,
         Some(step) => {
-            let steps = (asked.value() - least.value() + step - 1) / step;
-            Quantity::from_bytes(least.value().saturating_add(steps.saturating_mul(step)))
+            // Whoever asks may ask for as much as a number holds.
+            let (asked, least, step) =
+                (i128::from(asked.value()), i128::from(least.value()), i128::from(step));
+            let up = least + (asked - least + step - 1) / step * step;
+            Quantity::from_bytes(i64::try_from(up).unwrap_or(i64::MAX))
         }
     }
 }
@@ -95,7 +98,8 @@ fn allows(policy: &CapacityRequestPolicy, takes: Quantity) -> bool {
     if let Some(range) = &policy.valid_range {
         let is_within = range.max.as_ref().is_none_or(|most| takes <= read(most));
         let step = range.step.as_ref().map(|step| read(step).value()).filter(|step| *step > 0);
-        let on_step = |step: i64| (takes.value() - read(&range.min).value()) % step == 0;
+        let above = i128::from(takes.value()) - i128::from(read(&range.min).value());
+        let on_step = |step: i64| above % i128::from(step) == 0;
         return is_within && step.is_none_or(on_step);
     }
     match policy.valid_values.as_deref() {
@@ -122,7 +126,8 @@ mod tests {
             (range.clone(), Some("1"), Some("2Gi")),
             (range.clone(), Some("2Gi"), Some("2Gi")),
             (range.clone(), Some("3Gi"), Some("4Gi")),
-            (range, Some("9Gi"), None),
+            (range.clone(), Some("9Gi"), None),
+            (range, Some("9223372036854775807"), None),
             (open.clone(), Some("2500Mi"), Some("2500Mi")),
             (open, Some("32Gi"), Some("32Gi")),
             (values.clone(), None, Some("1Gi")),

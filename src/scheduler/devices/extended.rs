@@ -166,7 +166,7 @@ fn of_container(
         if found >= asked {
             break;
         }
-        found += count(request);
+        found = count(request).saturating_add(found);
         map(&request.name);
     }
     if found >= asked {
