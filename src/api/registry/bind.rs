@@ -153,6 +153,10 @@ impl<'a> Text<'a> {
         pod = self.set(&pod, &["spec", "nodeName"], &node_of(binding).into())?;
         let nominated = ["status", "nominatedNodeName"];
         pod = fields::remove(&pod, &nominated).unwrap_or(pod);
+        if fields::get(&pod, &["status"]).is_none() {
+            // Of a pod that nobody has looked at, and that somebody took it from.
+            pod = self.set(&pod, &["status"], &json!({}))?;
+        }
         let scheduled = json!({
             "type": "PodScheduled", "status": "True", "lastProbeTime": null,
             "lastTransitionTime": now,
@@ -215,6 +219,15 @@ mod tests {
             "labels": {"a": "2"}, "annotations": {"c": "3"}}, "target": {"name": "n"}});
         let bound = r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"web","uid":"u","labels":{"a":"2","b":"1"},"annotations":{"c":"3"},"managedFields":[{"x":"]}"}]},"spec":{"containers":[],"serviceAccountName":"default","nodeName":"n","securityContext":{},"tolerations":[]},"status":{"phase":"Pending","conditions":[{"type":"PodScheduled","status":"True","lastProbeTime":null,"lastTransitionTime":"2030-01-01T00:00:00Z"}],"qosClass":"BestEffort"}}"#;
         assert_eq!(bind(stored, &binding), bound);
+    }
+
+    #[test]
+    fn a_pod_without_a_status_gets_one() {
+        let stored = r#"{"kind":"Pod","apiVersion":"v1","metadata":{},"spec":{}}"#;
+        let bound = bind(stored, &json!({"target": {"name": "n"}}));
+        let bound: Value = serde_json::from_str(&bound).unwrap();
+        assert_eq!(bound["spec"], json!({"nodeName": "n"}));
+        assert_eq!(bound["status"]["conditions"][0]["type"], "PodScheduled");
     }
 
     #[test]
