@@ -49,6 +49,9 @@ fn pods_run_where_they_may_and_give_way() {
         format!("get node {node} -o jsonpath={{.status.allocatable.coracle\\.test/space}}");
     cluster.until(&allocatable, SECONDS, |text| text == "10");
     priorities(&cluster);
+    let nothing = json!({"status": {"capacity": {SPACE: null}}}).to_string();
+    cluster.kubectl(&["patch", "node", &node, words[0], words[1], words[2], &nothing]);
+    cluster.until(&allocatable, SECONDS, str::is_empty);
     limits(&cluster);
     cluster.reset();
 }
