@@ -11,6 +11,7 @@ pub mod devices;
 pub mod discovery;
 pub mod election;
 pub mod error;
+pub mod fit;
 pub mod kubeconfig;
 pub mod labels;
 mod metrics;

@@ -3,17 +3,21 @@
 //! Pure. The scheduler has looked before; this catches what changed since, and pods
 //! that no scheduler saw.
 
+pub mod preempt;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use client::fit::{HostPort, Place, host_ports, tolerates};
+use k8s_openapi::api::core::v1::{Pod, Taint};
 use kinds::core::SAFE_SYSCTLS;
 
 use crate::quantity::{self, ResourceList};
 use crate::{pod, resources};
 
-/// The reason of a refusal by the node's labels.
-pub const AFFINITY: &str = "NodeAffinity";
+const AFFINITY: &str = "NodeAffinity";
+const PORTS: &str = "NodePorts";
+const TAINT: &str = "TaintToleration";
 
 /// Why the pod may not set the sysctls that it asks for.
 pub fn refuse_sysctls(pod: &Pod, allowed: &[String]) -> Option<(String, String)> {
@@ -58,31 +62,84 @@ pub fn blocked(pod: &Pod, has_app_armor: bool) -> Option<(String, String)> {
     })
 }
 
-/// Reason and message of the refusal.
-pub fn refuse(
-    pod: &Pod,
-    others: &[Arc<Pod>],
-    labels: &BTreeMap<String, String>,
-    allocatable: &ResourceList,
-) -> Option<(String, String)> {
+/// The node as it admits pods.
+pub struct Standing<'a> {
+    pub name: &'a str,
+    /// Empty as long as they are not known.
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    /// Without what device plugins bring: they give it out themselves.
+    pub allocatable: ResourceList,
+}
+
+/// Why a pod may not run here.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Reason and message.
+    Never(&'static str, String),
+    /// Too little is left of these.
+    Short(Vec<Shortage>),
+}
+
+/// Thousandths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    pub resource: String,
+    wanted: i64,
+    used: i64,
+    there: i64,
+}
+
+impl Shortage {
+    /// What somebody else would have to give up.
+    pub fn missing(&self) -> i64 {
+        self.wanted.saturating_add(self.used).saturating_sub(self.there)
+    }
+}
+
+impl Refusal {
+    /// Whether a look at a newer state of the node may lift it.
+    pub fn may_be_old_news(&self) -> bool {
+        matches!(self, Self::Never(AFFINITY | TAINT, _))
+    }
+
+    /// Reason and message of the pod's status.
+    pub fn told(self) -> (String, String) {
+        match self {
+            Self::Never(reason, message) => (reason.into(), message),
+            Self::Short(all) => {
+                let mut all = all.into_iter();
+                let Some(Shortage { resource, wanted, used, there }) = all.next() else {
+                    return ("UnexpectedAdmissionError".into(), String::new());
+                };
+                // CPU is told in thousandths, all else in whole units.
+                let unit = if resource == "cpu" { 1 } else { 1000 };
+                let message = format!(
+                    "Node didn't have enough resource: {resource}, \
+                     requested: {}, used: {}, capacity: {}",
+                    wanted / unit,
+                    used / unit,
+                    there / unit
+                );
+                (format!("OutOf{resource}"), message)
+            }
+        }
+    }
+}
+
+/// What the pod asks of `name` here, in thousandths. Every pod is one of `pods`.
+pub fn asked_milli(pod: &Pod, name: &str) -> i64 {
+    if name == "pods" { 1000 } else { resources::pod_request_milli(pod, name) }
+}
+
+/// Whether the pod may run beside the others (upstream's general predicates, in their order).
+pub fn refuse(pod: &Pod, others: &[Arc<Pod>], host: &Standing<'_>) -> Option<Refusal> {
     let spec = pod::spec(pod);
     if let Some(os) = &spec.os
         && os.name != "linux"
     {
-        return Some((
-            "PodOSNotSupported".into(),
-            "Failed to admit pod as the OS field doesn't match node OS".into(),
-        ));
-    }
-    let mismatch =
-        spec.node_selector.iter().flatten().any(|(key, value)| labels.get(key) != Some(value));
-    if mismatch && !labels.is_empty() {
-        return Some((
-            AFFINITY.into(),
-            "Predicate NodeAffinity failed: \
-             node(s) didn't match Pod's node affinity/selector"
-                .into(),
-        ));
+        let why = "Failed to admit pod as the OS field doesn't match node OS";
+        return Some(Refusal::Never("PodOSNotSupported", why.into()));
     }
     let running: Vec<&Arc<Pod>> = others
         .iter()
@@ -90,34 +147,54 @@ pub fn refuse(
             pod::uid(other) != pod::uid(pod) && !pod::is_terminal_phase(pod::phase(other))
         })
         .collect();
-    let pods = quantity::value_of(Some(allocatable), "pods");
-    if running.len() as i64 >= pods {
-        return Some(out_of("pods", 1, running.len() as i64, pods));
+    let short = shortages(pod, &running, &host.allocatable);
+    let predicate = |name: &'static str, why: &str| {
+        Some(Refusal::Never(name, format!("Predicate {name} failed: {why}")))
+    };
+    let place =
+        Place { name: host.name, label: |key: &str| host.labels.get(key).map(String::as_str) };
+    if !host.labels.is_empty() && !place.is_for(spec) {
+        return predicate(AFFINITY, "node(s) didn't match Pod's node affinity/selector");
     }
-    for name in ["cpu", "memory"] {
-        let wanted = resources::pod_request_milli(pod, name);
-        if wanted == 0 {
-            continue;
-        }
-        let used: i64 = running.iter().map(|it| resources::pod_request_milli(it, name)).sum();
-        let there = quantity::milli_of(Some(allocatable), name);
-        if used.saturating_add(wanted) > there {
-            // CPU is told in thousandths, memory in bytes.
-            let unit = if name == "cpu" { 1 } else { 1000 };
-            return Some(out_of(name, wanted / unit, used / unit, there / unit));
-        }
+    let ports = host_ports(spec);
+    let is_taken = |port: &HostPort| {
+        running.iter().any(|it| host_ports(pod::spec(it)).iter().any(|held| held.clashes(port)))
+    };
+    if ports.iter().any(is_taken) {
+        return predicate(PORTS, "node(s) didn't have free ports for the requested pod ports");
     }
-    None
+    let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+    let mut bars = host.taints.iter().filter(|taint| taint.effect == "NoExecute");
+    if !pod::is_static(pod) && bars.any(|taint| !tolerations.iter().any(|t| tolerates(t, taint))) {
+        return predicate(TAINT, "node(s) had untolerated taint(s)");
+    }
+    (!short.is_empty()).then_some(Refusal::Short(short))
 }
 
-fn out_of(name: &str, wanted: i64, used: i64, there: i64) -> (String, String) {
-    (
-        format!("OutOf{name}"),
-        format!(
-            "Node didn't have enough resource: {name}, \
-             requested: {wanted}, used: {used}, capacity: {there}"
-        ),
-    )
+fn shortages(pod: &Pod, running: &[&Arc<Pod>], allocatable: &ResourceList) -> Vec<Shortage> {
+    let known = ["pods", "cpu", "memory", "ephemeral-storage"];
+    // What the node does not have was given to the pod by somebody else, or is not counted.
+    let others = allocatable.keys().map(String::as_str).filter(|name| !known.contains(name));
+    known
+        .into_iter()
+        .chain(others)
+        .filter_map(|resource| {
+            let wanted = asked_milli(pod, resource);
+            if wanted == 0 {
+                return None;
+            }
+            let used = running.iter().map(|it| asked_milli(it, resource));
+            let used = used.fold(0, i64::saturating_add);
+            let there = quantity::milli_of(Some(allocatable), resource);
+            let resource = resource.to_owned();
+            (used.saturating_add(wanted) > there).then_some(Shortage {
+                resource,
+                wanted,
+                used,
+                there,
+            })
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -176,9 +253,10 @@ mod tests {
 
     #[test]
     fn a_pod_that_does_not_fit_is_refused_with_its_reason() {
-        let allocatable: ResourceList = [("cpu", "2"), ("memory", "1Gi"), ("pods", "2")]
-            .map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())))
-            .into();
+        let allocatable: ResourceList =
+            [("cpu", "2"), ("memory", "1Gi"), ("pods", "2"), ("example.com/a", "3")]
+                .map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())))
+                .into();
         let labels: BTreeMap<String, String> = [("zone".to_owned(), "a".to_owned())].into();
         let asks = |cpu: &str| {
             pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}]}))
@@ -188,9 +266,12 @@ mod tests {
             other.metadata.uid = Some(uid.into());
             Arc::new(other)
         };
+        let taint = json!({"key": "gone", "effect": "NoExecute"});
+        let taints = vec![serde_json::from_value(taint).unwrap()];
+        let host = Standing { name: "n1", labels, taints: Vec::new(), allocatable };
         let refused = |pod: &Pod, others: &[Arc<Pod>]| {
-            refuse(pod, others, &labels, &allocatable)
-                .map(|(reason, message)| format!("{reason}: {message}"))
+            let refusal = refuse(pod, others, &host).map(Refusal::told);
+            refusal.map(|(reason, message)| format!("{reason}: {message}"))
         };
         assert_eq!(refused(&asks("500m"), &[other("x")]), None);
         assert_eq!(
@@ -200,5 +281,48 @@ mod tests {
         assert!(refused(&asks("0"), &[other("x"), other("y")]).unwrap().starts_with("OutOfpods"));
         let elsewhere = pod(json!({"containers": [], "nodeSelector": {"zone": "b"}}));
         assert!(refused(&elsewhere, &[]).unwrap().starts_with("NodeAffinity"));
+        let named = |name: &str| {
+            let field = json!({"key": "metadata.name", "operator": "In", "values": [name]});
+            pod(json!({"containers": [], "affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchFields": [field]}]}}}}))
+        };
+        assert_eq!(refused(&named("n1"), &[]), None);
+        assert!(refused(&named("n2"), &[]).unwrap().starts_with("NodeAffinity"));
+        // What the node has of other resources is counted, what it has not is not its business.
+        let asks = |name: &str, amount: &str| {
+            pod(json!({"containers": [{"name": "a", "resources": {"requests": {name: amount}}}]}))
+        };
+        assert_eq!(refused(&asks("example.com/b", "1"), &[]), None);
+        assert_eq!(
+            refused(&asks("example.com/a", "4"), &[]).unwrap(),
+            "OutOfexample.com/a: Node didn't have enough resource: example.com/a, \
+             requested: 4, used: 0, capacity: 3"
+        );
+        let tainted = Standing { taints, ..host };
+        let refused = |pod: &Pod| refuse(pod, &[], &tainted).map(|it| it.told().1);
+        assert_eq!(
+            refused(&named("n1")).unwrap(),
+            "Predicate TaintToleration failed: node(s) had untolerated taint(s)"
+        );
+        let tolerant = json!({"containers": [], "tolerations": [{"operator": "Exists"}]});
+        assert_eq!(refused(&pod(tolerant)), None);
+    }
+
+    #[test]
+    fn a_host_port_is_one_pods() {
+        let pod = |uid: &str, address: &str, port: i32| {
+            let ports = json!([{"containerPort": 80, "hostPort": port, "hostIP": address}]);
+            let mut out = pod(json!({"containers": [{"name": "a", "ports": ports}]}));
+            out.metadata.uid = Some(uid.into());
+            out
+        };
+        let allocatable: ResourceList = [("pods".to_owned(), Quantity("9".to_owned()))].into();
+        let host = Standing { name: "n", labels: BTreeMap::new(), taints: Vec::new(), allocatable };
+        let held = [Arc::new(pod("other", "", 80))];
+        let refused = |one: &Pod| refuse(one, &held, &host).map(|it| it.told().0);
+        assert_eq!(refused(&pod("one", "127.0.0.1", 80)).unwrap(), "NodePorts");
+        assert_eq!(refused(&pod("one", "127.0.0.1", 81)), None);
+        assert_eq!(refused(&pod("other", "", 80)), None, "its own");
     }
 }

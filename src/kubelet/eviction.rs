@@ -20,6 +20,7 @@ use runtime::cri::ContainerState;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use crate::admission::preempt;
 use crate::machine::meminfo;
 use crate::node::Node;
 use crate::resources::{self, Qos};
@@ -276,6 +277,32 @@ fn evict(node: &Node, pod: &Pod, message: String, grace_seconds: i64) -> Arc<Sen
         Arc::new(Sentence { reason: REASON, message, grace_seconds, ended: Notify::new() });
     node.pods.sentence(pod::uid(pod), sentence.clone());
     sentence
+}
+
+/// Ends pods for the sake of a critical one, each with the time that it asks for.
+pub async fn preempt(node: &Node, pods: &[Arc<Pod>]) {
+    let (reason, message) = (preempt::REASON, preempt::MESSAGE);
+    let sentences: Vec<Arc<Sentence>> = pods
+        .iter()
+        .map(|pod| {
+            info!(pod = %pod::display(pod), "pod makes room for a critical one");
+            node.recorder.warning(&client::recorder::reference(&**pod), reason, message);
+            let sentence = Arc::new(Sentence {
+                reason,
+                message: message.to_owned(),
+                grace_seconds: pod::grace_period_seconds(pod),
+                ended: Notify::new(),
+            });
+            node.pods.sentence(pod::uid(pod), sentence.clone());
+            sentence
+        })
+        .collect();
+    let longest = sentences.iter().map(|it| it.grace_seconds).max().unwrap_or_default();
+    let patience = END_PATIENCE + Duration::from_secs(longest.max(0).unsigned_abs());
+    let all = sentences.iter().map(|it| it.ended.notified());
+    if tokio::time::timeout(patience, futures::future::join_all(all)).await.is_err() {
+        warn!("pods that were to make room are still there");
+    }
 }
 
 /// Ends a pod that uses more disk than its limits allow. Only pods with limits are looked at.

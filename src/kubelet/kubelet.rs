@@ -108,6 +108,7 @@ impl Kubelet {
             pods,
             burstable_shares: AtomicU64::new(0),
             labels: Mutex::default(),
+            admitting: tokio::sync::Mutex::default(),
             rates: Rates::default(),
             probe_counts: Arc::default(),
             pressure: Pressure::default(),

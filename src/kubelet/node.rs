@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use runtime::cri::{DnsConfig, RuntimeService, UserNamespace};
 use tracing::warn;
 
+use crate::admission::Standing;
 use crate::config::KubeletConfig;
 use crate::dra::Dynamic;
 use crate::env::Facts;
@@ -31,7 +32,7 @@ use crate::status_writer::StatusWriter;
 use crate::usage::Rates;
 use crate::users::Users;
 use crate::volumes::Volumes;
-use crate::{pod, quantity, resources, sandbox};
+use crate::{pod, quantity, register, resources, sandbox};
 
 pub struct Node {
     pub config: KubeletConfig,
@@ -55,6 +56,8 @@ pub struct Node {
     pub probe_counts: Arc<Counts>,
     pub pressure: Pressure,
     pub allocations: Allocations,
+    /// Held while a pod is judged and until it has what it asks for.
+    pub admitting: tokio::sync::Mutex<()>,
     pub users: Users,
     pub shutdown: Shutdown,
     pub placements: Placements,
@@ -112,20 +115,45 @@ impl Node {
         }
     }
 
-    pub fn machine_labels(&self) -> BTreeMap<String, String> {
+    fn machine_labels(&self) -> BTreeMap<String, String> {
         self.labels.lock().clone()
     }
 
-    /// The labels as the API server has them now, or the last known where it cannot tell.
-    pub async fn refreshed_labels(&self) -> BTreeMap<String, String> {
+    /// The node as it admits pods, by what was last heard of it.
+    pub fn standing(&self) -> Standing<'_> {
+        let own = self.volumes.csi.drivers.own_node.get("", &self.config.node_name);
+        self.standing_of(self.machine_labels(), own.as_deref())
+    }
+
+    /// The same as the API server has it now, or as it was last known where it cannot tell.
+    pub async fn refreshed_standing(&self) -> Standing<'_> {
         match self.client.all::<NodeObject>().get_opt(&self.config.node_name).await {
             Ok(Some(node)) => {
-                *self.labels.lock() = node.metadata.labels.unwrap_or_default();
+                let labels = node.metadata.labels.clone().unwrap_or_default();
+                *self.labels.lock() = labels.clone();
+                self.standing_of(labels, Some(&node))
             }
-            Ok(None) => {}
-            Err(error) => warn!(error = %base::error::chain(&error), "labels not refreshed"),
+            Ok(None) => self.standing(),
+            Err(error) => {
+                warn!(error = %base::error::chain(&error), "node not looked up");
+                self.standing()
+            }
         }
-        self.machine_labels()
+    }
+
+    fn standing_of(
+        &self,
+        labels: BTreeMap<String, String>,
+        own: Option<&NodeObject>,
+    ) -> Standing<'_> {
+        let mut allocatable = self.machine.allocatable.clone();
+        let told = own.and_then(|own| own.status.as_ref()?.capacity.as_ref());
+        let brought = self.placements.devices.capacity().0;
+        let others = register::extended(told);
+        allocatable.extend(others.into_iter().filter(|(name, _)| !brought.contains_key(name)));
+        let taints = own.and_then(|own| own.spec.as_ref()?.taints.clone());
+        let taints = taints.unwrap_or_default();
+        Standing { name: &self.config.node_name, labels, taints, allocatable }
     }
 
     /// The handler of the pod's RuntimeClass; empty is the default.

@@ -214,7 +214,7 @@ fn is_doubted(node: &NodeObject) -> bool {
 
 /// Extended resources of somebody else's capacity for the node, which are allocatable as well
 /// (documentation, "Advertise Extended Resources for a Node").
-fn extended(list: Option<&ResourceList>) -> ResourceList {
+pub fn extended(list: Option<&ResourceList>) -> ResourceList {
     let all = list.into_iter().flatten().filter(|(name, _)| is_extended_resource(name));
     all.map(|(name, amount)| (name.clone(), amount.clone())).collect()
 }

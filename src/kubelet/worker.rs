@@ -19,8 +19,10 @@ use runtime::cri::{self, ContainerState};
 use tokio::sync::{Notify, watch};
 use tracing::warn;
 
+use crate::admission::{self, preempt};
 use crate::backoff::Backoffs;
 use crate::chore::Chore;
+use crate::eviction::{self, rank};
 use crate::images::Pulls;
 use crate::node::Node;
 use crate::observed::PodRuntime;
@@ -30,7 +32,7 @@ use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::status::{self, Inputs, Waiting};
 use crate::volumes::Failure;
-use crate::{admission, eviction, qos, restart_all, shutdown, stop};
+use crate::{qos, resize, restart_all, shutdown, stop};
 use ending::Ending;
 use resizing::Resizing;
 
@@ -268,7 +270,8 @@ impl Worker {
         let is_failed = ended || new.phase.as_deref() == Some("Failed");
         if is_failed && let Some((reason, message)) = &self.failure {
             new = status::failed(new, reason, message);
-            let is_disruption = [eviction::REASON, shutdown::REASON].contains(&reason.as_str());
+            let is_disruption =
+                [eviction::REASON, preempt::REASON, shutdown::REASON].contains(&reason.as_str());
             if ended && is_disruption && self.begun {
                 status::disrupted(&mut new, message, self.pod.metadata.generation);
             }
@@ -316,28 +319,21 @@ impl Worker {
             warn!(pod = %pod::display(&self.pod), error, "what the runtime can do is not known");
         }
         if runtime.sandboxes.is_empty() && runtime.containers.is_empty() {
-            let others: Vec<Arc<Pod>> = self
-                .node
-                .pods
-                .list()
-                .into_iter()
-                .filter(|it| !it.gone && self.has_room_of_its_own(&it.pod))
-                .map(|it| self.node.allocations.view(&self.node.config, &it.pod))
-                .collect();
-            let decide = |labels| {
-                admission::refuse(&self.pod, &others, &labels, &self.node.machine.allocatable)
-            };
             let allowed = &self.node.config.allowed_unsafe_sysctls;
             let mut refusal = self
                 .node
                 .shutdown
                 .refuse()
                 .or_else(|| self.node.pressure.refuse(&self.pod))
-                .or_else(|| admission::refuse_sysctls(&self.pod, allowed))
-                .or_else(|| decide(self.node.machine_labels()));
-            // The scheduler may know of labels that are newer than ours.
-            if refusal.as_ref().is_some_and(|(reason, _)| reason == admission::AFFINITY) {
-                refusal = decide(self.node.refreshed_labels().await);
+                .or_else(|| admission::refuse_sysctls(&self.pod, allowed));
+            if refusal.is_none() {
+                // One at a time: two that come together must not both be given what is left.
+                let _turn = self.node.admitting.lock().await;
+                refusal = self.does_not_fit().await;
+                if refusal.is_none() {
+                    let asked = resize::asked(&self.pod);
+                    self.node.allocations.set(&self.node.config, &self.uid, asked);
+                }
             }
             if refusal.is_none() {
                 let refused = self.node.placements.admit(&self.pod).await.err();
@@ -364,6 +360,37 @@ impl Worker {
             }
         }
         true
+    }
+
+    /// Reason and message where the node has no place for the pod. A critical pod makes
+    /// room for itself.
+    async fn does_not_fit(&self) -> Option<(String, String)> {
+        let refuse =
+            |host: &admission::Standing<'_>| admission::refuse(&self.pod, &self.others(), host);
+        let mut refusal = refuse(&self.node.standing())?;
+        // Whoever put the pod here may know of a newer state of the node than we do.
+        if refusal.may_be_old_news() {
+            refusal = refuse(&self.node.refreshed_standing().await)?;
+        }
+        match refusal {
+            admission::Refusal::Short(short) if rank::is_critical(&self.pod) => {
+                let chosen = preempt::choose(&self.pod, &self.others(), &short);
+                let Some(chosen) = chosen else {
+                    return Some(admission::Refusal::Short(short).told());
+                };
+                eviction::preempt(&self.node, &chosen).await;
+                refuse(&self.node.standing()).map(admission::Refusal::told)
+            }
+            refusal => Some(refusal.told()),
+        }
+    }
+
+    /// The pods that hold what they were admitted with, as resizes have left them.
+    fn others(&self) -> Vec<Arc<Pod>> {
+        let pods = self.node.pods.list().into_iter();
+        pods.filter(|it| !it.gone && self.has_room_of_its_own(&it.pod))
+            .map(|it| self.node.allocations.view(&self.node.config, &it.pod))
+            .collect()
     }
 
     /// Admitted here and not ended: what it asks for is taken.

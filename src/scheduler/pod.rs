@@ -3,29 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use client::fit::{HostPort, host_ports};
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, Toleration, Volume};
 use kinds::meta::LabelSelector;
 
 use crate::filter::node_declared_features;
 use crate::resources::{Requests, requests_of};
-
-/// A host port: address (`0.0.0.0` is every one), protocol, number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostPort {
-    pub address: String,
-    pub protocol: String,
-    pub port: i32,
-}
-
-impl HostPort {
-    pub fn clashes(&self, other: &Self) -> bool {
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.address == other.address
-                || self.address == "0.0.0.0"
-                || other.address == "0.0.0.0")
-    }
-}
 
 /// A pod (anti-)affinity term.
 #[derive(Debug, Clone)]
@@ -152,22 +135,6 @@ fn claims(pod: &Pod, spec: &PodSpec) -> Vec<String> {
         (None, None) => None,
     };
     spec.volumes.iter().flatten().filter_map(of).collect()
-}
-
-fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
-    let sidecars = spec.init_containers.iter().flatten();
-    let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
-    let taken = ports.filter_map(|port| {
-        let number = port.host_port.filter(|number| *number > 0)?;
-        let address = port.host_ip.clone().filter(|ip| !ip.is_empty());
-        Some(HostPort {
-            address: address.unwrap_or_else(|| "0.0.0.0".into()),
-            protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
-            port: number,
-        })
-    });
-    taken.collect()
 }
 
 fn terms(pod: &Pod, namespace: &str) -> Option<Terms> {

@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use client::fit::HostPort;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::keys::{self, Keys};
-use crate::pod::{HostPort, Labels, PodInfo};
+use crate::pod::{Labels, PodInfo};
 use crate::resources::Resources;
 
 mod moves;

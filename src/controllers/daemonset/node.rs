@@ -1,15 +1,15 @@
 //! Where a set's pods may run, and the pod for one node. Pure.
 
+use client::fit::{Place, required, tolerates};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{
     Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, PodTemplateSpec,
     Toleration,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kinds::meta::selector::{Operator, Requirement};
 
 use crate::history::HASH;
-use crate::node::plan::{taints_of, tolerates};
+use crate::node::plan::taints_of;
 use crate::owner::{self, annotation, name};
 
 const TOLERATED: [(&str, &str); 6] = [
@@ -39,29 +39,14 @@ fn tolerations(spec: &PodSpec) -> Vec<Toleration> {
     all
 }
 
-fn required(spec: &PodSpec) -> Option<&NodeSelector> {
-    let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
-    affinity.required_during_scheduling_ignored_during_execution.as_ref()
-}
-
 /// Whether a pod belongs on the node, and whether one that is there may stay.
 pub fn should_run(template: &PodTemplateSpec, node: &Node) -> (bool, bool) {
     let spec = template.spec.clone().unwrap_or_default();
     let node_name = name(&node.metadata);
     let label = |key: &str| node.metadata.labels.as_ref()?.get(key).map(String::as_str);
     let named = spec.node_name.as_deref().is_none_or(|n| n.is_empty() || n == node_name);
-    let selected = spec.node_selector.iter().flatten().all(|(k, v)| label(k) == Some(v));
-    let term = |term: &NodeSelectorTerm| {
-        let labels = term.match_expressions.as_deref().unwrap_or_default();
-        let fields = term.match_fields.as_deref().unwrap_or_default();
-        !(labels.is_empty() && fields.is_empty())
-            && labels.iter().all(|e| holds(e, label(&e.key)))
-            && fields.iter().all(|f| f.key == "metadata.name" && holds(f, Some(node_name)))
-    };
-    if !named
-        || !selected
-        || required(&spec).is_some_and(|s| !s.node_selector_terms.iter().any(term))
-    {
+    let place = Place { name: node_name, label };
+    if !named || !place.is_for(&spec) {
         return (false, false);
     }
     let tolerations = tolerations(&spec);
@@ -71,20 +56,6 @@ pub fn should_run(template: &PodTemplateSpec, node: &Node) -> (bool, bool) {
     };
     let evicted = against("NoExecute");
     (!evicted && !against("NoSchedule"), !evicted)
-}
-
-fn holds(expression: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let operator = match expression.operator.as_str() {
-        "In" => Operator::In,
-        "NotIn" => Operator::NotIn,
-        "Exists" => Operator::Exists,
-        "DoesNotExist" => Operator::DoesNotExist,
-        "Gt" => Operator::GreaterThan,
-        "Lt" => Operator::LessThan,
-        _ => return false,
-    };
-    let values = expression.values.iter().flatten().cloned().collect();
-    Requirement { key: String::new(), operator, values }.holds(value)
 }
 
 /// The node that a pod is on or made for.

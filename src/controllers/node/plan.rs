@@ -1,5 +1,6 @@
 //! The taints a node should have, and when its pods must go. Pure.
 
+use client::fit::tolerates;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -148,18 +149,6 @@ pub fn stay(pod: &Pod, taints: &[(Taint, i64)]) -> Stay {
         Some(..=0) => Stay::Leave,
         Some(left) => Stay::Seconds(left),
     }
-}
-
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |text: &Option<String>| text.clone().unwrap_or_default();
-    let (effect, key) = (given(&toleration.effect), given(&toleration.key));
-    (effect.is_empty() || effect == taint.effect)
-        && (key.is_empty() || key == taint.key)
-        && match toleration.operator.as_deref().unwrap_or("Equal") {
-            "Exists" => true,
-            "Equal" | "" => !key.is_empty() && given(&toleration.value) == given(&taint.value),
-            _ => false,
-        }
 }
 
 #[cfg(test)]

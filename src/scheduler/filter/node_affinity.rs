@@ -1,9 +1,7 @@
 //! `nodeSelector` and required node affinity.
 
-use std::collections::BTreeSet;
-
-use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
-use kinds::meta::selector::{Operator, Requirement};
+use client::fit::Place;
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorTerm};
 
 use super::{Reject, Rule};
 use crate::facts::Facts;
@@ -11,48 +9,20 @@ use crate::pod::PodInfo;
 use crate::profile::Profile;
 use crate::snapshot::NodeInfo;
 
-/// Any term suffices (core/v1, NodeSelector).
+fn place<'a>(node: &'a NodeInfo) -> Place<'a, impl Fn(&str) -> Option<&'a str>> {
+    Place { name: &node.name, label: |key: &str| node.label(key) }
+}
+
 pub fn selects(selector: &NodeSelector, node: &NodeInfo) -> bool {
-    selector.node_selector_terms.iter().any(|term| term_selects(term, node))
+    place(node).is_selected(selector)
 }
 
-/// A term without any requirement selects nothing.
 pub fn term_selects(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    expressions.iter().all(|e| holds(e, node.label(&e.key)))
-        && fields.iter().all(|f| f.key == "metadata.name" && holds(f, Some(&node.name)))
-}
-
-fn holds(expression: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let operator = match expression.operator.as_str() {
-        "In" => Operator::In,
-        "NotIn" => Operator::NotIn,
-        "Exists" => Operator::Exists,
-        "DoesNotExist" => Operator::DoesNotExist,
-        "Gt" => Operator::GreaterThan,
-        "Lt" => Operator::LessThan,
-        _ => return false,
-    };
-    let values: BTreeSet<String> = expression.values.iter().flatten().cloned().collect();
-    Requirement { key: String::new(), operator, values }.holds(value)
+    place(node).is_of_term(term)
 }
 
 pub fn matches(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let Some(spec) = pod.spec() else { return true };
-    let mut labels = spec.node_selector.iter().flatten();
-    if !labels.all(|(key, value)| node.label(key) == Some(value)) {
-        return false;
-    }
-    let required = spec
-        .affinity
-        .as_ref()
-        .and_then(|a| a.node_affinity.as_ref())
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    required.is_none_or(|selector| selects(selector, node))
+    pod.spec().is_none_or(|spec| place(node).is_for(spec))
 }
 
 /// Whether the profile's own affinity, which all pods have, lets pods onto the node.

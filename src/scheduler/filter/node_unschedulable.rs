@@ -1,10 +1,11 @@
 //! Cordoned nodes take only pods that tolerate it.
 
+use client::fit::tolerates;
+use k8s_openapi::api::core::v1::Taint;
+
 use super::{Reject, Rule};
-use crate::filter::taints::tolerates;
 use crate::pod::PodInfo;
 use crate::snapshot::NodeInfo;
-use k8s_openapi::api::core::v1::Taint;
 
 pub fn check(pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
     if !node.is_unschedulable() {

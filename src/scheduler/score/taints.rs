@@ -1,7 +1,8 @@
 //! Fewer `PreferNoSchedule` taints that the pod does not tolerate are better.
 
+use client::fit::tolerates;
+
 use super::{Contest, scaled};
-use crate::filter::taints::tolerates;
 use crate::pod::PodInfo;
 use crate::snapshot::NodeInfo;
 

@@ -1,6 +1,7 @@
 //! The kubelet with the real runtime: real containers, against an API server in memory.
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
+mod admission;
 mod apiserver;
 mod classes;
 mod containerd;
