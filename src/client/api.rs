@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result, Status};
 use crate::transport::{Body, Client};
-use crate::trim::trim;
 
 /// A line of a watch that is longer than this ends the watch.
 const WATCH_EVENT_BYTES_MAX: usize = 64 << 20;
@@ -600,10 +599,7 @@ struct RawEvent<'a> {
 /// An object without its managed fields, which are often half of its text.
 fn decode_lean<K: DeserializeOwned + 'static>(object: &[u8]) -> Result<K> {
     let lean = codec::fields::remove(object, &["metadata", "managedFields"]);
-    let mut decoded: K =
-        serde_json::from_slice(lean.as_deref().unwrap_or(object)).map_err(Error::Decode)?;
-    trim(&mut decoded);
-    Ok(decoded)
+    serde_json::from_slice(lean.as_deref().unwrap_or(object)).map_err(Error::Decode)
 }
 
 #[derive(Deserialize)]

@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use crate::api::{Api, ListParams, MetaOnly, Object, ResourceRef, ScopeOf, WatchEvent};
 use crate::error::Error;
 use crate::transport::Client;
+use crate::trim::{self, Trim};
 
 /// Objects per page of the first list.
 const LIST_PAGE: u64 = 500;
@@ -93,6 +94,8 @@ struct Inner<K> {
     /// sees every object exactly once before its changes.
     handlers: Mutex<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
+    /// Of what comes from the server.
+    trim: Trim<K>,
 }
 
 /// A live, read-only view of the objects of one kind.
@@ -113,10 +116,15 @@ impl<K: Object> Default for Cache<K> {
 impl<K: Object> Cache<K> {
     /// An empty cache that nothing feeds yet; tests fill it with `put` and `remove`.
     pub fn new() -> Self {
+        Self::trimmed(trim::compact)
+    }
+
+    fn trimmed(trim: Trim<K>) -> Self {
         Self(Arc::new(Inner {
             objects: RwLock::new(Objects { by_key: BTreeMap::new(), indices: HashMap::new() }),
             handlers: Mutex::new(Vec::new()),
             synced: watch::Sender::new(false),
+            trim,
         }))
     }
 
@@ -281,7 +289,7 @@ impl<K: Object> Cache<K> {
         let start = match version {
             Some(version) => version.clone(),
             None => {
-                let (objects, listed) = list_all(api, params).await?;
+                let (objects, listed) = list_pages(api, params, self.0.trim).await?;
                 self.reset(objects);
                 *version = Some(listed.clone());
                 listed
@@ -290,8 +298,9 @@ impl<K: Object> Cache<K> {
         let mut stream = api.watch(params, &start).await?;
         while let Some(event) = stream.next().await {
             match event? {
-                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                WatchEvent::Added(mut object) | WatchEvent::Modified(mut object) => {
                     version.clone_from(&object.meta().resource_version);
+                    (self.0.trim)(&mut object);
                     self.put(object);
                 }
                 WatchEvent::Deleted(object) => {
@@ -311,10 +320,20 @@ pub async fn list_all<K: Object>(
     api: &Api<K>,
     params: &ListParams,
 ) -> Result<(Vec<K>, String), Error> {
+    list_pages(api, params, |_| {}).await
+}
+
+/// Page by page, so that no more than one of them lies there untrimmed.
+async fn list_pages<K: Object>(
+    api: &Api<K>,
+    params: &ListParams,
+    trim: Trim<K>,
+) -> Result<(Vec<K>, String), Error> {
     let mut params = ListParams { limit: Some(LIST_PAGE), ..params.clone() };
     let mut objects = Vec::new();
     loop {
-        let page = api.list(&params).await?;
+        let mut page = api.list(&params).await?;
+        page.items.iter_mut().for_each(trim);
         objects.extend(page.items);
         match page.metadata.continue_ {
             Some(token) if !token.is_empty() => params.continue_token = Some(token),
@@ -354,7 +373,8 @@ impl Shared {
         Self { client, ..self.clone() }
     }
 
-    /// All objects of a kind.
+    /// All objects of a kind, as planners need them: pods are without the volumes that only
+    /// their kubelet looks at.
     pub fn cache<K>(&self) -> Cache<K>
     where
         K: Object + k8s_openapi::Resource,
@@ -394,7 +414,8 @@ impl Shared {
         if let Some(cache) = caches.get(&key).and_then(|cache| cache.downcast_ref::<Cache<K>>()) {
             return cache.clone();
         }
-        let cache = Cache::<K>::new();
+        let has_all = namespace.is_none() && params == ListParams::default();
+        let cache = Cache::<K>::trimmed(if has_all { trim::for_planners } else { trim::compact });
         caches.insert(key, Box::new(cache.clone()));
         let (fed, drain) = (cache.clone(), self.drain.clone());
         // In a box, so that tasks of all kinds are of one type.

@@ -59,11 +59,14 @@ impl Kept for StatefulSet {
     }
 }
 
-/// A patch that brings the template back, which is what `kubectl rollout undo` sends.
+/// A patch that brings the template back, which is what `kubectl rollout undo` sends. Clients
+/// tell which revision a set has by the bytes of it, in which Go sorts all names.
 fn data<K: Kept>(set: &K) -> Value {
     let mut template = serde_json::to_value(set.template()).unwrap_or_default();
     template["$patch"] = "replace".into();
-    json!({"spec": {"template": template}})
+    let mut patch = json!({"spec": {"template": template}});
+    patch.sort_all_objects();
+    patch
 }
 
 /// The template that a revision keeps; None if it keeps none that can be read.
@@ -245,6 +248,9 @@ mod tests {
         let revision = new(&set, 3);
         assert!(is_of(&revision, &set));
         assert_eq!(template_of(&revision).as_ref(), set.template());
+        let held = revision.data.as_ref().unwrap().0.to_string();
+        let sorted = r#"{"spec":{"template":{"$patch":"replace","metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"image":"i","name":"c"}]}}}}"#;
+        assert_eq!(held, sorted);
         let hash = hash_of::<StatefulSet>(&revision);
         assert_eq!(name(&revision.metadata), format!("web-{hash}"));
     }

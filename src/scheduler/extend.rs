@@ -1,6 +1,7 @@
 //! Asks extenders over HTTP: which nodes will do, which of them are better, whose pods may go;
 //! and lets one of them bind (k8s.io/kube-scheduler, `extender/v1`).
 //!
+//! Pods come as planners have them, without the volumes that only their kubelet looks at.
 //! Waits no longer than each extender's time; what comes of an answer is decided by the caller.
 
 mod wire;
