@@ -83,6 +83,12 @@ impl Target {
         Rules::of(&self.resource.group, &self.resource.kind)
     }
 
+    /// Whether what the object owns stays when a deletion says nothing of it.
+    pub(crate) fn orphans_by_default(&self) -> bool {
+        !self.resource.custom
+            && kinds::rules::orphans_by_default(&self.resource.group, &self.resource.kind)
+    }
+
     pub(crate) fn is_definition(&self) -> bool {
         self.resource.group == "apiextensions.k8s.io"
             && self.resource.plural == "customresourcedefinitions"

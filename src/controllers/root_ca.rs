@@ -3,7 +3,6 @@
 use client::api::ListParams;
 use client::{Cache, Queue};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
-use serde_json::json;
 
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::owner::namespace;
@@ -73,10 +72,9 @@ async fn publish(context: &Context, namespace: &str, held: Option<&ConfigMap>) -
     if data.is_some_and(|data| data.len() == 1 && data.get(FILE) == Some(pem)) {
         return Ok(());
     }
-    let mut patch = json!({"data": {FILE: pem}});
-    for other in data.into_iter().flatten().map(|(key, _)| key).filter(|key| *key != FILE) {
-        patch["data"][other] = serde_json::Value::Null;
-    }
-    let answer = api.merge(NAME, "", &patch).await;
+    // The controller may not read: what it holds is written, and a conflict comes again.
+    let mut map = held.clone();
+    map.data = Some([(FILE.to_string(), pem.clone())].into());
+    let answer = api.replace(NAME, &map).await;
     answer.doing(|| "publish the CA certificates".into()).or_gone()
 }

@@ -208,6 +208,12 @@ fn restore(new: &mut Value, old: &Value, key: &str) {
     }
 }
 
+/// Whether what an object owns stays when the deletion does not say. Both kinds are older than
+/// the garbage collector, and their clients expect that nobody else removes the pods.
+pub fn orphans_by_default(group: &str, kind: &str) -> bool {
+    matches!((group, kind), ("", "ReplicationController") | ("batch", "Job"))
+}
+
 /// Whether the answer to a deletion is what was removed, which differs between kinds.
 pub fn answers_with_removed(group: &str, kind: &str) -> bool {
     let kinds: &[&str] = match group {

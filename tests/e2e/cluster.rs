@@ -236,7 +236,19 @@ impl Cluster {
         self.assert_clean();
     }
 
+    /// Every component did only what its role lets it do.
+    fn assert_nobody_was_refused(&self) {
+        let log = self.machine.read(LOG);
+        let own = ["system:serviceaccount:kube-system:", "system:kube-"];
+        let is_refusal = |line: &&str| {
+            own.iter().any(|user| line.contains(&format!("is forbidden: User \"{user}")))
+        };
+        let refused: Vec<&str> = log.lines().filter(is_refusal).collect();
+        assert!(refused.is_empty(), "refused:\n{}", refused.join("\n"));
+    }
+
     pub fn assert_clean(&self) {
         self.machine.assert_unchanged(&self.before);
+        self.assert_nobody_was_refused();
     }
 }

@@ -181,7 +181,7 @@ fn plan(target: &Target, live: &Value, delete: &DeleteOptions) -> (Value, bool) 
         return (crate::crd::controller::begin_delete(live), false);
     }
     let mut next = live.clone();
-    let kept = keep_finalizers(live, delete);
+    let kept = keep_finalizers(live, delete, target.orphans_by_default());
     if kept != finalizers(live) {
         let metadata = metadata_mut(&mut next);
         if kept.is_empty() {
@@ -238,18 +238,21 @@ fn mark_deleted(object: &mut Value, at: jiff::Timestamp, grace: i64) {
 }
 
 /// The finalizers after a request with this propagation.
-fn keep_finalizers(live: &Value, delete: &DeleteOptions) -> Vec<String> {
+fn keep_finalizers(live: &Value, delete: &DeleteOptions, orphans: bool) -> Vec<String> {
     const ORPHAN: &str = "orphan";
     const FOREGROUND: &str = "foregroundDeletion";
+    let is_policy = |finalizer: &str| [ORPHAN, FOREGROUND].contains(&finalizer);
     let mut kept = finalizers(live);
     let wanted = match delete.propagation.as_deref() {
         Some("Orphan") => Some(ORPHAN),
         Some("Foreground") => Some(FOREGROUND),
         Some(_) => None,
-        // Without a policy what is there decides.
+        // Without a policy what is there decides, and then the kind.
+        None if kept.iter().any(|it| is_policy(it)) => return kept,
+        None if orphans => Some(ORPHAN),
         None => return kept,
     };
-    kept.retain(|finalizer| ![ORPHAN, FOREGROUND].contains(&finalizer.as_str()));
+    kept.retain(|finalizer| !is_policy(finalizer));
     kept.extend(wanted.map(str::to_string));
     kept
 }
@@ -320,11 +323,11 @@ mod tests {
         let with = |policy: &str| {
             let options =
                 DeleteOptions { propagation: Some(policy.into()), ..DeleteOptions::default() };
-            keep_finalizers(&live, &options)
+            keep_finalizers(&live, &options, false)
         };
         assert_eq!(with("Background"), ["a"]);
         assert_eq!(with("Foreground"), ["a", "foregroundDeletion"]);
         assert_eq!(with("Orphan"), ["a", "orphan"]);
-        assert_eq!(keep_finalizers(&live, &DeleteOptions::default()), ["a", "orphan"]);
+        assert_eq!(keep_finalizers(&live, &DeleteOptions::default(), false), ["a", "orphan"]);
     }
 }

@@ -672,10 +672,25 @@ pub fn delete_options(call: &Call) -> Result<DeleteOptions> {
     options.checked()
 }
 
+/// What few expect is said.
+fn warn_of_orphans(target: &Target, delete: &DeleteOptions, options: &WriteOptions) {
+    if delete.propagation.is_none() && target.resource.kind == "Job" && target.orphans_by_default()
+    {
+        options.notes.warn(
+            "child pods are preserved by default when jobs are deleted; set \
+             propagationPolicy=Background to remove them or set propagationPolicy=Orphan to \
+             suppress this warning"
+                .into(),
+        );
+    }
+}
+
 async fn delete(server: &Shared, call: &Call, target: &Target) -> Result<Response<Body>> {
     let form = form(call, target)?;
     let options = write_options(call)?;
-    let deleted = server.registry.delete(target, &delete_options(call)?, &options).await?;
+    let delete = delete_options(call)?;
+    warn_of_orphans(target, &delete, &options);
+    let deleted = server.registry.delete(target, &delete, &options).await?;
     if answers_with_object(target, deleted.gone) {
         answer::object(StatusCode::OK, form, target, &deleted.object, include(call)?)
     } else {
@@ -692,6 +707,7 @@ async fn delete_collection(
     let options = write_options(call)?;
     let list = list_options(call, target)?;
     let delete = delete_options(call)?;
+    warn_of_orphans(target, &delete, &options);
     let page = server.registry.delete_collection(target, &list, &delete, &options).await?;
     answer::list(form, target, page, include(call)?)
 }

@@ -15,6 +15,8 @@ use tokio::net::TcpListener;
 
 #[path = "serving/connections.rs"]
 mod connections;
+#[path = "serving/deletions.rs"]
+mod deletions;
 #[path = "serving/devices.rs"]
 mod devices;
 #[path = "serving/openapi.rs"]

@@ -52,3 +52,30 @@ fn recorded_creates_are_refused_in_upstreams_words() {
     let count = missing.len();
     assert!(count <= MISSING_MAX, "{count} of {} differ:\n{}", cases.len(), missing.join("\n"));
 }
+
+#[test]
+fn a_stateful_sets_pods_use_its_claims() {
+    let case = |mount: &str, device: &str| {
+        let claim = |name: &str| {
+            json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+                "resources": {"requests": {"storage": "1Mi"}}}})
+        };
+        let container = json!({"name": "c", "image": "i",
+            "volumeMounts": [{"name": mount, "mountPath": "/data"}],
+            "volumeDevices": [{"name": device, "devicePath": "/dev/disk"}]});
+        json!({"body": {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "s"},
+            "spec": {"serviceName": "s", "selector": {"matchLabels": {"a": "b"}},
+                "template": {"metadata": {"labels": {"a": "b"}},
+                    "spec": {"containers": [container]}},
+                "volumeClaimTemplates": [claim("data"), claim("disk")]}}})
+    };
+    assert_eq!(causes(&case("data", "disk")), [[""; 2]; 0]);
+    let at = "spec.template.spec.containers[0]";
+    assert_eq!(
+        causes(&case("other", "third")),
+        [
+            [format!("{at}.volumeDevices[0].name"), r#"Not found: "third""#.into()],
+            [format!("{at}.volumeMounts[0].name"), r#"Not found: "other""#.into()],
+        ]
+    );
+}

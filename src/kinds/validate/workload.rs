@@ -1,6 +1,6 @@
 //! Validation of deployments, replica sets, stateful sets and daemon sets.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{checks, pod_template, storage};
 use crate::meta::{FieldError, LabelSelector, name, selector};
@@ -40,7 +40,10 @@ fn selector_and_template(spec: &Value, kind: &str, out: &mut Vec<FieldError>) {
         let detail = "`selector` does not match template `labels`";
         out.push(FieldError::invalid("spec.template.metadata.labels", labels.clone(), detail));
     }
-    out.extend(pod_template(at(spec, "template"), "spec.template"));
+    match items(spec, "volumeClaimTemplates") {
+        [] => out.extend(pod_template(at(spec, "template"), "spec.template")),
+        claims => out.extend(pod_template(&with_claims(spec, claims), "spec.template")),
+    }
     match text(spec, "template.spec.restartPolicy") {
         "Always" | "" => {}
         other => out.push(FieldError::not_supported(
@@ -49,6 +52,24 @@ fn selector_and_template(spec: &Value, kind: &str, out: &mut Vec<FieldError>) {
             &["Always"],
         )),
     }
+}
+
+/// The template as its pods will be: a claim of their own is a volume that they may mount.
+fn with_claims(spec: &Value, claims: &[Value]) -> Value {
+    let mut template = at(spec, "template").clone();
+    let mut volumes = items(&template, "spec.volumes").to_vec();
+    for claim in claims {
+        let own = text(claim, "metadata.name");
+        let is_there = volumes.iter().any(|volume| text(volume, "name") == own);
+        // A name that cannot be one of a volume is told where it stands.
+        if !is_there && name::is_dns1123_label(own).is_empty() {
+            volumes.push(json!({"name": own, "persistentVolumeClaim": {"claimName": own}}));
+        }
+    }
+    if template["spec"].is_object() {
+        template["spec"]["volumes"] = volumes.into();
+    }
+    template
 }
 
 fn immutable_selector(new: &Value, old: &Value, out: &mut Vec<FieldError>) {
