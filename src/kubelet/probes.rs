@@ -209,10 +209,7 @@ impl Run {
             ticks.tick().await;
             let answer = self.ask().await;
             if let Err(output) = &answer {
-                let mut text = output.clone();
-                text.truncate(text.floor_char_boundary(OUTPUT_BYTES_MAX));
-                let text = format!("{} probe failed: {text}", self.kind.title());
-                self.recorder.warning(&self.about, "Unhealthy", text);
+                self.tell("Unhealthy", "failed", output);
             }
             let verdict = streak.add(
                 answer.is_ok(),
@@ -234,19 +231,29 @@ impl Run {
         }
     }
 
+    fn tell(&self, reason: &str, what: &str, output: &str) {
+        let output = &output[..output.floor_char_boundary(OUTPUT_BYTES_MAX)];
+        let text = format!("{} probe {what}: {output}", self.kind.title());
+        self.recorder.warning(&self.about, reason, text);
+    }
+
     async fn ask(&self) -> Result<(), String> {
         let mut last = String::new();
         for _ in 0..TRIES {
             let begun = Instant::now();
             let answer = self.ask_once().await;
             let outcome = match &answer {
-                Answer::Success => Outcome::Successful,
+                Answer::Success | Answer::Doubtful(_) => Outcome::Successful,
                 Answer::Failure(_) => Outcome::Failed,
                 Answer::Broken(_) => Outcome::Unknown,
             };
             self.counts.add(&self.key, outcome, begun.elapsed());
             match answer {
                 Answer::Success => return Ok(()),
+                Answer::Doubtful(why) => {
+                    self.tell("ProbeWarning", "warning", &why);
+                    return Ok(());
+                }
                 Answer::Failure(output) => return Err(output),
                 Answer::Broken(error) => last = error,
             }
@@ -304,13 +311,7 @@ impl Run {
                 Ok(target) => target,
                 Err(error) => return Answer::Broken(error),
             };
-            return match http::get(target, AGENT).await {
-                Ok((200..400, _)) => Answer::Success,
-                Ok((code, _)) => {
-                    Answer::Failure(format!("HTTP probe failed with statuscode: {code}"))
-                }
-                Err(error) => Answer::Failure(error),
-            };
+            return Answer::of_http(http::get(target, AGENT).await);
         }
         if let Some(action) = &self.probe.tcp_socket {
             let Some(host) = host(action.host.as_ref()) else {
@@ -332,11 +333,28 @@ impl Run {
     }
 }
 
+#[derive(Debug, PartialEq, Eq)]
 enum Answer {
     Success,
+    /// Success, but not by what was asked for.
+    Doubtful(String),
     Failure(String),
     /// The question could not be put.
     Broken(String),
+}
+
+impl Answer {
+    /// Redirects within the host were followed; one that is left leads somewhere else.
+    fn of_http(result: Result<(u16, String), String>) -> Self {
+        match result {
+            Ok((200..300, _)) => Self::Success,
+            Ok((300..400, body)) => {
+                Self::Doubtful(format!("Probe terminated redirects, Response body: {body}"))
+            }
+            Ok((code, _)) => Self::Failure(format!("HTTP probe failed with statuscode: {code}")),
+            Err(error) => Self::Failure(error),
+        }
+    }
 }
 
 impl From<Result<(), String>> for Answer {
@@ -351,6 +369,16 @@ impl From<Result<(), String>> for Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_redirect_to_somewhere_else_is_a_success_with_a_warning() {
+        let of = |code: u16| Answer::of_http(Ok((code, "to there".into())));
+        assert_eq!(of(204), Answer::Success);
+        let why = "Probe terminated redirects, Response body: to there";
+        assert_eq!(of(302), Answer::Doubtful(why.into()));
+        assert_eq!(of(404), Answer::Failure("HTTP probe failed with statuscode: 404".into()));
+        assert_eq!(Answer::of_http(Err("no".into())), Answer::Failure("no".into()));
+    }
 
     #[test]
     fn a_verdict_needs_as_many_answers_in_a_row_as_its_threshold() {
