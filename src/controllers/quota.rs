@@ -16,7 +16,8 @@ use client::Queue;
 use client::api::{MetaOnly, Object, ResourceRef};
 use client::cache::{Cache, Key, key_of};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
-use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
+use kinds::quota::Around;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
@@ -24,7 +25,7 @@ use serde_json::Value;
 use crate::harness::{Context, Doing, Failed, Outcome, Settled};
 use crate::owner::{name, namespace};
 use client::discovery::{Discovered, discover};
-use plan::{Bounded, bounded, status};
+use plan::{Bounded, bounded, claims_of_devices, status};
 
 const WORKERS: usize = 2;
 /// A charge whose object never came is given back by counting again, this long after the
@@ -88,9 +89,36 @@ enum Watched {
     Pods(Cache<Pod>),
     Services(Cache<Service>),
     Claims(Cache<PersistentVolumeClaim>),
-    DeviceClaims(Cache<ResourceClaim>),
+    DeviceClaims(Cache<ResourceClaim>, Devices),
     /// Of all others only the number counts.
     Others(Cache<MetaOnly>),
+}
+
+/// What the count of claims of devices depends on.
+#[derive(Clone)]
+struct Devices {
+    classes: Cache<DeviceClass>,
+    pods: Cache<Pod>,
+}
+
+impl Around for Devices {
+    fn resource_of(&self, class: &str) -> Option<String> {
+        resource_of(&*self.classes.get("", class)?)
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Option<Value> {
+        serde_json::to_value(&*self.pods.get(namespace, name)?).ok()
+    }
+}
+
+fn resource_of(class: &DeviceClass) -> Option<String> {
+    class.spec.extended_resource_name.clone().filter(|name| !name.is_empty())
+}
+
+/// The claim that was made for a pod's extended resources, as far as the pod knows.
+fn made_for(pod: &Pod) -> Option<&str> {
+    let made = pod.status.as_ref()?.extended_resource_claim_status.as_ref()?;
+    Some(&made.resource_claim_name)
 }
 
 impl Watched {
@@ -99,7 +127,11 @@ impl Watched {
             Self::Pods(cache) => cache.synced().await,
             Self::Services(cache) => cache.synced().await,
             Self::Claims(cache) => cache.synced().await,
-            Self::DeviceClaims(cache) => cache.synced().await,
+            Self::DeviceClaims(cache, devices) => {
+                cache.synced().await;
+                devices.classes.synced().await;
+                devices.pods.synced().await;
+            }
             Self::Others(cache) => cache.synced().await,
         }
     }
@@ -113,7 +145,7 @@ impl Watched {
             Self::Pods(cache) => values(cache, namespace),
             Self::Services(cache) => values(cache, namespace),
             Self::Claims(cache) => values(cache, namespace),
-            Self::DeviceClaims(cache) => values(cache, namespace),
+            Self::DeviceClaims(cache, _) => values(cache, namespace),
             Self::Others(cache) => values(cache, namespace),
         }
     }
@@ -134,7 +166,7 @@ impl Controller {
             }
             objects.insert(resource, watched.in_namespace(&key.0));
         }
-        let counted = status(&value, &objects, base::time::now());
+        let counted = status(&value, &objects, &*self.around(), base::time::now());
         if value["status"] == counted {
             return Ok(());
         }
@@ -147,6 +179,23 @@ impl Controller {
         answer.doing(|| "write what is used".into()).or_gone()
     }
 
+    fn around(&self) -> Box<dyn Around> {
+        match self.watched.lock().get(&claims_of_devices()) {
+            Some(Watched::DeviceClaims(_, devices)) => Box::new(devices.clone()),
+            _ => Box::new(()),
+        }
+    }
+
+    /// Quotas of a namespace that bound a resource.
+    fn bounding(&self, namespace: &str, resource: &Bounded) -> Vec<Arc<ResourceQuota>> {
+        let mut quotas = self.quotas.list_in(namespace);
+        quotas.retain(|quota| {
+            let value = serde_json::to_value(&**quota).unwrap_or_default();
+            bounded(&value).contains(resource)
+        });
+        quotas
+    }
+
     /// The objects of a resource; None where nobody serves it.
     async fn watch(self: &Arc<Self>, resource: &Bounded) -> Result<Option<Watched>, Failed> {
         if let Some(watched) = self.watched.lock().get(resource) {
@@ -157,7 +206,10 @@ impl Controller {
             ("", "pods") => Watched::Pods(shared.cache()),
             ("", "services") => Watched::Services(shared.cache()),
             ("", "persistentvolumeclaims") => Watched::Claims(shared.cache()),
-            ("resource.k8s.io", "resourceclaims") => Watched::DeviceClaims(shared.cache()),
+            ("resource.k8s.io", "resourceclaims") => {
+                let devices = Devices { classes: shared.cache(), pods: shared.cache() };
+                Watched::DeviceClaims(shared.cache(), devices)
+            }
             _ => {
                 let found = discover(shared.client()).await;
                 let found = found.doing(|| "ask which resources there are".into())?;
@@ -178,7 +230,10 @@ impl Controller {
             Watched::Pods(cache) => self.listen(cache, resource),
             Watched::Services(cache) => self.listen(cache, resource),
             Watched::Claims(cache) => self.listen(cache, resource),
-            Watched::DeviceClaims(cache) => self.listen(cache, resource),
+            Watched::DeviceClaims(cache, devices) => {
+                self.listen(cache, resource);
+                self.listen_to(devices);
+            }
             Watched::Others(cache) => self.listen(cache, resource),
         }
         Ok(Some(watched))
@@ -189,28 +244,43 @@ impl Controller {
         let (me, resource) = (self.clone(), resource.clone());
         cache.on_change(move |old, new| {
             let Some(old) = old else { return };
-            let meta = old.meta();
-            let bound: Vec<_> = me
-                .quotas
-                .list_in(namespace(meta))
-                .into_iter()
-                .filter(|quota| {
-                    let value = serde_json::to_value(&**quota).unwrap_or_default();
-                    bounded(&value).contains(&resource)
-                })
-                .collect();
+            let bound = me.bounding(namespace(old.meta()), &resource);
             if bound.is_empty() {
                 return;
             }
+            let around = me.around();
             let uses = |object: &Arc<K>| {
                 let value = serde_json::to_value(&**object).unwrap_or_default();
-                kinds::quota::usage(&resource.group, &resource.plural, &value, base::time::now())
+                let of = (resource.group.as_str(), resource.plural.as_str());
+                kinds::quota::usage(of, &value, &*around, base::time::now())
             };
             if new.is_none_or(|new| uses(new) != uses(old)) {
                 for quota in bound {
                     me.queue.add(key_of(&*quota));
                     // The charge of what was just given back may not have come to us yet.
                     me.queue.add_after(key_of(&*quota), SETTLE);
+                }
+            }
+        });
+    }
+
+    /// Counts again where a claim counts for something else now, though it is as it was.
+    fn listen_to(self: &Arc<Self>, devices: &Devices) {
+        let me = self.clone();
+        devices.classes.on_change(move |old, new| {
+            let resource = |class: Option<&Arc<DeviceClass>>| class.and_then(|it| resource_of(it));
+            if resource(old) != resource(new) {
+                for quota in me.quotas.list() {
+                    me.queue.add(key_of(&*quota));
+                }
+            }
+        });
+        let me = self.clone();
+        devices.pods.on_change(move |old, new| {
+            let Some(old) = old else { return };
+            if new.is_none_or(|new| made_for(new) != made_for(old)) {
+                for quota in me.bounding(namespace(old.meta()), &claims_of_devices()) {
+                    me.queue.add(key_of(&*quota));
                 }
             }
         });

@@ -2,6 +2,8 @@
 //!
 //! Names of resources are those of `spec.hard` (documentation, "Resource Quotas").
 
+mod devices;
+
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
@@ -10,6 +12,10 @@ use serde_json::Value;
 use crate::meta::quantity::Quantity;
 use crate::rules::qos_class;
 use crate::value::{at, has, items, text};
+
+pub use devices::{
+    DEVICES_OF_CLASS, EXTENDED_RESOURCE_CLAIM, IMPLICIT_RESOURCE, is_of_devices, is_of_resource,
+};
 
 pub type Usage = BTreeMap<String, Quantity>;
 
@@ -26,10 +32,23 @@ const COUNTED: [&str; 7] = [
 /// Of pods: under these names requests stand, and under `limits.` the limits.
 const COMPUTE: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
-/// After the name of a class of devices.
-pub const DEVICES_OF_CLASS: &str = ".deviceclass.resource.k8s.io/devices";
-/// Devices of a claim (resource/v1, AllocationResultsMaxSize).
-const CLAIM_DEVICES_MAX: i64 = 32;
+/// What else there is, for what an object counts does not always stand in it alone.
+pub trait Around {
+    /// The extended resource that a class of devices stands for.
+    fn resource_of(&self, class: &str) -> Option<String>;
+    fn pod(&self, namespace: &str, name: &str) -> Option<Value>;
+}
+
+/// There is nothing else.
+impl Around for () {
+    fn resource_of(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn pod(&self, _: &str, _: &str) -> Option<Value> {
+        None
+    }
+}
 
 fn one() -> Quantity {
     Quantity::from_units(1)
@@ -45,7 +64,12 @@ fn add(usage: &mut Usage, name: impl Into<String>, value: Quantity) {
 }
 
 /// What the object uses of everything that a quota can bound.
-pub fn usage(group: &str, plural: &str, object: &Value, now: Timestamp) -> Usage {
+pub fn usage(
+    (group, plural): (&str, &str),
+    object: &Value,
+    around: &dyn Around,
+    now: Timestamp,
+) -> Usage {
     let mut out = Usage::new();
     let counted = if group.is_empty() {
         format!("count/{plural}")
@@ -54,7 +78,7 @@ pub fn usage(group: &str, plural: &str, object: &Value, now: Timestamp) -> Usage
     };
     add(&mut out, counted, one());
     if group == "resource.k8s.io" && plural == "resourceclaims" {
-        devices(object, &mut out);
+        devices::claim(object, around, &mut out);
     }
     if !group.is_empty() {
         return out;
@@ -69,29 +93,6 @@ pub fn usage(group: &str, plural: &str, object: &Value, now: Timestamp) -> Usage
         add(&mut out, plural, one());
     }
     out
-}
-
-/// What a claim may get at most, by the classes of the devices: all of a class are as many as a
-/// claim can have, and of alternatives the largest counts.
-fn devices(claim: &Value, out: &mut Usage) {
-    let count = |request: &Value| match text(request, "allocationMode") {
-        "ExactCount" => request["count"].as_i64().unwrap_or(0),
-        "All" => CLAIM_DEVICES_MAX,
-        _ => 0,
-    };
-    for request in items(claim, "spec.devices.requests") {
-        let mut most: BTreeMap<&str, i64> = BTreeMap::new();
-        let exactly = at(request, "exactly");
-        let choices = items(request, "firstAvailable").iter();
-        for choice in choices.chain(exactly.is_object().then_some(exactly)) {
-            let held = most.entry(text(choice, "deviceClassName")).or_default();
-            *held = (*held).max(count(choice));
-        }
-        for (class, count) in most {
-            let name = format!("{class}{DEVICES_OF_CLASS}");
-            add(out, name, Quantity::from_units(count));
-        }
-    }
 }
 
 fn service(service: &Value, out: &mut Usage) {
@@ -327,7 +328,7 @@ mod tests {
                 {"resources": {"requests": {"cpu": "200m", "example.com/gpu": "1"}}}],
             "overhead": {"cpu": "10m"},
         }});
-        let used = usage("", "pods", &pod, now);
+        let used = usage(("", "pods"), &pod, &(), now);
         let used = shown(&used);
         assert_eq!(used["cpu"], "260m");
         assert_eq!(used["requests.cpu"], "260m");
@@ -335,29 +336,10 @@ mod tests {
         assert_eq!(used["requests.example.com/gpu"], "1");
         assert_eq!((used["pods"].as_str(), used["count/pods"].as_str()), ("1", "1"));
         pod["status"] = json!({"phase": "Succeeded"});
-        let ended = usage("", "pods", &pod, now);
+        let ended = usage(("", "pods"), &pod, &(), now);
         assert_eq!(shown(&ended), BTreeMap::from([("count/pods", "1".to_owned())]));
         let unsaid = unsaid(&pod, &["requests.cpu", "limits.memory", "pods"]);
         assert_eq!(unsaid.len(), 1, "{unsaid:?}");
-    }
-
-    #[test]
-    fn a_claim_counts_the_most_that_it_may_get_of_each_class() {
-        let claim = json!({"spec": {"devices": {"requests": [
-            {"exactly": {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 2}},
-            {"exactly": {"deviceClassName": "nic", "allocationMode": "All"}},
-            {"firstAvailable": [
-                {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 1},
-                {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 4},
-                {"deviceClassName": "fpga", "allocationMode": "ExactCount", "count": 1}]}]}}});
-        let used = usage("resource.k8s.io", "resourceclaims", &claim, Timestamp::UNIX_EPOCH);
-        let want = [
-            ("count/resourceclaims.resource.k8s.io", "1"),
-            ("fpga.deviceclass.resource.k8s.io/devices", "1"),
-            ("gpu.deviceclass.resource.k8s.io/devices", "6"),
-            ("nic.deviceclass.resource.k8s.io/devices", "32"),
-        ];
-        assert_eq!(shown(&used), want.map(|(name, count)| (name, count.to_owned())).into());
     }
 
     #[test]

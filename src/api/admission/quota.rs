@@ -9,18 +9,35 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use kinds::meta::quantity::Quantity;
-use kinds::quota::{Usage, is_meant, unsaid, usage};
+use kinds::quota::{Around, Usage, is_meant, unsaid, usage};
 use serde_json::{Value, json};
 
 use super::{Attributes, Operation};
-use crate::cache::Object;
+use crate::cache::{Cache, Object};
 use crate::error::Result;
 use crate::registry::update::Change;
 use crate::registry::{Registry, Target, WriteOptions, metadata_str};
 
 const QUOTAS: &str = "/registry/resourcequotas/";
+const CLASSES: &str = "/registry/deviceclasses/";
+const PODS: &str = "/registry/pods/";
 /// Writers that charge the same quota at once try again this often.
 const TRIES_MAX: usize = 16;
+
+/// What is stored, as far as the cache has it.
+struct Cached<'a>(&'a Cache);
+
+impl Around for Cached<'_> {
+    fn resource_of(&self, class: &str) -> Option<String> {
+        let class = self.0.get(CLASSES, &format!("{CLASSES}{class}"))?.value();
+        let resource = class["spec"]["extendedResourceName"].as_str()?;
+        (!resource.is_empty()).then(|| resource.to_owned())
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Option<Value> {
+        Some(self.0.get(PODS, &format!("{PODS}{namespace}/{name}"))?.value().clone())
+    }
+}
 
 /// Boxed, because a charge is itself a write, which could be charged.
 ///
@@ -53,8 +70,10 @@ async fn all(
 ) -> Result<()> {
     let (group, plural) = (request.resource.group.as_str(), request.resource.plural.as_str());
     let now = base::time::now();
-    let after = usage(group, plural, object, now);
-    let before = request.old.map(|old| usage(group, plural, old, now)).unwrap_or_default();
+    let of = (group, plural);
+    let after = usage(of, object, &Cached(&registry.cache), now);
+    let before = request.old.map(|old| usage(of, old, &Cached(&registry.cache), now));
+    let before = before.unwrap_or_default();
     let more = difference(&after, &before);
     if more.is_empty() {
         return Ok(());

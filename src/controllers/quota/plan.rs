@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use jiff::Timestamp;
-use kinds::quota::{DEVICES_OF_CLASS, Usage, is_meant, usage};
+use kinds::quota::{Around, Usage, is_meant, is_of_devices, is_of_resource, usage};
 use serde_json::{Map, Value, json};
 
 /// A resource whose objects count.
@@ -16,11 +16,22 @@ pub struct Bounded {
 /// The resources that the quota's `spec.hard` names, directly or by what their objects use.
 pub fn bounded(quota: &Value) -> BTreeSet<Bounded> {
     let names = quota["spec"]["hard"].as_object().into_iter().flatten();
-    names.map(|(name, _)| counts(name)).collect()
+    names.flat_map(|(name, _)| counts(name)).collect()
+}
+
+/// What counts against the devices of a class, among others.
+pub fn claims_of_devices() -> Bounded {
+    Bounded { group: "resource.k8s.io".into(), plural: "resourceclaims".into() }
 }
 
 /// Whose objects count under a name of `spec.hard`.
-fn counts(name: &str) -> Bounded {
+fn counts(name: &str) -> Vec<Bounded> {
+    let pods = Bounded { group: String::new(), plural: "pods".into() };
+    if is_of_resource(name) { vec![pods, claims_of_devices()] } else { vec![counts_alone(name)] }
+}
+
+/// The same for names under which a single kind counts.
+fn counts_alone(name: &str) -> Bounded {
     let core = |plural: &str| Bounded { group: String::new(), plural: plural.into() };
     if let Some(counted) = name.strip_prefix("count/") {
         let (plural, group) = counted.split_once('.').unwrap_or((counted, ""));
@@ -33,9 +44,7 @@ fn counts(name: &str) -> Bounded {
         | "resourcequotas"
         | "secrets"
         | "services" => core(name),
-        _ if name.ends_with(DEVICES_OF_CLASS) => {
-            Bounded { group: "resource.k8s.io".into(), plural: "resourceclaims".into() }
-        }
+        _ if is_of_devices(name) => claims_of_devices(),
         "requests.storage" => core("persistentvolumeclaims"),
         _ if name.contains(".storageclass.storage.k8s.io/") => core("persistentvolumeclaims"),
         _ if name.starts_with("services.") => core("services"),
@@ -44,11 +53,16 @@ fn counts(name: &str) -> Bounded {
 }
 
 /// The quota's status: its bounds, and what the objects of its namespace use of them.
-pub fn status(quota: &Value, objects: &HashMap<Bounded, Vec<Value>>, now: Timestamp) -> Value {
+pub fn status(
+    quota: &Value,
+    objects: &HashMap<Bounded, Vec<Value>>,
+    around: &dyn Around,
+    now: Timestamp,
+) -> Value {
     let mut sum = Usage::new();
     for (Bounded { group, plural }, list) in objects {
         for object in list.iter().filter(|object| is_meant(quota, group, plural, object)) {
-            for (name, value) in usage(group, plural, object, now) {
+            for (name, value) in usage((group, plural), object, around, now) {
                 let total = sum.entry(name).or_default();
                 *total = total.plus(value);
             }
@@ -89,7 +103,10 @@ mod tests {
             ("count/boats.example.com", of("example.com", "boats")),
             ("count/configmaps", of("", "configmaps")),
         ] {
-            assert_eq!(counts(name), expected, "{name}");
+            assert_eq!(counts(name), [expected], "{name}");
         }
+        let both = [of("", "pods"), of("resource.k8s.io", "resourceclaims")];
+        assert_eq!(counts("requests.example.com/gpu"), both);
+        assert_eq!(counts("requests.deviceclass.resource.kubernetes.io/gpu"), both);
     }
 }

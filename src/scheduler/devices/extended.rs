@@ -12,15 +12,12 @@ use k8s_openapi::api::resource::v1::{
     DeviceClaim, DeviceClass, DeviceRequest, ExactDeviceRequest, ResourceClaim,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kinds::quota::{EXTENDED_RESOURCE_CLAIM, IMPLICIT_RESOURCE};
 
 use super::{Sources, capacity};
 use crate::pod::PodInfo;
 use crate::snapshot::NodeInfo;
 
-/// Says of a claim that the scheduler has made it.
-const ANNOTATION: &str = "resource.kubernetes.io/extended-resource-claim";
-/// Every class has this name of a resource, whatever other name it has.
-const IMPLICIT: &str = "deviceclass.resource.kubernetes.io/";
 /// No claim of the API server has this name.
 const UNMADE: &str = "<extended-resources>";
 /// Index of classes by the name of their resource.
@@ -42,7 +39,9 @@ pub struct Extended {
 /// Whether the scheduler has made a claim for extended resources.
 pub fn is_special(claim: &ResourceClaim) -> bool {
     let annotations = claim.metadata.annotations.as_ref();
-    annotations.and_then(|all| all.get(ANNOTATION)).is_some_and(|value| value == "true")
+    annotations
+        .and_then(|all| all.get(EXTENDED_RESOURCE_CLAIM))
+        .is_some_and(|value| value == "true")
 }
 
 /// Whether such a claim is still to be made.
@@ -52,7 +51,7 @@ pub fn is_unmade(claim: &ResourceClaim) -> bool {
 
 /// The class behind a resource: of several the one that was made last.
 fn class_of(sources: &Sources, resource: &str) -> Option<Arc<DeviceClass>> {
-    if let Some(class) = resource.strip_prefix(IMPLICIT) {
+    if let Some(class) = resource.strip_prefix(IMPLICIT_RESOURCE) {
         return sources.classes.get("", class);
     }
     let classes = sources.classes.indexed(BY_RESOURCE, resource);
@@ -122,7 +121,7 @@ impl Extended {
                 generate_name: Some(format!("{name}-extended-resources-")),
                 // Until it is made: no claim has the uid of a pod.
                 uid: Some(uid.clone()),
-                annotations: Some([(ANNOTATION.to_owned(), "true".to_owned())].into()),
+                annotations: Some([(EXTENDED_RESOURCE_CLAIM.to_owned(), "true".to_owned())].into()),
                 owner_references: Some(vec![OwnerReference {
                     api_version: "v1".into(),
                     kind: "Pod".into(),

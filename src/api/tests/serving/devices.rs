@@ -116,6 +116,53 @@ async fn a_quota_bounds_the_devices_of_a_class() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn devices_of_claims_count_as_the_resource_that_their_class_stands_for() {
+    const HARD: &str = "requests.example.com/gpu";
+    let (_dir, server) = plain().await;
+    let class = json!({"metadata": {"name": "gpu"},
+        "spec": {"extendedResourceName": "example.com/gpu"}});
+    make(&server, "/apis/resource.k8s.io/v1/deviceclasses", class).await;
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    let hard = json!({HARD: "3"});
+    make(&server, quotas, json!({"metadata": {"name": "q"}, "spec": {"hard": hard}})).await;
+    let path = format!("{quotas}/q/status");
+    let counted = json!({"status": {"hard": hard, "used": {HARD: "0"}}});
+    assert_eq!(ask(&server, Method::PATCH, &path, counted).await.status, 200);
+    let used = async || {
+        let quota = ask(&server, Method::GET, &format!("{quotas}/q"), json!(null)).await;
+        quota.json()["status"]["used"][HARD].clone()
+    };
+    let pods = "/api/v1/namespaces/default/pods";
+    let asks = json!({"example.com/gpu": "2"});
+    let container = json!({"name": "c", "image": "i",
+        "resources": {"requests": asks, "limits": asks}});
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [container]}});
+    let pod = make(&server, pods, pod).await;
+    assert_eq!(used().await, "2");
+    // What the scheduler makes for the pod has been charged with the pod; of whoever else says
+    // that it was made for one, it is asked.
+    let made = |name: &str, uid: &serde_json::Value, count: i64| {
+        let mut made = claim(name, json!({"deviceClassName": "gpu", "count": count}));
+        made["metadata"]["annotations"] =
+            json!({"resource.kubernetes.io/extended-resource-claim": "true"});
+        made["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Pod",
+            "name": "p", "uid": uid, "controller": true}]);
+        made
+    };
+    let refused = ask(&server, Method::POST, CLAIMS, made("no", &json!("other"), 2)).await;
+    assert_eq!(refused.status, 403, "{}", refused.message());
+    make(&server, CLAIMS, made("yes", &pod["metadata"]["uid"], 2)).await;
+    assert_eq!(used().await, "2");
+    make(&server, CLAIMS, claim("one", json!({"deviceClassName": "gpu"}))).await;
+    assert_eq!(used().await, "3");
+    let refused =
+        ask(&server, Method::POST, CLAIMS, claim("more", json!({"deviceClassName": "gpu"}))).await;
+    let why = "exceeded quota: q, requested: requests.example.com/gpu=1, used: \
+               requests.example.com/gpu=3, limited: requests.example.com/gpu=3";
+    assert!(refused.message().contains(why), "{}", refused.message());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_resized_as_a_whole_where_its_node_can_do_that() {
     let (_dir, server) = plain().await;
     make(&server, "/api/v1/nodes", json!({"metadata": {"name": "n"}})).await;

@@ -3,6 +3,7 @@
 use crate::support::{Cluster, cluster, until};
 use client::DeleteParams;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ResourceQuota};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 use serde_json::{Value, json};
 
 impl Cluster {
@@ -71,4 +72,31 @@ async fn objects_of_any_kind_can_be_counted() {
     let path = "/apis/apps/v1/namespaces/default/deployments";
     let refused = cluster.client.post_raw(path, &deployment).await.unwrap_err();
     assert!(refused.to_string().contains("exceeded quota: q"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_count_by_their_class_and_by_what_it_stands_for() {
+    let cluster = cluster().await;
+    let classes = cluster.client.api::<DeviceClass>(None);
+    let class = json!({"metadata": {"name": "gpu"}, "spec": {}});
+    classes.create(&serde_json::from_value(class).unwrap()).await.unwrap();
+    let claims = cluster.client.api::<ResourceClaim>(Some("default"));
+    let claim = json!({"metadata": {"name": "c"}, "spec": {"devices": {"requests": [
+        {"name": "r", "exactly": {"deviceClassName": "gpu", "count": 2}}]}}});
+    claims.create(&serde_json::from_value(claim).unwrap()).await.unwrap();
+    let (by_class, implicit) = (
+        "gpu.deviceclass.resource.k8s.io/devices",
+        "requests.deviceclass.resource.kubernetes.io/gpu",
+    );
+    let (explicit, count) = ("requests.example.com/gpu", "count/resourceclaims.resource.k8s.io");
+    cluster.quota(json!({by_class: "9", implicit: "9", explicit: "9", count: "9"})).await;
+    let used =
+        |explicitly: &str| json!({by_class: "2", implicit: "2", explicit: explicitly, count: "1"});
+    cluster.until_used(used("0")).await;
+    // The claim is as it was; what its class stands for is not.
+    let stands = client::Patch::Merge(json!({"spec": {"extendedResourceName": "example.com/gpu"}}));
+    classes.patch("gpu", &stands).await.unwrap();
+    cluster.until_used(used("2")).await;
+    claims.delete("c", &DeleteParams::default()).await.unwrap();
+    cluster.until_used(json!({by_class: "0", implicit: "0", explicit: "0", count: "0"})).await;
 }
