@@ -24,7 +24,7 @@ mod ingress;
 mod limits;
 mod mountable;
 mod namespace;
-mod node;
+pub mod node;
 mod owners;
 mod placement;
 mod pod;
@@ -41,6 +41,7 @@ mod webhook;
 const WARNINGS_MAX: usize = 100;
 /// The plugins that are policies, under upstream's names.
 const MUTATING_POLICY: &str = "MutatingAdmissionPolicy";
+const NODE_RESTRICTION: &str = "NodeRestriction";
 const QUOTA: &str = "ResourceQuota";
 const AUTO_PROVISION: &str = "NamespaceAutoProvision";
 const IMAGE_POLICY: &str = "ImagePolicyWebhook";
@@ -157,7 +158,7 @@ const PLUGINS: &[Plugin] = &[
     extra("LimitPodHardAntiAffinityTopology", None, Some(placement::hard_anti_affinity)),
     plugin("LimitRanger", Some(limits::set_defaults), Some(limits::validate)),
     plugin("ServiceAccount", Some(pod::service_account), Some(pod::service_account_exists)),
-    plugin("NodeRestriction", None, Some(node::restriction)),
+    plugin(NODE_RESTRICTION, None, Some(node::restriction)),
     plugin("TaintNodesByCondition", Some(node::taint_new), None),
     extra("AlwaysPullImages", Some(pod::always_pull), Some(pod::always_pulled)),
     extra(IMAGE_POLICY, None, None),
@@ -305,7 +306,7 @@ impl Admission {
     }
 
     /// Whether a request may be done that stores nothing of its own, such as a connection.
-    /// Only policies and webhooks look at these.
+    /// Only policies and webhooks look at these, and what a node may do.
     pub async fn judge(
         &self,
         registry: &Registry,
@@ -314,6 +315,9 @@ impl Admission {
     ) -> Result<()> {
         // Policies may be brand new.
         registry.cache.fresh().await?;
+        if self.has(NODE_RESTRICTION) {
+            node::restriction(registry, attributes, options)?;
+        }
         if self.has(VALIDATING_POLICY) {
             policy::validate(registry, attributes, options)?;
         }

@@ -17,6 +17,7 @@ mod control_plane;
 mod credentials;
 mod identity;
 mod reload;
+mod role;
 mod settings;
 
 use credentials::component;
@@ -74,6 +75,10 @@ async fn serve(settings: Settings) -> Result<()> {
             false => None,
         };
         if let Some(node) = &node {
+            let (server, shared) = (control_plane.server.clone(), control_plane.shared.clone());
+            let name = settings.node.name.clone();
+            let role = role::run(server, shared, name, drain.clone());
+            control_plane.tasks.push(tokio::spawn(role));
             let run = &settings.node.paths.run;
             control_plane.tasks.push(control::serve(run, node.holder.clone(), drain.clone())?);
         }

@@ -1,103 +1,108 @@
 //! A node may write only what is its own, and a new node is not ready yet.
 
+mod pods;
+mod tokens;
+
+use base64::Engine;
+use kinds::meta::name::is_label_of_node;
 use serde_json::{Value, json};
 
 use super::{Attributes, Operation};
-use crate::authz::node::node_name;
+use crate::authz::node::{LEASES, node_name};
 use crate::error::Result;
 use crate::registry::Registry;
 
-const MIRROR: &str = "kubernetes.io/config.mirror";
-const NODES: &str = "/registry/minions/";
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const OTHERS_ONLY: &str = "node-restriction.kubernetes.io";
+/// Who sign what nodes prove themselves with.
+const NODES_SIGNERS: [&str; 2] =
+    ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"];
 
 /// NodeRestriction (documentation, "Admission Control in Kubernetes").
 pub fn restriction(registry: &Registry, request: &Attributes<'_>, object: &Value) -> Result<()> {
     let Some(node) = node_name(request.user) else { return Ok(()) };
+    if request.operation == Operation::Connect {
+        return Ok(());
+    }
     let group = request.resource.group.as_str();
     match (group, request.resource.plural.as_str(), request.subresource) {
-        ("", "pods", "") => match request.operation {
-            Operation::Create => {
-                if object["metadata"]["annotations"].get(MIRROR).is_none() {
-                    return Err(request.forbidden(format!(
-                        "pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"
-                    )));
-                }
-                own(request, node, &object["spec"]["nodeName"], "create pods with spec.nodeName set to itself")?;
-                owner(registry, request, node, object)?;
-                let refers = ["volumes", "serviceAccountName"].iter().any(|field| match *field {
-                    "volumes" => object["spec"]["volumes"].as_array().into_iter().flatten().any(
-                        |v| ["secret", "configMap", "persistentVolumeClaim", "projected"]
-                            .iter()
-                            .any(|kind| v.get(*kind).is_some()),
-                    ),
-                    field => !object["spec"][field].as_str().unwrap_or("").is_empty(),
-                });
-                if refers {
-                    return Err(request.forbidden(format!(
-                        "node {node:?} can not create pods that reference a service account, secrets, configmaps or persistentvolumeclaims"
-                    )));
-                }
-                Ok(())
-            }
-            Operation::Delete => {
-                let spec = request.old.map_or(&Value::Null, |old| &old["spec"]["nodeName"]);
-                own(request, node, spec, "delete pods with spec.nodeName set to itself")
-            }
-            Operation::Update => {
-                Err(request.forbidden(format!("unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods")))
-            }
-            Operation::Connect => Ok(()),
-        },
-        ("", "pods", "status") => {
-            let spec = request.old.map_or(&Value::Null, |old| &old["spec"]["nodeName"]);
-            own(request, node, spec, "update pod status for pods with spec.nodeName set to itself")
+        ("", "pods", _) => pods::restriction(registry, request, node, object),
+        ("", "nodes", _) => own_node(request, node, object),
+        ("", "persistentvolumeclaims", "status") => status_of_claim(request, node, object),
+        ("", "persistentvolumeclaims", _) => Err(request.forbidden("may only update PVC status")),
+        ("", "serviceaccounts", "token") if request.operation == Operation::Create => {
+            tokens::restriction(registry, request, node, object)
         }
-        ("", "nodes", _) => {
-            let name = object["metadata"]["name"].as_str().unwrap_or(request.name);
-            if request.operation == Operation::Delete || name != node {
-                return Err(request.forbidden(format!(
-                    "node {node:?} is not allowed to modify node {name:?}"
-                )));
-            }
-            let forbidden = restricted_labels(object, request.old);
-            if !forbidden.is_empty() {
-                let what = match request.operation {
-                    Operation::Create => "set the following labels",
-                    _ => "modify labels",
-                };
-                let all = forbidden.join(", ");
-                return Err(request.forbidden(format!("is not allowed to {what}: {all}")));
-            }
-            if request.operation == Operation::Update
-                && request.old.is_some_and(|old| old["spec"]["taints"] != object["spec"]["taints"])
-            {
-                return Err(request.forbidden(format!("node {node:?} is not allowed to modify taints")));
-            }
-            Ok(())
+        ("coordination.k8s.io", "leases", _) if request.namespace != LEASES => {
+            Err(request
+                .forbidden(format!("can only access leases in the {LEASES:?} system namespace")))
         }
         ("coordination.k8s.io", "leases", _) => {
-            let name = object["metadata"]["name"].as_str().unwrap_or(request.name);
-            if name == node || request.name == node {
-                Ok(())
-            } else {
-                Err(request.forbidden("can only access node lease with the same name as the requesting node"))
-            }
+            let why = "can only access node lease with the same name as the requesting node";
+            own_name(request, node, object, why)
         }
-        ("", "serviceaccounts", "token") => {
-            if object["spec"]["boundObjectRef"]["kind"] == "Pod" {
-                Ok(())
-            } else {
-                Err(request.forbidden("node requested token not bound to a pod"))
-            }
+        ("storage.k8s.io", "csinodes", _) => {
+            let why = "can only access CSINode with the same name as the requesting node";
+            own_name(request, node, object, why)
+        }
+        ("resource.k8s.io", "resourceslices", _) => own_slice(request, node, object),
+        ("certificates.k8s.io", "certificatesigningrequests", _) => {
+            own_certificate(request, node, object)
         }
         _ => Ok(()),
     }
 }
 
-/// Labels that say where a node may be trusted are not the node's to change.
+fn own_name(request: &Attributes<'_>, node: &str, object: &Value, why: &str) -> Result<()> {
+    let name = match request.operation {
+        Operation::Create => object["metadata"]["name"].as_str().unwrap_or_default(),
+        Operation::Update | Operation::Delete | Operation::Connect => request.name,
+    };
+    if name == node { Ok(()) } else { Err(request.forbidden(why)) }
+}
+
+fn own_node(request: &Attributes<'_>, node: &str, object: &Value) -> Result<()> {
+    let name = object["metadata"]["name"].as_str().unwrap_or(request.name);
+    if name != node {
+        return Err(
+            request.forbidden(format!("node {node:?} is not allowed to modify node {name:?}"))
+        );
+    }
+    if request.operation == Operation::Delete {
+        return Ok(());
+    }
+    if let Some(old) = request.old.filter(|_| request.operation == Operation::Update) {
+        let new = &object["spec"]["configSource"];
+        if !new.is_null() && *new != old["spec"]["configSource"] {
+            return Err(request.forbidden(format!(
+                "node {node:?} is not allowed to update configSource to a new non-nil configSource"
+            )));
+        }
+        if old["spec"]["taints"] != object["spec"]["taints"] {
+            return Err(request.forbidden(format!("node {node:?} is not allowed to modify taints")));
+        }
+    } else if !object["spec"]["configSource"].is_null() {
+        return Err(request.forbidden(format!(
+            "node {node:?} is not allowed to create pods with a non-nil configSource"
+        )));
+    }
+    let restricted = restricted_labels(object, request.old);
+    if restricted.is_empty() {
+        return Ok(());
+    }
+    let all = restricted.join(", ");
+    Err(request.forbidden(match request.operation {
+        Operation::Create => {
+            format!("node {node:?} is not allowed to set the following labels: {all}")
+        }
+        _ => format!("is not allowed to modify labels: {all}"),
+    }))
+}
+
+/// Labels that say where a node may be trusted are not the node's to change, and of Kubernetes'
+/// own only those that tell what the node is.
 fn restricted_labels(new: &Value, old: Option<&Value>) -> Vec<String> {
-    const OTHERS_ONLY: &str = "node-restriction.kubernetes.io";
     let empty = serde_json::Map::new();
     let labels = |object: Option<&Value>| -> serde_json::Map<String, Value> {
         let map = object.and_then(|object| object["metadata"]["labels"].as_object());
@@ -110,7 +115,9 @@ fn restricted_labels(new: &Value, old: Option<&Value>) -> Vec<String> {
         .filter(|key| now.get(*key) != was.get(*key))
         .filter(|key| {
             let domain = key.split_once('/').map_or("", |(domain, _)| domain);
-            domain == OTHERS_ONLY || domain.ends_with(&format!(".{OTHERS_ONLY}"))
+            domain == OTHERS_ONLY
+                || domain.ends_with(&format!(".{OTHERS_ONLY}"))
+                || !is_label_of_node(key)
         })
         .cloned()
         .collect();
@@ -119,57 +126,69 @@ fn restricted_labels(new: &Value, old: Option<&Value>) -> Vec<String> {
     changed
 }
 
-/// The owner of a mirror pod is the node that it runs on, as it is now.
-fn owner(registry: &Registry, request: &Attributes<'_>, node: &str, pod: &Value) -> Result<()> {
-    let owners = pod["metadata"]["ownerReferences"].as_array().map_or(&[][..], Vec::as_slice);
-    let [owner] = owners else {
-        return match owners.len() {
-            0 => Err(request.forbidden(format!(
-                "node {node:?} can only create pods with an owner reference set to itself"
-            ))),
-            _ => Err(request.forbidden(format!(
-                "node {node:?} can only create pods with a single owner reference set to itself"
-            ))),
-        };
+/// Of a claim the node tells how large it has become, and nothing else.
+fn status_of_claim(request: &Attributes<'_>, node: &str, object: &Value) -> Result<()> {
+    let Some(old) = request.old.filter(|_| request.operation == Operation::Update) else {
+        return Err(request.forbidden("unexpected operation"));
     };
-    let is_node = owner["apiVersion"] == "v1" && owner["kind"] == "Node" && owner["name"] == node;
-    if !is_node {
-        return Err(request.forbidden(format!(
-            "node {node:?} can only create pods with an owner reference set to itself"
-        )));
-    }
-    if owner["controller"] != true {
-        return Err(request.forbidden(format!(
-            "node {node:?} can only create pods with a controller owner reference set to itself"
-        )));
-    }
-    if owner["blockOwnerDeletion"] == true {
-        return Err(request.forbidden(format!(
-            "node {node:?} must not set blockOwnerDeletion on an owner reference"
-        )));
-    }
-    let key = format!("{NODES}{node}");
-    let Some(live) = registry.cache.get(NODES, &key) else {
-        return Err(request.forbidden(format!("node {node:?} not found")));
+    let rest = |claim: &Value| {
+        let mut claim = claim.clone();
+        let fields = [
+            ("metadata", &["resourceVersion", "managedFields"][..]),
+            (
+                "status",
+                &["capacity", "conditions", "allocatedResources", "allocatedResourceStatuses"],
+            ),
+        ];
+        for (part, names) in fields {
+            if let Some(part) = claim[part].as_object_mut() {
+                part.retain(|name, _| !names.contains(&name.as_str()));
+            }
+        }
+        if claim["status"].as_object().is_some_and(serde_json::Map::is_empty) {
+            claim["status"].take();
+        }
+        claim
     };
-    let live = live.value();
-    let (expected, is) = (&owner["uid"], &live["metadata"]["uid"]);
-    if expected != is {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        return Err(request.forbidden(format!(
-            "node {node} UID mismatch: expected {} got {}",
-            text(expected),
-            text(is)
-        )));
-    }
-    Ok(())
-}
-
-fn own(request: &Attributes<'_>, node: &str, is: &Value, can: &str) -> Result<()> {
-    if is == node {
+    if rest(old) == rest(object) {
         return Ok(());
     }
-    Err(request.forbidden(format!("node {node:?} can only {can}")))
+    Err(request.forbidden(format!(
+        "node {node:?} is not allowed to update fields other than status.quantity and \
+         status.conditions"
+    )))
+}
+
+/// Other requests the node authorizer has looked at; it knows no new object, and not what goes
+/// with a deletion of many.
+fn own_slice(request: &Attributes<'_>, node: &str, object: &Value) -> Result<()> {
+    let (verb, slice) = match request.operation {
+        Operation::Create => ("create", object),
+        Operation::Delete => ("delete", request.old.unwrap_or(&Value::Null)),
+        Operation::Update | Operation::Connect => return Ok(()),
+    };
+    if slice["spec"]["nodeName"] == node {
+        return Ok(());
+    }
+    Err(request.forbidden(format!(
+        "can only {verb} ResourceSlice with the same NodeName as the requesting node"
+    )))
+}
+
+/// A node asks for certificates under its own name.
+fn own_certificate(request: &Attributes<'_>, node: &str, object: &Value) -> Result<()> {
+    let signer = object["spec"]["signerName"].as_str().unwrap_or_default();
+    if request.operation != Operation::Create || !NODES_SIGNERS.contains(&signer) {
+        return Ok(());
+    }
+    let text = object["spec"]["request"].as_str().unwrap_or_default();
+    let pem = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
+    let asked = pki::request::read(&pem)
+        .map_err(|error| request.forbidden(format!("unable to parse csr: {error}")))?;
+    if asked.common_name == format!("system:node:{node}") {
+        return Ok(());
+    }
+    Err(request.forbidden(format!("can only create a node CSR with CN=system:node:{node}")))
 }
 
 /// TaintNodesByCondition: nothing is scheduled to a node before it has said it is ready.

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::node::MIRROR;
 use super::{Attributes, Operation, mountable};
 use crate::error::Result;
 use crate::registry::Registry;
@@ -10,8 +11,6 @@ use crate::registry::Registry;
 const ACCOUNTS: &str = "/registry/serviceaccounts/";
 const PRIORITY_CLASSES: &str = "/registry/priorityclasses/";
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// The mirror of a static pod has neither account nor token.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Seconds a pod stays on a node that is not ready or not reachable.
 const TOLERATION_SECONDS: i64 = 300;
 /// An hour and seven seconds: the kubelet's mark for the account's default token.
@@ -21,6 +20,7 @@ fn is_new_pod(request: &Attributes<'_>) -> bool {
     request.operation == Operation::Create && request.is("", "pods")
 }
 
+/// The mirror of a static pod has neither account nor token.
 fn is_mirror(pod: &Value) -> bool {
     pod["metadata"]["annotations"].get(MIRROR).is_some()
 }

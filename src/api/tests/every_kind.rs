@@ -304,8 +304,10 @@ async fn nobody_gets_in_without_rights() {
     alice.request(get("/apis")).await.unwrap();
     let node =
         in_process::client(&server, User::new("system:node:n1", &["system:nodes"]), "kubelet/1");
-    node.request(get("/api/v1/nodes")).await.unwrap();
-    for path in ["/api/v1/secrets", "/api/v1/namespaces/default/secrets/s", "/api/v1/pods"] {
+    node.request(get("/api/v1/nodes?fieldSelector=metadata.name%3Dn1")).await.unwrap();
+    for path in
+        ["/api/v1/nodes", "/api/v1/secrets", "/api/v1/namespaces/default/secrets/s", "/api/v1/pods"]
+    {
         assert!(node.request(get(path)).await.unwrap_err().is_forbidden(), "{path}");
     }
     node.request(get("/api/v1/pods?fieldSelector=spec.nodeName%3Dn1")).await.unwrap();
@@ -347,6 +349,7 @@ async fn a_node_reads_and_tells_what_the_volumes_of_its_own_pods_need() {
     let secret = json!({"name": "s", "namespace": "default"});
     let volume = json!({"metadata": {"name": "pv1"}, "spec": {
         "capacity": {"storage": "1Gi"}, "accessModes": modes,
+        "claimRef": {"name": "p-v", "namespace": "default"},
         "csi": {"driver": "d.example", "volumeHandle": "h", "nodePublishSecretRef": secret}}});
     let claim = json!({"metadata": {"name": "p-v"}, "spec": {"volumeName": "pv1",
         "accessModes": modes, "resources": {"requests": {"storage": "1Gi"}}}});

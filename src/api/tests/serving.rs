@@ -19,6 +19,8 @@ mod connections;
 mod deletions;
 #[path = "serving/devices.rs"]
 mod devices;
+#[path = "serving/nodes.rs"]
+mod nodes;
 #[path = "serving/openapi.rs"]
 mod openapi;
 #[path = "serving/plugins.rs"]

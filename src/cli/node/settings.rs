@@ -108,6 +108,13 @@ fn pairs(list: &[String]) -> Result<Vec<(String, String)>> {
             let (key, value) = text
                 .split_once('=')
                 .ok_or_else(|| usage(format!("--node-label {text:?} is not KEY=VALUE")))?;
+            if !kinds::meta::name::is_label_of_node(key) {
+                return Err(usage(format!(
+                    "--node-label {key}: of the labels of Kubernetes' own, a node may give itself \
+                     those below kubelet.kubernetes.io and node.kubernetes.io, and those that tell \
+                     its architecture, system, host name, type of instance, zone and region"
+                )));
+            }
             Ok((key.to_string(), value.to_string()))
         })
         .collect()

@@ -49,7 +49,6 @@ impl Settings {
         node.bind_address = flags.bind_address;
         node.cluster_domain = flags.cluster_domain;
         node.proxy = !flags.disable_kube_proxy;
-        node.labels.push(("node-role.kubernetes.io/control-plane".into(), "true".into()));
         let paths = &node.paths;
         let node_ports = ports(&flags.service_node_port_range)?;
         for part in &flags.disable {

@@ -137,6 +137,33 @@ pub fn is_extended_resource(resource: &str) -> bool {
         && !resource.starts_with("requests.")
 }
 
+/// Labels of Kubernetes' own that a node may give itself, because they tell what it is.
+const LABELS_OF_NODES: [&str; 11] = [
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/instance-type",
+    "beta.kubernetes.io/os",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "kubernetes.io/arch",
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "node.kubernetes.io/instance-type",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+];
+
+/// Whether a node may give itself the label: somebody's own, or of Kubernetes' own those that are
+/// meant for that (documentation, "Admission Control in Kubernetes", NodeRestriction).
+pub fn is_label_of_node(key: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    let is_below = |root: &&str| {
+        domain.strip_suffix(*root).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    !["kubernetes.io", "k8s.io"].iter().any(|root| is_below(&root))
+        || LABELS_OF_NODES.contains(&key)
+        || ["kubelet.kubernetes.io", "node.kubernetes.io"].iter().any(|root| is_below(&root))
+}
+
 /// Label keys, finalizers, taint keys: `prefix/name`.
 pub fn is_qualified(name: &str) -> Vec<String> {
     let mut out = Vec::new();

@@ -73,6 +73,7 @@ impl Answer {
 pub fn user(name: &str) -> User {
     match name {
         "admin" => User::new("admin", &[MASTERS]),
+        node if node.starts_with("system:node:") => User::new(node, &["system:nodes"]),
         other => User::new(other, &[]),
     }
 }
