@@ -315,6 +315,17 @@ fn with_pods_that_take_too_much_and_disks_of_others() {
     computer.run();
 }
 
+/// Volumes on a file system that counts projects, and on one that does not.
+#[test]
+fn with_volumes_that_have_a_size() {
+    let computer = Computer::new(Model {
+        script: include_bytes!("boot/quota.sh"),
+        packages: "e2fsprogs quota",
+        ..PLAIN
+    });
+    computer.run();
+}
+
 /// A small policy that is enforced: containers may use what has their label.
 #[test]
 fn with_selinux() {
