@@ -10,7 +10,7 @@ mod metrics;
 mod source;
 mod usage;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscalerSpec, HorizontalPodAutoscalerStatus, MetricStatus,
 };
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kinds::meta::LabelSelector;
 use kinds::meta::quantity::Quantity;
 use parking_lot::Mutex;
@@ -53,6 +53,8 @@ struct Controller {
     began: Instant,
     /// By uid; dropped with the autoscaler.
     past: Mutex<HashMap<String, Past>>,
+    /// What autoscalers last selected, by their namespaces and names; dropped with them.
+    selected: Mutex<HashMap<String, BTreeMap<String, LabelSelector>>>,
 }
 
 pub async fn run(context: Context) {
@@ -62,6 +64,7 @@ pub async fn run(context: Context) {
         keys: Queue::named("horizontalpodautoscaler"),
         began: Instant::now(),
         past: Mutex::default(),
+        selected: Mutex::default(),
         context,
     });
     let synced = async {
@@ -77,6 +80,7 @@ pub async fn run(context: Context) {
             && new.is_none_or(|new| new.metadata.uid != old.metadata.uid)
         {
             listener.past.lock().remove(uid(&old.metadata));
+            listener.deselect(&old.metadata);
         }
         let spec = |hpa: &Arc<HorizontalPodAutoscaler>| hpa.spec.clone();
         if let Some(hpa) = new.filter(|new| old.map(spec) != Some(spec(new))) {
@@ -310,6 +314,16 @@ impl Controller {
         };
         let mut pods = self.pods.list_in(namespace(&hpa.metadata));
         pods.retain(|pod| selector.matches_map(pod.metadata.labels.as_ref()));
+        let rivals = self.rivals(hpa, selector, &pods);
+        if rivals.len() > 1 {
+            // Each would undo what the other does.
+            let rivals = rivals.join(" ");
+            let text =
+                format!("pods by selector {text} are controlled by multiple HPAs: [{rivals}]");
+            self.warn(hpa, "AmbiguousSelector", &text);
+            draft.set("ScalingActive", false, "AmbiguousSelector", text);
+            return None;
+        }
         let scene = Scene {
             metrics: Metrics { client: &self.context.client, namespace: namespace(&hpa.metadata) },
             reader: self.context.shared.client(),
@@ -357,6 +371,36 @@ impl Controller {
         );
         draft.set("ScalingActive", true, "ValidMetricFound", text);
         Some(Wish { replicas: most.replicas, metric: most.name.clone() })
+    }
+
+    /// The autoscalers that scale some of the pods, `hpa` with `selector` among them.
+    fn rivals(
+        &self,
+        hpa: &HorizontalPodAutoscaler,
+        selector: LabelSelector,
+        pods: &[Arc<Pod>],
+    ) -> Vec<String> {
+        let namespace = namespace(&hpa.metadata);
+        let mut selected = self.selected.lock();
+        let here = selected.entry(namespace.to_owned()).or_default();
+        here.insert(name(&hpa.metadata).to_owned(), selector);
+        // One that went while it was worked on selects nothing any more.
+        here.retain(|name, _| self.autoscalers.get(namespace, name).is_some());
+        let selects = |selector: &LabelSelector| {
+            pods.iter().any(|pod| selector.matches_map(pod.metadata.labels.as_ref()))
+        };
+        let rivals = here.iter().filter(|(_, selector)| selects(selector));
+        rivals.map(|(name, _)| format!("{{{name} {namespace}}}")).collect()
+    }
+
+    fn deselect(&self, meta: &ObjectMeta) {
+        let mut selected = self.selected.lock();
+        if let Some(here) = selected.get_mut(namespace(meta)) {
+            here.remove(name(meta));
+            if here.is_empty() {
+                selected.remove(namespace(meta));
+            }
+        }
     }
 
     async fn write(

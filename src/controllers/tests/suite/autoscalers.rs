@@ -107,6 +107,45 @@ async fn a_deployment_grows_with_its_load_once_metrics_are_served() {
     assert!(status["lastScaleTime"].is_string(), "{status}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn two_autoscalers_of_the_same_pods_scale_nothing_until_one_goes() {
+    let cluster = cluster().await;
+    let pod = cluster.deploy_for_autoscaler().await;
+    cluster.serve_metrics(&pod, "250m").await;
+    let api = cluster.client.api::<HorizontalPodAutoscaler>(Some("default"));
+    let mut other = autoscaler("web");
+    other["metadata"]["name"] = "other".into();
+    // Its pods are the others' too, by a selector that is wider.
+    let wide = json!({"metadata": {"name": "wide"}, "spec": {
+        "replicas": 1, "selector": {"matchExpressions": [
+            {"key": "app", "operator": "In", "values": ["web", "more"]}]},
+        "template": {"metadata": {"labels": {"app": "more"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+    let deployments = cluster.client.api::<Deployment>(Some("default"));
+    deployments.create(&serde_json::from_value(wide).unwrap()).await.unwrap();
+    other["spec"]["scaleTargetRef"]["name"] = "wide".into();
+    api.create(&serde_json::from_value(other).unwrap()).await.unwrap();
+    until("the other has looked", || async {
+        api.get("other")
+            .await
+            .unwrap()
+            .status?
+            .conditions?
+            .into_iter()
+            .find(|c| c.type_ == "ScalingActive")
+    })
+    .await;
+    api.create(&serde_json::from_value(autoscaler("web")).unwrap()).await.unwrap();
+    cluster.until_autoscaler_is("ScalingActive", "False", "AmbiguousSelector").await;
+    let why = "pods by selector app=web are controlled by multiple HPAs: [{other default} \
+               {web default}]";
+    cluster.until_told(why).await;
+    assert_eq!(deployments.get("web").await.unwrap().spec.unwrap().replicas, Some(1));
+    api.delete("other", &client::DeleteParams::default()).await.unwrap();
+    api.patch("web", &Patch::Merge(json!({"spec": {"maxReplicas": 10}}))).await.unwrap();
+    cluster.until_autoscaler_is("ScalingActive", "True", "ValidMetricFound").await;
+}
+
 /// Pods, another object, and something outside of the cluster.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_follows_metrics_of_every_other_kind() {
