@@ -66,7 +66,13 @@ pub struct Context {
     pub name: &'static str,
 }
 
-/// The running controllers.
+/// The running controllers: those that kube-controller-manager 1.36 runs where nobody says
+/// otherwise. What admission policies say in their status is found by the API server.
+///
+/// Upstream has more that are off by default, with what they serve, and are not here: the garbage
+/// collector of storage versions (StorageVersionAPI) and their migrator (StorageVersionMigrator),
+/// those of pod groups, of cluster trust bundles and of pod certificate requests, of the status
+/// of resource pools, and warnings about labels of SELinux.
 pub struct Controllers(JoinSet<()>);
 
 impl Controllers {
