@@ -31,6 +31,7 @@ pub mod delete;
 pub mod list;
 pub mod patch;
 pub mod select;
+mod selectors;
 mod shown;
 mod signing;
 pub mod update;

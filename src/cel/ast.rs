@@ -79,6 +79,8 @@ pub(crate) enum Macro {
     OptMap,
     OptFlatMap,
     SortBy,
+    /// `cel.bind(x, e, body)`: the range is the value, and there is no loop.
+    Bind,
 }
 
 /// A macro that names one or two variables for a body.

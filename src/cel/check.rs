@@ -377,6 +377,12 @@ impl Checker<'_> {
         if matches!(fold.kind, Macro::OptMap | Macro::OptFlatMap) {
             return self.optional_fold(id, fold, &range);
         }
+        if fold.kind == Macro::Bind {
+            self.locals.push((fold.var.clone(), range));
+            let body = self.check(&fold.body);
+            self.locals.pop();
+            return body;
+        }
         let (first, second) = match &range {
             Type::List(element) if fold.var2.is_some() => (Type::Int, (**element).clone()),
             Type::List(element) => ((**element).clone(), Type::Error),
@@ -426,7 +432,7 @@ impl Checker<'_> {
                     Type::Error
                 }
             },
-            Macro::OptMap | Macro::OptFlatMap => Type::Error,
+            Macro::OptMap | Macro::OptFlatMap | Macro::Bind => Type::Error,
         };
         self.locals.truncate(depth);
         result

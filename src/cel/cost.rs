@@ -588,6 +588,9 @@ impl<'e> Coster<'e> {
         if matches!(fold.kind, Macro::OptMap | Macro::OptFlatMap) {
             return self.optional_fold(fold, range);
         }
+        if fold.kind == Macro::Bind {
+            return self.bind(id, fold, range);
+        }
         let depth = self.locals.len();
         self.push_variables(&fold.range, fold.var2.is_some());
         let condition = fold.condition.as_ref().map(|condition| self.cost(condition));
@@ -637,6 +640,21 @@ impl<'e> Coster<'e> {
             sum = sum.plus(sorting).plus(fixed(1 + LIST_CREATE + LIST_CREATE + 2));
         }
         sum
+    }
+
+    /// What is named is as large as its value; the list is the one that upstream's expansion
+    /// loops over, which is empty.
+    fn bind(&mut self, id: Id, fold: &Fold, value: Range) -> Range {
+        let size = self.known_size(&fold.range);
+        let entries = self.known_entries(&fold.range);
+        self.locals.push(Local { place: self.place(&fold.range), size, entries });
+        let body = self.cost(&fold.body);
+        self.locals.pop();
+        if let Some(size) = self.known_size(&fold.body) {
+            self.sizes.insert(id, size);
+        }
+        self.set_entries(id, self.known_entries(&fold.body));
+        value.plus(fixed(LIST_CREATE)).plus(body)
     }
 
     fn optional_fold(&mut self, fold: &Fold, range: Range) -> Range {

@@ -13,6 +13,7 @@ pub struct Environment {
     /// Expressions kept under one name, as `variables.x`, evaluated when they are used.
     pub(crate) composed: Option<Composed>,
     pub(crate) mutation: bool,
+    pub(crate) binds: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -49,6 +50,12 @@ impl Environment {
     /// Lets expressions construct `Object{...}` and `JSONPatch{...}`, for mutations.
     pub fn with_mutation(mut self) -> Self {
         self.mutation = true;
+        self
+    }
+
+    /// Lets expressions name a value, by `cel.bind(name, value, expression)`.
+    pub fn with_bindings(mut self) -> Self {
+        self.binds = true;
         self
     }
 

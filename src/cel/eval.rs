@@ -277,6 +277,10 @@ impl<'a> Machine<'_, 'a> {
                 let cost = self.budget.spent() - before;
                 self.optional_fold(fold, range, cost)
             }
+            Macro::Bind => {
+                self.budget.charge(charge::LIST_CREATE)?;
+                self.with((range, None), &fold.body)
+            }
             Macro::All => self.quantifier(fold, &range, false),
             Macro::Exists => self.quantifier(fold, &range, true),
             Macro::SortBy => self.sort_by(fold, range),

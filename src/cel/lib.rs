@@ -1,8 +1,8 @@
 //! The Common Expression Language as Kubernetes 1.36 uses it: parse, check, estimate, evaluate.
 //!
 //! Expressions come from strangers: length, depth, cost, work and memory are all bounded, and
-//! no input makes a panic. Nothing here knows a kind of Kubernetes or does IO; an
-//! authorizer's answers come through a trait.
+//! no input makes a panic. Nothing here does IO; an authorizer's answers come through a trait.
+//! Environments are their owners', but for those that several rooms share ([`devices`]).
 //!
 //! A caller declares variables in an [`Environment`], compiles once with [`compile`], and
 //! evaluates the [`Program`] with [`Bindings`] of that environment and a [`Budget`].
@@ -13,6 +13,7 @@ mod budget;
 mod charge;
 mod check;
 mod cost;
+pub mod devices;
 mod environment;
 mod eval;
 mod formats;

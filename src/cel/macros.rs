@@ -1,6 +1,6 @@
 //! Member calls that are macros: they name variables, so they are not functions.
 //!
-//! `has` is in the parser. `cel.bind` is not here: Kubernetes does not enable it.
+//! `has` is in the parser. `cel.bind` is for environments that ask for it.
 
 use std::sync::Arc;
 
@@ -17,6 +17,15 @@ pub(crate) fn expand_member(
     args: Vec<Expr>,
 ) -> Result<Kind, Box<CompileError>> {
     use Macro::*;
+    if parser.binds
+        && &*name == "bind"
+        && matches!(&target.kind, Kind::Ident(it) if &**it == "cel")
+        && let Ok([name, value, body]) = <[Expr; 3]>::try_from(args.clone())
+    {
+        let var = variable(parser, &name, Bind, 1)?;
+        let fold = Fold { kind: Bind, range: value, var, var2: None, condition: None, body };
+        return Ok(Kind::Fold(Box::new(fold)));
+    }
     let (kind, variables) = match (&*name, args.len()) {
         ("all", 2) => (All, 1),
         ("exists", 2) => (Exists, 1),
@@ -69,6 +78,7 @@ fn variable(
             Macro::Map | Macro::Filter | Macro::SortBy if variables == 1 => {
                 "argument is not an identifier"
             }
+            Macro::Bind => "cel.bind() variable names must be simple identifiers",
             Macro::OptMap => "optMap() variable name must be a simple identifier",
             Macro::OptFlatMap => "optFlatMap() variable name must be a simple identifier",
             _ => "argument must be a simple name",

@@ -46,7 +46,8 @@ pub(crate) struct Parsed {
     pub(crate) positions: Vec<usize>,
 }
 
-pub(crate) fn parse(source: &Source) -> Parse<Parsed> {
+/// `binds`: whether `cel.bind` is a macro.
+pub(crate) fn parse(source: &Source, binds: bool) -> Parse<Parsed> {
     if source.text.len() > EXPRESSION_CHARS_MAX {
         let size = source.text.len();
         return Err(Box::new(Source::whole(format!(
@@ -54,8 +55,8 @@ pub(crate) fn parse(source: &Source) -> Parse<Parsed> {
         ))));
     }
     let tokens = lexer::tokens(source)?;
-    let mut parser =
-        Parser { source, tokens, at: 0, depth: 0, positions: Vec::new(), depths: HashMap::new() };
+    let (positions, depths) = (Vec::new(), HashMap::new());
+    let mut parser = Parser { source, tokens, at: 0, depth: 0, positions, depths, binds };
     let root = parser.expression()?;
     if parser.peek() != &Token::End {
         let what = parser.shown();
@@ -75,6 +76,7 @@ pub(crate) struct Parser<'s> {
     positions: Vec<usize>,
     /// How deep the tree below a node is, for chains, which are parsed without recursion.
     depths: HashMap<Id, usize>,
+    pub(crate) binds: bool,
 }
 
 /// Errors are boxed to keep the frames of the recursion small.

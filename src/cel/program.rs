@@ -36,7 +36,8 @@ impl std::fmt::Debug for Program {
 /// Compiles an expression. All mistakes the checker finds are told together.
 pub fn compile(environment: &Environment, text: &str) -> Result<Program, CompileErrors> {
     let source = Source::new(text);
-    let parsed = parser::parse(&source).map_err(|err| CompileErrors(vec![*err]))?;
+    let parsed =
+        parser::parse(&source, environment.binds).map_err(|err| CompileErrors(vec![*err]))?;
     let positions = &parsed.positions;
     let root: &Expr = &parsed.root;
     let checked = check::check(environment, &source, root, positions).map_err(CompileErrors)?;

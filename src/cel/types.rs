@@ -164,6 +164,8 @@ pub(crate) enum Shape {
     },
     Map {
         values: Arc<Decl>,
+        /// Whether the estimate knows the size of an entry that is selected like a field.
+        by_name: bool,
     },
     Object(Arc<Object>),
 }
@@ -202,6 +204,21 @@ impl Decl {
 
     pub(crate) fn any_ref() -> &'static Self {
         &DYN
+    }
+
+    /// The same data, of so many elements, entries or bytes at most.
+    pub fn at_most(mut self, size: u64) -> Self {
+        self.max_size = Some(size);
+        self
+    }
+
+    /// The same map, of whose entries the estimate knows the size when they are selected like
+    /// fields. Upstream knows that of the attributes of devices and of no other map.
+    pub fn by_name(mut self) -> Self {
+        if let Shape::Map { by_name, .. } = &mut self.shape {
+            *by_name = true;
+        }
+        self
     }
 
     /// `x-kubernetes-int-or-string`.
@@ -255,7 +272,7 @@ impl Decl {
     pub fn map(values: Decl, max_properties: Option<u64>) -> Self {
         let fit = (REQUEST_BYTES_MAX - 2) / (values.min_bytes.saturating_add(6));
         let ty = Type::map(Type::String, values.ty.clone());
-        let shape = Shape::Map { values: Arc::new(values) };
+        let shape = Shape::Map { values: Arc::new(values), by_name: false };
         Self::simple(ty, shape, Some(max_properties.unwrap_or(fit)), 2)
     }
 
@@ -311,8 +328,9 @@ impl Decl {
     pub(crate) fn step(&self, name: &str) -> Option<&Decl> {
         match (&self.shape, name) {
             (Shape::List { items, .. }, "@items") => Some(items),
-            (Shape::Map { values }, "@values") => Some(values),
+            (Shape::Map { values, .. }, "@values") => Some(values),
             (Shape::Map { .. }, "@keys") => Some(&MAP_KEY),
+            (Shape::Map { values, by_name: true }, _) => Some(values),
             (Shape::Object(object), _) => object.field(name).map(|field| &field.decl),
             _ => None,
         }

@@ -681,7 +681,7 @@ impl<'a> Map<'a> {
                     None if object.open => fields.get(name).map(Value::from_untyped),
                     None => None,
                 },
-                Shape::Map { values } => fields.get(name).map(|j| Value::from_json(j, values)),
+                Shape::Map { values, .. } => fields.get(name).map(|j| Value::from_json(j, values)),
                 _ => fields.get(name).map(Value::from_untyped),
             },
             Map::Owned(_) | Map::WithDefault(..) => self.get(&Value::string(name)),
@@ -715,7 +715,7 @@ impl<'a> Map<'a> {
                 let decl: &'a Decl = decl;
                 Box::new(fields.iter().map(move |(key, json)| {
                     let decl = match &decl.shape {
-                        Shape::Map { values } => values,
+                        Shape::Map { values, .. } => values,
                         Shape::Object(object) => object
                             .fields
                             .values()

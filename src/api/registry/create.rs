@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use store::{Outcome, Write};
 
+use super::selectors;
 use super::update::Written;
 use super::{Registry, Target, WriteOptions, causes, metadata_mut, metadata_str, set_revision};
 use crate::admission::Operation;
@@ -175,6 +176,8 @@ impl Registry {
             errors.retain(|error| !crd::instance::is_about_domain(error));
             errors.extend(crd::definition::create(object));
         }
+        let resource = &target.resource;
+        errors.extend(selectors::check(&resource.group, &resource.kind, object, None));
         if !errors.is_empty() {
             return Err(ApiError::invalid(&target.resource, &target.name, &causes(errors)));
         }

@@ -5,6 +5,7 @@ use kinds::validate::{devices, pod_parts};
 use serde_json::Value;
 use store::{Outcome, Write};
 
+use super::selectors;
 use super::{
     CONFLICT_RETRIES_MAX, FieldValidation, Registry, Target, WriteOptions, causes, convert,
     finalizers, metadata_mut, metadata_str, patch, set_revision, shown, signing,
@@ -208,6 +209,7 @@ impl Registry {
             "" | "status" | "scale" | "approval" => {
                 let mut errors = rules.check_metadata_update(&new, &live);
                 errors.extend(rules.check_update(&new, &live));
+                errors.extend(selectors::check(&resource.group, &resource.kind, &new, Some(&live)));
                 if is_request && !target.subresource.is_empty() {
                     errors.extend(signing::check(&new, &live, &target.subresource));
                 }

@@ -1,5 +1,5 @@
 //! Validation of classes of devices, and of claims of them (resource.k8s.io/v1). The expressions
-//! by which devices are selected are not compiled here.
+//! by which devices are selected are found here, and compiled by whoever can.
 
 use std::collections::BTreeSet;
 
@@ -169,6 +169,38 @@ fn selectors(of: &Value, field: &str, out: &mut Errors) {
             out.push(FieldError::required(field, ""));
         } else if text(&selector["cel"], "expression").len() > EXPRESSION_BYTES_MAX {
             out.push(FieldError::too_long(format!("{field}.expression"), EXPRESSION_BYTES_MAX));
+        }
+    }
+}
+
+/// The expressions by which an object of this kind selects devices, and where they stand. Those
+/// that are too long are not among them: they are refused as they are.
+pub fn selectors_of<'v>(kind: &str, object: &'v Value) -> Vec<(String, &'v str)> {
+    let mut out = Vec::new();
+    let (devices, root) = match kind {
+        "DeviceClass" => {
+            expressions(at(object, "spec"), "spec", &mut out);
+            return out;
+        }
+        "ResourceClaim" => (at(object, "spec.devices"), "spec.devices"),
+        "ResourceClaimTemplate" => (at(object, "spec.spec.devices"), "spec.spec.devices"),
+        _ => return out,
+    };
+    for (index, request) in items(devices, "requests").iter().enumerate() {
+        let field = format!("{root}.requests[{index}]");
+        expressions(at(request, "exactly"), &format!("{field}.exactly"), &mut out);
+        for (index, one) in items(request, "firstAvailable").iter().enumerate() {
+            expressions(one, &format!("{field}.firstAvailable[{index}]"), &mut out);
+        }
+    }
+    out
+}
+
+fn expressions<'v>(of: &'v Value, field: &str, out: &mut Vec<(String, &'v str)>) {
+    for (index, selector) in items(of, "selectors").iter().enumerate() {
+        let expression = text(&selector["cel"], "expression");
+        if selector["cel"].is_object() && expression.len() <= EXPRESSION_BYTES_MAX {
+            out.push((format!("{field}.selectors[{index}].cel.expression"), expression));
         }
     }
 }

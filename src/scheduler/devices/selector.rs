@@ -1,34 +1,16 @@
 //! CEL expressions that choose devices, compiled once.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use cel::{Bindings, Budget, Decl, Environment, FieldDecl, Program, Type, Value};
+use cel::devices::{ENVIRONMENT, SELECTOR_COST_MAX, compile};
+use cel::{Bindings, Budget, Program, Value};
 use k8s_openapi::api::resource::v1::{Device, DeviceAttribute};
 use kinds::meta::quantity::Quantity;
 use parking_lot::Mutex;
 
 /// Expressions kept; with more all are forgotten, and compiled again as they are used.
 const PROGRAMS_MAX: usize = 256;
-/// Bytes of a name of an attribute, of its domain, and of a driver's name (resource/v1).
-const NAME_BYTES_MAX: u64 = 63;
-/// Attributes and capacities of a device.
-const ENTRIES_MAX: u64 = 32;
-
-static ENVIRONMENT: LazyLock<Environment> = LazyLock::new(|| {
-    let by_domain = |value: Decl| Decl::map(Decl::map(value, Some(ENTRIES_MAX)), Some(ENTRIES_MAX));
-    let device = Decl::object(
-        "kubernetes.DRADevice",
-        [
-            FieldDecl::new("driver", Decl::string(Some(NAME_BYTES_MAX), None)),
-            FieldDecl::new("attributes", by_domain(Decl::any())),
-            FieldDecl::new("capacity", by_domain(Decl::of(Type::Opaque("kubernetes.Quantity")))),
-            FieldDecl::new("allowMultipleAllocations", Decl::bool()),
-        ],
-    );
-    Environment::new().variable("device", device)
-});
-
 type Compiled = Result<Program, String>;
 
 /// Expressions that were used lately.
@@ -67,24 +49,12 @@ impl Programs {
         };
         let mut bindings = Bindings::new(&ENVIRONMENT);
         bindings.set("device", device.clone());
-        let result = program.evaluate(&bindings, &mut Budget::default());
+        let result = program.evaluate(&bindings, &mut Budget::new(SELECTOR_COST_MAX));
         let result = result.map_err(|err| Failure::Run(err.to_string()))?;
         result.as_bool().ok_or_else(|| {
             let kind = result.type_name();
             Failure::Run(format!("CEL result of type {kind} could not be converted to bool"))
         })
-    }
-}
-
-fn compile(expression: &str) -> Compiled {
-    let program = cel::compile(&ENVIRONMENT, expression)
-        .map_err(|err| format!("compilation failed: {err}"))?;
-    match program.is_boolean() {
-        true => Ok(program),
-        false => {
-            let kind = program.result_type();
-            Err(format!("must evaluate to bool or the unknown type, not {kind}"))
-        }
     }
 }
 

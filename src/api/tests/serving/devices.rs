@@ -162,6 +162,72 @@ async fn devices_of_claims_count_as_the_resource_that_their_class_stands_for() {
     assert!(refused.message().contains(why), "{}", refused.message());
 }
 
+/// Without an end that would be worth waiting for.
+fn endless() -> String {
+    let ten = "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]";
+    ["a", "b", "c", "d", "e", "f", "g"]
+        .iter()
+        .fold("true".to_owned(), |inner, name| format!("{ten}.all({name}, {inner})"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expressions_that_choose_devices_are_compiled_before_they_are_stored() {
+    let (_dir, server) = plain().await;
+    let by = |expression: &str| json!([{"cel": {"expression": expression}}]);
+    let class = |expression: &str| {
+        json!({"metadata": {"name": "c"},
+        "spec": {"selectors": by(expression)}})
+    };
+    let exactly = |expression: &str| json!({"deviceClassName": "gpu", "selectors": by(expression)});
+    let template = |expression: &str| {
+        json!({"metadata": {"name": "t"}, "spec":
+        {"spec": {"devices": {"requests": [{"name": "r", "firstAvailable": [
+            {"name": "s", "deviceClassName": "gpu", "selectors": by(expression)}]}]}}}})
+    };
+    let templates = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaimtemplates";
+    let classes = "/apis/resource.k8s.io/v1/deviceclasses";
+    let good = "device.driver == 'd.example' && device.attributes['d.example'].model == 'a'";
+    let at_class = "spec.selectors[0].cel.expression";
+    let at_claim = "spec.devices.requests[0].exactly.selectors[0].cel.expression";
+    let at_template = "spec.spec.devices.requests[0].firstAvailable[0].selectors[0].cel.expression";
+    for (path, make_of, field) in [
+        (classes, &class as &dyn Fn(&str) -> Value, at_class),
+        (CLAIMS, &|expression: &str| claim("x", exactly(expression)), at_claim),
+        (templates, &template, at_template),
+    ] {
+        for (expression, why) in [
+            (
+                "noSuchVar",
+                format!(
+                    "{field}: Invalid value: \"noSuchVar\": compilation failed: \
+                ERROR: <input>:1:1: undeclared reference to 'noSuchVar'"
+                ),
+            ),
+            (
+                "device.driver",
+                format!(
+                    "{field}: Invalid value: \"device.driver\": must evaluate \
+                to bool or the unknown type, not string"
+                ),
+            ),
+            (&endless(), format!("{field}: Forbidden: too complex, exceeds cost limit")),
+        ] {
+            let answer = ask(&server, Method::POST, path, make_of(expression)).await;
+            assert_eq!(answer.status, 422, "{path} {expression}: {}", answer.message());
+            assert!(answer.message().contains(&why), "{} is not {why}", answer.message());
+        }
+        make(&server, path, make_of(good)).await;
+    }
+    // A change is looked at like a new one.
+    let path = format!("{classes}/c");
+    let change = |expression: &str| json!({"spec": {"selectors": by(expression)}});
+    let refused = ask(&server, Method::PATCH, &path, change("true &&")).await;
+    assert_eq!(refused.status, 422, "{}", refused.message());
+    assert!(refused.message().contains("compilation failed"), "{}", refused.message());
+    let done = ask(&server, Method::PATCH, &path, change("device.driver == 'other'")).await;
+    assert_eq!(done.status, 200, "{}", done.message());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_resized_as_a_whole_where_its_node_can_do_that() {
     let (_dir, server) = plain().await;
