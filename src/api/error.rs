@@ -13,6 +13,8 @@ pub struct ApiError {
     pub details: Option<Box<Value>>,
     /// Seconds, for the `Retry-After` header.
     pub retry_after: Option<u64>,
+    /// By which the rest of a list can be had, in `metadata`.
+    pub continue_token: Option<Box<str>>,
 }
 
 pub type Result<T> = std::result::Result<T, ApiError>;
@@ -49,7 +51,8 @@ pub struct Cause {
 
 impl ApiError {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None, retry_after: None }
+        let message = message.into();
+        Self { code, reason, message, details: None, retry_after: None, continue_token: None }
     }
 
     /// Sets `details` to what the error is about; empty words are left out.
@@ -248,6 +251,9 @@ impl ApiError {
         });
         if !self.reason.is_empty() {
             body["reason"] = self.reason.into();
+        }
+        if let Some(token) = &self.continue_token {
+            body["metadata"]["continue"] = (**token).into();
         }
         if let Some(details) = &self.details {
             body["details"] = (**details).clone();

@@ -301,7 +301,7 @@ fn too_old(token: &str, start: &str) -> ApiError {
     match Token::decode(token, start) {
         Ok(old) => {
             let next = Token { revision: 0, after: old.after }.encode(start);
-            error.details = Some(Box::new(json!({"continue": next})));
+            error.continue_token = Some(next.into());
         }
         Err(_) => {
             error.message = "The resourceVersion for the provided list is too old.".into();

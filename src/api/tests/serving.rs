@@ -19,6 +19,8 @@ mod connections;
 mod deletions;
 #[path = "serving/devices.rs"]
 mod devices;
+#[path = "serving/history.rs"]
+mod history;
 #[path = "serving/nodes.rs"]
 mod nodes;
 #[path = "serving/openapi.rs"]

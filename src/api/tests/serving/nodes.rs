@@ -17,8 +17,9 @@ async fn plain() -> (tempfile::TempDir, Shared) {
     (dir, server)
 }
 
-/// As a node.
+/// As a node, once the server has heard of all that was written before.
 async fn by(server: &Shared, node: &str, method: Method, path: &str, body: Value) -> Answer {
+    server.registry.cache.fresh().await.unwrap();
     let kind = match method {
         Method::PATCH => "application/merge-patch+json",
         _ => "application/json",
