@@ -42,3 +42,44 @@ async fn label(client: Client, name: String) -> Result<(), client::Error> {
         Ok(_) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use store::backend::sqlite::Sqlite;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_servers_own_node_is_labelled_and_no_other_and_again_when_it_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = pki::files::signing_key(&dir.path().join("key")).unwrap();
+        let store = Arc::new(Sqlite::open(&dir.path().join("db")).unwrap());
+        let server = api::build(api::Config::new(store, &key).unwrap()).await.unwrap();
+        let (_trigger, drain) = base::drain::channel();
+        let admin = component(&server, "admin", &[api::authn::MASTERS], "suite");
+        let shared = Shared::new(admin.clone(), drain.clone());
+        tokio::spawn(run(server, shared, "own".into(), drain));
+        let nodes = admin.all::<Node>();
+        let make = async |name: &str| {
+            let node = json!({"metadata": {"name": name}});
+            nodes.create(&serde_json::from_value(node).unwrap()).await.unwrap();
+        };
+        let until_labelled = async || {
+            let begun = Instant::now();
+            while !is_labelled(&nodes.get("own").await.unwrap()) {
+                assert!(begun.elapsed() < Duration::from_secs(10), "never labelled");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        make("other").await;
+        make("own").await;
+        until_labelled().await;
+        nodes.delete("own", &client::DeleteParams::default()).await.unwrap();
+        make("own").await;
+        until_labelled().await;
+        assert!(!is_labelled(&nodes.get("other").await.unwrap()));
+    }
+}

@@ -159,9 +159,9 @@ pub fn is_label_of_node(key: &str) -> bool {
     let is_below = |root: &&str| {
         domain.strip_suffix(*root).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    !["kubernetes.io", "k8s.io"].iter().any(|root| is_below(&root))
+    !["kubernetes.io", "k8s.io"].iter().any(is_below)
         || LABELS_OF_NODES.contains(&key)
-        || ["kubelet.kubernetes.io", "node.kubernetes.io"].iter().any(|root| is_below(&root))
+        || ["kubelet.kubernetes.io", "node.kubernetes.io"].iter().any(is_below)
 }
 
 /// Label keys, finalizers, taint keys: `prefix/name`.
