@@ -17,6 +17,9 @@ use sys::fs::Root;
 
 /// Bytes between two files that are held in memory; more are written in pieces.
 const GAP_BYTES_MAX: usize = 64 << 10;
+/// Bytes of an archive that are no file's content, what follows its end included: as many as
+/// four million entries have. Nothing else bounds the time that they take.
+const REST_BYTES_MAX: u64 = 4 << 30;
 /// Headers compress well at any level.
 const LEVEL: i32 = 3;
 
@@ -45,6 +48,8 @@ pub struct Recorder<'a, R> {
     /// The end of the content that is read now.
     content_end: u64,
     gap: Vec<u8>,
+    /// All that was no content.
+    rest: u64,
     out: zstd::stream::write::Encoder<'static, File>,
 }
 
@@ -52,7 +57,7 @@ impl<'a, R: Read> Recorder<'a, R> {
     pub fn new(inner: R, marks: &'a Marks, out: File) -> io::Result<Self> {
         let out = zstd::stream::write::Encoder::new(out, LEVEL)?;
         let (hash, gap) = (Sha256::new(), Vec::new());
-        Ok(Self { inner, marks, hash, position: 0, content_end: 0, gap, out })
+        Ok(Self { inner, marks, hash, position: 0, content_end: 0, gap, rest: 0, out })
     }
 
     fn frame(&mut self, path: &Path, length: u64) -> io::Result<()> {
@@ -93,6 +98,11 @@ impl<'a, R: Read> Recorder<'a, R> {
             until = until.min(GAP_BYTES_MAX - self.gap.len());
             self.gap.extend_from_slice(&bytes[..until]);
             self.position += until as u64;
+            self.rest += until as u64;
+            if self.rest > REST_BYTES_MAX {
+                let message = "the archive has too much beside its files";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
             bytes = &bytes[until..];
             if self.gap.len() >= GAP_BYTES_MAX {
                 self.frame(Path::new(""), 0)?;

@@ -8,6 +8,7 @@ mod features;
 mod handlers;
 mod hardship;
 mod hooks;
+mod hostile;
 mod images;
 mod pulls;
 #[path = "../host/registry.rs"]
