@@ -14,4 +14,5 @@ mod pulls;
 #[path = "../host/registry.rs"]
 mod registry;
 mod socket;
+mod unruly;
 mod world;
