@@ -17,9 +17,11 @@ use sys::fs::Root;
 
 /// Bytes between two files that are held in memory; more are written in pieces.
 const GAP_BYTES_MAX: usize = 64 << 10;
-/// Bytes of an archive that are no file's content, what follows its end included: as many as
-/// four million entries have. Nothing else bounds the time that they take.
+/// Bytes of an archive that are no file's content: as many as four million entries have.
+/// Nothing else bounds the time that they take.
 const REST_BYTES_MAX: u64 = 4 << 30;
+/// Bytes after the end of an archive: it is filled up to a multiple of some kilobytes.
+const END_BYTES_MAX: u64 = 16 << 20;
 /// Headers compress well at any level.
 const LEVEL: i32 = 3;
 
@@ -114,7 +116,11 @@ impl<'a, R: Read> Recorder<'a, R> {
     /// The digest of the whole archive, and its bytes.
     pub fn finish(mut self) -> io::Result<(String, u64)> {
         // The digest covers what follows the archive's end, too.
-        io::copy(&mut self, &mut io::sink())?;
+        let mut end = self.by_ref().take(END_BYTES_MAX + 1);
+        if io::copy(&mut end, &mut io::sink())? > END_BYTES_MAX {
+            let message = "the archive goes on after its end";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
         self.frame(Path::new(""), 0)?;
         self.out.finish()?.sync_all()?;
         Ok((format!("sha256:{}", super::store::hex(&self.hash.finalize())), self.position))
@@ -189,5 +195,23 @@ impl<W: Write> Write for Hashing<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_beside_the_files_is_bounded() {
+        let marks = Marks::default();
+        let out = tempfile::tempfile().unwrap();
+        let mut recorder = Recorder::new(io::repeat(0), &marks, out).unwrap();
+        recorder.rest = REST_BYTES_MAX - 8;
+        assert_eq!(recorder.read(&mut [1; 8]).unwrap(), 8);
+        marks.content(8, 100, Path::new("file"));
+        assert_eq!(recorder.read(&mut [1; 100]).unwrap(), 100, "content is none of it");
+        let err = recorder.read(&mut [1; 8]).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::InvalidData);
     }
 }
