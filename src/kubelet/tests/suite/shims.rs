@@ -73,7 +73,8 @@ async fn is_settled(world: &World, pod: &Value, neighbours: usize) -> Result<(),
         .collect();
     told.sort();
     let sandboxes = world.runtime.list_pod_sandboxes().await.unwrap();
-    let own: Vec<_> = sandboxes.iter().filter(|it| it.metadata.name == "mortal").collect();
+    let own: Vec<_> =
+        sandboxes.iter().filter(|it| it.metadata.name.starts_with("mortal")).collect();
     let ready: Vec<_> = own.iter().filter(|it| it.state == SandboxState::Ready).collect();
     let all = world.runtime.list_containers().await.unwrap();
     let is_running = |state| state == ContainerState::Running;
@@ -103,10 +104,12 @@ async fn is_settled(world: &World, pod: &Value, neighbours: usize) -> Result<(),
 async fn die_at(world: &World, point: &str, spec: &Value, before: &[(String, usize)]) {
     let file = world.dir.path().join("failpoint");
     std::fs::write(&file, format!("failpoint{{shim/{point}}}")).unwrap();
-    world.create_pod("mortal", spec.clone());
+    // A name of its own: what is still told of one before is not about this one.
+    let name = format!("mortal-{point}");
+    world.create_pod(&name, spec.clone());
     let deadline = Instant::now() + PATIENCE;
     let pod = loop {
-        let pod = world.pod("mortal").unwrap();
+        let pod = world.pod(&name).unwrap();
         assert_ne!(pod["status"]["phase"], "Failed", "{point}: {:#}", pod["status"]);
         match is_settled(world, &pod, 1).await {
             Ok(()) => break pod,
@@ -132,8 +135,8 @@ async fn die_at(world: &World, point: &str, spec: &Value, before: &[(String, usi
             assert!(told, "{point}: {:#?}", world.api.events());
         }
     }
-    world.api.delete_gracefully(&World::pod_path("mortal"), 2);
-    world.until("mortal", |pod| pod.is_none()).await;
+    world.api.delete_gracefully(&World::pod_path(&name), 2);
+    world.until(&name, |pod| pod.is_none()).await;
     let deadline = Instant::now() + PATIENCE;
     loop {
         let now = traces(world).await;
@@ -213,4 +216,58 @@ async fn a_pod_of_another_runtime_comes_back_wherever_its_shim_dies() {
     let mut spec = spec();
     spec["runtimeClassName"] = "runc".into();
     die_everywhere(spec, |it| it.starts_with("program-") || it.starts_with("exit-")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_whose_shim_was_killed_have_ended_as_their_pod_s_rule_says() {
+    let world = World::new().await;
+    let container =
+        |name: &str, script: &str| json!({"name": name, "command": ["sh", "-c", script]});
+    world.create_pod(
+        "once",
+        json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [
+            container("done", "exit 0"), container("main", "exec sleep 1000")]}),
+    );
+    world
+        .until("once", |pod| {
+            let statuses = pod.unwrap()["status"]["containerStatuses"].as_array().cloned();
+            let states: Vec<Value> =
+                statuses.unwrap_or_default().iter().map(|it| it["state"].clone()).collect();
+            states.len() == 2
+                && states[0]["terminated"].is_object()
+                && states[1]["running"].is_object()
+        })
+        .await;
+    let main = world.runtime_processes().await[0];
+    let stat = std::fs::read_to_string(format!("/proc/{main}/stat")).unwrap();
+    let shim = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap();
+    sys::process::kill(shim, 9).unwrap();
+    let pod = world.until("once", |pod| pod.unwrap()["status"]["phase"] == "Failed").await.unwrap();
+    let end = |n: usize| {
+        let end = &pod["status"]["containerStatuses"][n]["state"]["terminated"];
+        (end["exitCode"].as_i64().unwrap(), end["reason"].as_str().unwrap().to_owned())
+    };
+    assert_eq!((end(0), end(1)), ((0, "Completed".to_owned()), (255, "Unknown".to_owned())));
+    // Such an end is final.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.pod("once").unwrap()["status"]["phase"], "Failed");
+    let running = world.runtime.list_containers().await.unwrap();
+    assert!(running.iter().all(|it| it.state == ContainerState::Exited), "{running:?}");
+    assert!(
+        !std::path::Path::new(&format!("/proc/{main}")).exists() || {
+            let stat = std::fs::read_to_string(format!("/proc/{main}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        }
+    );
+    world.delete("once").await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_users_of_its_own_comes_back_wherever_its_shim_dies() {
+    let mut spec = spec();
+    spec["hostUsers"] = false.into();
+    spec["shareProcessNamespace"] = true.into();
+    let steps = ["settled", "pause-forked", "forked", "creating", "created", "start-sent", "ended"];
+    die_everywhere(spec, |it| steps.contains(&it)).await;
 }

@@ -614,7 +614,7 @@ async fn answers_without_end_are_cut_off() {
 
 #[tokio::test]
 async fn lengths_that_are_lies_are_found_out() {
-    let change = |what: &str, to: &dyn Fn(u64) -> u64| {
+    let change = |what: &str, to: fn(u64) -> u64| {
         let mut content = content();
         let path = "/v2/team/busybox/manifests/v1";
         let mut manifest: serde_json::Value = serde_json::from_slice(&content[path]).unwrap();
@@ -626,16 +626,16 @@ async fn lengths_that_are_lies_are_found_out() {
         content.insert(path.to_string(), manifest.to_string().into_bytes());
         content
     };
-    let cases: Vec<(&str, Box<dyn Fn(u64) -> u64>, ErrorKind, &str)> = vec![
-        ("layer", Box::new(|size| size + 1), ErrorKind::ImagePull, "bytes"),
-        ("layer", Box::new(|size| size - 1), ErrorKind::ImagePull, "is longer than its"),
-        ("layer", Box::new(|_| 0), ErrorKind::ImagePull, "is longer than its 0 bytes"),
-        ("layer", Box::new(|_| 1 << 60), ErrorKind::NoSpace, "no space left on device"),
-        ("config", Box::new(|_| 1 << 30), ErrorKind::ImagePull, "configuration has 1073741824"),
-        ("config", Box::new(|size| size - 1), ErrorKind::ImagePull, "is longer than its"),
+    let cases: Vec<(&str, fn(u64) -> u64, ErrorKind, &str)> = vec![
+        ("layer", |size| size + 1, ErrorKind::ImagePull, "bytes"),
+        ("layer", |size| size - 1, ErrorKind::ImagePull, "is longer than its"),
+        ("layer", |_| 0, ErrorKind::ImagePull, "is longer than its 0 bytes"),
+        ("layer", |_| 1 << 60, ErrorKind::NoSpace, "no space left on device"),
+        ("config", |_| 1 << 30, ErrorKind::ImagePull, "configuration has 1073741824"),
+        ("config", |size| size - 1, ErrorKind::ImagePull, "is longer than its"),
     ];
     for (what, to, kind, word) in cases {
-        let content = change(what, &*to);
+        let content = change(what, to);
         let fake = serve(None, move |_, asked| ok(&content, asked)).await;
         let err = pull(quick(), &fake.name(), &[]).await.unwrap_err();
         assert_eq!(err.kind, kind, "{what}: {err}");
