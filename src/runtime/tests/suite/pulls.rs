@@ -626,7 +626,8 @@ async fn lengths_that_are_lies_are_found_out() {
         content.insert(path.to_string(), manifest.to_string().into_bytes());
         content
     };
-    let cases: Vec<(&str, fn(u64) -> u64, ErrorKind, &str)> = vec![
+    type Lie = fn(u64) -> u64;
+    let cases: Vec<(&str, Lie, ErrorKind, &str)> = vec![
         ("layer", |size| size + 1, ErrorKind::ImagePull, "bytes"),
         ("layer", |size| size - 1, ErrorKind::ImagePull, "is longer than its"),
         ("layer", |_| 0, ErrorKind::ImagePull, "is longer than its 0 bytes"),
