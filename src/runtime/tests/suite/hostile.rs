@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::images::{names_in, raw_entry};
-use crate::world::{World, archive, busybox_layer, oci_layout};
+use crate::world::{World, archive, busybox_layer, home, oci_layout};
 use runtime::cri::{ErrorKind, ImageService, ImageTree, Mount, RuntimeService};
 use runtime::images::{Images, Registries};
 use tar::EntryType;
@@ -351,7 +351,7 @@ fn bomb(head: &[u8], zeros: u64, tail: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn a_bomb_takes_neither_memory_nor_the_disk_nor_for_ever() {
     const GIB: u64 = 1 << 30;
-    let dir = tempfile::tempdir().unwrap();
+    let dir = home();
     let at = dir.path().join("images");
     std::fs::create_dir(&at).unwrap();
     let disk = sys::mount::filesystem("tmpfs", "disk", &[("size", "64m")], 0).unwrap();
