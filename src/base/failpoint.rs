@@ -3,7 +3,8 @@
 //! Builds without debug assertions hold none of this: there a point is no code at all. In
 //! the others a point looks into the file that [`FILE_VARIABLE`] names; if the point's name
 //! is in it, it takes the file away and kills the process. A program's points can be read
-//! from the program: each is in it as `failpoint{NAME}`.
+//! from the program: each is in it as `failpoint{NAME}`. Who wants the shims of pods to die
+//! gives them the variable with the command that starts them, for they inherit nothing.
 
 /// Environment variable with the path of the file that says at which point to die.
 #[cfg(debug_assertions)]

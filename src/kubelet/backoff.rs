@@ -53,7 +53,9 @@ impl Backoffs {
         if entry.last == since {
             return None;
         }
-        if elapsed(entry.last, since) > 2 * MAX {
+        // A failure in the future was before the clock was set back: how long ago it was
+        // nobody knows any more, and the clock is not waited for.
+        if elapsed(entry.last, since) > 2 * MAX || since > now {
             return None;
         }
         let left = entry.delay.checked_sub(elapsed(since, now))?;
@@ -105,6 +107,18 @@ mod tests {
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_holds_nobody_up() {
+        let mut backoffs = Backoffs::default();
+        backoffs.next("a", at(0));
+        assert!(backoffs.waiting("a", at(5), at(6)).is_some());
+        assert_eq!(backoffs.waiting("a", at(5), at(-86_400)), None);
+        backoffs.next("a", at(5));
+        // What fails then waits as long as it would have.
+        let (delay, left) = backoffs.waiting("a", at(-86_390), at(-86_388)).unwrap();
+        assert_eq!((delay.as_secs(), left.as_secs()), (20, 18));
     }
 
     #[test]

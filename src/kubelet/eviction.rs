@@ -135,7 +135,7 @@ async fn step(
     files_at: &mut Instant,
 ) -> Option<Arc<Sentence>> {
     let seen = observe(node).await;
-    let verdict = thresholds::judge(policy, state, &seen, base::time::now());
+    let verdict = thresholds::judge(policy, state, &seen, Instant::now());
     node.pressure.set(verdict.conditions);
     if Instant::now() >= *files_at {
         let begun = Instant::now();
@@ -216,7 +216,7 @@ fn of_allocatable(node: &Node) -> Option<Observation> {
 async fn reclaim_disk(node: &Arc<Node>, policy: &Policy, state: &mut State) -> bool {
     let is_enough = async |state: &mut State| {
         let seen = observe(node).await;
-        let verdict = thresholds::judge(policy, state, &seen, base::time::now());
+        let verdict = thresholds::judge(policy, state, &seen, Instant::now());
         let threshold = verdict.act_on.and_then(|at| policy.thresholds.get(at));
         threshold.is_none_or(|it| it.signal.condition() != Condition::Disk)
     };

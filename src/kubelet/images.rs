@@ -167,7 +167,8 @@ impl Images {
     fn backing_off(&self, want: &Request<'_>, image: &str, now: Timestamp) -> Option<Step> {
         let failures = self.failures.lock();
         let failure = failures.get(&(want.uid.to_owned(), image.to_owned()))?;
-        let since = Duration::try_from(now.duration_since(failure.at)).unwrap_or_default();
+        // None when the clock was set back since: it is not waited for.
+        let since = Duration::try_from(now.duration_since(failure.at)).ok()?;
         let left = failure.delay.checked_sub(since).filter(|left| !left.is_zero())?;
         let message = format!("Back-off pulling image \"{image}\": {}", failure.message);
         want.recorder.normal(want.about, "BackOff", format!("Back-off pulling image \"{image}\""));

@@ -198,7 +198,8 @@ impl Run {
         let period = Duration::from_secs(positive(probe.period_seconds, 10) as u64);
         let initial = i64::from(probe.initial_delay_seconds.unwrap_or(0).max(0)) * 1_000_000_000;
         let now = i64::try_from(base::time::now().as_nanosecond()).unwrap_or(i64::MAX);
-        let wait = self.started_at.saturating_add(initial).saturating_sub(now);
+        // No longer than it was asked for, whatever became of the clock since the start.
+        let wait = self.started_at.saturating_add(initial).saturating_sub(now).min(initial);
         if wait > 0 && initial > 0 {
             tokio::time::sleep(Duration::from_nanos(wait as u64)).await;
         }

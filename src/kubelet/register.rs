@@ -170,7 +170,8 @@ async fn keep_status(node: &Node) {
         let health = health(node).await;
         let new = status(node, &health, written.as_ref().map(|(status, _)| status), now).await;
         let is_old = written.as_ref().is_none_or(|(_, at)| {
-            Duration::try_from(now.duration_since(*at)).unwrap_or_default() >= STATUS_AGE_MAX
+            // Also when the clock was set back since.
+            Duration::try_from(now.duration_since(*at)).map_or(true, |age| age >= STATUS_AGE_MAX)
         });
         let differs = written
             .as_ref()

@@ -113,7 +113,8 @@ impl Rates {
         let mut out = HashMap::new();
         for (group, nanos) in counters {
             let read = match held.get(group) {
-                Some(before) => {
+                // A reading of the future was before the clock was set back.
+                Some(before) if before.at <= at => {
                     let seconds = at.duration_since(before.at).as_secs_f64();
                     if seconds < RATE_SECONDS_MIN {
                         *before
@@ -123,7 +124,7 @@ impl Rates {
                         Read { at, nanos: *nanos, nano_cores: Some(rate) }
                     }
                 }
-                None => Read { at, nanos: *nanos, nano_cores: None },
+                Some(_) | None => Read { at, nanos: *nanos, nano_cores: None },
             };
             if let Some(rate) = read.nano_cores {
                 out.insert(group.clone(), rate);
@@ -463,5 +464,8 @@ mod tests {
         assert_eq!(read(at(2_100), 600_000_000), Some(250_000_000), "the last rate stands");
         rates.advance(at(3_000), &HashMap::new());
         assert_eq!(read(at(4_000), 700_000_000), None);
+        // The clock is set back: it is not waited for.
+        assert_eq!(read(at(-900_000), 800_000_000), None);
+        assert_eq!(read(at(-898_000), 1_300_000_000), Some(250_000_000));
     }
 }

@@ -3,6 +3,7 @@
 //! Containers get layers by name; nothing here mounts or runs them.
 
 mod ahead;
+mod bounds;
 mod downloads;
 mod export;
 mod import;

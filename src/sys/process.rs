@@ -83,6 +83,13 @@ pub fn reap() -> io::Result<Option<(i32, Ended)>> {
     Ok(Some((pid, ended)))
 }
 
+/// Ids of the children of this thread, those that it took over included. None where the
+/// kernel does not tell.
+pub fn children() -> Vec<i32> {
+    let text = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers only.
     own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })

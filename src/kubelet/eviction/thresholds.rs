@@ -5,9 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::quantity;
@@ -266,10 +265,10 @@ pub type Observations = BTreeMap<Signal, Observation>;
 #[derive(Debug, Clone, Default)]
 pub struct State {
     /// By place in the policy: since when it is crossed.
-    since: BTreeMap<usize, Timestamp>,
+    since: BTreeMap<usize, Instant>,
     /// Crossed, for as long as its grace asks, and not yet reclaimed.
     unresolved: BTreeSet<usize>,
-    seen: BTreeMap<Condition, Timestamp>,
+    seen: BTreeMap<Condition, Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -289,7 +288,7 @@ fn is_crossed(threshold: &Threshold, seen: Option<&Observation>, with_reclaim: b
 }
 
 /// Judges what was measured at `now`.
-pub fn judge(policy: &Policy, state: &mut State, seen: &Observations, now: Timestamp) -> Verdict {
+pub fn judge(policy: &Policy, state: &mut State, seen: &Observations, now: Instant) -> Verdict {
     let crossed: BTreeSet<usize> = policy
         .thresholds
         .iter()
@@ -309,11 +308,11 @@ pub fn judge(policy: &Policy, state: &mut State, seen: &Observations, now: Times
         .filter(|index| {
             let grace = policy.thresholds[*index].grace.unwrap_or_default();
             let since = state.since.get(index).copied().unwrap_or(now);
-            now.duration_since(since) >= SignedDuration::try_from(grace).unwrap_or_default()
+            now.saturating_duration_since(since) >= grace
         })
         .collect();
-    let transition = SignedDuration::try_from(policy.transition).unwrap_or_default();
-    state.seen.retain(|_, at| *at == now || now.duration_since(*at) < transition);
+    let age = |at: &Instant| now.saturating_duration_since(*at);
+    state.seen.retain(|_, at| *at == now || age(at) < policy.transition);
     let act_on = state.unresolved.iter().copied().min_by_key(|index| {
         let it = &policy.thresholds[*index];
         (it.signal, it.grace.is_some())
@@ -329,8 +328,9 @@ mod tests {
         pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
     }
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    fn at(second: u64) -> Instant {
+        static BEGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        *BEGIN + Duration::from_secs(second)
     }
 
     fn memory(available: u64) -> Observations {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::bounds::{Allowance, Metered, Room};
 use super::reference::{Reference, digest_hex};
 use super::store::{Store, decompress, digest_of, failed, invalid};
 use super::unpack::inside;
@@ -96,7 +97,9 @@ pub fn import(store: &Store, path: &Path) -> Result<Vec<String>> {
 /// Regular files of the archive below `scratch`; gives its links.
 fn take_apart(path: &Path, scratch: &Path) -> io::Result<HashMap<PathBuf, PathBuf>> {
     std::fs::create_dir(scratch)?;
-    let mut archive = tar::Archive::new(decompress(std::fs::File::open(path)?)?);
+    let (allowance, mut room) = (Allowance::default(), Room::at(scratch));
+    let inner = decompress(std::fs::File::open(path)?)?;
+    let mut archive = tar::Archive::new(Metered { inner, allowance: &allowance });
     let mut links = HashMap::new();
     for entry in archive.entries()? {
         let mut entry = entry?;
@@ -108,6 +111,8 @@ fn take_apart(path: &Path, scratch: &Path) -> io::Result<HashMap<PathBuf, PathBu
                     std::fs::create_dir_all(parent)?;
                 }
                 let length = entry.size();
+                allowance.entry(length);
+                room.take(length)?;
                 let copied = io::copy(&mut entry, &mut std::fs::File::create(&target)?)?;
                 if copied != length {
                     return Err(io::Error::new(
@@ -117,11 +122,12 @@ fn take_apart(path: &Path, scratch: &Path) -> io::Result<HashMap<PathBuf, PathBu
                 }
             }
             tar::EntryType::Symlink | tar::EntryType::Link => {
+                allowance.entry(0);
                 if let Some(goal) = entry.link_name()? {
                     links.insert(name, goal.into_owned());
                 }
             }
-            _ => {}
+            _ => allowance.entry(0),
         }
     }
     Ok(links)

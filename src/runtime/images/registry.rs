@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use serde::Deserialize;
 
+use super::bounds::Room;
 use super::downloads::Held;
 use super::import::{DOCUMENT_BYTES_MAX, Descriptor, Document, for_this_platform};
 use super::progress::{Blob, Step, Teller};
@@ -30,11 +31,16 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(20);
 const REDIRECTS_MAX: usize = 5;
 /// Blobs of one pull that are downloaded at the same time.
 const BLOBS_AT_ONCE_MAX: usize = 3;
-/// Breaks of a blob's connection in a row that bring nothing new.
+/// Breaks of a blob's connection in a row that bring next to nothing new.
 const BREAKS_MAX: u32 = 2;
 /// Connections of one blob, however much each brings.
 const CONNECTIONS_MAX: usize = 100;
 const INDEX_DEPTH_MAX: usize = 4;
+/// A blob that brings fewer bytes than this while a silent registry would be given up
+/// stands still.
+const TRICKLE_BYTES: u64 = 4 << 10;
+/// What a document may take, as a multiple of the silence that is waited through.
+const DOCUMENT_SILENCES: u32 = 2;
 /// Words of a refusal that are passed on.
 const WORDS_BYTES_MAX: usize = 512;
 
@@ -142,6 +148,11 @@ impl Session<'_> {
             return Err(refused("the manifest has no configuration or no layers"));
         };
         self.teller.step(Step::Downloading);
+        if config.size > DOCUMENT_BYTES_MAX {
+            let (size, most) = (config.size, DOCUMENT_BYTES_MAX);
+            let text = format!("the image's configuration has {size} bytes; at most {most} may be");
+            return Err(refused(text));
+        }
         let mut config_blob = self.hold(store, &config.digest)?;
         self.blob(&config_blob, &config).await?;
         base::failpoint!("image/configuration-brought");
@@ -255,7 +266,7 @@ impl Session<'_> {
             if length == wanted.size {
                 return Ok(());
             }
-            breaks = if length > furthest { 0 } else { breaks + 1 };
+            breaks = if length >= furthest + TRICKLE_BYTES { 0 } else { breaks + 1 };
             furthest = furthest.max(length);
             if breaks > BREAKS_MAX {
                 return Err(broken.unwrap_or_else(|| {
@@ -281,6 +292,12 @@ impl Session<'_> {
         if from == wanted.size && from > 0 {
             return Ok(None);
         }
+        if let Some(directory) = held.path.parent() {
+            // Better now than when the disk is full.
+            Room::at(directory)
+                .take(wanted.size - from)
+                .map_err(|err| failed("download blob", err))?;
+        }
         let path = format!("/v2/{}/blobs/{}", self.reference.path, wanted.digest);
         let mut response = self.get_from(&path, "*/*", from).await?;
         if from > 0 && continues_at(&response) != Some(from) {
@@ -296,13 +313,23 @@ impl Session<'_> {
             .append(true)
             .open(&held.path)
             .map_err(|err| failed("open download file", err))?;
+        let idle = self.registries.patience.idle;
+        let mut room = Room::at(&held.path);
+        let (mut looked, mut brought) = (Instant::now(), 0);
         loop {
-            let chunk = match next(&mut response, self.registries.patience.idle).await {
+            let chunk = match next(&mut response, idle).await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => return Ok(None),
                 Err(broken) => return Ok(Some(broken)),
             };
             from += chunk.len() as u64;
+            brought += chunk.len() as u64;
+            if looked.elapsed() >= idle {
+                if brought < TRICKLE_BYTES && from < wanted.size {
+                    return Ok(Some(refused("the registry has all but stopped sending")));
+                }
+                (looked, brought) = (Instant::now(), 0);
+            }
             if from > wanted.size {
                 remove_file(&held.path);
                 return Err(refused(format!(
@@ -310,7 +337,9 @@ impl Session<'_> {
                     wanted.digest, wanted.size
                 )));
             }
-            file.write_all(&chunk).map_err(|err| failed("write blob", err))?;
+            room.take(chunk.len() as u64)
+                .and_then(|()| file.write_all(&chunk))
+                .map_err(|err| failed("write blob", err))?;
             self.teller.done(&wanted.digest, from);
         }
     }
@@ -567,15 +596,22 @@ async fn next(response: &mut Response<Incoming>, idle: Duration) -> Result<Optio
     }
 }
 
+/// A document, which is short: a registry that sends it by the byte is given up.
 async fn body(mut response: Response<Incoming>, bytes_max: u64, idle: Duration) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = next(&mut response, idle).await? {
-        if (bytes.len() + chunk.len()) as u64 > bytes_max {
-            return Err(refused("the registry's answer is too long"));
+    let whole = async {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = next(&mut response, idle).await? {
+            if (bytes.len() + chunk.len()) as u64 > bytes_max {
+                let text = format!("the registry's answer is longer than {bytes_max} bytes");
+                return Err(refused(text));
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes)
+        Ok(bytes)
+    };
+    tokio::time::timeout(idle * DOCUMENT_SILENCES, whole)
+        .await
+        .unwrap_or_else(|_| Err(refused("the registry takes too long to send a document")))
 }
 
 /// The registry's own words, where it has some.

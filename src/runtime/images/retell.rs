@@ -17,6 +17,11 @@ use sys::fs::Root;
 
 /// Bytes between two files that are held in memory; more are written in pieces.
 const GAP_BYTES_MAX: usize = 64 << 10;
+/// Bytes of an archive that are no file's content: as many as four million entries have.
+/// Nothing else bounds the time that they take.
+const REST_BYTES_MAX: u64 = 4 << 30;
+/// Bytes after the end of an archive: it is filled up to a multiple of some kilobytes.
+const END_BYTES_MAX: u64 = 16 << 20;
 /// Headers compress well at any level.
 const LEVEL: i32 = 3;
 
@@ -45,6 +50,8 @@ pub struct Recorder<'a, R> {
     /// The end of the content that is read now.
     content_end: u64,
     gap: Vec<u8>,
+    /// All that was no content.
+    rest: u64,
     out: zstd::stream::write::Encoder<'static, File>,
 }
 
@@ -52,7 +59,7 @@ impl<'a, R: Read> Recorder<'a, R> {
     pub fn new(inner: R, marks: &'a Marks, out: File) -> io::Result<Self> {
         let out = zstd::stream::write::Encoder::new(out, LEVEL)?;
         let (hash, gap) = (Sha256::new(), Vec::new());
-        Ok(Self { inner, marks, hash, position: 0, content_end: 0, gap, out })
+        Ok(Self { inner, marks, hash, position: 0, content_end: 0, gap, rest: 0, out })
     }
 
     fn frame(&mut self, path: &Path, length: u64) -> io::Result<()> {
@@ -93,6 +100,11 @@ impl<'a, R: Read> Recorder<'a, R> {
             until = until.min(GAP_BYTES_MAX - self.gap.len());
             self.gap.extend_from_slice(&bytes[..until]);
             self.position += until as u64;
+            self.rest += until as u64;
+            if self.rest > REST_BYTES_MAX {
+                let message = "the archive has too much beside its files";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
             bytes = &bytes[until..];
             if self.gap.len() >= GAP_BYTES_MAX {
                 self.frame(Path::new(""), 0)?;
@@ -104,7 +116,11 @@ impl<'a, R: Read> Recorder<'a, R> {
     /// The digest of the whole archive, and its bytes.
     pub fn finish(mut self) -> io::Result<(String, u64)> {
         // The digest covers what follows the archive's end, too.
-        io::copy(&mut self, &mut io::sink())?;
+        let mut end = self.by_ref().take(END_BYTES_MAX + 1);
+        if io::copy(&mut end, &mut io::sink())? > END_BYTES_MAX {
+            let message = "the archive goes on after its end";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
         self.frame(Path::new(""), 0)?;
         self.out.finish()?.sync_all()?;
         Ok((format!("sha256:{}", super::store::hex(&self.hash.finalize())), self.position))
@@ -179,5 +195,23 @@ impl<W: Write> Write for Hashing<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_beside_the_files_is_bounded() {
+        let marks = Marks::default();
+        let out = tempfile::tempfile().unwrap();
+        let mut recorder = Recorder::new(io::repeat(0), &marks, out).unwrap();
+        recorder.rest = REST_BYTES_MAX - 8;
+        assert_eq!(recorder.read(&mut [1; 8]).unwrap(), 8);
+        marks.content(8, 100, Path::new("file"));
+        assert_eq!(recorder.read(&mut [1; 100]).unwrap(), 100, "content is none of it");
+        let err = recorder.read(&mut [1; 8]).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -13,12 +13,15 @@ use std::path::{Component, Path, PathBuf};
 use sys::fs::{Kind, Node, Root};
 use tar::EntryType;
 
+use super::bounds::{Allowance, Metered, Room};
 use super::retell::Marks;
 
 /// Entries of one layer; a longer one is refused.
 const ENTRIES_MAX: usize = 4_000_000;
 const WHITEOUT: &str = ".wh.";
 const OPAQUE: &str = ".wh..wh..opq";
+/// `ELOOP`, which the standard library has no stable word for.
+const LINKS_IN_A_RING: i32 = 40;
 
 fn refuse(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
@@ -32,8 +35,34 @@ pub fn unpack(
     lower: &[PathBuf],
     marks: &Marks,
 ) -> io::Result<u64> {
+    let mut at = PathBuf::new();
+    entries(reader, target, lower, marks, &mut at).map_err(|err| blame(err, &at))
+}
+
+/// What cannot be made in an empty directory of our own cannot be made anywhere.
+fn blame(err: io::Error, at: &Path) -> io::Error {
+    use io::ErrorKind::{
+        AlreadyExists, DirectoryNotEmpty, InvalidFilename, IsADirectory, NotADirectory, NotFound,
+    };
+    match err.kind() {
+        NotFound | NotADirectory | IsADirectory | AlreadyExists | DirectoryNotEmpty
+        | InvalidFilename => refuse(format!("entry {at:?}: {err}")),
+        _ if err.raw_os_error() == Some(LINKS_IN_A_RING) => refuse(format!("entry {at:?}: {err}")),
+        _ => err,
+    }
+}
+
+/// `at` is the entry that is being made.
+fn entries(
+    reader: impl Read,
+    target: &Path,
+    lower: &[PathBuf],
+    marks: &Marks,
+    at: &mut PathBuf,
+) -> io::Result<u64> {
     let root = Root::open(target)?;
-    let mut archive = tar::Archive::new(reader);
+    let (allowance, mut room) = (Allowance::default(), Room::at(target));
+    let mut archive = tar::Archive::new(Metered { inner: reader, allowance: &allowance });
     let mut directories: Vec<(PathBuf, i64)> = Vec::new();
     let mut bytes = 0;
     for (count, entry) in archive.entries()?.enumerate() {
@@ -42,10 +71,20 @@ pub fn unpack(
         }
         let mut entry = entry?;
         let kind = entry.header().entry_type();
+        let is_file =
+            matches!(kind, EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse);
+        if is_file {
+            // A sparse file has less in the archive than on the disk.
+            allowance.entry(entry.header().entry_size()?.max(entry.size()));
+            room.take(entry.size())?;
+        } else {
+            allowance.entry(0);
+        }
         if matches!(kind, EntryType::XGlobalHeader) {
             continue;
         }
         let path = inside(&entry.path_bytes())?;
+        at.clone_from(&path);
         let Some(name) = path.file_name().map(OsStr::to_os_string) else {
             set_attributes(&mut entry, &root, &path)?;
             continue;
@@ -96,12 +135,17 @@ pub fn unpack(
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 let number = |n: io::Result<Option<u32>>| n.map(Option::unwrap_or_default);
-                let major = number(entry.header().device_major())?;
-                let minor = number(entry.header().device_minor())?;
                 let node = match kind {
-                    EntryType::Char => Node::Character { major, minor },
-                    EntryType::Block => Node::Block { major, minor },
-                    _ => Node::Fifo,
+                    // Not every archiver writes a number for what has none.
+                    EntryType::Fifo => Node::Fifo,
+                    _ => {
+                        let major = number(entry.header().device_major())?;
+                        let minor = number(entry.header().device_minor())?;
+                        match kind {
+                            EntryType::Char => Node::Character { major, minor },
+                            _ => Node::Block { major, minor },
+                        }
+                    }
                 };
                 sys::fs::make_node_at(dir.as_fd(), &name, node, 0o600)?;
             }

@@ -80,19 +80,19 @@ impl Runtime {
 
     /// Has the program forget a container, whose processes it kills if any are left. Safe to
     /// repeat.
-    pub(super) async fn delete_from_program(&self, record: &ContainerRecord) -> Result<()> {
-        if record.handler.is_empty() {
+    pub(super) async fn delete_from_program(&self, handler: &str, id: &str) -> Result<()> {
+        if handler.is_empty() {
             return Ok(());
         }
-        let state = self.program_root(&record.handler).join(&record.id);
+        let state = self.program_root(handler).join(id);
         if !state.exists() {
             return Ok(());
         }
         // Of a program that is not installed any more only files are left.
-        if self.program_of(&record.handler).is_ok() {
-            let args = ["delete", "--force", &record.id];
-            if let Err(err) = self.run_program(&record.handler, &args, None).await {
-                tracing::warn!(container = record.id, error = %err, "not deleted as it should be");
+        if self.program_of(handler).is_ok() {
+            let args = ["delete", "--force", id];
+            if let Err(err) = self.run_program(handler, &args, None).await {
+                tracing::warn!(container = id, error = %err, "not deleted as it should be");
             }
         }
         match tokio::fs::remove_dir_all(&state).await {

@@ -29,8 +29,15 @@ impl Runtime {
         for id in names(&self.config.state_dir.join("sandboxes")) {
             let record: Option<SandboxRecord> = read(&self.sandbox_dir(&id).join("sandbox.json"));
             match record {
-                Some(record) => reports.extend(self.take_up(record).await),
-                None => self.clear_sandbox(&id, true).await,
+                Some(record) => {
+                    let held = self.take_up(record).await;
+                    self.end_unrecorded(&id, &held).await;
+                    reports.extend(held);
+                }
+                None => {
+                    self.end_shim(&self.socket_path(&id)).await;
+                    self.clear_sandbox(&id, true).await;
+                }
             }
         }
         for id in names(&self.config.state_dir.join("containers")) {
@@ -45,7 +52,7 @@ impl Runtime {
                 }
                 stray => {
                     if let Some(record) = stray {
-                        let _ = self.delete_from_program(&record).await;
+                        let _ = self.delete_from_program(&record.handler, &record.id).await;
                         let group = self.cgroups.group(&record.cgroup);
                         let _ = tokio::task::spawn_blocking(move || clear_group(&group)).await;
                     }
@@ -55,6 +62,27 @@ impl Runtime {
         }
         self.remove_strays().await;
         Ok(())
+    }
+
+    /// Containers that a shim holds and whose records cannot be read: nobody would stop them.
+    async fn end_unrecorded(&self, sandbox_id: &str, held: &[ContainerReport]) {
+        let Ok(sandbox) = self.sandbox(sandbox_id) else { return };
+        let config = &sandbox.record.config;
+        for ContainerReport { id, .. } in held {
+            let path = self.container_dir(id).join("container.json");
+            if read::<ContainerRecord>(&path).is_some() {
+                continue;
+            }
+            tracing::warn!(container = id, "a container's record is unreadable; it is ended");
+            if let Some(link) = sandbox.link() {
+                let _ = link.call(Verb::Kill { id: id.clone(), signal: 9 }, &[]).await;
+                let _ = link.call(Verb::Delete { id: id.clone() }, &[]).await;
+            }
+            let _ = self.delete_from_program(&config.runtime_handler, id).await;
+            let group =
+                self.cgroups.group(&format!("{}/{id}", config.cgroup_parent.trim_matches('/')));
+            let _ = tokio::task::spawn_blocking(move || clear_group(&group)).await;
+        }
     }
 
     /// What the sandbox's shim says of its containers; nothing if it is gone.
@@ -137,19 +165,21 @@ impl Runtime {
             if sockets.contains(&path) {
                 continue;
             }
-            // A shim whose sandbox nobody knows: it must not go on alone.
-            if let Ok(link) = Link::connect(&path, String::new(), self.reports.clone()) {
-                if let Ok((Answer::Hello { containers, .. }, _)) = link.call(Verb::Hello, &[]).await
-                {
-                    for container in containers {
-                        let id = container.id;
-                        let _ = link.call(Verb::Kill { id, signal: 9 }, &[]).await;
-                    }
-                }
-                let _ = link.call(Verb::Shutdown, &[]).await;
-            }
+            self.end_shim(&path).await;
             let _ = std::fs::remove_file(path);
         }
+    }
+
+    /// A shim whose sandbox nobody knows must not go on alone.
+    async fn end_shim(&self, socket: &Path) {
+        let Ok(link) = Link::connect(socket, String::new(), self.reports.clone()) else { return };
+        if let Ok((Answer::Hello { containers, .. }, _)) = link.call(Verb::Hello, &[]).await {
+            for container in containers {
+                let id = container.id;
+                let _ = link.call(Verb::Kill { id, signal: 9 }, &[]).await;
+            }
+        }
+        let _ = link.call(Verb::Shutdown, &[]).await;
     }
 
     /// Kills a container's processes, however they came to be, and removes its cgroup.

@@ -178,6 +178,8 @@ impl Runtime {
         command.stdin(std::os::fd::OwnedFd::from(listener));
         command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let started = command.spawn().map_err(|err| internal("start the shim", err))?;
+        // With it goes our hold of the socket: at that of a dead shim nobody waits.
+        drop(command);
         let output = tokio::time::timeout(SHIM_START_PATIENCE, started.wait_with_output())
             .await
             .map_err(|_| Error::new(ErrorKind::Internal, "the shim did not start in time"))?

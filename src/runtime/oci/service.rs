@@ -428,7 +428,10 @@ impl RuntimeService for Runtime {
                     if let Some(link) = sandbox.link() {
                         let _ = link.call(Verb::Delete { id: id.clone() }, &[]).await;
                     }
-                    let parent = sandbox.record.config.cgroup_parent.trim_matches('/');
+                    let config = &sandbox.record.config;
+                    // Its shim may be gone, and the container of the program not.
+                    let _ = self.delete_from_program(&config.runtime_handler, &id).await;
+                    let parent = config.cgroup_parent.trim_matches('/');
                     let group = self.cgroups.group(&format!("{parent}/{id}"));
                     let _ = tokio::task::spawn_blocking(move || super::clear_group(&group)).await;
                 }
@@ -505,7 +508,7 @@ impl RuntimeService for Runtime {
         if let Some(link) = link {
             let _ = link.call(Verb::Delete { id: id.to_string() }, &[]).await;
         }
-        self.delete_from_program(&entry.record).await?;
+        self.delete_from_program(&entry.record.handler, id).await?;
         self.call_anyway(&entry, HookStage::Poststop, "stopped", 0).await;
         base::failpoint!("container/deleted");
         self.clear_container_cgroup(&entry).await;

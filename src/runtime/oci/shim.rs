@@ -38,10 +38,12 @@ pub fn shim_main(args: Vec<OsString>) -> ExitCode {
     };
     match detach() {
         Ok(Some(listener)) => {
+            base::failpoint!("shim/detached");
             let (users, failure) = match settle(&config) {
                 Ok(users) => (users, None),
                 Err(words) => (None, Some(words)),
             };
+            base::failpoint!("shim/settled");
             match serve::Shim::new(listener, users, failure).and_then(serve::Shim::run) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(_) => ExitCode::FAILURE,

@@ -78,6 +78,10 @@ impl ApiServer {
         self.held.lock().unwrap().objects.get(path).cloned()
     }
 
+    pub fn forget_events(&self) {
+        self.held.lock().unwrap().objects.retain(|path, _| !path.contains("/events/"));
+    }
+
     pub fn events(&self) -> Vec<String> {
         let held = self.held.lock().unwrap();
         held.objects

@@ -24,6 +24,7 @@ mod resize;
 mod restart_all;
 mod server;
 mod serving;
+mod shims;
 mod shutdown;
 mod users;
 mod volumes;

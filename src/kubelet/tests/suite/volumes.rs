@@ -199,3 +199,55 @@ async fn devices_images_and_memory_are_volumes_too() {
     world.delete("all").await;
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_that_are_busy_go_with_their_pod_and_what_others_mounted_there_stays() {
+    let world = World::new().await;
+    let others = tempfile::tempdir().unwrap();
+    let precious = others.path().to_path_buf();
+    std::fs::write(precious.join("file"), "mine").unwrap();
+    let path = "/api/v1/namespaces/default/configmaps/map";
+    world.api.put(
+        path,
+        json!({"metadata": {"name": "map", "namespace": "default"}, "data": {"key": "x"}}),
+    );
+    world.create_pod(
+        "busy",
+        json!({"terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "a", "command": ["sleep", "1000"], "volumeMounts": [
+                {"name": "mem", "mountPath": "/mem"}, {"name": "map", "mountPath": "/map"},
+                {"name": "disk", "mountPath": "/disk"},
+                {"name": "disk", "mountPath": "/part", "subPath": "part"}]}],
+            "volumes": [{"name": "mem", "emptyDir": {"medium": "Memory"}}, {"name": "disk", "emptyDir": {}},
+                {"name": "map", "configMap": {"name": "map"}}]}),
+    );
+    let pod = world.until_ready("busy").await;
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    let pod_dir = world.dir.path().join("agent/pods").join(uid);
+    let volume = |name: &str| pod_dir.join("volumes/kubernetes.io~empty-dir").join(name);
+    // As a driver, a tool of backups or a container with Bidirectional propagation leaves it.
+    let (outer, inner) = (volume("disk").join("outer"), volume("disk").join("outer/inner"));
+    std::fs::create_dir(&outer).unwrap();
+    sys::mount::mount("tmpfs", &outer, "tmpfs", 0, "").unwrap();
+    std::fs::create_dir(&inner).unwrap();
+    sys::mount::bind(&precious, &inner).unwrap();
+    let mut holders: Vec<std::process::Child> =
+        [volume("mem"), inner.clone(), pod_dir.join("volumes")]
+            .iter()
+            .map(|at| {
+                let mut command = std::process::Command::new("sleep");
+                command.arg("600").current_dir(at).spawn().unwrap()
+            })
+            .collect();
+    let open = std::fs::File::create(volume("mem").join("held")).unwrap();
+    let began = std::time::Instant::now();
+    world.delete("busy").await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+    world.finish().await;
+    assert_eq!(std::fs::read_to_string(precious.join("file")).unwrap(), "mine");
+    drop(open);
+    for holder in &mut holders {
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+    }
+}

@@ -88,7 +88,15 @@ impl World {
             state_dir: at.join("state"),
             data_dir: at.join("images"),
             run_dir: at.join("run"),
-            shim_command: vec![OsString::from(env!("CARGO_BIN_EXE_kubelet-test-shim"))],
+            // A shim dies at the point that is named in this file.
+            shim_command: vec![
+                OsString::from("/usr/bin/env"),
+                OsString::from(format!(
+                    "CORACLE_FAILPOINT_FILE={}",
+                    at.join("failpoint").display()
+                )),
+                OsString::from(env!("CARGO_BIN_EXE_kubelet-test-shim")),
+            ],
             network: Arc::new(NoNetwork),
             registries: Registries::default(),
             programs: runtime::oci::handlers::find(vec![bare]),
@@ -191,6 +199,11 @@ impl World {
     /// The cgroup of the pods below the hierarchy's root.
     pub fn pods_group(&self) -> String {
         group("pods", self.dir.path())
+    }
+
+    /// The cgroup of the shims, in each hierarchy.
+    pub fn shims_group(&self) -> String {
+        group("shims", self.dir.path())
     }
 
     /// Ends the kubelet as a restart of the process would; pods stay.

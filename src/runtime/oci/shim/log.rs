@@ -2,7 +2,7 @@
 //!
 //! The kubelet rotates by renaming and asking to reopen. The bound here is a last resort
 //! for a node whose kubelet is away: the file is renamed, and of those renamed here only
-//! the newest is kept. A full disk drops lines; it never stops the container.
+//! the newest is kept. A full disk drops lines, whole ones; it never stops the container.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -43,11 +43,17 @@ impl Log {
         if self.bytes_max > 0 && self.written + bytes.len() as u64 > self.bytes_max {
             self.rotate();
         }
-        if let Some(file) = &mut self.file
-            && file.write_all(bytes).is_ok()
-        {
+        let Some(file) = &mut self.file else { return };
+        if file.write_all(bytes).is_ok() {
             self.written += bytes.len() as u64;
+            return;
         }
+        // Half a line would spoil the one that is written when there is room again.
+        let length = file.metadata().map_or(self.written, |meta| meta.len());
+        let partly = usize::try_from(length.saturating_sub(self.written)).unwrap_or(bytes.len());
+        let lines = bytes[..partly.min(bytes.len())].iter().rposition(|b| *b == b'\n');
+        self.written += lines.map_or(0, |last| last as u64 + 1);
+        let _ = file.set_len(self.written);
     }
 
     fn rotate(&mut self) {
@@ -56,10 +62,13 @@ impl Log {
         let mut name = self.path.clone().into_os_string();
         name.push(format!(".{}-{}", &stamp[..8], &stamp[8..]));
         let to = PathBuf::from(name);
-        if std::fs::rename(&self.path, &to).is_ok() {
-            if let Some(older) = self.rotated.replace(to.clone()).filter(|older| *older != to) {
-                let _ = std::fs::remove_file(older);
-            }
+        if std::fs::rename(&self.path, &to).is_ok()
+            && let Some(older) = self.rotated.replace(to.clone()).filter(|older| *older != to)
+        {
+            let _ = std::fs::remove_file(older);
+        }
+        // Also where it was moved before, and there was no room for a new one.
+        if !self.path.exists() {
             let _ = self.reopen();
         }
     }
@@ -189,5 +198,55 @@ mod tests {
             .map(|e| e.unwrap().metadata().unwrap().len())
             .sum();
         assert!(total <= 20_000, "{total}");
+    }
+
+    #[test]
+    fn a_full_disk_costs_whole_lines_and_the_log_goes_on_when_it_is_not_full() {
+        use std::os::fd::AsFd;
+        let dir = tempfile::tempdir().unwrap();
+        let disk = sys::mount::filesystem("tmpfs", "disk", &[("size", "64k")], 0).unwrap();
+        sys::mount::attach(disk.as_fd(), sys::fs::open_path(dir.path()).unwrap().as_fd()).unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = Log::open(&path, 0).unwrap();
+        let mut lines = Lines::new("stdout");
+        let mut number = 0;
+        let mut write = |lines: &mut Lines, log: &mut Log, count: u32| {
+            for _ in 0..count {
+                // Several at a time, of a length that ends nowhere near a page.
+                let text: String =
+                    (number..number + 7).map(|n| format!("line {n} .{n}.\n")).collect();
+                lines.push(text.as_bytes(), log);
+                number += 7;
+            }
+        };
+        let others = dir.path().join("others");
+        std::fs::write(&others, vec![1; 32 << 10]).unwrap();
+        write(&mut lines, &mut log, 500);
+        std::fs::remove_file(&others).unwrap();
+        write(&mut lines, &mut log, 50);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with('\n') && text.len() > 40_000, "{}", text.len());
+        for line in text.lines() {
+            let told = line.split_once(" stdout F line ").unwrap_or_else(|| panic!("{line:?}")).1;
+            let (n, again) = told.split_once(' ').unwrap();
+            assert_eq!(format!(".{n}."), again, "{line:?}");
+        }
+        assert!(text.contains(" line 3849 "), "the last one is there");
+        drop((log, lines));
+        assert!(sys::mount::unmount_detach(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_log_that_could_not_be_opened_again_is_when_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = Log::open(&path, 1_000).unwrap();
+        let mut lines = Lines::new("stdout");
+        // As after a rotation that found no room for a new file.
+        std::fs::rename(&path, dir.path().join("0.log.moved")).unwrap();
+        for _ in 0..100 {
+            lines.push(b"a line of some length\n", &mut log);
+        }
+        assert!(path.exists());
     }
 }

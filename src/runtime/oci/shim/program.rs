@@ -160,13 +160,13 @@ fn reason(log: &str) -> Option<String> {
     Some(rest.to_owned())
 }
 
-/// `pids` is the process namespace to join; `own` makes one.
+/// `pids` is the process namespace to join; `own` makes one. `shim` is the parent's id.
 pub fn run_create(
     spec: &ContainerSpec,
     program: &ProgramSpec,
     stdio: Option<Stdio>,
     pids: Pids,
-    sync: &OwnedFd,
+    (sync, shim): (&OwnedFd, u32),
 ) -> ! {
     child::close_inherited(stdio.as_ref(), &[sync.as_raw_fd()]);
     let prepared = (|| {
@@ -183,19 +183,24 @@ pub fn run_create(
         child::announce(sync, &identity, None)
     })();
     match prepared {
-        Ok(()) => become_command(&program.create(&spec.id, spec.tty), stdio.as_ref()),
+        Ok(()) => become_command(&program.create(&spec.id, spec.tty), stdio.as_ref(), shim),
         Err(failure) => child::report(sync, failure),
     }
 }
 
-/// `stdio` None is `/dev/null`.
-pub fn run_command(call: &Call, stdio: Option<Stdio>) -> ! {
+/// `stdio` None is `/dev/null`; `shim` is the parent's id.
+pub fn run_command(call: &Call, stdio: Option<Stdio>, shim: u32) -> ! {
     child::close_inherited(stdio.as_ref(), &[]);
-    become_command(call, stdio.as_ref())
+    become_command(call, stdio.as_ref(), shim)
 }
 
-fn become_command(call: &Call, stdio: Option<&Stdio>) -> ! {
+fn become_command(call: &Call, stdio: Option<&Stdio>, shim: u32) -> ! {
     let ready = (|| {
+        // What it was to make is not wanted any more when the shim is gone.
+        process::end_with_parent()?;
+        if std::os::unix::process::parent_id() != shim {
+            return Err(io::Error::other("the shim is gone"));
+        }
         if let Some(stdio) = stdio {
             process::set_stdio(stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd())?;
         }

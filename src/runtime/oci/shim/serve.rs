@@ -27,6 +27,9 @@ use jobs::Jobs;
 
 /// More are refused until one closes.
 const CONNECTIONS_MAX: usize = 8;
+/// How often, and how long each time, what outlives its pod is waited for.
+const STRAYS_ROUNDS_MAX: usize = 100;
+const STRAYS_ROUND_MILLISECONDS: i32 = 20;
 
 type Outcome = Result<Answer, Failure>;
 
@@ -47,6 +50,14 @@ enum Token {
     ExecSync(u64),
 }
 
+/// The process that holds the pod's pid namespace.
+struct Pause {
+    pid: i32,
+    pidfd: OwnedFd,
+    /// It ends when this is closed, however the shim ends.
+    _life: OwnedFd,
+}
+
 pub struct Shim {
     listener: OwnedFd,
     signals: OwnedFd,
@@ -59,8 +70,7 @@ pub struct Shim {
     own_pid_namespace: OwnedFd,
     /// The pod's own user namespace.
     users: Option<OwnedFd>,
-    /// Pid and pidfd of the process that holds the pod's pid namespace.
-    pause: Option<(i32, OwnedFd)>,
+    pause: Option<Pause>,
     /// None where the kernel does not say what is mapped.
     file_pages: Option<FilePages>,
     stop: bool,
@@ -119,11 +129,13 @@ impl Shim {
                 self.kill_execs_of(id);
             }
         }
+        base::failpoint!("shim/asked-to-end");
         self.flush_last_words();
-        if let Some((pid, _)) = self.pause {
-            process::kill(pid, 9)?;
+        base::failpoint!("shim/last-words");
+        if let Some(pause) = &self.pause {
+            process::kill(pause.pid, 9)?;
         }
-        Ok(())
+        kill_strays()
     }
 
     fn watched(&self) -> (Vec<(i32, Interest)>, Vec<Token>) {
@@ -308,6 +320,7 @@ impl Shim {
             self.stop = true;
         }
         while let Some((pid, ended)) = process::reap()? {
+            base::failpoint!("shim/reaped");
             if self.job_ended(pid, ended, buffer) {
                 continue;
             }
@@ -332,7 +345,7 @@ impl Shim {
                 self.container_ended(&id, ended, buffer);
                 continue;
             }
-            if self.pause.as_ref().is_some_and(|(p, _)| *p == pid) {
+            if self.pause.as_ref().is_some_and(|pause| pause.pid == pid) {
                 self.pause = None;
             } else if !self.exec_ended(pid, ended) {
                 self.jobs.keep(pid, ended);
@@ -357,6 +370,25 @@ impl Shim {
             connection.flush();
         }
     }
+}
+
+/// What of the pod's processes has left its cgroup, and its parents, has come to the shim.
+/// Nobody else would know whose it is.
+fn kill_strays() -> io::Result<()> {
+    let mut strays = process::children();
+    for _ in 0..STRAYS_ROUNDS_MAX {
+        if strays.is_empty() {
+            break;
+        }
+        for pid in strays {
+            let _ = process::kill(pid, 9);
+        }
+        process::poll(&[], STRAYS_ROUND_MILLISECONDS, &mut Vec::new())?;
+        while process::reap()?.is_some() {}
+        // Those whose parents they were.
+        strays = process::children();
+    }
+    Ok(())
 }
 
 fn failure_from(text: &[u8]) -> Failure {

@@ -77,6 +77,32 @@ fn a_killed_shim_ends_its_containers_and_leaves_nothing() {
 }
 
 #[test]
+fn a_shim_that_dies_while_it_forgets_a_container_takes_the_others_along() {
+    let server = server();
+    server.block_on(async {
+        for point in ["delete-asked", "deleted"] {
+            let world = World::new().await;
+            let sandbox = world.sandbox().await;
+            let done = world.start(&sandbox, world.container("done", "exit 3")).await;
+            let other = world.start(&sandbox, world.container("other", "exec sleep 600")).await;
+            assert_eq!(world.ended(&done).await.exit_code, 3);
+            let file = world.dir.path().join("failpoint");
+            std::fs::write(&file, format!("failpoint{{shim/{point}}}")).unwrap();
+            world.runtime.remove_container(&done).await.unwrap();
+            assert!(!file.exists(), "{point} is not reached");
+            assert!(world.runtime.container_status(&done).await.is_err());
+            let ended = world.ended(&other).await;
+            assert_eq!((ended.exit_code, ended.reason.as_str()), (255, "Unknown"), "{point}");
+            let err = world.runtime.exec_sync(&other, vec!["true".into()], 5).await.unwrap_err();
+            assert_eq!(err.kind, ErrorKind::InvalidArgument, "{err}");
+            let status = world.runtime.pod_sandbox_status(&sandbox).await.unwrap();
+            assert_eq!(status.state, SandboxState::NotReady);
+            world.finish().await;
+        }
+    });
+}
+
+#[test]
 fn a_start_and_a_shim_cost_little() {
     let server = server();
     server.block_on(async {

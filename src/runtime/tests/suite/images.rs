@@ -16,7 +16,7 @@ async fn images(dir: &Path) -> Images {
     Images::open(&dir.join("images"), Registries::default()).await.unwrap()
 }
 
-fn names_in(path: &Path) -> Vec<String> {
+pub fn names_in(path: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(path)
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -78,7 +78,7 @@ async fn docker_archives_are_imported() {
 }
 
 /// A tar entry whose name the tar library would not write.
-fn raw_entry(name: &str, kind: tar::EntryType, goal: &str, content: &[u8]) -> Vec<u8> {
+pub fn raw_entry(name: &str, kind: tar::EntryType, goal: &str, content: &[u8]) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());

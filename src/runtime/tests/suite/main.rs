@@ -8,9 +8,11 @@ mod features;
 mod handlers;
 mod hardship;
 mod hooks;
+mod hostile;
 mod images;
 mod pulls;
 #[path = "../host/registry.rs"]
 mod registry;
 mod socket;
+mod unruly;
 mod world;

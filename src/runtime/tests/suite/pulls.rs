@@ -25,6 +25,10 @@ enum Reply {
     Cut(u16, String, usize, Vec<u8>),
     /// The announced body never ends.
     Stalls(Vec<u8>),
+    /// The body comes by the byte, and whole only after a minute.
+    Trickles(Vec<u8>),
+    /// This, and then the other again and again.
+    Endless(Vec<u8>, Vec<u8>),
 }
 
 type Handler = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
@@ -96,6 +100,22 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
             stream.flush().await?;
             tokio::time::sleep(Duration::from_secs(60)).await;
             Ok(())
+        }
+        Reply::Trickles(body) => {
+            let start = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all(start.as_bytes()).await?;
+            for byte in body.chunks(1).take(600) {
+                stream.write_all(byte).await?;
+                stream.flush().await?;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Ok(())
+        }
+        Reply::Endless(start, more) => {
+            stream.write_all(&start).await?;
+            loop {
+                stream.write_all(&more).await?;
+            }
         }
     }
 }
@@ -530,4 +550,173 @@ async fn a_pull_tells_how_far_it_has_come() {
     let last = seen.last().unwrap();
     assert_eq!(last.step, runtime::images::progress::Step::Unpacking);
     assert_eq!((last.blobs[0].bytes, last.blobs[0].bytes_done), (length as u64, length as u64));
+}
+
+#[tokio::test]
+async fn a_registry_that_trickles_is_given_up() {
+    for (part, word) in [("/manifests/", "takes too long"), ("/blobs/", "all but stopped sending")]
+    {
+        let content = content();
+        let fake = serve(None, move |_, asked| match ok(&content, asked) {
+            Reply::Whole(200, _, body) if asked.path.contains(part) => Reply::Trickles(body),
+            other => other,
+        })
+        .await;
+        let began = Instant::now();
+        let err = pull(quick(), &fake.name(), &[]).await.unwrap_err();
+        assert!(err.message.contains(word), "{err}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn answers_without_end_are_cut_off() {
+    let padded = |bytes: usize| {
+        let mut manifest = content().remove("/v2/team/busybox/manifests/v1").unwrap();
+        manifest.resize(manifest.len() + bytes, b' ');
+        manifest
+    };
+    let head = b"HTTP/1.1 200 OK\r\n".to_vec();
+    let chunked = [&head[..], b"transfer-encoding: chunked\r\n\r\n"].concat();
+    let chunk = [&b"10000\r\n"[..], &[b' '; 0x10000], b"\r\n"].concat();
+    type Answer = Box<dyn Fn() -> Reply + Send + Sync>;
+    let answers: Vec<(Answer, &str)> = vec![
+        (
+            Box::new(move || Reply::Whole(200, String::new(), padded(10 << 20))),
+            "longer than 8388608",
+        ),
+        (Box::new(move || Reply::Endless(chunked.clone(), chunk.clone())), "longer than 8388608"),
+        (
+            Box::new(move || Reply::Endless(head.clone(), b"x: y\r\n".to_vec())),
+            "failed to do request",
+        ),
+        (Box::new(|| Reply::Endless(Vec::new(), b"words ".to_vec())), "failed to do request"),
+        (Box::new(|| Reply::Whole(200, String::new(), vec![b'['; 4 << 20])), "malformed manifest"),
+        (Box::new(|| Reply::Endless(b"HTTP/1.1 400 X\r\n\r\n".to_vec(), vec![b'z'; 4096])), "400"),
+    ];
+    for (answer, word) in answers {
+        let fake = serve(None, move |_, _| answer()).await;
+        let began = Instant::now();
+        let err = pull(quick(), &fake.name(), &[]).await.unwrap_err();
+        assert_eq!(err.kind, ErrorKind::ImagePull);
+        assert!(err.message.contains(word), "{word} in {err}");
+        assert!(err.message.len() < 2_000, "{}", err.message.len());
+        assert!(began.elapsed() < Duration::from_secs(10), "{word}: {:?}", began.elapsed());
+    }
+    // A manifest that is long and not too long is as good as any.
+    let mut content = content();
+    for (_, manifest) in content.iter_mut().filter(|(path, _)| path.contains("/manifests/v1")) {
+        *manifest = padded(7 << 20);
+    }
+    let fake = serve(None, move |_, asked| ok(&content, asked)).await;
+    pull(quick(), &fake.name(), &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn lengths_that_are_lies_are_found_out() {
+    let change = |what: &str, to: fn(u64) -> u64| {
+        let mut content = content();
+        let path = "/v2/team/busybox/manifests/v1";
+        let mut manifest: serde_json::Value = serde_json::from_slice(&content[path]).unwrap();
+        let size = match what {
+            "config" => &mut manifest["config"]["size"],
+            _ => &mut manifest["layers"][0]["size"],
+        };
+        *size = to(size.as_u64().unwrap()).into();
+        content.insert(path.to_string(), manifest.to_string().into_bytes());
+        content
+    };
+    type Lie = fn(u64) -> u64;
+    let cases: Vec<(&str, Lie, ErrorKind, &str)> = vec![
+        ("layer", |size| size + 1, ErrorKind::ImagePull, "bytes"),
+        ("layer", |size| size - 1, ErrorKind::ImagePull, "is longer than its"),
+        ("layer", |_| 0, ErrorKind::ImagePull, "is longer than its 0 bytes"),
+        ("layer", |_| 1 << 60, ErrorKind::NoSpace, "no space left on device"),
+        ("config", |_| 1 << 30, ErrorKind::ImagePull, "configuration has 1073741824"),
+        ("config", |size| size - 1, ErrorKind::ImagePull, "is longer than its"),
+    ];
+    for (what, to, kind, word) in cases {
+        let content = change(what, to);
+        let fake = serve(None, move |_, asked| ok(&content, asked)).await;
+        let err = pull(quick(), &fake.name(), &[]).await.unwrap_err();
+        assert_eq!(err.kind, kind, "{what}: {err}");
+        assert!(err.message.contains(word), "{what}: {word} in {err}");
+        let blobs = fake.count("/blobs/");
+        assert!(blobs <= 8, "{what}: {blobs} requests");
+    }
+    // A part that is another one than was asked for is not put together with the rest.
+    let content = content();
+    let (path, length) = largest(&content);
+    let tries = Mutex::new(0);
+    let fake = serve(None, move |_, asked| match ok(&content, asked) {
+        Reply::Whole(200, headers, body) if body.len() == length => {
+            let mut tries = tries.lock().unwrap();
+            *tries += 1;
+            match *tries {
+                1 => Reply::Cut(200, headers, length, body[..length / 2].to_vec()),
+                2 => {
+                    let range = format!("content-range: bytes 0-{}/{length}\r\n", length - 1);
+                    Reply::Whole(206, range, body)
+                }
+                _ => Reply::Whole(200, headers, body),
+            }
+        }
+        other => other,
+    })
+    .await;
+    pull(quick(), &fake.name(), &[]).await.unwrap();
+    assert_eq!(fake.count(&path), 3);
+}
+
+#[tokio::test]
+async fn redirects_end_and_take_no_password_along() {
+    let content = content();
+    let elsewhere = serve(None, move |_, asked| {
+        assert_eq!(asked.authorization, "", "a password for another");
+        ok(&content, asked)
+    })
+    .await;
+    let other = elsewhere.port;
+    let fake = serve(None, move |_, asked| {
+        if asked.authorization != BASIC {
+            let challenge = "www-authenticate: Basic realm=\"x\"\r\n";
+            return Reply::Whole(401, challenge.into(), Vec::new());
+        }
+        let to = format!("location: http://127.0.0.1:{other}{}\r\n", asked.path);
+        Reply::Whole(307, to, Vec::new())
+    })
+    .await;
+    pull(quick(), &fake.name(), &[user("me", "secret")]).await.unwrap();
+    assert!(elsewhere.count("/blobs/") >= 2);
+
+    // Nor does the other get any by asking for it.
+    let asking = serve(None, |port, asked| {
+        assert_eq!(asked.authorization, "", "a password for another");
+        let challenge = format!("www-authenticate: Bearer realm=\"http://127.0.0.1:{port}/t\"\r\n");
+        Reply::Whole(401, challenge, Vec::new())
+    })
+    .await;
+    let other = asking.port;
+    let fake = serve(None, move |_, asked| {
+        let to = format!("location: http://127.0.0.1:{other}{}\r\n", asked.path);
+        Reply::Whole(302, to, Vec::new())
+    })
+    .await;
+    let err = pull(quick(), &fake.name(), &[user("me", "secret")]).await.unwrap_err();
+    assert!(err.message.contains("401"), "{err}");
+
+    for (to, word, most) in [
+        ("/v2/team/busybox/manifests/v1", "redirects without end", 5),
+        ("gopher:nowhere", "redirects to \"gopher:nowhere\"", 1),
+        ("", "redirects to \"\"", 1),
+        ("http://127.0.0.1:1/x", "onnection refused", 1),
+    ] {
+        let fake =
+            serve(None, move |_, _| Reply::Whole(302, format!("location: {to}\r\n"), Vec::new()))
+                .await;
+        let err = pull(quick(), &fake.name(), &[]).await.unwrap_err();
+        assert_eq!(err.kind, ErrorKind::ImagePull);
+        assert!(err.message.contains(word), "{word} in {err}");
+        assert_eq!(fake.count("/v2/"), most, "{to}");
+    }
 }

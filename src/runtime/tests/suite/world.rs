@@ -89,7 +89,12 @@ pub fn config(dir: &Path, registries: Registries) -> RuntimeConfig {
         state_dir: dir.join("state"),
         data_dir: dir.join("images"),
         run_dir: dir.join("run"),
-        shim_command: vec![OsString::from(env!("CARGO_BIN_EXE_runtime-test-shim"))],
+        // A shim dies at the point that is named in this file.
+        shim_command: vec![
+            OsString::from("/usr/bin/env"),
+            OsString::from(format!("CORACLE_FAILPOINT_FILE={}", dir.join("failpoint").display())),
+            OsString::from(env!("CARGO_BIN_EXE_runtime-test-shim")),
+        ],
         network: Arc::new(NoNetwork),
         registries,
         programs: runtime::oci::handlers::find(vec![crun(dir)]),

@@ -220,5 +220,6 @@ pub fn null() -> io::Result<OwnedFd> {
 fn write_exit(directory: &Path, exit: &Exit) -> io::Result<()> {
     let (temporary, path) = (directory.join(".exit.json"), directory.join("exit.json"));
     std::fs::write(&temporary, serde_json::to_vec(exit)?)?;
+    base::failpoint!("shim/exit-written");
     std::fs::rename(temporary, path)
 }

@@ -3,16 +3,16 @@
 //! Forks the first processes and hears what they say until they are their programs.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use sys::process::{self, Ended, Fork};
+use sys::process::{self, Ended, Fork, Interest};
 use sys::socket;
 
 use super::super::child;
 use super::super::log::{self, LINE_BYTES_MAX, Log};
 use super::super::proto::{self, Answer, ContainerSpec, Failure, FailureKind, Message, PidMode};
 use super::container::{ATTACH_PIPE_BYTES, ATTACHED_MAX, Attached, Container, Phase, Streams};
-use super::{Outcome, Shim, Waiter, failure_from};
+use super::{Outcome, Pause, Shim, Waiter, failure_from};
 
 pub(super) enum PidNamespace {
     Keep,
@@ -38,6 +38,7 @@ impl Shim {
             let opened = Log::open(&spec.log_path, spec.log_bytes_max);
             Some(opened.map_err(|e| failed("open log", e))?)
         };
+        base::failpoint!("shim/log-opened");
         let mut streams =
             Streams::for_container(&spec).map_err(|err| failed("create standard streams", err))?;
         let (ours, theirs) = socket::message_pair().map_err(|err| failed("create socket", err))?;
@@ -69,12 +70,14 @@ impl Shim {
             }
             Fork::Parent(pid) => pid,
         };
+        base::failpoint!("shim/forked");
         drop(theirs);
         let pidfd = process::pidfd(pid).map_err(|err| failed("open the init process", err))?;
         socket::set_nonblocking(ours.as_fd(), true).map_err(|err| failed("socket", err))?;
         let id = spec.id.clone();
         let container = Container::creating(spec, waiter, (pid, pidfd), ours, streams, log);
         self.containers.insert(id, container);
+        base::failpoint!("shim/creating");
         Ok(())
     }
 
@@ -101,20 +104,22 @@ impl Shim {
             },
             PidMode::Pod => {
                 if self.pause.is_none() {
+                    let (reader, writer) = socket::pipe()?;
                     let pid = match &self.users {
-                        Some(users) => pause_within(users.as_fd())?,
+                        Some(users) => pause_within(users.as_fd(), &reader)?,
                         None => {
                             sys::namespace::unshare(sys::namespace::kind::PID)?;
                             match self.fork_and_return()? {
-                                Fork::Child => pause(),
+                                Fork::Child => pause(&reader),
                                 Fork::Parent(pid) => pid,
                             }
                         }
                     };
-                    self.pause = Some((pid, process::pidfd(pid)?));
+                    base::failpoint!("shim/pause-forked");
+                    self.pause = Some(Pause { pid, pidfd: process::pidfd(pid)?, _life: writer });
                 }
                 match &self.pause {
-                    Some((_, pidfd)) => pidfd.try_clone().map(PidNamespace::Of),
+                    Some(pause) => pause.pidfd.try_clone().map(PidNamespace::Of),
                     None => Ok(PidNamespace::New),
                 }
             }
@@ -130,9 +135,11 @@ impl Shim {
         let (Phase::Created, Some(sync)) = (&container.phase, &container.sync) else {
             return Err(unready());
         };
+        base::failpoint!("shim/start-asked");
         socket::send(sync.as_fd(), b"G", &[]).map_err(|err| {
             Failure::new(FailureKind::Start, format!("start: {}", proto::words(&err)))
         })?;
+        base::failpoint!("shim/start-sent");
         container.phase = Phase::Starting(waiter);
         container.started_at = log::now();
         Ok(())
@@ -152,18 +159,23 @@ impl Shim {
         if container.driven.is_some() {
             return self.kill_by_program(id, signal, waiter).map(|()| None);
         }
-        process::signal_pidfd(container.pidfd.as_fd(), signal)
+        base::failpoint!("shim/kill-asked");
+        let signalled = process::signal_pidfd(container.pidfd.as_fd(), signal);
+        base::failpoint!("shim/signalled");
+        signalled
             .map(|()| Some(Answer::Done))
             .map_err(|err| Failure::new(FailureKind::Internal, proto::words(&err)))
     }
 
     pub(super) fn delete(&mut self, id: &str) -> Outcome {
+        base::failpoint!("shim/delete-asked");
         if let Some(container) = self.containers.remove(id)
             && !matches!(container.phase, Phase::Exited(_))
             && (container.driven.is_none() || container.pid > 0)
         {
             let _ = process::signal_pidfd(container.pidfd.as_fd(), 9);
         }
+        base::failpoint!("shim/deleted");
         self.shrink();
         Ok(Answer::Done)
     }
@@ -239,7 +251,9 @@ impl Shim {
                     return;
                 }
                 container.phase = Phase::Created;
+                base::failpoint!("shim/created");
                 self.answer(waiter, Ok(Answer::Process { pid, user }), None);
+                base::failpoint!("shim/created-told");
             }
             // The child has made another one, which is to be the first process.
             (Some((b'P', text)), Phase::Creating(_)) => {
@@ -268,7 +282,9 @@ impl Shim {
                 let waiter = *waiter;
                 container.sync = None;
                 container.phase = Phase::Running;
+                base::failpoint!("shim/running");
                 self.answer(waiter, Ok(Answer::Process { pid, user: None }), None);
+                base::failpoint!("shim/running-told");
                 self.shrink();
             }
             (None, Phase::Created | Phase::Running | Phase::Exited(_)) => container.sync = None,
@@ -283,8 +299,11 @@ impl Shim {
             driven.early_end = Some(ended);
             return;
         }
+        base::failpoint!("shim/ended");
         container.kill_rest();
+        base::failpoint!("shim/rest-killed");
         container.drain(buffer);
+        base::failpoint!("shim/drained");
         let killed_for_memory =
             container.spec.oom_file.as_ref().is_some_and(|f| sys::cgroup::oom_kills_in(f) > 0);
         let reason = match ended.code() {
@@ -295,14 +314,16 @@ impl Shim {
         container.end(ended.code(), reason, "");
         if let Phase::Exited(exit) = &container.phase {
             let message = Message::Exited { id: id.to_string(), exit: exit.clone() };
+            base::failpoint!("shim/exit-noted");
             self.tell_all(&message);
+            base::failpoint!("shim/exit-told");
         }
         self.shrink();
     }
 }
 
 /// Makes the first process of a pid namespace that belongs to a user namespace.
-fn pause_within(users: BorrowedFd<'_>) -> io::Result<i32> {
+fn pause_within(users: BorrowedFd<'_>, life: &OwnedFd) -> io::Result<i32> {
     let (reader, writer) = socket::pipe()?;
     let Fork::Parent(_) = process::fork()? else {
         drop(reader);
@@ -310,7 +331,7 @@ fn pause_within(users: BorrowedFd<'_>) -> io::Result<i32> {
             .and_then(|()| sys::namespace::unshare(sys::namespace::kind::PID))
             .and_then(|()| process::fork_sibling());
         match made {
-            Ok(Fork::Child) => pause(),
+            Ok(Fork::Child) => pause(life),
             Ok(Fork::Parent(pid)) => {
                 let _ = socket::write(writer.as_fd(), &pid.to_ne_bytes());
                 process::exit_now(0)
@@ -327,14 +348,16 @@ fn pause_within(users: BorrowedFd<'_>) -> io::Result<i32> {
     }
 }
 
-/// First process of a shared pid namespace: holds it and lets orphans vanish.
-fn pause() -> ! {
+/// First process of a shared pid namespace: holds it and lets orphans vanish, for as long as
+/// the shim keeps the other side of `life`.
+fn pause(life: &OwnedFd) -> ! {
     // Whatever of the shim's it held open would never come to its end.
-    let _ = process::close_others(&[]);
+    let _ = process::close_others(&[life.as_raw_fd()]);
     process::ignore_signal(17);
     process::set_name("pause");
-    let _ = process::end_with_parent();
-    loop {
-        let _ = process::poll(&[], -1, &mut Vec::new());
+    let mut ended = Vec::new();
+    while ended.is_empty() {
+        let _ = process::poll(&[(life.as_raw_fd(), Interest::Read)], -1, &mut ended);
     }
+    process::exit_now(0)
 }

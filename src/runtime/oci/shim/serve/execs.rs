@@ -70,6 +70,7 @@ impl Shim {
             }
             Fork::Parent(pid) => pid,
         };
+        base::failpoint!("shim/exec-forked");
         let _ = socket::set_nonblocking(ours.as_fd(), true);
         let running = Exec {
             owner: waiter,
@@ -140,7 +141,9 @@ impl Shim {
             None => {
                 exec.sync = None;
                 let terminal = exec.terminal.take();
+                base::failpoint!("shim/exec-runs");
                 self.answer(owner, Ok(Answer::Process { pid, user: None }), terminal.as_ref());
+                base::failpoint!("shim/exec-told");
             }
         }
     }
@@ -154,12 +157,14 @@ impl Shim {
             self.hear_exec(session);
         }
         let Some(exec) = self.execs.remove(&session) else { return false };
+        base::failpoint!("shim/exec-ended");
         if exec.failure.is_some() {
             return true;
         }
         if let Some(connection) = self.connections.get_mut(&exec.owner.connection) {
             connection.send(&Message::ExecExited { session, code: ended.code() }, None);
         }
+        base::failpoint!("shim/exec-end-told");
         self.shrink();
         true
     }

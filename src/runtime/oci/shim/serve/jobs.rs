@@ -116,10 +116,14 @@ impl Shim {
             driven.console =
                 Some(console(&call.console).map_err(|err| failed("listen for terminal", err))?);
         }
+        let shim = std::process::id();
         let pid = match process::fork().map_err(|err| failed("fork", err))? {
-            Fork::Child => program::run_create(&container.spec, &program, stdio, pids, &theirs),
+            Fork::Child => {
+                program::run_create(&container.spec, &program, stdio, pids, (&theirs, shim))
+            }
             Fork::Parent(pid) => pid,
         };
+        base::failpoint!("shim/program-creates");
         drop(theirs);
         container.pidfd = process::pidfd(pid).map_err(|err| failed("open the command", err))?;
         // It is in a file by now, and only there.
@@ -140,7 +144,7 @@ impl Shim {
             PidMode::Node => Ok(Pids::Node),
             PidMode::Pod => {
                 self.pid_namespace_of(mode)?;
-                let pause = self.pause.as_ref().map(|(pid, _)| *pid);
+                let pause = self.pause.as_ref().map(|pause| pause.pid);
                 pause.map(Pids::Of).ok_or_else(|| io::Error::other("no pod holds its processes"))
             }
             PidMode::Target(id) => {
@@ -182,9 +186,13 @@ impl Shim {
     fn command(&mut self, call: Option<Call>, purpose: Purpose) -> Result<(), Failure> {
         let Some(call) = call else { return Ok(()) };
         let _ = std::fs::remove_file(&call.log);
+        let shim = std::process::id();
         match process::fork() {
-            Ok(Fork::Child) => program::run_command(&call, None),
-            Ok(Fork::Parent(pid)) => self.jobs.add(pid, purpose, call),
+            Ok(Fork::Child) => program::run_command(&call, None, shim),
+            Ok(Fork::Parent(pid)) => {
+                base::failpoint!("shim/program-commanded");
+                self.jobs.add(pid, purpose, call);
+            }
             Err(err) => {
                 return Err(Failure::new(
                     FailureKind::Internal,
@@ -201,9 +209,11 @@ impl Shim {
         session: u64,
         (call, stdio): (Call, Option<Stdio>),
     ) -> io::Result<i32> {
+        let shim = std::process::id();
         match process::fork()? {
-            Fork::Child => program::run_command(&call, stdio),
+            Fork::Child => program::run_command(&call, stdio, shim),
             Fork::Parent(pid) => {
+                base::failpoint!("shim/program-executes");
                 self.jobs.add(pid, Purpose::Exec(session), call);
                 Ok(pid)
             }
@@ -239,6 +249,7 @@ impl Shim {
         for _ in 0..3 {
             self.hear_container(id);
         }
+        base::failpoint!("shim/program-created");
         let unclaimed = call.pid().and_then(|pid| self.jobs.unclaimed.remove(&pid));
         let Some(container) = self.containers.get_mut(id) else { return };
         let (Phase::Creating(waiter), Some(driven)) = (&container.phase, &mut container.driven)
@@ -287,6 +298,7 @@ impl Shim {
             return;
         }
         container.phase = Phase::Running;
+        base::failpoint!("shim/program-started");
         self.answer(waiter, Ok(Answer::Process { pid, user: None }), None);
         if let Some(early) = early {
             self.container_ended(id, early, buffer);
@@ -294,6 +306,7 @@ impl Shim {
     }
 
     fn executed_by_program(&mut self, session: u64, call: &Call, ended: Ended) {
+        base::failpoint!("shim/program-executed");
         let Some(exec) = self.execs.get_mut(&session) else { return };
         let (owner, listener) = (exec.owner, exec.console.take());
         let program = exec.program.take();
