@@ -75,7 +75,9 @@ impl World {
         deployments.patch("web", &image).await.unwrap();
         sets.patch("db", &image).await.unwrap();
         let old = self.client.api::<ReplicationController>(Some("default"));
-        old.delete("old", &DeleteParams::default()).await.unwrap();
+        // Its pods would stay if nothing were said of them.
+        let background = DeleteParams::default().propagation(Propagation::Background);
+        old.delete("old", &background).await.unwrap();
     }
 
     async fn uids(&self, app: &str) -> Vec<(String, String)> {
