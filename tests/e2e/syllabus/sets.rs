@@ -282,8 +282,11 @@ fn budgets(cluster: &Cluster) {
 fn sets_go_in_order_and_daemons_follow_nodes() {
     let cluster = Cluster::new();
     stateful(&cluster);
+    keeps_its_data(&cluster);
+    is_kept_from_a_taken_port(&cluster);
     daemons(&cluster);
     cluster.k("delete statefulsets,daemonsets --all");
+    cluster.k("delete persistentvolumeclaims --all");
     cluster.until("get pods --no-headers", SECONDS, |text| text.trim().is_empty());
     cluster.reset();
 }
@@ -372,6 +375,42 @@ fn stateful(cluster: &Cluster) {
         if now.is_some_and(|now| now != before) { Ok(()) } else { Err("not yet".into()) }
     });
     as_every_set(cluster, "StatefulSet/db");
+}
+
+/// What a pod of a set has written is there for the next one of its name.
+fn keeps_its_data(cluster: &Cluster) {
+    let mut keeper = set("StatefulSet", "keeper", json!({"replicas": 1, "serviceName": "keeper"}));
+    keeper["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}}]);
+    let container = &mut keeper["spec"]["template"]["spec"]["containers"][0];
+    container["command"] = json!(["sh", "-c", "echo start >> /data/starts; sleep 1000"]);
+    let mounts = container["volumeMounts"].as_array_mut().unwrap();
+    mounts.push(json!({"name": "data", "mountPath": "/data"}));
+    create(cluster, vec![keeper]);
+    let first = uid(&until(cluster, "keeper", 1)["keeper-0"]);
+    cluster.k("delete pod keeper-0");
+    let next = uid(&until(cluster, "keeper", 1)["keeper-0"]);
+    assert_ne!(first, next);
+    assert_eq!(cluster.in_pod("keeper-0", "cat /data/starts"), "start\nstart\n");
+}
+
+/// A pod that its node turns away is made anew until the node takes it.
+fn is_kept_from_a_taken_port(cluster: &Cluster) {
+    let node = cluster.k("get nodes -o name").trim().replace("node/", "");
+    let port = json!([{"containerPort": 21_017, "hostPort": 21_017}]);
+    let holder = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "holder"},
+        "spec": {"nodeName": node, "terminationGracePeriodSeconds": 0, "containers": [{
+            "name": "c", "image": "web:1", "command": ["sleep", "1000"], "ports": port}]}});
+    create(cluster, vec![holder]);
+    cluster.until("get pod holder --no-headers", SECONDS, |text| text.contains("Running"));
+    let mut ported = set("StatefulSet", "ported", json!({"replicas": 1, "serviceName": "ported"}));
+    ported["spec"]["template"]["spec"]["nodeName"] = node.into();
+    ported["spec"]["template"]["spec"]["containers"][0]["ports"] = port;
+    create(cluster, vec![ported]);
+    let reasons = "get events --field-selector reason=NodePorts --no-headers";
+    cluster.until(reasons, SECONDS, |text| text.contains("pod/ported-0"));
+    cluster.k("delete pod holder");
+    until(cluster, "ported", 1);
 }
 
 fn daemons(cluster: &Cluster) {
