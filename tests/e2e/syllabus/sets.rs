@@ -349,7 +349,10 @@ fn stateful(cluster: &Cluster) {
         });
     };
     marks(["one", "one", "one", "two"]);
-    cluster.k("delete pods db-0 db-3");
+    // One after the other: kubectl looks at the second when the first is gone, and takes a pod
+    // that was made anew between two of its looks for the one that it waits for.
+    cluster.k("delete pod db-0");
+    cluster.k("delete pod db-3");
     marks(["one", "one", "one", "two"]);
     let revisions = || {
         let status = cluster.json("get sts db")["status"].clone();
