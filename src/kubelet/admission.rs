@@ -12,6 +12,7 @@ use client::fit::{HostPort, Place, host_ports, tolerates};
 use k8s_openapi::api::core::v1::{Pod, Taint};
 use kinds::core::SAFE_SYSCTLS;
 
+use crate::eviction::rank::is_critical;
 use crate::quantity::{self, ResourceList};
 use crate::{pod, resources};
 
@@ -132,7 +133,8 @@ pub fn asked_milli(pod: &Pod, name: &str) -> i64 {
     if name == "pods" { 1000 } else { resources::pod_request_milli(pod, name) }
 }
 
-/// Whether the pod may run beside the others (upstream's general predicates, in their order).
+/// Whether the pod may run beside the others (upstream's general predicates). What is short is
+/// told first, but not of a critical pod: nobody is to go for one that could not run even then.
 pub fn refuse(pod: &Pod, others: &[Arc<Pod>], host: &Standing<'_>) -> Option<Refusal> {
     let spec = pod::spec(pod);
     if let Some(os) = &spec.os
@@ -148,6 +150,16 @@ pub fn refuse(pod: &Pod, others: &[Arc<Pod>], host: &Standing<'_>) -> Option<Ref
         })
         .collect();
     let short = shortages(pod, &running, &host.allocatable);
+    let misfit = misfit(pod, &running, host);
+    if short.is_empty() || (misfit.is_some() && is_critical(pod)) {
+        return misfit;
+    }
+    Some(Refusal::Short(short))
+}
+
+/// What no amount of room would change.
+fn misfit(pod: &Pod, running: &[&Arc<Pod>], host: &Standing<'_>) -> Option<Refusal> {
+    let spec = pod::spec(pod);
     let predicate = |name: &'static str, why: &str| {
         Some(Refusal::Never(name, format!("Predicate {name} failed: {why}")))
     };
@@ -168,7 +180,7 @@ pub fn refuse(pod: &Pod, others: &[Arc<Pod>], host: &Standing<'_>) -> Option<Ref
     if !pod::is_static(pod) && bars.any(|taint| !tolerations.iter().any(|t| tolerates(t, taint))) {
         return predicate(TAINT, "node(s) had untolerated taint(s)");
     }
-    (!short.is_empty()).then_some(Refusal::Short(short))
+    None
 }
 
 fn shortages(pod: &Pod, running: &[&Arc<Pod>], allocatable: &ResourceList) -> Vec<Shortage> {
@@ -281,6 +293,13 @@ mod tests {
         assert!(refused(&asks("0"), &[other("x"), other("y")]).unwrap().starts_with("OutOfpods"));
         let elsewhere = pod(json!({"containers": [], "nodeSelector": {"zone": "b"}}));
         assert!(refused(&elsewhere, &[]).unwrap().starts_with("NodeAffinity"));
+        // Room is told first, but of a critical pod only where room is all that it lacks.
+        let mut both = asks("1");
+        let selector: BTreeMap<String, String> = [("zone".to_owned(), "b".to_owned())].into();
+        both.spec.as_mut().unwrap().node_selector = Some(selector);
+        assert!(refused(&both, &[other("x")]).unwrap().starts_with("OutOfcpu"));
+        both.spec.as_mut().unwrap().priority = Some(2_000_001_000);
+        assert!(refused(&both, &[other("x")]).unwrap().starts_with("NodeAffinity"));
         let named = |name: &str| {
             let field = json!({"key": "metadata.name", "operator": "In", "values": [name]});
             pod(json!({"containers": [], "affinity": {"nodeAffinity": {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use base::drain::Drain;
 use client::{Cache, Client, Recorder};
@@ -33,6 +34,9 @@ use crate::usage::Rates;
 use crate::users::Users;
 use crate::volumes::Volumes;
 use crate::{pod, quantity, register, resources, sandbox};
+
+/// How long a pod is kept waiting for news of the node that may let it in.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Node {
     pub config: KubeletConfig,
@@ -127,7 +131,14 @@ impl Node {
 
     /// The same as the API server has it now, or as it was last known where it cannot tell.
     pub async fn refreshed_standing(&self) -> Standing<'_> {
-        match self.client.all::<NodeObject>().get_opt(&self.config.node_name).await {
+        let nodes = self.client.all::<NodeObject>();
+        // Other pods wait for their turn meanwhile.
+        let look = tokio::time::timeout(LOOK_TIMEOUT, nodes.get_opt(&self.config.node_name));
+        let Ok(looked) = look.await else {
+            warn!("node not looked up in {LOOK_TIMEOUT:?}");
+            return self.standing();
+        };
+        match looked {
             Ok(Some(node)) => {
                 let labels = node.metadata.labels.clone().unwrap_or_default();
                 *self.labels.lock() = labels.clone();

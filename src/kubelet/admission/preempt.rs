@@ -1,7 +1,6 @@
 //! Which pods make room for one that the node cannot do without (documentation, "Guaranteed
 //! Scheduling For Critical Add-On Pods"). Pure.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -71,12 +70,10 @@ fn nearest<'a>(pods: &[&'a Arc<Pod>], mut missing: Missing) -> Vec<&'a Arc<Pod>>
                 })
                 .sum();
             let asks = ["memory", "cpu"].map(|name| asked_milli(pod, name));
-            // A number between 0 and the count of resources: thousandths of a millionth do.
+            // Floats have no order; a billionth of a resource makes no difference.
             ((distance * 1e9) as i64, asks)
         };
-        let Some(at) = (0..left.len()).min_by_key(|at| (cost(left[*at]), Reverse(*at))) else {
-            break;
-        };
+        let Some(at) = (0..left.len()).min_by_key(|at| cost(left[*at])) else { break };
         let taken = left.remove(at);
         missing = without(&missing, &[taken]);
         out.push(taken);
