@@ -12,6 +12,7 @@ mod authority;
 mod client;
 mod deadline;
 mod frame;
+mod seats;
 mod server;
 mod status;
 

@@ -22,16 +22,16 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message;
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::authority::Renamed;
 use crate::deadline;
 use crate::frame::{self, Frames};
+use crate::seats::{InUse, Seats};
 use crate::{Code, MESSAGE_BYTES_MAX, Status};
 
-/// Connections of one socket at a time; the next one waits until one is closed.
+/// Connections of one socket at a time.
 const CONNECTIONS_MAX: usize = 64;
 /// Calls of one connection at a time; the client's HTTP/2 queues the next.
 const CALLS_PER_CONNECTION_MAX: u32 = 100;
@@ -39,7 +39,7 @@ const CALLS_PER_CONNECTION_MAX: u32 = 100;
 const REQUEST_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the process waits before it accepts again when descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long calls that run may go on when the server is told to end.
+/// How long a connection that is told to end may take for it.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is known of a call besides its request.
@@ -127,7 +127,7 @@ impl Routes {
         self
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, in_use: InUse) -> Response<Body> {
         let (head, body) = request.into_parts();
         let kind = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         if !kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
@@ -148,7 +148,7 @@ impl Routes {
             }
             None => work.await,
         };
-        respond(outcome, deadline)
+        respond(outcome, deadline, in_use)
     }
 
     async fn call(&self, method: &str, body: Incoming, call: Call) -> Outcome {
@@ -181,9 +181,11 @@ fn refused(status: StatusCode) -> Response<Body> {
     response
 }
 
-fn respond(outcome: Outcome, deadline: Option<Instant>) -> Response<Body> {
+fn respond(outcome: Outcome, deadline: Option<Instant>, in_use: InUse) -> Response<Body> {
     let mut response = match outcome {
-        Ok(messages) => Response::new(Either::Right(StreamBody::new(body(messages, deadline)))),
+        Ok(messages) => {
+            Response::new(Either::Right(StreamBody::new(body(messages, deadline, in_use))))
+        }
         Err(status) => {
             let mut response = Response::new(Either::Left(Empty::new()));
             *response.headers_mut() = Status::write(&Err(status));
@@ -199,9 +201,10 @@ fn respond(outcome: Outcome, deadline: Option<Instant>) -> Response<Body> {
 fn body(
     messages: impl Stream<Item = Result<Bytes, Status>> + Send + Unpin + 'static,
     deadline: Option<Instant>,
+    in_use: InUse,
 ) -> BoxStream<'static, Result<Frame<Bytes>, Infallible>> {
-    stream::unfold(Some(messages), move |messages| async move {
-        let mut messages = messages?;
+    stream::unfold(Some((messages, in_use)), move |rest| async move {
+        let (mut messages, in_use) = rest?;
         let next = match deadline {
             Some(at) => tokio::time::timeout_at(at, messages.next())
                 .await
@@ -209,7 +212,7 @@ fn body(
             None => messages.next().await,
         };
         Some(match next {
-            Some(Ok(bytes)) => (Ok(Frame::data(bytes)), Some(messages)),
+            Some(Ok(bytes)) => (Ok(Frame::data(bytes)), Some((messages, in_use))),
             Some(Err(status)) => (Ok(Frame::trailers(Status::write(&Err(status)))), None),
             None => (Ok(Frame::trailers(Status::write(&Ok(())))), None),
         })
@@ -240,13 +243,9 @@ pub fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
 /// Serves until the drain begins; calls that run then have a moment to end.
 pub async fn serve(listener: UnixListener, routes: Routes, drain: Drain) {
     let routes = Arc::new(routes);
-    let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let seats = Seats::new(CONNECTIONS_MAX);
     loop {
-        let accepted = drain.until(async {
-            let seat = seats.clone().acquire_owned().await.expect("nobody closes it");
-            (seat, listener.accept().await)
-        });
-        let Some((seat, accepted)) = accepted.await else { return };
+        let Some(accepted) = drain.until(listener.accept()).await else { return };
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -255,11 +254,13 @@ pub async fn serve(listener: UnixListener, routes: Routes, drain: Drain) {
                 continue;
             }
         };
+        let Some(seat) = drain.until(seats.take()).await else { return };
         let (routes, mut drain) = (routes.clone(), drain.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let routes = routes.clone();
-                async move { Ok::<_, Infallible>(routes.answer(request).await) }
+            let seat = Arc::new(seat);
+            let service = service_fn(|request| {
+                let (routes, in_use) = (routes.clone(), seat.call());
+                async move { Ok::<_, Infallible>(routes.answer(request, in_use).await) }
             });
             let connection = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -270,13 +271,32 @@ pub async fn serve(listener: UnixListener, routes: Routes, drain: Drain) {
                 ended = connection.as_mut() => ended,
                 () = drain.begun() => {
                     connection.as_mut().graceful_shutdown();
-                    tokio::time::timeout(DRAIN_PATIENCE, connection).await.unwrap_or(Ok(()))
+                    drained(connection).await
+                }
+                () = seat.wanted() => {
+                    // Who never called has nothing to lose, and may not even speak HTTP/2.
+                    if seat.is_unused() {
+                        return;
+                    }
+                    connection.as_mut().graceful_shutdown();
+                    let _ = drained(connection.as_mut()).await;
+                    if seat.is_idle() {
+                        return;
+                    }
+                    // A call came at the same moment.
+                    tokio::select! {
+                        ended = connection.as_mut() => ended,
+                        () = drain.begun() => drained(connection).await,
+                    }
                 }
             };
             if let Err(error) = ended {
                 debug!(%error, "connection broke");
             }
-            drop(seat);
         });
     }
+}
+
+async fn drained<E>(connection: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+    tokio::time::timeout(DRAIN_PATIENCE, connection).await.unwrap_or(Ok(()))
 }

@@ -359,3 +359,25 @@ async fn an_answer_that_breaks_the_rules_is_no_success() {
         assert_eq!(outcome.unwrap_err().code, code, "{what}");
     }
 }
+
+#[tokio::test]
+async fn whoever_keeps_connections_for_nothing_keeps_nobody_out() {
+    let server = Server::start();
+    let busy = Channel::new(&server.socket);
+    let mut replies = busy.streaming::<Words>(COUNT, &words("stall", 1)).await.unwrap();
+    assert_eq!(replies.next().await, Ok(Some(words("", 0))));
+    let mut mute = Vec::new();
+    for _ in 0..40 {
+        mute.push(tokio::net::UnixStream::connect(&server.socket).await.unwrap());
+    }
+    let channels: Vec<_> = (0..150).map(|_| Channel::new(&server.socket)).collect();
+    for round in 0..2 {
+        for (number, channel) in channels.iter().enumerate() {
+            let said = say(channel, "here", number as u32).await;
+            assert_eq!(said, Ok(words("here", number as u32)), "round {round}");
+        }
+    }
+    assert_eq!(server.running.load(Ordering::SeqCst), 1, "the stream goes on");
+    let next = tokio::time::timeout(Duration::from_millis(50), replies.next()).await;
+    assert!(next.is_err(), "it has no more to say, and did not end: {next:?}");
+}
