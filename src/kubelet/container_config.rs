@@ -187,8 +187,11 @@ fn security(
             _ => String::new(),
         },
         selinux: selinux_options(pod, own),
-        unmasked_proc: privileged
-            || own.and_then(|own| own.proc_mount.as_deref()) == Some("Unmasked"),
+        masks: match own.and_then(|own| own.proc_mount.as_deref()) {
+            Some("Unmasked") => cri::Masks::Nothing,
+            _ if privileged => cri::Masks::Nothing,
+            _ => cri::Masks::Default,
+        },
         stop_signal: container
             .lifecycle
             .as_ref()

@@ -252,6 +252,18 @@ pub struct Device {
     pub permissions: String,
 }
 
+/// What of its file system a container may not see or change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Masks {
+    /// The runtime's own list.
+    #[default]
+    Default,
+    /// Nothing; `procMount: Unmasked`.
+    Nothing,
+    /// Paths in the container.
+    These { hidden: Vec<PathBuf>, readonly: Vec<PathBuf> },
+}
+
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct SecurityContext {
     pub privileged: bool,
@@ -272,8 +284,8 @@ pub struct SecurityContext {
     /// None is the pod's.
     #[serde(default)]
     pub selinux: Option<SelinuxOptions>,
-    /// `procMount: Unmasked` empties both lists; otherwise the runtime's defaults.
-    pub unmasked_proc: bool,
+    #[serde(default)]
+    pub masks: Masks,
     /// Kubernetes' name of a signal (`SIGUSR1`); empty takes the image's.
     pub stop_signal: String,
 }

@@ -17,8 +17,8 @@ use super::shim::proto::{
 };
 use super::{hooks, seccomp};
 use crate::cri::{
-    ContainerConfig, Error, ErrorKind, MountPropagation, NamespaceMode, PodSandboxConfig, Result,
-    SeccompProfile,
+    ContainerConfig, Error, ErrorKind, Masks, MountPropagation, NamespaceMode, PodSandboxConfig,
+    Result, SeccompProfile,
 };
 use crate::images::StoredImage;
 
@@ -90,9 +90,12 @@ pub fn plan(
             format!("working directory \"{cwd}\" is not an absolute path"),
         ));
     }
-    let unmasked = security.privileged || security.unmasked_proc;
-    let list = |paths: &[&str]| -> Vec<PathBuf> {
-        if unmasked { Vec::new() } else { paths.iter().map(PathBuf::from).collect() }
+    let own = |paths: &[&str]| -> Vec<PathBuf> { paths.iter().map(PathBuf::from).collect() };
+    let (masked, readonly) = match &security.masks {
+        _ if security.privileged => Default::default(),
+        Masks::Nothing => Default::default(),
+        Masks::Default => (own(&MASKED_PATHS), own(&READONLY_PATHS)),
+        Masks::These { hidden, readonly } => (hidden.clone(), readonly.clone()),
     };
     Ok(ContainerSpec {
         id: id.to_string(),
@@ -127,8 +130,8 @@ pub fn plan(
         binds: binds(config, places),
         devices: devices(config)?,
         shm: places.shm.clone(),
-        masked: list(&MASKED_PATHS),
-        readonly: list(&READONLY_PATHS),
+        masked,
+        readonly,
         privileged: security.privileged,
         mount_label: places.labels.as_ref().map(|labels| labels.file.clone()),
         pid: match (&config.target_container, config.pid) {

@@ -11,8 +11,8 @@ use tokio::sync::broadcast;
 use super::{PATIENCE, Remote, groups, method};
 use crate::cri::{
     AttachOptions, Container, ContainerConfig, ContainerEvent, ContainerState, Duplex, Error,
-    ErrorKind, ExecOptions, ExecSyncResult, Handler, LinuxResources, PodSandbox, PodSandboxConfig,
-    Result, RuntimeService, SandboxStats, Session, StatsQuery, network_trouble,
+    ErrorKind, ExecOptions, ExecSyncResult, Handler, ImageService, LinuxResources, PodSandbox,
+    PodSandboxConfig, Result, RuntimeService, SandboxStats, Session, StatsQuery, network_trouble,
 };
 use crate::streaming::{Wants, dial};
 use crate::translate::errors::from_status;
@@ -195,9 +195,22 @@ impl RuntimeService for Remote {
     async fn create_container(
         &self,
         sandbox_id: &str,
-        config: ContainerConfig,
+        mut config: ContainerConfig,
         sandbox: &PodSandboxConfig,
     ) -> Result<String> {
+        let security = &mut config.security;
+        if security.run_as_group.is_some()
+            && security.run_as_user.is_none()
+            && security.run_as_username.is_empty()
+        {
+            // On the wire a group needs a user, which then is the image's.
+            let user = self.image_status(&config.image).await?.unwrap_or_default().user;
+            match user.parse() {
+                _ if user.is_empty() => security.run_as_user = Some(0),
+                Ok(uid) => security.run_as_user = Some(uid),
+                Err(_) => security.run_as_username = user,
+            }
+        }
         let mut of_pod = sandboxes::config_to(sandbox);
         groups::note(&mut of_pod, &sandbox.cgroup_parent);
         let asked = CreateContainerRequest {

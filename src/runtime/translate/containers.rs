@@ -1,5 +1,7 @@
 //! Containers: their configuration and limits, and what is told of them.
 
+use std::path::PathBuf;
+
 use rpc::Status;
 
 use super::sandboxes::{mapping, users_to};
@@ -22,6 +24,15 @@ pub fn config_from(config: wire::ContainerConfig) -> Result<cri::ContainerConfig
     let image = config.image.unwrap_or_default();
     if image.image.is_empty() {
         return Err(invalid("container config must include an image"));
+    }
+    // CRI, on recursive_read_only: readonly must be set, and propagation must be private.
+    let private = MountPropagation::Private as i32;
+    let strange =
+        |it: &wire::Mount| it.recursive_read_only && !(it.readonly && it.propagation == private);
+    if config.mounts.iter().any(strange) {
+        return Err(invalid(
+            "a recursive read-only mount is read-only and its propagation private",
+        ));
     }
     let linux = config.linux.unwrap_or_default();
     let has_context = linux.security_context.is_some();
@@ -128,6 +139,26 @@ fn security_from(
     }
     let signal = usize::try_from(stop_signal).ok().and_then(|number| SIGNALS.get(number));
     let strict = context.supplemental_groups_policy == GroupsPolicy::Strict as i32;
+    // CRI, on run_as_group: an error without a user.
+    if let (Some(group), None, "") =
+        (&context.run_as_group, &context.run_as_user, &*context.run_as_username)
+    {
+        let group = group.value;
+        return Err(invalid(format!("user group \"{group}\" is specified without user")));
+    }
+    let masks = match (is_given, &*context.masked_paths, &*context.readonly_paths) {
+        _ if context.privileged => cri::Masks::Nothing,
+        // A caller that says nothing of security wants no hole in it.
+        (false, ..) => cri::Masks::Default,
+        (true, [], []) => cri::Masks::Nothing,
+        (true, hidden, readonly) if hidden == MASKED_PATHS && readonly == READONLY_PATHS => {
+            cri::Masks::Default
+        }
+        (true, hidden, readonly) => {
+            let paths = |list: &[String]| list.iter().map(Into::into).collect();
+            cri::Masks::These { hidden: paths(hidden), readonly: paths(readonly) }
+        }
+    };
     Ok(cri::SecurityContext {
         privileged: context.privileged,
         add_capabilities: capabilities.add_capabilities,
@@ -145,9 +176,7 @@ fn security_from(
             None => context.apparmor_profile,
         },
         selinux: context.selinux_options.map(selinux_from),
-        // A caller that says nothing of security wants no hole in it.
-        unmasked_proc: context.privileged
-            || (is_given && context.masked_paths.is_empty() && context.readonly_paths.is_empty()),
+        masks,
         stop_signal: (*signal
             .ok_or_else(|| invalid(format!("unknown stop signal {stop_signal}")))?)
         .to_owned(),
@@ -158,9 +187,16 @@ fn security_to(
     security: &cri::SecurityContext,
     namespaces: NamespaceOption,
 ) -> wire::LinuxContainerSecurityContext {
-    let masked = !security.unmasked_proc && !security.privileged;
-    let list = |paths: &[&str]| -> Vec<String> {
-        if masked { paths.iter().map(|it| (*it).to_owned()).collect() } else { Vec::new() }
+    let (masked_paths, readonly_paths) = match &security.masks {
+        _ if security.privileged => Default::default(),
+        cri::Masks::Nothing => Default::default(),
+        cri::Masks::Default => {
+            (MASKED_PATHS.map(String::from).into(), READONLY_PATHS.map(String::from).into())
+        }
+        cri::Masks::These { hidden, readonly } => {
+            let paths = |list: &[PathBuf]| list.iter().map(|it| it.display().to_string()).collect();
+            (paths(hidden), paths(readonly))
+        }
     };
     let policy = match security.supplemental_groups_strict {
         true => GroupsPolicy::Strict,
@@ -183,8 +219,8 @@ fn security_to(
         seccomp_profile_path: String::new(),
         no_new_privs: security.no_new_privs,
         run_as_group: wrapped(security.run_as_group),
-        masked_paths: list(&MASKED_PATHS),
-        readonly_paths: list(&READONLY_PATHS),
+        masked_paths,
+        readonly_paths,
         seccomp: Some(seccomp_to(&security.seccomp)),
         apparmor: apparmor_to(&security.apparmor_profile),
         supplemental_groups_policy: policy.into(),
@@ -471,7 +507,7 @@ mod tests {
                     container_path: "/data".into(),
                     host_path: "/host".into(),
                     readonly: true,
-                    recursive_readonly: true,
+                    recursive_readonly: false,
                     propagation: cri::MountPropagation::HostToContainer,
                     selinux_relabel: true,
                     image: None,
@@ -540,10 +576,21 @@ mod tests {
 
     #[test]
     fn a_configuration_survives_both_ways() {
-        let changes: [fn(&mut cri::ContainerConfig); 6] = [
+        let changes: [fn(&mut cri::ContainerConfig); 8] = [
             |_| (),
-            |it| it.security.unmasked_proc = true,
-            |it| it.security.run_as_user = None,
+            |it| it.security.masks = cri::Masks::Nothing,
+            |it| {
+                it.security.masks = cri::Masks::These {
+                    hidden: vec!["/bin/ls".into()],
+                    readonly: vec!["/tmp".into()],
+                };
+            },
+            |it| {
+                let mount = &mut it.mounts[0];
+                mount.recursive_readonly = true;
+                mount.propagation = cri::MountPropagation::Private;
+            },
+            |it| (it.security.run_as_user, it.security.run_as_group) = (None, None),
             |it| it.target_container = Some("other".into()),
             |it| it.pid = cri::NamespaceMode::Node,
             |it| it.security.stop_signal = String::new(),
@@ -566,13 +613,22 @@ mod tests {
 
     #[test]
     fn what_cannot_be_kept_is_refused() {
-        let changes: [fn(&mut wire::ContainerConfig); 7] = [
+        let changes: [fn(&mut wire::ContainerConfig); 10] = [
             |it| it.metadata = None,
             |it| it.image = None,
             |it| it.stop_signal = 66,
             |it| it.stop_signal = -1,
             |it| it.mounts[0].propagation = 5,
             |it| it.mounts[1].host_path = "/both".into(),
+            |it| (it.mounts[0].recursive_read_only, it.mounts[0].readonly) = (true, false),
+            |it| {
+                let mount = &mut it.mounts[0];
+                (mount.recursive_read_only, mount.readonly, mount.propagation) = (true, true, 1);
+            },
+            |it| {
+                let linux = it.linux.as_mut().unwrap();
+                linux.security_context.as_mut().unwrap().run_as_user = None;
+            },
             |it| {
                 let linux = it.linux.as_mut().unwrap();
                 linux.resources.as_mut().unwrap().cpu_period = -1;
@@ -591,12 +647,12 @@ mod tests {
         let mut config = config_to(&sample(), &cri::PodSandboxConfig::default());
         config.linux = None;
         let read = config_from(config.clone()).unwrap();
-        assert!(!read.security.unmasked_proc);
+        assert_eq!(read.security.masks, cri::Masks::Default);
         config.linux = Some(wire::LinuxContainerConfig {
             security_context: Some(Default::default()),
             resources: None,
         });
-        assert!(config_from(config).unwrap().security.unmasked_proc);
+        assert_eq!(config_from(config).unwrap().security.masks, cri::Masks::Nothing);
     }
 
     #[test]

@@ -120,6 +120,7 @@ pub async fn check(target: &Target) {
     let sandbox = target.remote.run_pod_sandbox(target.sandbox()).await.unwrap();
     check_sandbox(target, &sandbox).await;
     check_life_and_logs(target, &sandbox, &mut events).await;
+    check_security(target, &sandbox).await;
     let server = "while true; do echo answer | nc -l -p 8080; done & \
                   trap 'exit 3' TERM; while true; do sleep 0.05; done";
     let long = target.start(&sandbox, target.container("long", server)).await;
@@ -253,6 +254,21 @@ async fn check_life_and_logs(
     let absent = ContainerConfig { image: "sha256:0000".into(), ..target.container("x", "true") };
     let error = target.remote.create_container(sandbox, absent, &target.sandbox()).await;
     assert!(matches!(error.unwrap_err().kind, ErrorKind::ImageNotPresent | ErrorKind::Create));
+}
+
+/// Paths that the caller names, and a group without a user.
+async fn check_security(target: &Target, sandbox: &str) {
+    let script = "id -u; id -g; wc -c < /proc/uptime; touch /dev/shm/x || echo refused";
+    let masks =
+        Masks::These { hidden: vec!["/proc/uptime".into()], readonly: vec!["/dev/shm".into()] };
+    let security = SecurityContext { run_as_group: Some(8), masks, ..SecurityContext::default() };
+    let config = ContainerConfig { security, ..target.container("masked", script) };
+    let id = target.start(sandbox, config).await;
+    let log = std::fs::read_to_string(target.ended(&id).await.log_path).unwrap();
+    let said: Vec<&str> =
+        log.lines().filter_map(|it| it.split_once("stdout F ")).map(|it| it.1).collect();
+    assert_eq!(said, ["0", "8", "0", "refused"], "{log}");
+    target.remote.remove_container(&id).await.unwrap();
 }
 
 async fn check_lists(target: &Target, sandbox: &str, long: &str) {
