@@ -6,6 +6,7 @@
 //! and port-forward. Knows nothing of pods as API objects and never speaks to the API server.
 
 pub mod cri;
+pub mod figures;
 pub mod images;
 pub mod oci;
 pub mod offer;

@@ -3,6 +3,7 @@
 //! A `Group` is one path below the root of every tree. Which limits a pod gets is the
 //! caller's matter; controllers that the host lacks are skipped, and `missing` says which.
 
+mod details;
 mod limits;
 mod pressure;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use crate::bpf::DeviceRule;
 use limits::{File, unified_files};
 
+pub use details::{Details, Disk};
 pub use limits::Limits;
 pub use pressure::{Pressure, Stall, Stalled};
 

@@ -424,10 +424,21 @@ pub fn sync_filesystem(dir: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Total and available bytes of the file system at `path`.
 pub fn capacity(path: &Path) -> io::Result<(u64, u64)> {
+    let stat = statvfs(path)?;
+    Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+}
+
+/// How many files there may be on the file system at `path`, and how many more.
+pub fn files(path: &Path) -> io::Result<(u64, u64)> {
+    let stat = statvfs(path)?;
+    Ok((stat.f_files, stat.f_ffree))
+}
+
+fn statvfs(path: &Path) -> io::Result<libc::statvfs> {
     let path = c_path(path)?;
     // SAFETY: all-zero is a valid statvfs, and the kernel fills it.
     let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: a live C string and a structure of ours.
     check_int(unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) })?;
-    Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+    Ok(stat)
 }

@@ -6,7 +6,8 @@
 use std::fmt::Write;
 
 use runtime::cri::{GroupUsage, InterfaceUsage};
-use sys::cgroup::Stall;
+use runtime::figures::{DISK_FIGURES, DiskFigure, FIGURES, Figure};
+use sys::cgroup::{Details, Hierarchy};
 
 use crate::node::Node;
 use crate::probes::counts::{BUCKETS, Counts};
@@ -55,10 +56,6 @@ type Of = fn(&GroupUsage) -> Option<f64>;
 
 fn cpu_seconds(usage: &GroupUsage) -> Option<f64> {
     Some(usage.cpu_nanos as f64 / 1e9)
-}
-
-fn seconds(stall: Stall) -> f64 {
-    stall.total_micros as f64 / 1e6
 }
 
 fn working_set(usage: &GroupUsage) -> Option<f64> {
@@ -225,58 +222,6 @@ fn rows(usage: &Usage) -> Vec<Row<'_>> {
     out
 }
 
-const GROUP_FAMILIES: [(&str, &str, &str, Of); 18] = [
-    ("container_cpu_cfs_periods_total", "counter", "Periods with a CPU quota", |it| {
-        (it.cpu_periods > 0).then_some(it.cpu_periods as f64)
-    }),
-    (
-        "container_cpu_cfs_throttled_periods_total",
-        "counter",
-        "Periods in which the CPU quota was used up",
-        |it| (it.cpu_periods > 0).then_some(it.cpu_throttled_periods as f64),
-    ),
-    ("container_cpu_cfs_throttled_seconds_total", "counter", "Time waited for CPU quota", |it| {
-        (it.cpu_periods > 0).then_some(it.cpu_throttled_nanos as f64 / 1e9)
-    }),
-    ("container_memory_cache", "gauge", "Page cache", |it| Some(it.memory_cache_bytes as f64)),
-    ("container_memory_rss", "gauge", "Anonymous memory", |it| Some(it.memory_rss_bytes as f64)),
-    ("container_memory_swap", "gauge", "Swap", swap),
-    ("container_memory_usage_bytes", "gauge", "All memory", |it| Some(it.memory_bytes as f64)),
-    ("container_memory_working_set_bytes", "gauge", "Memory that cannot be freed", working_set),
-    ("container_spec_memory_limit_bytes", "gauge", "Most memory; 0 is unlimited", |it| {
-        Some(it.memory_limit_bytes.unwrap_or(0) as f64)
-    }),
-    ("container_oom_events_total", "counter", "Processes killed for memory", |it| {
-        Some(it.oom_kills as f64)
-    }),
-    ("container_processes", "gauge", "Processes", |it| Some(it.processes as f64)),
-    ("container_threads", "gauge", "Threads", |it| Some(it.processes as f64)),
-    ("container_pressure_cpu_stalled_seconds_total", "counter", "All tasks waited for CPU", |it| {
-        it.stalled.cpu.map(|it| seconds(it.full))
-    }),
-    ("container_pressure_cpu_waiting_seconds_total", "counter", "Tasks waited for CPU", |it| {
-        it.stalled.cpu.map(|it| seconds(it.some))
-    }),
-    ("container_pressure_io_stalled_seconds_total", "counter", "All tasks waited for IO", |it| {
-        it.stalled.io.map(|it| seconds(it.full))
-    }),
-    ("container_pressure_io_waiting_seconds_total", "counter", "Tasks waited for IO", |it| {
-        it.stalled.io.map(|it| seconds(it.some))
-    }),
-    (
-        "container_pressure_memory_stalled_seconds_total",
-        "counter",
-        "All tasks waited for memory",
-        |it| it.stalled.memory.map(|it| seconds(it.full)),
-    ),
-    (
-        "container_pressure_memory_waiting_seconds_total",
-        "counter",
-        "Tasks waited for memory",
-        |it| it.stalled.memory.map(|it| seconds(it.some)),
-    ),
-];
-
 type Counter = fn(&InterfaceUsage) -> u64;
 
 const NETWORK_FAMILIES: [(&str, Counter); 8] = [
@@ -289,6 +234,16 @@ const NETWORK_FAMILIES: [(&str, Counter); 8] = [
     ("container_network_transmit_packets_dropped_total", |it| it.tx_dropped),
     ("container_network_transmit_packets_total", |it| it.tx_packets),
 ];
+
+/// Of the groups at these paths, in their order.
+async fn details(groups: Vec<String>) -> Vec<Details> {
+    let count = groups.len();
+    let read = tokio::task::spawn_blocking(move || {
+        let hierarchy = Hierarchy::detect().ok()?;
+        Some(groups.iter().map(|path| hierarchy.group(path).details()).collect())
+    });
+    read.await.ok().flatten().unwrap_or_else(|| vec![Details::default(); count])
+}
 
 /// The cgroups' numbers under cAdvisor's names.
 pub async fn cadvisor(node: &Node) -> String {
@@ -303,15 +258,48 @@ pub async fn cadvisor(node: &Node) -> String {
         }
     };
     let rows = rows(&usage);
+    let details = details(rows.iter().map(|row| row.id.clone()).collect()).await;
     text.at = Some(usage.at.as_millisecond());
     text.family(
         ("container_cpu_usage_seconds_total", "counter", "CPU time"),
         rows.iter().map(|row| (row.labels(&[("cpu", "total")]), row.usage.cpu_nanos as f64 / 1e9)),
     );
-    for (name, kind, help, of) in GROUP_FAMILIES {
-        let lines = rows.iter().filter_map(|row| Some((row.labels(&[]), of(row.usage)?)));
-        text.family((name, kind, help), lines);
+    let all: Vec<_> = rows.iter().zip(&details).collect();
+    for Figure { name, is_counter, help, of } in &FIGURES {
+        let lines =
+            all.iter().filter_map(|(row, more)| Some((row.labels(&[]), of(row.usage, more)?)));
+        text.family((name, if *is_counter { "counter" } else { "gauge" }, help), lines);
     }
+    let disks: Vec<_> = all
+        .iter()
+        .flat_map(|(row, more)| more.disks.iter().map(move |disk| (*row, disk, disk.device())))
+        .collect();
+    for DiskFigure { name, help, of } in &DISK_FIGURES {
+        let lines = disks
+            .iter()
+            .map(|(row, disk, device)| (row.labels(&[("device", device)]), of(disk) as f64));
+        text.family((name, "counter", help), lines);
+    }
+    let operations = disks.iter().flat_map(|(row, disk, device)| {
+        let (major, minor) = (disk.major.to_string(), disk.minor.to_string());
+        [("Read", disk.read_bytes), ("Write", disk.written_bytes)].map(|(operation, bytes)| {
+            let more = [
+                ("device", &**device),
+                ("major", &major),
+                ("minor", &minor),
+                ("operation", operation),
+            ];
+            (row.labels(&more), bytes as f64)
+        })
+    });
+    text.family(
+        (
+            "container_blkio_device_usage_total",
+            "counter",
+            "Bytes read from and written to a device",
+        ),
+        operations,
+    );
     let failures = rows.iter().flat_map(|row| {
         let faults =
             [("pgfault", row.usage.page_faults), ("pgmajfault", row.usage.major_page_faults)];
@@ -320,9 +308,20 @@ pub async fn cadvisor(node: &Node) -> String {
         })
     });
     text.family(("container_memory_failures_total", "counter", "Page faults"), failures);
-    let disks =
+    let layers =
         rows.iter().filter_map(|row| Some((row.labels(&[("device", "")]), row.disk_bytes? as f64)));
-    text.family(("container_fs_usage_bytes", "gauge", "Bytes of the writable layer"), disks);
+    text.family(("container_fs_usage_bytes", "gauge", "Bytes of the writable layer"), layers);
+    if let Some(below) = usage::filesystem(&node.images.service.image_dir()) {
+        for (name, help, value) in [
+            ("container_fs_inodes_free", "Files that may still be made", below.inodes_free),
+            ("container_fs_inodes_total", "Files that there may be", below.inodes),
+            ("container_fs_limit_bytes", "Size of the file system", below.capacity_bytes),
+        ] {
+            let of_containers = rows.iter().filter(|row| row.disk_bytes.is_some());
+            let lines = of_containers.map(|row| (row.labels(&[("device", "")]), value as f64));
+            text.family((name, "gauge", help), lines);
+        }
+    }
     for (name, of) in NETWORK_FAMILIES {
         let lines = rows.iter().flat_map(|row| {
             row.interfaces.iter().map(|it| (row.labels(&[("interface", &it.name)]), of(it) as f64))

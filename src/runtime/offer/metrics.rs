@@ -1,164 +1,220 @@
 //! The metrics of pods that a kubelet passes on under `/metrics/cadvisor`: their names, and
 //! their values as of now.
 
-use super::{Answer, Offer};
-use crate::wire::stats::{
-    ContainerMetrics, ContainerStats, CpuUsage, MemoryUsage, Metric, MetricDescriptor,
-    NetworkInterfaceUsage, PodSandboxMetrics, PodSandboxStats,
-};
+use std::collections::HashMap;
+
+use sys::cgroup::{Details, Hierarchy};
+
+use super::{Answer, Offer, told};
+use crate::cri::{self, GroupUsage, InterfaceUsage, StatsQuery};
+use crate::figures::{DISK_FIGURES, FIGURES};
+use crate::wire::stats::{ContainerMetrics, Metric, MetricDescriptor, PodSandboxMetrics};
 use crate::wire::{MetricType, UInt64Value};
 
 const NANOS: u64 = 1_000_000_000;
-const CPU_SECONDS: &str = "container_cpu_usage_seconds_total";
-const MEMORY: &str = "container_memory_usage_bytes";
-const WORKING_SET: &str = "container_memory_working_set_bytes";
-const RSS: &str = "container_memory_rss";
-const RECEIVED: &str = "container_network_receive_bytes_total";
-const RECEIVE_ERRORS: &str = "container_network_receive_errors_total";
-const SENT: &str = "container_network_transmit_bytes_total";
-const SEND_ERRORS: &str = "container_network_transmit_errors_total";
-const PROCESSES: &str = "container_processes";
-
-/// Name, help, and the labels besides those of every metric.
-const DESCRIPTORS: [(&str, &str, &[&str]); 9] = [
-    (CPU_SECONDS, "Cumulative cpu time consumed in seconds.", &[]),
-    (MEMORY, "Current memory usage in bytes, including all memory.", &[]),
-    (WORKING_SET, "Current working set in bytes.", &[]),
-    (RSS, "Size of RSS in bytes.", &[]),
-    (RECEIVED, "Cumulative count of bytes received.", &["interface"]),
-    (RECEIVE_ERRORS, "Cumulative count of errors encountered while receiving.", &["interface"]),
-    (SENT, "Cumulative count of bytes transmitted.", &["interface"]),
-    (SEND_ERRORS, "Cumulative count of errors encountered while transmitting.", &["interface"]),
-    (PROCESSES, "Number of processes running inside the container.", &[]),
-];
 const LABELS: [&str; 2] = ["id", "name"];
+const CPU: &str = "container_cpu_usage_seconds_total";
+const FAULTS: &str = "container_memory_failures_total";
+const STARTED: &str = "container_start_time_seconds";
+const SEEN: &str = "container_last_seen";
+const BLOCKS: &str = "container_blkio_device_usage_total";
+const LAYER: &str = "container_fs_usage_bytes";
+const SIZE: &str = "container_fs_limit_bytes";
+const FILES: &str = "container_fs_inodes_total";
+const FILES_FREE: &str = "container_fs_inodes_free";
+
+/// What is not in the tables: name, help, and the labels besides those of every metric.
+const OTHERS: [(&str, &str, &[&str]); 9] = [
+    (CPU, "CPU time", &["cpu"]),
+    (FAULTS, "Page faults", &["failure_type", "scope"]),
+    (STARTED, "When it was started, since the Unix epoch", &[]),
+    (SEEN, "When it was last looked at, since the Unix epoch", &[]),
+    (BLOCKS, "Bytes read from and written to a device", &["device", "major", "minor", "operation"]),
+    (LAYER, "Bytes of the writable layer", &["device"]),
+    (SIZE, "Size of the file system", &["device"]),
+    (FILES, "Files that there may be", &["device"]),
+    (FILES_FREE, "Files that may still be made", &["device"]),
+];
+
+type OfInterface = fn(&InterfaceUsage) -> u64;
+
+const NETWORK: [(&str, &str, OfInterface); 8] = [
+    ("container_network_receive_bytes_total", "Bytes received", |it| it.rx_bytes),
+    ("container_network_receive_errors_total", "Errors while receiving", |it| it.rx_errors),
+    ("container_network_receive_packets_dropped_total", "Dropped arrivals", |it| it.rx_dropped),
+    ("container_network_receive_packets_total", "Packets received", |it| it.rx_packets),
+    ("container_network_transmit_bytes_total", "Bytes sent", |it| it.tx_bytes),
+    ("container_network_transmit_errors_total", "Errors while sending", |it| it.tx_errors),
+    ("container_network_transmit_packets_dropped_total", "Dropped packets", |it| it.tx_dropped),
+    ("container_network_transmit_packets_total", "Packets sent", |it| it.tx_packets),
+];
 
 pub fn descriptors() -> Vec<MetricDescriptor> {
-    DESCRIPTORS
-        .iter()
+    let plain = FIGURES.iter().map(|it| (it.name, it.help, &[][..]));
+    let disks = DISK_FIGURES.iter().map(|it| (it.name, it.help, &["device"][..]));
+    let network = NETWORK.iter().map(|(name, help, _)| (*name, *help, &["interface"][..]));
+    plain
+        .chain(disks)
+        .chain(network)
+        .chain(OTHERS)
         .map(|(name, help, more)| MetricDescriptor {
-            name: (*name).to_owned(),
-            help: (*help).to_owned(),
-            label_keys: LABELS.iter().chain(*more).map(|it| (*it).to_owned()).collect(),
+            name: name.to_owned(),
+            help: help.to_owned(),
+            label_keys: LABELS.iter().chain(more).map(|it| (*it).to_owned()).collect(),
         })
         .collect()
 }
 
+/// Bytes, files and free files of a file system.
+type Room = (u64, u64, u64);
+
 impl Offer {
     pub(super) async fn metrics(&self) -> Answer<Vec<PodSandboxMetrics>> {
-        Ok(self.all_stats(None).await?.into_iter().map(of_sandbox).collect())
+        let query = StatsQuery { pods: None, with_disk: true };
+        let read = told(self.runtime.pod_sandbox_stats(&query).await)?;
+        let known = told(self.runtime.list_containers().await)?;
+        let known: HashMap<String, cri::Container> =
+            known.into_iter().map(|it| (it.id.clone(), it)).collect();
+        let groups = read.iter().flat_map(|pod| {
+            [&pod.cgroup].into_iter().chain(pod.containers.iter().map(|it| &it.cgroup))
+        });
+        let details = details(groups.cloned().collect()).await;
+        let more = |group: &str| details.get(group).cloned().unwrap_or_default();
+        let at = self.images.image_dir();
+        let room = sys::fs::capacity(&at).and_then(|(bytes, _)| {
+            let (files, free) = sys::fs::files(&at)?;
+            Ok((bytes, files, free))
+        });
+        let room = room.ok();
+        let mut all = Vec::with_capacity(read.len());
+        for pod in read {
+            // One that goes meanwhile has no numbers.
+            let Ok(sandbox) = self.runtime.pod_sandbox_status(&pod.id).await else { continue };
+            let mut of_pod = Metrics::of(&pod.id, &sandbox.metadata.name);
+            of_pod.group(&pod.usage, &more(&pod.cgroup), sandbox.created_at);
+            for interface in &pod.interfaces {
+                for (name, _, of) in NETWORK {
+                    of_pod.add(name, MetricType::Counter, of(interface), &[&interface.name]);
+                }
+            }
+            let inside = pod.containers.iter().filter_map(|it| {
+                let about = known.get(&it.id)?;
+                let mut own = Metrics::of(&it.id, &about.metadata.name);
+                own.group(&it.usage, &more(&it.cgroup), about.started_at);
+                own.layer(it.writable_layer.map(|disk| disk.bytes), room);
+                Some(ContainerMetrics { container_id: it.id.clone(), metrics: own.all })
+            });
+            let container_metrics = inside.collect();
+            let metrics = of_pod.all;
+            all.push(PodSandboxMetrics { pod_sandbox_id: pod.id, metrics, container_metrics });
+        }
+        Ok(all)
     }
 }
 
-fn of_sandbox(stats: PodSandboxStats) -> PodSandboxMetrics {
-    let about = stats.attributes.unwrap_or_default();
-    let name = about.metadata.unwrap_or_default().name;
-    let labels = [about.id.clone(), name];
-    let linux = stats.linux.unwrap_or_default();
-    let mut metrics = usage(linux.cpu, linux.memory, &labels);
-    let network = linux.network.unwrap_or_default();
-    for interface in network.default_interface.into_iter().chain(network.interfaces) {
-        metrics.extend(traffic(interface, &labels));
+async fn details(groups: Vec<String>) -> HashMap<String, Details> {
+    let read = tokio::task::spawn_blocking(move || {
+        let hierarchy = Hierarchy::detect().ok()?;
+        let each = groups.into_iter().map(|path| {
+            let details = hierarchy.group(&path).details();
+            (path, details)
+        });
+        Some(each.collect())
+    });
+    read.await.ok().flatten().unwrap_or_default()
+}
+
+/// Those of a pod or of a container.
+struct Metrics {
+    labels: [String; 2],
+    all: Vec<Metric>,
+}
+
+impl Metrics {
+    fn of(id: &str, name: &str) -> Self {
+        Self { labels: [id.to_owned(), name.to_owned()], all: Vec::new() }
     }
-    let processes = linux.process.unwrap_or_default().process_count;
-    metrics.extend(metric(PROCESSES, MetricType::Gauge, processes, &labels));
-    PodSandboxMetrics {
-        pod_sandbox_id: about.id,
-        metrics,
-        container_metrics: linux.containers.into_iter().map(of_container).collect(),
+
+    fn add(&mut self, name: &str, kind: MetricType, value: u64, more: &[&str]) {
+        let more = more.iter().map(|it| (*it).to_owned());
+        self.all.push(Metric {
+            name: name.to_owned(),
+            // Read for this very answer.
+            timestamp: 0,
+            metric_type: kind.into(),
+            label_values: self.labels.iter().cloned().chain(more).collect(),
+            value: Some(UInt64Value { value }),
+        });
     }
-}
 
-fn of_container(stats: ContainerStats) -> ContainerMetrics {
-    let about = stats.attributes.unwrap_or_default();
-    let labels = [about.id.clone(), about.metadata.unwrap_or_default().name];
-    ContainerMetrics { container_id: about.id, metrics: usage(stats.cpu, stats.memory, &labels) }
-}
+    /// `started_at` is in nanoseconds since the Unix epoch.
+    fn group(&mut self, usage: &GroupUsage, more: &Details, started_at: i64) {
+        use MetricType::{Counter, Gauge};
+        self.add(CPU, Counter, usage.cpu_nanos / NANOS, &["total"]);
+        for figure in &FIGURES {
+            // What has nothing to tell is still there for who asks for every name.
+            let value = (figure.of)(usage, more).unwrap_or(0.0);
+            let kind = if figure.is_counter { Counter } else { Gauge };
+            self.add(figure.name, kind, value as u64, &[]);
+        }
+        for (kind, count) in
+            [("pgfault", usage.page_faults), ("pgmajfault", usage.major_page_faults)]
+        {
+            self.add(FAULTS, Counter, count, &[kind, "hierarchy"]);
+        }
+        for disk in &more.disks {
+            let device = disk.device();
+            for figure in &DISK_FIGURES {
+                self.add(figure.name, Counter, (figure.of)(disk), &[&device]);
+            }
+            let (major, minor) = (disk.major.to_string(), disk.minor.to_string());
+            for (operation, bytes) in [("Read", disk.read_bytes), ("Write", disk.written_bytes)] {
+                self.add(BLOCKS, Counter, bytes, &[&device, &major, &minor, operation]);
+            }
+        }
+        let seconds = |nanos: i64| u64::try_from(nanos).unwrap_or(0) / NANOS;
+        self.add(STARTED, Gauge, seconds(started_at), &[]);
+        self.add(SEEN, Gauge, seconds(super::now()), &[]);
+    }
 
-fn usage(cpu: Option<CpuUsage>, memory: Option<MemoryUsage>, labels: &[String]) -> Vec<Metric> {
-    let (cpu, memory) = (cpu.unwrap_or_default(), memory.unwrap_or_default());
-    let seconds = cpu.usage_core_nano_seconds.map(|it| UInt64Value { value: it.value / NANOS });
-    [
-        metric(CPU_SECONDS, MetricType::Counter, seconds, labels),
-        metric(MEMORY, MetricType::Gauge, memory.usage_bytes, labels),
-        metric(WORKING_SET, MetricType::Gauge, memory.working_set_bytes, labels),
-        metric(RSS, MetricType::Gauge, memory.rss_bytes, labels),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-fn traffic(interface: NetworkInterfaceUsage, labels: &[String]) -> Vec<Metric> {
-    let labels: Vec<String> = labels.iter().cloned().chain([interface.name]).collect();
-    [
-        (RECEIVED, interface.rx_bytes),
-        (RECEIVE_ERRORS, interface.rx_errors),
-        (SENT, interface.tx_bytes),
-        (SEND_ERRORS, interface.tx_errors),
-    ]
-    .into_iter()
-    .filter_map(|(name, value)| metric(name, MetricType::Counter, value, &labels))
-    .collect()
-}
-
-fn metric(
-    name: &str,
-    kind: MetricType,
-    value: Option<UInt64Value>,
-    labels: &[String],
-) -> Option<Metric> {
-    Some(Metric {
-        name: name.to_owned(),
-        // Read for this very answer.
-        timestamp: 0,
-        metric_type: kind.into(),
-        label_values: labels.to_vec(),
-        value: Some(value?),
-    })
+    fn layer(&mut self, used: Option<u64>, room: Option<Room>) {
+        let of_room = |(size, files, free)| [(SIZE, size), (FILES, files), (FILES_FREE, free)];
+        let all = used.map(|it| (LAYER, it)).into_iter().chain(room.into_iter().flat_map(of_room));
+        for (name, value) in all {
+            self.add(name, MetricType::Gauge, value, &[""]);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use sys::cgroup::Disk;
+
     use super::*;
-    use crate::wire::stats::{LinuxPodSandboxStats, NetworkUsage, ProcessUsage};
 
     #[test]
     fn every_metric_is_described_and_has_a_value_for_each_label() {
-        let some = |value| Some(UInt64Value { value });
-        let interface = NetworkInterfaceUsage {
-            name: "eth0".into(),
-            rx_bytes: some(1),
-            rx_errors: some(2),
-            tx_bytes: some(3),
-            tx_errors: some(4),
-        };
-        let cpu = CpuUsage { usage_core_nano_seconds: some(3 * NANOS), ..Default::default() };
-        let memory = MemoryUsage {
-            usage_bytes: some(5),
-            working_set_bytes: some(6),
-            rss_bytes: some(7),
-            ..Default::default()
-        };
-        let metrics = of_sandbox(PodSandboxStats {
-            attributes: None,
-            linux: Some(LinuxPodSandboxStats {
-                cpu: Some(cpu),
-                memory: Some(memory),
-                network: Some(NetworkUsage {
-                    default_interface: Some(interface),
-                    ..Default::default()
-                }),
-                process: Some(ProcessUsage { process_count: some(8), ..Default::default() }),
-                containers: Vec::new(),
-            }),
-        });
-        let described = descriptors();
-        assert_eq!(metrics.metrics.len(), described.len());
-        for metric in &metrics.metrics {
-            let of = described.iter().find(|it| it.name == metric.name).unwrap();
-            assert_eq!(of.label_keys.len(), metric.label_values.len(), "{}", metric.name);
+        let mut metrics = Metrics::of("1", "main");
+        let usage = GroupUsage { cpu_nanos: 3 * NANOS, ..Default::default() };
+        let more = Details { disks: vec![Disk::default()], ..Default::default() };
+        metrics.group(&usage, &more, 7_000_000_000);
+        metrics.layer(Some(1), Some((2, 3, 4)));
+        for (name, ..) in NETWORK {
+            metrics.add(name, MetricType::Counter, 0, &["eth0"]);
         }
-        assert_eq!(metrics.metrics[0].value, some(3), "seconds");
+        let described = descriptors();
+        for of in &described {
+            let found = metrics.all.iter().find(|it| it.name == of.name);
+            let found = found.unwrap_or_else(|| panic!("{} is never told", of.name));
+            assert_eq!(of.label_keys.len(), found.label_values.len(), "{}", of.name);
+        }
+        for metric in &metrics.all {
+            assert!(described.iter().any(|it| it.name == metric.name), "{}", metric.name);
+        }
+        let value = |name: &str| {
+            let found = metrics.all.iter().find(|it| it.name == name)?;
+            found.value.as_ref().map(|it| it.value)
+        };
+        assert_eq!((value(CPU), value(STARTED)), (Some(3), Some(7)), "seconds");
     }
 }

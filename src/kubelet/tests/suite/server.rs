@@ -132,6 +132,21 @@ async fn usage_is_told_to_those_who_ask_for_it() {
     assert!(throttled.is_some_and(|line| line.contains("pod=\"busy\"")), "{text}");
     assert!(text.contains("container_memory_working_set_bytes{container=\"\",id=\"/\""));
     assert!(text.contains("\nmachine_cpu_cores{boot_id="));
+    let of = |name: &str| {
+        let line = text.lines().find(|line| {
+            line.starts_with(&format!("{name}{{container=\"a\"")) && line.contains("pod=\"busy\"")
+        });
+        let line = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+        line.split(' ').nth_back(1).unwrap().parse::<f64>().unwrap()
+    };
+    let (user, system) =
+        (of("container_cpu_user_seconds_total"), of("container_cpu_system_seconds_total"));
+    assert!(user + system > 0.1, "{user} + {system}");
+    assert!(of("container_memory_max_usage_bytes") > 0.0);
+    assert_eq!(of("container_spec_cpu_period"), 100_000.0);
+    assert!(of("container_spec_cpu_quota") > 0.0 && of("container_spec_cpu_shares") > 0.0);
+    assert!(of("container_file_descriptors") >= 3.0, "standard streams");
+    assert!(of("container_fs_limit_bytes") > of("container_fs_usage_bytes"));
 
     let (_, text) = get(&world, "/metrics/probes", "good").await;
     assert!(text.contains("probe_type=\"Readiness\",result=\"successful\"}"), "{text}");
