@@ -55,6 +55,21 @@ impl cri::PodNetwork for Plug {
         })
     }
 
+    async fn forward(&self, sandbox_id: &str, addresses: &[IpAddr], ports: &[cri::HostPort]) {
+        let protocol = |port: &cri::HostPort| match port.protocol {
+            cri::Protocol::Tcp => network::TCP,
+            cri::Protocol::Udp => network::UDP,
+            cri::Protocol::Sctp => network::SCTP,
+        };
+        let forwards = ports.iter().map(|port| network::Forward {
+            protocol: protocol(port),
+            address: port.host_ip,
+            port: port.host_port,
+            to: port.container_port,
+        });
+        self.0.forward(sandbox_id, addresses, forwards.collect());
+    }
+
     async fn detach(&self, sandbox_id: &str, netns: &Path) -> cri::Result<()> {
         self.0.detach(sandbox_id, netns).await.map_err(|err| {
             let text = format!("take the pod's network down: {}", base::error::chain(&err));
@@ -85,6 +100,8 @@ impl cri::PodNetwork for Unplug {
         let text = format!("{} is being removed", self.bridge);
         Err(cri::Error::new(ErrorKind::Internal, text))
     }
+
+    async fn forward(&self, _: &str, _: &[IpAddr], _: &[cri::HostPort]) {}
 
     async fn detach(&self, _: &str, _: &Path) -> cri::Result<()> {
         Ok(())

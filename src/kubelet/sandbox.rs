@@ -74,6 +74,7 @@ pub fn config(
         selinux: container_config::selinux_options(context, None),
         runtime_handler: runtime_handler.to_owned(),
         users: None,
+        host_ports: Vec::new(),
     })
 }
 

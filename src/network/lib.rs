@@ -25,7 +25,8 @@ pub use sys::netlink::route::Prefix;
 use cni::{BridgeConfig, Cni};
 use dns::answers::Zone;
 use dns::forward::Forwarder;
-use proxy::{ProxyConfig, Sources, TableConfig};
+pub use proxy::Forward;
+use proxy::{Forwards, ProxyConfig, Sources, TableConfig};
 use sysctl::Sysctls;
 
 #[derive(Debug, Clone)]
@@ -86,7 +87,13 @@ pub fn first_node_range(cluster: Prefix) -> Prefix {
 /// This node's network.
 pub struct Network {
     cni: Arc<Cni>,
+    forwards: Forwards,
 }
+
+/// IP protocol numbers.
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const SCTP: u8 = 132;
 
 fn sysctls(state: &Path) -> Sysctls {
     Sysctls::new(state.join("sysctls.json"))
@@ -111,6 +118,7 @@ impl Network {
             slices: if serves { shared.cache::<EndpointSlice>() } else { Cache::new() },
             pods: node.cache_where::<Pod>(None, pods),
             nodes: node.cache_where::<Node>(None, this),
+            forwards: Forwards::default(),
         };
         Self::start_with(config, sources, drain).await
     }
@@ -138,6 +146,7 @@ impl Network {
             Ok::<_, Error>(cni)
         });
         let cni = Arc::new(started.await??);
+        let forwards = sources.forwards.clone();
         if let Some(address) = config.dns_address {
             let ranges = vec![config.cluster_cidr, config.service_cidr];
             let zone = Zone::new(
@@ -166,7 +175,7 @@ impl Network {
             };
             tokio::spawn(proxy::run(proxy, sources, drain));
         }
-        Ok(Arc::new(Self { cni }))
+        Ok(Arc::new(Self { cni, forwards }))
     }
 
     async fn blocking<T: Send + 'static>(
@@ -185,8 +194,21 @@ impl Network {
         Ok(vec![address.into()])
     }
 
+    /// Leads ports of the node to the sandbox, instead of those that did until now and until
+    /// it is detached. Nothing does where there is no proxy.
+    pub fn forward(&self, sandbox_id: &str, addresses: &[IpAddr], forwards: Vec<Forward>) {
+        let own = addresses.iter().find_map(|it| match it {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        if let Some(address) = own {
+            self.forwards.set(sandbox_id, address, forwards);
+        }
+    }
+
     /// Takes them away. Safe to repeat, and works when `netns` is gone.
     pub async fn detach(&self, sandbox_id: &str, _netns: &Path) -> Result<(), Error> {
+        self.forwards.forget(sandbox_id);
         let sandbox = sandbox_id.to_string();
         self.blocking(move |cni| cni.detach(&sandbox)).await
     }

@@ -4,6 +4,7 @@
 //! Packets never pass this process. Rules of a former process stay in force until there is
 //! an API server to ask.
 
+pub mod forwards;
 pub mod host_ports;
 pub mod kernel;
 pub mod near;
@@ -23,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+pub use forwards::{Forward, Forwards};
 pub use kernel::TableConfig;
 use kernel::{Table, cuts_flows};
 use near::Place;
@@ -52,6 +54,8 @@ pub struct Sources {
     pub pods: Cache<Pod>,
     /// This node, for its zone.
     pub nodes: Cache<Node>,
+    /// Ports of pods that no API server knows.
+    pub forwards: Forwards,
 }
 
 pub fn service_of(slice: &EndpointSlice) -> Option<ServiceKey> {
@@ -179,6 +183,8 @@ pub async fn run(config: ProxyConfig, sources: Sources, drain: Drain) {
 }
 
 fn follow(sources: &Sources, dirty: &Arc<Dirty>) {
+    let hint = dirty.clone();
+    sources.forwards.on_change(move |sandbox| hint.add(Owner::Sandbox(sandbox.to_owned())));
     sources.slices.add_index(BY_SERVICE, index_of_service);
     let hint = dirty.clone();
     sources.services.on_change(move |old, new| {
@@ -228,6 +234,7 @@ fn observe(config: &ProxyConfig, sources: &Sources, owner: &Owner) -> Vec<(Front
             let pod = sources.pods.get(namespace, name);
             pod.map(|pod| host_ports::fronts(&pod, config.table.pod_range)).unwrap_or_default()
         }
+        Owner::Sandbox(id) => sources.forwards.fronts(id),
     }
 }
 

@@ -116,6 +116,26 @@ pub struct PodSandboxConfig {
     /// A user namespace of the pod's own; None is the node's.
     #[serde(default)]
     pub users: Option<UserNamespace>,
+    /// Of callers without an API server; the service proxy knows those of all other pods.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads to one of the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct HostPort {
+    pub protocol: Protocol,
+    /// None is every address of the node.
+    pub host_ip: Option<std::net::Ipv4Addr>,
+    pub host_port: u16,
+    pub container_port: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
 }
 
 /// Ids 0.. of users and groups of a pod, and where on the node they begin.
@@ -665,6 +685,9 @@ pub trait PodNetwork: Send + Sync {
         annotations: &BTreeMap<String, String>,
         netns: &std::path::Path,
     ) -> Result<Vec<IpAddr>>;
+    /// Leads ports of the node to the sandbox with these addresses, until it is detached.
+    /// Asked again for each sandbox that a new process finds.
+    async fn forward(&self, sandbox_id: &str, addresses: &[IpAddr], ports: &[HostPort]);
     /// Takes them away. Safe to repeat, and works when `netns` is gone.
     async fn detach(&self, sandbox_id: &str, netns: &std::path::Path) -> Result<()>;
     /// None when ready, otherwise why not.

@@ -21,6 +21,8 @@ pub enum Owner {
     Service(ServiceKey),
     /// Namespace and name of a pod with host ports.
     Pod((String, String)),
+    /// Id of a sandbox that has ports of the node.
+    Sandbox(String),
 }
 
 pub type Backend = (Ipv4Addr, u16);

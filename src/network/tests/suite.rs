@@ -15,7 +15,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use network::cni::{self, BridgeConfig, Cni};
 use network::proxy::near::Place;
 use network::proxy::plan::Owner;
-use network::proxy::{self, ProxyConfig, Sources, TableConfig};
+use network::proxy::{self, Forward, Forwards, ProxyConfig, Sources, TableConfig};
 use network::sysctl::Sysctls;
 use serde_json::{Value, json};
 use sys::namespace::{self, kind};
@@ -83,6 +83,7 @@ struct World {
     slices: Cache<EndpointSlice>,
     pods: Cache<ApiPod>,
     nodes: Cache<Node>,
+    forwards: Forwards,
 }
 
 fn bridge_config() -> BridgeConfig {
@@ -112,7 +113,8 @@ impl World {
         let sysctls = Sysctls::new(dir.path().join("sysctls.json"));
         let cni = Cni::start(bridge_config(), dir.path(), &sysctls).unwrap();
         let (services, slices) = (Cache::new(), Cache::new());
-        Self { dir, cni, services, slices, pods: Cache::new(), nodes: Cache::new() }
+        let (pods, nodes, forwards) = (Cache::new(), Cache::new(), Forwards::default());
+        Self { dir, cni, services, slices, pods, nodes, forwards }
     }
 
     fn pod(&self, name: &str) -> Pod {
@@ -162,7 +164,8 @@ impl World {
             let (services, slices) = (self.services.clone(), self.slices.clone());
             self.nodes.reset(self.nodes.list().iter().map(|node| (**node).clone()).collect());
             let (pods, nodes) = (self.pods.clone(), self.nodes.clone());
-            let sources = Sources { services, slices, pods, nodes };
+            let forwards = self.forwards.clone();
+            let sources = Sources { services, slices, pods, nodes, forwards };
             let running = tokio::spawn(proxy::run(config, sources, drain));
             test().await;
             trigger.drain();
@@ -385,6 +388,13 @@ fn host_ports_lead_to_pods_of_this_node() {
             until("nobody", || dial("10.42.0.1:80").is_err()).await;
             pod("b", b.address, ports);
             until("b", || dial("10.42.0.1:80").is_ok_and(|answer| answer.starts_with('b'))).await;
+            // One that no API server knows.
+            let port = Forward { protocol: network::TCP, address: None, port: 8180, to: 8080 };
+            world.forwards.set("sandbox", a.address, vec![port]);
+            until("the forward", || dial("127.0.0.1:8180").is_ok()).await;
+            assert_eq!(c.run(|| dial("10.42.0.1:8180")).unwrap(), format!("a {}", c.address));
+            world.forwards.forget("sandbox");
+            until("its end", || dial("127.0.0.1:8180").is_err()).await;
         });
     });
 }
@@ -705,7 +715,7 @@ fn names_are_answered_in_pods_and_nothing_is_left_behind() {
         pods.reset(Vec::new());
         let nodes = Cache::<Node>::new();
         nodes.reset(Vec::new());
-        let sources = Sources { services, slices, pods, nodes };
+        let sources = Sources { services, slices, pods, nodes, forwards: Forwards::default() };
         let config = network::NetworkConfig {
             node_name: "node".into(),
             bridge: "cor-test0".into(),

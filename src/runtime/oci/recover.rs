@@ -105,6 +105,10 @@ impl Runtime {
             }
             None => (None, 0, Vec::new()),
         };
+        if link.is_some() {
+            let (ips, ports) = (&record.ips, &record.config.host_ports);
+            self.config.network.forward(&id, ips, ports).await;
+        }
         let sandbox = Sandbox {
             record,
             shim_pid,

@@ -144,7 +144,10 @@ impl Runtime {
         let (link, shim_pid) = link?;
         base::failpoint!("sandbox/shim-runs");
         match ips {
-            Ok(ips) => record.ips = ips,
+            Ok(ips) => {
+                self.config.network.forward(id, &ips, &record.config.host_ports).await;
+                record.ips = ips;
+            }
             Err(err) => {
                 let _ = link.call(Verb::Shutdown, &[]).await;
                 return Err(err);

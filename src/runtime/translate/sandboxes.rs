@@ -22,7 +22,10 @@ pub fn config_from(
     let namespaces = security.namespace_options.unwrap_or_default();
     let users = namespaces.userns_options.as_ref().map(users_from).transpose()?.flatten();
     let dns = config.dns_config.unwrap_or_default();
+    let ports = config.port_mappings.iter().filter(|it| it.host_port != 0);
+    let host_ports = ports.map(host_port_from).collect::<Result<_, _>>()?;
     Ok(cri::PodSandboxConfig {
+        host_ports,
         metadata: metadata_from(metadata),
         hostname: config.hostname,
         log_directory: config.log_directory.into(),
@@ -41,6 +44,36 @@ pub fn config_from(
         runtime_handler,
         users,
     })
+}
+
+fn host_port_from(port: &wire::PortMapping) -> Result<cri::HostPort, Status> {
+    let number = |port: i32| {
+        let number = u16::try_from(port).ok().filter(|it| *it != 0);
+        number.ok_or_else(|| invalid(format!("{port} is no port")))
+    };
+    Ok(cri::HostPort {
+        protocol: match port.protocol {
+            0 => cri::Protocol::Tcp,
+            1 => cri::Protocol::Udp,
+            2 => cri::Protocol::Sctp,
+            _ => return Err(invalid("unknown protocol")),
+        },
+        host_ip: match port.host_ip.as_str() {
+            "" | "0.0.0.0" | "::" => None,
+            text => Some(text.parse().map_err(|_| invalid(format!("{text} is no address")))?),
+        },
+        host_port: number(port.host_port)?,
+        container_port: number(port.container_port)?,
+    })
+}
+
+fn host_port_to(port: &cri::HostPort) -> wire::PortMapping {
+    wire::PortMapping {
+        protocol: port.protocol as i32,
+        container_port: port.container_port.into(),
+        host_port: port.host_port.into(),
+        host_ip: port.host_ip.map(|it| it.to_string()).unwrap_or_default(),
+    }
 }
 
 pub fn config_to(config: &cri::PodSandboxConfig) -> wire::PodSandboxConfig {
@@ -71,6 +104,7 @@ pub fn config_to(config: &cri::PodSandboxConfig) -> wire::PodSandboxConfig {
         metadata: Some(metadata_to(&config.metadata)),
         hostname: config.hostname.clone(),
         log_directory: config.log_directory.display().to_string(),
+        port_mappings: config.host_ports.iter().map(host_port_to).collect(),
         dns_config: Some(wire::DnsConfig {
             servers: config.dns.servers.clone(),
             searches: config.dns.searches.clone(),
@@ -202,6 +236,12 @@ mod tests {
 
     fn sample(network: cri::NamespaceMode) -> cri::PodSandboxConfig {
         cri::PodSandboxConfig {
+            host_ports: vec![cri::HostPort {
+                protocol: cri::Protocol::Udp,
+                host_ip: Some(std::net::Ipv4Addr::LOCALHOST),
+                host_port: 5_353,
+                container_port: 53,
+            }],
             metadata: cri::PodSandboxMetadata {
                 name: "web".into(),
                 namespace: "default".into(),

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use base::drain::{self, Trigger};
 use client::Client;
 use kubelet::{Kubelet, KubeletConfig};
-use runtime::cri::{ImageService, PodNetwork, PodSandboxMetadata, Result, RuntimeService};
+use runtime::cri::{
+    HostPort, ImageService, PodNetwork, PodSandboxMetadata, Result, RuntimeService,
+};
 use runtime::images::Registries;
 use runtime::oci::handlers::Program;
 use runtime::remote::Remote;
@@ -39,6 +41,8 @@ impl PodNetwork for NoNetwork {
     ) -> Result<Vec<IpAddr>> {
         Ok(vec![IpAddr::from([10, 99, 0, 2])])
     }
+
+    async fn forward(&self, _: &str, _: &[IpAddr], _: &[HostPort]) {}
 
     async fn detach(&self, _: &str, _: &Path) -> Result<()> {
         Ok(())

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use runtime::cri::{
-    ContainerConfig, PodNetwork, PodSandboxConfig, PodSandboxMetadata, Result, RuntimeService,
+    ContainerConfig, HostPort, PodNetwork, PodSandboxConfig, PodSandboxMetadata, Result,
+    RuntimeService,
 };
 use runtime::{Runtime, RuntimeConfig};
 
@@ -27,6 +28,8 @@ impl PodNetwork for NoNetwork {
     ) -> Result<Vec<IpAddr>> {
         Ok(Vec::new())
     }
+
+    async fn forward(&self, _: &str, _: &[IpAddr], _: &[HostPort]) {}
 
     async fn detach(&self, _: &str, _: &Path) -> Result<()> {
         Ok(())

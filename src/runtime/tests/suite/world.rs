@@ -32,6 +32,8 @@ impl PodNetwork for NoNetwork {
         Ok(vec![IpAddr::from([10, 99, 0, 2])])
     }
 
+    async fn forward(&self, _: &str, _: &[IpAddr], _: &[HostPort]) {}
+
     async fn detach(&self, _: &str, _: &Path) -> Result<()> {
         Ok(())
     }
