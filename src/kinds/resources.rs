@@ -208,9 +208,12 @@ pub struct Group {
 pub struct Catalog {
     groups: Vec<Group>,
     resources: Vec<Arc<Resource>>,
-    by_plural: HashMap<(String, String), usize>,
-    by_kind: HashMap<(String, String), usize>,
+    by_plural: Index,
+    by_kind: Index,
 }
+
+/// Places by group and name; every request looks here, and should own no strings for it.
+type Index = HashMap<String, HashMap<String, usize>>;
 
 impl Catalog {
     /// The resources every server has. Parsed once.
@@ -251,20 +254,21 @@ impl Catalog {
     }
 
     pub fn any_version(&self, group: &str, plural: &str) -> Option<&Arc<Resource>> {
-        let at = *self.by_plural.get(&(group.to_owned(), plural.to_owned()))?;
+        let at = *self.by_plural.get(group)?.get(plural)?;
         self.resources.get(at)
     }
 
     pub fn by_kind(&self, group: &str, kind: &str) -> Option<&Arc<Resource>> {
-        let at = *self.by_kind.get(&(group.to_owned(), kind.to_owned()))?;
+        let at = *self.by_kind.get(group)?.get(kind)?;
         self.resources.get(at)
     }
 
     /// Adds a resource or replaces the one of the same group and plural.
     pub fn insert(&mut self, resource: Resource) {
-        let key = (resource.group.clone(), resource.plural.clone());
+        let there =
+            self.by_plural.get(&resource.group).and_then(|names| names.get(&resource.plural));
         let resource = Arc::new(resource);
-        match self.by_plural.get(&key) {
+        match there {
             Some(&at) => self.resources[at] = resource,
             None => self.resources.push(resource),
         }
@@ -273,7 +277,7 @@ impl Catalog {
 
     /// Takes a resource out; `None` if it was not there.
     pub fn remove(&mut self, group: &str, plural: &str) -> Option<Arc<Resource>> {
-        let at = *self.by_plural.get(&(group.to_owned(), plural.to_owned()))?;
+        let at = *self.by_plural.get(group)?.get(plural)?;
         let removed = self.resources.remove(at);
         self.reindex();
         Some(removed)
@@ -283,8 +287,9 @@ impl Catalog {
         self.by_plural.clear();
         self.by_kind.clear();
         for (at, resource) in self.resources.iter().enumerate() {
-            self.by_plural.insert((resource.group.clone(), resource.plural.clone()), at);
-            self.by_kind.entry((resource.group.clone(), resource.kind.clone())).or_insert(at);
+            let Resource { group, plural, kind, .. } = &**resource;
+            self.by_plural.entry(group.clone()).or_default().insert(plural.clone(), at);
+            self.by_kind.entry(group.clone()).or_default().entry(kind.clone()).or_insert(at);
         }
         // Custom groups follow the built-in ones in the order of their names, and their versions
         // stand by priority (v2 before v1 before v1beta1 before anything else).

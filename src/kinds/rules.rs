@@ -1,5 +1,8 @@
 //! The rules of each kind in one table: defaults, validation, columns, selectable fields.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value, json};
 
 use crate::apps::defaults as apps;
@@ -55,6 +58,21 @@ pub struct Rules {
 
 impl Rules {
     pub fn of(group: &str, kind: &str) -> Rules {
+        // Every request asks, and many an object.
+        static BUILT_IN: LazyLock<HashMap<&str, HashMap<&str, Rules>>> = LazyLock::new(|| {
+            let mut all: HashMap<&str, HashMap<&str, Rules>> = HashMap::new();
+            for it in Catalog::built_in().resources() {
+                all.entry(&it.group)
+                    .or_default()
+                    .insert(&it.kind, Rules::find(&it.group, &it.kind));
+            }
+            all
+        });
+        let known = BUILT_IN.get(group).and_then(|kinds| kinds.get(kind));
+        known.copied().unwrap_or_else(|| Self::find(group, kind))
+    }
+
+    fn find(group: &str, kind: &str) -> Rules {
         let resource = Catalog::built_in().by_kind(group, kind);
         let (validate_create, validate_update) = validate::of(group, kind);
         Rules {
