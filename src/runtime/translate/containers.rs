@@ -34,6 +34,10 @@ pub fn config_from(config: wire::ContainerConfig) -> Result<cri::ContainerConfig
             "a recursive read-only mount is read-only and its propagation private",
         ));
     }
+    let of_image = |it: &wire::Mount| it.image.as_ref().is_some_and(|it| !it.image.is_empty());
+    if config.mounts.iter().any(|it| of_image(it) && !it.readonly) {
+        return Err(invalid("an image is mounted read-only"));
+    }
     let linux = config.linux.unwrap_or_default();
     let has_context = linux.security_context.is_some();
     let context = linux.security_context.unwrap_or_default();
@@ -514,6 +518,7 @@ mod tests {
                 },
                 cri::Mount {
                     container_path: "/files".into(),
+                    readonly: true,
                     image: Some(cri::ImageTree {
                         image: "sha256:def".into(),
                         sub_path: "etc".into(),
@@ -613,7 +618,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_kept_is_refused() {
-        let changes: [fn(&mut wire::ContainerConfig); 10] = [
+        let changes: [fn(&mut wire::ContainerConfig); 11] = [
+            |it| it.mounts[1].readonly = false,
             |it| it.metadata = None,
             |it| it.image = None,
             |it| it.stop_signal = 66,
