@@ -371,3 +371,24 @@ async fn watches_come_over_websockets() {
     let length = usize::from(u16::from_be_bytes([body[2], body[3]]));
     assert_eq!(decode(&body[object..4 + length]).unwrap()["metadata"]["name"], "a");
 }
+
+/// Clients compare what a revision holds with what Go's encoder would write, byte by byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_revision_holds_is_written_as_go_writes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = testing::serve_alone(dir.path()).await;
+    let revisions = "/apis/apps/v1/namespaces/default/controllerrevisions";
+    let body = json!({"metadata": {"name": "a"}, "revision": 1,
+        "data": {"spec": {"z": "a < b && b > c", "a": "\u{2028}"}}});
+    let held = r#"{"spec":{"z":"a \u003c b \u0026\u0026 b \u003e c","a":"\u2028"}}"#;
+    let made = send(&server, "POST", revisions, &[], body.to_string()).await.bytes().await;
+    let path = format!("{revisions}/a");
+    let got = send(&server, "GET", &path, &[], "").await.bytes().await;
+    let accept = [("accept", PROTOBUF)];
+    let proto = send(&server, "GET", &path, &accept, "").await.bytes().await;
+    let list = send(&server, "GET", revisions, &accept, "").await.bytes().await;
+    for (what, bytes) in [("made", made), ("got", got), ("protobuf", proto), ("list", list)] {
+        let is_in = bytes.windows(held.len()).any(|window| window == held.as_bytes());
+        assert!(is_in, "{what}: {}", String::from_utf8_lossy(&bytes));
+    }
+}
