@@ -160,7 +160,7 @@ async fn extenders_are_told_all_of_a_pod_and_of_its_victims() {
     .await;
     let cluster = configured(&format!(
         "extenders: [{{urlPrefix: '{url}', filterVerb: filter, preemptVerb: preempt, \
-         prioritizeVerb: rate}}]\n"
+         prioritizeVerb: rate, weight: 1}}]\n"
     ))
     .await;
     cluster.node("n").await;
@@ -172,7 +172,7 @@ async fn extenders_are_told_all_of_a_pod_and_of_its_victims() {
         {"name": "tmp", "emptyDir": {}}]);
     let pod = |name: &str, cpu: &str, class: Option<&str>| {
         let mut pod = json!({"metadata": {"name": name}, "spec": {"volumes": volumes,
-            "containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}}]}});
+            "automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}}]}});
         if let Some(class) = class {
             pod["spec"]["priorityClassName"] = class.into();
         }
