@@ -158,7 +158,7 @@ const PLUGINS: &[Plugin] = &[
     extra("LimitPodHardAntiAffinityTopology", None, Some(placement::hard_anti_affinity)),
     plugin("LimitRanger", Some(limits::set_defaults), Some(limits::validate)),
     plugin("ServiceAccount", Some(pod::service_account), Some(pod::service_account_exists)),
-    plugin(NODE_RESTRICTION, None, Some(node::restriction)),
+    plugin(NODE_RESTRICTION, Some(node::restrict), Some(node::restrict_deletion)),
     plugin("TaintNodesByCondition", Some(node::taint_new), None),
     extra("AlwaysPullImages", Some(pod::always_pull), Some(pod::always_pulled)),
     extra(IMAGE_POLICY, None, None),
@@ -306,7 +306,7 @@ impl Admission {
     }
 
     /// Whether a request may be done that stores nothing of its own, such as a connection.
-    /// Only policies and webhooks look at these, and what a node may do.
+    /// Only policies and webhooks look at these.
     pub async fn judge(
         &self,
         registry: &Registry,
@@ -315,9 +315,6 @@ impl Admission {
     ) -> Result<()> {
         // Policies may be brand new.
         registry.cache.fresh().await?;
-        if self.has(NODE_RESTRICTION) {
-            node::restriction(registry, attributes, options)?;
-        }
         if self.has(VALIDATING_POLICY) {
             policy::validate(registry, attributes, options)?;
         }

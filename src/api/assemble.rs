@@ -16,6 +16,7 @@ use crate::aggregate::{self, Aggregator};
 use crate::authn::Authenticator;
 use crate::authz::Authorizer;
 use crate::cache::Cache;
+use crate::cache::prefix::SERVICES;
 use crate::crd::controller;
 use crate::error::ApiError;
 use crate::flags::Flags;
@@ -110,7 +111,6 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
     let store = Arc::new(metrics::storage::Measured::new(config.store));
     let cache = Cache::start(store, prefixes).await.map_err(Error::Cache)?;
     let allocator = Allocator::new(config.service_network, config.node_ports);
-    const SERVICES: &str = "/registry/services/specs/";
     let services: Vec<_> =
         cache.list(SERVICES, SERVICES, None).0.iter().map(|service| service.value()).collect();
     let (addresses, _) = cache.list(ADDRESSES, ADDRESSES, None);

@@ -19,6 +19,7 @@ use tracing::{debug, error};
 use crate::error::{ApiError, Result};
 
 mod object;
+pub mod prefix;
 mod sketch;
 
 pub use object::{Object, Shown, decode, encode, splice_revision};

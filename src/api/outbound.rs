@@ -11,8 +11,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::cache::Cache;
+use crate::cache::prefix::SERVICES;
 
-pub const SERVICES: &str = "/registry/services/specs/";
 pub const SLICES: &str = "/registry/endpointslices/";
 
 /// Where to connect, and the name the certificate must have.

@@ -105,6 +105,14 @@ impl ResourceRef {
         }
     }
 
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        match self.group.as_str() {
+            "" => self.version.clone(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
     /// `/api/v1/namespaces/NS/pods` or `/apis/apps/v1/deployments`.
     pub fn path(&self, namespace: Option<&str>) -> String {
         let Self { group, version, plural, .. } = self;

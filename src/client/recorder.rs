@@ -1,8 +1,10 @@
-//! Events about objects, repeated ones counted instead of created anew.
+//! Events about objects, repeated ones counted instead of created anew, and what is very much
+//! put together or left out (`similar.rs`).
 //!
 //! Never fails and never waits: an event that cannot be sent is dropped with a debug line.
 
-use std::collections::{HashMap, VecDeque};
+mod similar;
+
 use std::time::Duration;
 
 use base::drain::Drain;
@@ -15,6 +17,7 @@ use tracing::debug;
 
 use crate::api::{Object, Patch, ResourceRef, ScopeOf};
 use crate::transport::Client;
+use similar::{Identity, Remembered, Similar, Verdict};
 
 /// Events that wait to be sent; more are dropped.
 const PENDING_EVENTS_MAX: usize = 8_192;
@@ -23,7 +26,7 @@ const PENDING_EVENTS_MAX: usize = 8_192;
 const EVENTS_PER_SECOND_MAX: u32 = 500;
 /// Events that are sent at once after a rest.
 const EVENTS_BURST_MAX: u32 = 500;
-/// Distinct events remembered for counting; the oldest is forgotten.
+/// Distinct events, objects and kinds of events remembered for counting; the oldest is forgotten.
 const REMEMBERED_EVENTS_MAX: usize = 4_096;
 
 struct Message {
@@ -49,11 +52,7 @@ where
     let resource = ResourceRef::of::<K>();
     let meta = object.meta();
     ObjectReference {
-        api_version: Some(if resource.group.is_empty() {
-            resource.version
-        } else {
-            format!("{}/{}", resource.group, resource.version)
-        }),
+        api_version: Some(resource.api_version()),
         kind: Some(resource.kind),
         namespace: meta.namespace.clone(),
         name: meta.name.clone(),
@@ -73,8 +72,8 @@ impl Recorder {
                 client,
                 component,
                 host,
-                seen: HashMap::new(),
-                order: VecDeque::new(),
+                seen: Remembered::new(REMEMBERED_EVENTS_MAX),
+                similar: Similar::new(REMEMBERED_EVENTS_MAX),
                 pace: Pace::new(Instant::now()),
             };
             drain.until(sender.run(messages)).await;
@@ -110,9 +109,6 @@ impl Recorder {
     }
 }
 
-/// What makes two events the same (client-go, `tools/record`).
-type Identity = (Option<String>, Option<String>, Option<String>, String, String);
-
 struct Seen {
     namespace: String,
     name: String,
@@ -123,8 +119,8 @@ struct Sender {
     client: Client,
     component: String,
     host: String,
-    seen: HashMap<Identity, Seen>,
-    order: VecDeque<Identity>,
+    seen: Remembered<Identity, Seen>,
+    similar: Similar,
     pace: Pace,
 }
 
@@ -153,29 +149,32 @@ impl Sender {
     async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         while let Some(message) = messages.recv().await {
             let now = Instant::now();
+            let (about, text) = (&message.about, &message.text);
+            let verdict = self.similar.judge(about, message.kind, &message.reason, text, now);
+            if verdict.skipped {
+                if let Some(seen) = self.seen.get(&verdict.identity) {
+                    seen.count += 1;
+                }
+                continue;
+            }
             let at = self.pace.next(now);
             if at > now {
                 tokio::time::sleep_until(at).await;
             }
-            if let Err(err) = self.send(&message).await {
+            if let Err(err) = self.send(&message, verdict).await {
                 debug!(reason = %message.reason, error = %chain(&err), "event not recorded");
             }
         }
     }
 
-    async fn send(&mut self, message: &Message) -> crate::error::Result<()> {
+    async fn send(&mut self, message: &Message, verdict: Verdict) -> crate::error::Result<()> {
         let about = &message.about;
-        let identity: Identity = (
-            about.uid.clone().or_else(|| about.name.clone()),
-            about.kind.clone(),
-            about.field_path.clone(),
-            message.reason.clone(),
-            message.text.clone(),
-        );
-        if let Some(seen) = self.seen.get_mut(&identity) {
+        let Verdict { identity, text, .. } = verdict;
+        if let Some(seen) = self.seen.get(&identity) {
             let api = self.client.api::<Event>(Some(&seen.namespace));
             let patch = json!({
                 "count": seen.count + 1,
+                "message": text,
                 "lastTimestamp": base::time::rfc3339(message.at),
             });
             match api.patch(&seen.name, &Patch::Merge(patch)).await {
@@ -189,21 +188,14 @@ impl Sender {
             }
         }
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".into());
-        let event = self.event(message, &namespace);
+        let event = self.event(message, &namespace, &text);
         let name = event.metadata.name.clone().unwrap_or_default();
         self.client.api::<Event>(Some(&namespace)).create(&event).await?;
-        if self.order.len() >= REMEMBERED_EVENTS_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.seen.remove(&oldest);
-        }
-        if self.seen.insert(identity.clone(), Seen { namespace, name, count: 1 }).is_none() {
-            self.order.push_back(identity);
-        }
+        self.seen.put(identity, Seen { namespace, name, count: 1 });
         Ok(())
     }
 
-    fn event(&self, message: &Message, namespace: &str) -> Event {
+    fn event(&self, message: &Message, namespace: &str, text: &str) -> Event {
         use k8s_openapi::api::core::v1::EventSource;
         use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
         let about = &message.about;
@@ -216,7 +208,7 @@ impl Sender {
             },
             involved_object: about.clone(),
             reason: Some(message.reason.clone()),
-            message: Some(message.text.clone()),
+            message: Some(text.to_owned()),
             type_: Some(message.kind.to_string()),
             count: Some(1),
             first_timestamp: Some(Time(k8s_jiff(message.at))),

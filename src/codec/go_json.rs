@@ -1,4 +1,35 @@
-//! What Go's JSON decoder says of text that is not JSON.
+//! What Go's JSON decoder says of text that is not JSON, and what its encoder escapes besides
+//! what has to be.
+
+/// What HTML and JavaScript would take for theirs, escaped as Go's encoder does (`encoding/json`,
+/// HTMLEscape). In JSON it stands in strings alone. Nearly all texts have none of it.
+pub fn escape_html(text: Vec<u8>) -> Vec<u8> {
+    let marks = memchr::memchr3_iter(b'<', b'>', b'&', &text).map(|at| at..at + 1);
+    // U+2028 and U+2029, which end lines in JavaScript.
+    let ends = memchr::memmem::find_iter(&text, b"\xe2\x80")
+        .filter(|at| matches!(text.get(at + 2), Some(0xa8 | 0xa9)))
+        .map(|at| at..at + 3);
+    let mut places: Vec<_> = marks.chain(ends).collect();
+    if places.is_empty() {
+        return text;
+    }
+    places.sort_unstable_by_key(|place| place.start);
+    let mut out = Vec::with_capacity(text.len() + 5 * places.len());
+    let mut done = 0;
+    for place in places {
+        out.extend_from_slice(&text[done..place.start]);
+        out.extend_from_slice(match &text[place.clone()] {
+            b"<" => b"\\u003c",
+            b">" => b"\\u003e",
+            b"&" => b"\\u0026",
+            [.., 0xa8] => b"\\u2028",
+            _ => b"\\u2029",
+        });
+        done = place.end;
+    }
+    out.extend_from_slice(&text[done..]);
+    out
+}
 
 /// The decoder's sentence for the first mistake; None for JSON.
 ///
@@ -199,6 +230,18 @@ impl Scanner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_html_takes_for_its_own_is_escaped_as_in_go() {
+        for (text, written) in [
+            ("{}", "{}"),
+            (r#""a<b>c&d""#, r#""a\u003cb\u003ec\u0026d""#),
+            ("\"<\u{2028}&\u{2029}\u{2027}>\"", "\"\\u003c\\u2028\\u0026\\u2029\u{2027}\\u003e\""),
+            ("\"\u{2029}\"", r#""\u2029""#),
+        ] {
+            assert_eq!(String::from_utf8(escape_html(text.into())).unwrap(), written);
+        }
+    }
 
     #[test]
     fn mistakes_are_told_in_gos_words() {

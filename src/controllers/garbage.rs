@@ -18,6 +18,7 @@ use client::api::{DeleteParams, ListParams, MetaOnly, Propagation, ResourceRef, 
 use client::cache::list_all;
 use client::{Patch, Queue};
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -29,7 +30,7 @@ use crate::owner::{name, uid};
 use client::discovery::discover;
 use graph::{FOREGROUND, Graph, Item, ORPHAN, Work, has_finalizer};
 
-/// Objects worked on at a time.
+/// Objects worked on at a time, by each queue.
 const WORKERS: usize = 8;
 /// Changes of custom resource definitions within this time cost one discovery.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -40,7 +41,8 @@ pub async fn run(context: Context) {
     let collector = Arc::new(Collector {
         context,
         graph: Mutex::new(Graph::default()),
-        queue: Queue::named("garbage_collector"),
+        deletes: Queue::named("garbage_collector_attempt_to_delete"),
+        orphans: Queue::named("garbage_collector_attempt_to_orphan"),
         resources: Mutex::new(Vec::new()),
         rediscover: Notify::new(),
     });
@@ -53,7 +55,10 @@ pub async fn run(context: Context) {
 struct Collector {
     context: Context,
     graph: Mutex<Graph>,
-    queue: Queue<Work>,
+    /// Objects that may have to go, by uid.
+    deletes: Queue<String>,
+    /// Owners that leave their dependents behind.
+    orphans: Queue<String>,
     /// All that can be listed, watched and deleted.
     resources: Mutex<Vec<ResourceRef>>,
     rediscover: Notify,
@@ -117,7 +122,10 @@ impl Collector {
 
     fn add_all(&self, work: Vec<Work>) {
         for work in work {
-            self.queue.add(work);
+            match work {
+                Work::Delete(uid) => self.deletes.add(uid),
+                Work::Orphan(uid) => self.orphans.add(uid),
+            }
         }
     }
 
@@ -196,20 +204,24 @@ impl Collector {
     }
 
     async fn work(&self) {
-        let one = |work: Work| async move {
-            let result = match &work {
-                Work::Delete(uid) => self.try_delete(uid).await,
-                Work::Orphan(uid) => self.orphan_dependents(uid).await,
-            };
-            if let Err(err) = &result
-                && !err.source.is_conflict()
-                && !err.source.is_not_found()
-            {
-                warn!(controller = self.context.name, error = %chain(err), "sync failed");
-            }
-            result
-        };
-        self.queue.run(WORKERS, self.context.drain.clone(), one).await;
+        let drain = &self.context.drain;
+        let deletes = self.deletes.run(WORKERS, drain.clone(), |uid| async move {
+            self.told(self.try_delete(&uid).await)
+        });
+        let orphans = self.orphans.run(WORKERS, drain.clone(), |uid| async move {
+            self.told(self.orphan_dependents(&uid).await)
+        });
+        tokio::join!(deletes, orphans);
+    }
+
+    fn told(&self, result: Outcome) -> Outcome {
+        if let Err(err) = &result
+            && !err.source.is_conflict()
+            && !err.source.is_not_found()
+        {
+            warn!(controller = self.context.name, error = %chain(err), "sync failed");
+        }
+        result
     }
 
     fn api(&self, item: &Item) -> client::Api<MetaOnly> {
@@ -256,6 +268,8 @@ impl Collector {
                     self.graph.lock().unresolved(item_uid);
                     return Ok(());
                 }
+                // It cannot be looked for, so that it cannot be found absent either.
+                Owner::Unreachable => return Ok(()),
             }
         }
         if solid > 0 {
@@ -287,13 +301,14 @@ impl Collector {
     }
 
     async fn owner_state(&self, item: &Item, owner: &OwnerReference) -> Result<Owner, Failed> {
-        if let Some(held) = self.graph.lock().get(&owner.uid) {
-            let reachable = held.namespace.is_empty() || held.namespace == item.namespace;
-            return Ok(match (reachable, held.foreground) {
-                (false, _) => Owner::Gone,
-                (true, true) => Owner::Waiting,
-                (true, false) => Owner::Solid,
-            });
+        let held = self.graph.lock().get(&owner.uid);
+        if let Some(held) = held {
+            if held.is_meant(owner, &item.namespace) {
+                return Ok(if held.foreground { Owner::Waiting } else { Owner::Solid });
+            }
+            if !held.namespace.is_empty() && held.namespace != item.namespace {
+                self.tell_stranger(item, owner);
+            }
         }
         let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
         let found = {
@@ -303,7 +318,7 @@ impl Collector {
         };
         let Some(resource) = found else { return Ok(Owner::Unknown) };
         if resource.namespaced && item.namespace.is_empty() {
-            return Ok(Owner::Gone);
+            return Ok(Owner::Unreachable);
         }
         let namespace = if resource.namespaced { item.namespace.clone() } else { String::new() };
         let held = Item {
@@ -323,6 +338,23 @@ impl Collector {
         })
     }
 
+    /// Tells whoever named an owner that is in another namespace.
+    fn tell_stranger(&self, item: &Item, owner: &OwnerReference) {
+        let about = ObjectReference {
+            api_version: Some(item.resource.api_version()),
+            kind: Some(item.resource.kind.clone()),
+            namespace: (!item.namespace.is_empty()).then(|| item.namespace.clone()),
+            name: Some(item.name.clone()),
+            uid: Some(item.uid.clone()),
+            ..ObjectReference::default()
+        };
+        let text = format!(
+            "ownerRef [{}/{}, namespace: {}, name: {}, uid: {}] does not exist in namespace {:?}",
+            owner.api_version, owner.kind, item.namespace, owner.name, owner.uid, item.namespace
+        );
+        self.context.recorder.warning(&about, "OwnerRefInvalidNamespace", text);
+    }
+
     /// Sends the dependents on their way; without blocking ones the owner may go.
     async fn finish_foreground(&self, item: &Item, live: &ObjectMeta) -> Outcome {
         let blocking = self.graph.lock().blocking(&item.uid);
@@ -330,7 +362,7 @@ impl Collector {
             return self.drop_finalizer(item, live, FOREGROUND).await;
         }
         for dependent in blocking.into_iter().filter(|dependent| !dependent.foreground) {
-            self.queue.add(Work::Delete(dependent.uid));
+            self.deletes.add(dependent.uid);
         }
         Ok(())
     }
@@ -396,4 +428,6 @@ enum Owner {
     /// It waits for its dependents.
     Waiting,
     Unknown,
+    /// In some namespace, while the object is in none.
+    Unreachable,
 }

@@ -23,6 +23,8 @@ use crate::owner::{self, controller_of, name, namespace, uid};
 pub const HASH: &str = "controller-revision-hash";
 /// Revisions kept that no pod has, where the set does not say.
 const LIMIT: i32 = 10;
+/// What a revision's name has of its set's.
+const PREFIX_BYTES_MAX: usize = 223;
 
 /// A set whose template has revisions.
 pub trait Kept: Object + k8s_openapi::Resource<Scope: ScopeOf> {
@@ -31,6 +33,8 @@ pub trait Kept: Object + k8s_openapi::Resource<Scope: ScopeOf> {
     fn template(&self) -> Option<&PodTemplateSpec>;
     fn collisions(&self) -> i32;
     fn limit(&self) -> Option<i32>;
+    /// Of the template and of what the revision holds of it.
+    fn hash(&self, template: &PodTemplateSpec, data: &[u8]) -> String;
 }
 
 impl Kept for DaemonSet {
@@ -43,6 +47,9 @@ impl Kept for DaemonSet {
     }
     fn limit(&self) -> Option<i32> {
         self.spec.as_ref().and_then(|spec| spec.revision_history_limit)
+    }
+    fn hash(&self, template: &PodTemplateSpec, _: &[u8]) -> String {
+        template::hash(template, self.collisions())
     }
 }
 
@@ -57,6 +64,19 @@ impl Kept for StatefulSet {
     fn limit(&self) -> Option<i32> {
         self.spec.as_ref().and_then(|spec| spec.revision_history_limit)
     }
+    fn hash(&self, _: &PodTemplateSpec, data: &[u8]) -> String {
+        hash_of_data(data, self.collisions())
+    }
+}
+
+/// Upstream's hash of the data of a StatefulSet's revision: FNV-1 of 32 bits.
+fn hash_of_data(data: &[u8], collisions: i32) -> String {
+    let probe = collisions.to_string();
+    let hash = data
+        .iter()
+        .chain(probe.as_bytes())
+        .fold(0x811c_9dc5_u32, |hash, byte| hash.wrapping_mul(0x0100_0193) ^ u32::from(*byte));
+    template::safely(hash)
 }
 
 /// A patch that brings the template back, which is what `kubectl rollout undo` sends. Clients
@@ -75,8 +95,10 @@ pub fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
     client::api::typed(template).ok()
 }
 
+/// Whether the revision brings back what the set has: what it means counts, not how some version
+/// of Kubernetes wrote it down.
 fn is_of<K: Kept>(revision: &ControllerRevision, set: &K) -> bool {
-    revision.data.as_ref().is_some_and(|held| held.0 == data(set))
+    template_of(revision).as_ref() == set.template()
 }
 
 pub fn hash_of<K: Kept>(revision: &ControllerRevision) -> &str {
@@ -88,22 +110,30 @@ fn next(history: &[Arc<ControllerRevision>]) -> i64 {
     history.iter().map(|r| r.revision).max().unwrap_or(0) + 1
 }
 
+/// The set's name, as far as it leaves room for the hash. A name is ASCII.
+fn prefix(name: &str) -> &str {
+    name.get(..PREFIX_BYTES_MAX).unwrap_or(name)
+}
+
 fn new<K: Kept>(set: &K, revision: i64) -> ControllerRevision {
     let template = set.template().cloned().unwrap_or_default();
-    let hash = template::hash(&template, set.collisions());
+    let data = data(set);
+    // As the API server will write it, and as Go has it. Writing JSON into memory cannot fail.
+    let bytes = codec::go_json::escape_html(serde_json::to_vec(&data).unwrap_or_default());
+    let hash = set.hash(&template, &bytes);
     let mut labels = template.metadata.unwrap_or_default().labels.unwrap_or_default();
     labels.insert(K::LABEL.into(), hash.clone());
     let meta = set.meta();
     ControllerRevision {
         metadata: ObjectMeta {
-            name: Some(format!("{}-{hash}", name(meta))),
+            name: Some(format!("{}-{hash}", prefix(name(meta)))),
             namespace: meta.namespace.clone(),
             labels: Some(labels),
             annotations: meta.annotations.clone(),
             owner_references: Some(vec![owner::reference_to(set)]),
             ..ObjectMeta::default()
         },
-        data: Some(RawExtension(data(set))),
+        data: Some(RawExtension(data)),
         revision,
     }
 }
@@ -234,6 +264,43 @@ mod tests {
         let all = vec![revision(4), revision(1), revision(3), revision(2)];
         let gone = surplus(all, |r| r.revision == 1, 1);
         assert_eq!(gone.iter().map(|r| r.revision).collect::<Vec<_>>(), [2, 3]);
+    }
+
+    /// What a cluster of upstream's made of a StatefulSet of nginx.
+    #[test]
+    fn revisions_are_called_as_upstream_calls_them() {
+        let data = br#"{"spec":{"template":{"$patch":"replace","metadata":{"creationTimestamp":null,"labels":{"app":"nginx-sts"}},"spec":{"containers":[{"image":"nginx","imagePullPolicy":"Always","name":"nginx","resources":{},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"}],"dnsPolicy":"ClusterFirst","restartPolicy":"Always","schedulerName":"default-scheduler","securityContext":{},"terminationGracePeriodSeconds":30}}}}"#;
+        assert_eq!(hash_of_data(data, 0), "6798d68dcd");
+        assert_ne!(hash_of_data(data, 1), "6798d68dcd");
+        let mut held: Value = serde_json::from_slice(data).unwrap();
+        let spec = |held: &Value| {
+            json!({"serviceName": "", "selector": {},
+            "template": {"metadata": held["spec"]["template"]["metadata"],
+                "spec": held["spec"]["template"]["spec"]}})
+        };
+        let set = json!({"metadata": {"name": "nginx-sts"}, "spec": spec(&held)});
+        let set: StatefulSet = serde_json::from_value(set).unwrap();
+        // Who wrote a time that is none meant the same.
+        let revision = |held: &Value| ControllerRevision {
+            data: Some(RawExtension(held.clone())),
+            ..Default::default()
+        };
+        assert!(is_of(&revision(&held), &set));
+        held["spec"]["template"]["spec"]["containers"][0]["image"] = "apache".into();
+        assert!(!is_of(&revision(&held), &set));
+    }
+
+    #[test]
+    fn what_is_hashed_is_what_go_would_write() {
+        let set = |command: &str| -> StatefulSet {
+            let containers = json!([{"name": "c", "command": [command]}]);
+            serde_json::from_value(json!({"metadata": {"name": "web"}, "spec": {"serviceName": "",
+                "selector": {}, "template": {"spec": {"containers": containers}}}}))
+            .unwrap()
+        };
+        let written = br#"{"spec":{"template":{"$patch":"replace","spec":{"containers":[{"command":["a \u003c b \u0026\u0026 c"],"name":"c"}]}}}}"#;
+        let revision = new(&set("a < b && c"), 1);
+        assert_eq!(hash_of::<StatefulSet>(&revision), hash_of_data(written, 0));
     }
 
     #[test]

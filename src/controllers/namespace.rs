@@ -103,11 +103,9 @@ struct Content {
     failures: Vec<String>,
 }
 
+/// As upstream's messages have it: with a dot, even where no group follows.
 fn title(found: &Found) -> String {
-    match found.resource.group.as_str() {
-        "" => found.resource.plural.clone(),
-        group => format!("{}.{group}", found.resource.plural),
-    }
+    format!("{}.{}", found.resource.plural, found.resource.group)
 }
 
 async fn empty(context: &Context, namespace: &str, found: &Discovered, again: bool) -> Content {
@@ -244,11 +242,12 @@ fn conditions_of(content: &Content, found: &Discovered) -> Vec<Condition> {
     let remaining = if content.remaining.is_empty() {
         (false, "ContentRemoved", "All content successfully removed".into())
     } else {
-        let words: Vec<String> = content
+        let mut words: Vec<String> = content
             .remaining
             .iter()
             .map(|(resource, count)| format!("{resource} has {count} resource instances"))
             .collect();
+        words.sort_unstable();
         let text = format!("Some resources are remaining: {}", words.join(", "));
         (true, "SomeResourcesRemain", text)
     };

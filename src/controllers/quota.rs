@@ -44,7 +44,7 @@ pub async fn run(context: Context) {
         namespaced: false,
     });
     let me = Arc::new(Controller {
-        queue: Queue::named("resource_quota_controller_resource_changes"),
+        queue: Queue::named("resourcequota_primary"),
         quotas: context.shared.cache(),
         watched: Mutex::default(),
         context,

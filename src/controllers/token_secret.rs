@@ -50,7 +50,7 @@ pub async fn run(context: Context) {
     if context.drain.until(synced).await.is_none() {
         return;
     }
-    let queue = Queue::new();
+    let queue = Queue::named("serviceaccount_tokens_secret");
     let changed = queue.clone();
     secrets.on_change(move |_, new| {
         if let Some(secret) = new {

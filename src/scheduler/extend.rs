@@ -1,9 +1,9 @@
 //! Asks extenders over HTTP: which nodes will do, which of them are better, whose pods may go;
 //! and lets one of them bind (k8s.io/kube-scheduler, `extender/v1`).
 //!
-//! Pods come as planners have them, without the volumes that only their kubelet looks at.
 //! Waits no longer than each extender's time; what comes of an answer is decided by the caller.
 
+mod whole;
 mod wire;
 
 use std::collections::HashMap;
@@ -23,6 +23,7 @@ use crate::plan::{Able, Rejected};
 use crate::pod::PodInfo;
 use crate::preempt::Victims;
 use crate::score::BEST;
+use whole::Whole;
 
 /// The best score of an extender (`extender/v1`, MaxExtenderPriority).
 const EXTENDERS_BEST: i64 = 10;
@@ -35,6 +36,8 @@ pub enum ExtendError {
         #[source]
         source: client::Error,
     },
+    #[error("read pods for extenders")]
+    Read(#[source] client::Error),
     #[error("extender {url} does not answer in time")]
     Late { url: String },
     /// In the extender's own words.
@@ -104,22 +107,27 @@ impl Extenders {
         self.0.iter().filter(|it| it.is_interested(pod))
     }
 
-    /// The node that remains the best when all have spoken.
+    /// The node that remains the best when all have spoken. `client` reads the pod.
     ///
     /// # Errors
-    /// The failure of one that cannot be ignored.
+    /// The failure of one that cannot be ignored, or to read the pod.
     pub async fn choose(
         &self,
+        client: &Client,
         pod: &PodInfo,
         question: &Question,
         below: &mut (dyn FnMut(u64) -> u64 + Send),
     ) -> Result<Answer> {
+        let whole = match self.interested(pod).any(Extender::looks_at_nodes) {
+            true => Whole::read(client, vec![pod]).await.map_err(ExtendError::Read)?.of(pod),
+            false => Value::Null,
+        };
         let (mut able, mut rejects) = (question.able.clone(), question.rejects.clone());
         for extender in self.interested(pod).filter(|it| !it.settings.filter.is_empty()) {
             if able.is_empty() {
                 break;
             }
-            match extender.filter(pod, &able).await {
+            match extender.filter(&whole, &able).await {
                 Ok(verdict) => {
                     able.retain(|(node, _)| verdict.able.iter().any(|it| it == name(node)));
                     rejects.extend(verdict.rejects);
@@ -132,7 +140,7 @@ impl Extenders {
             return Ok(Answer::Nobody(rejects));
         }
         if able.len() > 1 {
-            self.rate(pod, &mut able).await;
+            self.rate(pod, &whole, &mut able).await;
         }
         let best = able.iter().map(|(_, total)| *total).max().unwrap_or_default();
         able.retain(|(_, total)| *total == best);
@@ -141,9 +149,9 @@ impl Extenders {
     }
 
     /// Adds what each extender says of each node. One that fails says nothing.
-    async fn rate(&self, pod: &PodInfo, able: &mut [(Arc<Node>, i64)]) {
+    async fn rate(&self, pod: &PodInfo, whole: &Value, able: &mut [(Arc<Node>, i64)]) {
         let asked = self.interested(pod).filter(|it| !it.settings.prioritize.is_empty());
-        let answers = asked.map(|it| it.prioritize(pod, able));
+        let answers = asked.map(|it| it.prioritize(whole, able));
         for scores in futures::future::join_all(answers).await {
             for (node, total) in &mut *able {
                 *total += scores.get(name(node)).copied().unwrap_or_default();
@@ -151,17 +159,32 @@ impl Extenders {
         }
     }
 
-    /// Leaves those candidates, and of their victims those, that extenders agree to.
+    /// Leaves those candidates, and of their victims those, that extenders agree to. `client`
+    /// reads the pods.
     ///
     /// # Errors
-    /// The failure of one that cannot be ignored.
-    pub async fn preempt(&self, pod: &PodInfo, candidates: Vec<Victims>) -> Result<Vec<Victims>> {
+    /// The failure of one that cannot be ignored, or to read a pod.
+    pub async fn preempt(
+        &self,
+        client: &Client,
+        pod: &PodInfo,
+        candidates: Vec<Victims>,
+    ) -> Result<Vec<Victims>> {
+        let asked = || self.interested(pod).filter(|it| !it.settings.preempt.is_empty());
+        if candidates.is_empty() || asked().next().is_none() {
+            return Ok(candidates);
+        }
+        let mut pods = vec![pod];
+        if asked().any(|it| !it.settings.knows_nodes) {
+            pods.extend(candidates.iter().flat_map(|it| &it.pods).map(|pod| &**pod));
+        }
+        let whole = Whole::read(client, pods).await.map_err(ExtendError::Read)?;
         let mut left = candidates;
-        for extender in self.interested(pod).filter(|it| !it.settings.preempt.is_empty()) {
+        for extender in asked() {
             if left.is_empty() {
                 break;
             }
-            let args = wire::victims(pod, &left, extender.settings.knows_nodes);
+            let args = wire::victims(pod, &whole, &left, extender.settings.knows_nodes);
             match extender.ask(&extender.settings.preempt, &args).await {
                 Ok(answer) => left = wire::agreed(&answer, left),
                 Err(err) if extender.settings.ignorable => extender.ignored(&err),
@@ -196,6 +219,10 @@ impl Extender {
         managed.is_empty() || managed.iter().any(|resource| wire::wants(pod, resource))
     }
 
+    fn looks_at_nodes(&self) -> bool {
+        !self.settings.filter.is_empty() || !self.settings.prioritize.is_empty()
+    }
+
     fn url(&self) -> String {
         self.settings.endpoint.server.clone()
     }
@@ -223,7 +250,7 @@ impl Extender {
         }
     }
 
-    async fn filter(&self, pod: &PodInfo, able: &[(Arc<Node>, i64)]) -> Result<Verdict> {
+    async fn filter(&self, pod: &Value, able: &[(Arc<Node>, i64)]) -> Result<Verdict> {
         let args = wire::nodes(pod, able, self.settings.knows_nodes);
         let answer = self.ask(&self.settings.filter, &args).await?;
         let left = wire::names(&answer, self.settings.knows_nodes);
@@ -243,7 +270,7 @@ impl Extender {
         Ok(Verdict { able: left, rejects })
     }
 
-    async fn prioritize(&self, pod: &PodInfo, able: &[(Arc<Node>, i64)]) -> HashMap<String, i64> {
+    async fn prioritize(&self, pod: &Value, able: &[(Arc<Node>, i64)]) -> HashMap<String, i64> {
         let args = wire::nodes(pod, able, self.settings.knows_nodes);
         let weight = self.settings.weight.saturating_mul(BEST / EXTENDERS_BEST);
         match self.ask(&self.settings.prioritize, &args).await {

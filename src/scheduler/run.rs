@@ -216,7 +216,8 @@ impl Scheduler {
             self.0.state.lock().line.retry(&pod.uid, Instant::now());
             Some(Outcome::Fail(chain(&err).to_string()))
         };
-        let rejects = match extenders.choose(pod, &question, &mut base::rng::below).await {
+        let client = &self.0.client;
+        let rejects = match extenders.choose(client, pod, &question, &mut base::rng::below).await {
             Ok(Answer::Node(node)) => {
                 return self.0.state.lock().settle_node(pod, facts, node, Instant::now());
             }
@@ -226,7 +227,7 @@ impl Scheduler {
         let budgets = || self.budgets();
         let mut refusal = self.0.state.lock().refusal(pod, facts, &budgets, &rejects);
         let candidates = std::mem::take(&mut refusal.candidates);
-        match extenders.preempt(pod, candidates).await {
+        match extenders.preempt(client, pod, candidates).await {
             Ok(left) => refusal.victims = left.into_iter().next(),
             Err(err) => return failed(err),
         }

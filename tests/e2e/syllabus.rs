@@ -1,11 +1,15 @@
 //! What the conformance syllabus of Kubernetes 1.36 asks of a node, its volumes, the scheduler,
-//! Jobs and sets, done with kubectl as the entries describe it. Files group the entries by
+//! Jobs and sets, accounts and the machinery of the API, done with kubectl as the entries
+//! describe it. Files group the entries by
 //! subject.
 
+mod auth;
 mod classes;
+mod csr;
 mod environment;
 mod jobs;
 mod lives;
+mod machinery;
 mod probes;
 mod scheduling;
 mod security;

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::{Attributes, Operation};
 use crate::authz::{Action, Decision};
+use crate::cache::prefix::NAMESPACES;
 use crate::error::{ApiError, Result};
 use crate::registry::{Registry, causes};
 
@@ -19,7 +20,6 @@ const GROUP: &str = "resource.k8s.io";
 /// What a token says of the node that its holder runs on.
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const LABEL: &str = "resource.kubernetes.io/admin-access";
-const NAMESPACES: &str = "/registry/namespaces/";
 
 fn any(list: &Value, is: impl Fn(&Value) -> bool) -> bool {
     list.as_array().is_some_and(|all| all.iter().any(is))

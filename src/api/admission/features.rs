@@ -4,10 +4,9 @@
 use serde_json::Value;
 
 use super::{Attributes, Operation};
+use crate::cache::prefix::NODES;
 use crate::error::Result;
 use crate::registry::Registry;
-
-const NODES: &str = "/registry/minions/";
 
 /// What a change of a pod needs, by name and in the order of the names.
 fn needed(new: &Value, old: &Value) -> Vec<&'static str> {

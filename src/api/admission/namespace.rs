@@ -4,10 +4,10 @@
 use serde_json::{Value, json};
 
 use super::{Attributes, Operation};
+use crate::cache::prefix::NAMESPACES;
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::{Registry, Target, metadata_str};
 
-const NAMESPACES: &str = "/registry/namespaces/";
 /// Namespaces that cannot be deleted.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 

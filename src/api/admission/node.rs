@@ -19,12 +19,27 @@ const OTHERS_ONLY: &str = "node-restriction.kubernetes.io";
 const NODES_SIGNERS: [&str; 2] =
     ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"];
 
-/// NodeRestriction (documentation, "Admission Control in Kubernetes").
-pub fn restriction(registry: &Registry, request: &Attributes<'_>, object: &Value) -> Result<()> {
-    let Some(node) = node_name(request.user) else { return Ok(()) };
-    if request.operation == Operation::Connect {
-        return Ok(());
+/// NodeRestriction (documentation, "Admission Control in Kubernetes"). It changes nothing, but
+/// judges while objects are completed, as upstream's: what a node asks for, before webhooks are
+/// told of it, and not what others add.
+pub fn restrict(registry: &Registry, request: &Attributes<'_>, object: &mut Value) -> Result<()> {
+    restriction(registry, request, object)
+}
+
+/// The same for deletions, in which there is nothing to complete.
+pub fn restrict_deletion(
+    registry: &Registry,
+    request: &Attributes<'_>,
+    object: &Value,
+) -> Result<()> {
+    match request.operation {
+        Operation::Delete => restriction(registry, request, object),
+        Operation::Create | Operation::Update | Operation::Connect => Ok(()),
     }
+}
+
+fn restriction(registry: &Registry, request: &Attributes<'_>, object: &Value) -> Result<()> {
+    let Some(node) = node_name(request.user) else { return Ok(()) };
     let group = request.resource.group.as_str();
     match (group, request.resource.plural.as_str(), request.subresource) {
         ("", "pods", _) => pods::restriction(registry, request, node, object),

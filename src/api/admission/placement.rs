@@ -9,11 +9,10 @@ use serde_json::{Map, Value, json};
 
 use super::settings::Settings;
 use super::{Attributes, Operation};
+use crate::cache::prefix::{NAMESPACES, NODES};
 use crate::error::Result;
 use crate::registry::{Registry, metadata_mut};
 
-const NAMESPACES: &str = "/registry/namespaces/";
-const NODES: &str = "/registry/minions/";
 const SELECTOR: &str = "scheduler.alpha.kubernetes.io/node-selector";
 const DEFAULT_TOLERATIONS: &str = "scheduler.alpha.kubernetes.io/defaultTolerations";
 const ALLOWED_TOLERATIONS: &str = "scheduler.alpha.kubernetes.io/tolerationsWhitelist";

@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 use serde_json::Value;
 
 use crate::cache::Object;
+use crate::cache::prefix::NAMESPACES;
 use crate::error::Result;
 use crate::registry::Registry;
 
@@ -123,7 +124,6 @@ pub(crate) fn operation(request: &Attributes<'_>) -> &'static str {
 
 /// The namespace a request is in; none for namespaces themselves.
 fn namespace_of(registry: &Registry, request: &Attributes<'_>) -> Result<Option<Value>> {
-    const NAMESPACES: &str = "/registry/namespaces/";
     if request.namespace.is_empty() || !request.resource.namespaced {
         return Ok(None);
     }

@@ -13,6 +13,7 @@ use kinds::quota::{Around, Usage, is_meant, unsaid, usage};
 use serde_json::{Value, json};
 
 use super::{Attributes, Operation};
+use crate::cache::prefix::PODS;
 use crate::cache::{Cache, Object};
 use crate::error::Result;
 use crate::registry::update::Change;
@@ -20,7 +21,6 @@ use crate::registry::{Registry, Target, WriteOptions, metadata_str};
 
 const QUOTAS: &str = "/registry/resourcequotas/";
 const CLASSES: &str = "/registry/deviceclasses/";
-const PODS: &str = "/registry/pods/";
 /// Writers that charge the same quota at once try again this often.
 const TRIES_MAX: usize = 16;
 

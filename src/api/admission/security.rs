@@ -7,11 +7,10 @@ use serde_json::Value;
 
 use self::standards::{Level, Violation, judge, sentence};
 use super::{Attributes, Operation};
+use crate::cache::prefix::{NAMESPACES, PODS};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::{Registry, metadata_str};
 
-const NAMESPACES: &str = "/registry/namespaces/";
-const PODS: &str = "/registry/pods/";
 const LABEL: &str = "pod-security.kubernetes.io/";
 /// Pods that are looked at when a namespace becomes stricter, and kinds of trouble told.
 const PODS_LOOKED_AT_MAX: usize = 3000;

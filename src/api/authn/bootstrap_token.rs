@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::User;
 use crate::cache::Cache;
+use crate::cache::prefix::SECRETS;
 
-const SECRETS: &str = "/registry/secrets/";
 const KIND: &str = "bootstrap.kubernetes.io/token";
 const GROUP: &str = "system:bootstrappers";
 const ID_CHARS: usize = 6;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Error, User, service_account_groups};
 use crate::cache::Cache;
+use crate::cache::prefix::{NODES, PODS, SECRETS};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::metadata_str;
 
@@ -274,7 +275,7 @@ impl ServiceAccountTokens {
             tell("credential-id", &format!("JTI={id}"));
         }
         let gone = || "service account token has been invalidated".to_owned();
-        for (kind, prefix) in [("pod", "/registry/pods/"), ("secret", "/registry/secrets/")] {
+        for (kind, prefix) in [("pod", PODS), ("secret", SECRETS)] {
             if let (Some(name), Some(uid)) =
                 (bound[kind]["name"].as_str(), bound[kind]["uid"].as_str())
             {
@@ -290,7 +291,7 @@ impl ServiceAccountTokens {
         {
             // Alone, a node must exist; next to a pod it is only told.
             if !bound["pod"].is_object() {
-                exists(cache, "/registry/minions/", None, name, uid).ok_or_else(gone)?;
+                exists(cache, NODES, None, name, uid).ok_or_else(gone)?;
             }
             tell("node-name", name);
             tell("node-uid", uid);

@@ -7,11 +7,9 @@ use super::{Action, Decision};
 use crate::admission::node::MIRROR;
 use crate::authn::User;
 use crate::cache::Cache;
+use crate::cache::prefix::{CLAIMS, PODS, VOLUMES};
 
 const NODES_GROUP: &str = "system:nodes";
-const PODS: &str = "/registry/pods/";
-const CLAIMS: &str = "/registry/persistentvolumeclaims/";
-const VOLUMES: &str = "/registry/persistentvolumes/";
 const ATTACHMENTS: &str = "/registry/volumeattachments/";
 const SLICES: &str = "/registry/resourceslices/";
 /// Where the leases of nodes are.

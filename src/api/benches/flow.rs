@@ -9,33 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::authn::{MASTERS, Peer, User};
-use api::flags::Flags;
 use api::flow::{Asking, Flow, Limits, Stored};
 use api::serve::request::{Query, RequestInfo};
 use api::serve::{Shared, chain};
 use bytes::Bytes;
 use http::{Method, Request};
 use serde_json::{Value, json};
-use store::backend::sqlite::Sqlite;
 
 const ROUNDS: u32 = 200_000;
 const PATH: &str = "/api/v1/namespaces/default/configmaps/a";
-
-async fn server(dir: &std::path::Path) -> Shared {
-    let key = pki::files::signing_key(&dir.join("key")).unwrap();
-    let config = api::Config {
-        flags: Flags { disabled_admission: vec!["ServiceAccount".into()], ..Flags::default() },
-        ..api::Config::new(Arc::new(Sqlite::open(&dir.join("db")).unwrap()), &key).unwrap()
-    };
-    let server = api::build(config).await.unwrap();
-    let advertised = api::bootstrap::Advertised {
-        address: "192.0.2.1".parse().unwrap(),
-        port: 6443,
-        service: "10.43.0.1".parse().unwrap(),
-    };
-    api::bootstrap::run(&server, advertised).await.unwrap();
-    server
-}
 
 async fn ask(server: &Shared, user: &Arc<User>, method: Method, path: &str, body: Bytes) {
     let mut request = Request::builder().method(method).uri(path).body(body).unwrap();
@@ -88,7 +70,7 @@ async fn main() {
     seats("seat, without fairness", &plain, &bob).await;
 
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let map = json!({"metadata": {"name": "a"}, "data": {"k": "v".repeat(1_000)}}).to_string();
     let maps = "/api/v1/namespaces/default/configmaps";
     ask(&server, &admin, Method::POST, maps, map.into()).await;

@@ -9,33 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::authn::{MASTERS, Peer, User};
-use api::flags::Flags;
 use api::serve::{Shared, chain};
 use bytes::Bytes;
 use client::Body;
 use futures::StreamExt;
 use http::Request;
 use serde_json::json;
-use store::backend::sqlite::Sqlite;
 
 const OBJECTS: usize = 5_000;
 const ROUNDS: usize = 21;
-
-async fn server(dir: &std::path::Path) -> Shared {
-    let key = pki::files::signing_key(&dir.join("key")).unwrap();
-    let config = api::Config {
-        flags: Flags { disabled_admission: vec!["ServiceAccount".into()], ..Flags::default() },
-        ..api::Config::new(Arc::new(Sqlite::open(&dir.join("db")).unwrap()), &key).unwrap()
-    };
-    let server = api::build(config).await.unwrap();
-    let advertised = api::bootstrap::Advertised {
-        address: "192.0.2.1".parse().unwrap(),
-        port: 6443,
-        service: "10.43.0.1".parse().unwrap(),
-    };
-    api::bootstrap::run(&server, advertised).await.unwrap();
-    server
-}
 
 async fn ask(server: &Shared, method: &str, path: &str, accept: &str, body: Bytes) -> usize {
     let mut request =
@@ -56,7 +38,7 @@ async fn ask(server: &Shared, method: &str, path: &str, accept: &str, body: Byte
 #[tokio::main]
 async fn main() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let path = "/api/v1/namespaces/default/configmaps";
     let writers = (0..16).map(|writer| {
         let server = server.clone();

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use codec::fields;
 use codec::scan::Scan;
+use codec::{fields, go_json};
 
 use super::sketch::sketch;
 
@@ -72,7 +72,7 @@ impl Object {
         self.line.strip_suffix(b"\n").unwrap_or(&self.line)
     }
 
-    /// Whether a text that JSON need not escape stands anywhere in the object.
+    /// Whether a text that is not escaped stands anywhere in the object.
     pub fn mentions(&self, text: &str) -> bool {
         find(&self.line, text.as_bytes()).is_some()
     }
@@ -187,7 +187,8 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     memchr::memmem::find(haystack, needle)
 }
 
-/// Encodes an object with `kind`, `apiVersion` and `metadata` in front.
+/// Encodes an object with `kind`, `apiVersion` and `metadata` in front, and escaped as Go does:
+/// what a raw extension holds is compared by its bytes.
 pub fn encode(object: &Map<String, Value>) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     out.push(b'{');
@@ -213,7 +214,7 @@ pub fn encode(object: &Map<String, Value>) -> Vec<u8> {
         }
     }
     out.push(b'}');
-    out
+    go_json::escape_html(out)
 }
 
 /// Puts `resourceVersion` into encoded metadata, after the fields that stand before it,

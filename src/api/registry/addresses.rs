@@ -11,11 +11,11 @@ use store::{Durability, Outcome, Write};
 
 use super::allocate::{Allocation, Network, addresses_of};
 use super::{Registry, Target, metadata_str};
+use crate::cache::prefix::SERVICES;
 use crate::change::apply::{Writer, update_managed_fields};
 use crate::error::{ApiError, Result};
 
 const GROUP: &str = "networking.k8s.io";
-const SERVICES: &str = "/registry/services/specs/";
 pub const ADDRESSES: &str = "/registry/ipaddresses/";
 pub const RANGES: &str = "/registry/servicecidrs/";
 const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";

@@ -405,7 +405,7 @@ pub fn encode(form: Form, value: &Value) -> Result<(&'static str, Vec<u8>)> {
             let (api_version, kind) = (word("apiVersion"), word("kind"));
             match Encoder::of(api_version, kind) {
                 Some(encoder) => {
-                    let text = serde_json::to_vec(value).map_err(failed)?;
+                    let text = go_json::escape_html(serde_json::to_vec(value).map_err(failed)?);
                     let bytes = encoder.object(api_version, kind, &text);
                     Ok((PROTOBUF, bytes.map_err(|err| ApiError::internal(err.to_string()))?))
                 }
@@ -413,10 +413,10 @@ pub fn encode(form: Form, value: &Value) -> Result<(&'static str, Vec<u8>)> {
             }
         }
         Encoding::Json if form.pretty => {
-            Ok((JSON, serde_json::to_vec_pretty(value).map_err(failed)?))
+            Ok((JSON, go_json::escape_html(serde_json::to_vec_pretty(value).map_err(failed)?)))
         }
         Encoding::Json => {
-            let mut out = serde_json::to_vec(value).map_err(failed)?;
+            let mut out = go_json::escape_html(serde_json::to_vec(value).map_err(failed)?);
             out.push(b'\n');
             Ok((JSON, out))
         }

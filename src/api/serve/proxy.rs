@@ -25,6 +25,7 @@ use self::logs::LogOptions;
 use self::rewrite::Rewriter;
 use super::chain::Call;
 use super::{Shared, answer, forward};
+use crate::cache::prefix::NODES;
 use crate::error::{ApiError, Result};
 use crate::outbound::{self, SLICES};
 use crate::registry::Target;
@@ -45,7 +46,6 @@ const REFUSAL_BYTES_MAX: usize = 50_000;
 const HTML_BYTES_MAX: usize = 4 << 20;
 /// And one that takes longer to arrive.
 const HTML_TIMEOUT: Duration = Duration::from_secs(30);
-const NODES: &str = "/registry/minions/";
 
 /// How kubelets and pods are reached.
 pub struct Kubelets {

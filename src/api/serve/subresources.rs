@@ -15,6 +15,7 @@ use super::resources::{self, form, read_change, write_options};
 use super::{Shared, answer, eviction, proxy, reviews};
 use crate::admission::Notes;
 use crate::authn::tokens::TokenRequest;
+use crate::cache::prefix::NODES;
 use crate::change::apply::{Writer, apply, update_managed_fields};
 use crate::change::scale::{show_owners, take_owners};
 use crate::crd;
@@ -271,6 +272,8 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
         notes: &call.request.extensions().get::<Arc<Notes>>().cloned().unwrap_or_default(),
     };
     let admission = &server.registry.admission;
+    admission.mutate(&server.registry, &attributes, &mut body)?;
+    admission.mutate_by_webhooks(&server.registry, &attributes, &mut body).await?;
     admission.validate(&server.registry, &attributes, &body)?;
     admission.validate_by_webhooks(&server.registry, &attributes, &body).await?;
     let reference = body["spec"]["boundObjectRef"].clone();
@@ -298,10 +301,7 @@ async fn token(server: &Shared, call: &Call, target: &Target) -> Result<Response
                 )));
             }
             if let Some(name) = object["spec"]["nodeName"].as_str() {
-                let found = server
-                    .registry
-                    .cache
-                    .get("/registry/minions/", &format!("/registry/minions/{name}"));
+                let found = server.registry.cache.get(NODES, &format!("/registry/minions/{name}"));
                 let uid = found.map(|node| metadata_str(&node.value(), "uid").to_string());
                 node = uid.map(|uid| (name.to_string(), uid));
             }

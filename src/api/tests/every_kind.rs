@@ -2,11 +2,9 @@
 //! through the same chain as any request and by a user with rights.
 
 #![allow(clippy::unwrap_used)]
-use std::sync::Arc;
 
 use api::authn::{MASTERS, User};
-use api::flags::Flags;
-use api::serve::{Shared, in_process};
+use api::serve::in_process;
 use base::drain;
 use bytes::Bytes;
 use client::{Body, Client};
@@ -14,7 +12,6 @@ use futures::StreamExt;
 use http::{Method, Request};
 use kinds::resources::Catalog;
 use serde_json::{Value, json};
-use store::backend::sqlite::Sqlite;
 
 /// What a kind needs beyond its metadata, by `group/Kind`.
 fn content(group: &str, kind: &str) -> Value {
@@ -163,22 +160,6 @@ fn name_of(kind: &str) -> &'static str {
     }
 }
 
-async fn server(dir: &std::path::Path) -> Shared {
-    let key = pki::files::signing_key(&dir.join("key")).unwrap();
-    let config = api::Config {
-        flags: Flags { disabled_admission: vec!["ServiceAccount".into()], ..Flags::default() },
-        ..api::Config::new(Arc::new(Sqlite::open(&dir.join("db")).unwrap()), &key).unwrap()
-    };
-    let server = api::build(config).await.unwrap();
-    let advertised = api::bootstrap::Advertised {
-        address: "127.0.0.1".parse().unwrap(),
-        port: 6443,
-        service: "10.43.0.1".parse().unwrap(),
-    };
-    api::bootstrap::run(&server, advertised).await.unwrap();
-    server
-}
-
 async fn ask(client: &Client, method: Method, path: &str, kind: &str, body: Value) -> Value {
     let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
     let request = Request::builder()
@@ -271,7 +252,7 @@ async fn finish(client: &Client, path: &str, root: &str, plural: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_stored_kind_lives_a_whole_life() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let (_trigger, _drain) = drain::channel();
     let client = in_process::client(&server, User::new("admin", &[MASTERS]), "test/1");
     let mut checks = Vec::new();
@@ -292,7 +273,7 @@ async fn every_stored_kind_lives_a_whole_life() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_gets_in_without_rights() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let alice = in_process::client(&server, User::new("alice", &[]), "test/1");
     let get = |path: &str| Request::builder().uri(path).body(Bytes::new()).unwrap();
     let err = alice.request(get("/api/v1/namespaces/default/pods")).await.unwrap_err();
@@ -316,7 +297,7 @@ async fn nobody_gets_in_without_rights() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_may_only_read_runs_no_commands() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let admin = in_process::client(&server, User::new("admin", &[MASTERS]), "test/1");
     let root = "/apis/rbac.authorization.k8s.io/v1";
     let role = json!({"metadata": {"name": "reader"}, "rules": [
@@ -341,7 +322,7 @@ async fn whoever_may_only_read_runs_no_commands() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_reads_and_tells_what_the_volumes_of_its_own_pods_need() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let admin = in_process::client(&server, User::new("admin", &[MASTERS]), "test/1");
     let (json, core) = ("application/json", "/api/v1");
     let space = format!("{core}/namespaces/default");
@@ -403,7 +384,7 @@ async fn a_node_reads_and_tells_what_the_volumes_of_its_own_pods_need() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_takes_back_what_drivers_offered_on_it_and_nowhere_else() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let admin = in_process::client(&server, User::new("admin", &[MASTERS]), "test/1");
     let path = "/apis/resource.k8s.io/v1/resourceslices";
     for (name, node) in [("a", "n1"), ("b", "n2")] {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::authn::{MASTERS, Peer, User};
-use api::flags::Flags;
 use api::serve::{Shared, chain};
 use bytes::Bytes;
 use client::Body;
@@ -15,26 +14,9 @@ use codec::protobuf::decode;
 use futures::StreamExt;
 use http::{HeaderMap, Request, StatusCode};
 use serde_json::{Value, json};
-use store::backend::sqlite::Sqlite;
 
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
-
-async fn server(dir: &std::path::Path) -> Shared {
-    let key = pki::files::signing_key(&dir.join("key")).unwrap();
-    let config = api::Config {
-        flags: Flags { disabled_admission: vec!["ServiceAccount".into()], ..Flags::default() },
-        ..api::Config::new(Arc::new(Sqlite::open(&dir.join("db")).unwrap()), &key).unwrap()
-    };
-    let server = api::build(config).await.unwrap();
-    let advertised = api::bootstrap::Advertised {
-        address: "192.0.2.1".parse().unwrap(),
-        port: 6443,
-        service: "10.43.0.1".parse().unwrap(),
-    };
-    api::bootstrap::run(&server, advertised).await.unwrap();
-    server
-}
 
 struct Answer {
     status: StatusCode,
@@ -102,7 +84,7 @@ fn frames(mut bytes: &[u8]) -> Vec<(String, Value)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_lists_and_failures_come_in_protobuf() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let made = create(&server, "a", json!({"x": "1"})).await;
     let accept = [("accept", PROTOBUF)];
     let answer = send(&server, "GET", &format!("{CONFIG_MAPS}/a"), &accept, "").await;
@@ -140,7 +122,7 @@ async fn objects_lists_and_failures_come_in_protobuf() {
 #[tokio::test(flavor = "multi_thread")]
 async fn metadata_alone_is_the_same_however_it_is_made() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let made = json!({"kind": "ConfigMap", "apiVersion": "v1", "data": {"metadata": "none"},
         "metadata": {"name": "a", "finalizers": ["a.example/b"], "annotations": {"q": "\"}{"},
             "labels": {"b": "2", "a": "1"}}});
@@ -178,7 +160,7 @@ async fn metadata_alone_is_the_same_however_it_is_made() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_binding_leaves_the_rest_of_its_pod_as_it_stands() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let json_type = [("content-type", "application/json")];
     let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p",
             "labels": {"a": "b"}, "finalizers": ["a.example/b"]},
@@ -211,7 +193,7 @@ async fn a_binding_leaves_the_rest_of_its_pod_as_it_stands() {
 #[tokio::test(flavor = "multi_thread")]
 async fn watches_come_in_protobuf_frames() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     create(&server, "a", json!({"x": "1"})).await;
     let path = format!(
         "{CONFIG_MAPS}?watch=1&timeoutSeconds=1&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan"
@@ -242,7 +224,7 @@ async fn watches_come_in_protobuf_frames() {
 async fn ten_thousand_initial_events_come_before_their_end() {
     const OBJECTS: usize = 10_000;
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let writers = (0..64).map(|writer| {
         let server = server.clone();
         async move {
@@ -286,7 +268,7 @@ async fn ten_thousand_initial_events_come_before_their_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_bodies_are_refused_and_never_hurt() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     let deep = format!(
         "{{\"metadata\":{{\"name\":\"d\"}},\"data\":{}1{}}}",
         "[".repeat(10_000),
@@ -366,7 +348,7 @@ async fn websocket_watch(server: &Shared, accept: &str) -> (Vec<u8>, Vec<u8>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn watches_come_over_websockets() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve_alone(dir.path()).await;
     create(&server, "a", json!({})).await;
     let (head, body) = websocket_watch(&server, "application/json").await;
     let head = String::from_utf8(head).unwrap();
@@ -388,4 +370,25 @@ async fn watches_come_over_websockets() {
     let object = body.windows(4).position(|window| window == b"k8s\0").unwrap();
     let length = usize::from(u16::from_be_bytes([body[2], body[3]]));
     assert_eq!(decode(&body[object..4 + length]).unwrap()["metadata"]["name"], "a");
+}
+
+/// Clients compare what a revision holds with what Go's encoder would write, byte by byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_revision_holds_is_written_as_go_writes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = testing::serve_alone(dir.path()).await;
+    let revisions = "/apis/apps/v1/namespaces/default/controllerrevisions";
+    let body = json!({"metadata": {"name": "a"}, "revision": 1,
+        "data": {"spec": {"z": "a < b && b > c", "a": "\u{2028}"}}});
+    let held = r#"{"spec":{"z":"a \u003c b \u0026\u0026 b \u003e c","a":"\u2028"}}"#;
+    let made = send(&server, "POST", revisions, &[], body.to_string()).await.bytes().await;
+    let path = format!("{revisions}/a");
+    let got = send(&server, "GET", &path, &[], "").await.bytes().await;
+    let accept = [("accept", PROTOBUF)];
+    let proto = send(&server, "GET", &path, &accept, "").await.bytes().await;
+    let list = send(&server, "GET", revisions, &accept, "").await.bytes().await;
+    for (what, bytes) in [("made", made), ("got", got), ("protobuf", proto), ("list", list)] {
+        let is_in = bytes.windows(held.len()).any(|window| window == held.as_bytes());
+        assert!(is_in, "{what}: {}", String::from_utf8_lossy(&bytes));
+    }
 }

@@ -18,6 +18,11 @@ pub fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
     let hash = bytes
         .iter()
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    safely(hash)
+}
+
+/// A hash in letters that make no words.
+pub fn safely(hash: u32) -> String {
     let digits = hash.to_string();
     digits.bytes().map(|digit| char::from(ALPHABET[usize::from(digit) % 27])).collect()
 }

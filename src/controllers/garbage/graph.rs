@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use client::api::ResourceRef;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use crate::owner::{name, namespace, uid};
 
@@ -31,6 +31,17 @@ pub struct Item {
     pub deleting: bool,
     /// It is being deleted and waits for its dependents.
     pub foreground: bool,
+}
+
+impl Item {
+    /// Whether this is whom an object of a namespace means by a reference that has its uid.
+    pub fn is_meant(&self, by: &OwnerReference, namespace: &str) -> bool {
+        let group = by.api_version.split_once('/').map_or("", |(group, _)| group);
+        self.name == by.name
+            && self.resource.kind == by.kind
+            && self.resource.group == group
+            && (self.namespace.is_empty() || self.namespace == namespace)
+    }
 }
 
 struct Node {
@@ -105,13 +116,17 @@ impl Graph {
             self.dependents.entry(owner.clone()).or_default().insert(id.clone());
         }
         let mut work = Vec::new();
-        // An owner that is absent, waits, or has just been named, decides about the object.
-        let doubtful = |owner: &str| self.nodes.get(owner).is_none_or(|node| node.item.foreground);
+        // An owner that is absent, not the one that is meant, waits, or has just been named,
+        // decides about the object.
+        let doubtful = |owner: &OwnerReference| {
+            self.nodes.get(&owner.uid).is_none_or(|node| {
+                node.item.foreground || !node.item.is_meant(owner, namespace(meta))
+            })
+        };
         let named = |owner: &str| before.iter().any(|(held, _)| held == owner);
+        let mut references = meta.owner_references.iter().flatten();
         if !deleting
-            && owners
-                .iter()
-                .any(|(owner, _)| doubtful(owner) || (!before.is_empty() && !named(owner)))
+            && references.any(|owner| doubtful(owner) || (!before.is_empty() && !named(&owner.uid)))
         {
             work.push(Work::Delete(id.clone()));
         }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Node};
 use serde_json::{Map, Value, json};
 
 use super::name;
+use super::whole::Whole;
 use crate::pod::PodInfo;
 use crate::preempt::Victims;
 
@@ -32,13 +33,13 @@ pub fn wants(pod: &PodInfo, resource: &str) -> bool {
 }
 
 /// `ExtenderArgs`.
-pub fn nodes(pod: &PodInfo, able: &[(Arc<Node>, i64)], knows_nodes: bool) -> Value {
+pub fn nodes(pod: &Value, able: &[(Arc<Node>, i64)], knows_nodes: bool) -> Value {
     if knows_nodes {
         let names: Vec<&str> = able.iter().map(|(node, _)| name(node)).collect();
-        return json!({"Pod": *pod.pod, "Nodes": null, "NodeNames": names});
+        return json!({"Pod": pod, "Nodes": null, "NodeNames": names});
     }
     let items: Vec<Value> = able.iter().map(|(node, _)| json!(**node)).collect();
-    json!({"Pod": *pod.pod, "Nodes": {"metadata": {}, "items": items}, "NodeNames": null})
+    json!({"Pod": pod, "Nodes": {"metadata": {}, "items": items}, "NodeNames": null})
 }
 
 /// The nodes that are left, of an `ExtenderFilterResult`.
@@ -64,20 +65,20 @@ pub fn scores(answer: &Value) -> impl Iterator<Item = (String, i64)> {
 }
 
 /// `ExtenderPreemptionArgs`.
-pub fn victims(pod: &PodInfo, candidates: &[Victims], knows_nodes: bool) -> Value {
+pub fn victims(pod: &PodInfo, whole: &Whole, candidates: &[Victims], knows_nodes: bool) -> Value {
     let of = |victims: &Victims| -> Value {
         let pods: Vec<Value> = victims
             .pods
             .iter()
-            .map(|pod| if knows_nodes { json!({"UID": pod.uid}) } else { json!(*pod.pod) })
+            .map(|pod| if knows_nodes { json!({"UID": pod.uid}) } else { whole.of(pod) })
             .collect();
         json!({"Pods": pods, "NumPDBViolations": victims.violations})
     };
     let all: Map<String, Value> =
         candidates.iter().map(|victims| (victims.node.clone(), of(victims))).collect();
     match knows_nodes {
-        true => json!({"Pod": *pod.pod, "NodeNameToMetaVictims": all}),
-        false => json!({"Pod": *pod.pod, "NodeNameToVictims": all}),
+        true => json!({"Pod": whole.of(pod), "NodeNameToMetaVictims": all}),
+        false => json!({"Pod": whole.of(pod), "NodeNameToVictims": all}),
     }
 }
 

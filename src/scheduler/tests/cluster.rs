@@ -2,17 +2,15 @@
 //! roles; the suite plays kubelets, drivers and controllers.
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
-use std::future::Future;
 use std::time::Duration;
 
-use api::authn::{MASTERS, User};
 use base::drain::Trigger;
 use client::{Client, Patch, Recorder, Shared};
 use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use scheduler::{Config, Scheduler};
 use serde_json::{Value, json};
-use store::backend::sqlite::Sqlite;
+use testing::until;
 
 #[path = "cluster/extenders.rs"]
 mod extenders;
@@ -30,20 +28,9 @@ async fn cluster(profiles: &str) -> Cluster {
 /// With this in the scheduler's configuration.
 async fn configured(settings: &str) -> Cluster {
     let dir = tempfile::tempdir().unwrap();
-    let key = pki::files::signing_key(&dir.path().join("key")).unwrap();
-    let store = std::sync::Arc::new(Sqlite::open(&dir.path().join("db")).unwrap());
-    let server = api::build(api::Config::new(store, &key).unwrap()).await.unwrap();
-    let advertised = api::bootstrap::Advertised {
-        address: "192.0.2.1".parse().unwrap(),
-        port: 6443,
-        service: "10.43.0.1".parse().unwrap(),
-    };
-    api::bootstrap::run(&server, advertised).await.unwrap();
+    let server = testing::serve(testing::config(dir.path())).await;
     let (trigger, drain) = base::drain::channel();
-    let client_of = |user: &str, groups: &[&str]| {
-        api::serve::in_process::client(&server, User::new(user, groups), "suite")
-    };
-    let own = client_of("system:kube-scheduler", &[]);
+    let own = testing::user(&server, "system:kube-scheduler", &[]);
     let recorder = Recorder::new(own.clone(), "default-scheduler", "", drain.clone());
     let config = Config::parse(&format!(
         "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n{settings}"
@@ -51,7 +38,7 @@ async fn configured(settings: &str) -> Cluster {
     .unwrap();
     let scheduler = Scheduler::new(Shared::new(own, drain.clone()), recorder, config);
     tokio::spawn(scheduler.run(drain));
-    let out = Cluster { client: client_of("admin", &[MASTERS]), _trigger: trigger, _dir: dir };
+    let out = Cluster { client: testing::admin(&server), _trigger: trigger, _dir: dir };
     let account: ServiceAccount = read(json!({"metadata": {"name": "default"}}));
     out.client.api(Some("default")).create(&account).await.unwrap();
     out
@@ -59,20 +46,6 @@ async fn configured(settings: &str) -> Cluster {
 
 fn read<K: serde::de::DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).unwrap()
-}
-
-/// Asks until there is an answer.
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
-    let wait = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let answer = tokio::time::timeout(Duration::from_secs(60), wait).await;
-    answer.unwrap_or_else(|_| panic!("waited too long until {what}"))
 }
 
 impl Cluster {

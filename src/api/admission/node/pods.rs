@@ -4,11 +4,9 @@ use serde_json::Value;
 
 use super::MIRROR;
 use crate::admission::{Attributes, Operation};
+use crate::cache::prefix::{NODES, PODS};
 use crate::error::Result;
 use crate::registry::Registry;
-
-const NODES: &str = "/registry/minions/";
-const PODS: &str = "/registry/pods/";
 
 pub fn restriction(
     registry: &Registry,

@@ -7,12 +7,10 @@ use crate::admission::Attributes;
 use crate::authz::node::claims;
 use crate::authz::{Action, Decision};
 use crate::cache::Cache;
+use crate::cache::prefix::{CLAIMS, PODS, VOLUMES};
 use crate::error::{ApiError, Result};
 use crate::registry::Registry;
 
-const PODS: &str = "/registry/pods/";
-const CLAIMS: &str = "/registry/persistentvolumeclaims/";
-const VOLUMES: &str = "/registry/persistentvolumes/";
 const DRIVERS: &str = "/registry/csidrivers/";
 const VERB: &str = "request-serviceaccounts-token-audience";
 

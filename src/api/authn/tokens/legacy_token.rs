@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::{Believed, account_exists, account_user};
 use crate::cache::Cache;
+use crate::cache::prefix::SECRETS;
 
-const SECRETS: &str = "/registry/secrets/";
 /// Labels of the secret: the day of the last use, and whether it is used no more.
 pub const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
 const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";

@@ -230,3 +230,13 @@ async fn tokens_are_for_pods_of_the_node_and_for_whom_their_volumes_name() {
     make(&server, &format!("{rbac}/clusterrolebindings"), binding).await;
     done(&post(OWN, token(json!(["bank"]), &uid)).await);
 }
+
+/// As upstream, where nodes are restricted while objects are completed: nobody else is asked,
+/// and nothing is told of what is wrong with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_may_not_ask_for_is_refused_before_it_is_judged() {
+    let (_dir, server) = plain().await;
+    let empty = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n1", "containers": []}});
+    let answer = by(&server, OWN, Method::POST, &format!("{SPACE}/pods"), empty).await;
+    refused(&answer, "node \"n1\" can only create mirror pods");
+}

@@ -4,14 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use api::authn::{MASTERS, Peer, User};
-use api::flags::Flags;
 use api::serve::{Shared, chain};
 use bytes::{Bytes, BytesMut};
 use client::Body;
 use futures::StreamExt;
 use http::{Method, Request};
 use serde_json::Value;
-use store::backend::sqlite::Sqlite;
 
 /// Starts a server on the datastore in `dir`, without some of the admission plugins and
 /// with a configuration that `change` was told of. Its authorities for clients
@@ -21,29 +19,16 @@ pub async fn server_with(
     disabled: &[&str],
     change: impl FnOnce(&mut api::Config),
 ) -> Shared {
-    let disabled_admission = disabled.iter().map(ToString::to_string).collect();
-    let flags = Flags { disabled_admission, ..Flags::default() };
-    let key = pki::files::signing_key(&dir.join("key")).unwrap();
     let client_ca = pki::files::authority(dir, "client-ca", "clients").unwrap();
     let proxy_ca = pki::files::authority(dir, "proxy-ca", "proxies").unwrap();
     let proxy = pki::authority::Leaf::client("system:auth-proxy", "");
-    let store = Arc::new(Sqlite::open(&dir.join("db")).unwrap());
-    let mut config = api::Config {
-        flags,
-        kubelet_tls: pki::tls::client_config(None, None, true).unwrap(),
-        proxy_client: Some(proxy_ca.issue(&proxy).unwrap()),
-        ..api::Config::new(store, &key).unwrap()
-    };
+    let mut config = testing::config(dir);
+    config.flags.disabled_admission = disabled.iter().map(ToString::to_string).collect();
+    config.kubelet_tls = pki::tls::client_config(None, None, true).unwrap();
+    config.proxy_client = Some(proxy_ca.issue(&proxy).unwrap());
     config.authentication.client_ca_pem = client_ca.cert_pem.clone();
     change(&mut config);
-    let server = api::build(config).await.unwrap();
-    let advertised = api::bootstrap::Advertised {
-        address: "192.0.2.1".parse().unwrap(),
-        port: 6443,
-        service: "10.43.0.1".parse().unwrap(),
-    };
-    api::bootstrap::run(&server, advertised).await.unwrap();
-    server
+    testing::serve(config).await
 }
 
 /// What a request was answered with.

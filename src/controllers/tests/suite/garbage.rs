@@ -4,7 +4,8 @@ use crate::support::{cluster, until};
 use client::api::ListParams;
 use client::{DeleteParams, Patch, Propagation};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,4 +77,35 @@ async fn a_circle_of_owners_stays_while_nobody_deletes_and_goes_as_a_whole() {
         maps.delete(names[0], &params).await.unwrap();
         until("the circle is gone", async || (left(&names).await == 0).then_some(())).await;
     }
+}
+
+/// Who names an owner that nobody could find where it is looked for: in a namespace it is held
+/// for absent, outside of all of them it is nobody's to judge.
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_of_other_namespaces_are_none() {
+    let cluster = cluster().await;
+    let maps = cluster.client.api::<ConfigMap>(Some("kube-system"));
+    let owner = json!({"metadata": {"name": "owner"}});
+    let owner = maps.create(&serde_json::from_value(owner).unwrap()).await.unwrap();
+    let owners = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "owner",
+        "uid": owner.metadata.uid}]);
+    let owned = json!({"metadata": {"name": "owned", "ownerReferences": owners}});
+    let roles = cluster.client.all::<ClusterRole>();
+    roles.create(&serde_json::from_value(owned.clone()).unwrap()).await.unwrap();
+    let near = cluster.client.api::<ConfigMap>(Some("default"));
+    near.create(&serde_json::from_value(owned).unwrap()).await.unwrap();
+    until("the map is gone", async || near.get_opt("owned").await.unwrap().is_none().then_some(()))
+        .await;
+    let events = cluster.client.all::<Event>();
+    let mut told = until("both are told of", async || {
+        let all = events.list(&ListParams::default()).await.unwrap().items;
+        let is = |it: &&Event| it.reason.as_deref() == Some("OwnerRefInvalidNamespace");
+        let kinds: Vec<String> =
+            all.iter().filter(is).filter_map(|it| it.involved_object.kind.clone()).collect();
+        (kinds.len() == 2).then_some(kinds)
+    })
+    .await;
+    told.sort();
+    assert_eq!(told, ["ClusterRole", "ConfigMap"]);
+    assert!(roles.get_opt("owned").await.unwrap().is_some());
 }

@@ -38,11 +38,11 @@ async fn a_namespace_goes_when_its_last_pod_has_gone_and_takes_all_along() {
             is.then_some(())
         })
     };
-    remaining("Some resources are remaining: pods has 2 resource instances").await;
+    remaining("Some resources are remaining: pods. has 2 resource instances").await;
     // What pods may need stays while they end.
     assert!(maps.get_opt("m0").await.unwrap().is_some());
     pods.delete("a", &now).await.unwrap();
-    remaining("Some resources are remaining: pods has 1 resource instances").await;
+    remaining("Some resources are remaining: pods. has 1 resource instances").await;
     let begun = std::time::Instant::now();
     pods.delete("b", &now).await.unwrap();
     until("the namespace is gone", || async {

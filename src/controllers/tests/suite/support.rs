@@ -1,17 +1,12 @@
 //! All controllers over an API server in this process, without nodes: suites play the
 //! kubelet.
 
-use std::future::Future;
-use std::time::Duration;
-
 use crate::canned::Canned;
-use api::authn::{MASTERS, User};
-use api::serve::Shared as Server;
 use base::drain::Trigger;
 use client::api::ListParams;
 use client::{Client, Shared};
 use k8s_openapi::api::core::v1::Event;
-use store::backend::sqlite::Sqlite;
+pub use testing::until;
 
 pub struct Cluster {
     pub client: Client,
@@ -20,10 +15,6 @@ pub struct Cluster {
     _trigger: Trigger,
     _controllers: controllers::Controllers,
     _dir: tempfile::TempDir,
-}
-
-fn key(dir: &std::path::Path) -> String {
-    pki::files::signing_key(&dir.join("key")).unwrap()
 }
 
 impl Cluster {
@@ -39,38 +30,17 @@ impl Cluster {
     }
 }
 
-async fn server(dir: &std::path::Path) -> Server {
-    let config =
-        api::Config::new(std::sync::Arc::new(Sqlite::open(&dir.join("db")).unwrap()), &key(dir))
-            .unwrap();
-    let server = api::build(config).await.unwrap();
-    let advertised = api::bootstrap::Advertised {
-        address: "192.0.2.1".parse().unwrap(),
-        port: 6443,
-        service: "10.43.0.1".parse().unwrap(),
-    };
-    api::bootstrap::run(&server, advertised).await.unwrap();
-    server
-}
-
 pub async fn cluster() -> Cluster {
     let dir = tempfile::tempdir().unwrap();
-    let server = server(dir.path()).await;
+    let server = testing::serve(testing::config(dir.path())).await;
     let (trigger, drain) = base::drain::channel();
-    let client_of = |user: &str, groups: &[&str]| {
-        api::serve::in_process::client(&server, User::new(user, groups), "suite")
-    };
-    let reader = client_of("system:kube-controller-manager", &[]);
-    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+    let reader = testing::user(&server, "system:kube-controller-manager", &[]);
     let metrics = Canned::default();
     let controllers = controllers::Controllers::start(
         &Shared::new(reader, drain.clone()),
-        |name| {
-            let user = format!("system:serviceaccount:kube-system:{name}");
-            metrics.client(client_of(&user, &groups))
-        },
+        |name| metrics.client(testing::account(&server, name)),
         controllers::Config {
-            token_key_pem: key(dir.path()),
+            token_key_pem: testing::signing_key(dir.path()),
             client_ca: Some(pki::Authority::create("clients").unwrap().into()),
             serving_ca: Some(pki::Authority::create("servers").unwrap().into()),
             service_lb: true,
@@ -79,24 +49,10 @@ pub async fn cluster() -> Cluster {
         &drain,
     );
     Cluster {
-        client: client_of("admin", &[MASTERS]),
+        client: testing::admin(&server),
         metrics: metrics.clone(),
         _trigger: trigger,
         _controllers: controllers,
         _dir: dir,
     }
-}
-
-/// Asks until there is an answer.
-pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
-    let wait = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let answer = tokio::time::timeout(Duration::from_secs(30), wait).await;
-    answer.unwrap_or_else(|_| panic!("waited too long until {what}"))
 }

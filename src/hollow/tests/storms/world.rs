@@ -5,7 +5,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::authn::{MASTERS, User};
 use api::serve::Shared as Server;
 use base::drain::{self, Trigger};
 use client::{Client, Recorder, Shared};
@@ -50,24 +49,14 @@ impl Process {
     }
 }
 
-fn client_of(server: &Server, user: &str, groups: &[&str]) -> Client {
-    api::serve::in_process::client(server, User::new(user, groups), "storms")
-}
-
 impl World {
     pub async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let key = pki::files::signing_key(&dir.path().join("key")).unwrap();
+        let key = testing::signing_key(dir.path());
         let store = Arc::new(Memory::default());
-        let server = api::build(api::Config::new(store, &key).unwrap()).await.unwrap();
-        let advertised = api::bootstrap::Advertised {
-            address: "192.0.2.1".parse().unwrap(),
-            port: 6443,
-            service: "10.43.0.1".parse().unwrap(),
-        };
-        api::bootstrap::run(&server, advertised).await.unwrap();
+        let server = testing::serve(api::Config::new(store, &key).unwrap()).await;
         let (trigger, drain) = drain::channel();
-        let admin = client_of(&server, "admin", &[MASTERS]);
+        let admin = testing::admin(&server);
         let config = hollow::Config {
             nodes: NODES,
             name_prefix: "hollow".into(),
@@ -89,7 +78,7 @@ impl World {
         let life = Life::new(weather.clone(), self.client.clone());
         let (trigger, drain) = drain::channel();
         let make = |user: &str, groups: &[&str]| {
-            let inner = client_of(&self.server, user, groups);
+            let inner = testing::user(&self.server, user, groups);
             Client::new(Arc::new(Way { inner, life: life.clone() }), "storms")
         };
         let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];

@@ -148,6 +148,54 @@ async fn extenders_filter_and_rate_by_names() {
 }
 
 #[tokio::test]
+async fn extenders_are_told_all_of_a_pod_and_of_its_victims() {
+    // It lets the other pods go by, so that there is nobody it has to wait for.
+    let (url, asked) = extender(Arc::new(|verb, args| {
+        Some(match verb {
+            "filter" => json!({"Nodes": args["Nodes"]}),
+            "preempt" => json!({"NodeNameToMetaVictims": {}}),
+            _ => json!([]),
+        })
+    }))
+    .await;
+    let cluster = configured(&format!(
+        "extenders: [{{urlPrefix: '{url}', filterVerb: filter, preemptVerb: preempt, \
+         prioritizeVerb: rate, weight: 1}}]\n"
+    ))
+    .await;
+    cluster.node("n").await;
+    cluster.node("m").await;
+    let class = json!({"metadata": {"name": "high"}, "value": 9});
+    let classes = cluster.client.all::<k8s_openapi::api::scheduling::v1::PriorityClass>();
+    classes.create(&read(class)).await.unwrap();
+    let volumes = json!([{"name": "map", "configMap": {"name": "m", "defaultMode": 420}},
+        {"name": "tmp", "emptyDir": {}}]);
+    let pod = |name: &str, cpu: &str, class: Option<&str>| {
+        let mut pod = json!({"metadata": {"name": name}, "spec": {"volumes": volumes,
+            "automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}}]}});
+        if let Some(class) = class {
+            pod["spec"]["priorityClassName"] = class.into();
+        }
+        pod
+    };
+    for name in ["x", "y"] {
+        cluster.pods().create(&read(pod(name, "3", None))).await.unwrap();
+        cluster.node_of(name).await;
+    }
+    for verb in ["filter", "rate"] {
+        assert_eq!(asked.of(verb).unwrap()["Pod"]["spec"]["volumes"], volumes, "{verb}");
+    }
+    cluster.pods().create(&read(pod("high", "3", Some("high")))).await.unwrap();
+    let args = until("preemption is asked about", async || asked.of("preempt")).await;
+    assert_eq!(args["Pod"]["spec"]["volumes"], volumes);
+    let victims = args["NodeNameToVictims"].as_object().unwrap();
+    assert_eq!(victims.len(), 2);
+    for (node, victims) in victims {
+        assert_eq!(victims["Pods"][0]["spec"]["volumes"], volumes, "{node}");
+    }
+}
+
+#[tokio::test]
 async fn who_has_no_node_left_waits_for_any_change() {
     let open = Arc::new(Mutex::new(false));
     let is_open = open.clone();
