@@ -117,6 +117,15 @@ fn plugin(volume: &Volume) -> Option<&'static str> {
     }
 }
 
+/// What no container of the pod mounts or sees as a device is not made.
+fn is_used(pod: &Pod, volume: &Volume) -> bool {
+    pod::containers(pod).iter().any(|(_, container)| {
+        let mounts = container.volume_mounts.iter().flatten().map(|it| &it.name);
+        let devices = container.volume_devices.iter().flatten().map(|it| &it.name);
+        mounts.chain(devices).any(|name| *name == volume.name)
+    })
+}
+
 fn volume<'a>(pod: &'a Pod, name: &str) -> Option<&'a Volume> {
     pod::spec(pod).volumes.iter().flatten().find(|volume| volume.name == name)
 }
@@ -167,7 +176,7 @@ impl Volumes {
     ) -> Result<Option<Timestamp>, Failure> {
         let mut again: Option<Timestamp> = None;
         for volume in pod::spec(pod).volumes.iter().flatten() {
-            if volume.image.is_some() {
+            if volume.image.is_some() || !is_used(pod, volume) {
                 continue;
             }
             let name = &volume.name;
@@ -358,6 +367,9 @@ impl Volumes {
         for volume in pod::spec(pod).volumes.iter().flatten() {
             let claim = claims::claim_of(pod, volume);
             if plugin(volume).is_none() && claim.is_none() && volume.csi.is_none() {
+                continue;
+            }
+            if !is_used(pod, volume) {
                 continue;
             }
             let Some(Place { path, .. }) = self.place_of(config, pod, volume) else { continue };

@@ -251,3 +251,33 @@ async fn volumes_that_are_busy_go_with_their_pod_and_what_others_mounted_there_s
         holder.wait().unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_container_uses_is_not_made_and_holds_nothing_up() {
+    let world = World::new().await;
+    let host = world.dir.path().join("host").display().to_string();
+    world.create_pod(
+        "idle",
+        json!({"terminationGracePeriodSeconds": 0,
+            "initContainers": [{"name": "i", "command": ["touch", "/early/f"],
+                "volumeMounts": [{"name": "early", "mountPath": "/early"}]}],
+            "containers": [{"name": "a", "command": ["sleep", "1000"]}],
+            "volumes": [{"name": "dir", "emptyDir": {}}, {"name": "early", "emptyDir": {}},
+                {"name": "map", "configMap": {"name": "none"}},
+                {"name": "claim", "persistentVolumeClaim": {"claimName": "none"}},
+                {"name": "host", "hostPath": {"path": host, "type": "DirectoryOrCreate"}}]}),
+    );
+    let pod = world.until_ready("idle").await;
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    let dirs =
+        world.dir.path().join("agent/pods").join(uid).join("volumes/kubernetes.io~empty-dir");
+    assert!(dirs.join("early/f").exists() && !dirs.join("dir").exists());
+    assert!(!Path::new(&host).exists());
+    let (_, text) = crate::server::get(&world, "/stats/summary", "good").await;
+    let summary: Value = serde_json::from_str(&text).unwrap();
+    let volumes = summary["pods"][0]["volume"].as_array().unwrap();
+    let names: Vec<&str> = volumes.iter().filter_map(|it| it["name"].as_str()).collect();
+    assert_eq!(names, ["early"]);
+    world.delete("idle").await;
+    world.finish().await;
+}
