@@ -70,7 +70,14 @@ async fn a_claim_is_waited_for_mounted_and_survives_its_pod_and_the_kubelet() {
         json!({"metadata": {"name": "c", "namespace": "default"}, "spec": {}, "status": {"phase": "Pending"}}),
     );
     told(&world, "db", &format!("{unmounted}PVC is not bound")).await;
-    put_bound(&world, "c", None, json!({"local": {"path": disk.display().to_string()}}));
+    let elsewhere = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "kubernetes.io/hostname", "operator": "In", "values": ["elsewhere"]}]}]}});
+    let local = json!({"path": disk.display().to_string()});
+    put_bound(&world, "c", None, json!({"local": local, "nodeAffinity": elsewhere}));
+    let away = "FailedMount: MountVolume.NodeAffinity check failed for volume \"pv-c\" : no \
+                matching NodeSelectorTerms";
+    told(&world, "db", away).await;
+    put_bound(&world, "c", None, json!({"local": local}));
     world.until_ready("db").await;
     assert_eq!(
         run(&world, "db", "cat /data/old; stat -c %g:%a /data/old; id -G").await,
