@@ -33,6 +33,7 @@ use crate::csi::messages::{self, Ability, Nothing, UnpublishRequest, UnstageRequ
 use crate::pod;
 use crate::tokens::Tokens;
 pub use calls::Measured;
+use expand::Room;
 use held::Held;
 pub use source::Source;
 use source::{Record, pod_dir};
@@ -47,7 +48,7 @@ struct Published {
     place: Place,
     source: Source,
     at: Timestamp,
-    looked_for_room: Timestamp,
+    room: Room,
     measured: Option<(Timestamp, Measured)>,
 }
 
@@ -183,7 +184,11 @@ impl CsiVolumes {
     ) -> Result<(Place, Option<Timestamp>), Failure> {
         let uid = pod::uid(pod);
         let key = (uid.to_owned(), volume.to_owned());
-        let known = self.published.lock().get(&key).map(|it| (it.place.clone(), it.at));
+        let known = self.published.lock().get(&key).map(|it| {
+            // What no container could use yet is as good as made by this call.
+            let is_fresh = it.place.is_fresh && it.room == Room::Unknown;
+            (Place { is_fresh, ..it.place.clone() }, it.at)
+        });
         if let Some((place, at)) = known {
             let described = self.drivers.objects.get("", &source.driver);
             source
@@ -192,7 +197,7 @@ impl CsiVolumes {
             return self.keep(pod, &key, &source, tokens, (place, at), group, now).await;
         }
         if let Some(place) = self.found(uid, &mut source).await? {
-            self.note(key, source, place.clone(), now);
+            self.note(key, source, place.clone(), Room::Looked { at: now, bytes: None }, now);
             return Ok((place, Some(self.later(now))));
         }
         let described = tokio::time::timeout(ATTACH_PATIENCE, self.described(&source.driver))
@@ -224,7 +229,8 @@ impl CsiVolumes {
         }
         let work = Work { pod, source: &source, record, described, context, group };
         let place = self.stage_and_publish(&work, tokens, now).await?;
-        self.note(key, source, place.clone(), now);
+        self.note(key.clone(), source.clone(), place.clone(), Room::Unknown, now);
+        self.make_room(pod, &key, &source, now).await?;
         Ok((place, Some(self.later(now))))
     }
 
@@ -232,8 +238,15 @@ impl CsiVolumes {
         self.drivers.described(driver).await
     }
 
-    fn note(&self, key: (String, String), source: Source, place: Place, now: Timestamp) {
-        let published = Published { place, source, at: now, looked_for_room: now, measured: None };
+    fn note(
+        &self,
+        key: (String, String),
+        source: Source,
+        place: Place,
+        room: Room,
+        now: Timestamp,
+    ) {
+        let published = Published { place, source, at: now, room, measured: None };
         self.published.lock().insert(key, published);
     }
 
@@ -282,7 +295,6 @@ impl CsiVolumes {
         group: Option<u32>,
         now: Timestamp,
     ) -> Result<(Place, Option<Timestamp>), Failure> {
-        let place = Place { is_fresh: false, ..place };
         let mut again = None;
         let described = self.drivers.objects.get("", &source.driver).map(|it| it.spec.clone());
         if described.as_ref().and_then(|it| it.requires_republish) == Some(true) {

@@ -247,13 +247,71 @@ async fn a_volume_is_measured_and_grows_with_its_claim() {
     told(
         &world,
         "db",
-        "FileSystemResizeSuccessful: MountVolume.NodeExpandVolume succeeded for volume \"pv-c1\"",
+        "FileSystemResizeSuccessful: MountVolume.NodeExpandVolume succeeded for volume \"pv-c1\" n1",
     )
     .await;
     assert_eq!(world.api.get(path).unwrap()["status"]["capacity"]["storage"], "2Gi");
     let range = driver.state.lock().expands[0].capacity_range.clone().unwrap();
     assert_eq!(range.required_bytes, 2 << 30);
+    // A driver may not want to while the volume is used; then it is asked when it is not.
+    driver.fail("expand", Fault::Fails(Code::FailedPrecondition));
+    world.api.patch(
+        path,
+        &json!({"status": {"capacity": {"storage": "1Gi"},
+            "allocatedResources": {"storage": "2Gi"},
+            "allocatedResourceStatuses": {"storage": "NodeResizePending"}}}),
+    );
+    until("the driver is asked", || driver.state.lock().expands.len() == 2).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(driver.state.lock().expands.len(), 2);
+    let status = world.api.get(path).unwrap()["status"].clone();
+    assert_eq!(status["allocatedResourceStatuses"]["storage"], "NodeResizeInProgress", "{status}");
+    assert!(status["conditions"].to_string().contains("NodeResizeError"), "{status}");
     world.delete("db").await;
+    world.create_pod("db2", claiming("c1"));
+    world.until_ready("db2").await;
+    assert_eq!(driver.state.lock().expands.len(), 3);
+    world.delete("db2").await;
+    driver.stop().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_grew_while_nobody_used_it_has_its_room_before_a_container_starts() {
+    let world = World::new().await;
+    let mut driver = Driver::start(world.dir.path(), Shape::default());
+    make_volume(&driver, "h1");
+    describe(&world, json!({"attachRequired": false}));
+    claim(&world, "c1", "h1", json!({"capacity": {"storage": "2Gi"}}));
+    let path = "/api/v1/namespaces/default/persistentvolumeclaims/c1";
+    let waits = json!({"status": {"capacity": {"storage": "1Gi"},
+        "conditions": [{"type": "FileSystemResizePending", "status": "True"}],
+        "allocatedResources": {"storage": "2Gi"},
+        "allocatedResourceStatuses": {"storage": "NodeResizePending"}}});
+    world.api.patch(path, &waits);
+    driver.fail("expand", Fault::Fails(Code::Internal));
+    world.create_pod("db", claiming("c1"));
+    let failed = "FailedMount: MountVolume.Setup failed while expanding volume for volume \"pv-c1\" : \
+                  Expander.NodeExpand failed to expand the volume : rpc error: code = Internal desc = as the test wants";
+    told(&world, "db", failed).await;
+    world.until_ready("db").await;
+    assert_eq!(driver.state.lock().expands.len(), 2, "it grew before the container began");
+    let status = world.api.get(path).unwrap()["status"].clone();
+    assert_eq!(status["capacity"]["storage"], "2Gi");
+    assert_eq!(status["conditions"], json!([]));
+    assert_eq!(status["allocatedResourceStatuses"]["storage"], Value::Null);
+    world.delete("db").await;
+
+    // What the driver can never do is told, and the volume is used as it is.
+    world.api.patch(path, &waits);
+    driver.fail("expand", Fault::Fails(Code::OutOfRange));
+    world.create_pod("small", claiming("c1"));
+    world.until_ready("small").await;
+    assert_eq!(driver.state.lock().expands.len(), 3);
+    let status = world.api.get(path).unwrap()["status"].clone();
+    assert_eq!(status["allocatedResourceStatuses"]["storage"], "NodeResizeInfeasible");
+    assert_eq!(status["capacity"]["storage"], "1Gi");
+    world.delete("small").await;
     driver.stop().await;
     world.finish().await;
 }

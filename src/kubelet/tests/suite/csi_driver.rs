@@ -203,6 +203,7 @@ impl Driver {
                 async move {
                     let range = request.capacity_range.clone().unwrap_or_default();
                     work.state.lock().expands.push(request);
+                    work.answer("expand", Ok(())).await?;
                     Ok(Expanded { capacity_bytes: range.required_bytes })
                 }
             })
