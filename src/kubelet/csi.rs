@@ -3,6 +3,7 @@
 //! Mounts nothing; `volumes/csi.rs` does.
 
 pub mod driver;
+pub mod limits;
 pub mod messages;
 mod nodeinfo;
 
@@ -14,6 +15,7 @@ use client::{Cache, Client};
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use driver::Driver;
@@ -34,6 +36,8 @@ pub struct Drivers {
     pub own_node: Cache<NodeObject>,
     /// CSINode is read and written by one at a time.
     writing: tokio::sync::Mutex<()>,
+    /// A driver came, or is described otherwise.
+    changed: Arc<Notify>,
 }
 
 impl Drivers {
@@ -43,6 +47,9 @@ impl Drivers {
         objects: Cache<CSIDriver>,
         own_node: Cache<NodeObject>,
     ) -> Self {
+        let changed = Arc::new(Notify::new());
+        let told = changed.clone();
+        objects.on_change(move |_, _| told.notify_one());
         Self {
             client,
             node: node.to_owned(),
@@ -50,6 +57,7 @@ impl Drivers {
             objects,
             own_node,
             writing: tokio::sync::Mutex::default(),
+            changed,
         }
     }
 
@@ -115,6 +123,7 @@ impl Drivers {
             Ok(driver) => {
                 info!(driver = name, "CSI driver registered");
                 self.held.lock().insert(name.to_owned(), Arc::new(driver));
+                self.changed.notify_one();
                 Ok(())
             }
             Err(error) => {

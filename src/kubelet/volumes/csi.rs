@@ -27,9 +27,9 @@ use tracing::{info, warn};
 use super::persistent::Place;
 use super::{Failure, blocking, mounts, says};
 use crate::config::KubeletConfig;
-use crate::csi::Drivers;
 use crate::csi::driver::Driver;
 use crate::csi::messages::{self, Ability, Nothing, UnpublishRequest, UnstageRequest};
+use crate::csi::{Drivers, limits};
 use crate::pod;
 use crate::tokens::Tokens;
 pub use calls::Measured;
@@ -40,6 +40,12 @@ use source::{Record, pod_dir};
 
 /// How long a pod waits for its volumes before that is told; upstream's number.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(123);
+/// The pod is refused for this: its volume is one too many for the node.
+pub const LIMIT_EXCEEDED: &str = "VolumeAttachmentLimitExceeded";
+/// How often a volume that waits is asked whether it is one too many: nobody tells the node.
+const FULL_LOOK: Duration = Duration::from_secs(1);
+/// `ResourceExhausted`, as VolumeError carries it.
+const EXHAUSTED: i32 = 8;
 /// First and longest wait before a driver is asked again to take something back.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
 
@@ -221,7 +227,11 @@ impl CsiVolumes {
             self.hold(&record, uid);
         }
         if needs_attachment {
-            self.until_attached(&record, volume).await?;
+            let asks = described.as_ref().is_some_and(|it| limits::period(it).is_some());
+            tokio::select! {
+                attached = self.until_attached(&record, volume) => attached?,
+                () = self.until_full(&record), if asks => return Err(full()),
+            }
             context = self
                 .publish_context(&record)
                 .await
@@ -394,6 +404,23 @@ impl CsiVolumes {
             && status.volumes_attached.iter().flatten().any(|it| it.name == name)
     }
 
+    /// Returns when the node turns out to hold as many volumes as it can.
+    async fn until_full(&self, record: &Record) {
+        loop {
+            tokio::time::sleep(FULL_LOOK).await;
+            let id = &record.attachment_id;
+            let Ok(attachment) = self.client.all::<VolumeAttachment>().get(id).await else {
+                continue;
+            };
+            let error = attachment.status.and_then(|status| status.attach_error);
+            if error.and_then(|error| error.error_code) == Some(EXHAUSTED) {
+                // So that the next pod is not sent here.
+                self.drivers.refresh(&record.driver_name).await;
+                return;
+            }
+        }
+    }
+
     async fn publish_context(&self, record: &Record) -> Result<HashMap<String, String>, String> {
         let (handle, id) = (&record.volume_handle, &record.attachment_id);
         let attachment = self.client.all::<VolumeAttachment>().get(id).await.map_err(|error| {
@@ -545,6 +572,14 @@ fn mislabelled(volume: &str, why: &str) -> Failure {
             "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached \
              volumes=[], failed to process volumes=[{volume}]: {why}"
         ),
+    }
+}
+
+/// What upstream says when a node turns out to be full.
+fn full() -> Failure {
+    Failure {
+        reason: LIMIT_EXCEEDED,
+        message: "Node has reached its volume attachment limit, rejecting pod".to_owned(),
     }
 }
 

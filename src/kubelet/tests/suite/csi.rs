@@ -32,18 +32,21 @@ fn in_use(world: &World) -> Vec<String> {
     serde_json::from_value(node["status"]["volumesInUse"].clone()).unwrap_or_default()
 }
 
+fn attachment(handle: &str) -> String {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(format!("{handle}{DRIVER}{NODE}"));
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("csi-{hex}")
+}
+
 /// As the attaching controller and the driver's own do together.
 async fn attach(world: &World, handle: &str) {
     let name = format!("kubernetes.io/csi/{DRIVER}^{handle}");
     until("the kubelet tells the volume in use", || in_use(world).contains(&name)).await;
-    let id = {
-        use sha2::{Digest, Sha256};
-        let digest = Sha256::digest(format!("{handle}{DRIVER}{NODE}"));
-        digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-    };
+    let id = attachment(handle);
     world.api.put(
-        &format!("/apis/storage.k8s.io/v1/volumeattachments/csi-{id}"),
-        json!({"metadata": {"name": format!("csi-{id}")},
+        &format!("/apis/storage.k8s.io/v1/volumeattachments/{id}"),
+        json!({"metadata": {"name": id},
             "spec": {"attacher": DRIVER, "nodeName": NODE, "source": {}},
             "status": {"attached": true, "attachmentMetadata": {"lun": "3"}}}),
     );
@@ -312,6 +315,44 @@ async fn a_claim_that_grew_while_nobody_used_it_has_its_room_before_a_container_
     assert_eq!(status["allocatedResourceStatuses"]["storage"], "NodeResizeInfeasible");
     assert_eq!(status["capacity"]["storage"], "1Gi");
     world.delete("small").await;
+    driver.stop().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_node_holds_at_most_is_asked_again_and_one_too_many_is_refused() {
+    let world = World::new().await;
+    let mut driver = Driver::start(world.dir.path(), Shape::default());
+    let count = || {
+        let node = world.api.get(CSI_NODE).unwrap_or_default();
+        node["spec"]["drivers"][0]["allocatable"]["count"].clone()
+    };
+    until("the driver is registered", || count() == 12).await;
+    describe(&world, json!({"nodeAllocatableUpdatePeriodSeconds": 1}));
+    driver.state.lock().limit = Some(3);
+    until("it is asked again", || count() == 3).await;
+    describe(&world, json!({"nodeAllocatableUpdatePeriodSeconds": 3600}));
+    driver.state.lock().limit = Some(1);
+    claim(&world, "c1", "h1", json!({}));
+    world.create_pod("over", claiming("c1"));
+    let name = format!("kubernetes.io/csi/{DRIVER}^h1");
+    until("the kubelet tells the volume in use", || in_use(&world).contains(&name)).await;
+    let id = attachment("h1");
+    world.api.put(
+        &format!("/apis/storage.k8s.io/v1/volumeattachments/{id}"),
+        json!({"metadata": {"name": id}, "spec": {"attacher": DRIVER, "nodeName": NODE, "source": {}},
+            "status": {"attached": false,
+                "attachError": {"errorCode": 8, "message": "no more", "time": "2026-01-01T00:00:00Z"}}}),
+    );
+    world
+        .until("over", |pod| {
+            let status = &pod.unwrap()["status"];
+            status["phase"] == "Failed" && status["reason"] == "VolumeAttachmentLimitExceeded"
+        })
+        .await;
+    assert_eq!(count(), 1, "and the cluster knows");
+    until("it is in use no more", || in_use(&world).is_empty()).await;
+    world.delete("over").await;
     driver.stop().await;
     world.finish().await;
 }
