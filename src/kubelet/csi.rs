@@ -81,6 +81,13 @@ impl Drivers {
         self.objects.get("", name).map(|object| object.spec.clone())
     }
 
+    /// Whether the driver's volumes are attached, as far as is known; one that nobody described
+    /// has them attached.
+    pub fn attaches(&self, name: &str) -> bool {
+        let described = self.objects.get("", name);
+        described.is_none_or(|object| object.spec.attach_required != Some(false))
+    }
+
     /// Makes the CSINode where there is none.
     ///
     /// # Errors

@@ -144,6 +144,14 @@ impl CsiVolumes {
                 this.tell_news();
             }
         });
+        let weak = Arc::downgrade(&this);
+        // It may say now that nothing is attached.
+        this.drivers.objects.on_change(move |_, _| {
+            if let Some(this) = weak.upgrade() {
+                this.tell_news();
+                this.in_use_changed.notify_one();
+            }
+        });
         this
     }
 
@@ -155,7 +163,9 @@ impl CsiVolumes {
     /// The volumes that must stay attached to this node.
     pub fn in_use(&self) -> Vec<String> {
         let held = self.held.lock();
-        held.iter().filter(|(_, it)| it.record.attach_required).map(|(k, _)| k.clone()).collect()
+        let is_attached =
+            |it: &Record| it.attach_required && self.drivers.attaches(&it.driver_name);
+        held.iter().filter(|(_, it)| is_attached(&it.record)).map(|(k, _)| k.clone()).collect()
     }
 
     /// When what was looked at then is looked at again.
@@ -228,14 +238,16 @@ impl CsiVolumes {
         }
         if needs_attachment {
             let asks = described.as_ref().is_some_and(|it| limits::period(it).is_some());
-            tokio::select! {
+            let is_attached = tokio::select! {
                 attached = self.until_attached(&record, volume) => attached?,
                 () = self.until_full(&record), if asks => return Err(full()),
+            };
+            if is_attached {
+                context = self
+                    .publish_context(&record)
+                    .await
+                    .map_err(|why| Step::Attach.failed(&source, why))?;
             }
-            context = self
-                .publish_context(&record)
-                .await
-                .map_err(|why| Step::Attach.failed(&source, why))?;
         }
         let work = Work { pod, source: &source, record, described, context, group };
         let place = self.stage_and_publish(&work, tokens, now).await?;
@@ -380,15 +392,19 @@ impl CsiVolumes {
     }
 
     /// Waits for the node's word that the volume is attached, and that everybody knows it
-    /// to be in use: nobody detaches it then.
-    async fn until_attached(&self, record: &Record, volume: &str) -> Result<(), Failure> {
+    /// to be in use: nobody detaches it then. False where its driver turns out to attach
+    /// nothing.
+    async fn until_attached(&self, record: &Record, volume: &str) -> Result<bool, Failure> {
         let name = record.unique_name();
         let mut news = self.news.subscribe();
         let waiting = async {
             loop {
                 news.borrow_and_update();
+                if !self.drivers.attaches(&record.driver_name) {
+                    return false;
+                }
                 if self.is_attached(&name) {
-                    return;
+                    return true;
                 }
                 // The sender lives in self.
                 let _ = news.changed().await;

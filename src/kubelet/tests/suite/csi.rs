@@ -358,6 +358,22 @@ async fn what_the_node_holds_at_most_is_asked_again_and_one_too_many_is_refused(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_is_described_late_needs_no_attachment_any_more() {
+    let world = World::new().await;
+    let mut driver = Driver::start(world.dir.path(), Shape::default());
+    make_volume(&driver, "h1");
+    claim(&world, "c1", "h1", json!({}));
+    world.create_pod("early", claiming("c1"));
+    until("it waits to be attached", || !in_use(&world).is_empty()).await;
+    describe(&world, json!({"attachRequired": false}));
+    world.until_ready("early").await;
+    until("it may be detached, though it is used", || in_use(&world).is_empty()).await;
+    world.delete("early").await;
+    driver.stop().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_device_is_published_as_one() {
     let world = World::new().await;
     let mut driver = Driver::start(world.dir.path(), Shape::default());
