@@ -166,6 +166,7 @@ pub struct Identity {
 pub async fn start(settings: &Settings, identity: Identity, drain: &Drain) -> Result<Node> {
     let config = kubelet_config(settings, identity.tls, identity.client_certificate)?;
     let node = identity.node;
+    share(&config.root_dir)?;
     let network = Network::start(network_config(settings), &identity.proxy, &node, drain.clone())
         .await
         .map_err(|err| Error::failed("start the pod network", err))?;
@@ -241,6 +242,26 @@ fn offer(
     let plug = Arc::new(Plug(network.clone()));
     runtime::offer::serve(&socket, runtime.clone(), runtime.clone(), plug, drain.clone())
         .map_err(|err| Error::failed(format!("listen on {}", socket.display()), err))
+}
+
+/// Storage drivers run in containers: what they mount for other pods must reach the node,
+/// also on a host whose mounts are private.
+fn share(root: &Path) -> Result<()> {
+    let shared = std::fs::create_dir_all(root)
+        .and_then(|()| std::fs::canonicalize(root))
+        .and_then(|root| sys::mount::sharing::share(&root));
+    match shared {
+        Ok(true) => {}
+        Ok(false) => warn!(
+            directory = %root.display(),
+            "volumes of before are in the way: storage drivers in containers do not work until \
+             the host was started anew"
+        ),
+        Err(err) => {
+            return Err(Error::failed(format!("share the mounts below {}", root.display()), err));
+        }
+    }
+    Ok(())
 }
 
 async fn foreign(socket: &Path, images: Option<&Path>, drain: &Drain) -> Result<Arc<Remote>> {

@@ -178,7 +178,10 @@ fn unmount(paths: &Paths) -> Result<()> {
             }
         }
     }
-    Ok(())
+    // The table of mounts knows no links.
+    let agent = std::fs::canonicalize(paths.agent()).unwrap_or_else(|_| paths.agent());
+    sys::mount::sharing::unshare(&agent)
+        .map_err(|err| Error::failed(format!("unmount {}", agent.display()), err))
 }
 
 /// Removes a directory and what is in it, but nothing on another file system.

@@ -182,7 +182,7 @@ impl Attacher {
             queue.add_after((String::new(), node.clone()), wait);
         }
         for step in plan::plan(&wanted, &held, object.as_deref(), &overdue, &find) {
-            self.apply(&node, &wanted, step).await?;
+            self.apply(&node, object.as_deref(), &wanted, step).await?;
         }
         Ok(())
     }
@@ -218,7 +218,13 @@ impl Attacher {
         (overdue, wait)
     }
 
-    async fn apply(&self, node: &str, wanted: &BTreeMap<String, Disk>, step: Step) -> Outcome {
+    async fn apply(
+        &self,
+        node: &str,
+        object: Option<&Node>,
+        wanted: &BTreeMap<String, Disk>,
+        step: Step,
+    ) -> Outcome {
         let api = self.context.client.all::<VolumeAttachment>();
         match step {
             Step::Attach(attachment) => {
@@ -252,7 +258,7 @@ impl Attacher {
                 let nodes = self.context.client.all::<Node>();
                 let told = nodes.patch_status(node, &Patch::Merge(patch)).await;
                 told.doing(|| format!("tell what is attached to {node}")).or_gone()?;
-                self.say_attached(wanted, &attached);
+                self.say_attached(wanted, &plan::news(&attached, object));
                 Ok(())
             }
         }
@@ -274,11 +280,11 @@ impl Attacher {
         }
     }
 
-    /// The pods that waited hear of it.
-    fn say_attached(&self, wanted: &BTreeMap<String, Disk>, attached: &[plan::Attached]) {
+    /// The pods that waited hear of it, once.
+    fn say_attached(&self, wanted: &BTreeMap<String, Disk>, news: &[&str]) {
         for disk in wanted.values() {
-            let there = attached.iter().any(|it| it.name == disk.unique_name());
-            if let (true, Some(pod)) = (there, &disk.pod) {
+            let is_new = news.contains(&disk.unique_name().as_str());
+            if let (true, Some(pod)) = (is_new, &disk.pod) {
                 let text = format!("AttachVolume.Attach succeeded for volume {:?} ", disk.volume);
                 self.context.recorder.normal(&reference(&**pod), "SuccessfulAttachVolume", text);
             }

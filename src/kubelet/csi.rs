@@ -3,6 +3,7 @@
 //! Mounts nothing; `volumes/csi.rs` does.
 
 pub mod driver;
+pub mod limits;
 pub mod messages;
 mod nodeinfo;
 
@@ -14,6 +15,7 @@ use client::{Cache, Client};
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use driver::Driver;
@@ -34,6 +36,8 @@ pub struct Drivers {
     pub own_node: Cache<NodeObject>,
     /// CSINode is read and written by one at a time.
     writing: tokio::sync::Mutex<()>,
+    /// A driver came, or is described otherwise.
+    changed: Arc<Notify>,
 }
 
 impl Drivers {
@@ -43,6 +47,9 @@ impl Drivers {
         objects: Cache<CSIDriver>,
         own_node: Cache<NodeObject>,
     ) -> Self {
+        let changed = Arc::new(Notify::new());
+        let told = changed.clone();
+        objects.on_change(move |_, _| told.notify_one());
         Self {
             client,
             node: node.to_owned(),
@@ -50,6 +57,7 @@ impl Drivers {
             objects,
             own_node,
             writing: tokio::sync::Mutex::default(),
+            changed,
         }
     }
 
@@ -71,6 +79,13 @@ impl Drivers {
     pub async fn described(&self, name: &str) -> Option<CSIDriverSpec> {
         self.objects.synced().await;
         self.objects.get("", name).map(|object| object.spec.clone())
+    }
+
+    /// Whether the driver's volumes are attached, as far as is known; one that nobody described
+    /// has them attached.
+    pub fn attaches(&self, name: &str) -> bool {
+        let described = self.objects.get("", name);
+        described.is_none_or(|object| object.spec.attach_required != Some(false))
     }
 
     /// Makes the CSINode where there is none.
@@ -115,6 +130,7 @@ impl Drivers {
             Ok(driver) => {
                 info!(driver = name, "CSI driver registered");
                 self.held.lock().insert(name.to_owned(), Arc::new(driver));
+                self.changed.notify_one();
                 Ok(())
             }
             Err(error) => {

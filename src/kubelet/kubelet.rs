@@ -165,6 +165,10 @@ impl Kubelet {
         tasks.spawn(placement::cpusets::run(node.clone(), drain.clone()));
         tasks.spawn(shutdown::run(node.clone(), drain.clone()));
         tasks.spawn(plugins::run(node.clone(), drain.clone()));
+        let (csi, until) = (node.volumes.csi.clone(), drain.clone());
+        tasks.spawn(async move {
+            until.until(csi.drivers.keep_limits()).await;
+        });
         tasks.spawn(devices::serve::run(node.clone(), drain.clone()));
         let dynamic = node.dynamic.clone();
         tasks.spawn(async move { dynamic.wipe_all().await });

@@ -117,6 +117,15 @@ fn plugin(volume: &Volume) -> Option<&'static str> {
     }
 }
 
+/// What no container of the pod mounts or sees as a device is not made.
+fn is_used(pod: &Pod, volume: &Volume) -> bool {
+    pod::containers(pod).iter().any(|(_, container)| {
+        let mounts = container.volume_mounts.iter().flatten().map(|it| &it.name);
+        let devices = container.volume_devices.iter().flatten().map(|it| &it.name);
+        mounts.chain(devices).any(|name| *name == volume.name)
+    })
+}
+
 fn volume<'a>(pod: &'a Pod, name: &str) -> Option<&'a Volume> {
     pod::spec(pod).volumes.iter().flatten().find(|volume| volume.name == name)
 }
@@ -167,18 +176,13 @@ impl Volumes {
     ) -> Result<Option<Timestamp>, Failure> {
         let mut again: Option<Timestamp> = None;
         for volume in pod::spec(pod).volumes.iter().flatten() {
-            if volume.image.is_some() {
+            if volume.image.is_some() || !is_used(pod, volume) {
                 continue;
             }
             let name = &volume.name;
             let failed =
                 |why: String| format!("MountVolume.SetUp failed for volume \"{name}\" : {why}");
-            let bound = self.bound(config, client, pod, volume).await.map_err(|why| {
-                format!(
-                    "Unable to attach or mount volumes: unmounted volumes=[{name}], unattached \
-                     volumes=[], failed to process volumes=[{name}]: {why}"
-                )
-            })?;
+            let bound = self.bound(config, client, pod, volume).await?;
             if let Some(source) = Source::of(pod, volume, bound.as_ref()) {
                 let group = fs_group(pod);
                 let made = self.csi.make(pod, name, source, &self.tokens, group, now).await;
@@ -219,10 +223,17 @@ impl Volumes {
         client: &client::Client,
         pod: &Pod,
         volume: &Volume,
-    ) -> Result<Option<Bound>, String> {
+    ) -> Result<Option<Bound>, Failure> {
         if claims::claim_of(pod, volume).is_none() {
             return Ok(None);
         }
+        let unprocessed = |why: String| {
+            let name = &volume.name;
+            format!(
+                "Unable to attach or mount volumes: unmounted volumes=[{name}], unattached \
+                 volumes=[], failed to process volumes=[{name}]: {why}"
+            )
+        };
         let uid = pod::uid(pod);
         let file = config.pod_dir(uid).join(CLAIMS_FILE);
         {
@@ -236,12 +247,14 @@ impl Volumes {
                 return Ok(Some(bound.clone()));
             }
         }
-        let Some(bound) = claims::resolve(client, pod, volume).await? else { return Ok(None) };
+        let found = claims::resolve(client, pod, volume).await.map_err(unprocessed)?;
+        let Some(bound) = found else { return Ok(None) };
+        self.check_place(config, &bound)?;
         let text = {
             let mut held = self.bound.lock();
             let known = held.entry(uid.to_owned()).or_default();
             known.insert(volume.name.clone(), bound.clone());
-            serde_json::to_vec(known).map_err(|error| error.to_string())?
+            serde_json::to_vec(known).map_err(|error| unprocessed(error.to_string()))?
         };
         blocking(move || {
             let dir = file.parent().unwrap_or(&file);
@@ -251,9 +264,31 @@ impl Volumes {
                 .and_then(|()| std::fs::rename(&fresh, &file))
                 .map_err(|e| says("write", &file, &e))
         })
-        .await?;
+        .await
+        .map_err(unprocessed)?;
         base::failpoint!("volume/claim-known");
         Ok(Some(bound))
+    }
+
+    /// A pod may have come past the scheduler.
+    fn check_place(&self, config: &KubeletConfig, bound: &Bound) -> Result<(), Failure> {
+        // The node's own object comes late only where no volume could be known either.
+        let Some(own) = self.csi.drivers.own_node.get("", &config.node_name) else {
+            return Ok(());
+        };
+        let labels = own.metadata.labels.clone().unwrap_or_default();
+        if claims::is_reached_from(bound, &config.node_name, &labels) {
+            return Ok(());
+        }
+        let (reason, step) = match bound.is_block() {
+            true => ("FailedMapVolume", "MapVolume"),
+            false => ("FailedMount", "MountVolume"),
+        };
+        let message = format!(
+            "{step}.NodeAffinity check failed for volume \"{}\" : no matching NodeSelectorTerms",
+            bound.name
+        );
+        Err(Failure { reason, message })
     }
 
     /// Mounts what does not lie in the pod's own directory, and gives it to its group.
@@ -358,6 +393,9 @@ impl Volumes {
         for volume in pod::spec(pod).volumes.iter().flatten() {
             let claim = claims::claim_of(pod, volume);
             if plugin(volume).is_none() && claim.is_none() && volume.csi.is_none() {
+                continue;
+            }
+            if !is_used(pod, volume) {
                 continue;
             }
             let Some(Place { path, .. }) = self.place_of(config, pod, volume) else { continue };

@@ -32,6 +32,7 @@ use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::status::{self, Inputs, Waiting};
 use crate::volumes::Failure;
+use crate::volumes::csi::LIMIT_EXCEEDED;
 use crate::{qos, resize, restart_all, shutdown, stop};
 use ending::Ending;
 use resizing::Resizing;
@@ -426,9 +427,15 @@ impl Worker {
             Some(Ok(renew)) => again = sooner(again, renew.map(|at| until(at, now))),
             Some(Err(failed)) => {
                 let about = client::recorder::reference(&*self.pod);
-                self.node.recorder.warning(&about, failed.reason, failed.message);
+                self.node.recorder.warning(&about, failed.reason, &*failed.message);
                 // What runs goes on running with the files it has.
                 if runtime.running().next().is_none() {
+                    if failed.reason == LIMIT_EXCEEDED {
+                        let message = format!("Pod was rejected: {}", failed.message);
+                        self.failure = Some((failed.reason.to_owned(), message));
+                        self.begin_end();
+                        return Next::Again(Some(Duration::ZERO));
+                    }
                     self.publish(&runtime, false);
                     return Next::Again(sooner(again, Some(self.retry())));
                 }

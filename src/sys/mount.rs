@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::{c_bytes, c_path, check, check_int, own};
 
 pub mod options;
+pub mod sharing;
 
 /// Attributes of a mount, combined with `|`.
 pub mod attr {

@@ -108,6 +108,14 @@ pub fn is_ready(node: &Node) -> bool {
     conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
+/// The names of those that the node was not told of before.
+pub fn news<'a>(attached: &'a [Attached], node: Option<&Node>) -> Vec<&'a str> {
+    let status = node.and_then(|node| node.status.as_ref());
+    let told = status.and_then(|status| status.volumes_attached.as_deref()).unwrap_or_default();
+    let names = attached.iter().map(|it| it.name.as_str());
+    names.filter(|name| !told.iter().any(|it| it.name == *name)).collect()
+}
+
 /// `held`: the attachments of the node. `node` is None where it is gone; `overdue` are those
 /// that it was long enough waited for to unmount. The node is told before a volume is
 /// detached, so that nobody mounts it in between.
@@ -158,4 +166,22 @@ pub fn plan(
     }
     out.extend(detach);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_was_not_told_before_is_news() {
+        let node: Node = serde_json::from_value(json!({"metadata": {},
+            "status": {"volumesAttached": [{"name": "a", "devicePath": ""}]}}))
+        .unwrap();
+        let attached =
+            ["a", "b"].map(|name| Attached { name: name.into(), device_path: String::new() });
+        assert_eq!(news(&attached, Some(&node)), ["b"]);
+        assert_eq!(news(&attached[..1], Some(&node)), [""; 0]);
+        assert_eq!(news(&attached, None), ["a", "b"]);
+    }
 }

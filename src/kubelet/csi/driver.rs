@@ -38,6 +38,12 @@ impl Driver {
         Ok((Self { name: name.to_owned(), channel, abilities }, info))
     }
 
+    /// # Errors
+    /// What the driver says; DeadlineExceeded after two minutes.
+    pub async fn info(&self) -> Result<NodeInfo, Status> {
+        self.channel.unary(messages::NODE_GET_INFO, &Nothing {}, CALL_PATIENCE).await
+    }
+
     pub fn can(&self, ability: Ability) -> bool {
         self.abilities.contains(&ability)
     }

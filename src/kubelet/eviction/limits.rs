@@ -37,7 +37,10 @@ pub fn has_any(pod: &Pod) -> bool {
 /// Why the pod must go; None while it keeps to its limits.
 pub fn broken(pod: &Pod, usage: &PodUsage) -> Option<String> {
     for (name, bytes, limit) in limited_dirs(pod) {
-        let used = usage.volumes.iter().find(|volume| volume.name == name)?;
+        // One that no container uses is not there.
+        let Some(used) = usage.volumes.iter().find(|volume| volume.name == name) else {
+            continue;
+        };
         if used.used.bytes > bytes {
             return Some(format!(
                 "Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. "

@@ -3,7 +3,10 @@
 //! Reads and judges; makes nothing. A claim that is bound stays bound to its volume, so an
 //! answer is kept for the pod's life, on disk as well: a restart asks nobody.
 
+use std::collections::BTreeMap;
+
 use client::Client;
+use client::fit::Place;
 use k8s_openapi::api::core::v1::{
     PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod, Volume,
 };
@@ -86,6 +89,13 @@ fn judge(
     Ok((name, spec))
 }
 
+/// Whether a node with such a name and labels reaches the volume.
+pub fn is_reached_from(bound: &Bound, node: &str, labels: &BTreeMap<String, String>) -> bool {
+    let place = Place { name: node, label: |key: &str| labels.get(key).map(String::as_str) };
+    let affinity = bound.spec.node_affinity.as_ref();
+    affinity.and_then(|it| it.required.as_ref()).is_none_or(|it| place.is_selected(it))
+}
+
 /// How the pod's containers want to use the volume must be what it offers.
 fn check_mode(pod: &Pod, volume: &Volume, bound: &Bound) -> Result<(), String> {
     for (_, container) in pod::containers(pod) {
@@ -144,6 +154,24 @@ mod tests {
             whole[key] = value.clone();
         }
         serde_json::from_value(whole).unwrap()
+    }
+
+    #[test]
+    fn a_volume_is_reached_from_the_nodes_that_it_names() {
+        let bound = |affinity: Value| Bound {
+            claim: "c".into(),
+            name: "pv1".into(),
+            spec: serde_json::from_value(json!({"nodeAffinity": affinity})).unwrap(),
+            read_only: false,
+        };
+        let of = |rack: &str| {
+            bound(json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": "rack", "operator": "In", "values": [rack]}]}]}}))
+        };
+        let labels = [("rack".to_owned(), "r7".to_owned())].into();
+        assert!(is_reached_from(&bound(json!(null)), "n1", &labels));
+        assert!(is_reached_from(&of("r7"), "n1", &labels));
+        assert!(!is_reached_from(&of("r8"), "n1", &labels));
     }
 
     #[test]

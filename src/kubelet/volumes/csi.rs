@@ -27,18 +27,25 @@ use tracing::{info, warn};
 use super::persistent::Place;
 use super::{Failure, blocking, mounts, says};
 use crate::config::KubeletConfig;
-use crate::csi::Drivers;
 use crate::csi::driver::Driver;
 use crate::csi::messages::{self, Ability, Nothing, UnpublishRequest, UnstageRequest};
+use crate::csi::{Drivers, limits};
 use crate::pod;
 use crate::tokens::Tokens;
 pub use calls::Measured;
+use expand::Room;
 use held::Held;
 pub use source::Source;
 use source::{Record, pod_dir};
 
 /// How long a pod waits for its volumes before that is told; upstream's number.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(123);
+/// The pod is refused for this: its volume is one too many for the node.
+pub const LIMIT_EXCEEDED: &str = "VolumeAttachmentLimitExceeded";
+/// How often a volume that waits is asked whether it is one too many: nobody tells the node.
+const FULL_LOOK: Duration = Duration::from_secs(1);
+/// `ResourceExhausted`, as VolumeError carries it.
+const EXHAUSTED: i32 = 8;
 /// First and longest wait before a driver is asked again to take something back.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
 
@@ -47,7 +54,7 @@ struct Published {
     place: Place,
     source: Source,
     at: Timestamp,
-    looked_for_room: Timestamp,
+    room: Room,
     measured: Option<(Timestamp, Measured)>,
 }
 
@@ -137,6 +144,14 @@ impl CsiVolumes {
                 this.tell_news();
             }
         });
+        let weak = Arc::downgrade(&this);
+        // It may say now that nothing is attached.
+        this.drivers.objects.on_change(move |_, _| {
+            if let Some(this) = weak.upgrade() {
+                this.tell_news();
+                this.in_use_changed.notify_one();
+            }
+        });
         this
     }
 
@@ -148,7 +163,9 @@ impl CsiVolumes {
     /// The volumes that must stay attached to this node.
     pub fn in_use(&self) -> Vec<String> {
         let held = self.held.lock();
-        held.iter().filter(|(_, it)| it.record.attach_required).map(|(k, _)| k.clone()).collect()
+        let is_attached =
+            |it: &Record| it.attach_required && self.drivers.attaches(&it.driver_name);
+        held.iter().filter(|(_, it)| is_attached(&it.record)).map(|(k, _)| k.clone()).collect()
     }
 
     /// When what was looked at then is looked at again.
@@ -183,7 +200,11 @@ impl CsiVolumes {
     ) -> Result<(Place, Option<Timestamp>), Failure> {
         let uid = pod::uid(pod);
         let key = (uid.to_owned(), volume.to_owned());
-        let known = self.published.lock().get(&key).map(|it| (it.place.clone(), it.at));
+        let known = self.published.lock().get(&key).map(|it| {
+            // What no container could use yet is as good as made by this call.
+            let is_fresh = it.place.is_fresh && it.room == Room::Unknown;
+            (Place { is_fresh, ..it.place.clone() }, it.at)
+        });
         if let Some((place, at)) = known {
             let described = self.drivers.objects.get("", &source.driver);
             source
@@ -192,7 +213,7 @@ impl CsiVolumes {
             return self.keep(pod, &key, &source, tokens, (place, at), group, now).await;
         }
         if let Some(place) = self.found(uid, &mut source).await? {
-            self.note(key, source, place.clone(), now);
+            self.note(key, source, place.clone(), Room::Looked { at: now, bytes: None }, now);
             return Ok((place, Some(self.later(now))));
         }
         let described = tokio::time::timeout(ATTACH_PATIENCE, self.described(&source.driver))
@@ -216,15 +237,22 @@ impl CsiVolumes {
             self.hold(&record, uid);
         }
         if needs_attachment {
-            self.until_attached(&record, volume).await?;
-            context = self
-                .publish_context(&record)
-                .await
-                .map_err(|why| Step::Attach.failed(&source, why))?;
+            let asks = described.as_ref().is_some_and(|it| limits::period(it).is_some());
+            let is_attached = tokio::select! {
+                attached = self.until_attached(&record, volume) => attached?,
+                () = self.until_full(&record), if asks => return Err(full()),
+            };
+            if is_attached {
+                context = self
+                    .publish_context(&record)
+                    .await
+                    .map_err(|why| Step::Attach.failed(&source, why))?;
+            }
         }
         let work = Work { pod, source: &source, record, described, context, group };
         let place = self.stage_and_publish(&work, tokens, now).await?;
-        self.note(key, source, place.clone(), now);
+        self.note(key.clone(), source.clone(), place.clone(), Room::Unknown, now);
+        self.make_room(pod, &key, &source, now).await?;
         Ok((place, Some(self.later(now))))
     }
 
@@ -232,8 +260,15 @@ impl CsiVolumes {
         self.drivers.described(driver).await
     }
 
-    fn note(&self, key: (String, String), source: Source, place: Place, now: Timestamp) {
-        let published = Published { place, source, at: now, looked_for_room: now, measured: None };
+    fn note(
+        &self,
+        key: (String, String),
+        source: Source,
+        place: Place,
+        room: Room,
+        now: Timestamp,
+    ) {
+        let published = Published { place, source, at: now, room, measured: None };
         self.published.lock().insert(key, published);
     }
 
@@ -282,7 +317,6 @@ impl CsiVolumes {
         group: Option<u32>,
         now: Timestamp,
     ) -> Result<(Place, Option<Timestamp>), Failure> {
-        let place = Place { is_fresh: false, ..place };
         let mut again = None;
         let described = self.drivers.objects.get("", &source.driver).map(|it| it.spec.clone());
         if described.as_ref().and_then(|it| it.requires_republish) == Some(true) {
@@ -358,15 +392,19 @@ impl CsiVolumes {
     }
 
     /// Waits for the node's word that the volume is attached, and that everybody knows it
-    /// to be in use: nobody detaches it then.
-    async fn until_attached(&self, record: &Record, volume: &str) -> Result<(), Failure> {
+    /// to be in use: nobody detaches it then. False where its driver turns out to attach
+    /// nothing.
+    async fn until_attached(&self, record: &Record, volume: &str) -> Result<bool, Failure> {
         let name = record.unique_name();
         let mut news = self.news.subscribe();
         let waiting = async {
             loop {
                 news.borrow_and_update();
+                if !self.drivers.attaches(&record.driver_name) {
+                    return false;
+                }
                 if self.is_attached(&name) {
-                    return;
+                    return true;
                 }
                 // The sender lives in self.
                 let _ = news.changed().await;
@@ -380,6 +418,23 @@ impl CsiVolumes {
         let Some(status) = &node.status else { return false };
         status.volumes_in_use.iter().flatten().any(|it| it == name)
             && status.volumes_attached.iter().flatten().any(|it| it.name == name)
+    }
+
+    /// Returns when the node turns out to hold as many volumes as it can.
+    async fn until_full(&self, record: &Record) {
+        loop {
+            tokio::time::sleep(FULL_LOOK).await;
+            let id = &record.attachment_id;
+            let Ok(attachment) = self.client.all::<VolumeAttachment>().get(id).await else {
+                continue;
+            };
+            let error = attachment.status.and_then(|status| status.attach_error);
+            if error.and_then(|error| error.error_code) == Some(EXHAUSTED) {
+                // So that the next pod is not sent here.
+                self.drivers.refresh(&record.driver_name).await;
+                return;
+            }
+        }
     }
 
     async fn publish_context(&self, record: &Record) -> Result<HashMap<String, String>, String> {
@@ -533,6 +588,14 @@ fn mislabelled(volume: &str, why: &str) -> Failure {
             "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached \
              volumes=[], failed to process volumes=[{volume}]: {why}"
         ),
+    }
+}
+
+/// What upstream says when a node turns out to be full.
+fn full() -> Failure {
+    Failure {
+        reason: LIMIT_EXCEEDED,
+        message: "Node has reached its volume attachment limit, rejecting pod".to_owned(),
     }
 }
 

@@ -68,15 +68,16 @@ pub fn remove_tree(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens `path` inside the tree at `root`; links cannot lead out of it.
+/// Opens `path` inside the tree at `root`; a link that leads out of it is an error.
 fn open_inside(root: &OwnedFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::openat2(
-        root,
-        path,
-        flags | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    )?)
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let opened = rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+    opened.map_err(|error| match error {
+        rustix::io::Errno::XDEV => {
+            io::Error::other(format!("subpath {path:?} not within the volume"))
+        }
+        error => error.into(),
+    })
 }
 
 /// Makes `path` below `root` (directories only, with the root's mode) where it is missing.
@@ -150,20 +151,23 @@ mod tests {
         std::fs::write(dir.path().join("secret"), "outside").unwrap();
         std::fs::write(volume.join("file"), "inside").unwrap();
         symlink("../secret", volume.join("escape")).unwrap();
+        symlink("../", volume.join("up")).unwrap();
+        symlink("/bin", volume.join("absolute")).unwrap();
+        symlink("new/../file", volume.join("within")).unwrap();
 
         bind_sub_path(&volume, Path::new("file"), &pod.join("0")).unwrap();
         assert_eq!(std::fs::read_to_string(pod.join("0")).unwrap(), "inside");
         bind_sub_path(&volume, Path::new("new/deep"), &pod.join("1")).unwrap();
         std::fs::write(pod.join("1/x"), "y").unwrap();
         assert_eq!(std::fs::read_to_string(volume.join("new/deep/x")).unwrap(), "y");
-        // The link resolves inside the volume, where there is no such file.
-        let escaped = bind_sub_path(&volume, Path::new("escape"), &pod.join("2"));
-        let shown = std::fs::read_to_string(pod.join("2")).unwrap_or_default();
-        assert!(escaped.is_err() || shown != "outside");
-        assert!(
-            bind_sub_path(&volume, Path::new("../secret"), &pod.join("3")).is_err()
-                || std::fs::read_to_string(pod.join("3")).unwrap_or_default() != "outside"
-        );
+        bind_sub_path(&volume, Path::new("within"), &pod.join("2")).unwrap();
+        assert_eq!(std::fs::read_to_string(pod.join("2")).unwrap(), "inside");
+        for out in ["escape", "up", "up/volume", "absolute", "absolute/new"] {
+            let said = bind_sub_path(&volume, Path::new(out), &pod.join("3")).unwrap_err();
+            assert!(said.to_string().contains("not within the volume"), "{out}: {said}");
+            assert!(!pod.join("3").exists());
+        }
+        assert!(bind_sub_path(&volume, Path::new("../secret"), &pod.join("3")).is_err());
 
         remove_tree(&pod).unwrap();
         assert!(!pod.exists());

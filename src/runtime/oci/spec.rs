@@ -127,7 +127,7 @@ pub fn plan(
             target: places.state.join("rootfs"),
             readonly: security.readonly_rootfs,
         },
-        binds: binds(config, places),
+        binds: binds(config, places)?,
         devices: devices(config)?,
         shm: places.shm.clone(),
         masked,
@@ -265,7 +265,23 @@ fn filter(profile: &Profile) -> Result<Filter> {
     Ok(program.iter().map(|i| (i.code, i.jump_true, i.jump_false, i.operand)).collect())
 }
 
-fn binds(config: &ContainerConfig, places: &Places) -> Vec<BindSpec> {
+/// What a container mounts on a tree that the node does not share stays its own: nobody else
+/// would see it, and nobody would be told.
+fn check_shared(bind: &BindSpec) -> Result<()> {
+    if bind.propagation != SpecPropagation::Shared {
+        return Ok(());
+    }
+    let source = &bind.source;
+    let failed = |why| Error::new(ErrorKind::Create, why);
+    let (point, is_shared) = sys::mount::sharing::mount_of(&bind.source)
+        .map_err(|err| failed(format!("look for the mount of {}: {err}", source.display())))?;
+    if is_shared {
+        return Ok(());
+    }
+    Err(failed(format!("path {source:?} is mounted on {point:?} but it is not a shared mount")))
+}
+
+fn binds(config: &ContainerConfig, places: &Places) -> Result<Vec<BindSpec>> {
     let mut binds = Vec::new();
     for name in ["hostname", "resolv.conf"] {
         let target = Path::new("/etc").join(name);
@@ -298,7 +314,8 @@ fn binds(config: &ContainerConfig, places: &Places) -> Vec<BindSpec> {
             sub_path: tree.sub_path.clone(),
         }),
     }));
-    binds
+    binds.iter().try_for_each(check_shared)?;
+    Ok(binds)
 }
 
 fn devices(config: &ContainerConfig) -> Result<Vec<DeviceSpec>> {

@@ -31,13 +31,14 @@ fn answer(code: u16, body: &Value) -> http::Response<Body> {
     http::Response::builder().status(code).body(Body::Full(body.to_string().into())).unwrap()
 }
 
-fn merge(into: &mut Value, from: &Value) {
+/// Conditions are a list by type, or one like any other (`whole`), as the kind of patch has it.
+fn merge(into: &mut Value, from: &Value, whole: bool) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {
                 if value.is_null() {
                     into.remove(key);
-                } else if key == "conditions" {
+                } else if key == "conditions" && !whole {
                     let held = into.entry(key).or_insert(json!([])).as_array_mut().unwrap();
                     for new in value.as_array().unwrap() {
                         let place = held.iter().position(|old| old["type"] == new["type"]);
@@ -46,12 +47,12 @@ fn merge(into: &mut Value, from: &Value) {
                             continue;
                         }
                         match place {
-                            Some(place) => merge(&mut held[place], new),
+                            Some(place) => merge(&mut held[place], new, whole),
                             None => held.push(new.clone()),
                         }
                     }
                 } else {
-                    merge(into.entry(key).or_insert(Value::Null), value);
+                    merge(into.entry(key).or_insert(Value::Null), value, whole);
                 }
             }
         }
@@ -61,7 +62,7 @@ fn merge(into: &mut Value, from: &Value) {
         (into, from) => {
             if !into.is_object() && from.is_object() {
                 *into = json!({});
-                merge(into, from);
+                merge(into, from, whole);
             } else {
                 *into = from.clone();
             }
@@ -119,7 +120,7 @@ impl ApiServer {
     /// As a merge patch of somebody else.
     pub fn patch(&self, path: &str, body: &Value) {
         let mut object = self.get(path).unwrap();
-        merge(&mut object, body);
+        merge(&mut object, body, false);
         self.put(path, object);
     }
 
@@ -194,6 +195,8 @@ impl Transport for ApiServer {
                 .unwrap_or_default()
         };
         let body: Value = serde_json::from_slice(request.body()).unwrap_or(Value::Null);
+        let kind = request.headers().get(http::header::CONTENT_TYPE);
+        let whole = kind.is_some_and(|kind| kind == "application/merge-patch+json");
         let fields = get("fieldSelector");
         Ok(match request.method().as_str() {
             "GET" if get("watch") == "true" => {
@@ -265,7 +268,7 @@ impl Transport for ApiServer {
                         if uid.is_string() && *uid != object["metadata"]["uid"] {
                             return Ok(status(409, "Conflict"));
                         }
-                        merge(&mut object, &body);
+                        merge(&mut object, &body, whole);
                         answer(200, &self.put(path, object))
                     }
                     None => status(404, "NotFound"),

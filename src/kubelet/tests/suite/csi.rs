@@ -32,18 +32,21 @@ fn in_use(world: &World) -> Vec<String> {
     serde_json::from_value(node["status"]["volumesInUse"].clone()).unwrap_or_default()
 }
 
+fn attachment(handle: &str) -> String {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(format!("{handle}{DRIVER}{NODE}"));
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("csi-{hex}")
+}
+
 /// As the attaching controller and the driver's own do together.
 async fn attach(world: &World, handle: &str) {
     let name = format!("kubernetes.io/csi/{DRIVER}^{handle}");
     until("the kubelet tells the volume in use", || in_use(world).contains(&name)).await;
-    let id = {
-        use sha2::{Digest, Sha256};
-        let digest = Sha256::digest(format!("{handle}{DRIVER}{NODE}"));
-        digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-    };
+    let id = attachment(handle);
     world.api.put(
-        &format!("/apis/storage.k8s.io/v1/volumeattachments/csi-{id}"),
-        json!({"metadata": {"name": format!("csi-{id}")},
+        &format!("/apis/storage.k8s.io/v1/volumeattachments/{id}"),
+        json!({"metadata": {"name": id},
             "spec": {"attacher": DRIVER, "nodeName": NODE, "source": {}},
             "status": {"attached": true, "attachmentMetadata": {"lun": "3"}}}),
     );
@@ -247,13 +250,125 @@ async fn a_volume_is_measured_and_grows_with_its_claim() {
     told(
         &world,
         "db",
-        "FileSystemResizeSuccessful: MountVolume.NodeExpandVolume succeeded for volume \"pv-c1\"",
+        "FileSystemResizeSuccessful: MountVolume.NodeExpandVolume succeeded for volume \"pv-c1\" n1",
     )
     .await;
     assert_eq!(world.api.get(path).unwrap()["status"]["capacity"]["storage"], "2Gi");
     let range = driver.state.lock().expands[0].capacity_range.clone().unwrap();
     assert_eq!(range.required_bytes, 2 << 30);
+    // A driver may not want to while the volume is used; then it is asked when it is not.
+    driver.fail("expand", Fault::Fails(Code::FailedPrecondition));
+    world.api.patch(
+        path,
+        &json!({"status": {"capacity": {"storage": "1Gi"},
+            "allocatedResources": {"storage": "2Gi"},
+            "allocatedResourceStatuses": {"storage": "NodeResizePending"}}}),
+    );
+    until("the driver is asked", || driver.state.lock().expands.len() == 2).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(driver.state.lock().expands.len(), 2);
+    let status = world.api.get(path).unwrap()["status"].clone();
+    assert_eq!(status["allocatedResourceStatuses"]["storage"], "NodeResizeInProgress", "{status}");
+    assert!(status["conditions"].to_string().contains("NodeResizeError"), "{status}");
     world.delete("db").await;
+    world.create_pod("db2", claiming("c1"));
+    world.until_ready("db2").await;
+    assert_eq!(driver.state.lock().expands.len(), 3);
+    world.delete("db2").await;
+    driver.stop().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_grew_while_nobody_used_it_has_its_room_before_a_container_starts() {
+    let world = World::new().await;
+    let mut driver = Driver::start(world.dir.path(), Shape::default());
+    make_volume(&driver, "h1");
+    describe(&world, json!({"attachRequired": false}));
+    claim(&world, "c1", "h1", json!({"capacity": {"storage": "2Gi"}}));
+    let path = "/api/v1/namespaces/default/persistentvolumeclaims/c1";
+    let waits = json!({"status": {"capacity": {"storage": "1Gi"},
+        "conditions": [{"type": "FileSystemResizePending", "status": "True"}],
+        "allocatedResources": {"storage": "2Gi"},
+        "allocatedResourceStatuses": {"storage": "NodeResizePending"}}});
+    world.api.patch(path, &waits);
+    driver.fail("expand", Fault::Fails(Code::Internal));
+    world.create_pod("db", claiming("c1"));
+    let failed = "FailedMount: MountVolume.Setup failed while expanding volume for volume \"pv-c1\" : \
+                  Expander.NodeExpand failed to expand the volume : rpc error: code = Internal desc = as the test wants";
+    told(&world, "db", failed).await;
+    world.until_ready("db").await;
+    assert_eq!(driver.state.lock().expands.len(), 2, "it grew before the container began");
+    let status = world.api.get(path).unwrap()["status"].clone();
+    assert_eq!(status["capacity"]["storage"], "2Gi");
+    assert_eq!(status["conditions"], json!([]));
+    assert_eq!(status["allocatedResourceStatuses"]["storage"], Value::Null);
+    world.delete("db").await;
+
+    // What the driver can never do is told, and the volume is used as it is.
+    world.api.patch(path, &waits);
+    driver.fail("expand", Fault::Fails(Code::OutOfRange));
+    world.create_pod("small", claiming("c1"));
+    world.until_ready("small").await;
+    assert_eq!(driver.state.lock().expands.len(), 3);
+    let status = world.api.get(path).unwrap()["status"].clone();
+    assert_eq!(status["allocatedResourceStatuses"]["storage"], "NodeResizeInfeasible");
+    assert_eq!(status["capacity"]["storage"], "1Gi");
+    world.delete("small").await;
+    driver.stop().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_node_holds_at_most_is_asked_again_and_one_too_many_is_refused() {
+    let world = World::new().await;
+    let mut driver = Driver::start(world.dir.path(), Shape::default());
+    let count = || {
+        let node = world.api.get(CSI_NODE).unwrap_or_default();
+        node["spec"]["drivers"][0]["allocatable"]["count"].clone()
+    };
+    until("the driver is registered", || count() == 12).await;
+    describe(&world, json!({"nodeAllocatableUpdatePeriodSeconds": 1}));
+    driver.state.lock().limit = Some(3);
+    until("it is asked again", || count() == 3).await;
+    describe(&world, json!({"nodeAllocatableUpdatePeriodSeconds": 3600}));
+    driver.state.lock().limit = Some(1);
+    claim(&world, "c1", "h1", json!({}));
+    world.create_pod("over", claiming("c1"));
+    let name = format!("kubernetes.io/csi/{DRIVER}^h1");
+    until("the kubelet tells the volume in use", || in_use(&world).contains(&name)).await;
+    let id = attachment("h1");
+    world.api.put(
+        &format!("/apis/storage.k8s.io/v1/volumeattachments/{id}"),
+        json!({"metadata": {"name": id}, "spec": {"attacher": DRIVER, "nodeName": NODE, "source": {}},
+            "status": {"attached": false,
+                "attachError": {"errorCode": 8, "message": "no more", "time": "2026-01-01T00:00:00Z"}}}),
+    );
+    world
+        .until("over", |pod| {
+            let status = &pod.unwrap()["status"];
+            status["phase"] == "Failed" && status["reason"] == "VolumeAttachmentLimitExceeded"
+        })
+        .await;
+    assert_eq!(count(), 1, "and the cluster knows");
+    until("it is in use no more", || in_use(&world).is_empty()).await;
+    world.delete("over").await;
+    driver.stop().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_is_described_late_needs_no_attachment_any_more() {
+    let world = World::new().await;
+    let mut driver = Driver::start(world.dir.path(), Shape::default());
+    make_volume(&driver, "h1");
+    claim(&world, "c1", "h1", json!({}));
+    world.create_pod("early", claiming("c1"));
+    until("it waits to be attached", || !in_use(&world).is_empty()).await;
+    describe(&world, json!({"attachRequired": false}));
+    world.until_ready("early").await;
+    until("it may be detached, though it is used", || in_use(&world).is_empty()).await;
+    world.delete("early").await;
     driver.stop().await;
     world.finish().await;
 }

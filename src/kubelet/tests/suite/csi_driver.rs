@@ -29,6 +29,8 @@ pub struct State {
     pub stages: Vec<StageRequest>,
     pub publishes: Vec<PublishRequest>,
     pub expands: Vec<ExpandRequest>,
+    /// Volumes that the node holds at most, where it is not as the shape has it.
+    pub limit: Option<i64>,
     pub unpublished: usize,
     pub unstaged: usize,
     /// What kubelets said of the registration.
@@ -146,7 +148,7 @@ impl Driver {
     }
 
     fn node(&self, trigger: &Life) -> Routes {
-        let info = self.shape.info.clone();
+        let (info, limits) = (self.shape.info.clone(), self.state.clone());
         let capability =
             |ability: &Ability| NodeCapability { rpc: Some(NodeRpc { ability: *ability as i32 }) };
         let capabilities = self.shape.abilities.iter().map(capability).collect();
@@ -163,7 +165,9 @@ impl Driver {
         let (unstage, expand, stats) = (with(&work), with(&work), work);
         Routes::default()
             .unary(NODE_GET_INFO, move |_: Nothing, _| {
-                let info = info.clone();
+                let mut info = info.clone();
+                info.max_volumes_per_node =
+                    limits.lock().limit.unwrap_or(info.max_volumes_per_node);
                 async move { Ok(info) }
             })
             .unary(NODE_GET_CAPABILITIES, move |_: Nothing, _| {
@@ -203,6 +207,7 @@ impl Driver {
                 async move {
                     let range = request.capacity_range.clone().unwrap_or_default();
                     work.state.lock().expands.push(request);
+                    work.answer("expand", Ok(())).await?;
                     Ok(Expanded { capacity_bytes: range.required_bytes })
                 }
             })

@@ -70,7 +70,14 @@ async fn a_claim_is_waited_for_mounted_and_survives_its_pod_and_the_kubelet() {
         json!({"metadata": {"name": "c", "namespace": "default"}, "spec": {}, "status": {"phase": "Pending"}}),
     );
     told(&world, "db", &format!("{unmounted}PVC is not bound")).await;
-    put_bound(&world, "c", None, json!({"local": {"path": disk.display().to_string()}}));
+    let elsewhere = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "kubernetes.io/hostname", "operator": "In", "values": ["elsewhere"]}]}]}});
+    let local = json!({"path": disk.display().to_string()});
+    put_bound(&world, "c", None, json!({"local": local, "nodeAffinity": elsewhere}));
+    let away = "FailedMount: MountVolume.NodeAffinity check failed for volume \"pv-c\" : no \
+                matching NodeSelectorTerms";
+    told(&world, "db", away).await;
+    put_bound(&world, "c", None, json!({"local": local}));
     world.until_ready("db").await;
     assert_eq!(
         run(&world, "db", "cat /data/old; stat -c %g:%a /data/old; id -G").await,
@@ -250,4 +257,34 @@ async fn volumes_that_are_busy_go_with_their_pod_and_what_others_mounted_there_s
         holder.kill().unwrap();
         holder.wait().unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_container_uses_is_not_made_and_holds_nothing_up() {
+    let world = World::new().await;
+    let host = world.dir.path().join("host").display().to_string();
+    world.create_pod(
+        "idle",
+        json!({"terminationGracePeriodSeconds": 0,
+            "initContainers": [{"name": "i", "command": ["touch", "/early/f"],
+                "volumeMounts": [{"name": "early", "mountPath": "/early"}]}],
+            "containers": [{"name": "a", "command": ["sleep", "1000"]}],
+            "volumes": [{"name": "dir", "emptyDir": {}}, {"name": "early", "emptyDir": {}},
+                {"name": "map", "configMap": {"name": "none"}},
+                {"name": "claim", "persistentVolumeClaim": {"claimName": "none"}},
+                {"name": "host", "hostPath": {"path": host, "type": "DirectoryOrCreate"}}]}),
+    );
+    let pod = world.until_ready("idle").await;
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    let dirs =
+        world.dir.path().join("agent/pods").join(uid).join("volumes/kubernetes.io~empty-dir");
+    assert!(dirs.join("early/f").exists() && !dirs.join("dir").exists());
+    assert!(!Path::new(&host).exists());
+    let (_, text) = crate::server::get(&world, "/stats/summary", "good").await;
+    let summary: Value = serde_json::from_str(&text).unwrap();
+    let volumes = summary["pods"][0]["volume"].as_array().unwrap();
+    let names: Vec<&str> = volumes.iter().filter_map(|it| it["name"].as_str()).collect();
+    assert_eq!(names, ["early"]);
+    world.delete("idle").await;
+    world.finish().await;
 }

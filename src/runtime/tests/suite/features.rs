@@ -372,3 +372,32 @@ async fn mounts_propagate_as_asked_and_read_only_reaches_as_deep() {
     }
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_node_does_not_share_is_not_taken_for_shared() {
+    let world = World::new().await;
+    let sandbox = world.sandbox().await;
+    let volume = world.dir.path().join("volume");
+    tmpfs(&volume);
+    sys::mount::set_propagation(&volume, sys::mount::Propagation::Private).unwrap();
+    let mut config = world.container("driver", "exec sleep 600");
+    config.security.privileged = true;
+    config.mounts = vec![Mount {
+        container_path: "/vol".into(),
+        host_path: volume.clone(),
+        propagation: MountPropagation::Bidirectional,
+        ..Mount::default()
+    }];
+    let pod = world.sandbox_config();
+    let error = world.runtime.create_container(&sandbox, config, &pod).await.unwrap_err();
+    let at = volume.display();
+    assert_eq!(
+        (error.kind, error.message),
+        (
+            ErrorKind::Create,
+            format!("path \"{at}\" is mounted on \"{at}\" but it is not a shared mount")
+        )
+    );
+    sys::mount::unmount_detach(&volume).unwrap();
+    world.finish().await;
+}
