@@ -444,3 +444,18 @@ fn a_killed_shim_takes_a_programs_containers_along() {
         });
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_is_not_there_is_told() {
+    let world = World::new().await;
+    let sandbox = world.sandbox_of("absent").await;
+    let config = world.container("a", "true");
+    let id =
+        world.runtime.create_container(&sandbox, config, &world.sandbox_config()).await.unwrap();
+    let err = world.runtime.start_container(&id).await.unwrap_err();
+    let told = "fork/exec /no/such/runtime: no such file or directory";
+    assert!(err.kind == ErrorKind::Start && err.message.ends_with(told), "{err}");
+    let ended = world.ended(&id).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (128, "StartError"));
+    world.finish_handlers().await;
+}

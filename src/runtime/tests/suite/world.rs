@@ -97,7 +97,10 @@ pub fn config(dir: &Path, registries: Registries) -> RuntimeConfig {
         ],
         network: Arc::new(NoNetwork),
         registries,
-        programs: runtime::oci::handlers::find(vec![crun(dir)]),
+        programs: runtime::oci::handlers::find(vec![
+            crun(dir),
+            Program::parse("absent=/no/such/runtime").unwrap(),
+        ]),
         cdi_dirs: vec![dir.join("cdi")],
         shim_cgroup: format!("coracle-test-shims{name}"),
     }
