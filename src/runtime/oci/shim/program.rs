@@ -147,8 +147,12 @@ impl Call {
 fn reason(log: &str) -> Option<String> {
     let told = log.lines().rev().find_map(|line| {
         let entry: Value = serde_json::from_str(line).ok()?;
-        let is_error = entry["level"].as_str().is_none_or(|it| it == "error" || it == "fatal");
-        is_error.then(|| entry["msg"].as_str().map(str::to_owned)).flatten()
+        let is = |it: &str, level: &str| it.eq_ignore_ascii_case(level);
+        let level = entry["level"].as_str();
+        let is_error = level.is_none_or(|it| is(it, "error") || is(it, "fatal"));
+        // youki's is another key.
+        let words = entry["msg"].as_str().or(entry["message"].as_str());
+        is_error.then(|| words.map(str::to_owned)).flatten()
     })?;
     let mut rest = told.trim();
     let steps = [
@@ -157,6 +161,8 @@ fn reason(log: &str) -> Option<String> {
         "exec failed: ",
         "unable to start container process: ",
         "error during container init: ",
+        "error in executing command: ",
+        "failed to create container: ",
     ];
     while let Some(shorter) = steps.iter().find_map(|step| rest.strip_prefix(step)) {
         rest = shorter;
@@ -290,6 +296,10 @@ mod tests {
                     r#"{"level":"warning","msg":"later"}"#
                 ),
                 Some("exec: \"x\": not found"),
+            ),
+            (
+                r#"{"level":"ERROR","message":"error in executing command: failed to create container: no such file"}"#,
+                Some("no such file"),
             ),
             (
                 r#"{"msg":"executable file `x` not found in $PATH"}"#,

@@ -277,7 +277,7 @@ pub fn busybox_layer() -> Vec<u8> {
     let applets = [
         "sh", "cat", "ls", "echo", "id", "sleep", "mount", "touch", "grep", "kill", "ps", "true",
         "false", "hostname", "dd", "tail", "env", "pwd", "mkdir", "nc", "stty", "head", "unshare",
-        "chown", "tty", "ulimit", "readlink", "wc", "mknod",
+        "chown", "tty", "ulimit", "readlink", "wc", "mknod", "dmesg",
     ];
     let links: Vec<String> = applets.iter().map(|a| format!("link:bin/{a}->busybox")).collect();
     entries.extend(links.iter().map(|l| (l.as_str(), 0o777, b"".as_slice())));
