@@ -178,8 +178,9 @@ pub struct NodeFlags {
     /// CRI socket of another container runtime, unix:///PATH (default: the built-in one)
     #[arg(long, env = "CORACLE_CONTAINER_RUNTIME_ENDPOINT")]
     pub container_runtime_endpoint: Option<String>,
-    /// An OCI runtime for pods whose RuntimeClass has this handler, NAME=PATH; crun, runc,
-    /// runsc and youki are found where they are installed
+    /// An OCI runtime for pods whose RuntimeClass has this handler, NAME=PATH: a program with
+    /// runc's commands; crun, runc, runsc and youki are found where they are installed. Kata
+    /// Containers has no such program any more (containerd drives it)
     #[arg(long, env = "CORACLE_RUNTIME_HANDLER")]
     pub runtime_handler: Vec<String>,
     /// Port of the kubelet

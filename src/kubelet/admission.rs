@@ -47,6 +47,16 @@ pub fn refuse_sysctls(pod: &Pod, allowed: &[String]) -> Option<(String, String)>
     })
 }
 
+/// Why a pod may not run that wants no groups of its image, where the runtime gives them all
+/// the same.
+pub fn refuse_groups(pod: &Pod, strictly: bool) -> Option<(String, String)> {
+    let policy = pod::spec(pod).security_context.as_ref()?.supplemental_groups_policy.as_deref()?;
+    (policy == "Strict" && !strictly).then(|| {
+        let message = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        ("SupplementalGroupsPolicyNotSupported".to_owned(), message.to_owned())
+    })
+}
+
 /// Why the pod stays where it is: it asks for AppArmor, and the host has none. Unlike a
 /// refusal this ends when the host has it.
 pub fn blocked(pod: &Pod, has_app_armor: bool) -> Option<(String, String)> {

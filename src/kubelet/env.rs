@@ -3,6 +3,8 @@
 //!
 //! Pure: the objects referred to are read beforehand.
 
+mod file;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -18,6 +20,8 @@ use crate::quantity::{self, ResourceList};
 pub struct Referred {
     pub config_maps: HashMap<String, Option<Arc<ConfigMap>>>,
     pub secrets: HashMap<String, Option<Arc<Secret>>>,
+    /// By volume and path.
+    pub files: HashMap<(String, String), Option<String>>,
 }
 
 /// What is known of the pod beyond its object.
@@ -191,8 +195,22 @@ fn from_source(
             },
         };
     }
-    if source.file_key_ref.is_some() {
-        return Err("environment variables from files are not supported on this node".into());
+    if let Some(wanted) = &source.file_key_ref {
+        let optional = wanted.optional == Some(true);
+        let place = (wanted.volume_name.clone(), wanted.path.clone());
+        let Some(text) = referred.files.get(&place).and_then(Option::as_ref) else {
+            let missing = format!("couldn't parse env file: there is no file {:?}", wanted.path);
+            return if optional { Ok(None) } else { Err(missing) };
+        };
+        let value = file::value(text, &wanted.key)
+            .map_err(|why| format!("couldn't parse env file: {why}"))?;
+        return match value {
+            None if !optional => Err(format!(
+                "environment variable key {:?} not found in file {:?}",
+                wanted.key, wanted.path
+            )),
+            value => Ok(value),
+        };
     }
     Ok(Some(String::new()))
 }
@@ -423,6 +441,9 @@ mod tests {
                 {"name": "ME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                 {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
                 {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+                {"name": "FILE", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "a/b", "key": "K"}}},
+                {"name": "LESS", "valueFrom": {"fileKeyRef":
+                    {"volumeName": "v", "path": "a/b", "key": "L", "optional": true}}},
                 {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1m"}}},
                 {"name": "BOTH", "value": "$(ME)/$(KUBERNETES_SERVICE_HOST)/$(LATER)"},
                 {"name": "LATER", "value": "no"}],
@@ -434,6 +455,7 @@ mod tests {
         let referred = Referred {
             config_maps: [("cm".to_owned(), Some(Arc::new(cm)))].into(),
             secrets: [("s".to_owned(), Some(Arc::new(secret)))].into(),
+            files: [(("v".to_owned(), "a/b".to_owned()), Some("K='in file'".to_owned()))].into(),
         };
         let services = [("KUBERNETES_SERVICE_HOST".to_owned(), "10.43.0.1".to_owned())];
         let container = &pod::spec(&pod).containers[0];
@@ -444,6 +466,7 @@ mod tests {
             ("ME", "web"),
             ("NODE", "n1"),
             ("KEY", "secret"),
+            ("FILE", "in file"),
             ("CPU", "250"),
             ("BOTH", "web/10.43.0.1/$(LATER)"),
             ("LATER", "no"),

@@ -145,6 +145,7 @@ impl Kubelet {
         let (is_read, files_read) = oneshot::channel();
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(follow_runtime(node.clone(), events, drain.clone()));
+        tasks.spawn(follow_clock(node.clone(), drain.clone()));
         let tls = if node.config.asks_for_serving_certificate {
             let mut tls = (*node.config.tls).clone();
             let presented = Arc::new(Presented::new(tls.cert_resolver.clone()));
@@ -286,6 +287,22 @@ async fn follow_runtime(
         }
     };
     drain.until(work).await;
+}
+
+/// Timers count what passes, not what the wall clock says; tokens and deadlines have ended,
+/// or are not valid yet, as soon as it is set.
+async fn follow_clock(node: Arc<Node>, drain: Drain) {
+    let follow = async {
+        let jumps = base::clock::Jumps::watch()?;
+        loop {
+            jumps.next().await?;
+            node.pods.wake_all();
+        }
+    };
+    let end: Option<std::io::Result<()>> = drain.until(follow).await;
+    if let Some(Err(error)) = end {
+        warn!(%error, "changes of the wall clock go unnoticed");
+    }
 }
 
 async fn look(node: &Node, event: ContainerEvent) {

@@ -3,6 +3,7 @@
 //! One list at start and after a lagging event stream; otherwise single look-ups for
 //! what an event names. Never decides anything.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -64,6 +65,16 @@ pub fn restart_count(container: &Container) -> u32 {
         .get(ANNOTATION_RESTART_COUNT)
         .and_then(|count| count.parse().ok())
         .unwrap_or(container.metadata.attempt)
+}
+
+/// What is newer is greater. What was counted goes before what was dated: the clock may have
+/// been set back meanwhile.
+fn age_of_sandbox(sandbox: &PodSandbox) -> (u32, i64) {
+    (sandbox.metadata.attempt, sandbox.created_at)
+}
+
+fn age_of_container(container: &Container) -> (u32, i64) {
+    (restart_count(container), container.created_at)
 }
 
 #[derive(Default)]
@@ -173,12 +184,8 @@ impl Observed {
             ids.sandboxes.iter().filter_map(|id| held.sandboxes.get(id)).cloned().collect();
         let mut containers: Vec<Container> =
             ids.containers.iter().filter_map(|id| held.containers.get(id)).cloned().collect();
-        sandboxes.sort_by_key(|sandbox| {
-            std::cmp::Reverse((sandbox.created_at, sandbox.metadata.attempt))
-        });
-        containers.sort_by_key(|container| {
-            std::cmp::Reverse((container.created_at, restart_count(container)))
-        });
+        sandboxes.sort_by_key(|it| Reverse(age_of_sandbox(it)));
+        containers.sort_by_key(|it| Reverse(age_of_container(it)));
         PodRuntime { sandboxes, containers }
     }
 
@@ -197,5 +204,26 @@ impl Observed {
 
     pub fn sandboxes(&self) -> Vec<PodSandbox> {
         self.held.lock().sandboxes.values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::samples;
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_nothing_old() {
+        let day = 86_400_000_000_000;
+        let first = samples::container("a", ContainerState::Exited, 1);
+        let mut second = samples::container("a", ContainerState::Running, 0);
+        second.metadata.attempt = 1;
+        second.annotations.insert(ANNOTATION_RESTART_COUNT.into(), "1".into());
+        second.created_at = first.created_at - day;
+        assert!(age_of_container(&second) > age_of_container(&first));
+        let old = samples::sandbox("s0", SandboxState::NotReady, 0);
+        let mut new = samples::sandbox("s1", SandboxState::Ready, 1);
+        new.created_at = old.created_at - day;
+        assert!(age_of_sandbox(&new) > age_of_sandbox(&old));
     }
 }

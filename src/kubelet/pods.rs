@@ -108,6 +108,10 @@ impl Pods {
         }
     }
 
+    pub fn wake_all(&self) {
+        self.held.lock().values().for_each(|held| held.wake.notify_one());
+    }
+
     pub fn get(&self, uid: &str) -> Option<Wanted> {
         self.held.lock().get(uid).map(|held| held.wanted.clone())
     }

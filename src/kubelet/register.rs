@@ -378,7 +378,9 @@ async fn status(
         images: Some(images(node).await),
         node_info: Some(node.machine.info.clone()),
         volumes_in_use: Some(node.volumes.csi.in_use()),
-        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
+        features: Some(NodeFeatures {
+            supplemental_groups_policy: Some(node.runtime.gives_groups_strictly()),
+        }),
         declared_features: Some(DECLARED.map(str::to_owned).into()),
         runtime_handlers: Some(node.runtime.handlers().into_iter().map(handler).collect()),
         ..NodeStatus::default()

@@ -4,6 +4,7 @@
 //! text where upstream does; the API server passes it on.
 
 mod auth;
+mod checkpoint;
 mod files;
 mod logs;
 mod metrics;
@@ -263,6 +264,9 @@ impl Server {
             }
             ["portForward", namespace, name] | ["portForward", namespace, name, _] => {
                 self.port_forward(request, namespace, name)
+            }
+            ["checkpoint", namespace, name, container] if request.method() == Method::POST => {
+                self.checkpoint(&query(&request), namespace, name, container).await
             }
             ["run", namespace, name, container] | ["run", namespace, name, _, container]
                 if !is_get =>

@@ -307,11 +307,17 @@ impl Worker {
             maps.extend(source.config_map_ref.as_ref().map(|it| it.name.clone()));
             secrets.extend(source.secret_ref.as_ref().map(|it| it.name.clone()));
         }
+        let mut out = Referred::default();
         for source in container.env.iter().flatten().filter_map(|it| it.value_from.as_ref()) {
             maps.extend(source.config_map_key_ref.as_ref().map(|it| it.name.clone()));
             secrets.extend(source.secret_key_ref.as_ref().map(|it| it.name.clone()));
+            if let Some(file) = &source.file_key_ref {
+                let node = &self.node;
+                let text =
+                    node.volumes.text(&node.config, &self.pod, &file.volume_name, &file.path)?;
+                out.files.insert((file.volume_name.clone(), file.path.clone()), text);
+            }
         }
-        let mut out = Referred::default();
         for name in maps {
             let found = objects.config_map(&self.uid, namespace, &name).await;
             out.config_maps.insert(name, found.map_err(|error| error.to_string())?);

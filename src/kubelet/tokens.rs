@@ -16,12 +16,20 @@ use crate::pod;
 /// A long-lived token is renewed after a day at the latest.
 const RENEW_AFTER_MAX: SignedDuration = SignedDuration::from_hours(24);
 
-/// A token, when it ends, and when to ask again.
+/// A token, when it was asked for and ends, and when to ask again.
 #[derive(Clone)]
 pub struct Held {
     pub token: String,
+    pub given: Timestamp,
     pub expires: Timestamp,
     pub renew: Timestamp,
+}
+
+impl Held {
+    /// One of the future was given before the clock was set back: it is not valid yet.
+    fn is_current(&self, now: Timestamp) -> bool {
+        self.given <= now && now < self.renew
+    }
 }
 
 /// By pod uid, audience and expiration seconds.
@@ -50,14 +58,14 @@ impl Tokens {
         let key = (pod::uid(pod).to_owned(), audience.to_owned(), expiration_seconds);
         let held = self.held.lock().get(&key).cloned();
         if let Some(held) = &held
-            && now < held.renew
+            && held.is_current(now)
         {
             return Ok(held.clone());
         }
         match request(client, pod, audience, expiration_seconds).await {
             Ok((token, expires)) => {
                 let renew = renew_at(now, expires);
-                let held = Held { token, expires, renew };
+                let held = Held { token, given: now, expires, renew };
                 self.held.lock().insert(key, held.clone());
                 Ok(held)
             }
@@ -134,5 +142,14 @@ mod tests {
         };
         assert_eq!(after(3600), 2880);
         assert_eq!(after(365 * 86400), 86400);
+    }
+
+    #[test]
+    fn a_token_of_before_the_clock_was_set_back_is_not_used() {
+        let at = |second: i64| Timestamp::from_second(1_000_000 + second).unwrap();
+        let (given, expires) = (at(0), at(3_600));
+        let held = Held { token: String::new(), given, expires, renew: renew_at(given, expires) };
+        let current = [-86_400, -1, 0, 2_879, 2_880].map(|second| held.is_current(at(second)));
+        assert_eq!(current, [false, false, true, true, false]);
     }
 }

@@ -42,6 +42,8 @@ use csi::{CsiVolumes, Source};
 use payload::Tokens as TokenSet;
 use persistent::Place;
 
+/// Of a file that environment variables are taken from; a longer one is refused.
+const ENV_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Size of the memory file systems that hold secrets and tokens.
 const SECRET_BYTES_MAX: u64 = 64 << 20;
 
@@ -384,6 +386,35 @@ impl Volumes {
         }
         let key = (pod::uid(pod).to_owned(), volume.name.clone());
         self.places.lock().get(&key).cloned()
+    }
+
+    /// A file in an emptyDir of the pod, which links in it do not leave; None where there is
+    /// none.
+    ///
+    /// # Errors
+    /// A volume that is none of the pod's emptyDirs, and a file that cannot be read or is too long.
+    pub fn text(
+        &self,
+        config: &KubeletConfig,
+        pod: &Pod,
+        name: &str,
+        path: &str,
+    ) -> Result<Option<String>, String> {
+        // A file of the node's own is nobody's variables.
+        let place = volume(pod, name)
+            .filter(|volume| volume.empty_dir.is_some())
+            .and_then(|volume| self.place_of(config, pod, volume))
+            .ok_or_else(|| format!("cannot find the volume {name:?} referenced by FileKeyRef"))?;
+        let read = sys::fs::Root::open(&place.path)
+            .and_then(|root| root.read_to_string(Path::new(path), ENV_FILE_BYTES_MAX + 1));
+        match read {
+            Ok(text) if text.len() as u64 > ENV_FILE_BYTES_MAX => {
+                Err(format!("env file {path:?} is longer than {ENV_FILE_BYTES_MAX} bytes"))
+            }
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("couldn't read env file {path:?}: {error}")),
+        }
     }
 
     /// The volumes whose use of disk is told: those that were made for the pod, and those

@@ -326,7 +326,11 @@ impl Worker {
                 .shutdown
                 .refuse()
                 .or_else(|| self.node.pressure.refuse(&self.pod))
-                .or_else(|| admission::refuse_sysctls(&self.pod, allowed));
+                .or_else(|| admission::refuse_sysctls(&self.pod, allowed))
+                .or_else(|| {
+                    let strictly = self.node.runtime.gives_groups_strictly();
+                    admission::refuse_groups(&self.pod, strictly)
+                });
             if refusal.is_none() {
                 // One at a time: two that come together must not both be given what is left.
                 let _turn = self.node.admitting.lock().await;

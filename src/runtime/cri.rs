@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -598,6 +598,9 @@ pub fn network_trouble(reason: &str, message: &str) -> String {
     )
 }
 
+/// What a runtime says that has no CRIU.
+pub const NO_CHECKPOINTS: &str = "this runtime makes no checkpoints of containers";
+
 #[async_trait]
 pub trait RuntimeService: Send + Sync {
     async fn run_pod_sandbox(&self, config: PodSandboxConfig) -> Result<String>;
@@ -623,6 +626,11 @@ pub trait RuntimeService: Send + Sync {
     async fn list_containers(&self) -> Result<Vec<Container>>;
     async fn update_container_resources(&self, id: &str, resources: LinuxResources) -> Result<()>;
     async fn reopen_container_log(&self, id: &str) -> Result<()>;
+    /// Keeps a running container's state in the archive `location` on the node.
+    /// 0 seconds leave it to the runtime how long that may take.
+    async fn checkpoint_container(&self, _: &str, _: &Path, _: u64) -> Result<()> {
+        Err(Error::new(ErrorKind::Internal, NO_CHECKPOINTS))
+    }
 
     /// Runs a command to its end. Past the deadline it is killed and the error is
     /// `DeadlineExceeded`. 0 seconds means no deadline of the caller's own.
@@ -646,6 +654,11 @@ pub trait RuntimeService: Send + Sync {
     async fn trouble(&self) -> Option<String>;
     /// Name and version, as in `kubectl get nodes -o wide` (`coracle://0.1.0`).
     fn version(&self) -> (String, String);
+    /// Whether containers have no groups but those that they are given
+    /// (`supplementalGroupsPolicy: Strict`).
+    fn gives_groups_strictly(&self) -> bool {
+        true
+    }
     /// The default one first.
     fn handlers(&self) -> Vec<Handler> {
         vec![Handler::default()]

@@ -42,6 +42,7 @@ pub struct Remote {
     events: broadcast::Sender<ContainerEvent>,
     cgroups: sys::cgroup::Hierarchy,
     handlers: Vec<Handler>,
+    strict_groups: bool,
 }
 
 /// The path of `unix:///PATH`, or of a plain path.
@@ -97,6 +98,7 @@ impl Remote {
             events,
             cgroups,
             handlers: handlers(&status),
+            strict_groups: status.features.is_some_and(|it| it.supplemental_groups_policy),
         });
         let known = remote.list_states().await?;
         tokio::spawn(events::follow(remote.clone(), known, drain));

@@ -149,6 +149,10 @@ impl Computer {
         // Without debug information it loads in a tenth of the time.
         run("strip", &[root.join("root/coracle").to_str().unwrap()]);
         put(&kubectls()[0], "usr/local/bin/kubectl");
+        // Of the room `kubelet`; it is built beside this one with the whole workspace.
+        let driver = Path::new(env!("CARGO_BIN_EXE_coracle")).with_file_name("kubelet-test-csi");
+        put(driver.to_str().unwrap(), "root/csi");
+        run("strip", &[root.join("root/csi").to_str().unwrap()]);
         let write = |path: &str, text: &[u8]| {
             let path = root.join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();

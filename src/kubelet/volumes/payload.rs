@@ -264,6 +264,7 @@ mod tests {
         let referred = Referred {
             config_maps: [("cm".to_owned(), Some(Arc::new(cm.unwrap())))].into(),
             secrets: [("s".to_owned(), Some(Arc::new(secret.unwrap())))].into(),
+            ..Referred::default()
         };
         let tokens: Tokens = [((String::new(), 600), "jwt".to_owned())].into();
         let files = payload(&pod, &volume, &referred, &tokens, &Facts::default()).unwrap().unwrap();

@@ -175,10 +175,11 @@ fn bind_mount(bind: &BindSpec) -> Value {
     })
 }
 
-/// The most that a mount asks for; others are lowered one by one.
+/// The most that a mount asks for; others are lowered one by one. The specification has no
+/// recursive words here, and nothing below needs them: what is staged is slaves already.
 fn root_propagation(binds: &[BindSpec]) -> &'static str {
     let any = |wanted| binds.iter().any(|bind| bind.propagation == wanted);
-    if any(SpecPropagation::Shared) { "rshared" } else { "rslave" }
+    if any(SpecPropagation::Shared) { "shared" } else { "slave" }
 }
 
 fn device(device: &DeviceSpec) -> Option<Value> {

@@ -1,7 +1,7 @@
 //! The server's side of containers that an OCI runtime of the node runs: what their shims
 //! are told, and the commands `update` and `delete`, which need no shim.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -17,6 +17,16 @@ use crate::cri::{ContainerState, Error, ErrorKind, LinuxResources, Result};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Words of a program that failed.
 const WORDS_BYTES_MAX: usize = 4_096;
+
+/// What a program keeps of a container: a directory of that name, or, with gVisor, files whose
+/// names begin so.
+fn states(root: &Path, id: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    let is_its = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(id.as_bytes()))
+    };
+    entries.map(|entry| entry.path()).filter(is_its).collect()
+}
 
 impl Runtime {
     pub(super) fn program_of(&self, handler: &str) -> Result<&Program> {
@@ -84,8 +94,8 @@ impl Runtime {
         if handler.is_empty() {
             return Ok(());
         }
-        let state = self.program_root(handler).join(id);
-        if !state.exists() {
+        let root = self.program_root(handler);
+        if states(&root, id).is_empty() {
             return Ok(());
         }
         // Of a program that is not installed any more only files are left.
@@ -95,12 +105,19 @@ impl Runtime {
                 tracing::warn!(container = id, error = %err, "not deleted as it should be");
             }
         }
-        match tokio::fs::remove_dir_all(&state).await {
-            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
-                Err(internal(&format!("remove {}", state.display()), err))
+        for state in states(&root, id) {
+            let removed = match state.is_dir() {
+                true => std::fs::remove_dir_all(&state),
+                false => std::fs::remove_file(&state),
+            };
+            match removed {
+                Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(internal(&format!("remove {}", state.display()), err));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Some programs must be told of other limits. The cgroup has them already: the order in

@@ -143,7 +143,7 @@ impl Runtime {
             // For the next process of the server.
             write_whole(&state.join("container.json"), &record)?;
         }
-        if record.handler.is_empty() {
+        if record.handler.is_empty() && process > 0 {
             let bundle = state.join("bundle");
             let told = hooks::state(id, "creating", process, &bundle);
             for stage in [HookStage::Prestart, HookStage::CreateRuntime] {

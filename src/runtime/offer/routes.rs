@@ -73,10 +73,7 @@ fn of_the_runtime(routes: Routes, it: &Offer) -> Routes {
             Ok(RuntimeConfigResponse { linux: Some(linux) })
         })
         .on(it, &runtime("CheckpointContainer"), |_, _: Empty| async {
-            Err::<Empty, _>(Status::new(
-                Code::Unimplemented,
-                "this runtime makes no checkpoints of containers",
-            ))
+            Err::<Empty, _>(Status::new(Code::Unimplemented, crate::cri::NO_CHECKPOINTS))
         })
         .streaming(&runtime("GetContainerEvents"), move |_: Empty, _| {
             let answers = events.clone().events();

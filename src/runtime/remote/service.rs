@@ -1,6 +1,7 @@
 //! `RuntimeService`, asked of a runtime that is not ours.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,6 +28,9 @@ use crate::wire::stats::*;
 const STATUSES_AT_ONCE: usize = 8;
 /// An exec without a deadline of its own still ends.
 const EXEC_PATIENCE_MAX: Duration = Duration::from_secs(4 * 3_600);
+
+/// Of a checkpoint whose caller named no time.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(600);
 
 fn only(id: &str) -> ContainerId {
     ContainerId { container_id: id.to_owned() }
@@ -265,6 +269,21 @@ impl RuntimeService for Remote {
         self.ask::<Empty>("ReopenContainerLog", &only(id), ErrorKind::Internal).await.map(drop)
     }
 
+    async fn checkpoint_container(&self, id: &str, location: &Path, seconds: u64) -> Result<()> {
+        let request = CheckpointContainerRequest {
+            container_id: id.to_owned(),
+            location: location.display().to_string(),
+            timeout: i64::try_from(seconds).unwrap_or(i64::MAX),
+        };
+        let patience = match seconds {
+            0 => CHECKPOINT_PATIENCE,
+            seconds => Duration::from_secs(seconds),
+        };
+        self.ask_for::<Empty>("CheckpointContainer", &request, ErrorKind::Internal, patience)
+            .await
+            .map(drop)
+    }
+
     async fn exec_sync(
         &self,
         id: &str,
@@ -343,6 +362,10 @@ impl RuntimeService for Remote {
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {
         self.events.subscribe()
+    }
+
+    fn gives_groups_strictly(&self) -> bool {
+        self.strict_groups
     }
 
     fn handlers(&self) -> Vec<Handler> {

@@ -224,6 +224,17 @@ pub struct ContainerId {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct CheckpointContainerRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub location: String,
+    /// In seconds.
+    #[prost(int64, tag = "3")]
+    pub timeout: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct StopContainerRequest {
     #[prost(string, tag = "1")]
     pub container_id: String,

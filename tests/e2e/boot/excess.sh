@@ -58,33 +58,59 @@ until_true target --op show --mode sys
 target --op new --mode target --tid 1 --targetname iqn.2026-01.example:disk
 target --op new --mode logicalunit --tid 1 --lun 1 --backing-store /root/lun
 target --op bind --mode target --tid 1 --initiator-address ALL
-target --op new --mode account --user carrier --password crate-of-secrets
-target --op bind --mode account --tid 1 --user carrier
+# Who may look for targets, who may use this one, and who it says it is.
+account() { # name, password, what it is bound to
+    target --op new --mode account --user "$1" --password "$2"
+    # shellcheck disable=SC2086
+    target --op bind --mode account --user "$1" $3
+}
+account finder finds-the-disks ''
+account carrier crate-of-secrets '--tid 1'
+account crane crane-of-crates '--tid 1 --outgoing'
+target --op new --mode portal --param portal=10.0.2.15:3261
 mkdir -p /srv/export
 echo '/srv/export *(rw,no_root_squash,no_subtree_check,fsid=0)' > /etc/exports
 systemctl restart nfs-server
 
 sessions() { iscsiadm --mode session 2>&1 || true; }
 kubectl create secret generic chap --type=kubernetes.io/iscsi-chap \
+    --from-literal=discovery.sendtargets.auth.username=finder \
+    --from-literal=discovery.sendtargets.auth.password=wrong-of-the-disks \
     --from-literal=node.session.auth.username=carrier \
-    --from-literal=node.session.auth.password=wrong-of-secrets
+    --from-literal=node.session.auth.password=wrong-of-secrets \
+    --from-literal=node.session.auth.username_in=crane \
+    --from-literal=node.session.auth.password_in=wrong-of-crates
 {
-    disk='targetPortal: 10.0.2.15, iqn: "iqn.2026-01.example:disk", lun: 1, fsType: ext4'
-    chap='chapAuthSession: true, secretRef: {name: chap, namespace: default}'
+    # Nobody listens on the second of them; what is told is why the last one failed.
+    portals='portals: ["10.0.2.15:3999", "10.0.2.15:3261"]'
+    disk="targetPortal: 10.0.2.15, $portals, iqn: 'iqn.2026-01.example:disk', lun: 1, fsType: ext4"
+    chap='chapAuthDiscovery: true, chapAuthSession: true, secretRef: {name: chap, namespace: default}'
     volume disk "iscsi: {$disk, $chap}"
     volume export 'nfs: {server: 10.0.2.15, path: /}'
     user first disk 'echo kept > /v/file; exec sleep 10010'
     user exporter export 'echo there > /v/file; exec sleep 10011'
 } | kubectl apply -f -
-refused() {
+refused() { # what
     kubectl get events --field-selector reason=FailedMount -o jsonpath='{.items[*].message}' |
-        grep 'failed to log in'
+        grep "failed to $1"
 }
-until_true refused
-kubectl patch secret chap -p \
-    "{\"data\": {\"node.session.auth.password\": \"$(echo -n crate-of-secrets | base64)\"}}"
+becomes() { # key, value
+    kubectl patch secret chap -p "{\"stringData\": {\"$1\": \"$2\"}}"
+}
+until_true refused 'discover targets: iscsiadm: Login failed to authenticate'
+none refused 'log in'
+becomes discovery.sendtargets.auth.password finds-the-disks
+becomes node.session.auth.password crate-of-secrets
+# The target has yet to say who it is.
+until_true refused 'log in'
+becomes node.session.auth.password_in crane-of-crates
 ready pod/first pod/exporter
-says "$(sessions)" iqn.2026-01.example:disk
+# By both portals; without a device mapper the first one's disk is used.
+is "$(sessions | grep -c iqn.2026-01.example:disk)" 2
+says "$(sessions)" 10.0.2.15:3260,
+says "$(sessions)" 10.0.2.15:3261,
+by_path=/dev/disk/by-path/ip-10.0.2.15:3260-iscsi-iqn.2026-01.example:disk-lun-1
+is "$(sed -n 's/.* \/v .* - ext4 \([^ ]*\) .*/\1/p' "/proc/$(sleeper 10010)/mountinfo")" "$(realpath $by_path)"
 is "$(cat /srv/export/file)" there
 grep -q ' /v .* - nfs4 10.0.2.15:/' "/proc/$(sleeper 10011)/mountinfo"
 kubectl delete pod first exporter

@@ -53,6 +53,8 @@ some_memory='resources: {requests: {memory: 64Mi}, limits: {memory: 128Mi}}'
         "resources: {requests: $all, limits: $all}, volumeMounts: [{name: v, mountPath: /huge}]" \
         'volumes: [{name: v, emptyDir: {medium: HugePages}}]'
     pod shared 'exec sleep 10002' "$some_memory"
+    pod equal 'exec sleep 10008' 'resources: {requests: {memory: 32Mi}, limits: {memory: 32Mi}}'
+    pod critical 'exec sleep 10009' "$some_memory" 'priorityClassName: system-node-critical'
     pod plain "($tries) > /out 2>&1; exec sleep 10003" \
         'securityContext: {capabilities: {add: [SYS_ADMIN]}}'
     pod unconfined "($tries) > /out 2>&1; exec sleep 10004" \
@@ -66,7 +68,7 @@ some_memory='resources: {requests: {memory: 64Mi}, limits: {memory: 128Mi}}'
         'hostUsers: false
   volumes: [{name: d, emptyDir: {}}, {name: m, emptyDir: {medium: Memory}}]'
 } | kubectl apply -f -
-ready pod/pinned pod/shared pod/plain pod/unconfined pod/own pod/mapped
+ready pod/{pinned,shared,equal,critical,plain,unconfined,own,mapped}
 
 # Huge pages: as many as the limit, and no more.
 pinned=$(sleeper 10001)
@@ -86,15 +88,17 @@ cpus_of() { cat "$(group_of "$(sleeper "$1")")/cpuset.cpus.effective"; }
 is "$(cpus_of 10002)" "$rest"
 is "$(cpus_of 10003)" "$rest"
 
-# Swap: none for who is guaranteed or asks for nothing, a share for others. And what
-# MemoryQoS makes of requests and limits.
+# Swap: a share for who is burstable; none for who is guaranteed, asks for nothing, asks for as
+# much as it may have, or is critical. And what MemoryQoS makes of requests and limits.
 group=$(group_of "$(sleeper 10002)")
 share=$((64 * 1048576 * $(kilobytes SwapTotal) / $(kilobytes MemTotal)))
 is "$(cat "$group/memory.swap.max")" $((share / 4096 * 4096))
 is "$(cat "$group/memory.min")" $((64 << 20))
 is "$(cat "$group/memory.high")" $(((64 * 1048576 + 64 * 1048576 * 9 / 10) / 4096 * 4096))
-is "$(cat "$(group_of "$pinned")/memory.swap.max")" 0
-is "$(cat "$(group_of "$(sleeper 10003)")/memory.swap.max")" 0
+may_swap() { cat "$(group_of "$(sleeper "$1")")/memory.swap.max"; }
+for time in 10001 10003 10008 10009; do is "$(may_swap "$time")" 0; done
+is "$(kubectl get node board -o jsonpath='{.status.nodeInfo.swap.capacity}')" \
+    $(($(kilobytes SwapTotal) * 1024))
 
 # AppArmor: the runtime's own profile unless a pod says otherwise.
 label() { cat "/proc/$(sleeper "$1")/attr/apparmor/current"; }
@@ -131,3 +135,11 @@ says "$denied" "Operation not permitted"
 kubectl delete pod pinned missing own unconfined mapped
 returned() { [ "$(cpus_of 10002)" = 0-3 ]; }
 until_true returned
+
+# Where pods may not swap none does, whatever it asks for.
+sed -i s/LimitedSwap/NoSwap/ /etc/coracle/kubelet.yaml
+manage restart
+until_true api_answers
+pod dry 'exec sleep 10010' "$some_memory" | kubectl apply -f -
+ready pod/dry
+is "$(may_swap 10010)" 0

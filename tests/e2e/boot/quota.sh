@@ -1,6 +1,7 @@
 #!/bin/bash
 # Runs inside a computer whose node keeps its volumes on a file system with project quotas, and
-# afterwards on one without: what becomes of the sizes that claims ask for.
+# afterwards on one without: what becomes of the sizes that claims ask for. And of a node whose
+# clock is set.
 . /root/common.sh
 
 storage=/var/lib/coracle/agent/storage
@@ -106,3 +107,73 @@ says "$(told SizeNotEnforced)" "mount it with prjquota"
 is "$(kubectl get events --field-selector reason=SizeNotEnforced -o jsonpath='{.items[*].involvedObject.name}')" free
 none grep -q "Disk quota exceeded" <<< "$(fills free 2)"
 is "$(stat -c %s "$(directory_of free)/file")" $((2 << 20))
+
+# --- The clock is set a day ahead, two back, and right again: nobody is restarted, everything is
+# as it was, and what waits for a time of day looks again at once.
+
+kubectl delete pod --all
+always='restartPolicy: Always'
+# An emulated computer takes its time.
+probes='{exec: {command: [test, -e, /entry]}, periodSeconds: 2, timeoutSeconds: 20, failureThreshold: 1}'
+{
+    pod steady 'echo begun; exec sleep 10005' "livenessProbe: $probes, readinessProbe: $probes"
+    pod mortal 'exec sleep 10006' "$always"
+    pod crasher 'exit 1' "$always"
+    cat << 'CRON'
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: hourly}
+spec:
+  schedule: "0 * * * *"
+  jobTemplate:
+    spec:
+      template:
+        spec:
+          restartPolicy: Never
+          containers: [{name: a, image: "web:1", imagePullPolicy: Never, command: ["true"]}]
+CRON
+} | kubectl apply -f -
+ready pod/steady pod/mortal
+state_of() { kubectl get pod "$1" -o jsonpath='{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount} {.status.conditions[?(@.type=="Ready")].status}'; }
+steady=$(state_of steady)
+
+token() { kubectl exec steady -- cat /var/run/secrets/kubernetes.io/serviceaccount/token; }
+# Both in seconds, of which the first are a token's.
+begins() { cut -d . -f 2 | tr _- /+ | base64 -d 2> /dev/null | sed 's/.*"nbf":\([0-9]*\).*/\1/'; }
+is_near() { # seconds
+    [ -n "$1" ] || return 1
+    local age=$(($(date +%s) - $1))
+    [ "$age" -ge -5 ] && [ "$age" -lt 100 ]
+}
+has_new_token() { is_near "$(token | begins)"; }
+believes() {
+    kubectl --kubeconfig /dev/null --server https://127.0.0.1:6443 --insecure-skip-tls-verify \
+        --token "$1" auth can-i --list > /dev/null
+}
+none believes nobodys
+lease() { date -d "$(kubectl get lease board -n kube-node-lease -o jsonpath='{.spec.renewTime}')" +%s; }
+is_renewed() { is_near "$(lease)"; }
+has_restarted() { [ "$(restarts "$1")" -gt "$2" ]; }
+jobs_there() { [ -n "$(kubectl get jobs -o name)" ]; }
+
+for hours in 24 -48 24; do
+    crashes=$(restarts crasher)
+    deaths=$(restarts mortal)
+    date -s "@$(($(date +%s) + hours * 3600))"
+    until_true has_new_token
+    believes "$(token)"
+    until_true is_renewed
+    is "$(kubectl get node board -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}')" True
+    # No back-off is waited for by a clock that is no more.
+    until_true has_restarted crasher "$crashes"
+    # Who is started again is the one that there is.
+    kill -KILL "$(sleeper 10006)"
+    until_true has_restarted mortal "$deaths"
+    ready pod/mortal
+    sleep 3
+    is "$(restarts mortal)" $((deaths + 1))
+    is "$(kubectl logs steady)" begun
+    is "$(state_of steady)" "$steady"
+    is "$(kubectl get events -A --field-selector reason=NodeNotReady -o name)" ""
+done
+until_true jobs_there

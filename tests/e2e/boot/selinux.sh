@@ -179,3 +179,55 @@ is "$(file_of "$(sleeper 10007)" out)" kept
 denied=$(once other true "seLinuxChangePolicy: MountOption" | kubectl apply -f - 2>&1 || true)
 says "$denied" 'spec.securityContext.seLinuxChangePolicy: Unsupported value: "MountOption": supported values: "Recursive"'
 kubectl delete pod --all
+
+# --- The same by a storage driver, which is told the label as a mount option.
+
+mkdir /root/csi-volumes
+truncate -s 16M /root/csi-volumes/{whole,spread,told}
+for image in whole spread told; do mkfs.ext4 -q "/root/csi-volumes/$image"; done
+modprobe loop
+setsid /root/csi disks.csi.example /root/csi-volumes > /root/csi.log 2>&1 < /dev/null &
+registered() { [ -n "$(kubectl get csinode board -o jsonpath='{.spec.drivers[?(@.name=="disks.csi.example")].name}')" ]; }
+until_true registered
+driver() { # whether it mounts with labels
+    kubectl apply -f - << DRIVER
+apiVersion: storage.k8s.io/v1
+kind: CSIDriver
+metadata: {name: disks.csi.example}
+spec: {attachRequired: false, seLinuxMount: $1}
+DRIVER
+}
+of_driver() { # name
+    volume "$1" "csi: {driver: disks.csi.example, volumeHandle: $1, fsType: ext4}" ReadWriteOncePod
+}
+flags() { tail -n "$1" /root/csi-volumes/flags | tr '\n' ';'; }
+published() { echo "$(directory "$1")/volumes/kubernetes.io~csi/$2/mount"; }
+mounted_with() { grep -F " $(published "$1" "$2") " /proc/self/mountinfo; }
+driver true
+{
+    of_driver whole
+    of_driver spread
+    of_driver told
+    user by-driver whole 'echo kept > /v/file; exec sleep 10008' "securityContext: {$level}"
+} | kubectl apply -f -
+ready pod/by-driver
+option="context=\"$file:s0:c123,c456\""
+is "$(flags 2)" "stage $option;publish $option;"
+says "$(mounted_with by-driver whole)" "$option"
+is "$(files "$(published by-driver whole)/file")" "$file:s0:c123,c456"
+user recursive spread 'echo kept > /v/file; exec sleep 10009' \
+    "securityContext: {$level, seLinuxChangePolicy: Recursive}" | kubectl apply -f -
+ready pod/recursive
+is "$(flags 2)" "stage ;publish ;"
+none grep -F context= <<< "$(mounted_with recursive spread)"
+is "$(files "$(published recursive spread)/file")" "$file:s0:c123,c456"
+# A driver that does not say that it can is not asked to.
+driver false
+user unasked told 'echo kept > /v/file; exec sleep 10010' "securityContext: {$level}" |
+    kubectl apply -f -
+ready pod/unasked
+is "$(flags 2)" "stage ;publish ;"
+is "$(files "$(published unasked told)/file")" "$file:s0:c123,c456"
+kubectl delete pod --all
+unstaged() { ! grep -qF -e kubernetes.io~csi -e kubernetes.io/csi /proc/self/mountinfo; }
+until_true unstaged

@@ -57,7 +57,7 @@ fn patch(cluster: &Cluster, of: &[&str], patch: &Value) {
     cluster.kubectl(&words);
 }
 
-fn list<'a>(all: &'a Value) -> &'a [Value] {
+fn list(all: &Value) -> &[Value] {
     all["items"].as_array().map(Vec::as_slice).unwrap_or_default()
 }
 

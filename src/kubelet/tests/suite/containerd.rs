@@ -116,7 +116,21 @@ async fn failures_in_containerd_show_their_reasons() {
         })
     });
     waits.await;
+    // Debian's containerd gives a user the groups of the image, whatever it is told.
+    world.create_pod(
+        "strict",
+        json!({"terminationGracePeriodSeconds": 0,
+               "securityContext": {"supplementalGroupsPolicy": "Strict"},
+               "containers": [{"name": "a", "command": ["sleep", "1000"]}]}),
+    );
+    let failed = |pod: Option<&Value>| pod.is_some_and(|it| it["status"]["phase"] == "Failed");
+    let strict = world.until("strict", failed).await.unwrap();
+    assert_eq!(strict["status"]["reason"], "SupplementalGroupsPolicyNotSupported");
+    let message = "Pod was rejected: SupplementalGroupsPolicy=Strict is not supported in this node";
+    assert_eq!(strict["status"]["message"], message);
+    assert!(!world.runtime.gives_groups_strictly());
     world.delete("crash").await;
     world.delete("missing").await;
+    world.delete("strict").await;
     world.finish().await;
 }

@@ -23,9 +23,13 @@ pub async fn connect(world: &World) -> TlsStream<TcpStream> {
 
 /// Status and body of a GET.
 pub async fn get(world: &World, path: &str, token: &str) -> (u16, String) {
+    ask(world, "GET", path, token).await
+}
+
+async fn ask(world: &World, method: &str, path: &str, token: &str) -> (u16, String) {
     let mut stream = connect(world).await;
     let request = format!(
-        "GET {path} HTTP/1.0\r\nHost: n1\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.0\r\nHost: n1\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -223,5 +227,38 @@ async fn logs_exec_and_ports_are_served_to_those_who_may() {
     assert_eq!(error, b"\x90\x1f");
     drop(socket);
     world.delete("web").await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_is_the_runtime_s_to_make() {
+    let world = World::new().await;
+    let spec = json!({"terminationGracePeriodSeconds": 0,
+        "containers": [{"name": "a", "command": ["sleep", "1000"]}]});
+    world.create_pod("kept", spec);
+    world.until_ready("kept").await;
+    for (method, path, wanted) in [
+        ("GET", "/checkpoint/default/kept/a", (404, "404 page not found\n")),
+        ("POST", "/checkpoint/default/gone/a", (404, "pod \"gone\" not found\n")),
+        ("POST", "/checkpoint/default/kept/b", (404, "container not found (\"b\")\n")),
+        (
+            "POST",
+            "/checkpoint/default/kept/a?timeout=x",
+            (400, "cannot parse value of timeout parameter: invalid digit found in string\n"),
+        ),
+        (
+            "POST",
+            "/checkpoint/default/kept/a?timeout=5",
+            (
+                500,
+                "checkpointing of default/kept/a failed (this runtime makes no checkpoints of \
+                 containers)\n",
+            ),
+        ),
+    ] {
+        let (status, body) = ask(&world, method, path, "good").await;
+        assert_eq!((status, body.as_str()), wanted, "{method} {path}");
+    }
+    world.delete("kept").await;
     world.finish().await;
 }

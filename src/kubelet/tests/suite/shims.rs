@@ -1,6 +1,9 @@
 //! A pod's shim dies, as by `kill -9`, between any two of its steps: the pod is brought to
 //! where it should be, nothing is left behind, and its neighbour notices nothing.
 //!
+//! So are the children that it forks on their way to being programs: such a container has not
+//! started, as the pod's status says, and is started again; the pod and the rest of it stay.
+//!
 //! The points come from the shim itself, so that none is forgotten.
 
 use std::collections::BTreeSet;
@@ -150,6 +153,60 @@ async fn die_at(world: &World, point: &str, spec: &Value, before: &[(String, usi
     world.api.forget_events();
 }
 
+/// A child dies at the point; its container alone is started again.
+async fn child_dies_at(world: &World, point: &str, spec: &Value, before: &[(String, usize)]) {
+    let file = world.dir.path().join("failpoint");
+    let name = format!("mortal-{point}");
+    let told = |begin: &str| world.api.events().iter().filter(|it| it.starts_with(begin)).count();
+    std::fs::write(&file, format!("failpoint{{shim/{point}}}")).unwrap();
+    world.create_pod(&name, spec.clone());
+    let deadline = Instant::now() + PATIENCE;
+    let pod = loop {
+        let pod = world.pod(&name).unwrap();
+        match is_settled(world, &pod, 1).await {
+            Ok(()) => break pod,
+            Err(seen) => assert!(
+                Instant::now() < deadline,
+                "{point}: {seen}\n{:#}\n{:#?}",
+                pod["status"],
+                world.api.events()
+            ),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let left = std::fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(left, "", "{point} is not reached");
+    let statuses = pod["status"]["containerStatuses"].as_array().unwrap();
+    let again: Vec<&Value> = statuses.iter().filter(|it| it["restartCount"] != 0).collect();
+    assert_eq!(again.len(), 1, "{point}: {statuses:#?}");
+    let end = &again[0]["lastState"]["terminated"];
+    let seen = (again[0]["restartCount"].as_i64(), end["exitCode"].as_i64(), &end["reason"]);
+    // Who was told to go has started, as far as anybody else can see. One that has just said
+    // that it can go may be told so before it is dead.
+    let (begins, has_begun) = (json!("StartError"), json!("Error"));
+    if seen == (Some(1), Some(137), &has_begun) {
+        assert!(has_gone(point) || point == "child-announced", "{point}: {end:#}");
+    } else {
+        assert_eq!(seen, (Some(1), Some(128), &begins), "{point}: {end:#}");
+        assert!(!has_gone(point), "{point}: {end:#}");
+        assert_eq!(told("Failed: Error: "), 1, "{point}: {:#?}", world.api.events());
+    }
+    assert_eq!(told("SandboxChanged: "), 0, "{point}: {:#?}", world.api.events());
+    let _ = std::fs::remove_file(&file);
+    world.api.delete_gracefully(&World::pod_path(&name), 2);
+    world.until(&name, |pod| pod.is_none()).await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let now = traces(world).await;
+        if now == before {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{point}: there were {before:#?}, there are {now:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.api.forget_events();
+}
+
 async fn die_everywhere(spec: Value, is_wanted: impl Fn(&str) -> bool) {
     let world = World::new().await;
     let class = json!({"metadata": {"name": "runc"}, "handler": "runc"});
@@ -166,10 +223,14 @@ async fn die_everywhere(spec: Value, is_wanted: impl Fn(&str) -> bool) {
     tokio::time::sleep(Duration::from_millis(500)).await;
     let before = traces(&world).await;
     let points: Vec<String> = points().into_iter().filter(|it| is_wanted(it)).collect();
-    assert!(points.len() > 5, "{points:?}");
+    assert!(points.len() > 4, "{points:?}");
     for point in &points {
         let began = Instant::now();
-        die_at(&world, point, &spec, &before).await;
+        if point.starts_with("child-") {
+            child_dies_at(&world, point, &spec, &before).await;
+        } else {
+            die_at(&world, point, &spec, &before).await;
+        }
         println!("{point}: {:?}", began.elapsed());
     }
     let now = world.until_ready("neighbour").await;
@@ -196,7 +257,26 @@ fn spec() -> Value {
 
 /// Containers are forgotten one by one only while their pod lives (see the runtime's tests).
 fn is_of_the_built_in(point: &str) -> bool {
-    !point.starts_with("program-") && !point.starts_with("delete")
+    !point.starts_with("program-") && !point.starts_with("delete") && !point.starts_with("child-")
+}
+
+/// What a child does after its container was told to start.
+const GONE: [&str; 8] = [
+    "child-asked-to-go",
+    "child-hooks-called",
+    "child-standard-streams",
+    "child-filtered-early",
+    "child-bounded",
+    "child-has-user",
+    "child-filtered-late",
+    "child-executes",
+];
+const OF_USERS: [&str; 4] =
+    ["child-in-user-namespace", "child-has-child", "child-of-child", "child-taken"];
+const OF_PROGRAMS: [&str; 3] = ["child-staged", "child-configured", "child-commands"];
+
+fn has_gone(point: &str) -> bool {
+    GONE.contains(&point)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -216,6 +296,41 @@ async fn a_pod_of_another_runtime_comes_back_wherever_its_shim_dies() {
     let mut spec = spec();
     spec["runtimeClassName"] = "runc".into();
     die_everywhere(spec, |it| it.starts_with("program-") || it.starts_with("exit-")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_started_again_wherever_its_child_dies() {
+    let of_others = [&OF_USERS[..], &OF_PROGRAMS, &["child-filtered-late"]].concat();
+    die_everywhere(spec(), |it| it.starts_with("child-") && !of_others.contains(&it)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_may_not_gain_rights_is_started_again_wherever_its_child_dies() {
+    let mut spec = spec();
+    for container in spec["containers"].as_array_mut().unwrap() {
+        container["securityContext"] = json!({"allowPrivilegeEscalation": false,
+            "runAsUser": 1000, "readOnlyRootFilesystem": true,
+            "seccompProfile": {"type": "RuntimeDefault"}});
+    }
+    let steps = GONE.iter().chain(&["child-sealed"]).filter(|it| **it != "child-filtered-early");
+    let steps: Vec<&str> = steps.copied().collect();
+    die_everywhere(spec, |it| steps.contains(&it)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_with_users_of_its_own_is_started_again_wherever_its_child_dies() {
+    let mut spec = spec();
+    spec["hostUsers"] = false.into();
+    let others = [&OF_PROGRAMS[..], &["child-filtered-late"]].concat();
+    die_everywhere(spec, |it| it.starts_with("child-") && !others.contains(&it)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_of_another_runtime_is_started_again_wherever_its_child_dies() {
+    let mut spec = spec();
+    spec["runtimeClassName"] = "runc".into();
+    let steps = [&OF_PROGRAMS[..], &["child-detached", "child-overlay"]].concat();
+    die_everywhere(spec, |it| steps.contains(&it)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -288,3 +288,56 @@ async fn what_no_container_uses_is_not_made_and_holds_nothing_up() {
     world.delete("idle").await;
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_are_taken_from_files_that_an_init_container_wrote() {
+    let world = World::new().await;
+    let from = |name: &str, path: &str, key: &str, optional: bool| {
+        json!({"name": name, "valueFrom": {"fileKeyRef":
+            {"volumeName": "work", "path": path, "key": key, "optional": optional}}})
+    };
+    let write = "cd /work; echo \"DB='the  \\$db'\" > env; echo \"X='1'\" > ../env; \
+                 ln -s /etc/hostname out; echo A=1 > wrong; ln -s ../env up";
+    let pod = |variables: Value| {
+        json!({"terminationGracePeriodSeconds": 0,
+            "initContainers": [{"name": "init", "command": ["sh", "-c", write],
+                                "volumeMounts": [{"name": "work", "mountPath": "/work"}]}],
+            "containers": [{"name": "a", "command": ["sleep", "1000"], "env": variables}],
+            "volumes": [{"name": "work", "emptyDir": {}}]})
+    };
+    world.create_pod(
+        "good",
+        pod(json!([
+            from("DB", "env", "DB", false),
+            // Links do not lead out of the volume.
+            from("UP", "up", "DB", false),
+            from("OUT", "out", "X", true),
+            from("NONE", "none", "X", true),
+            from("LESS", "env", "X", true)
+        ])),
+    );
+    world.until_ready("good").await;
+    let seen =
+        run(&world, "good", "echo \"$DB|$UP|${OUT-unset}|${NONE-unset}|${LESS-unset}\"").await;
+    assert_eq!(seen, "the  $db|the  $db|unset|unset|unset\n");
+    world.delete("good").await;
+    for (name, variable, wanted) in [
+        ("no-file", from("A", "none", "A", false), "there is no file \"none\""),
+        (
+            "no-key",
+            from("A", "env", "A", false),
+            "environment variable key \"A\" not found in file \"env\"",
+        ),
+        ("wrong", from("A", "wrong", "A", true), "couldn't parse env file: invalid"),
+    ] {
+        world.create_pod(name, pod(json!([variable])));
+        let waits = |pod: Option<&Value>| {
+            let state = &pod.unwrap()["status"]["containerStatuses"][0]["state"]["waiting"];
+            let message = state["message"].as_str().unwrap_or_default();
+            state["reason"] == "CreateContainerConfigError" && message.contains(wanted)
+        };
+        world.until(name, waits).await;
+        world.delete(name).await;
+    }
+    world.finish().await;
+}

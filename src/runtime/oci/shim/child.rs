@@ -36,7 +36,10 @@ pub fn run_container(
 ) -> ! {
     let mut keep = vec![sync.as_raw_fd()];
     keep.extend(users.as_ref().map(AsRawFd::as_raw_fd));
+    #[cfg(debug_assertions)]
+    keep.extend(base::failpoint::hold());
     close_inherited(stdio.as_ref(), &keep);
+    base::failpoint!("shim/child-alone");
     let outcome = container(spec, stdio, users, sync);
     report(sync, outcome)
 }
@@ -82,7 +85,9 @@ fn container(
     sync: &OwnedFd,
 ) -> Failure {
     let prepared = (|| {
+        sources(spec)?;
         base(&spec.cgroup_files, spec.process.oom_score_adj)?;
+        base::failpoint!("shim/child-in-cgroup");
         match (users, spec.first_id) {
             (None, None) => rootfs::enter(spec)?,
             (Some(users), Some(_)) => {
@@ -102,8 +107,11 @@ fn container(
             Some(stdio) => (stdio, None),
             None => terminal(&identity, true).map(|(stdio, master)| (stdio, Some(master)))?,
         };
+        base::failpoint!("shim/child-has-streams");
         rootfs::seal(spec)?;
+        base::failpoint!("shim/child-sealed");
         announce(sync, &identity, master.as_ref())?;
+        base::failpoint!("shim/child-announced");
         Ok((identity, stdio))
     })();
     let (identity, stdio) = match prepared {
@@ -112,7 +120,7 @@ fn container(
     };
     let mut go = [0; 1];
     match sys::socket::receive(sync.as_fd(), &mut go, &mut Vec::new()) {
-        Ok(1) if go == *b"G" => match hooks::start(spec) {
+        Ok(1) if go == *b"G" => match begin(spec) {
             Ok(()) => become_program(&spec.process, &spec.args, &identity, &stdio),
             Err(failure) => failure,
         },
@@ -121,10 +129,29 @@ fn container(
     }
 }
 
+fn begin(spec: &ContainerSpec) -> Result<(), Failure> {
+    base::failpoint!("shim/child-asked-to-go");
+    hooks::start(spec)?;
+    base::failpoint!("shim/child-hooks-called");
+    Ok(())
+}
+
+/// A volume that is not there is no container's: it is told before there is one.
+fn sources(spec: &ContainerSpec) -> Result<(), Failure> {
+    for bind in spec.binds.iter().filter(|it| it.image.is_none()) {
+        std::fs::metadata(&bind.source).map_err(|err| {
+            let (source, target) = (bind.source.display(), bind.target.display());
+            let doing = format!("error mounting \"{source}\" to rootfs at \"{target}\"");
+            Failure::create(doing, &err)
+        })?;
+    }
+    Ok(())
+}
+
 /// Becomes root of the pod's user namespace, with mounts and processes of its own. The
 /// caller goes on in another process where the container has its own processes.
 fn enter_users(spec: &ContainerSpec, users: BorrowedFd<'_>, sync: &OwnedFd) -> Result<(), Failure> {
-    let fail = |doing: &str, err: io::Error| Failure::create(doing, &err);
+    let fail = |doing: &str, err: io::Error| Failure::start(doing, &err);
     // Nothing of the way there can be named by the new root; the present directory stays.
     std::env::set_current_dir(&spec.root.target)
         .map_err(|err| fail("enter root file system", err))?;
@@ -138,16 +165,19 @@ fn enter_users(spec: &ContainerSpec, users: BorrowedFd<'_>, sync: &OwnedFd) -> R
         kinds |= sys::namespace::kind::PID;
     }
     sys::namespace::unshare(kinds).map_err(|err| fail("create namespaces", err))?;
+    base::failpoint!("shim/child-in-user-namespace");
     if !own_pids {
         return Ok(());
     }
     match process::fork_sibling().map_err(|err| fail("fork", err))? {
         // A session of its own, as the parent's had.
         process::Fork::Child => {
+            base::failpoint!("shim/child-of-child");
             process::new_session().map_err(|err| fail("create session", err))?;
             process::set_undumpable().map_err(|err| fail("protect the init", err))
         }
         process::Fork::Parent(pid) => {
+            base::failpoint!("shim/child-has-child");
             let message = format!("P{pid}");
             let sent = sys::socket::send(sync.as_fd(), message.as_bytes(), &[]);
             if sent.is_err() {
@@ -177,9 +207,10 @@ fn exec(
             kinds |= sys::namespace::kind::USER;
         }
         sys::namespace::enter(init, kinds)
-            .map_err(|err| start("enter the container's namespaces", &err))?;
+            .map_err(|err| Failure::start("enter the container's namespaces", &err))?;
         if spec.first_id.is_some() {
-            sys::namespace::become_root().map_err(|err| start("become the pod's root", &err))?;
+            sys::namespace::become_root()
+                .map_err(|err| Failure::start("become the pod's root", &err))?;
         }
         let identity = identity::resolve(&spec.process.user, Path::new("/"))?;
         let (stdio, master) = match stdio {
@@ -195,20 +226,16 @@ fn exec(
     }
 }
 
-fn start(doing: impl std::fmt::Display, err: &io::Error) -> Failure {
-    Failure::new(FailureKind::Start, format!("{doing}: {}", words(err)))
-}
-
 /// Before anything of the image is touched.
 fn base(cgroup_files: &[PathBuf], oom_score_adj: i64) -> Result<(), Failure> {
     // A process of the container must not reach the shim's memory through this child.
-    process::set_undumpable().map_err(|err| Failure::create("protect the init", &err))?;
-    process::new_session().map_err(|err| Failure::create("create session", &err))?;
+    process::set_undumpable().map_err(|err| Failure::start("protect the init", &err))?;
+    process::new_session().map_err(|err| Failure::start("create session", &err))?;
     process::set_umask(0);
     // A node without CAP_SYS_RESOURCE cannot lower it; the server says so once.
     process::set_oom_score_adj(oom_score_adj)
-        .map_err(|err| Failure::create("set oom_score_adj", &err))?;
-    sys::cgroup::join(cgroup_files).map_err(|err| Failure::create("join cgroup", &err))
+        .map_err(|err| Failure::start("set oom_score_adj", &err))?;
+    sys::cgroup::join(cgroup_files).map_err(|err| Failure::start("join cgroup", &err))
 }
 
 /// A terminal of the container's own devpts. The first process's is `/dev/console` too.
@@ -226,7 +253,7 @@ fn terminal(identity: &Identity, console: bool) -> Result<(Stdio, OwnedFd), Fail
         let stdio = Stdio { stdin: peer.try_clone()?, stdout: peer.try_clone()?, stderr: peer };
         Ok((stdio, master))
     };
-    open().map_err(|err| Failure::create("open terminal", &err))
+    open().map_err(|err| Failure::start("open terminal", &err))
 }
 
 pub(super) fn announce(
@@ -240,7 +267,7 @@ pub(super) fn announce(
     let fds: Vec<BorrowedFd<'_>> = master.iter().map(|fd| fd.as_fd()).collect();
     sys::socket::send(sync.as_fd(), &message, &fds)
         .map(drop)
-        .map_err(|err| Failure::create("report to the shim", &err))
+        .map_err(|err| Failure::start("report to the shim", &err))
 }
 
 /// Gives everything up that the container does not get, and executes.
@@ -269,41 +296,48 @@ fn give_up(spec: &ProcessSpec, identity: &Identity, stdio: &Stdio) -> Result<(),
             .collect()
     });
     let filter_now = || match &filter {
-        Some(program) => sys::seccomp::load(program).map_err(|e| start("load seccomp filter", &e)),
+        Some(program) => {
+            sys::seccomp::load(program).map_err(|e| Failure::start("load seccomp filter", &e))
+        }
         None => Ok(()),
     };
     process::set_stdio(stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd())
-        .map_err(|err| start("set standard streams", &err))?;
+        .map_err(|err| Failure::start("set standard streams", &err))?;
+    base::failpoint!("shim/child-standard-streams");
     process::set_umask(0o022);
     process::set_open_files(OPEN_FILES, OPEN_FILES)
-        .map_err(|err| start("set the limit of open files", &err))?;
+        .map_err(|err| Failure::start("set the limit of open files", &err))?;
     if let Some(profile) = &spec.apparmor {
         std::fs::write("/proc/thread-self/attr/apparmor/exec", format!("exec {profile}"))
-            .map_err(|err| start(format!("apply apparmor profile {profile:?}"), &err))?;
+            .map_err(|err| Failure::start(format!("apply apparmor profile {profile:?}"), &err))?;
     }
     if let Some(label) = &spec.selinux {
         sys::selinux::set_exec_label(label)
-            .map_err(|err| start(format!("set SELinux label {label:?}"), &err))?;
+            .map_err(|err| Failure::start(format!("set SELinux label {label:?}"), &err))?;
     }
     if !spec.no_new_privs {
         // Needs CAP_SYS_ADMIN, which is about to go.
         filter_now()?;
+        base::failpoint!("shim/child-filtered-early");
     }
     let capabilities = sys::caps::Set(spec.capabilities);
     let drop = || -> io::Result<()> {
         sys::caps::limit_bounding(capabilities)?;
         sys::caps::keep_over_setuid(true)?;
+        base::failpoint!("shim/child-bounded");
         process::set_groups(&identity.groups)?;
         process::set_gid(identity.gid)?;
         process::set_uid(identity.uid)?;
+        base::failpoint!("shim/child-has-user");
         let present = capabilities.and(sys::caps::Set::bounding());
         sys::caps::set(present, present)?;
         sys::caps::keep_over_setuid(false)
     };
-    drop().map_err(|err| start("take the container's user and capabilities", &err))?;
+    drop().map_err(|err| Failure::start("take the container's user and capabilities", &err))?;
     if spec.no_new_privs {
-        process::set_no_new_privs().map_err(|err| start("set no_new_privs", &err))?;
+        process::set_no_new_privs().map_err(|err| Failure::start("set no_new_privs", &err))?;
         filter_now()?;
+        base::failpoint!("shim/child-filtered-late");
     }
     process::reset_signals();
     Ok(())
@@ -312,7 +346,7 @@ fn give_up(spec: &ProcessSpec, identity: &Identity, stdio: &Stdio) -> Result<(),
 fn load(spec: &ProcessSpec, args: &[String], identity: &Identity) -> Result<Failure, Failure> {
     let cwd = if spec.cwd.is_empty() { "/" } else { &spec.cwd };
     std::env::set_current_dir(cwd).map_err(|err| {
-        start(format!("chdir to cwd (\"{cwd}\") set in config.json failed"), &err)
+        Failure::start(format!("chdir to cwd (\"{cwd}\") set in config.json failed"), &err)
     })?;
     let mut env = spec.env.clone();
     let value = |env: &[String], key: &str| {
@@ -327,10 +361,11 @@ fn load(spec: &ProcessSpec, args: &[String], identity: &Identity) -> Result<Fail
     };
     let program = find(name, &path)?;
     let list = |items: &[String]| {
-        process::c_strings(items).map_err(|err| start("arguments and environment", &err))
+        process::c_strings(items).map_err(|err| Failure::start("arguments and environment", &err))
     };
+    base::failpoint!("shim/child-executes");
     let err = process::execute(&program, &list(args)?, &list(&env)?);
-    Ok(start(format!("exec {}", program.display()), &err))
+    Ok(Failure::start(format!("exec {}", program.display()), &err))
 }
 
 /// Where a command is, with the words that people know from other runtimes.

@@ -14,7 +14,7 @@ use sys::process;
 
 use super::child::{self, OPEN_FILES, Stdio};
 use super::identity::{self, Identity};
-use super::proto::{ContainerSpec, Failure, FailureKind, ProgramSpec};
+use super::proto::{ContainerSpec, Failure, FailureKind, ProgramSpec, words};
 use super::rootfs;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -129,9 +129,13 @@ impl Call {
         let tail = &bytes[bytes.len().saturating_sub(LOG_BYTES_MAX)..];
         let text = String::from_utf8_lossy(tail);
         let message = reason(&text).unwrap_or_else(|| {
-            let program = Path::new(&self.args[0]).display();
+            let path = Path::new(&self.args[0]);
+            let program = path.display();
             match code {
-                NOT_EXECUTED => format!("{program} cannot be executed"),
+                NOT_EXECUTED => match process::may_execute(path) {
+                    Err(err) => format!("fork/exec {program}: {}", words(&err)),
+                    Ok(()) => format!("fork/exec {program}: it cannot be executed"),
+                },
                 code => format!("{program} ended with code {code}"),
             }
         });
@@ -143,8 +147,12 @@ impl Call {
 fn reason(log: &str) -> Option<String> {
     let told = log.lines().rev().find_map(|line| {
         let entry: Value = serde_json::from_str(line).ok()?;
-        let is_error = entry["level"].as_str().is_none_or(|it| it == "error" || it == "fatal");
-        is_error.then(|| entry["msg"].as_str().map(str::to_owned)).flatten()
+        let is = |it: &str, level: &str| it.eq_ignore_ascii_case(level);
+        let level = entry["level"].as_str();
+        let is_error = level.is_none_or(|it| is(it, "error") || is(it, "fatal"));
+        // youki's is another key.
+        let words = entry["msg"].as_str().or(entry["message"].as_str());
+        is_error.then(|| words.map(str::to_owned)).flatten()
     })?;
     let mut rest = told.trim();
     let steps = [
@@ -153,6 +161,8 @@ fn reason(log: &str) -> Option<String> {
         "exec failed: ",
         "unable to start container process: ",
         "error during container init: ",
+        "error in executing command: ",
+        "failed to create container: ",
     ];
     while let Some(shorter) = steps.iter().find_map(|step| rest.strip_prefix(step)) {
         rest = shorter;
@@ -170,16 +180,18 @@ pub fn run_create(
 ) -> ! {
     child::close_inherited(stdio.as_ref(), &[sync.as_raw_fd()]);
     let prepared = (|| {
-        process::set_undumpable().map_err(|err| Failure::create("protect the init", &err))?;
+        process::set_undumpable().map_err(|err| Failure::start("protect the init", &err))?;
         process::set_umask(0);
         let staged = rootfs::stage(spec, &program.bundle)?;
+        base::failpoint!("shim/child-staged");
         let identity = identity::resolve(&spec.process.user, &spec.root.target)?;
         // What cannot be lowered here cannot be lowered by the program either.
         process::set_oom_score_adj(spec.process.oom_score_adj)
-            .map_err(|err| Failure::create("set oom_score_adj", &err))?;
+            .map_err(|err| Failure::start("set oom_score_adj", &err))?;
         let config = complete(program.config.clone(), &identity, &pids, spec, &staged);
         std::fs::write(program.config_file(), config.to_string())
-            .map_err(|err| Failure::create("write config.json", &err))?;
+            .map_err(|err| Failure::start("write config.json", &err))?;
+        base::failpoint!("shim/child-configured");
         child::announce(sync, &identity, None)
     })();
     match prepared {
@@ -208,6 +220,7 @@ fn become_command(call: &Call, stdio: Option<&Stdio>, shim: u32) -> ! {
         // The container inherits it.
         process::set_open_files(OPEN_FILES, OPEN_FILES)?;
         process::reset_signals();
+        base::failpoint!("shim/child-commands");
         let program = Path::new(&call.args[0]).to_path_buf();
         let args = process::c_strings(&call.args)?;
         Ok::<_, io::Error>((program, args, process::c_strings(&[PATH])?))
@@ -283,6 +296,10 @@ mod tests {
                     r#"{"level":"warning","msg":"later"}"#
                 ),
                 Some("exec: \"x\": not found"),
+            ),
+            (
+                r#"{"level":"ERROR","message":"error in executing command: failed to create container: no such file"}"#,
+                Some("no such file"),
             ),
             (
                 r#"{"msg":"executable file `x` not found in $PATH"}"#,

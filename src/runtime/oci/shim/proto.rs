@@ -132,6 +132,10 @@ impl Failure {
     pub fn create(doing: impl std::fmt::Display, err: &std::io::Error) -> Self {
         Self::new(FailureKind::Create, format!("{doing}: {}", words(err)))
     }
+
+    pub fn start(doing: impl std::fmt::Display, err: &std::io::Error) -> Self {
+        Self::new(FailureKind::Start, format!("{doing}: {}", words(err)))
+    }
 }
 
 /// An error of the system in lower case and without its number.

@@ -1,7 +1,8 @@
 //! Builds what a container sees as its root, inside a mount namespace of its own.
 //!
 //! Runs in the forked child. Nothing it mounts shows on the node, and all of it is gone
-//! when the container's last process is.
+//! when the container's last process is. What goes wrong here is told when the container is
+//! started, as other runtimes do.
 
 use std::ffi::OsStr;
 use std::io;
@@ -30,7 +31,7 @@ const LINKS: [(&str, &str); 6] = [
 pub fn enter(spec: &ContainerSpec) -> Result<(), Failure> {
     build(spec, None)?;
     let root = Root::open(&spec.root.target)
-        .map_err(|err| Failure::create("open root file system", &err))?;
+        .map_err(|err| Failure::start("open root file system", &err))?;
     of_namespaces(spec, &root)?;
     drop(root);
     hooks::create(spec)?;
@@ -48,7 +49,8 @@ pub fn take(spec: &ContainerSpec) -> Result<(), Failure> {
             sys::fs::change_directory(tree.as_fd())?;
             Root::open(here)
         })
-        .map_err(|err| Failure::create("take root file system", &err))?;
+        .map_err(|err| Failure::start("take root file system", &err))?;
+    base::failpoint!("shim/child-taken");
     of_namespaces(spec, &root)?;
     drop(root);
     hooks::create(spec)?;
@@ -62,11 +64,15 @@ pub fn build(spec: &ContainerSpec, users: Option<BorrowedFd<'_>>) -> Result<(), 
     let own_cgroups = spec.cgroup_binds.is_empty() && !spec.privileged && users.is_none();
     let trees = layers(spec, users, if own_cgroups { namespace::kind::CGROUP } else { 0 })?;
     let root = Root::open(&spec.root.target)
-        .map_err(|err| Failure::create("open root file system", &err))?
+        .map_err(|err| Failure::start("open root file system", &err))?
         .made_for(spec.first_id);
     system_mounts(spec, &root)?;
+    base::failpoint!("shim/child-system-mounts");
     devices(spec, &root)?;
-    binds(spec, &root, users, trees)
+    base::failpoint!("shim/child-devices");
+    binds(spec, &root, users, trees)?;
+    base::failpoint!("shim/child-binds");
+    Ok(())
 }
 
 /// For a program that makes the container from a bundle: its root file system, and below
@@ -86,7 +92,7 @@ pub fn stage(spec: &ContainerSpec, bundle: &Path) -> Result<Vec<(usize, PathBuf)
             mount::attach(tree.as_fd(), sys::fs::open_path(&place)?.as_fd())
         })();
         attached.map_err(|err| {
-            Failure::create(format!("stage {}", spec.binds[at].source.display()), &err)
+            Failure::start(format!("stage {}", spec.binds[at].source.display()), &err)
         })?;
         staged.push((at, place));
     }
@@ -108,14 +114,15 @@ fn layers(
         .map(|bind| match bind.propagation {
             SpecPropagation::Shared => mount::clone_tree(&bind.source, true)
                 .map(Some)
-                .map_err(|err| Failure::create(format!("mount {}", bind.source.display()), &err)),
+                .map_err(|err| Failure::start(format!("mount {}", bind.source.display()), &err)),
             SpecPropagation::Private | SpecPropagation::Slave => Ok(None),
         })
         .collect::<Result<_, _>>()?;
     namespace::unshare(namespace::kind::MOUNT | namespaces)
-        .map_err(|err| Failure::create("create mount namespace", &err))?;
+        .map_err(|err| Failure::start("create mount namespace", &err))?;
     mount::set_propagation(Path::new("/"), Propagation::Slave)
-        .map_err(|err| Failure::create("detach mounts from the node's", &err))?;
+        .map_err(|err| Failure::start("detach mounts from the node's", &err))?;
+    base::failpoint!("shim/child-detached");
     let mut trees = shared;
     for (tree, bind) in trees.iter_mut().zip(&spec.binds) {
         if let Some(image) = &bind.image {
@@ -123,7 +130,7 @@ fn layers(
             let made = image_tree(image, users, label, &spec.root.target);
             *tree = Some(made.map_err(|err| {
                 let name = image.sub_path.display();
-                Failure::create(format!("mount image volume (sub path \"{name}\")"), &err)
+                Failure::start(format!("mount image volume (sub path \"{name}\")"), &err)
             })?);
         }
     }
@@ -138,27 +145,30 @@ fn layers(
         Some(users) => mount::overlay_mapped(&overlay, users, &spec.root.target),
         None => mount::overlay(&overlay, &spec.root.target),
     }
-    .map_err(|err| Failure::create("mount root file system", &err))?;
+    .map_err(|err| Failure::start("mount root file system", &err))?;
+    base::failpoint!("shim/child-overlay");
     Ok(trees)
 }
 
 /// Makes `target` the root, and makes or hides in it what the container may not touch.
 fn pivot(spec: &ContainerSpec, target: &Path) -> Result<(), Failure> {
-    mount::pivot_root(target)
-        .map_err(|err| Failure::create("pivot into root file system", &err))?;
+    mount::pivot_root(target).map_err(|err| Failure::start("pivot into root file system", &err))?;
+    base::failpoint!("shim/child-pivoted");
     if !spec.process.cwd.is_empty() {
         // As other runtimes do: a working directory that the image lacks is made.
         std::fs::create_dir_all(&spec.process.cwd)
-            .map_err(|err| Failure::create(format!("mkdir {}", spec.process.cwd), &err))?;
+            .map_err(|err| Failure::start(format!("mkdir {}", spec.process.cwd), &err))?;
     }
     for path in &spec.readonly {
         read_only(path)
-            .map_err(|err| Failure::create(format!("make {} read-only", path.display()), &err))?;
+            .map_err(|err| Failure::start(format!("make {} read-only", path.display()), &err))?;
     }
+    base::failpoint!("shim/child-read-only-paths");
     for path in &spec.masked {
         mask(path, spec.mount_label.as_deref())
-            .map_err(|err| Failure::create(format!("mask {}", path.display()), &err))?;
+            .map_err(|err| Failure::start(format!("mask {}", path.display()), &err))?;
     }
+    base::failpoint!("shim/child-masked-paths");
     Ok(())
 }
 
@@ -204,7 +214,7 @@ pub fn seal(spec: &ContainerSpec) -> Result<(), Failure> {
     }
     sys::fs::open_path(Path::new("/"))
         .and_then(|root| mount::set_attributes(root.as_fd(), false, attr::RDONLY, None))
-        .map_err(|err| Failure::create("make root file system read-only", &err))
+        .map_err(|err| Failure::start("make root file system read-only", &err))
 }
 
 /// The option by which a file system's files have the label.
@@ -225,7 +235,7 @@ fn place(
             let at = root.make_directories(Path::new(target))?;
             mount::attach(made.as_fd(), at.as_fd())
         })
-        .map_err(|err| Failure::create(format!("mount {kind} to {target}"), &err))
+        .map_err(|err| Failure::start(format!("mount {kind} to {target}"), &err))
 }
 
 /// What shows the namespaces of the process that mounts it.
@@ -236,6 +246,7 @@ fn of_namespaces(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
         // Not every kernel has the directory; a container can do without.
         let _ = place(root, "cgroup2", "/sys/fs/cgroup", &[], RESTRICTED | readonly);
     }
+    base::failpoint!("shim/child-proc");
     Ok(())
 }
 
@@ -265,7 +276,7 @@ fn system_mounts(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
     place("sysfs", "/sys", &[], RESTRICTED | readonly)?;
     if let Some(shm) = &spec.shm {
         bind_plain(root, shm, Path::new("/dev/shm"), 0)
-            .map_err(|err| Failure::create("mount /dev/shm", &err))?;
+            .map_err(|err| Failure::start("mount /dev/shm", &err))?;
     }
     if spec.cgroup_binds.is_empty() {
         return Ok(());
@@ -276,7 +287,7 @@ fn system_mounts(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
     for (name, source) in &spec.cgroup_binds {
         let target = Path::new("/sys/fs/cgroup").join(name);
         bind_plain(root, source, &target, RESTRICTED | readonly)
-            .map_err(|err| Failure::create(format!("mount {}", target.display()), &err))?;
+            .map_err(|err| Failure::start(format!("mount {}", target.display()), &err))?;
     }
     Ok(())
 }
@@ -292,7 +303,7 @@ fn bind_plain(root: &Root, source: &Path, target: &Path, attributes: u64) -> io:
 
 fn devices(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
     let fail = |path: &Path, err: &io::Error| {
-        Failure::create(format!("create device {}", path.display()), err)
+        Failure::start(format!("create device {}", path.display()), err)
     };
     for device in &spec.devices {
         let (Some(parent), Some(name)) = (device.path.parent(), device.path.file_name()) else {
@@ -314,7 +325,7 @@ fn devices(spec: &ContainerSpec, root: &Root) -> Result<(), Failure> {
     }
     let dev = root
         .make_directories(Path::new("/dev"))
-        .map_err(|err| Failure::create("open /dev", &err))?;
+        .map_err(|err| Failure::start("open /dev", &err))?;
     for (goal, name) in LINKS {
         match sys::fs::symlink_at(OsStr::new(goal), dev.as_fd(), OsStr::new(name)) {
             Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
@@ -375,7 +386,7 @@ fn binds(
             mount::attach(tree.as_fd(), at.as_fd())
         })();
         mounted.map_err(|err| {
-            Failure::create(
+            Failure::start(
                 format!(
                     "error mounting \"{}\" to rootfs at \"{}\"",
                     bind.source.display(),

@@ -46,10 +46,9 @@ impl World {
             }
         }
         let run = self.dir.path().join("run");
-        for below in
-            PROGRAMS.map(|name| run.join("oci").join(name)).iter().chain([&run.join("tty")])
-        {
-            let left: Vec<_> = std::fs::read_dir(below).into_iter().flatten().collect();
+        let programs = PROGRAMS.iter().chain(&["runsc"]).map(|name| run.join("oci").join(name));
+        for below in programs.chain([run.join("tty")]) {
+            let left: Vec<_> = std::fs::read_dir(&below).into_iter().flatten().collect();
             assert!(left.is_empty(), "{}: {left:?}", below.display());
         }
         let cgroup = self.cgroup.clone();
@@ -443,4 +442,47 @@ fn a_killed_shim_takes_a_programs_containers_along() {
             assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
         });
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_is_not_there_is_told() {
+    let world = World::new().await;
+    let sandbox = world.sandbox_of("absent").await;
+    let config = world.container("a", "true");
+    let id =
+        world.runtime.create_container(&sandbox, config, &world.sandbox_config()).await.unwrap();
+    let err = world.runtime.start_container(&id).await.unwrap_err();
+    let told = "fork/exec /no/such/runtime: no such file or directory";
+    assert!(err.kind == ErrorKind::Start && err.message.ends_with(told), "{err}");
+    let ended = world.ended(&id).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (128, "StartError"));
+    world.finish_handlers().await;
+}
+
+/// gVisor: a kernel of its own, and files of its own way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_with_a_kernel_of_its_own_runs_a_container() {
+    let world = World::new().await;
+    let sandbox = world.sandbox_of("runsc").await;
+    let volume = world.dir.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let mut config = world.container("main", "echo begun; hostname; exec sleep 600");
+    config.mounts = vec![Mount {
+        host_path: volume.clone(),
+        container_path: "/data".into(),
+        ..Mount::default()
+    }];
+    let id = world.start(&sandbox, config).await;
+    let (code, text) = world.told(&id, "dmesg | head -n 1; echo x > /data/written; exit 3").await;
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("gVisor"), "{text}");
+    assert_eq!(std::fs::read_to_string(volume.join("written")).unwrap(), "x\n");
+    until("it has said so", async || world.log("main").len() >= 2).await;
+    assert_eq!(world.log("main")[0].1, "begun");
+    world.runtime.stop_container(&id, 1).await.unwrap();
+    let code = world.ended(&id).await.exit_code;
+    assert!([128 + 9, 128 + 15].contains(&code), "{code}");
+    let done = world.start(&sandbox, world.container("done", "exit 9")).await;
+    assert_eq!(world.ended(&done).await.exit_code, 9);
+    world.finish_handlers().await;
 }

@@ -551,3 +551,40 @@ async fn metrics_numbers_and_lists_in_pieces_come_through_the_socket() {
     assert_eq!(kinds, [2, 3], "it stopped, and it was removed");
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_makes_checkpoints_is_told_where_and_how_long() {
+    use std::sync::Mutex;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("cri.sock");
+    let (_trigger, drain) = drain::channel();
+    let told: Arc<Mutex<Vec<wire::CheckpointContainerRequest>>> = Arc::default();
+    let heard = told.clone();
+    let named = |name: &str| format!("{RUNTIME}{name}");
+    let routes = rpc::Routes::default()
+        .unary(&named("Version"), |_: VersionRequest, _| async { Ok(VersionResponse::default()) })
+        .unary(&format!("{IMAGES}ImageFsInfo"), |_: Empty, _| async {
+            Ok(ImageFsInfoResponse::default())
+        })
+        .unary(&named("Status"), |_: StatusRequest, _| async { Ok(StatusResponse::default()) })
+        .unary(&named("ListPodSandbox"), |_: ListPodSandboxRequest, _| async {
+            Ok(ListPodSandboxResponse::default())
+        })
+        .unary(&named("ListContainers"), |_: Empty, _| async {
+            Ok(wire::ListContainersResponse::default())
+        })
+        .unary(&named("CheckpointContainer"), move |asked: wire::CheckpointContainerRequest, _| {
+            heard.lock().unwrap().push(asked);
+            async { Ok(Empty {}) }
+        });
+    let listener = rpc::bind(&socket, 0o600).unwrap();
+    tokio::spawn(rpc::serve(listener, routes, drain.clone()));
+    let remote = Remote::connect(&socket, None, drain).await.unwrap();
+    remote.checkpoint_container("c1", Path::new("/there/a.tar"), 7).await.unwrap();
+    let wanted = wire::CheckpointContainerRequest {
+        container_id: "c1".into(),
+        location: "/there/a.tar".into(),
+        timeout: 7,
+    };
+    assert_eq!(*told.lock().unwrap(), [wanted]);
+}

@@ -99,7 +99,10 @@ pub fn config(dir: &Path, registries: Registries) -> RuntimeConfig {
         ],
         network: Arc::new(NoNetwork),
         registries,
-        programs: runtime::oci::handlers::find(vec![crun(dir)]),
+        programs: runtime::oci::handlers::find(vec![
+            crun(dir),
+            Program::parse("absent=/no/such/runtime").unwrap(),
+        ]),
         cdi_dirs: vec![dir.join("cdi")],
         shim_cgroup: format!("coracle-test-shims{name}"),
     }
@@ -276,7 +279,7 @@ pub fn busybox_layer() -> Vec<u8> {
     let applets = [
         "sh", "cat", "ls", "echo", "id", "sleep", "mount", "touch", "grep", "kill", "ps", "true",
         "false", "hostname", "dd", "tail", "env", "pwd", "mkdir", "nc", "stty", "head", "unshare",
-        "chown", "tty", "ulimit", "readlink", "wc", "mknod",
+        "chown", "tty", "ulimit", "readlink", "wc", "mknod", "dmesg",
     ];
     let links: Vec<String> = applets.iter().map(|a| format!("link:bin/{a}->busybox")).collect();
     entries.extend(links.iter().map(|l| (l.as_str(), 0o777, b"".as_slice())));

@@ -11,7 +11,7 @@ use sys::socket;
 
 use super::super::child::Stdio;
 use super::super::log::{self, Lines, Log};
-use super::super::proto::{ContainerSpec, Exit, PidMode};
+use super::super::proto::{ContainerSpec, Exit, Failure, PidMode};
 use super::Waiter;
 use super::jobs::Driven;
 
@@ -51,6 +51,8 @@ pub struct Container {
     pub log: Option<Log>,
     pub attached: Vec<Attached>,
     pub started_at: i64,
+    /// Why it could not be made; told when it is started, as other runtimes do.
+    pub unstartable: Option<Failure>,
     /// Of one that a program of the node makes.
     pub driven: Option<Driven>,
 }
@@ -76,6 +78,7 @@ impl Container {
             log,
             attached: Vec::new(),
             started_at: 0,
+            unstartable: None,
             driven: None,
         }
     }

@@ -129,6 +129,12 @@ impl Shim {
     pub(super) fn start(&mut self, id: &str, waiter: Waiter) -> Result<(), Failure> {
         let container = self.find(id)?;
         let unready = || Failure::new(FailureKind::Start, "the container is not in created state");
+        if matches!(container.phase, Phase::Created)
+            && let Some(failure) = container.unstartable.take()
+        {
+            container.end(128, "StartError", &failure.message);
+            return Err(failure);
+        }
         if container.driven.is_some() && matches!(container.phase, Phase::Created) {
             return self.start_by_program(id, waiter);
         }
@@ -136,9 +142,7 @@ impl Shim {
             return Err(unready());
         };
         base::failpoint!("shim/start-asked");
-        socket::send(sync.as_fd(), b"G", &[]).map_err(|err| {
-            Failure::new(FailureKind::Start, format!("start: {}", proto::words(&err)))
-        })?;
+        socket::send(sync.as_fd(), b"G", &[]).map_err(|_| died())?;
         base::failpoint!("shim/start-sent");
         container.phase = Phase::Starting(waiter);
         container.started_at = log::now();
@@ -268,16 +272,16 @@ impl Shim {
                 let failure = failure_from(text);
                 let waiter = *waiter;
                 container.sync = None;
+                if matches!(
+                    (failure.kind, &container.phase),
+                    (FailureKind::Start, Phase::Creating(_))
+                ) {
+                    return self.cannot_start(id, failure);
+                }
                 container.end(128, "StartError", &failure.message);
                 self.answer(waiter, Err(failure), None);
             }
-            (None, Phase::Creating(waiter)) => {
-                let waiter = *waiter;
-                container.sync = None;
-                let text = "the container's first process died while it was set up";
-                container.end(128, "StartError", text);
-                self.answer(waiter, Err(Failure::new(FailureKind::Create, text)), None);
-            }
+            (None, Phase::Creating(_)) => self.cannot_start(id, died()),
             (None, Phase::Starting(waiter)) => {
                 let waiter = *waiter;
                 container.sync = None;
@@ -292,8 +296,23 @@ impl Shim {
         }
     }
 
+    /// The container is there, and nothing of it runs; who starts it is told why.
+    fn cannot_start(&mut self, id: &str, failure: Failure) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        // Who was to take the process's place sees that it is given up.
+        container.sync = None;
+        container.unstartable = Some(failure);
+        container.pid = 0;
+        if let Phase::Creating(waiter) = std::mem::replace(&mut container.phase, Phase::Created) {
+            self.answer(waiter, Ok(Answer::Process { pid: 0, user: None }), None);
+        }
+    }
+
     pub(super) fn container_ended(&mut self, id: &str, ended: Ended, buffer: &mut [u8]) {
         let Some(container) = self.containers.get_mut(id) else { return };
+        if matches!(container.phase, Phase::Creating(_) | Phase::Created) {
+            return self.cannot_start(id, died());
+        }
         if let (Phase::Starting(_), Some(driven)) = (&container.phase, &mut container.driven) {
             // Whether it ever was its program is told by the command that starts it.
             driven.early_end = Some(ended);
@@ -320,6 +339,12 @@ impl Shim {
         }
         self.shrink();
     }
+}
+
+/// Of a child that said nothing.
+fn died() -> Failure {
+    let text = "the container's first process died before it was its program";
+    Failure::new(FailureKind::Start, text)
 }
 
 /// Makes the first process of a pid namespace that belongs to a user namespace.

@@ -29,8 +29,6 @@ pub struct Driven {
     pub user: Option<ProcessUser>,
     /// Where the terminal is handed over.
     pub console: Option<OwnedFd>,
-    /// Why it could not be made; told when it is started, as other runtimes do.
-    pub unstartable: Option<Failure>,
     /// It ended while the command that starts it still ran.
     pub early_end: Option<Ended>,
 }
@@ -158,12 +156,6 @@ impl Shim {
     pub(super) fn start_by_program(&mut self, id: &str, waiter: Waiter) -> Result<(), Failure> {
         self.jobs.room()?;
         let container = self.find(id)?;
-        let Some(driven) = &mut container.driven else { return Ok(()) };
-        if let Some(failure) = driven.unstartable.take() {
-            let failure = Failure { kind: FailureKind::Start, ..failure };
-            container.end(128, "StartError", &failure.message);
-            return Err(failure);
-        }
         let call = container.spec.program.as_ref().map(|it| it.start(id));
         container.phase = Phase::Starting(waiter);
         container.started_at = log::now();
@@ -250,6 +242,8 @@ impl Shim {
             self.hear_container(id);
         }
         base::failpoint!("shim/program-created");
+        // Who connected to it is in its queue, wherever its name is.
+        let _ = std::fs::remove_file(&call.console);
         let unclaimed = call.pid().and_then(|pid| self.jobs.unclaimed.remove(&pid));
         let Some(container) = self.containers.get_mut(id) else { return };
         let (Phase::Creating(waiter), Some(driven)) = (&container.phase, &mut container.driven)
@@ -265,10 +259,9 @@ impl Shim {
                 Ok(())
             })
         } else {
-            driven.unstartable = Some(call.failure(FailureKind::Start, ended.code()));
+            container.unstartable = Some(call.failure(FailureKind::Start, ended.code()));
             Ok(())
         };
-        let _ = std::fs::remove_file(&call.console);
         container.phase = Phase::Created;
         let user = container.driven.as_ref().and_then(|it| it.user.clone());
         let result = match made {
