@@ -306,7 +306,7 @@ impl Admission {
     }
 
     /// Whether a request may be done that stores nothing of its own, such as a connection.
-    /// Only policies and webhooks look at these.
+    /// Only policies and webhooks look at these, and what a node may do.
     pub async fn judge(
         &self,
         registry: &Registry,
@@ -315,6 +315,9 @@ impl Admission {
     ) -> Result<()> {
         // Policies may be brand new.
         registry.cache.fresh().await?;
+        if self.has(NODE_RESTRICTION) {
+            node::restrict(registry, attributes, &mut options.clone())?;
+        }
         if self.has(VALIDATING_POLICY) {
             policy::validate(registry, attributes, options)?;
         }

@@ -23,7 +23,12 @@ const NODES_SIGNERS: [&str; 2] =
 /// judges while objects are completed, as upstream's: what a node asks for, before webhooks are
 /// told of it, and not what others add.
 pub fn restrict(registry: &Registry, request: &Attributes<'_>, object: &mut Value) -> Result<()> {
-    restriction(registry, request, object)
+    match request.operation {
+        Operation::Connect => Ok(()),
+        Operation::Create | Operation::Update | Operation::Delete => {
+            restriction(registry, request, object)
+        }
+    }
 }
 
 /// The same for deletions, in which there is nothing to complete.
