@@ -6,8 +6,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// How long who waits for a place does so before another connection is told to leave.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The places of one socket.
 pub struct Seats {
@@ -49,13 +53,18 @@ impl Seats {
     }
 
     /// Waits for a place. When there is none, the connection that has gone without a call for
-    /// the longest is told to leave; where all of them work, the next to end makes room.
+    /// the longest is told to leave; where all of them work, the first that ends or has nothing
+    /// more to do makes room.
     pub async fn take(&self) -> Seat {
-        let permit = match self.free.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                lock(&self.taken).dismiss();
-                self.free.clone().acquire_owned().await.expect("nobody closes it")
+        let permit = loop {
+            if let Ok(permit) = self.free.clone().try_acquire_owned() {
+                break permit;
+            }
+            // Who works now may do nothing in a moment, and who is told may have begun to work.
+            lock(&self.taken).dismiss();
+            let free = self.free.clone().acquire_owned();
+            if let Ok(permit) = tokio::time::timeout(LOOK_AGAIN, free).await {
+                break permit.expect("nobody closes it");
             }
         };
         let leave = Arc::new(Notify::new());
@@ -130,4 +139,26 @@ impl Drop for InUse {
 
 fn lock(taken: &Mutex<Taken>) -> std::sync::MutexGuard<'_, Taken> {
     taken.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_nothing_more_to_do_goes_for_one_who_waits() {
+        let seats = Seats::new(1);
+        let seat = seats.take().await;
+        let call = seat.call();
+        let holder = async {
+            tokio::time::sleep(LOOK_AGAIN / 2).await;
+            assert!(!seat.is_idle());
+            drop(call);
+            seat.wanted().await;
+            drop(seat);
+        };
+        let both = async { tokio::join!(holder, seats.take()) };
+        let (_, next) = tokio::time::timeout(LOOK_AGAIN * 40, both).await.expect("a place");
+        assert!(next.is_unused() && next.is_idle());
+    }
 }

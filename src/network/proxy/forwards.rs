@@ -35,10 +35,12 @@ struct Inner {
 impl Forwards {
     /// Who hears the ids of sandboxes whose ports change, and now of those that have some.
     pub fn on_change(&self, listener: impl Fn(&str) + Send + Sync + 'static) {
+        // Whoever changes something meanwhile waits for the listener.
+        let mut place = self.0.listener.lock();
         for sandbox in self.0.held.lock().keys() {
             listener(sandbox);
         }
-        *self.0.listener.lock() = Some(Box::new(listener));
+        *place = Some(Box::new(listener));
     }
 
     /// Replaces what a sandbox has; none takes it away.

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::{Group, Layout, field, number};
 
-/// Processes whose descriptors are counted; a group with more shows too few.
-const COUNTED_MAX: usize = 4_096;
+/// Processes, and descriptors of them, that are counted; a group with more shows too few.
+const PROCESSES_MAX: usize = 4_096;
+const DESCRIPTORS_MAX: u64 = 65_536;
 /// Ticks of a second in `cpuacct.stat` (`USER_HZ`).
 const TICKS: u64 = 100;
 /// cgroup v1 and the largest value of `cpu.shares` (KEP-2254).
@@ -68,10 +69,13 @@ impl Group {
         if let Some(at) = self.directory("pids") {
             details.threads_max = limit(&at.join("pids.max"));
         }
-        for process in self.processes().into_iter().take(COUNTED_MAX) {
+        for process in self.processes().into_iter().take(PROCESSES_MAX) {
             // One that has ended meanwhile has none.
             let Ok(open) = std::fs::read_dir(format!("/proc/{process}/fd")) else { continue };
             for entry in open.flatten() {
+                if details.descriptors == DESCRIPTORS_MAX {
+                    return details;
+                }
                 details.descriptors += 1;
                 let to = std::fs::read_link(entry.path()).unwrap_or_default();
                 details.sockets += u64::from(to.to_string_lossy().starts_with("socket:"));
