@@ -15,6 +15,7 @@ mod facts;
 mod filter;
 mod keys;
 mod line;
+mod look;
 mod plan;
 mod pod;
 mod preempt;

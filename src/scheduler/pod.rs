@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, Toleration, Volu
 use kinds::meta::LabelSelector;
 
 use crate::filter::node_declared_features;
+use crate::look::Look;
 use crate::resources::{Requests, requests_of};
 
 /// A pod (anti-)affinity term.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 pub struct Term {
     pub selector: LabelSelector,
     pub topology_key: String,
@@ -33,7 +34,7 @@ impl Term {
 
 pub type Labels = BTreeMap<String, String>;
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Hash)]
 pub struct Terms {
     pub affinity: Vec<Term>,
     pub anti_affinity: Vec<Term>,
@@ -57,6 +58,7 @@ pub struct PodInfo {
     /// None for the many pods without any.
     pub terms: Option<Box<Terms>>,
     pub terminating: bool,
+    pub look: Look,
 }
 
 impl PodInfo {
@@ -65,7 +67,10 @@ impl PodInfo {
         let namespace = meta.namespace.clone().unwrap_or_default();
         let mut requests = requests_of(&pod);
         requests.asked.pods = 1;
+        let terms = terms(&pod, &namespace).map(Box::new);
+        let terminating = meta.deletion_timestamp.is_some();
         Self {
+            look: Look::of(&namespace, meta.labels.as_ref(), terms.as_deref(), terminating),
             uid: uid_of(&pod),
             name: meta.name.clone().unwrap_or_default(),
             priority: pod.spec.as_ref().and_then(|s| s.priority).unwrap_or_default(),
@@ -73,8 +78,8 @@ impl PodInfo {
             claims: pod.spec.as_ref().map(|spec| claims(&pod, spec)).unwrap_or_default(),
             ports: pod.spec.as_ref().map(host_ports).unwrap_or_default(),
             features: pod.spec.as_ref().map(node_declared_features::needed).unwrap_or_default(),
-            terms: terms(&pod, &namespace).map(Box::new),
-            terminating: meta.deletion_timestamp.is_some(),
+            terms,
+            terminating,
             namespace,
             pod,
         }
@@ -90,7 +95,7 @@ impl PodInfo {
 
     /// Whether a pod of the same uid counts wherever this one counts.
     pub fn looks_like(&self, other: &Self) -> bool {
-        self.labels() == other.labels() && self.terminating == other.terminating
+        self.look == other.look
     }
 
     pub fn labels(&self) -> Option<&Labels> {

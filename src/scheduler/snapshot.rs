@@ -107,11 +107,12 @@ impl NodeInfo {
     }
 }
 
-/// What a change of a node is about; its conditions and addresses concern nobody here.
+/// What a change of a node is about; its conditions, its addresses and the pods' network that it
+/// is given concern nobody here.
 struct News {
-    /// Labels, taints, or whether it is open.
+    /// Labels or taints.
     place: bool,
-    /// What there is on it, and what it can do.
+    /// What there is on it, what it can do, and whether it is open.
     room: bool,
     images: bool,
 }
@@ -119,10 +120,13 @@ struct News {
 impl News {
     fn between(old: &Node, new: &Node) -> Self {
         let (before, after) = (old.status.as_ref(), new.status.as_ref());
+        let (was, is) = (old.spec.as_ref(), new.spec.as_ref());
         Self {
-            place: old.metadata.labels != new.metadata.labels || old.spec != new.spec,
+            place: old.metadata.labels != new.metadata.labels
+                || was.and_then(|it| it.taints.as_ref()) != is.and_then(|it| it.taints.as_ref()),
             room: before.map(|it| (&it.allocatable, &it.declared_features))
-                != after.map(|it| (&it.allocatable, &it.declared_features)),
+                != after.map(|it| (&it.allocatable, &it.declared_features))
+                || was.and_then(|it| it.unschedulable) != is.and_then(|it| it.unschedulable),
             images: before.map(|it| &it.images) != after.map(|it| &it.images),
         }
     }
@@ -404,6 +408,8 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::NodeSpec;
+
     use super::*;
     use crate::testing::{node, pod};
 
@@ -420,6 +426,37 @@ mod tests {
         assert_eq!(snapshot.remove_pod("a").unwrap().1, "n");
         assert_eq!(snapshot.get("n").unwrap().used.cpu, 0);
         assert_eq!(snapshot.get("n").unwrap().used.pods, 0);
+    }
+
+    #[test]
+    fn only_labels_and_taints_make_who_counts_by_nodes_count_anew() {
+        let mut snapshot = Snapshot::default();
+        let mut held = node("n", "4", "8Gi");
+        snapshot.set_node(Arc::new(held.clone()));
+        let mut change = |what: &dyn Fn(&mut Node)| {
+            let (layout, stamp) = (snapshot.layout(), snapshot.stamps()[0]);
+            what(&mut held);
+            snapshot.set_node(Arc::new(held.clone()));
+            (snapshot.layout() != layout, snapshot.stamps()[0] != stamp)
+        };
+        let spec = |node: &mut Node| node.spec.get_or_insert_default().clone();
+        let network = |node: &mut Node| {
+            node.spec = Some(NodeSpec { pod_cidr: Some("10.0.0.0/24".into()), ..spec(node) });
+        };
+        assert_eq!(change(&network), (false, false));
+        let closed = |node: &mut Node| {
+            node.spec = Some(NodeSpec { unschedulable: Some(true), ..spec(node) });
+        };
+        assert_eq!(change(&closed), (false, true));
+        let taint = || Taint { key: "k".into(), effect: "NoSchedule".into(), ..Taint::default() };
+        let tainted = |node: &mut Node| {
+            node.spec = Some(NodeSpec { taints: Some(vec![taint()]), ..spec(node) });
+        };
+        assert_eq!(change(&tainted), (true, true));
+        let named = |node: &mut Node| {
+            node.metadata.labels = Some([("zone".into(), "a".into())].into());
+        };
+        assert_eq!(change(&named), (true, true));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::error::FieldError;
 use super::name;
 use crate::value::{items, text};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operator {
     In,
     NotIn,
@@ -18,7 +18,7 @@ pub enum Operator {
     LessThan,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Requirement {
     pub key: String,
     pub operator: Operator,
@@ -26,7 +26,7 @@ pub struct Requirement {
 }
 
 /// All requirements must hold; none matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LabelSelector {
     pub requirements: Vec<Requirement>,
     /// Matches nothing at all (an absent selector in an object).

@@ -4,15 +4,19 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use super::columns::Columns;
-use super::company::Company;
-use super::spread::Spread;
+use super::company::{self, Company};
+use super::spread::{self, Spread};
 use crate::facts::Facts;
 use crate::filter::{self, Counted, Rule};
+use crate::look::ByLook;
 use crate::plan::{self, Chance, Unschedulable};
 use crate::pod::PodInfo;
 use crate::profile::Profile;
 use crate::score::{self, Judge};
 use crate::snapshot::{NodeInfo, Snapshot};
+
+/// Looks of pods that a class remembers; of more it begins anew.
+const LOOKS_MAX: usize = 1_024;
 
 /// What was found of a node.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,6 +58,8 @@ pub struct Class {
     images: Vec<String>,
     spread: Spread,
     company: Company,
+    /// What pods count for, by how they look; None for nothing.
+    effects: ByLook<Option<Box<(spread::Effect, company::Effect)>>>,
     /// Whether pods that have no terms count.
     minds_all: bool,
     layout: u64,
@@ -76,6 +82,7 @@ impl Class {
             seen: Vec::new(),
             spread: Spread::default(),
             company: Company::default(),
+            effects: ByLook::default(),
             minds_all: false,
             layout: 0,
             moves: 0,
@@ -150,6 +157,7 @@ impl Class {
         self.spread = Spread::new(pod, facts, snapshot, columns, asked);
         let asked = (filters(Rule::InterPodAffinity), judges(Judge::InterPodAffinity));
         self.company = Company::new(pod, facts, snapshot, columns, asked);
+        self.effects.clear();
         self.minds_all = !self.spread.is_empty() || self.company.minds_all(facts);
         for (at, node) in snapshot.nodes().iter().enumerate() {
             if !self.minds_all && node.with_terms == 0 {
@@ -171,9 +179,20 @@ impl Class {
         if !self.minds_all && other.terms.is_none() {
             return;
         }
-        self.spread.shift(&self.example, other, at, by);
-        let of = (&*self.example, &*self.facts);
-        self.company.shift(of, other, (at, by), &mut |key| columns.of(key, snapshot));
+        let Self { spread, company, effects, example, facts, .. } = self;
+        if effects.len() >= LOOKS_MAX {
+            effects.clear();
+        }
+        let effect = effects.entry(other.look).or_insert_with(|| {
+            let of = (&**example, &**facts);
+            let near = company.effect(of, other, &mut |key| columns.of(key, snapshot));
+            let effect = (spread.effect(example, other), near);
+            (effect != Default::default()).then(|| Box::new(effect))
+        });
+        if let Some(effect) = effect {
+            spread.shift(&effect.0, at, by);
+            company.shift(&effect.1, at, by);
+        }
     }
 
     /// Finds nodes that will do, beginning at `start`, until there are enough; gives where to

@@ -18,13 +18,19 @@ struct Domains {
 }
 
 impl Domains {
-    fn add(&mut self, key: &str, at: usize, by: i64, column: &mut dyn FnMut(&str) -> Arc<Column>) {
+    /// The position of a label.
+    fn place(&mut self, key: &str, column: &mut dyn FnMut(&str) -> Arc<Column>) -> usize {
         let held = self.by_key.iter().position(|(it, _)| it == key);
-        let held = held.unwrap_or_else(|| {
+        held.unwrap_or_else(|| {
             self.by_key.push((key.to_owned(), Tally::new(column(key))));
             self.by_key.len() - 1
-        });
-        self.by_key[held].1.add(at, by);
+        })
+    }
+
+    fn add(&mut self, counts: &[(usize, i64)], at: usize, by: i64) {
+        for (place, count) in counts {
+            self.by_key[*place].1.add(at, by * count);
+        }
     }
 
     fn is_any(&self, node: usize) -> bool {
@@ -35,6 +41,19 @@ impl Domains {
     fn sum(&self, node: usize) -> i64 {
         self.by_key.iter().filter_map(|(_, tally)| tally.at(node)).sum()
     }
+}
+
+/// What a pod of some look counts for, wherever it is.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// It matches all affinity terms of the class.
+    wanted: bool,
+    /// The anti-affinity terms of the class that it matches.
+    unwanted: Vec<usize>,
+    /// By which labels it keeps the class away, and how often.
+    refused_by: Vec<(usize, i64)>,
+    /// By which labels it is liked or disliked, and how much.
+    liked: Vec<(usize, i64)>,
 }
 
 #[derive(Debug, Default)]
@@ -85,38 +104,47 @@ impl Company {
             || (self.scores && !(terms.prefers.is_empty() && terms.prefers_not.is_empty()))
     }
 
-    /// Counts `other` on a node in (1) or out (-1).
-    pub fn shift(
+    /// What one pod more that looks like `other` changes.
+    pub fn effect(
         &mut self,
         (pod, facts): (&PodInfo, &Facts),
         other: &PodInfo,
-        (at, by): (usize, i64),
         column: &mut dyn FnMut(&str) -> Arc<Column>,
-    ) {
+    ) -> Effect {
+        let mut out = Effect::default();
         if self.filters {
-            let affinity = &facts.terms.affinity;
-            if !affinity.is_empty() && affinity.iter().all(|term| term.selects(other, None)) {
-                for tally in &mut self.wanted {
-                    self.wanted_anywhere += if tally.at(at).is_some() { by } else { 0 };
-                    tally.add(at, by);
-                }
-            }
-            for (term, tally) in facts.terms.anti_affinity.iter().zip(&mut self.unwanted) {
-                if term.selects(other, None) {
-                    tally.add(at, by);
-                }
-            }
+            let Terms { affinity, anti_affinity, .. } = &facts.terms;
+            let selects = |term: &Term| term.selects(other, None);
+            out.wanted = !affinity.is_empty() && affinity.iter().all(selects);
+            let unwanted = anti_affinity.iter().enumerate().filter(|(_, term)| selects(term));
+            out.unwanted = unwanted.map(|(at, _)| at).collect();
             for term in other.terms.iter().flat_map(|terms| &terms.anti_affinity) {
                 if term.selects(pod, facts.namespace_labels.as_ref()) {
-                    self.refused_by.add(&term.topology_key, at, by, column);
+                    out.refused_by.push((self.refused_by.place(&term.topology_key, column), 1));
                 }
             }
         }
         if self.scores {
             score::each(pod, facts, other, &mut |term: &Term, weight: i64| {
-                self.liked.add(&term.topology_key, at, by * weight, column);
+                out.liked.push((self.liked.place(&term.topology_key, column), weight));
             });
         }
+        out
+    }
+
+    /// Counts a pod on a node in (1) or out (-1).
+    pub fn shift(&mut self, effect: &Effect, at: usize, by: i64) {
+        if effect.wanted {
+            for tally in &mut self.wanted {
+                self.wanted_anywhere += if tally.at(at).is_some() { by } else { 0 };
+                tally.add(at, by);
+            }
+        }
+        for unwanted in &effect.unwanted {
+            self.unwanted[*unwanted].add(at, by);
+        }
+        self.refused_by.add(&effect.refused_by, at, by);
+        self.liked.add(&effect.liked, at, by);
     }
 
     /// Whether a pod of the class may go to the node.

@@ -18,6 +18,13 @@ pub struct Spread {
     needs_labels: bool,
 }
 
+/// The constraints that count a pod of some look, by their positions.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    hard: Vec<usize>,
+    soft: Vec<usize>,
+}
+
 #[derive(Debug)]
 struct Hard {
     constraint: Constraint,
@@ -96,16 +103,25 @@ impl Spread {
         self.hard.is_empty() && self.soft.is_empty()
     }
 
-    /// Counts `other` on a node in (1) or out (-1).
-    pub fn shift(&mut self, pod: &PodInfo, other: &PodInfo, at: usize, by: i64) {
-        for hard in &mut self.hard {
-            if hard.included[at] && hard.constraint.counts(pod, other) {
+    /// Which constraints count pods that look like `other`.
+    pub fn effect(&self, pod: &PodInfo, other: &PodInfo) -> Effect {
+        let counts = |constraint: &Constraint| constraint.counts(pod, other);
+        let hard = (0..self.hard.len()).filter(|at| counts(&self.hard[*at].constraint)).collect();
+        let soft = (0..self.soft.len()).filter(|at| counts(&self.soft[*at].constraint)).collect();
+        Effect { hard, soft }
+    }
+
+    /// Counts a pod on a node in (1) or out (-1).
+    pub fn shift(&mut self, effect: &Effect, at: usize, by: i64) {
+        for hard in &effect.hard {
+            let hard = &mut self.hard[*hard];
+            if hard.included[at] {
                 hard.shift(at, by);
             }
         }
-        for soft in &mut self.soft {
+        for soft in &effect.soft {
+            let soft = &mut self.soft[*soft];
             if soft.included[at]
-                && soft.constraint.counts(pod, other)
                 && let Some(place) = soft.place(at)
             {
                 soft.counts[place] += by;

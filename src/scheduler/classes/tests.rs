@@ -285,6 +285,26 @@ fn labels_that_nobody_selects_by_make_no_class() {
 }
 
 #[test]
+fn pods_that_all_look_different_are_remembered_up_to_a_bound() {
+    let mut world = World::new(11, 5);
+    let spread = json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": HOST,
+        "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "a"}}}]});
+    let of = (json!({"app": "a"}), spread);
+    for number in 0..300 {
+        // Fewer than the moves that are remembered, for each question.
+        for own in 0..8 {
+            let labels = json!({"app": "a", "number": format!("{number}-{own}")});
+            let passing = world.pod(&(labels, json!({})));
+            let passing = Arc::new(PodInfo::new(Arc::new(passing)));
+            world.snapshot.place(passing.clone(), "n1");
+            world.snapshot.remove_pod(&passing.uid);
+        }
+        let pod = world.pod(&of);
+        world.compare(pod);
+    }
+}
+
+#[test]
 fn who_is_forgotten_or_far_behind_counts_anew() {
     let mut world = World::new(7, 5);
     let spread = json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": HOST,
