@@ -15,6 +15,7 @@ mod facts;
 mod filter;
 mod keys;
 mod line;
+mod metrics;
 mod plan;
 mod pod;
 mod preempt;
