@@ -222,7 +222,7 @@ impl Controller {
                 answer.doing(|| format!("delete replica set {}", name(&set.metadata))).or_gone()
             }
             Step::RollBack(planned) => {
-                let answer = api.patch(name(meta), &Patch::Json(planned.patch)).await;
+                let answer = api.replace(name(meta), &planned.deployment).await;
                 answer.doing(|| "roll back".into())?;
                 match planned.warns {
                     true => recorder.warning(&about, planned.reason, planned.message),

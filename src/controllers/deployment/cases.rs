@@ -188,20 +188,7 @@ impl Play {
             }
             Step::RollBack(planned) => {
                 self.log.push(format!("{}: {}", planned.reason, planned.message));
-                for op in planned.patch.as_array().unwrap() {
-                    let value = op["value"].clone();
-                    match op["path"].as_str().unwrap() {
-                        "/metadata/annotations" => {
-                            self.deployment.metadata.annotations =
-                                serde_json::from_value(value).unwrap();
-                        }
-                        "/spec/template" => {
-                            let spec = self.deployment.spec.as_mut().unwrap();
-                            spec.template = serde_json::from_value(value).unwrap();
-                        }
-                        path => assert_eq!(path, "/metadata/resourceVersion"),
-                    }
-                }
+                self.deployment = *planned.deployment;
             }
             Step::Status(status) => {
                 self.deployment.status = serde_json::from_value(status).unwrap();

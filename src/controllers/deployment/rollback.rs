@@ -4,11 +4,9 @@
 //!
 //! Pure. The annotation goes whatever comes of it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use serde_json::{Value, json};
 
 use super::{revision, template};
 use crate::owner::{annotation, name};
@@ -16,8 +14,8 @@ use crate::owner::{annotation, name};
 /// What is done with a deployment that wants to go back, and what is said of it.
 #[derive(Debug)]
 pub struct Rollback {
-    /// A JSON patch of the deployment; fails with a conflict if it is another meanwhile.
-    pub patch: Value,
+    /// The deployment as it is to be; whoever may write it may not patch it.
+    pub deployment: Box<Deployment>,
     pub reason: &'static str,
     pub message: String,
     pub warns: bool,
@@ -32,7 +30,7 @@ pub fn wanted(deployment: &Deployment) -> Option<i64> {
 /// `sets` are all of the deployment's, with their revisions up to date.
 pub fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], wanted: i64) -> Rollback {
     let not_found = |message: &str| Rollback {
-        patch: patch(deployment, None),
+        deployment: changed(deployment, None),
         reason: "DeploymentRollbackRevisionNotFound",
         message: message.into(),
         warns: true,
@@ -50,14 +48,14 @@ pub fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], wanted: i64) -> R
             "The rollback revision contains the same template as current deployment {name:?}"
         );
         return Rollback {
-            patch: patch(deployment, None),
+            deployment: changed(deployment, None),
             reason: "DeploymentRollbackTemplateUnchanged",
             message: text,
             warns: true,
         };
     }
     Rollback {
-        patch: patch(deployment, Some(set)),
+        deployment: changed(deployment, Some(set)),
         reason: "DeploymentRollback",
         message: format!("Rolled back deployment {name:?} to revision {to}"),
         warns: false,
@@ -65,29 +63,24 @@ pub fn plan(deployment: &Deployment, sets: &[Arc<ReplicaSet>], wanted: i64) -> R
 }
 
 /// Takes the request away; with a set, the deployment gets its template and its annotations.
-fn patch(deployment: &Deployment, set: Option<&ReplicaSet>) -> Value {
-    let meta = &deployment.metadata;
-    let own: BTreeMap<String, String> = meta.annotations.clone().unwrap_or_default();
-    let mut annotations: BTreeMap<String, String> = match set {
-        None => own,
+fn changed(deployment: &Deployment, set: Option<&ReplicaSet>) -> Box<Deployment> {
+    let mut out = Box::new(deployment.clone());
+    let mut annotations = out.metadata.annotations.take().unwrap_or_default();
+    if let Some(set) = set {
         // What is not copied to sets stays as it is.
-        Some(set) => {
-            let kept = own.into_iter().filter(|(key, _)| !revision::is_copied(key));
-            let theirs = set.metadata.annotations.clone().unwrap_or_default();
-            kept.chain(theirs.into_iter().filter(|(key, _)| revision::is_copied(key))).collect()
+        annotations.retain(|key, _| !revision::is_copied(key));
+        let theirs = set.metadata.annotations.clone().unwrap_or_default();
+        annotations.extend(theirs.into_iter().filter(|(key, _)| revision::is_copied(key)));
+        if let (Some(spec), Some(mut template)) =
+            (&mut out.spec, set.spec.as_ref().and_then(|spec| spec.template.clone()))
+        {
+            if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
+                labels.remove(template::HASH_LABEL);
+            }
+            spec.template = template;
         }
-    };
-    annotations.remove(revision::ROLLBACK_TO);
-    let mut out = vec![
-        json!({"op": "add", "path": "/metadata/resourceVersion", "value": meta.resource_version}),
-        json!({"op": "add", "path": "/metadata/annotations", "value": annotations}),
-    ];
-    if let Some(template) = set.and_then(|set| set.spec.as_ref()?.template.clone()) {
-        let mut template = template;
-        if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
-            labels.remove(template::HASH_LABEL);
-        }
-        out.push(json!({"op": "replace", "path": "/spec/template", "value": template}));
     }
-    Value::Array(out)
+    annotations.remove(revision::ROLLBACK_TO);
+    out.metadata.annotations = Some(annotations);
+    out
 }
