@@ -19,7 +19,7 @@ use crate::devices::Grant;
 use crate::devices::grant::{self, GrantError};
 use crate::extend::ExtendError;
 use crate::filter::volumes::Choice;
-use crate::metrics::{self, Ended, Point};
+use crate::metrics::{self, Ended, Point, Tried};
 use crate::plan::Unschedulable;
 use crate::pod::PodInfo;
 use crate::preempt::Victims;
@@ -95,7 +95,8 @@ pub async fn bind(
         Ok(()) => {
             let text = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
             scheduler.0.recorder.normal(&reference(&*pod.pod), "Scheduled", text);
-            metrics::scheduled(decision.tried);
+            let waited = decision.tried.waited + begun.elapsed();
+            metrics::scheduled(Tried { waited, ..decision.tried });
             Ended::Scheduled
         }
         Err(err) => {
