@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::error::{Error, Result};
+use crate::metrics;
+use crate::recorder::{Recorder, reference};
 use crate::transport::Client;
 
 /// How long giving a lease back may hold an ending process up.
@@ -126,9 +128,25 @@ struct Elector<'a> {
     client: &'a Client,
     lead: &'a Lead,
     seen: Seen,
+    recorder: Recorder,
 }
 
-impl Elector<'_> {
+impl<'a> Elector<'a> {
+    fn new(client: &'a Client, lead: &'a Lead, drain: &Drain) -> Self {
+        metrics::leads(&lead.name, false);
+        let recorder = Recorder::new(client.clone(), &lead.name, "", drain.clone());
+        Self { client, lead, seen: Seen::default(), recorder }
+    }
+
+    /// Tells users and metrics that we lead, or do so no more.
+    fn tell(&self, leads: bool) {
+        metrics::leads(&self.lead.name, leads);
+        let Some(lease) = &self.seen.lease else { return };
+        let what = if leads { "became leader" } else { "stopped leading" };
+        let text = format!("{} {what}", self.lead.identity);
+        self.recorder.normal(&reference(lease), "LeaderElection", text);
+    }
+
     /// Looks at the lease and takes it where it may. True while it is ours.
     async fn step(&mut self) -> Result<bool> {
         let api = self.client.api::<Lease>(Some(&self.lead.namespace));
@@ -250,10 +268,11 @@ pub async fn lead<F: Future<Output = ()>>(
     drain: &Drain,
     work: impl FnOnce() -> F,
 ) -> bool {
-    let mut elector = Elector { client, lead, seen: Seen::default() };
+    let mut elector = Elector::new(client, lead, drain);
     if drain.until(elector.acquire()).await.is_none() {
         return true;
     }
+    elector.tell(true);
     info!(lease = lead.name, identity = lead.identity, "leading");
     let kept = {
         let work = work();
@@ -263,6 +282,7 @@ pub async fn lead<F: Future<Output = ()>>(
             () = elector.keep() => false,
         }
     };
+    elector.tell(false);
     if kept && tokio::time::timeout(RELEASE_TIMEOUT, elector.release()).await.is_err() {
         debug!(lease = lead.name, "lease not released in time");
     }
@@ -272,11 +292,18 @@ pub async fn lead<F: Future<Output = ()>>(
 /// Says in the lease who acts, for a process that acts in any case: what is there is of an
 /// earlier run. When the drain begins the lease becomes free.
 pub async fn record(client: &Client, lead: &Lead, drain: &Drain) {
-    let mut elector = Elector { client, lead, seen: Seen::default() };
+    let mut elector = Elector::new(client, lead, drain);
+    let mut told = false;
     let work = async {
         loop {
             let pause = match elector.claim().await {
-                Ok(()) => lead.renew,
+                Ok(()) => {
+                    if !told {
+                        elector.tell(true);
+                        told = true;
+                    }
+                    lead.renew
+                }
                 Err(err) => {
                     debug!(lease = lead.name, error = %chain(&err), "lease not written");
                     lead.retry

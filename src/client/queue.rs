@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::metrics::QueueMetrics;
+use crate::metrics::{self, QueueMetrics, Working};
 
 /// First and longest delay of a key that keeps failing.
 const RETRY_INITIAL: Duration = Duration::from_millis(5);
@@ -62,8 +62,14 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
     }
 
     /// A queue that is measured under a name.
-    pub fn named(name: &'static str) -> Self {
-        Self::with(Some(QueueMetrics::of(name)))
+    pub fn named(name: &'static str) -> Self
+    where
+        T: Send + Sync + 'static,
+    {
+        let queue = Self::with(Some(QueueMetrics::of(name)));
+        let working: Arc<dyn Working> = queue.0.clone();
+        metrics::watch(name, Arc::downgrade(&working));
+        queue
     }
 
     fn with(metrics: Option<QueueMetrics>) -> Self {
@@ -203,6 +209,12 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
             })
         };
         futures::future::join_all((0..workers.max(1)).map(worker)).await;
+    }
+}
+
+impl<T: Send + Sync> Working for Inner<T> {
+    fn begun(&self) -> Vec<Instant> {
+        self.state.lock().working.values().copied().collect()
     }
 }
 

@@ -190,7 +190,15 @@ impl Controller {
         self.history.prune(&*set, |r| used.contains(&history::hash_of::<DaemonSet>(r))).await
     }
 
+    /// Whether a finished pod may be removed by now; what failed may not at once.
     fn may_retry(&self, key: &Key, set: &DaemonSet, pod: &Pod) -> bool {
+        let (what, node) = (format!("{}/{}", key.0, name(&pod.metadata)), pod::node(pod));
+        if pod::phase(pod) == "Succeeded" {
+            let text =
+                format!("Found succeeded daemon pod {what} on node {node}, will try to delete it");
+            self.context.recorder.normal(&reference(set), "SucceededDaemonPod", text);
+            return true;
+        }
         let mut failures = self.failures.lock();
         failures.retain(|_, (at, _)| at.elapsed() < BACK_OFF.1 * 2);
         let of = (uid(&set.metadata).to_string(), pod::node(pod).to_string());
@@ -201,12 +209,7 @@ impl Controller {
         }
         let next = wait.map_or(BACK_OFF.0, |(_, wait)| (wait * 2).min(BACK_OFF.1));
         failures.insert(of, (Instant::now(), next));
-        let text = format!(
-            "Found failed daemon pod {}/{} on node {}, will try to kill it",
-            key.0,
-            name(&pod.metadata),
-            pod::node(pod)
-        );
+        let text = format!("Found failed daemon pod {what} on node {node}, will try to kill it");
         self.context.recorder.warning(&reference(set), "FailedDaemonPod", text);
         true
     }

@@ -7,6 +7,7 @@
 pub(crate) mod cases;
 mod plan;
 mod revision;
+mod rollback;
 pub(crate) mod scale;
 mod status;
 pub(crate) mod template;
@@ -219,6 +220,15 @@ impl Controller {
                     DeleteParams::uid(uid(&set.metadata)).propagation(Propagation::Background);
                 let answer = sets.delete(name(&set.metadata), &params).await;
                 answer.doing(|| format!("delete replica set {}", name(&set.metadata))).or_gone()
+            }
+            Step::RollBack(planned) => {
+                let answer = api.replace(name(meta), &planned.deployment).await;
+                answer.doing(|| "roll back".into())?;
+                match planned.warns {
+                    true => recorder.warning(&about, planned.reason, planned.message),
+                    false => recorder.normal(&about, planned.reason, planned.message),
+                }
+                Ok(())
             }
             Step::Status(status) => {
                 let patch = json!({"metadata": {"uid": meta.uid}, "status": status});

@@ -154,11 +154,27 @@ pub async fn run_slices(context: Context, members: Arc<Members>) {
             } else {
                 told.forget(&key);
             }
-            apply(context, expected, &key, slices::plan(&Origin::service(&service), wanted, &held))
-                .await
+            let steps = slices::plan(&Origin::service(&service), wanted, &held);
+            let done = apply(context, expected, &key, steps).await;
+            if let Err(err) = &done
+                && is_told(&err.source)
+            {
+                let (space, of, why) = (&key.0, &key.1, &err.source);
+                let text =
+                    format!("Error updating Endpoint Slices for Service {space}/{of}: {why}");
+                let about = reference(&*service);
+                context.recorder.warning(&about, "FailedToUpdateEndpointSlices", text);
+            }
+            done
         }
     };
     context.work(&queue, WORKERS, sync).await;
+}
+
+/// Whether users are told of a failure; that somebody was faster, or that the namespace goes, is
+/// none of theirs.
+fn is_told(err: &client::Error) -> bool {
+    !err.is_conflict() && !err.is_already_exists() && !err.is_namespace_terminating()
 }
 
 async fn apply(
@@ -232,10 +248,17 @@ pub async fn run_endpoints(context: Context, members: Arc<Members>) {
             }
             let pods = members.of(&service);
             let Some(new) = legacy::plan(&service, &pods, held.as_deref()) else { return Ok(()) };
-            let answer = match held {
-                Some(_) => api.replace(&key.1, &new).await,
-                None => api.create(&new).await,
+            let (answer, reason, verb) = match held {
+                Some(_) => (api.replace(&key.1, &new).await, "FailedToUpdateEndpoint", "update"),
+                None => (api.create(&new).await, "FailedToCreateEndpoint", "create"),
             };
+            if let Err(err) = &answer
+                && is_told(err)
+            {
+                let (space, of) = (&key.0, &key.1);
+                let text = format!("Failed to {verb} endpoint for service {space}/{of}: {err}");
+                context.recorder.warning(&reference(&new), reason, text);
+            }
             answer.map(drop).doing(|| "write endpoints".into())
         }
     };

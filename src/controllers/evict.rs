@@ -24,7 +24,7 @@ pub async fn evict(context: &Context, pod: &Pod, cause: Cause) -> Outcome {
     context.recorder.normal(&reference(pod), cause.event, cause.text);
     let patch = json!({"metadata": {"uid": meta.uid}, "status": {"conditions": [{
         "type": "DisruptionTarget", "status": "True", "reason": cause.reason,
-        "message": cause.message,
+        "message": cause.message, "observedGeneration": meta.generation,
         "lastTransitionTime": base::time::rfc3339(base::time::now())}]}});
     let api = context.client.api::<Pod>(Some(namespace(meta)));
     let answer = api.patch_status(name(meta), &Patch::Strategic(patch)).await;

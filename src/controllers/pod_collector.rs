@@ -158,6 +158,7 @@ impl Collector {
                 "conditions": [{
                     "type": "DisruptionTarget", "status": "True",
                     "reason": "DeletionByPodGC", "message": message,
+                    "observedGeneration": meta.generation,
                     "lastTransitionTime": base::time::rfc3339(base::time::now()),
                 }],
             }});

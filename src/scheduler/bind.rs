@@ -19,6 +19,7 @@ use crate::devices::Grant;
 use crate::devices::grant::{self, GrantError};
 use crate::extend::ExtendError;
 use crate::filter::volumes::Choice;
+use crate::metrics::{self, Ended, Point, Tried};
 use crate::plan::Unschedulable;
 use crate::pod::PodInfo;
 use crate::preempt::Victims;
@@ -41,42 +42,62 @@ enum BindError {
     },
     #[error("the pod is gone")]
     Gone,
+    #[error("the pod gives way to one of higher priority")]
+    Preempted,
     #[error("binding volumes: timed out waiting for the condition")]
     VolumesLate,
     #[error("binding volumes: claim {0} is to be provisioned elsewhere")]
     VolumesElsewhere(String),
 }
 
-/// Binds `pod`, which is assumed on the node of `decision`.
+/// Binds `pod`, which is assumed on the node of `decision`. Tells what came of it.
 pub async fn bind(
     scheduler: &Scheduler,
     pod: &PodInfo,
     decision: &Decision,
     permit: OwnedSemaphorePermit,
-) {
+) -> Ended {
     let Decision { node, choices, limits, .. } = decision;
     let mut grants = decision.grants.clone();
     let waits = !choices.is_empty() || grants.iter().any(Grant::is_waited_for);
     // Whoever waits for volumes or devices must not keep others from writing.
     let permit = (!waits).then_some(permit);
+    let name = pod.scheduler_name();
+    let begun = Instant::now();
     let result = async {
         if !choices.is_empty() || !grants.is_empty() {
             announce(scheduler, pod, node).await;
         }
         bind_volumes(scheduler, pod, node, choices, limits.volumes).await?;
-        bind_devices(scheduler, pod, node, &mut grants, limits.devices).await?;
-        let extenders = scheduler.0.state.lock().extenders.clone();
-        match extenders.bind(pod, node).await? {
-            true => Ok(()),
-            false => post(scheduler, pod, node).await,
+        bind_devices(scheduler, pod, node, &mut grants, limits.devices).await
+    };
+    let prepared = result.await;
+    metrics::spent(Point::PreBind, name, prepared.is_ok(), begun.elapsed());
+    let result = match prepared {
+        Err(err) => Err(err),
+        Ok(()) if !scheduler.0.state.lock().commit(&pod.uid) => Err(BindError::Preempted),
+        Ok(()) => {
+            let begun = Instant::now();
+            let result = async {
+                let extenders = scheduler.0.state.lock().extenders.clone();
+                match extenders.bind(pod, node).await? {
+                    true => Ok(()),
+                    false => post(scheduler, pod, node).await,
+                }
+            };
+            let result = result.await;
+            metrics::spent(Point::Bind, name, result.is_ok(), begun.elapsed());
+            result
         }
     };
-    let result = result.await;
     drop(permit);
     match result {
         Ok(()) => {
             let text = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
             scheduler.0.recorder.normal(&reference(&*pod.pod), "Scheduled", text);
+            let waited = decision.tried.waited + begun.elapsed();
+            metrics::scheduled(Tried { waited, ..decision.tried });
+            Ended::Scheduled
         }
         Err(err) => {
             if let Err(err) = grant::take_back(&scheduler.0.client, pod, &grants).await {
@@ -100,11 +121,12 @@ pub async fn bind(
             scheduler.0.wake.notify_one();
             if gone {
                 debug!(pod = %pod.name, "pod is gone");
-                return;
+                return Ended::Failed;
             }
             let text = chain(&err).to_string();
             warn!(pod = %format!("{}/{}", pod.namespace, pod.name), node, error = text, "bind failed");
             fail(scheduler, pod, text).await;
+            Ended::Failed
         }
     }
 }
@@ -172,13 +194,23 @@ async fn bind_devices(
         if grant::are_ready(&scheduler.0.caches.devices, pod, grants, limit)? {
             return Ok(());
         }
-        // Nobody is told of its end but those who free its claims.
-        if !scheduler.0.state.lock().assumed.contains(&pod.uid) {
-            return Err(BindError::Gone);
-        }
+        stays(scheduler, pod)?;
         if tokio::time::timeout_at(deadline, changed).await.is_err() {
             return Err(GrantError::Late.into());
         }
+    }
+}
+
+/// Whether a pod that waits for something is still to be bound.
+fn stays(scheduler: &Scheduler, pod: &PodInfo) -> Result<(), BindError> {
+    let state = scheduler.0.state.lock();
+    // Nobody is told of its end but those who free its claims.
+    if !state.assumed.contains(&pod.uid) {
+        return Err(BindError::Gone);
+    }
+    match state.is_called_back(&pod.uid) {
+        true => Err(BindError::Preempted),
+        false => Ok(()),
     }
 }
 
@@ -223,6 +255,7 @@ async fn bind_volumes(
         if bound == choices.len() {
             return Ok(());
         }
+        stays(scheduler, pod)?;
         if tokio::time::timeout_at(deadline, changed).await.is_err() {
             return Err(BindError::VolumesLate);
         }
@@ -328,10 +361,19 @@ async fn evict(scheduler: &Scheduler, pod: &PodInfo, victims: &Victims) {
         if victim.terminating {
             continue;
         }
-        let name = pod.spec().and_then(|spec| spec.scheduler_name.as_deref());
-        let name = name.unwrap_or("default-scheduler");
+        let text = format!("Preempted by pod {} on node {}", pod.uid, victims.node);
+        if scheduler.0.state.lock().call_back(&victim.uid) {
+            // It is not on the node yet; where it waits for something, it does so no longer.
+            scheduler.0.claims_changed.notify_waiters();
+            scheduler.0.devices_changed.notify_waiters();
+            scheduler.0.recorder.normal(&reference(&*victim.pod), "Preempted", text);
+            continue;
+        }
+        let preempted = text;
+        let name = pod.scheduler_name();
         let text = format!("{name}: preempting to accommodate a higher priority pod");
-        let condition = condition("DisruptionTarget", "True", "PreemptionByScheduler", &text);
+        let mut condition = condition("DisruptionTarget", "True", "PreemptionByScheduler", &text);
+        condition["observedGeneration"] = victim.pod.metadata.generation.into();
         let api = scheduler.0.client.api::<Pod>(Some(&victim.namespace));
         let patch = json!({
             "metadata": {"uid": victim.uid},
@@ -343,8 +385,8 @@ async fn evict(scheduler: &Scheduler, pod: &PodInfo, victims: &Victims) {
         };
         match removed.await {
             Ok(()) => {
-                let text = format!("Preempted by pod {} on node {}", pod.uid, victims.node);
-                scheduler.0.recorder.normal(&reference(&*victim.pod), "Preempted", text);
+                let about = reference(&*victim.pod);
+                scheduler.0.recorder.normal(&about, "Preempted", preempted);
             }
             Err(err) if err.is_not_found() || err.is_conflict() => {}
             Err(err) => {

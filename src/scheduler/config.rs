@@ -52,8 +52,8 @@ pub(crate) struct File {
     api_version: String,
     kind: String,
     parallelism: Option<i64>,
-    leader_election: Option<Value>,
-    client_connection: Option<Value>,
+    leader_election: LeaderElection,
+    client_connection: ClientConnection,
     enable_profiling: Option<bool>,
     enable_contention_profiling: Option<bool>,
     delay_cache_until_active: Option<bool>,
@@ -62,6 +62,30 @@ pub(crate) struct File {
     pod_max_backoff_seconds: Option<i64>,
     profiles: Vec<FileProfile>,
     extenders: Vec<extenders::File>,
+}
+
+/// Of k8s.io/component-base; read so that nothing misspelt is taken.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct LeaderElection {
+    leader_elect: Option<bool>,
+    lease_duration: String,
+    renew_deadline: String,
+    retry_period: String,
+    resource_lock: String,
+    resource_name: String,
+    resource_namespace: String,
+}
+
+/// The same.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ClientConnection {
+    kubeconfig: String,
+    accept_content_types: String,
+    content_type: String,
+    qps: f64,
+    burst: i64,
 }
 
 #[derive(Debug, Default, Deserialize)]

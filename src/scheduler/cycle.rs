@@ -14,6 +14,7 @@ use crate::extend::Question;
 use crate::facts::{self, Caches, Facts, Nowhere};
 use crate::filter::volumes::{self, Choice};
 use crate::filter::{Counted, Reject};
+use crate::metrics::{self, Tried};
 use crate::plan::{self, Chance, Plan, Unschedulable, plan};
 use crate::pod::PodInfo;
 use crate::preempt::Budgets;
@@ -29,6 +30,7 @@ pub struct Decision {
     /// What its claims of devices get.
     pub grants: Vec<Grant>,
     pub limits: Limits,
+    pub tried: Tried,
 }
 
 /// How long a binding may take.
@@ -85,18 +87,24 @@ impl State {
         }
         let (planned, facts) = self.plan(pod, &profile, caches, budgets);
         match (planned, facts) {
-            (Plan::Bind { node }, Ok(facts)) => Some(self.assume(pod, &facts, node)),
+            (Plan::Bind { node }, Ok(facts)) => Some(self.assume(pod, &facts, node, now)),
             (Plan::Bind { .. }, Err(reason)) => {
                 // A plan never binds without facts.
                 debug!(reason = reason.reason, "a plan without facts");
                 self.line.retry(&pod.uid, now);
                 None
             }
-            (Plan::Wait(refusal), _) => Some(self.wait(pod, &profile, refusal, now)),
+            (Plan::Wait(refusal), facts) => {
+                let gave_up = facts.ok().and_then(|facts| gave_up(&facts));
+                Some(match gave_up {
+                    Some(why) => self.give_up(pod, why, now),
+                    None => self.wait(pod, &profile, refusal, now),
+                })
+            }
         }
     }
 
-    fn assume(&mut self, pod: &Arc<PodInfo>, facts: &Facts, node: String) -> Outcome {
+    fn assume(&mut self, pod: &Arc<PodInfo>, facts: &Facts, node: String, now: Instant) -> Outcome {
         debug!(pod = %pod.name, node, "planned");
         // What was possible a moment ago is possible still: the state is held.
         let chosen = self.snapshot.get(&node).map(|node| volumes::choose(facts, node));
@@ -109,9 +117,11 @@ impl State {
         self.snapshot.place(pod.clone(), &node);
         self.snapshot.forget_nomination(&pod.uid);
         self.assumed.insert(pod.uid.clone());
+        self.preparing.insert(pod.uid.clone(), false);
         let profile = &facts.profile;
         let limits = Limits { volumes: profile.bind_timeout, devices: profile.devices.binding };
-        Outcome::Bind(Decision { node, choices, grants, limits })
+        let tried = self.line.tried(&pod.uid, now);
+        Outcome::Bind(Decision { node, choices, grants, limits, tried })
     }
 
     fn wait(
@@ -122,6 +132,9 @@ impl State {
         now: Instant,
     ) -> Outcome {
         self.line.park(&pod.uid, refusal.rules, profile, now);
+        if profile.preempts && !self.snapshot.nodes().is_empty() {
+            metrics::preempted(refusal.victims.as_ref().map(|victims| victims.pods.len()));
+        }
         let mut refusal = refusal;
         if let Some(victims) = &refusal.victims {
             // There will be no room for those any more.
@@ -136,6 +149,12 @@ impl State {
         Outcome::Wait(refusal)
     }
 
+    /// Nobody knows whether there is a node for the pod: no change would tell.
+    fn give_up(&mut self, pod: &PodInfo, why: String, now: Instant) -> Outcome {
+        self.line.retry(&pod.uid, now);
+        Outcome::Fail(why)
+    }
+
     /// What extenders are to be asked; None where there is nothing to ask.
     fn question(
         &mut self,
@@ -147,6 +166,7 @@ impl State {
             return None;
         }
         let facts = facts::observe(pod, profile, caches, &self.taken, &self.pending).ok()?;
+        self.line.asks();
         let mut chance = Chance { start: &mut self.start, below: &mut base::rng::below };
         let (able, rejects) = plan::survey(pod, &facts, &self.snapshot, &mut chance);
         Some(Question { facts: Arc::new(facts), able, rejects })
@@ -172,7 +192,7 @@ impl State {
             self.line.retry(&pod.uid, now);
             return None;
         }
-        Some(self.assume(pod, facts, node))
+        Some(self.assume(pod, facts, node, now))
     }
 
     /// What a pod is told that extenders have left no node.
@@ -194,8 +214,16 @@ impl State {
         refusal: Unschedulable,
         now: Instant,
     ) -> Option<Outcome> {
-        let profile = facts.profile.clone();
-        self.line.is_in_flight(pod).then(|| self.wait(pod, &profile, refusal, now))
+        if !self.line.is_in_flight(pod) {
+            return None;
+        }
+        if let Some(why) = gave_up(facts) {
+            return Some(self.give_up(pod, why, now));
+        }
+        let (profile, rules) = (facts.profile.clone(), refusal.rules);
+        let outcome = self.wait(pod, &profile, refusal, now);
+        self.line.was_asked(&pod.uid, rules, now);
+        Some(outcome)
     }
 
     /// Asks the pod's class, and for pods without one, or that find no node, the plan itself.
@@ -234,4 +262,9 @@ impl State {
         }
         (planned, Ok(facts))
     }
+}
+
+/// What is said where the search for devices took too long.
+fn gave_up(facts: &Facts) -> Option<String> {
+    facts.devices.as_ref()?.gave_up()
 }

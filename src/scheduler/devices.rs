@@ -15,7 +15,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use client::Cache;
@@ -300,6 +300,13 @@ impl Devices {
     /// Whether devices have to bring a resource on `node`.
     pub fn brings(&self, resource: &str, node: &NodeInfo) -> bool {
         self.extended.as_ref().is_some_and(|extended| extended.brings(resource, node))
+    }
+
+    /// What is said where nodes were refused only because the search took too long.
+    pub fn gave_up(&self) -> Option<String> {
+        let gave_up = self.steps.load(Ordering::Relaxed) > self.patience.steps;
+        let said = || format!("running \"DynamicResources\" filter plugin: {}", search::TIMED_OUT);
+        gave_up.then(said)
     }
 
     /// What each claim of the pod gets on `node`.

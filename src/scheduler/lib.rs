@@ -16,6 +16,7 @@ mod filter;
 mod keys;
 mod line;
 mod look;
+mod metrics;
 mod plan;
 mod pod;
 mod preempt;

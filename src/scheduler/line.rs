@@ -4,7 +4,7 @@
 //! Holds time only as it is told it. Bound: one entry per pending pod.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use crate::filter::Rules;
+use crate::metrics::{self, Row, Tried};
 use crate::pod::PodInfo;
 use crate::profile::Profile;
 
@@ -51,6 +52,19 @@ struct Entry {
     failures: u32,
     /// The end of the back-off after the last failure.
     rested: Option<Instant>,
+    /// Since when it waits, and how often it was tried.
+    since: Instant,
+    attempts: u32,
+    /// What refused it the last time, until it is tried again.
+    refused: Option<(Rules, Arc<Profile>)>,
+}
+
+/// How many pods wait in each row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rows {
+    pub ready: usize,
+    pub backing_off: usize,
+    pub parked: usize,
 }
 
 #[derive(Debug)]
@@ -67,6 +81,8 @@ pub struct Line {
     lot: Lot,
     /// When each of those in the lot is tried again whatever happens.
     overdue: BTreeSet<(Instant, String)>,
+    /// What has happened since others are asked about a pod in flight.
+    meanwhile: Option<Rules>,
     sequence: u64,
 }
 
@@ -80,6 +96,7 @@ impl Line {
             impatient: BTreeSet::new(),
             lot: Lot::default(),
             overdue: BTreeSet::new(),
+            meanwhile: None,
             sequence: 0,
         }
     }
@@ -89,9 +106,9 @@ impl Line {
     pub fn offer(&mut self, pod: Arc<PodInfo>, now: Instant) {
         let uid = pod.uid.clone();
         let Some(entry) = self.entries.get_mut(&uid) else {
-            let entry = Entry { pod, place: Place::InFlight, failures: 0, rested: None };
-            self.entries.insert(uid.clone(), entry);
-            return self.move_to_ready(&uid);
+            self.entries.insert(uid.clone(), Entry::new(pod, now));
+            self.move_to_ready(&uid);
+            return metrics::came(Row::Active, "UnschedulablePodAdd", 1);
         };
         let (old, new) = (&entry.pod.pod, &pod.pod);
         let made = |pod: &Pod| {
@@ -107,7 +124,8 @@ impl Line {
                 if let Some(entry) = self.entries.get_mut(&uid) {
                     entry.pod = pod;
                 }
-                self.awake(&uid, Cause::Refused, now);
+                let row = self.awake(&uid, Cause::Refused, now);
+                metrics::came(row, "UnschedulablePodUpdate", 1);
             }
             Place::Ready(_) if reprioritised => {
                 self.take_out(&uid);
@@ -145,24 +163,29 @@ impl Line {
             }
             self.take_out(&uid);
             self.move_to_ready(&uid);
+            metrics::came(Row::Active, "BackoffComplete", 1);
         }
         while let Some((due, uid)) = self.overdue.first().cloned() {
             if due > now {
                 break;
             }
             self.take_out(&uid);
-            self.awake(&uid, Cause::Refused, now);
+            let row = self.awake(&uid, Cause::Refused, now);
+            metrics::came(row, "UnschedulableTimeout", 1);
         }
         let uid = match self.ready.pop_first() {
             Some((_, _, uid)) => uid,
             None => {
                 let (_, _, uid) = self.impatient.first().cloned()?;
                 self.take_out(&uid);
+                metrics::came(Row::Active, "PopFromBackoffQ", 1);
                 uid
             }
         };
         let entry = self.entries.get_mut(&uid)?;
         entry.place = Place::InFlight;
+        entry.attempts = entry.attempts.saturating_add(1);
+        entry.refused = None;
         Some(entry.pod.clone())
     }
 
@@ -187,6 +210,8 @@ impl Line {
         let until = now + PARKED_MAX;
         let spot = self.lot.park(&entry.pod, rules, profile);
         entry.place = Place::Parked(spot, until);
+        entry.refused = Some((rules, profile.clone()));
+        metrics::came(Row::Unschedulable, "ScheduleAttemptFailure", 1);
         self.overdue.insert((until, uid.to_owned()));
     }
 
@@ -194,27 +219,92 @@ impl Line {
     pub fn retry(&mut self, uid: &str, now: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.fail(&self.backoff, now);
-        self.awake(uid, Cause::Error, now);
+        let row = self.awake(uid, Cause::Error, now);
+        metrics::came(row, "ScheduleAttemptFailure", 1);
     }
 
-    pub fn has_parked(&self) -> bool {
-        !self.overdue.is_empty()
+    /// How often a pod was tried, and how long it has waited.
+    pub fn tried(&self, uid: &str, now: Instant) -> Tried {
+        let entry = self.entries.get(uid);
+        entry.map_or_else(Tried::default, |entry| Tried {
+            attempts: entry.attempts,
+            waited: now.saturating_duration_since(entry.since),
+        })
+    }
+
+    pub fn rows(&self) -> Rows {
+        Rows {
+            ready: self.ready.len(),
+            backing_off: self.backing_off.len(),
+            parked: self.overdue.len(),
+        }
+    }
+
+    /// How many pods each plugin of each profile has refused the last time.
+    pub fn refusals(&self) -> BTreeMap<(String, String), usize> {
+        let mut out = BTreeMap::new();
+        for (rules, profile) in self.entries.values().filter_map(|it| it.refused.as_ref()) {
+            for rule in rules.each().filter(|rule| Rules::PLUGINS.meets(Rules::of(&[*rule]))) {
+                let key = (profile.scheduler_name.clone(), format!("{rule:?}"));
+                *out.entry(key).or_default() += 1;
+            }
+        }
+        out
+    }
+
+    /// Whether it matters to anybody that something changes.
+    pub fn has_listeners(&self) -> bool {
+        !self.overdue.is_empty() || self.meanwhile.is_some()
+    }
+
+    /// Others are asked about a pod in flight: what changes meanwhile, they may not know.
+    pub fn asks(&mut self) {
+        self.meanwhile = Some(Rules::default());
+    }
+
+    /// They have spoken, and the pod is parked: it stays there unless something has changed that
+    /// concerns one of `rules`.
+    pub fn was_asked(&mut self, uid: &str, rules: Rules, now: Instant) {
+        let meanwhile = self.meanwhile.take().unwrap_or_default();
+        if meanwhile.meets(rules) {
+            self.take_out(uid);
+            let row = self.awake(uid, Cause::Refused, now);
+            metrics::came(row, "ScheduleAttemptFailure", 1);
+        }
     }
 
     /// Something has changed.
     pub fn wake(&mut self, event: Event<'_>, now: Instant) {
+        if let Some(meanwhile) = &mut self.meanwhile {
+            meanwhile.0 |= event.rules().0;
+        }
+        let (mut ready, mut resting) = (0, 0);
         for uid in self.lot.helped(event) {
             self.take_out(&uid);
-            self.awake(&uid, Cause::Refused, now);
+            match self.awake(&uid, Cause::Refused, now) {
+                Row::Active => ready += 1,
+                Row::Backoff | Row::Unschedulable => resting += 1,
+            }
+        }
+        for (row, pods) in [(Row::Active, ready), (Row::Backoff, resting)] {
+            if pods > 0 {
+                metrics::came(row, event.name(), pods);
+            }
         }
     }
 
-    /// Of a pod that is nowhere.
-    fn awake(&mut self, uid: &str, cause: Cause, now: Instant) {
-        let Some(entry) = self.entries.get(uid) else { return };
-        match entry.rested.filter(|rested| *rested > now) {
-            Some(due) => self.back_off(uid, due, cause),
-            None => self.move_to_ready(uid),
+    /// Of a pod that is nowhere; tells where it is now.
+    fn awake(&mut self, uid: &str, cause: Cause, now: Instant) -> Row {
+        let rested = self.entries.get(uid).and_then(|entry| entry.rested);
+        match rested.filter(|rested| *rested > now) {
+            Some(due) => {
+                self.back_off(uid, due, cause);
+                Row::Backoff
+            }
+            None => {
+                self.move_to_ready(uid);
+                Row::Active
+            }
         }
     }
 
@@ -256,6 +346,18 @@ impl Line {
 }
 
 impl Entry {
+    fn new(pod: Arc<PodInfo>, now: Instant) -> Self {
+        Self {
+            pod,
+            place: Place::InFlight,
+            failures: 0,
+            rested: None,
+            since: now,
+            attempts: 0,
+            refused: None,
+        }
+    }
+
     fn fail(&mut self, backoff: &Backoff, now: Instant) {
         self.rested = Some(now + backoff.delay_after(self.failures));
         self.failures = self.failures.saturating_add(1);
@@ -303,9 +405,9 @@ mod tests {
         line.park("a", Rules::of(&[Rule::NodeResourcesFit]), &Arc::default(), now);
         line.offer(info("a", 0), now);
         assert_eq!(popped(&mut line, now), None, "nothing has changed");
-        line.wake(Event::About(Rules::of(&[Rule::VolumeBinding])), now);
+        line.wake(Event::About(Rules::of(&[Rule::VolumeBinding]), ""), now);
         assert_eq!(line.next_due(), Some(now + PARKED_MAX));
-        line.wake(Event::About(Rules::of(&[Rule::NodeResourcesFit])), now);
+        line.wake(Event::About(Rules::of(&[Rule::NodeResourcesFit]), ""), now);
         assert_eq!(line.next_due(), Some(now + Duration::from_secs(1)), "it backs off");
         line.offer(info("b", 0), now);
         assert_eq!(popped(&mut line, now).as_deref(), Some("b"));
@@ -327,10 +429,38 @@ mod tests {
                 uid => line.park(uid, rules, &Arc::default(), now),
             }
         }
-        line.wake(Event::About(rules), now);
+        line.wake(Event::About(rules, ""), now);
         let order: Vec<_> = std::iter::from_fn(|| popped(&mut line, now)).collect();
         assert_eq!(order, ["c", "a"]);
         assert_eq!(popped(&mut line, now + Duration::from_secs(1)).as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn the_rows_and_the_refusals_are_told() {
+        let now = Instant::now();
+        let mut line = line();
+        for name in ["a", "b", "c", "d"] {
+            line.offer(info(name, 0), now);
+        }
+        let rules = Rules::of(&[Rule::NodeResourcesFit, Rule::Extender]);
+        for _ in 0..3 {
+            let pod = line.pop(now).unwrap();
+            match pod.name.as_str() {
+                "a" => line.park("a", rules, &Arc::default(), now),
+                "b" => line.retry("b", now),
+                _ => {}
+            }
+        }
+        assert_eq!(line.rows(), Rows { ready: 1, backing_off: 1, parked: 1 });
+        let fit = ("default-scheduler".to_string(), "NodeResourcesFit".to_string());
+        assert_eq!(line.refusals(), BTreeMap::from([(fit.clone(), 1)]), "extenders are no plugin");
+        let later = now + Duration::from_secs(3);
+        line.wake(Event::About(rules, ""), now);
+        assert_eq!(line.refusals().get(&fit), Some(&1), "until it is tried again");
+        while line.pop(later).is_some() {}
+        assert!(line.refusals().is_empty());
+        let tried = line.tried("a", later);
+        assert_eq!((tried.attempts, tried.waited), (2, Duration::from_secs(3)));
     }
 
     #[test]
@@ -346,6 +476,23 @@ mod tests {
         }
         line.remove("a");
         assert_eq!(line.next_due(), None);
+    }
+
+    #[test]
+    fn what_happens_while_others_are_asked_is_not_missed() {
+        let now = Instant::now();
+        let rules = Rules::of(&[Rule::NodeAffinity]);
+        for (happens, again) in [(Rule::NodeAffinity, true), (Rule::VolumeBinding, false)] {
+            let mut line = line();
+            line.offer(info("a", 0), now);
+            line.pop(now);
+            line.asks();
+            assert!(line.has_listeners());
+            line.wake(Event::About(Rules::of(&[happens]), ""), now);
+            line.park("a", rules, &Arc::default(), now);
+            line.was_asked("a", rules, now);
+            assert_eq!(popped(&mut line, now).is_some(), again, "{happens:?}");
+        }
     }
 
     #[test]
@@ -373,10 +520,10 @@ mod tests {
             line.park(&pod.uid, rules, &profile, now);
         }
         line.remove("d");
-        line.wake(Event::About(Rules::of(&[Rule::TaintToleration])), now);
+        line.wake(Event::About(Rules::of(&[Rule::TaintToleration]), ""), now);
         let later = now + Duration::from_secs(1);
         let order: Vec<_> = std::iter::from_fn(|| popped(&mut line, later)).collect();
         assert_eq!(order, ["a", "b", "c"], "all are due at once, and then by name");
-        assert!(!line.has_parked());
+        assert!(!line.has_listeners());
     }
 }

@@ -1,9 +1,10 @@
 //! Decides where a pod goes: filter, score, pick; and if nowhere, whom to preempt.
 //!
-//! Pure: chance comes in as an argument, nothing is written.
+//! Pure but for its stopwatch: chance comes in as an argument, nothing is written.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -12,6 +13,7 @@ use crate::devices::Devices;
 use crate::devices::extended::is_special;
 use crate::facts::{Facts, Nowhere};
 use crate::filter::{self, Counted, Reject, Rules};
+use crate::metrics::{self, Point};
 use crate::pod::PodInfo;
 use crate::preempt::{self, Budgets, Victims};
 use crate::profile::Profile;
@@ -152,6 +154,7 @@ fn filter_nodes<'a>(
     snapshot: &'a Snapshot,
     chance: &mut Chance<'_>,
 ) -> (Vec<&'a NodeInfo>, Vec<(&'a NodeInfo, Reject)>) {
+    let begun = Instant::now();
     let nodes = snapshot.nodes();
     let wanted = enough(nodes.len(), facts.profile.nodes_percent);
     let (mut able, mut rejects) = (Vec::new(), Vec::new());
@@ -168,6 +171,8 @@ fn filter_nodes<'a>(
         }
     }
     *chance.start = (*chance.start + looked_at) % nodes.len();
+    let name = &facts.profile.scheduler_name;
+    metrics::spent(Point::Filter, name, !able.is_empty(), begun.elapsed());
     (able, rejects)
 }
 
@@ -201,7 +206,9 @@ fn pick<'a>(
     if let [only] = able {
         return only;
     }
+    let begun = Instant::now();
     let totals = score::totals(&Contest { pod, facts, snapshot, nodes: able });
+    metrics::spent(Point::Score, &facts.profile.scheduler_name, true, begun.elapsed());
     let best = totals.iter().max().copied().unwrap_or(0);
     let tied: Vec<usize> = (0..able.len()).filter(|at| totals[*at] == best).collect();
     let dice = (chance.below)(tied.len() as u64) as usize;
@@ -237,8 +244,14 @@ fn refuse(
         // Whether a node has room is not known without them.
         rules.add(filter::Rule::Extender);
     }
+    let begun = Instant::now();
     let outcome = match facts.profile.preempts {
-        true => preempt::plan(pod, facts, counted, snapshot, budgets, rejects),
+        true => {
+            let outcome = preempt::plan(pod, facts, counted, snapshot, budgets, rejects);
+            let (name, found) = (&facts.profile.scheduler_name, outcome.victims.is_some());
+            metrics::spent(Point::PostFilter, name, found, begun.elapsed());
+            outcome
+        }
         false => preempt::Outcome::default(),
     };
     let reasons = histogram(rejects.iter().flat_map(|(_, r)| r.reasons.iter().map(String::as_str)));

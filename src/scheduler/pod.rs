@@ -112,6 +112,11 @@ impl PodInfo {
         Some(name).filter(|name| !name.is_empty())
     }
 
+    /// Whose profile it wants.
+    pub fn scheduler_name(&self) -> &str {
+        scheduler_name(&self.pod)
+    }
+
     pub fn tolerations(&self) -> &[Toleration] {
         self.spec().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
     }
@@ -120,6 +125,12 @@ impl PodInfo {
 /// The uid; a pod without one (only in tests) is known by its name.
 pub fn uid_of(pod: &Pod) -> String {
     pod.metadata.uid.clone().or_else(|| pod.metadata.name.clone()).unwrap_or_default()
+}
+
+/// Whose profile a pod wants.
+pub fn scheduler_name(pod: &Pod) -> &str {
+    let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+    name.filter(|name| !name.is_empty()).unwrap_or("default-scheduler")
 }
 
 /// Succeeded and failed pods hold nothing on their node.

@@ -20,6 +20,7 @@ use crate::extend::{Answer, ExtendError, Question};
 use crate::facts::Caches;
 use crate::filter::{Rule, Rules};
 use crate::line::hints::Event;
+use crate::metrics::{self, Ended};
 use crate::pod::PodInfo;
 use crate::preempt::{Budget, Budgets};
 use crate::state::State;
@@ -77,6 +78,7 @@ impl Scheduler {
             return;
         }
         self.listen();
+        metrics::watch(Arc::downgrade(&self.0));
         info!("scheduler runs");
         drain.until(self.schedule(&drain)).await;
     }
@@ -103,7 +105,7 @@ impl Scheduler {
         let me = self.clone();
         self.0.caches.claims.on_change(move |_, _| {
             me.0.claims_changed.notify_waiters();
-            me.wake(&VOLUME_RULES);
+            me.wake(&VOLUME_RULES, "PersistentVolumeClaimUpdate");
         });
         let me = self.clone();
         self.0.caches.volumes.on_change(move |old, new| {
@@ -114,22 +116,30 @@ impl Scheduler {
             {
                 me.0.state.lock().taken.remove(name);
             }
-            me.wake(&VOLUME_RULES);
+            me.wake(&VOLUME_RULES, "PersistentVolumeUpdate");
         });
         let me = self.clone();
-        self.0.caches.csi_nodes.on_change(move |_, _| me.wake(&[Rule::NodeVolumeLimits]));
+        self.0.caches.csi_nodes.on_change(move |_, _| {
+            me.wake(&[Rule::NodeVolumeLimits], "CSINodeUpdate");
+        });
         let me = self.clone();
         self.0.caches.attachments.on_change(move |_, new| {
             if new.is_none() {
-                me.wake(&[Rule::NodeVolumeLimits]);
+                me.wake(&[Rule::NodeVolumeLimits], "VolumeAttachmentDelete");
             }
         });
         let me = self.clone();
-        self.0.caches.drivers.on_change(move |_, _| me.wake(&[Rule::VolumeBinding]));
+        self.0.caches.drivers.on_change(move |_, _| {
+            me.wake(&[Rule::VolumeBinding], "CSIDriverUpdate");
+        });
         let me = self.clone();
-        self.0.caches.capacities.on_change(move |_, _| me.wake(&[Rule::VolumeBinding]));
+        self.0.caches.capacities.on_change(move |_, _| {
+            me.wake(&[Rule::VolumeBinding], "CSIStorageCapacityUpdate");
+        });
         let me = self.clone();
-        self.0.caches.classes.on_change(move |_, _| me.wake(&[Rule::VolumeBinding]));
+        self.0.caches.classes.on_change(move |_, _| {
+            me.wake(&[Rule::VolumeBinding], "StorageClassUpdate");
+        });
         let me = self.clone();
         self.0.caches.devices.claims.on_change(move |old, new| {
             let allocated = |claim: Option<&Arc<ResourceClaim>>| {
@@ -144,24 +154,31 @@ impl Scheduler {
             let status = |claim: Option<&Arc<ResourceClaim>>| claim.map(|it| it.status.clone());
             if status(old) != status(new) {
                 me.0.devices_changed.notify_waiters();
-                me.wake(&[Rule::DynamicResources]);
+                me.wake(&[Rule::DynamicResources], "ResourceClaimUpdate");
             }
         });
         let me = self.clone();
-        self.0.caches.devices.slices.on_change(move |_, _| me.wake(&[Rule::DynamicResources]));
+        self.0.caches.devices.slices.on_change(move |_, _| {
+            me.wake(&[Rule::DynamicResources], "ResourceSliceUpdate");
+        });
         let me = self.clone();
         self.0.caches.devices.classes.on_change(move |_, new| {
             if new.is_some() {
                 // It may stand for a resource that no node has.
-                me.wake(&[Rule::DynamicResources, Rule::NodeResourcesFit]);
+                let rules = [Rule::DynamicResources, Rule::NodeResourcesFit];
+                me.wake(&rules, "DeviceClassUpdate");
             }
         });
         let me = self.clone();
-        self.0.caches.namespaces.on_change(move |_, _| me.wake(&[Rule::InterPodAffinity]));
+        self.0.caches.namespaces.on_change(move |_, _| {
+            me.wake(&[Rule::InterPodAffinity], "NamespaceUpdate");
+        });
     }
 
-    fn wake(&self, rules: &[Rule]) {
-        self.0.state.lock().line.wake(Event::About(Rules::of(rules)), Instant::now());
+    /// `event`: upstream's name of what has happened.
+    fn wake(&self, rules: &[Rule], event: &'static str) {
+        let event = Event::About(Rules::of(rules), event);
+        self.0.state.lock().line.wake(event, Instant::now());
         self.0.wake.notify_one();
     }
 
@@ -170,6 +187,7 @@ impl Scheduler {
             // The semaphore is never closed.
             let Ok(permit) = self.0.writes.clone().acquire_owned().await else { return };
             let notified = self.0.wake.notified();
+            let begun = Instant::now();
             let Some((pod, outcome)) = self.next() else {
                 drop(permit);
                 let due = self.0.state.lock().line.next_due();
@@ -182,6 +200,7 @@ impl Scheduler {
                 }
                 continue;
             };
+            metrics::planned(begun.elapsed());
             let outcome = match outcome {
                 Outcome::Ask(question) => match self.ask(&pod, question).await {
                     Some(outcome) => outcome,
@@ -195,12 +214,18 @@ impl Scheduler {
                     // It was asked about above.
                     Outcome::Ask(_) => {}
                     Outcome::Fail(why) => {
+                        metrics::ended(pod.scheduler_name(), Ended::Failed, begun.elapsed());
                         drain.until(bind::fail(&me, &pod, why)).await;
                     }
                     Outcome::Bind(decision) => {
-                        drain.until(bind::bind(&me, &pod, &decision, permit)).await;
+                        let how = drain.until(bind::bind(&me, &pod, &decision, permit)).await;
+                        if let Some(how) = how {
+                            metrics::ended(pod.scheduler_name(), how, begun.elapsed());
+                        }
                     }
                     Outcome::Wait(refusal) => {
+                        let how = Ended::Unschedulable;
+                        metrics::ended(pod.scheduler_name(), how, begun.elapsed());
                         drain.until(bind::refuse(&me, &pod, &refusal)).await;
                     }
                 }

@@ -170,6 +170,11 @@ impl Snapshot {
         self.at.get(name).map(|at| &self.nodes[*at])
     }
 
+    /// Pods on nodes, those that are assumed there included.
+    pub fn pods_placed(&self) -> usize {
+        self.placed.len()
+    }
+
     /// Of the whole; the same as long as nothing has changed.
     pub fn revision(&self) -> u64 {
         self.revision

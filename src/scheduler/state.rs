@@ -2,7 +2,7 @@
 //!
 //! Synchronous; `run.rs` holds the lock and does the waiting.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use base::backoff::Backoff;
@@ -19,7 +19,7 @@ use crate::filter::Rules;
 use crate::filter::volumes::Choice;
 use crate::line::Line;
 use crate::line::hints::{self, Event};
-use crate::pod::{PodInfo, is_finished, node_of, uid_of};
+use crate::pod::{PodInfo, is_finished, node_of, scheduler_name, uid_of};
 use crate::profile::Profile;
 use crate::snapshot::{NodeInfo, Snapshot};
 
@@ -29,6 +29,11 @@ pub struct State {
     pub snapshot: Snapshot,
     /// Pods that are on a node here but not yet at the API server, by uid.
     pub assumed: HashSet<String>,
+    /// Those of them whose binding is not asked for yet, and whether they have to give way to
+    /// others before it is.
+    pub preparing: HashMap<String, bool>,
+    /// Pods that nobody may schedule yet (`schedulingGates`), by uid.
+    pub gated: HashSet<String>,
     /// Volumes that were picked and do not show it yet; no more than claims being bound.
     pub taken: Taken,
     /// Allocations of devices that do not show yet; no more than claims being bound.
@@ -48,6 +53,8 @@ impl State {
             line: Line::new(Backoff::new(config.backoff_initial, config.backoff_max)),
             snapshot: Snapshot::default(),
             assumed: HashSet::new(),
+            preparing: HashMap::new(),
+            gated: HashSet::new(),
             taken: Taken::new(),
             pending: Pending::new(),
             classes: Classes::default(),
@@ -59,8 +66,8 @@ impl State {
 
     /// The profile that a pod asks for; None where another scheduler has it.
     pub fn profile_of(&self, pod: &Pod) -> Option<&Arc<Profile>> {
-        let name = pod.spec.as_ref()?.scheduler_name.as_deref().filter(|name| !name.is_empty());
-        let name = name.unwrap_or("default-scheduler");
+        pod.spec.as_ref()?;
+        let name = scheduler_name(pod);
         self.profiles.iter().find(|profile| profile.scheduler_name == name)
     }
 
@@ -119,13 +126,15 @@ impl State {
         } else if let Some(node) = node_of(pod) {
             self.pod_placed(pod, node, now);
         } else {
-            self.pod_pending(pod, now);
+            self.pod_pending(old, pod, now);
         }
     }
 
     fn pod_gone(&mut self, uid: &str, now: Instant) {
         self.line.remove(uid);
+        self.gated.remove(uid);
         self.assumed.remove(uid);
+        self.preparing.remove(uid);
         self.free_promise(uid, now);
         if let Some((pod, node)) = self.snapshot.remove_pod(uid) {
             let node = self.snapshot.get(&node);
@@ -136,7 +145,9 @@ impl State {
     fn pod_placed(&mut self, pod: &Arc<Pod>, node: &str, now: Instant) {
         let info = Arc::new(PodInfo::new(pod.clone()));
         let was_assumed = self.assumed.remove(&info.uid);
+        self.preparing.remove(&info.uid);
         self.line.remove(&info.uid);
+        self.gated.remove(&info.uid);
         self.free_promise(&info.uid, now);
         let before = self.snapshot.place(info.clone(), node).filter(|_| !was_assumed);
         let before = before.as_deref();
@@ -160,8 +171,24 @@ impl State {
         }
     }
 
+    /// Has an assumed pod give way to another; false where its binding is asked for already, or
+    /// it is not assumed.
+    pub fn call_back(&mut self, uid: &str) -> bool {
+        self.preparing.get_mut(uid).map(|called_back| *called_back = true).is_some()
+    }
+
+    pub fn is_called_back(&self, uid: &str) -> bool {
+        self.preparing.get(uid) == Some(&true)
+    }
+
+    /// The binding of an assumed pod is about to be asked for; false where it has to give way.
+    pub fn commit(&mut self, uid: &str) -> bool {
+        self.preparing.remove(uid) != Some(true)
+    }
+
     /// A pod that was assumed does not get to its node: others may.
     pub fn forget_assumed(&mut self, uid: &str, now: Instant) -> bool {
+        self.preparing.remove(uid);
         if !self.assumed.remove(uid) {
             return false;
         }
@@ -172,12 +199,16 @@ impl State {
         true
     }
 
-    fn pod_pending(&mut self, pod: &Arc<Pod>, now: Instant) {
+    fn pod_pending(&mut self, old: Option<&Arc<Pod>>, pod: &Arc<Pod>, now: Instant) {
         let uid = uid_of(pod);
         let Some(spec) = &pod.spec else { return };
         let Some(profile) = self.profile_of(pod) else { return };
         let gated =
             profile.gates && spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
+        match gated && pod.metadata.deletion_timestamp.is_none() {
+            true => self.gated.insert(uid.clone()),
+            false => self.gated.remove(&uid),
+        };
         if gated || pod.metadata.deletion_timestamp.is_some() {
             self.line.remove(&uid);
             self.free_promise(&uid, now);
@@ -187,9 +218,11 @@ impl State {
             return;
         }
         let info = Arc::new(PodInfo::new(pod.clone()));
-        let nominated = pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
-        if let Some(node) = nominated.filter(|node| !node.is_empty()) {
-            self.snapshot.nominate(info.clone(), node);
+        match info.nominated() {
+            Some(node) => self.snapshot.nominate(info.clone(), node),
+            // Somebody has taken it back. What is not written down yet stays.
+            None if old.is_some_and(|old| promised(old)) => self.free_promise(&uid, now),
+            None => {}
         }
         self.line.offer(info, now);
     }
@@ -206,12 +239,17 @@ impl State {
         self.snapshot.set_node(new.clone());
         let is_news = old.is_none_or(|old| hints::changed(old, new) != Rules::default());
         if let (true, Some(node)) =
-            (is_news && self.line.has_parked(), self.snapshot.get(&name(new)))
+            (is_news && self.line.has_listeners(), self.snapshot.get(&name(new)))
         {
             let before = old.map(|old| NodeInfo::new(old.clone()));
             self.line.wake(Event::Node { node, before: before.as_ref() }, now);
         }
     }
+}
+
+fn promised(pod: &Pod) -> bool {
+    let name = pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref());
+    name.is_some_and(|name| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -246,8 +284,6 @@ mod tests {
     #[test]
     fn room_that_was_promised_is_free_when_the_promise_ends() {
         let now = Instant::now();
-        let mut state = state(now);
-        state.pod_changed(None, Some(&bound("low", "3")), now);
         let mut promised = pod_of(
             "vip",
             json!({}),
@@ -256,13 +292,27 @@ mod tests {
         );
         promised.status = serde_json::from_value(json!({"nominatedNodeName": "n"})).unwrap();
         let promised = Arc::new(promised);
-        state.pod_changed(None, Some(&promised), now);
-        state.pod_changed(None, Some(&Arc::new(pod("small", "1", "1Gi"))), now);
-        assert_eq!(next(&mut state, now), Some(("vip".into(), false)));
-        assert_eq!(next(&mut state, now), Some(("small".into(), false)));
+        let (mut state, mut back) = (state_of(&promised, now), state_of(&promised, now));
         state.pod_changed(Some(&promised), None, now);
         let later = now + Duration::from_secs(1);
         assert_eq!(next(&mut state, later), Some(("small".into(), true)));
+        // The same where somebody takes the promise back.
+        let mut without = (*promised).clone();
+        without.status = None;
+        back.pod_changed(Some(&promised), Some(&Arc::new(without)), now);
+        let tried: Vec<_> = std::iter::from_fn(|| next(&mut back, later)).collect();
+        assert!(tried.contains(&("small".into(), true)), "{tried:?}");
+    }
+
+    /// A node of 4 CPUs that `promised` is to get, on which there is 1 left; `small` wants that.
+    fn state_of(promised: &Arc<Pod>, now: Instant) -> State {
+        let mut state = state(now);
+        state.pod_changed(None, Some(&bound("low", "3")), now);
+        state.pod_changed(None, Some(promised), now);
+        state.pod_changed(None, Some(&Arc::new(pod("small", "1", "1Gi"))), now);
+        assert_eq!(next(&mut state, now), Some(("vip".into(), false)));
+        assert_eq!(next(&mut state, now), Some(("small".into(), false)));
+        state
     }
 
     #[test]
@@ -279,6 +329,21 @@ mod tests {
         let later = now + Duration::from_secs(1);
         assert_eq!(next(&mut state, later), Some(("b".into(), true)));
         assert!(!state.forget_assumed("a", now));
+    }
+
+    #[test]
+    fn who_is_called_back_is_not_bound_and_who_is_bound_is_not_called_back() {
+        let now = Instant::now();
+        let mut state = state(now);
+        for name in ["a", "b"] {
+            state.pod_changed(None, Some(&Arc::new(pod(name, "1", "1Gi"))), now);
+            assert_eq!(next(&mut state, now), Some((name.into(), true)));
+        }
+        assert!(state.commit("a"));
+        assert!(!state.call_back("a"), "it is deleted instead");
+        assert!(state.call_back("b") && state.is_called_back("b"));
+        assert!(!state.commit("b"));
+        assert!(state.forget_assumed("b", now) && !state.call_back("b"));
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! `pods_of`: the sets that have pods which run.
 //!
 //! `play` is what happens: `turn` (one plan; no pod changes), `settle` (plans until nothing
-//! changes; all pods become ready at once), `image NAME`, `replicas N`, `pause`, `resume`. What comes out
-//! is what is done with the sets, and with `show: status` what the deployment says in the end.
+//! changes; all pods become ready at once), `image NAME`, `replicas N`, `pause`, `resume`, `note TEXT`
+//! (an annotation), `undo REVISION` (by annotation). What comes out is what is done with the sets, and
+//! with `show: status` what the deployment says in the end.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -110,6 +111,14 @@ impl Play {
                 }
                 panic!("never settles: {:?}", self.log);
             }
+            "undo" => {
+                let annotations = self.deployment.metadata.annotations.get_or_insert_default();
+                annotations.insert(revision::ROLLBACK_TO.into(), value.into());
+            }
+            "note" => {
+                let annotations = self.deployment.metadata.annotations.get_or_insert_default();
+                annotations.insert("note".into(), value.into());
+            }
             "image" => spec.template = serde_json::from_value(template(value)).unwrap(),
             "replicas" => spec.replicas = Some(value.parse().unwrap()),
             "pause" => spec.paused = Some(true),
@@ -177,6 +186,10 @@ impl Play {
                 self.log.push(format!("delete {}", uid(&set.metadata)));
                 self.sets.retain(|s| s.metadata.uid != set.metadata.uid);
             }
+            Step::RollBack(planned) => {
+                self.log.push(format!("{}: {}", planned.reason, planned.message));
+                self.deployment = *planned.deployment;
+            }
             Step::Status(status) => {
                 self.deployment.status = serde_json::from_value(status).unwrap();
             }
@@ -199,6 +212,8 @@ impl Play {
         ));
         let revision = annotation(&self.deployment.metadata, revision::REVISION);
         self.log.extend(revision.map(|revision| format!("at revision {revision}")));
+        let note = annotation(&self.deployment.metadata, "note");
+        self.log.extend(note.map(|note| format!("noted {note}")));
         self.log.extend(self.look_again_in.map(|seconds| format!("look again in {seconds} s")));
     }
 }

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::rollback::{self, Rollback};
 use super::scale::{Limits, Size, grow, proportional, shrink};
 use super::status::{self, News};
 use super::{revision, template};
@@ -38,6 +39,7 @@ pub enum Step {
     /// A merge patch of the deployment.
     Annotate(Value),
     Delete(Arc<ReplicaSet>),
+    RollBack(Rollback),
     Status(Value),
 }
 
@@ -104,6 +106,9 @@ impl Rollout<'_> {
             return;
         }
         let paused = deployment.spec.as_ref().and_then(|s| s.paused).unwrap_or(false);
+        if !paused && let Some(revision) = rollback::wanted(deployment) {
+            return self.roll_back(revision);
+        }
         if paused || self.was_scaled() {
             self.annotate_newest(None);
             self.scale();
@@ -122,7 +127,11 @@ impl Rollout<'_> {
     fn finish(mut self) -> Plan {
         let newest_name = match self.steps.iter().find_map(|step| match step {
             Step::Create(set) => Some(name(&set.metadata).to_string()),
-            Step::Change { .. } | Step::Annotate(_) | Step::Delete(_) | Step::Status(_) => None,
+            Step::Change { .. }
+            | Step::Annotate(_)
+            | Step::Delete(_)
+            | Step::RollBack(_)
+            | Step::Status(_) => None,
         }) {
             Some(name) => name,
             None => self.newest.as_ref().map(|n| name(&n.metadata).into()).unwrap_or_default(),
@@ -176,6 +185,22 @@ impl Rollout<'_> {
             return;
         }
         self.clean_up_if_complete();
+    }
+
+    /// The present template must have a revision before it is left.
+    fn roll_back(&mut self, to: i64) {
+        if self.newest.is_none() {
+            let starts = match recreates(self.world.deployment) {
+                true => 0,
+                false => grow(&self.limits, false, 0, self.total()),
+            };
+            return self.create(starts);
+        }
+        self.annotate_newest(None);
+        if self.steps.is_empty() {
+            let planned = rollback::plan(self.world.deployment, &self.sets, to);
+            self.steps.push(Step::RollBack(planned));
+        }
     }
 
     fn recreate(&mut self) {

@@ -12,6 +12,8 @@ pub const REVISION: &str = "deployment.kubernetes.io/revision";
 pub const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
 pub const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 pub const MAX: &str = "deployment.kubernetes.io/max-replicas";
+/// A revision to go back to, 0 for the one before.
+pub const ROLLBACK_TO: &str = "deprecated.deployment.rollback.to";
 
 /// Annotations of a deployment that its sets do not get.
 const NOT_COPIED: [&str; 6] = [
@@ -20,8 +22,13 @@ const NOT_COPIED: [&str; 6] = [
     REVISION_HISTORY,
     DESIRED,
     MAX,
-    "deprecated.deployment.rollback.to",
+    ROLLBACK_TO,
 ];
+
+/// Whether sets get an annotation of their deployment.
+pub fn is_copied(key: &str) -> bool {
+    !NOT_COPIED.contains(&key)
+}
 
 pub fn of(meta: &ObjectMeta) -> i64 {
     annotation(meta, REVISION).and_then(|text| text.parse().ok()).unwrap_or(0)
@@ -29,6 +36,13 @@ pub fn of(meta: &ObjectMeta) -> i64 {
 
 pub fn highest(sets: &[Arc<ReplicaSet>]) -> i64 {
     sets.iter().map(|set| of(&set.metadata)).max().unwrap_or(0)
+}
+
+/// The second highest; 0 where there is none.
+pub fn one_before_last(sets: &[Arc<ReplicaSet>]) -> i64 {
+    let mut all: Vec<i64> = sets.iter().map(|set| of(&set.metadata)).collect();
+    all.sort_unstable();
+    all.iter().rev().nth(1).copied().unwrap_or(0)
 }
 
 /// What the newest set must be annotated with.
@@ -41,7 +55,7 @@ pub fn annotations_for_new(
 ) -> BTreeMap<String, String> {
     let copied = deployment.metadata.annotations.iter().flatten();
     let mut out: BTreeMap<String, String> = copied
-        .filter(|(key, _)| !NOT_COPIED.contains(&key.as_str()))
+        .filter(|(key, _)| is_copied(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     let held = existing.map_or(0, |set| of(&set.metadata));

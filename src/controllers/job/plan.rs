@@ -180,6 +180,10 @@ pub fn plan(job: &Job, pods: &[Arc<Pod>], backoff: Backoff, now: Timestamp) -> P
         set(&mut out.status, end.last, true, &end.reason, &end.message, now);
         if end.last == "Complete" {
             out.status.completion_time = Some(at(now));
+            if spec.completions.is_some_and(|wanted| count.succeeded > wanted) {
+                let text = "Too many succeeded pods running after completion count reached";
+                out.events.push(("Warning", "TooManySucceededPods".into(), text.into()));
+            }
             out.events.push(("Normal", "Completed".into(), "Job completed".into()));
         } else {
             out.events.push(("Warning", end.reason, end.message));

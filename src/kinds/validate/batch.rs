@@ -408,15 +408,20 @@ pub(super) fn job_update(new: &Value, old: &Value) -> Errors {
     out
 }
 
-/// What a queue may still decide about a job's pods while it is suspended.
+/// What a queue may still decide about where a job's pods run while it is suspended.
 const SCHEDULING: [&str; 3] = ["nodeSelector", "tolerations", "schedulingGates"];
 
 fn template_update(new: &Value, old: &Value, old_job: &Value, out: &mut Errors) {
     let (mut expected, actual) = (new["template"].clone(), &old["template"]);
-    let never_ran = flag(old, "suspend") && !has(old_job, "status.startTime");
-    if never_ran && expected.is_object() {
+    if flag(old, "suspend") && is_idle(old_job) && expected.is_object() {
         for key in SCHEDULING {
             copy(&mut expected["spec"], &actual["spec"], key);
+        }
+        for list in ["initContainers", "containers"] {
+            let held = expected.get_mut("spec").and_then(|spec| spec.get_mut(list));
+            if let Some(held) = held {
+                copy_resources(held, &actual["spec"][list]);
+            }
         }
         let affinity = actual["spec"]["affinity"]["nodeAffinity"].clone();
         if !affinity.is_null() || !expected["spec"]["affinity"]["nodeAffinity"].is_null() {
@@ -432,6 +437,26 @@ fn template_update(new: &Value, old: &Value, old_job: &Value, out: &mut Errors) 
             new["template"].clone(),
             "field is immutable",
         ));
+    }
+}
+
+/// Whether a suspended job has no pods, and gets none before it is resumed (KEP-5440): it never
+/// ran, or its controller says that it is suspended.
+fn is_idle(job: &Value) -> bool {
+    let conditions = at(job, "status.conditions").as_array().into_iter().flatten();
+    let mut told = conditions.filter(|it| it["type"] == "Suspended" && it["status"] == "True");
+    let active = at(job, "status.active").as_i64().unwrap_or(0);
+    active == 0 && (!has(job, "status.startTime") || told.next().is_some())
+}
+
+/// What containers ask for may change as well; what devices they use may not.
+fn copy_resources(to: &mut Value, from: &Value) {
+    let (Some(to), Some(from)) = (to.as_array_mut(), from.as_array()) else { return };
+    for (to, from) in to.iter_mut().zip(from) {
+        let (new, old) = (&to["resources"], &from["resources"]);
+        if new["claims"] == old["claims"] {
+            copy(to, from, "resources");
+        }
     }
 }
 
@@ -519,4 +544,50 @@ pub(super) fn cron_job_update(new: &Value, old: &Value) -> Errors {
     // Its name came before the limit, or could not have been taken.
     out.retain(|error| error.field != "metadata.name");
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_template_of_a_job_changes_while_it_is_suspended_and_has_no_pods() {
+        let asks = |cpu: &str| {
+            let resources = json!({"requests": {"cpu": cpu}});
+            json!({"containers": [{"name": "c", "resources": resources}]})
+        };
+        let told = json!([{"type": "Suspended", "status": "True"}]);
+        let started = "2026-01-01T00:00:00Z";
+        let on = json!({"nodeSelector": {"a": "b"}, "containers": asks("1")["containers"]});
+        let other = json!({"containers": [{"name": "c", "image": "other",
+            "resources": {"requests": {"cpu": "1"}}}]});
+        let claims = json!({"containers": [{"name": "c", "resources": {
+            "requests": {"cpu": "2"}, "claims": [{"name": "gpu"}]}}]});
+        for (suspended, status, new, allowed) in [
+            (true, json!({}), asks("2"), true),
+            (true, json!({}), on.clone(), true),
+            (true, json!({}), other, false),
+            (true, json!({}), claims, false),
+            (false, json!({}), asks("2"), false),
+            (true, json!({"startTime": started}), asks("2"), false),
+            (true, json!({"startTime": started, "conditions": told}), asks("2"), true),
+            (true, json!({"startTime": started, "conditions": told}), on, true),
+            (
+                true,
+                json!({"startTime": started, "conditions": told, "active": 1}),
+                asks("2"),
+                false,
+            ),
+        ] {
+            let meta = json!({"labels": {"a": "b"}});
+            let spec = |pod: &Value| json!({"suspend": suspended, "template": {"metadata": meta, "spec": pod}});
+            let (old, new) = (spec(&asks("1")), spec(&new));
+            let job = json!({"spec": old, "status": status});
+            let mut out = Errors::new();
+            template_update(&new, &old, &job, &mut out);
+            assert_eq!(out.is_empty(), allowed, "{suspended} {status} {new}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::columns::Columns;
 use super::company::{self, Company};
@@ -9,6 +10,7 @@ use super::spread::{self, Spread};
 use crate::facts::Facts;
 use crate::filter::{self, Counted, Rule};
 use crate::look::ByLook;
+use crate::metrics::{self, Point};
 use crate::plan::{self, Chance, Unschedulable};
 use crate::pod::PodInfo;
 use crate::profile::Profile;
@@ -117,8 +119,10 @@ impl Class {
         columns: &mut Columns,
         chance: &mut Chance<'_>,
     ) -> Option<usize> {
+        let begun = Instant::now();
         self.catch_up(snapshot, columns);
         let looked_at = self.find(pod, snapshot, *chance.start);
+        self.spent(Point::Filter, !self.able.is_empty(), begun);
         match self.able.as_slice() {
             [] => return None,
             [only] => {
@@ -128,12 +132,18 @@ impl Class {
             }
             [..] => *chance.start = looked_at,
         }
+        let begun = Instant::now();
         self.rate(snapshot);
+        self.spent(Point::Score, true, begun);
         let best = self.totals.iter().max().copied().unwrap_or(0);
         let tied = self.totals.iter().filter(|total| **total == best).count();
         let dice = ((chance.below)(tied as u64) as usize).min(tied.saturating_sub(1));
         let mut winners = self.able.iter().zip(&self.totals).filter(|(_, total)| **total == best);
         winners.nth(dice).map(|(at, _)| *at as usize)
+    }
+
+    fn spent(&self, point: Point, well: bool, begun: Instant) {
+        metrics::spent(point, &self.facts.profile.scheduler_name, well, begun.elapsed());
     }
 
     /// Counts what has moved since the last time, or everything anew.

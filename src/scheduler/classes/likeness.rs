@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use crate::filter::volume_restrictions;
@@ -55,6 +55,13 @@ pub fn alike(one: &PodInfo, other: &PodInfo, matters: &dyn Fn(&str) -> bool) -> 
             a.init_containers.as_deref().unwrap_or_default(),
             b.init_containers.as_deref().unwrap_or_default(),
         )
+        && mounted(a).eq(mounted(b))
+}
+
+/// The images of a pod's volumes.
+fn mounted(spec: &PodSpec) -> impl Iterator<Item = &str> {
+    let volumes = spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref());
+    volumes.filter_map(|image| image.reference.as_deref())
 }
 
 /// The labels whose keys matter.

@@ -156,6 +156,10 @@ pub(crate) fn parse(plugin: &str, args: &Value) -> Result<Args, String> {
         "DefaultPreemption" => Args::Preemption(read(plugin, args)?),
         "VolumeBinding" => Args::Volumes(read(plugin, args)?),
         "DynamicResources" => Args::Devices(read(plugin, args)?),
+        _ if !super::plugins::is_known(plugin) => {
+            return Err(format!("pluginConfig: plugin {plugin:?} does not exist"));
+        }
+        _ if !args.is_null() => return Err(format!("pluginConfig: {plugin} takes no args")),
         _ => Args::None,
     })
 }

@@ -89,6 +89,11 @@ fn find(name: &str) -> Option<&'static Known> {
     KNOWN.iter().find(|known| known.name == name)
 }
 
+/// Whether there is a plugin of this name.
+pub(super) fn is_known(name: &str) -> bool {
+    find(name).is_some()
+}
+
 fn names(plugins: &[Plugin], name: &str) -> bool {
     plugins.iter().any(|plugin| plugin.name == name || plugin.name == "*")
 }

@@ -21,7 +21,13 @@ fn refused(text: &str, want: &str) {
 #[test]
 fn an_empty_file_is_the_default() {
     assert_eq!(read(""), Config::default());
-    assert_eq!(read("parallelism: 4\nleaderElection: {leaderElect: true}"), Config::default());
+    assert_eq!(
+        read(
+            "parallelism: 4\nleaderElection: {leaderElect: true, leaseDuration: \
+        15s}\nclientConnection: {qps: 50.5, burst: 100}"
+        ),
+        Config::default()
+    );
     assert_eq!(read("profiles: [{}]"), Config::default());
 }
 
@@ -89,6 +95,16 @@ fn what_is_wrong_is_said_in_upstreams_words() {
     for (text, want) in [
         ("nonsense: 1", "unknown field `nonsense`"),
         ("profiles: [{nonsense: 1}]", "unknown field `nonsense`"),
+        ("leaderElection: {leaderelect: true}", "unknown field `leaderelect`"),
+        ("clientConnection: {qpm: 5}", "unknown field `qpm`"),
+        (
+            "profiles: [{pluginConfig: [{name: NodeResourceFit, args: {}}]}]",
+            "pluginConfig: plugin \"NodeResourceFit\" does not exist",
+        ),
+        (
+            "profiles: [{pluginConfig: [{name: NodeName, args: {a: 1}}]}]",
+            "pluginConfig: NodeName takes no args",
+        ),
         (
             "parallelism: 0",
             "parallelism: Invalid value: 0: should be an integer value greater than zero",

@@ -27,6 +27,8 @@ const RESULTS_MAX: usize = 32;
 /// Of one pod, over all nodes: devices tried, and selectors asked. It stands for the ten seconds
 /// that upstream has for every node (`filterTimeout`).
 pub const STEPS_MAX: usize = 100_000;
+/// What is said where they did not suffice.
+pub const TIMED_OUT: &str = "timed out trying to allocate devices";
 
 /// A device that can be used from the node.
 pub struct Candidate<'a> {
@@ -339,7 +341,7 @@ impl<'a> Search<'a> {
     fn count(&self) -> Result<(), Stop> {
         match self.devices.steps.fetch_add(1, Ordering::Relaxed) < self.devices.patience.steps {
             true => Ok(()),
-            false => Err(Stop::Failed("timed out trying to allocate devices".into())),
+            false => Err(Stop::Failed(TIMED_OUT.into())),
         }
     }
 

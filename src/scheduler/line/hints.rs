@@ -16,8 +16,8 @@ use crate::snapshot::NodeInfo;
 /// What has happened.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
-    /// Something that only these rules look at.
-    About(Rules),
+    /// Something that only these rules look at, and upstream's name of it.
+    About(Rules, &'static str),
     /// A pod is on a node, or its labels are others.
     Came {
         pod: &'a PodInfo,
@@ -41,10 +41,33 @@ pub enum Event<'a> {
 }
 
 impl Event<'_> {
+    /// Upstream's name, as metrics show it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::About(_, name) => name,
+            Self::Came { before: None, .. } => "AssignedPodAdd",
+            Self::Came { before: Some(_), .. } => "AssignedPodUpdatePodLabel",
+            Self::Left { .. } => "AssignedPodDelete",
+            Self::Shrank { .. } => "AssignedPodUpdatePodScaleDown",
+            Self::Node { before: None, .. } => "NodeAdd",
+            Self::Node { node, before: Some(before) } => {
+                let rules = changed(&before.node, &node.node);
+                let is = |rule: Rule| rules.meets(Rules::of(&[rule]));
+                match () {
+                    () if is(Rule::NodeResourcesFit) => "NodeUpdateNodeAllocatable",
+                    () if is(Rule::NodeAffinity) => "NodeUpdateNodeLabel",
+                    () if is(Rule::NodeDeclaredFeatures) => "NodeUpdateNodeDeclaredFeature",
+                    () => "NodeUpdateNodeTaint",
+                }
+            }
+            Self::NodeLeft => "NodeDelete",
+        }
+    }
+
     /// The rules that it may concern at all.
     pub fn rules(&self) -> Rules {
         let rules = match self {
-            Self::About(rules) => *rules,
+            Self::About(rules, _) => *rules,
             Self::Came { .. } => Rules::of(&[Rule::PodTopologySpread, Rule::InterPodAffinity]),
             Self::Left { .. } => Rules::of(&[
                 Rule::NodePorts,
@@ -71,7 +94,7 @@ impl Event<'_> {
             return true;
         }
         match self {
-            Self::About(_) | Self::NodeLeft => true,
+            Self::About(..) | Self::NodeLeft => true,
             Self::Came { pod: other, before } => match rule {
                 Rule::PodTopologySpread => {
                     spreads_with(pod, other) || before.is_some_and(|it| spreads_with(pod, it))

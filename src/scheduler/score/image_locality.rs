@@ -1,10 +1,11 @@
-//! Nodes that hold the pod's images already are better, large images the more.
+//! Nodes that hold the pod's images already are better, large images the more; those of its
+//! volumes count as well.
 
 use super::{BEST, Contest};
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
 
-/// Below this many bytes nothing is won, above the second (per container) no more.
+/// Below this many bytes nothing is won, above the second (per image) no more.
 const BYTES_MIN: i64 = 23 << 20;
 const BYTES_MAX: i64 = 1000 << 20;
 
@@ -13,11 +14,13 @@ pub fn score(contest: &Contest<'_>) -> Option<Vec<i64>> {
     Some(contest.nodes.iter().map(|node| of_node(&images, contest.snapshot, node)).collect())
 }
 
-/// The images of the pod's containers, as nodes name theirs.
+/// The images of the pod's containers and volumes, as nodes name theirs.
 pub fn images(pod: &PodInfo) -> Vec<String> {
     let Some(spec) = pod.spec() else { return Vec::new() };
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    containers.filter_map(|c| c.image.as_deref()).map(normalised).collect()
+    let volumes = spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref());
+    let mounted = volumes.filter_map(|image| image.reference.as_deref());
+    containers.filter_map(|c| c.image.as_deref()).chain(mounted).map(normalised).collect()
 }
 
 pub fn of_node(images: &[String], snapshot: &Snapshot, node: &NodeInfo) -> i64 {

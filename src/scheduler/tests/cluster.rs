@@ -5,9 +5,10 @@
 use std::time::Duration;
 
 use base::drain::Trigger;
-use client::{Client, Patch, Recorder, Shared};
-use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
+use client::{Client, ListParams, Patch, Recorder, Shared};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use scheduler::{Config, Scheduler};
 use serde_json::{Value, json};
 use testing::until;
@@ -105,6 +106,49 @@ async fn each_profile_has_its_pods_and_its_ways() {
     assert_ne!(cluster.node_of("apart").await, first);
     let stranger = cluster.pods().get("stranger").await.unwrap();
     assert_eq!(stranger.spec.unwrap().node_name, None);
+}
+
+#[tokio::test]
+async fn what_becomes_of_pods_is_measured() {
+    let cluster = cluster("{}").await;
+    cluster.node("n").await;
+    cluster.pod("fits", json!({})).await;
+    cluster.node_of("fits").await;
+    cluster.pod("waits", json!({"schedulingGates": [{"name": "a.example/b"}]})).await;
+    cluster.pod("homeless", json!({"nodeSelector": {"no": "where"}})).await;
+    let profile = "profile=\"default-scheduler\"";
+    let wanted = [
+        format!("schedule_attempts_total{{{profile},result=\"scheduled\"}} 1"),
+        format!("schedule_attempts_total{{{profile},result=\"unschedulable\"}} 1"),
+        format!("scheduling_attempt_duration_seconds_count{{{profile},result=\"scheduled\"}} 1"),
+        "scheduling_algorithm_duration_seconds_count 2".into(),
+        "pending_pods{queue=\"active\"} 0".into(),
+        "pending_pods{queue=\"backoff\"} 0".into(),
+        "pending_pods{queue=\"unschedulable\"} 1".into(),
+        "pending_pods{queue=\"gated\"} 1".into(),
+        format!("unschedulable_pods{{plugin=\"NodeAffinity\",{profile}}} 1"),
+        "pod_scheduling_attempts_count 1".into(),
+        "pod_scheduling_sli_duration_seconds_count{attempts=\"1\"} 1".into(),
+        "queue_incoming_pods_total{event=\"UnschedulablePodAdd\",queue=\"active\"} 2".into(),
+        "queue_incoming_pods_total{event=\"ScheduleAttemptFailure\",queue=\"unschedulable\"} 1"
+            .into(),
+        "preemption_attempts_total 1".into(),
+        "cache_size{type=\"nodes\"} 1".into(),
+        "cache_size{type=\"pods\"} 1".into(),
+    ];
+    let points =
+        [("Filter", "Unschedulable"), ("PostFilter", "Unschedulable"), ("Bind", "Success")];
+    let name = "framework_extension_point_duration_seconds_count";
+    let points = points.map(|(point, status)| {
+        format!("{name}{{extension_point=\"{point}\",{profile},status=\"{status}\"}} ")
+    });
+    until("all is measured", async || {
+        let text = base::metrics::render(base::metrics::Format::Prometheus);
+        let has = |line: &String| text.contains(&format!("\nscheduler_{line}"));
+        wanted.iter().all(|line| has(&format!("{line}\n"))).then_some(())?;
+        points.iter().all(has).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -206,6 +250,65 @@ async fn a_pod_waits_until_its_devices_are_ready_and_leaves_those_that_never_wil
     assert_eq!(cluster.node_of("p").await, "n");
     let status = cluster.pods().get("p").await.unwrap().status.unwrap();
     assert_eq!(status.nominated_node_name, None);
+}
+
+#[tokio::test]
+async fn a_pod_that_waits_for_its_devices_gives_way_to_an_important_one_and_stays() {
+    let cluster = cluster("{}").await;
+    let class = json!({"metadata": {"name": "things.example"}, "spec": {}});
+    let device = json!({"name": "one", "bindsToNode": true, "bindingConditions": ["d.example/up"],
+        "bindingFailureConditions": ["d.example/broken"]});
+    devices(&cluster, class, json!([device])).await;
+    let class: PriorityClass = read(json!({"metadata": {"name": "high"}, "value": 1000}));
+    cluster.client.all::<PriorityClass>().create(&class).await.unwrap();
+    cluster.claim("a").await;
+    let pod = |name: &str, mut spec: Value| {
+        spec["containers"] =
+            json!([{"name": "c", "image": "i", "resources": {"requests": {"cpu": "3"}}}]);
+        read::<Pod>(json!({"metadata": {"name": name}, "spec": spec}))
+    };
+    let uses = json!({"resourceClaims": [{"name": "c", "resourceClaimName": "a"}]});
+    cluster.pods().create(&pod("low", uses)).await.unwrap();
+    until("the device is allocated", async || {
+        cluster.claims().get("a").await.unwrap().status?.allocation
+    })
+    .await;
+    let high = pod("high", json!({"priorityClassName": "high"}));
+    cluster.pods().create(&high).await.unwrap();
+    assert_eq!(cluster.node_of("high").await, "n");
+    let low = cluster.pods().get("low").await.unwrap();
+    assert_eq!(low.metadata.deletion_timestamp, None, "it was nowhere yet: it waits for its turn");
+    assert_eq!(low.spec.unwrap().node_name, None);
+    let events = cluster.client.api::<Event>(Some("default"));
+    until("it was told", async || {
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        let told = events.iter().any(|it| {
+            it.reason.as_deref() == Some("Preempted")
+                && it.involved_object.name.as_deref() == Some("low")
+        });
+        told.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_search_for_devices_that_takes_too_long_is_an_error_and_no_refusal() {
+    let args = "{filterTimeout: 1ns}";
+    let cluster =
+        cluster(&format!("{{pluginConfig: [{{name: DynamicResources, args: {args}}}]}}")).await;
+    let class = json!({"metadata": {"name": "things.example"}, "spec": {}});
+    devices(&cluster, class, json!([{"name": "one"}])).await;
+    cluster.claim("a").await;
+    let uses = json!({"resourceClaims": [{"name": "c", "resourceClaimName": "a"}]});
+    cluster.pod("p", uses).await;
+    let said = until("it is told", async || {
+        let status = cluster.pods().get("p").await.unwrap().status?;
+        let told = status.conditions?.into_iter().find(|it| it.type_ == "PodScheduled")?;
+        (told.reason.as_deref() == Some("SchedulerError")).then_some(told.message?)
+    })
+    .await;
+    let text = "running \"DynamicResources\" filter plugin: timed out trying to allocate devices";
+    assert_eq!(said, text);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use crate::support::{Cluster, cluster, until};
 use client::api::ListParams;
 use client::{DeleteParams, Patch};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use serde_json::{Value, json};
 
 impl Cluster {
@@ -119,4 +119,30 @@ async fn a_change_rolls_and_can_be_undone() {
     assert_eq!(revisions.len(), 2);
     let set = sets.get("agent").await.unwrap();
     assert_eq!(set.status.unwrap_or_default().collision_count.unwrap_or(0), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_has_succeeded_is_made_anew_at_once_and_it_is_told() {
+    let cluster = cluster().await;
+    cluster.create_node_of_daemon_set("a", "edge").await;
+    let sets = cluster.client.api::<DaemonSet>(Some("default"));
+    sets.create(&daemon_set("agent:1")).await.unwrap();
+    let first = cluster.until_on(&["a"], "agent:1").await;
+    let pods = cluster.client.api::<Pod>(Some("default"));
+    let ended = json!({"status": {"phase": "Succeeded"}});
+    pods.patch_status(&first[0], &Patch::Merge(ended)).await.unwrap();
+    until("there is another pod", || async {
+        let names = cluster.until_on(&["a"], "agent:1").await;
+        (names != first).then_some(())
+    })
+    .await;
+    let events = cluster.client.api::<Event>(Some("default"));
+    let said = until("it was told", || async {
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        events.into_iter().find(|it| it.reason.as_deref() == Some("SucceededDaemonPod"))
+    })
+    .await;
+    assert_eq!(said.type_.as_deref(), Some("Normal"));
+    let text = format!("Found succeeded daemon pod default/{} on node ", first[0]);
+    assert!(said.message.unwrap().starts_with(&text));
 }

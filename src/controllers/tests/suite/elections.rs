@@ -7,8 +7,10 @@ use std::time::Duration;
 use crate::support::{cluster, until};
 use base::drain::{self, Trigger};
 use client::Client;
+use client::api::ListParams;
 use client::election::{self, Lead};
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Event;
 
 struct Process {
     task: tokio::task::JoinHandle<bool>,
@@ -59,6 +61,14 @@ async fn one_acts_and_another_takes_over() {
     let acting = Arc::new(AtomicUsize::new(0));
     let first = start(&cluster.client, "first", &acting);
     held_by(&cluster.client, "first").await;
+    let says = |line: &str| {
+        let text = base::metrics::render(base::metrics::Format::Prometheus);
+        text.lines().any(|it| it == line)
+    };
+    until("the metrics say who leads", async || {
+        says("leader_election_master_status{name=\"suite\"} 1").then_some(())
+    })
+    .await;
     let second = start(&cluster.client, "second", &acting);
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     assert_eq!(acting.load(Ordering::SeqCst), 1, "the lease is renewed and kept");
@@ -71,6 +81,19 @@ async fn one_acts_and_another_takes_over() {
     second.trigger.drain();
     assert!(second.task.await.unwrap());
     held_by(&cluster.client, "").await;
+    assert!(says("leader_election_master_status{name=\"suite\"} 0"));
+    let events = cluster.client.api::<Event>(Some("kube-system"));
+    until("it was told who leads", async || {
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        let said = |text: &str| {
+            events.iter().any(|it| {
+                it.reason.as_deref() == Some("LeaderElection")
+                    && it.message.as_deref() == Some(text)
+            })
+        };
+        (said("first became leader") && said("second became leader")).then_some(())
+    })
+    .await;
     // And one whose lease is taken stops.
     let third = start(&cluster.client, "third", &acting);
     held_by(&cluster.client, "third").await;

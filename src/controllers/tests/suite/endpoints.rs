@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use client::api::ListParams;
-use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Event, Node, Pod, ResourceQuota, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use serde_json::{Value, json};
 
@@ -153,4 +153,27 @@ async fn endpoints_are_meant_for_zones_and_nodes() {
         ("10.1.0.4", Value::Null),
     ];
     cluster.until_hinted("web", &nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_that_cannot_be_written_are_told_of() {
+    let cluster = cluster().await;
+    let none = json!({"count/endpoints": "0", "count/endpointslices.discovery.k8s.io": "0"});
+    let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": none}});
+    let quotas = cluster.client.api::<ResourceQuota>(Some("default"));
+    quotas.create(&serde_json::from_value(quota).unwrap()).await.unwrap();
+    until("the quota is in force", async || {
+        quotas.get("none").await.unwrap().status?.used.filter(|used| used.len() == 2)
+    })
+    .await;
+    cluster.serve("web", json!({"selector": {"app": "web"}, "ports": [{"port": 80}]})).await;
+    let events = cluster.client.api::<Event>(Some("default"));
+    for reason in ["FailedToCreateEndpoint", "FailedToUpdateEndpointSlices"] {
+        let said = until(reason, async || {
+            let events = events.list(&ListParams::default()).await.unwrap().items;
+            events.into_iter().find(|it| it.reason.as_deref() == Some(reason))?.message
+        })
+        .await;
+        assert!(said.contains("default/web") && said.contains("exceeded quota"), "{said}");
+    }
 }

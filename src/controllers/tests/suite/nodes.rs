@@ -65,7 +65,9 @@ async fn pods_leave_a_node_that_is_not_ready_as_they_tolerate_it() {
     until("the impatient one is marked and goes", || async {
         let pod = pods.get("soon").await.unwrap();
         let conditions = pod.status.unwrap().conditions.unwrap();
-        let marked = conditions.iter().any(|c| c.type_ == "DisruptionTarget");
+        let marked = conditions
+            .iter()
+            .any(|c| c.type_ == "DisruptionTarget" && c.observed_generation.is_some());
         (marked && pod.metadata.deletion_timestamp.is_some()).then_some(())
     })
     .await;
