@@ -159,7 +159,7 @@ fn status(new: &Value, live: &Value, now: i64) -> Errors {
         Some(_) => {
             let others = ["certificateChain", "notBefore", "beginRefreshAt", "notAfter"];
             let given = |field: &&str| !new["status"][*field].is_null();
-            if others.iter().any(|field| given(field)) {
+            if others.iter().any(given) {
                 let why = "non-condition status fields must be empty when denying or failing the \
                            PodCertificateRequest";
                 out.push(omitted(why));
