@@ -33,7 +33,7 @@ mod quota;
 mod runtime_class;
 mod security;
 pub mod settings;
-mod signing;
+pub mod signing;
 mod storage;
 mod webhook;
 
@@ -180,6 +180,7 @@ const PLUGINS: &[Plugin] = &[
     plugin("RuntimeClass", Some(runtime_class::merge), Some(runtime_class::validate)),
     plugin("CertificateApproval", None, Some(signing::approval)),
     plugin("CertificateSigning", None, Some(signing::signing)),
+    plugin("ClusterTrustBundleAttest", None, Some(signing::attest)),
     plugin("CertificateSubjectRestriction", None, Some(signing::subject)),
     plugin("DefaultIngressClass", Some(ingress::default_class), None),
     extra("DenyServiceExternalIPs", None, Some(ingress::external_addresses)),

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use base::drain::Drain;
 use base::error::chain;
-use kinds::resources::Catalog;
 use parking_lot::RwLock;
 use store::Backend;
 use tracing::{debug, warn};
@@ -102,7 +101,7 @@ pub enum Error {
 
 /// Builds the server: its watch cache is filled when this returns.
 pub async fn build(config: Config) -> Result<Shared, Error> {
-    let catalog = Catalog::built_in();
+    let catalog = config.flags.features.catalog(&config.flags.runtime);
     let mut prefixes: Vec<String> =
         catalog.resources().filter_map(|resource| resource.prefix.clone()).collect();
     // What definitions define is there from the first request on.
@@ -133,7 +132,8 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
         registry: Registry {
             authorizer,
             cache,
-            catalog: RwLock::new(Arc::new(catalog.clone())),
+            catalog: RwLock::new(Arc::new(catalog)),
+            features: config.flags.features.clone(),
             admission,
             allocator,
         },

@@ -20,6 +20,8 @@ use crate::registry::update::Change;
 use crate::registry::{Target, WriteOptions, metadata_str};
 use crate::serve::Shared;
 
+mod roles;
+
 const RBAC: &str = include_str!("../../embedded/bootstrap-rbac.json");
 const NAMESPACES: [&str; 4] = ["kube-system", "default", "kube-public", "kube-node-lease"];
 /// Creations under way at once; they share commits.
@@ -127,9 +129,14 @@ pub async fn run(server: &Shared, advertised: Advertised) -> Result<()> {
     let mut made = ensure(server, namespaces.to_vec()).await?;
     server.registry.cache.fresh().await?;
     let mut objects = embedded(RBAC)?;
+    let node = roles::add(&mut objects, &server.registry.features);
     objects.extend(priority_classes());
     objects.extend(local::wanted(&server.registry.catalog()));
     made += ensure(server, objects).await?;
+    if let Some(node) = node {
+        // The role may be older than the switch.
+        made += keep(server, node, &["rules"]).await?;
+    }
     local::tidy(&server.registry).await?;
     made += ensure_range(server).await?;
     server.registry.repair_addresses().await?;

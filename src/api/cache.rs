@@ -311,6 +311,11 @@ impl Cache {
         self.0.shelves.write().remove(prefix);
     }
 
+    /// Whether objects below a prefix are kept at all.
+    pub fn holds(&self, prefix: &str) -> bool {
+        self.shelf(prefix).is_some()
+    }
+
     /// Ends the watches of a resource; who watches lists again.
     pub fn end_watches(&self, prefix: &str) {
         if let Some(shelf) = self.shelf(prefix) {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::features::{Features, RuntimeConfig};
 use crate::flow::Limits;
 
 /// Flags with upstream's defaults.
@@ -20,6 +21,9 @@ pub struct Flags {
     pub disabled_admission: Vec<String>,
     /// An `apiserver.config.k8s.io/v1 AdmissionConfiguration`.
     pub admission_file: Option<PathBuf>,
+    pub features: Features,
+    /// Which optional versions of the API are served.
+    pub runtime: RuntimeConfig,
 }
 
 impl Default for Flags {
@@ -32,6 +36,8 @@ impl Default for Flags {
             enabled_admission: Vec::new(),
             disabled_admission: Vec::new(),
             admission_file: None,
+            features: Features::default(),
+            runtime: RuntimeConfig::default(),
         }
     }
 }
@@ -41,16 +47,18 @@ const GOAWAY_CHANCE_MAX: f64 = 0.02;
 
 impl Flags {
     /// The flags that [`Flags::set`] knows.
-    pub const NAMES: [&str; 9] = [
+    pub const NAMES: [&str; 11] = [
         "admission-control-config-file",
         "disable-admission-plugins",
         "enable-admission-plugins",
         "enable-priority-and-fairness",
+        "feature-gates",
         "goaway-chance",
         "max-mutating-requests-inflight",
         "max-requests-inflight",
         "min-request-timeout",
         "request-timeout",
+        "runtime-config",
     ];
 
     /// Sets a flag. False if it is none of these.
@@ -87,6 +95,8 @@ impl Flags {
             "enable-admission-plugins" => self.enabled_admission.extend(words(value)),
             "disable-admission-plugins" => self.disabled_admission.extend(words(value)),
             "admission-control-config-file" => self.admission_file = Some(value.into()),
+            "feature-gates" => self.features.set(value)?,
+            "runtime-config" => self.runtime.set(value)?,
             _ => return Ok(false),
         }
         if self.limits.fair && self.limits.reading == 0 && self.limits.mutating == 0 {
@@ -113,6 +123,8 @@ mod tests {
             ("enable-priority-and-fairness", "false"),
             ("goaway-chance", "0.001"),
             ("enable-admission-plugins", "AlwaysPullImages, NamespaceExists"),
+            ("feature-gates", "ClusterTrustBundle=true"),
+            ("runtime-config", "certificates.k8s.io/v1beta1=true"),
         ];
         for (flag, value) in good {
             assert_eq!(flags.set(flag, value), Ok(true), "{flag}");
@@ -127,6 +139,8 @@ mod tests {
             ("request-timeout", "soon"),
             ("goaway-chance", "0.5"),
             ("enable-priority-and-fairness", "maybe"),
+            ("feature-gates", "NoSuch=true"),
+            ("runtime-config", "example.com/v1=true"),
         ];
         for (flag, value) in bad {
             assert!(flags.set(flag, value).is_err(), "{flag}={value}");

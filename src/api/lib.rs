@@ -13,6 +13,7 @@ pub mod change;
 pub mod crd;
 pub mod error;
 mod expiring;
+pub mod features;
 pub mod flags;
 pub mod flow;
 pub mod identity_lease;

@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use kinds::core::pod_features::drop_disabled;
 use kinds::meta::FieldError;
 use kinds::resources::{Catalog, Resource};
 use kinds::rules::Rules;
@@ -25,6 +26,7 @@ use crate::scheme::{Schema, Typed, shape};
 mod addresses;
 pub mod allocate;
 mod bind;
+mod certificates;
 pub mod convert;
 pub mod create;
 pub mod delete;
@@ -161,11 +163,20 @@ pub struct Registry {
     pub admission: Admission,
     pub authorizer: Arc<Authorizer>,
     pub allocator: allocate::Allocator,
+    pub features: crate::features::Features,
 }
 
 impl Registry {
     pub fn store(&self) -> &Arc<dyn Backend> {
         self.cache.store()
+    }
+
+    /// Takes fields away that belong to features that are off.
+    fn drop_disabled(&self, resource: &Resource, new: &mut Value, old: Option<&Value>) {
+        if !resource.custom {
+            let kind = (resource.group.as_str(), resource.kind.as_str());
+            drop_disabled(kind, new, old, |gate| self.features.is_on(gate));
+        }
     }
 
     pub fn catalog(&self) -> Arc<Catalog> {

@@ -29,6 +29,10 @@ pub struct Config {
     pub serving_ca: Option<Arc<pki::authority::Authority>>,
     /// A node that is silent for longer is held for dead (`node-monitor-grace-period`).
     pub node_monitor_grace: Duration,
+    /// ClusterTrustBundles are served.
+    pub trust_bundles: bool,
+    /// PodCertificateRequests are served.
+    pub pod_certificates: bool,
     /// Services of type LoadBalancer get the addresses of nodes.
     pub service_lb: bool,
     /// TCP ports that nodes serve themselves: no such service may take them there.
@@ -46,6 +50,8 @@ impl Default for Config {
             client_ca: None,
             serving_ca: None,
             node_monitor_grace: Duration::from_secs(50),
+            trust_bundles: false,
+            pod_certificates: false,
             service_lb: false,
             node_ports_taken: Vec::new(),
             finished_pods_max: 12_500,
@@ -71,8 +77,7 @@ pub struct Context {
 ///
 /// Upstream has more that are off by default, with what they serve, and are not here: the garbage
 /// collector of storage versions (StorageVersionAPI) and their migrator (StorageVersionMigrator),
-/// those of pod groups, of cluster trust bundles and of pod certificate requests, of the status
-/// of resource pools, and warnings about labels of SELinux.
+/// those of pod groups, of the status of resource pools, and warnings about labels of SELinux.
 pub struct Controllers(JoinSet<()>);
 
 impl Controllers {
@@ -144,6 +149,13 @@ impl Controllers {
         tasks.spawn(device_taint::run(context("device-taint-eviction-controller")));
         tasks.spawn(attach::run(context("attachdetach-controller")));
         tasks.spawn(service_cidr::run(context("service-cidrs-controller")));
+        if config.trust_bundles {
+            let own = context("kube-apiserver-serving-clustertrustbundle-publisher");
+            tasks.spawn(trust_bundle::run(own));
+        }
+        if config.pod_certificates {
+            tasks.spawn(pod_certificate::run(context("podcertificaterequestcleaner")));
+        }
         if config.service_lb {
             tasks.spawn(service_lb::run(context("service-controller")));
         }
@@ -163,8 +175,8 @@ impl Controllers {
 use crate::{
     aggregation, attach, bootstrap_signer, certificates, cronjob, daemonset, deployment,
     device_taint, disruption, endpoints, garbage, hpa, job, legacy_token, namespace, node,
-    pod_collector, quota, replicaset, resource_claim, root_ca, service_account, service_cidr,
-    service_lb, statefulset, token_cleaner, token_secret, volume,
+    pod_certificate, pod_collector, quota, replicaset, resource_claim, root_ca, service_account,
+    service_cidr, service_lb, statefulset, token_cleaner, token_secret, trust_bundle, volume,
 };
 
 /// A request that failed, and what it was for.

@@ -29,6 +29,7 @@ mod node;
 mod owner;
 mod pace;
 mod pod;
+mod pod_certificate;
 mod pod_collector;
 mod quota;
 mod replicaset;
@@ -40,6 +41,7 @@ mod service_lb;
 mod statefulset;
 mod token_cleaner;
 mod token_secret;
+mod trust_bundle;
 mod volume;
 
 pub use harness::{Config, Controllers};

@@ -3,6 +3,7 @@
 pub mod defaults;
 pub mod devices;
 pub mod pod_defaults;
+pub mod pod_features;
 pub mod service;
 
 /// Sysctls that belong to the pod alone and can harm no other: all nodes allow them.

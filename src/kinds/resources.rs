@@ -212,18 +212,37 @@ pub struct Catalog {
     by_kind: Index,
 }
 
+/// A resource that is served only where it is asked for.
+pub struct Optional<'a> {
+    /// The feature gate that it belongs to.
+    pub feature: &'a str,
+    pub group: &'a str,
+    /// All of its versions are off unless somebody wants them.
+    pub versions: &'a [String],
+    pub plural: &'a str,
+}
+
 /// Places by group and name; every request looks here, and should own no strings for it.
 type Index = HashMap<String, HashMap<String, usize>>;
 
 impl Catalog {
     /// The resources every server has. Parsed once.
     pub fn built_in() -> &'static Catalog {
-        static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
-            let file: File = serde_json::from_str(BUILT_IN)
-                .expect("embedded/resources.json is checked by this crate's tests");
-            file.into_catalog()
-        });
+        static CATALOG: LazyLock<Catalog> = LazyLock::new(|| Catalog::choose(|_| false));
         &CATALOG
+    }
+
+    /// All resources that a server can have. Parsed once.
+    pub fn known() -> &'static Catalog {
+        static CATALOG: LazyLock<Catalog> = LazyLock::new(|| Catalog::choose(|_| true));
+        &CATALOG
+    }
+
+    /// The resources every server has, and of the others those that `is_on` wants.
+    pub fn choose(is_on: impl Fn(&Optional<'_>) -> bool) -> Catalog {
+        let file: File = serde_json::from_str(BUILT_IN)
+            .expect("embedded/resources.json is checked by this crate's tests");
+        file.into_catalog(is_on)
     }
 
     /// Groups in discovery order; the core group comes first with an empty name.
@@ -373,6 +392,8 @@ struct FileResource {
     categories: Vec<String>,
     stored: Option<String>,
     stored_as: Option<GroupVersion>,
+    /// Served only where this feature is on and the version is asked for.
+    feature: Option<String>,
     #[serde(default)]
     subresources: Vec<FileSubresource>,
 }
@@ -388,13 +409,26 @@ struct FileSubresource {
 }
 
 impl File {
-    fn into_catalog(self) -> Catalog {
+    fn into_catalog(self, is_on: impl Fn(&Optional<'_>) -> bool) -> Catalog {
         let mut catalog = Catalog::default();
-        for group in self.groups {
-            for resource in group.resources {
-                catalog.resources.push(Arc::new(resource.resolve(&group.group, &group.versions)));
+        for FileGroup { group, versions, resources } in self.groups {
+            let before = catalog.resources.len();
+            for resource in resources {
+                let wanted = resource.feature.as_deref().is_none_or(|feature| {
+                    let plural = &resource.plural;
+                    is_on(&Optional { feature, group: &group, versions: &versions, plural })
+                });
+                if wanted {
+                    catalog.resources.push(Arc::new(resource.resolve(&group, &versions)));
+                }
             }
-            catalog.groups.push(Group { name: group.group, versions: group.versions });
+            if catalog.resources.len() == before {
+                continue;
+            }
+            match catalog.groups.iter_mut().find(|known| known.name == group) {
+                Some(known) => known.versions.extend(versions),
+                None => catalog.groups.push(Group { name: group, versions }),
+            }
         }
         catalog.reindex();
         catalog
@@ -470,6 +504,23 @@ mod tests {
         assert!(catalog.by_plural("apps", "v1beta1", "deployments").is_none());
         let review = catalog.by_kind("authorization.k8s.io", "SubjectAccessReview").unwrap();
         assert_eq!(review.key("", "x"), None);
+    }
+
+    #[test]
+    fn what_has_a_feature_is_there_where_it_is_wanted() {
+        let group = "certificates.k8s.io";
+        let versions = |of: &Catalog| of.group(group).unwrap().versions.clone();
+        let built_in = Catalog::built_in();
+        assert!(built_in.any_version(group, "clustertrustbundles").is_none());
+        assert_eq!(versions(built_in), ["v1"]);
+        let one = Catalog::choose(|it| it.plural == "clustertrustbundles");
+        assert!(one.by_plural(group, "v1beta1", "clustertrustbundles").is_some());
+        assert!(one.by_plural(group, "v1", "clustertrustbundles").is_none());
+        assert!(one.any_version(group, "podcertificaterequests").is_none());
+        assert_eq!(versions(&one), ["v1", "v1beta1"]);
+        assert_eq!(one.groups().len(), built_in.groups().len());
+        let requests = Catalog::known().by_kind(group, "PodCertificateRequest").unwrap();
+        assert_eq!(requests.key("ns", "x").unwrap(), "/registry/podcertificaterequests/ns/x");
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Rules {
         // Every request asks, and many an object.
         static BUILT_IN: LazyLock<HashMap<&str, HashMap<&str, Rules>>> = LazyLock::new(|| {
             let mut all: HashMap<&str, HashMap<&str, Rules>> = HashMap::new();
-            for it in Catalog::built_in().resources() {
+            for it in Catalog::known().resources() {
                 all.entry(&it.group)
                     .or_default()
                     .insert(&it.kind, Rules::find(&it.group, &it.kind));
@@ -73,7 +73,7 @@ impl Rules {
     }
 
     fn find(group: &str, kind: &str) -> Rules {
-        let resource = Catalog::built_in().by_kind(group, kind);
+        let resource = Catalog::known().by_kind(group, kind);
         let (validate_create, validate_update) = validate::of(group, kind);
         Rules {
             default: default_of(group, kind),
@@ -122,6 +122,7 @@ impl Rules {
             unconditional_update: !matches!(
                 (group, kind),
                 ("coordination.k8s.io", "Lease")
+                    | ("certificates.k8s.io", "ClusterTrustBundle" | "PodCertificateRequest")
                     | ("apiextensions.k8s.io", "CustomResourceDefinition")
                     | ("apiregistration.k8s.io", "APIService")
                     | ("admissionregistration.k8s.io" | "flowcontrol.apiserver.k8s.io", _)
@@ -196,6 +197,7 @@ pub fn default_of(group: &str, kind: &str) -> fn(&mut Value) {
         ("batch", "CronJob") => apps::cron_job,
         ("autoscaling", "HorizontalPodAutoscaler") => apps::autoscaler,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => policy::binding,
+        ("certificates.k8s.io", "PodCertificateRequest") => policy::pod_certificate_request,
         ("networking.k8s.io", "IngressClass") => policy::ingress_class,
         ("networking.k8s.io", "NetworkPolicy") => policy::network_policy,
         ("admissionregistration.k8s.io", kind) => match kind {
@@ -261,6 +263,8 @@ fn name_rule(group: &str, kind: &str) -> NameRule {
         // Since 1.34 services are named like any DNS label.
         ("", "Service") => NameRule::Label,
         ("rbac.authorization.k8s.io" | "apiregistration.k8s.io", _) => NameRule::PathSegment,
+        // A bundle's name begins with its signer's.
+        ("certificates.k8s.io", "ClusterTrustBundle") => NameRule::Own,
         _ => NameRule::Subdomain,
     }
 }
@@ -385,7 +389,12 @@ fn selectable_of(group: &str, kind: &str) -> fn(&Value) -> Selectable {
             out.push(("status.successful", done.to_string()));
             out
         },
-        ("certificates.k8s.io", "CertificateSigningRequest") => |o| with(o, &["spec.signerName"]),
+        ("certificates.k8s.io", "CertificateSigningRequest" | "ClusterTrustBundle") => {
+            |o| with(o, &["spec.signerName"])
+        }
+        ("certificates.k8s.io", "PodCertificateRequest") => {
+            |o| with(o, &["spec.signerName", "spec.podName", "spec.nodeName"])
+        }
         ("resource.k8s.io", "ResourceSlice") => |o| with(o, &["spec.nodeName", "spec.driver"]),
         ("networking.k8s.io", "IPAddress") => named,
         ("" | "events.k8s.io", "Event") => event_fields,

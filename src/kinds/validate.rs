@@ -4,6 +4,7 @@
 //! are taken) is admission's and the registry's business.
 
 mod batch;
+pub mod certificates;
 mod checks;
 mod config;
 pub mod devices;
@@ -13,6 +14,7 @@ mod pod_host;
 mod pod_more;
 pub mod pod_parts;
 mod pod_restart;
+mod pod_sources;
 mod pod_whole;
 mod policy;
 mod service;
@@ -93,6 +95,12 @@ pub(crate) fn of(group: &str, kind: &str) -> (Create, Option<Update>) {
         ("apiregistration.k8s.io", "APIService") => (serving::api_service, None),
         ("certificates.k8s.io", "CertificateSigningRequest") => {
             (serving::signing_request, Some(serving::signing_request_update))
+        }
+        ("certificates.k8s.io", "ClusterTrustBundle") => {
+            (certificates::bundle, Some(certificates::bundle_update))
+        }
+        ("certificates.k8s.io", "PodCertificateRequest") => {
+            (certificates::request, Some(certificates::request_update))
         }
         ("resource.k8s.io", kind) => match kind {
             "DeviceClass" => (devices::class, None),

@@ -22,14 +22,7 @@ pub fn of_kind(group: &str, kind: &str) -> Option<&'static str> {
 
 /// Warnings about an object that is created, or changed from `old`.
 pub fn of(group: &str, kind: &str, new: &Value, old: Option<&Value>) -> Vec<String> {
-    let template = match (group, kind) {
-        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
-        | ("", "ReplicationController")
-        | ("batch", "Job") => "spec.template",
-        ("batch", "CronJob") => "spec.jobTemplate.spec.template",
-        ("", "PodTemplate") => "template",
-        _ => "",
-    };
+    let template = crate::core::pod_features::template_of(group, kind).unwrap_or_default();
     if !template.is_empty() {
         // A change of something else is no occasion.
         let same =

@@ -116,6 +116,10 @@ pub struct KubeletConfig {
     pub limited_swap: bool,
     /// The throttling factor of memory QoS, where that is on; cgroup v2 only.
     pub memory_qos: Option<f64>,
+    /// Volumes may show ClusterTrustBundles (the gate ClusterTrustBundleProjection).
+    pub projects_trust_bundles: bool,
+    /// Volumes may show certificates that are made for the pod (PodCertificateRequest).
+    pub requests_pod_certificates: bool,
     /// How CPUs and memory of NUMA nodes are given out.
     pub places: Settings,
     /// How long pods have to end before the machine goes down, by priority; empty leaves
@@ -178,6 +182,8 @@ impl KubeletConfig {
             systemd_dir: "/etc/systemd".into(),
             places: Settings::default(),
             memory_qos: None,
+            projects_trust_bundles: false,
+            requests_pod_certificates: false,
             seccomp_default: false,
             restart_backoff_max: crate::backoff::MAX,
             ids_per_pod: crate::users::IDS_UNIT,

@@ -1,4 +1,5 @@
-//! The config maps and secrets that pods of this node refer to, each watched alone.
+//! The config maps and secrets that pods of this node refer to, each watched alone; trust bundles
+//! and the node's certificate requests, all watched while a pod has to do with any.
 //!
 //! The node authorizer lets a node read only what its pods name, one object at a time.
 //! As many watches are open as distinct objects are referred to; the last pod that goes
@@ -8,8 +9,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use base::drain::{self, Drain, Trigger};
-use client::api::{Object, ScopeOf};
+use client::api::{Api, Object, ScopeOf};
 use client::{Cache, Client, ListParams};
+use k8s_openapi::api::certificates::v1beta1::{ClusterTrustBundle, PodCertificateRequest};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use parking_lot::Mutex;
 
@@ -49,7 +51,9 @@ where
         namespace: &str,
         name: &str,
     ) -> client::error::Result<Option<Arc<K>>> {
-        let cache = self.watch(client, wake, uid, namespace, name);
+        let key = (namespace.to_owned(), name.to_owned());
+        let params = ListParams::fields(format!("metadata.name={name}"));
+        let cache = self.watch(key, client.api::<K>(Some(namespace)), params, wake, uid);
         if cache.is_synced() {
             return Ok(cache.get(namespace, name));
         }
@@ -58,14 +62,13 @@ where
 
     fn watch(
         &self,
-        client: &Client,
+        key: (String, String),
+        api: Api<K>,
+        params: ListParams,
         wake: &Wake,
         uid: &str,
-        namespace: &str,
-        name: &str,
     ) -> Cache<K> {
         let mut watched = self.watched.lock();
-        let key = (namespace.to_owned(), name.to_owned());
         let entry = watched.entry(key).or_insert_with(|| {
             let cache = Cache::<K>::new();
             let users = Users::default();
@@ -75,8 +78,7 @@ where
                 let users: Vec<String> = told.lock().iter().cloned().collect();
                 users.iter().for_each(|uid| wake(uid));
             });
-            let (fed, api) = (cache.clone(), client.api::<K>(Some(namespace)));
-            let params = ListParams::fields(format!("metadata.name={name}"));
+            let fed = cache.clone();
             tokio::spawn(async move { fed.run(api, params, ended).await });
             Watched { cache, users, _trigger: trigger }
         });
@@ -98,11 +100,20 @@ pub struct Objects {
     wake: Wake,
     config_maps: Kind<ConfigMap>,
     secrets: Kind<Secret>,
+    bundles: Kind<ClusterTrustBundle>,
+    requests: Kind<PodCertificateRequest>,
 }
 
 impl Objects {
     pub fn new(client: Client, wake: Wake) -> Self {
-        Self { client, wake, config_maps: Kind::default(), secrets: Kind::default() }
+        Self {
+            client,
+            wake,
+            config_maps: Kind::default(),
+            secrets: Kind::default(),
+            bundles: Kind::default(),
+            requests: Kind::default(),
+        }
     }
 
     /// The config map, for the pod `uid`, which is woken when it changes.
@@ -125,10 +136,25 @@ impl Objects {
         self.secrets.get(&self.client, &self.wake, uid, namespace, name).await
     }
 
+    /// All trust bundles, for the pod `uid`, which is woken when one changes.
+    pub fn bundles(&self, uid: &str) -> Cache<ClusterTrustBundle> {
+        let api = self.client.all::<ClusterTrustBundle>();
+        self.bundles.watch(Default::default(), api, ListParams::default(), &self.wake, uid)
+    }
+
+    /// Wakes the pod `uid` when a certificate request of the node's changes.
+    pub fn watch_requests(&self, uid: &str, node: &str) {
+        let api = self.client.all::<PodCertificateRequest>();
+        let params = ListParams::fields(format!("spec.nodeName={node}"));
+        self.requests.watch(Default::default(), api, params, &self.wake, uid);
+    }
+
     /// The pod needs nothing any more.
     pub fn release(&self, uid: &str) {
         self.config_maps.release(uid);
         self.secrets.release(uid);
+        self.bundles.release(uid);
+        self.requests.release(uid);
     }
 
     /// Ends all watches when the drain begins.
@@ -136,5 +162,7 @@ impl Objects {
         drain.begun().await;
         self.config_maps.watched.lock().clear();
         self.secrets.watched.lock().clear();
+        self.bundles.watched.lock().clear();
+        self.requests.watched.lock().clear();
     }
 }

@@ -32,6 +32,9 @@ const KIND: &str = "KubeletConfiguration";
 const LIMITED_SWAP: &str = "LimitedSwap";
 const NO_SWAP: &str = "NoSwap";
 const MEMORY_QOS: &str = "MemoryQoS";
+const TRUST_BUNDLE: &str = "ClusterTrustBundle";
+const BUNDLE_PROJECTION: &str = "ClusterTrustBundleProjection";
+const POD_CERTIFICATE: &str = "PodCertificateRequest";
 /// Upstream's.
 const THROTTLING_FACTOR: f64 = 0.9;
 /// A configuration file is small.
@@ -352,6 +355,10 @@ impl Configuration {
         for (gate, on) in self.feature_gates.unwrap_or_default() {
             match gate.as_str() {
                 MEMORY_QOS => config.memory_qos = on.then_some(factor),
+                BUNDLE_PROJECTION => config.projects_trust_bundles = on,
+                POD_CERTIFICATE => config.requests_pod_certificates = on,
+                // What the API server needs for the same volumes; users set it on both.
+                TRUST_BUNDLE => {}
                 // Read with the options that it lets be set.
                 places::CPU_ALPHA => {}
                 other => return Err(format!("featureGates: {other} is no switch of this kubelet")),
@@ -602,7 +609,7 @@ pub fn show(config: &KubeletConfig) -> Value {
             swap_behavior: Some(if config.limited_swap { LIMITED_SWAP } else { NO_SWAP }.into()),
         }),
         memory_throttling_factor: config.memory_qos,
-        feature_gates: Some([(MEMORY_QOS.to_owned(), config.memory_qos.is_some())].into()),
+        feature_gates: Some(shown_gates(config)),
         seccomp_default: Some(config.seccomp_default),
         crash_loop_back_off: Some(CrashLoopBackOff {
             max_container_restart_period: Some(backoff::go_duration(config.restart_backoff_max)),
@@ -614,6 +621,17 @@ pub fn show(config: &KubeletConfig) -> Value {
     pulls::show(config, &mut shown);
     remote::show(config, &mut shown);
     json!({"kubeletconfig": shown})
+}
+
+/// Memory QoS always, others where they are on.
+fn shown_gates(config: &KubeletConfig) -> BTreeMap<String, bool> {
+    let others = [
+        (BUNDLE_PROJECTION, config.projects_trust_bundles),
+        (POD_CERTIFICATE, config.requests_pod_certificates),
+    ];
+    let others = others.into_iter().filter(|(_, on)| *on);
+    let all = others.chain([(MEMORY_QOS, config.memory_qos.is_some())]);
+    all.map(|(gate, on)| (gate.to_owned(), on)).collect()
 }
 
 /// How the flags stand, whatever they were set by.
@@ -658,7 +676,8 @@ mod tests {
         let flags = flags
             .into_iter()
             .chain(["container-runtime-endpoint=/run/c.sock", "rotate-server-certificates=true"]);
-        let flags: Vec<String> = flags.map(str::to_owned).collect();
+        let gates = "feature-gates=ClusterTrustBundle=true,ClusterTrustBundleProjection=true";
+        let flags: Vec<String> = flags.chain([gates]).map(str::to_owned).collect();
         let read = Configuration::read(Some(&file), &flags).unwrap();
         let mut config = config();
         read.apply(&mut config).unwrap();
@@ -666,7 +685,10 @@ mod tests {
         assert!(config.asks_for_serving_certificate);
         assert_eq!(config.cluster_domain, "three");
         assert_eq!(config.kube_reserved.len(), 2, "maps are merged");
+        assert!(config.projects_trust_bundles && !config.requests_pod_certificates);
         let shown = show(&config);
+        let gates = json!({"ClusterTrustBundleProjection": true, "MemoryQoS": false});
+        assert_eq!(shown["kubeletconfig"]["featureGates"], gates);
         assert_eq!(shown["kubeletconfig"]["evictionHard"], json!({"nodefs.available": "1Gi"}));
         assert_eq!(shown["kubeletconfig"]["containerLogMaxSize"], "1024Ki");
         assert_eq!(shown["kubeletconfig"]["containerRuntimeEndpoint"], "unix:///run/c.sock");

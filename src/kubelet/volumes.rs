@@ -14,9 +14,11 @@ pub mod mounts;
 mod ownership;
 pub mod payload;
 mod persistent;
+mod pod_certificates;
 pub mod readonly;
 mod selinux;
 mod tool;
+mod trust_bundles;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -25,6 +27,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use client::Recorder;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use parking_lot::Mutex;
@@ -39,8 +42,9 @@ use crate::tokens::Tokens;
 use attached::Attached;
 use claims::Bound;
 use csi::{CsiVolumes, Source};
-use payload::Tokens as TokenSet;
+use payload::Fetched;
 use persistent::Place;
+use pod_certificates::{Place as RequestPlace, PodCertificates, Source as CertificateSource};
 
 /// Of a file that environment variables are taken from; a longer one is refused.
 const ENV_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -97,6 +101,7 @@ pub struct Volumes {
     /// Where volumes are that do not lie in the pod's own directory.
     places: Mutex<HashMap<(String, String), Place>>,
     tokens: Tokens,
+    certificates: PodCertificates,
     /// Disks that the node attaches itself.
     pub attached: Attached,
     /// Those that storage drivers make.
@@ -152,13 +157,14 @@ pub struct OnDisk {
 }
 
 impl Volumes {
-    pub fn new(config: &KubeletConfig, csi: Arc<CsiVolumes>) -> Self {
+    pub fn new(config: &KubeletConfig, csi: Arc<CsiVolumes>, recorder: Recorder) -> Self {
         Self {
             attached: Attached::new(&config.root_dir),
             shown: Mutex::default(),
             bound: Mutex::default(),
             places: Mutex::default(),
             tokens: Tokens::default(),
+            certificates: PodCertificates::new(recorder),
             csi,
         }
     }
@@ -198,14 +204,10 @@ impl Volumes {
                 continue;
             }
             let referred = referred_by(objects, pod, volume).await.map_err(failed)?;
-            let mut tokens = TokenSet::new();
-            for (audience, seconds) in payload::wants_tokens(volume) {
-                let held =
-                    self.tokens.get(client, pod, &audience, seconds, now).await.map_err(failed)?;
-                again = sooner(again, Some(held.renew));
-                tokens.insert((audience, seconds), held.token);
-            }
-            match payload::payload(pod, volume, &referred, &tokens, facts) {
+            let fetched = self.fetch(config, client, objects, pod, volume, now).await;
+            let (fetched, later) = fetched.map_err(failed)?;
+            again = sooner(again, later);
+            match payload::payload(pod, volume, &referred, &fetched, facts) {
                 Some(files) => self.show(config, pod, volume, files.map_err(failed)?).await,
                 None => {
                     let (config, pod, volume) = (config.clone(), pod.clone(), volume.clone());
@@ -216,6 +218,48 @@ impl Volumes {
             .map_err(failed)?;
         }
         Ok(again)
+    }
+
+    /// Tokens, trust anchors and certificates that a projected volume shows, as far as this
+    /// kubelet has the features, and when to look again.
+    async fn fetch(
+        &self,
+        config: &KubeletConfig,
+        client: &client::Client,
+        objects: &Objects,
+        pod: &Pod,
+        volume: &Volume,
+        now: Timestamp,
+    ) -> Result<(Fetched, Option<Timestamp>), String> {
+        let (mut out, mut again) = (Fetched::default(), None);
+        for (audience, seconds) in payload::wants_tokens(volume) {
+            let held = self.tokens.get(client, pod, &audience, seconds, now).await?;
+            again = sooner(again, Some(held.renew));
+            out.tokens.insert((audience, seconds), held.token);
+        }
+        let sources = volume.projected.iter().flat_map(|it| it.sources.iter().flatten());
+        for (index, source) in sources.enumerate() {
+            if let Some(wants) = &source.cluster_trust_bundle
+                && config.projects_trust_bundles
+            {
+                let bundles = objects.bundles(pod::uid(pod));
+                out.anchors.insert(index, trust_bundles::anchors(&bundles, wants).await?);
+            }
+            if let Some(wants) = &source.pod_certificate
+                && config.requests_pod_certificates
+            {
+                objects.watch_requests(pod::uid(pod), &config.node_name);
+                let own = self.csi.drivers.own_node.get("", &config.node_name);
+                let node_uid = own.as_ref().and_then(|own| own.metadata.uid.as_deref());
+                let node_uid = node_uid.ok_or("while getting node object from local cache")?;
+                let place = RequestPlace { client, node_name: &config.node_name, node_uid };
+                let source = CertificateSource { pod, volume: &volume.name, index, wants };
+                let (held, later) = self.certificates.get(&place, &source, now).await?;
+                out.certificates.insert(index, held);
+                again = sooner(again, Some(later));
+            }
+        }
+        Ok((out, again))
     }
 
     /// What the volume's claim stands for; None if it has no claim. Asked once.
@@ -539,6 +583,7 @@ impl Volumes {
         self.csi.remove(uid).await?;
         base::failpoint!("volume/drivers-done");
         self.tokens.release(uid);
+        self.certificates.release(uid);
         self.shown.lock().retain(|(of, _), _| of != uid);
         self.places.lock().retain(|(of, _), _| of != uid);
         self.bound.lock().remove(uid);
@@ -671,7 +716,8 @@ mod tests {
         let meta = std::fs::metadata(&place).unwrap();
         assert_eq!(meta.permissions().mode() & 0o7777, 0o2777);
         assert_eq!(std::os::unix::fs::MetadataExt::gid(&meta), 4242);
-        let volumes = Volumes::new(&config, csi::samples::none(&config));
+        let volumes =
+            Volumes::new(&config, csi::samples::none(&config), client::recorder::silent());
         let container = &pod::spec(&pod).containers[0];
         let none = HashMap::new();
         let mounts = volumes

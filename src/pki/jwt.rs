@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
-mod key;
+pub(crate) mod key;
 mod sign;
 
 pub use key::{Algorithm, VerifyingKey, jwk_set, public_keys};

@@ -1,11 +1,14 @@
 //! Keys and certificates: authorities, leaf certificates, signed tokens, and the rustls
-//! configurations made of them. P-256 everywhere.
+//! configurations made of them. P-256 everywhere, but for the keys of pods, which their authors
+//! choose.
 //!
 //! Never decides who may do what.
 
 pub mod authority;
+pub mod blocks;
 pub mod files;
 pub mod jwt;
+pub mod possession;
 pub mod request;
 pub mod tls;
 

@@ -25,3 +25,4 @@ mod restart;
 mod rust_client;
 mod story;
 mod syllabus;
+mod trust;

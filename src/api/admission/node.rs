@@ -1,5 +1,6 @@
 //! A node may write only what is its own, and a new node is not ready yet.
 
+mod certificates;
 mod pods;
 mod tokens;
 
@@ -69,6 +70,9 @@ fn restriction(registry: &Registry, request: &Attributes<'_>, object: &Value) ->
         ("resource.k8s.io", "resourceslices", _) => own_slice(request, node, object),
         ("certificates.k8s.io", "certificatesigningrequests", _) => {
             own_certificate(request, node, object)
+        }
+        ("certificates.k8s.io", "podcertificaterequests", _) => {
+            certificates::restriction(registry, request, node, object)
         }
         _ => Ok(()),
     }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{Attributes, Operation};
 use crate::authn::MASTERS;
+use crate::authz::escalation::only_collector_fields_differ;
 use crate::authz::{Action, Decision};
 use crate::error::Result;
 use crate::registry::Registry;
@@ -32,7 +33,8 @@ fn signer_names(signer: &str) -> [String; 2] {
     [signer.to_string(), format!("{domain}/*")]
 }
 
-fn may(registry: &Registry, request: &Attributes<'_>, verb: &str, signer: &str) -> bool {
+/// Whether the user may do something for a signer.
+pub fn may(registry: &Registry, request: &Attributes<'_>, verb: &str, signer: &str) -> bool {
     signer_names(signer).into_iter().any(|name| {
         let action = Action {
             verb: verb.into(),
@@ -73,6 +75,21 @@ pub fn signing(registry: &Registry, request: &Attributes<'_>, object: &Value) ->
     }
     Err(request
         .forbidden(format!("user not permitted to sign requests with signerName {signer:?}")))
+}
+
+/// ClusterTrustBundleAttest. That the signer stays the same is validation's to see.
+pub fn attest(registry: &Registry, request: &Attributes<'_>, object: &Value) -> Result<()> {
+    let signer = object["spec"]["signerName"].as_str().unwrap_or_default();
+    let is_write = matches!(request.operation, Operation::Create | Operation::Update);
+    if !request.is(GROUP, "clustertrustbundles") || !is_write || signer.is_empty() {
+        return Ok(());
+    }
+    // Who collects garbage or moves objects to another version of the store attests nothing.
+    let is_same = request.old.is_some_and(|old| only_collector_fields_differ(object, old));
+    if is_same || may(registry, request, "attest", signer) {
+        return Ok(());
+    }
+    Err(request.forbidden(format!("user not permitted to attest for signerName {signer:?}")))
 }
 
 /// CertificateSubjectRestriction: a certificate cannot be taken back, so none makes its

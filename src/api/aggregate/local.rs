@@ -51,6 +51,7 @@ pub fn priorities(group: &str, version: &str) -> Option<(i64, i64)> {
     let of_version = match (group, version) {
         ("", _) => 1,
         ("autoscaling", "v2") => 30,
+        ("certificates.k8s.io", "v1beta1") => 9,
         ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", "v1") => 21,
         _ => 15,
     };

@@ -80,7 +80,7 @@ pub fn check(
 }
 
 /// What the garbage collector changes: owners and finalizers, and the record of that.
-fn only_collector_fields_differ(new: &Value, old: &Value) -> bool {
+pub(crate) fn only_collector_fields_differ(new: &Value, old: &Value) -> bool {
     let strip = |object: &Value| {
         let mut object = object.clone();
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {

@@ -12,6 +12,8 @@ use crate::cache::prefix::{CLAIMS, PODS, VOLUMES};
 const NODES_GROUP: &str = "system:nodes";
 const ATTACHMENTS: &str = "/registry/volumeattachments/";
 const SLICES: &str = "/registry/resourceslices/";
+const BUNDLES: &str = "/registry/clustertrustbundles/";
+const POD_CERTIFICATES: &str = "/registry/podcertificaterequests/";
 /// Where the leases of nodes are.
 pub const LEASES: &str = "kube-node-lease";
 /// Kinds of volumes that have a `secretRef`.
@@ -119,6 +121,30 @@ fn rule(cache: &Cache, node: &str, action: &Action) -> Result<(), String> {
                 }
                 _ => Err("only the following verbs are allowed for a ResourceSlice: get, watch, \
                           list, create, update, patch, delete, deletecollection"
+                    .into()),
+            }
+        }
+        // Where these are not served, nodes have no more to do with them than others.
+        ("certificates.k8s.io", "clustertrustbundles") if cache.holds(BUNDLES) => {
+            one_of(action, READS, "")?;
+            whole(action, "")
+        }
+        ("certificates.k8s.io", "podcertificaterequests") if cache.holds(POD_CERTIFICATES) => {
+            whole(action, "cannot authorize PodCertificateRequest subresources")?;
+            match verb {
+                // For which pod, NodeRestriction looks at.
+                "create" => Ok(()),
+                "get" => {
+                    names()?;
+                    let name = format!("{}/{}", action.namespace, action.name);
+                    is_related(is_of_node(cache, POD_CERTIFICATES, &name, node))
+                }
+                "list" | "watch" if selects_own() => Ok(()),
+                "list" | "watch" => Err("can only list/watch podcertificaterequests with \
+                                         nodeName field selector"
+                    .into()),
+                _ => Err("only the following verbs are allowed for a PodCertificateRequest: \
+                          create, get, list, watch"
                     .into()),
             }
         }

@@ -10,11 +10,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::inflight;
+use crate::features;
 use crate::serve::{Server, Shared};
-
-/// Features of the Kubernetes that is served: name, stage, and whether it is on. Those whose
-/// stage is empty are part of it for good.
-const FEATURES: &str = include_str!("../../../embedded/feature-gates.txt");
 
 /// Of a revision the last 15 digits are shown, which a floating-point number holds.
 const REVISION_SHOWN: u64 = 1_000_000_000_000_000;
@@ -172,20 +169,14 @@ impl Collector for State {
         gauges(
             encoder,
             ("kubernetes_feature_enabled", "Features by name and stage"),
-            features()
-                .map(|(name, stage, on)| (vec![("name", name), ("stage", stage)], i64::from(on))),
+            features::known().map(|(name, stage, on)| {
+                let on = server.flags.features.shown(name, on);
+                (vec![("name", name), ("stage", stage)], i64::from(on))
+            }),
         )
     }
 }
 
 fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn features() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
-    FEATURES.lines().filter_map(|line| {
-        let (name, rest) = line.split_once(' ')?;
-        let (stage, on) = rest.rsplit_once(' ')?;
-        Some((name, stage.trim(), on == "1"))
-    })
 }

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use store::{Outcome, Write};
 
-use super::selectors;
 use super::update::Written;
 use super::{Registry, Target, WriteOptions, causes, metadata_mut, metadata_str, set_revision};
+use super::{certificates, selectors};
 use crate::admission::Operation;
 use crate::authz::escalation;
 use crate::change::apply::{Writer, update_managed_fields};
@@ -97,6 +97,7 @@ impl Registry {
         escalation::check(&self.authorizer, &attributes, &target.name, &object)?;
         (rules.default)(&mut object);
         (rules.prepare_create)(&mut object);
+        self.drop_disabled(resource, &mut object, None);
         crd::accept::prepare_create(target, &mut object);
         target.normalise(&mut object);
         // Statuses have defaults too.
@@ -178,6 +179,7 @@ impl Registry {
         }
         let resource = &target.resource;
         errors.extend(selectors::check(&resource.group, &resource.kind, object, None));
+        certificates::check_create(resource, object, &mut errors);
         if !errors.is_empty() {
             return Err(ApiError::invalid(&target.resource, &target.name, &causes(errors)));
         }

@@ -7,8 +7,8 @@ use store::{Outcome, Write};
 
 use super::selectors;
 use super::{
-    CONFLICT_RETRIES_MAX, FieldValidation, Registry, Target, WriteOptions, causes, convert,
-    finalizers, metadata_mut, metadata_str, patch, set_revision, shown, signing,
+    CONFLICT_RETRIES_MAX, FieldValidation, Registry, Target, WriteOptions, causes, certificates,
+    convert, finalizers, metadata_mut, metadata_str, patch, set_revision, shown, signing,
 };
 use crate::admission::Operation;
 use crate::authz::escalation;
@@ -175,6 +175,7 @@ impl Registry {
         }
         target.normalise(&mut new);
         (rules.default)(&mut new);
+        self.drop_disabled(resource, &mut new, Some(&live));
         let attributes = self.attributes(target, options, Operation::Update, Some(&live));
         self.admission.mutate(self, &attributes, &mut new)?;
         self.admission.mutate_by_webhooks(self, &attributes, &mut new).await?;
@@ -216,6 +217,10 @@ impl Registry {
                 errors.extend(match (target.subresource.as_str(), resource.kind.as_str()) {
                     ("status", "Pod") => pod_parts::status(&new),
                     ("status", "ResourceClaim") => devices::claim_status(&new, &live),
+                    ("", "ClusterTrustBundle") => certificates::bundle_update(&new, &live),
+                    ("status", "PodCertificateRequest") => {
+                        certificates::status_update(self, &attributes, &new, &live)
+                    }
                     _ => Vec::new(),
                 });
                 errors

@@ -46,6 +46,7 @@ struct Definitions {
 /// `/openapi/v2`.
 pub fn v2(catalog: &Catalog, version: &str) -> Value {
     let mut definitions = Definitions::read(Edition::V2);
+    definitions.drop_unserved(catalog);
     for resource in catalog.resources() {
         for served in &resource.versions {
             definitions.add_custom(resource, served);
@@ -121,6 +122,7 @@ fn document_path(group: &str, version: &str) -> String {
 pub fn v3(catalog: &Catalog, group: &str, served: &str, version: &str) -> Option<Vec<u8>> {
     catalog.group(group)?.versions.iter().find(|v| *v == served)?;
     let mut definitions = Definitions::read(Edition::V3);
+    definitions.drop_unserved(catalog);
     for resource in catalog.resources_of(group, served) {
         definitions.add_custom(resource, served);
     }
@@ -195,6 +197,31 @@ impl Definitions {
             custom: HashMap::new(),
             custom_schemas: Map::new(),
         }
+    }
+
+    /// Forgets the kinds of optional resources that are not served, and what only they need.
+    fn drop_unserved(&mut self, catalog: &Catalog) {
+        let mut unserved = Vec::new();
+        for resource in Catalog::known().resources() {
+            let (group, plural) = (&resource.group, &resource.plural);
+            for version in &resource.versions {
+                if catalog.by_plural(group, version, plural).is_none() {
+                    unserved.extend(self.name_of(group, version, &resource.kind));
+                    unserved.extend(self.name_of(group, version, &resource.list_kind));
+                }
+            }
+        }
+        if unserved.is_empty() {
+            return;
+        }
+        let is_kind = |(name, definition): &(&String, &Value)| {
+            definition.get("gvk").is_some() && !unserved.contains(name)
+        };
+        let others = self.types.iter().filter(is_kind).map(|(name, _)| name.clone()).collect();
+        let (mut gone, mut kept) = (BTreeSet::new(), BTreeSet::new());
+        self.reach(others, &mut kept);
+        self.reach(unserved, &mut gone);
+        self.types.retain(|name, _| kept.contains(name) || !gone.contains(name));
     }
 
     /// Adds a version of a custom resource; built-in ones are there.

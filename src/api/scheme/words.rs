@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn every_source_is_a_field_that_has_words() {
-        let catalog = Catalog::built_in();
+        let catalog = Catalog::known();
         for resource in catalog.resources() {
             let columns = table(&resource.group, &resource.kind).columns;
             for (column, text) in

@@ -141,6 +141,7 @@ fn control(
         component(server, &format!("system:serviceaccount:kube-system:{name}"), &groups, name)
     };
     let network = settings.node.cluster_network;
+    let serves = |plural: &str| server.registry.resource("certificates.k8s.io", plural).is_some();
     let config = controllers::Config {
         cluster_cidrs: vec![format!("{}/{}", network.address, network.prefix)],
         root_ca_pem: credentials.server_ca.cert_pem.clone(),
@@ -148,6 +149,8 @@ fn control(
         token_key_pem: credentials.service_account_key.clone(),
         client_ca: Some(Arc::new(credentials.client_ca.clone())),
         serving_ca: Some(Arc::new(credentials.server_ca.clone())),
+        trust_bundles: serves("clustertrustbundles"),
+        pod_certificates: serves("podcertificaterequests"),
         service_lb: settings.service_lb,
         node_ports_taken: [settings.port, settings.node.port].map(i32::from).into(),
         ..controllers::Config::default()

@@ -114,6 +114,18 @@ pub fn is_path_segment(name: &str) -> Vec<String> {
         .collect()
 }
 
+/// Names of environment variables (upstream's relaxed rule).
+pub fn is_variable(name: &str) -> Vec<String> {
+    match name.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=') {
+        true => Vec::new(),
+        false => vec![
+            "a valid environment variable name must consist only of printable ASCII characters \
+             other than '='"
+                .to_owned(),
+        ],
+    }
+}
+
 /// `example.com/path`, as condition types of status and keys of a user's extra are.
 pub fn is_domain_prefixed_path(text: &str) -> Vec<String> {
     let Some((domain, path)) =

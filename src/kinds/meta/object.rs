@@ -17,6 +17,8 @@ pub enum NameRule {
     Label,
     Dns1035,
     PathSegment,
+    /// The kind looks at its names itself.
+    Own,
 }
 
 impl NameRule {
@@ -26,6 +28,7 @@ impl NameRule {
             NameRule::Label => name::is_dns1123_label(text),
             NameRule::Dns1035 => name::is_dns1035_label(text),
             NameRule::PathSegment => name::is_path_segment(text),
+            NameRule::Own => Vec::new(),
         }
     }
 }

@@ -6,6 +6,11 @@ use crate::value::{fill, fill_zero, has, items, items_mut, object, text};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 
+/// A certificate lasts for a day unless the request says otherwise.
+pub fn pod_certificate_request(request: &mut Value) {
+    fill(object(request, "spec"), "maxExpirationSeconds", 86_400);
+}
+
 pub fn binding(binding: &mut Value) {
     fill_zero(object(binding, "roleRef"), "apiGroup", RBAC);
     for subject in items_mut(binding, "subjects") {

@@ -87,6 +87,13 @@ pub(super) fn table(group: &str, kind: &str) -> Option<Table> {
         ("certificates.k8s.io", "CertificateSigningRequest") => {
             Table { columns: REQUEST, cells: signing_request }
         }
+        ("certificates.k8s.io", "ClusterTrustBundle") => Table {
+            columns: const { &[NAME, shown("SignerName")] },
+            cells: |o, _| vec![name(o), json!(text(o, "spec.signerName"))],
+        },
+        ("certificates.k8s.io", "PodCertificateRequest") => {
+            Table { columns: POD_REQUEST, cells: pod_request }
+        }
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => Table { columns: FLOW, cells: flow },
         ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => {
             Table { columns: LEVEL, cells: level }
@@ -345,6 +352,25 @@ const REQUEST: &[Column] = &[
     shown("RequestedDuration"),
     shown("Condition"),
 ];
+
+const POD_REQUEST: &[Column] = &[
+    NAME,
+    shown("PodName"),
+    shown("ServiceAccountName"),
+    shown("NodeName"),
+    shown("SignerName"),
+    shown("State"),
+];
+
+fn pod_request(object: &Value, _: Timestamp) -> Vec<Value> {
+    let said =
+        items(object, "status.conditions").iter().rev().find(|it| text(it, "status") == "True");
+    let state = said.map(|it| text(it, "type")).filter(|it| !it.is_empty());
+    let spec = ["podName", "serviceAccountName", "nodeName", "signerName"]
+        .map(|key| json!(text(at(object, "spec"), key)));
+    let [pod, account, node, signer] = spec;
+    vec![name(object), pod, account, node, signer, json!(state.unwrap_or("Pending"))]
+}
 
 fn signing_request(object: &Value, now: Timestamp) -> Vec<Value> {
     let wanted = match at(object, "spec.expirationSeconds").as_i64() {

@@ -254,6 +254,22 @@ fn of_kind(group: &str, kind: &str) -> &'static [(&'static str, Words)] {
                 Words::Own("Conditions applied to the request, such as approval or denial."),
             ),
         ],
+        ("certificates.k8s.io", "ClusterTrustBundle") => &[(
+            "SignerName",
+            Words::Field("api.certificates.v1beta1.ClusterTrustBundleSpec", "signerName"),
+        )],
+        ("certificates.k8s.io", "PodCertificateRequest") => {
+            const {
+                const SPEC: &str = "api.certificates.v1beta1.PodCertificateRequestSpec";
+                &[
+                    ("PodName", Words::Field(SPEC, "podName")),
+                    ("ServiceAccountName", Words::Field(SPEC, "serviceAccountName")),
+                    ("NodeName", Words::Field(SPEC, "nodeName")),
+                    ("SignerName", Words::Field(SPEC, "signerName")),
+                    ("State", Words::Own("Is the request Pending, Issued, Denied, or Failed?")),
+                ]
+            }
+        }
         ("coordination.k8s.io", "Lease") => {
             &[("Holder", Words::Field("api.coordination.v1.LeaseSpec", "holderIdentity"))]
         }

@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use super::checks::form;
 use super::service::{IP, port_problems};
 use super::{pod_restart, pod_whole};
 use crate::meta::quantity::Quantity;
@@ -125,6 +126,7 @@ pub(super) fn spec(spec: &Value, field: &str) -> Errors {
             pod_restart::validate(one, &path, &mut out);
         }
     }
+    super::pod_sources::file_volumes(spec, field, &mut out);
     pod_whole::resources(spec, field, &mut out);
     host_ports(spec, field, &mut out);
     one_of(spec, "restartPolicy", field, &["Always", "OnFailure", "Never"], &mut out);
@@ -425,16 +427,13 @@ fn ports(container: &Value, field: &str, host_network: bool, out: &mut Errors) {
 }
 
 fn variables(container: &Value, field: &str, out: &mut Errors) {
-    let plain = |name: &str| name.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=');
     for (index, variable) in items(container, "env").iter().enumerate() {
         let path = format!("{field}.env[{index}]");
         let own = text(variable, "name");
         if own.is_empty() {
             out.push(FieldError::required(format!("{path}.name"), ""));
-        } else if !plain(own) {
-            let detail = "a valid environment variable name must consist only of printable ASCII \
-                          characters other than '='";
-            out.push(FieldError::invalid(format!("{path}.name"), own, detail));
+        } else {
+            form(own, &format!("{path}.name"), name::is_variable, out);
         }
         let source = at(variable, "valueFrom");
         if source.is_null() {
@@ -453,6 +452,10 @@ fn variables(container: &Value, field: &str, out: &mut Errors) {
                 let detail = "may not have more than one field specified at a time";
                 out.push(FieldError::invalid(&path, "", detail));
             }
+        }
+        if has(source, "fileKeyRef") {
+            let file = at(source, "fileKeyRef");
+            super::pod_sources::file_key(file, &format!("{path}.fileKeyRef"), out);
         }
         if !text(variable, "value").is_empty() {
             let detail = "may not be specified when `value` is not empty";

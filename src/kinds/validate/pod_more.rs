@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use super::checks::one_of;
+use super::pod_sources;
 use crate::meta::{FieldError, name};
-use crate::value::{at, has, items, number, text};
+use crate::value::{at, items, number, text};
 
 /// How a pod's volumes are made its own. SELinux labels as a mount option are asked for only
 /// where SELinuxMount is on, which it is not in v1.36.
@@ -174,37 +175,7 @@ fn topology(term: &Value, field: &str, out: &mut Errors) {
 
 fn sources(volume: &Value, field: &str, out: &mut Errors) {
     for kind in ["configMap", "secret"] {
-        paths(at(volume, kind), &format!("{field}.{kind}"), out);
+        pod_sources::items_paths(at(volume, kind), &format!("{field}.{kind}"), out);
     }
-    for (index, source) in items(volume, "projected.sources").iter().enumerate() {
-        let path = format!("{field}.projected.sources[{index}]");
-        if source.as_object().is_some_and(|map| map.len() > 1) {
-            let detail = "may not specify more than 1 volume type per source";
-            out.push(FieldError::forbidden(&path, detail));
-        }
-        for kind in ["configMap", "secret"] {
-            paths(at(source, kind), &format!("{path}.{kind}"), out);
-        }
-        let token = at(source, "serviceAccountToken");
-        let seconds = number(token, "expirationSeconds");
-        if has(source, "serviceAccountToken") && seconds < 600 {
-            let detail = "may not specify a duration less than 10 minutes";
-            let path = format!("{path}.serviceAccountToken.expirationSeconds");
-            out.push(FieldError::invalid(path, seconds, detail));
-        }
-    }
-}
-
-fn paths(source: &Value, field: &str, out: &mut Errors) {
-    for (index, item) in items(source, "items").iter().enumerate() {
-        let path = text(item, "path");
-        let place = format!("{field}.items[{index}].path");
-        if path.is_empty() {
-            out.push(FieldError::required(place, ""));
-        } else if path.starts_with('/') {
-            out.push(FieldError::invalid(place, path, "must be a relative path"));
-        } else if path.split('/').any(|part| part == "..") {
-            out.push(FieldError::invalid(place, path, "must not contain '..'"));
-        }
-    }
+    pod_sources::projected(volume, field, out);
 }

@@ -399,7 +399,7 @@ pub(super) fn signing_request(object: &Value) -> Errors {
             let detail = "the legacy signerName is not allowed via this API version";
             out.push(FieldError::invalid("spec.signerName", signer, detail));
         }
-        _ => signer_name(signer, &mut out),
+        _ => super::certificates::signer_name(signer, "spec.signerName", &mut out),
     }
     let seconds = spec["expirationSeconds"].as_i64();
     if let Some(seconds) = seconds.filter(|seconds| *seconds < CERTIFICATE_SECONDS_MIN) {
@@ -428,24 +428,6 @@ pub(super) fn signing_request(object: &Value) -> Errors {
         out.push(FieldError::invalid("status.conditions", conditions.to_vec(), detail));
     }
     out
-}
-
-/// `example.com/signer`.
-fn signer_name(signer: &str, out: &mut Errors) {
-    let field = "spec.signerName";
-    let parts: Vec<&str> = signer.split('/').collect();
-    let [domain, path] = parts[..] else {
-        let detail =
-            "must be a fully qualified domain and path of the form 'example.com/signer-name'";
-        out.push(FieldError::invalid(field, signer, detail));
-        return;
-    };
-    if !domain.contains('.') {
-        let detail = "should be a domain with at least two segments separated by dots";
-        out.push(FieldError::invalid(field, domain, detail));
-    }
-    form(domain, field, name::is_dns1123_subdomain, out);
-    form(path, field, name::is_dns1123_subdomain, out);
 }
 
 /// What somebody asks for stays as it was asked.

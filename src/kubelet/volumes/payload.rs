@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::atomic::{File, Payload};
+use super::pod_certificates::Credentials;
 use crate::env::{self, Facts, Referred};
 use crate::pod;
 
@@ -16,6 +17,15 @@ const DEFAULT_MODE: i32 = 0o644;
 
 /// Tokens by (audience, expiration seconds).
 pub type Tokens = HashMap<(String, i64), String>;
+
+/// What was asked for a volume beforehand.
+#[derive(Debug, Default)]
+pub struct Fetched {
+    pub tokens: Tokens,
+    /// Trust anchors and certificates, by the place of their source among a projected volume's.
+    pub anchors: HashMap<usize, String>,
+    pub certificates: HashMap<usize, Credentials>,
+}
 
 pub const TOKEN_EXPIRATION_SECONDS: i64 = 3600;
 
@@ -56,7 +66,7 @@ pub fn payload(
     pod: &Pod,
     volume: &Volume,
     referred: &Referred,
-    tokens: &Tokens,
+    fetched: &Fetched,
     facts: &Facts<'_>,
 ) -> Option<Result<Payload, String>> {
     if let Some(source) = &volume.config_map {
@@ -78,19 +88,19 @@ pub fn payload(
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         return Some(downward(pod, source.items.as_deref().unwrap_or_default(), mode, facts));
     }
-    volume.projected.as_ref().map(|source| projected(pod, source, referred, tokens, facts))
+    volume.projected.as_ref().map(|source| projected(pod, source, referred, fetched, facts))
 }
 
 fn projected(
     pod: &Pod,
     source: &ProjectedVolumeSource,
     referred: &Referred,
-    tokens: &Tokens,
+    fetched: &Fetched,
     facts: &Facts<'_>,
 ) -> Result<Payload, String> {
     let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
     let mut out = Payload::new();
-    for source in source.sources.iter().flatten() {
+    for (index, source) in source.sources.iter().flatten().enumerate() {
         if let Some(map) = &source.config_map {
             out.extend(config_map(&map.name, map.items.as_deref(), mode, map.optional, referred)?);
         } else if let Some(from) = &source.secret {
@@ -102,17 +112,26 @@ fn projected(
                 token.audience.clone().unwrap_or_default(),
                 token.expiration_seconds.unwrap_or(TOKEN_EXPIRATION_SECONDS),
             );
-            let value = tokens.get(&key).ok_or("the service account token is not there yet")?;
+            let value =
+                fetched.tokens.get(&key).ok_or("the service account token is not there yet")?;
             out.insert(token.path.clone(), token_file(pod, value, mode));
-        } else if source.cluster_trust_bundle.is_some() {
-            // The API that bundles come from is not served.
-            return Err(
-                "unsupported projected source: ClusterTrustBundle projection is disabled".into()
-            );
-        } else if source.pod_certificate.is_some() {
-            return Err(
-                "unsupported projected source: PodCertificate projection is disabled".into()
-            );
+        } else if let Some(bundle) = &source.cluster_trust_bundle {
+            let anchors =
+                fetched.anchors.get(&index).ok_or_else(|| disabled("ClusterTrustBundle"))?;
+            out.insert(bundle.path.clone(), token_file(pod, anchors, mode));
+        } else if let Some(wants) = &source.pod_certificate {
+            let held =
+                fetched.certificates.get(&index).ok_or_else(|| disabled("PodCertificate"))?;
+            let (key, chain) = (&held.key_pem, &held.chain_pem);
+            for (path, text) in [
+                (&wants.credential_bundle_path, &format!("{key}{chain}")),
+                (&wants.key_path, key),
+                (&wants.certificate_chain_path, chain),
+            ] {
+                if let Some(path) = path.as_ref().filter(|path| !path.is_empty()) {
+                    out.insert(path.clone(), token_file(pod, text, mode));
+                }
+            }
         } else {
             return Err("a source of a projected volume names nothing".into());
         }
@@ -120,7 +139,11 @@ fn projected(
     Ok(out)
 }
 
-/// A token is for the pod's own user alone where there is just one.
+fn disabled(source: &str) -> String {
+    format!("unsupported projected source: {source} projection is disabled")
+}
+
+/// A token, an anchor or a key is for the pod's own user alone where there is just one.
 fn token_file(pod: &Pod, token: &str, mode: i32) -> File {
     let spec = pod::spec(pod);
     let context = spec.security_context.as_ref();
@@ -254,7 +277,11 @@ mod tests {
                 {"secret": {"name": "s"}},
                 {"secret": {"name": "gone", "optional": true}},
                 {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
-                {"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}]}}]}));
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": 600}},
+                {"clusterTrustBundle": {"name": "b", "path": "ca.pem"}},
+                {"podCertificate": {"signerName": "e.x/s", "keyType": "ED25519",
+                    "credentialBundlePath": "all.pem", "keyPath": "key.pem",
+                    "certificateChainPath": "chain.pem"}}]}}]}));
         pod.metadata.labels = Some([("app".to_owned(), "we\"b".to_owned())].into());
         let volume = pod::spec(&pod).volumes.as_ref().unwrap()[0].clone();
         assert_eq!(refers_to(&volume), (vec!["cm"], vec!["s", "gone"]));
@@ -266,8 +293,14 @@ mod tests {
             secrets: [("s".to_owned(), Some(Arc::new(secret.unwrap())))].into(),
             ..Referred::default()
         };
-        let tokens: Tokens = [((String::new(), 600), "jwt".to_owned())].into();
-        let files = payload(&pod, &volume, &referred, &tokens, &Facts::default()).unwrap().unwrap();
+        let fetched = Fetched {
+            tokens: [((String::new(), 600), "jwt".to_owned())].into(),
+            anchors: [(5, "anchor".to_owned())].into(),
+            certificates: [(6, Credentials { key_pem: "key;".into(), chain_pem: "chain".into() })]
+                .into(),
+        };
+        let facts = Facts::default();
+        let files = payload(&pod, &volume, &referred, &fetched, &facts).unwrap().unwrap();
         let shows: Vec<String> = files
             .iter()
             .map(|(path, file)| {
@@ -282,13 +315,21 @@ mod tests {
         assert_eq!(
             shows,
             [
+                "all.pem=key;chain:600:Some(1000)",
+                "ca.pem=anchor:600:Some(1000)",
+                "chain.pem=chain:600:Some(1000)",
                 "etc/k=1:444:None",
+                "key.pem=key;:600:Some(1000)",
                 "labels=app=\"we\\\"b\":400:None",
                 "p=pw:400:None",
                 "token=jwt:600:Some(1000)"
             ]
         );
-        let missing = payload(&pod, &volume, &Referred::default(), &tokens, &Facts::default());
+        let missing = payload(&pod, &volume, &Referred::default(), &fetched, &facts);
         assert_eq!(missing.unwrap().unwrap_err(), "configmap \"cm\" not found");
+        let off = Fetched { anchors: HashMap::new(), ..fetched };
+        let off = payload(&pod, &volume, &referred, &off, &facts).unwrap().unwrap_err();
+        let want = "unsupported projected source: ClusterTrustBundle projection is disabled";
+        assert_eq!(off, want);
     }
 }
