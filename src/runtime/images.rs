@@ -3,6 +3,7 @@
 //! Containers get layers by name; nothing here mounts or runs them.
 
 mod ahead;
+mod below;
 mod bounds;
 mod downloads;
 mod export;
@@ -13,6 +14,7 @@ pub mod reference;
 mod registries;
 mod registry;
 mod retell;
+mod sparse;
 mod store;
 mod transport;
 mod unpack;

@@ -10,6 +10,7 @@ mod hardship;
 mod hooks;
 mod hostile;
 mod images;
+mod layers;
 mod pulls;
 #[path = "../host/registry.rs"]
 mod registry;
