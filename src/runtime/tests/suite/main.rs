@@ -16,4 +16,5 @@ mod pulls;
 mod registry;
 mod socket;
 mod unruly;
+mod ways;
 mod world;
