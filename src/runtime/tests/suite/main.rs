@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod adoption;
+mod children;
 mod containerd;
 mod containers;
 mod features;
