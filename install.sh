@@ -141,6 +141,7 @@ flags() {
 # `sh -c "$SUPERVISOR" coracle-supervisor FLAGS...`.
 SUPERVISOR='
 bin=/usr/local/bin/coracle log=/var/log/coracle.log
+if [ -r /etc/default/coracle ]; then set -a; . /etc/default/coracle; set +a; fi
 echo $$ > /run/coracle/supervisor.pid
 trap "kill \$server \$trim 2> /dev/null; wait; rm -f /run/coracle/supervisor.pid; exit 0" TERM INT
 trap "" HUP

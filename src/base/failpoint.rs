@@ -5,7 +5,8 @@
 //! is in it, it takes the file away and kills the process. A program's points can be read
 //! from the program: each is in it as `failpoint{NAME}`. Who wants the shims of pods to die
 //! gives them the variable with the command that starts them, for they inherit nothing.
-//! A process that changes its root [holds](hold) the file first, and empties it instead of
+//! With `stop ` before the name the process stops there instead, as one that the machine is too
+//! busy for, and goes on at `SIGCONT`. A process that changes its root [holds](hold) the file first, and empties it instead of
 //! taking it away.
 
 /// Environment variable with the path of the file that says at which point to die.
@@ -71,10 +72,21 @@ pub fn hold() -> Option<std::os::fd::RawFd> {
 #[cfg(debug_assertions)]
 #[doc(hidden)]
 pub fn reach(marked: &str) {
-    if wanted::read().is_none_or(|wanted| wanted.trim() != marked) {
+    let Some(text) = wanted::read() else { return };
+    let (stops, wanted) = match text.trim().strip_prefix("stop ") {
+        Some(wanted) => (true, wanted),
+        None => (false, text.trim()),
+    };
+    if wanted != marked {
         return;
     }
     wanted::take();
+    if stops {
+        // Until somebody has it go on.
+        let own = rustix::process::getpid();
+        let _ = rustix::process::kill_process(own, rustix::process::Signal::STOP);
+        return;
+    }
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     // The first process of a pid namespace cannot kill itself; what its parent sees is alike.
     std::process::exit(128 + 9);

@@ -127,11 +127,18 @@ pub fn remove_dead_links(node: &Node) {
 
 /// Looks at the disk until the drain begins.
 pub async fn run(node: Arc<Node>, drain: Drain) {
+    let mut has_failed = false;
     while drain.until(tokio::time::sleep(IMAGE_PERIOD)).await.is_some() {
         remove_dead_links(&node);
-        if let Err(error) = collect_images(&node).await {
+        let collected = collect_images(&node).await;
+        if let Err(error) = &collected {
             warn!(error, "images not collected");
+            // Once may be chance.
+            if has_failed {
+                node.recorder.warning(&node.reference(), "ImageGCFailed", error.clone());
+            }
         }
+        has_failed = collected.is_err();
     }
 }
 
@@ -201,7 +208,13 @@ async fn collect_images(node: &Node) -> Result<(), String> {
         bytes_to_free(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize, high, low);
     let left = remove_images(node, wanted).await?;
     if left > 0 {
-        return Err(format!("{left} bytes more should be freed, but nothing unused is left"));
+        let error = format!(
+            "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, \
+             but only found {} bytes eligible to free.",
+            wanted - left
+        );
+        node.recorder.warning(&node.reference(), "FreeDiskSpaceFailed", error.clone());
+        return Err(error);
     }
     Ok(())
 }

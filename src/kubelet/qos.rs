@@ -100,7 +100,12 @@ pub async fn enforce_allocatable(node: &Node) {
         });
         pods.chain(host).collect()
     };
-    for error in tokio::task::spawn_blocking(work).await.unwrap_or_default() {
+    let errors = tokio::task::spawn_blocking(work).await.unwrap_or_default();
+    if errors.is_empty() && config.enforce_allocatable {
+        let text = "Updated Node Allocatable limit across pods";
+        node.recorder.normal(&node.reference(), "NodeAllocatableEnforced", text);
+    }
+    for error in errors {
         warn!(error, "what is reserved for the node is not kept from pods");
         let about = node.reference();
         let text = format!("Failed to update Node Allocatable Limits: {error}");

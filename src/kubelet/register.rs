@@ -3,6 +3,8 @@
 //! Survives an absent API server: everything is tried again. Writes the status only when
 //! something changed, when somebody wrote that nobody knows of it, or every five minutes.
 
+mod transitions;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,10 +150,25 @@ async fn register(node: &Node) -> client::error::Result<()> {
     match api.create(&object).await {
         Ok(_) => {
             *node.labels.lock() = labels;
+            if let Some(status) = &object.status {
+                tell_conditions(node, None, status);
+            }
             Ok(())
         }
         Err(error) => Err(error),
     }
+}
+
+/// Events about what became of the node's conditions.
+fn tell_conditions(node: &Node, old: Option<&NodeStatus>, new: &NodeStatus) {
+    for reason in transitions::of_conditions(old, new) {
+        tell_status(node, reason);
+    }
+}
+
+fn tell_status(node: &Node, reason: &'static str) {
+    let text = format!("Node {} status is now: {reason}", node.config.node_name);
+    node.recorder.normal(&node.reference(), reason, text);
 }
 
 async fn keep_status(node: &Node) {
@@ -160,11 +177,14 @@ async fn keep_status(node: &Node) {
     let own = node.volumes.csi.drivers.own_node.clone();
     let doubted = Arc::new(Notify::new());
     let tell = doubted.clone();
-    own.on_change(move |_, new| {
-        if new.is_some_and(|new| is_doubted(new) || new_extended(new)) {
+    own.on_change(move |old, new| {
+        let was_cordoned = old.is_some_and(|old| is_cordoned(old));
+        let cordons = new.is_some_and(|new| is_cordoned(new) != was_cordoned);
+        if cordons || new.is_some_and(|new| is_doubted(new) || new_extended(new)) {
             tell.notify_one();
         }
     });
+    let mut was_cordoned = false;
     loop {
         let now = base::time::now();
         let health = health(node).await;
@@ -178,10 +198,23 @@ async fn keep_status(node: &Node) {
             .is_none_or(|(old, _)| without_heartbeats(old) != without_heartbeats(&new));
         // Only the node itself takes back what others wrote while it was silent.
         let held = own.get("", &node.config.node_name);
-        let doubts = held.is_some_and(|own| is_doubted(&own) || new_extended(&own));
+        if let Some(is) = held.as_deref().map(is_cordoned)
+            && is != was_cordoned
+        {
+            was_cordoned = is;
+            tell_status(node, if is { "NodeNotSchedulable" } else { "NodeSchedulable" });
+        }
+        let is_lost = held.as_deref().is_some_and(is_doubted);
+        let doubts = is_lost || held.as_deref().is_some_and(new_extended);
         if is_old || differs || doubts {
             match write_status(node, &api, new.clone(), written.is_none()).await {
-                Ok(told) => written = Some((told, now)),
+                Ok(told) => {
+                    if let Some((before, _)) = &written {
+                        let others = held.as_ref().and_then(|own| own.status.as_ref());
+                        tell_conditions(node, others.filter(|_| is_lost).or(Some(before)), &told);
+                    }
+                    written = Some((told, now));
+                }
                 Err(error) if error.is_not_found() => {
                     // Somebody deleted the Node: register anew.
                     written = None;
@@ -202,6 +235,10 @@ async fn keep_status(node: &Node) {
             () = node.volumes.csi.in_use_changed.notified() => {}
         }
     }
+}
+
+fn is_cordoned(node: &NodeObject) -> bool {
+    node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)
 }
 
 /// The cluster has not heard of the node for too long and says that it knows nothing of it.
@@ -241,6 +278,12 @@ async fn write_status(
         let labels = held.metadata.labels.unwrap_or_default();
         *node.labels.lock() = labels;
         keep_transitions(&mut new, held.status.as_ref());
+        tell_conditions(node, held.status.as_ref(), &new);
+        if transitions::is_rebooted(held.status.as_ref(), &new) {
+            let boot = new.node_info.as_ref().map_or("", |info| info.boot_id.as_str());
+            let text = format!("Node {name} has been rebooted, boot id: {boot}");
+            node.recorder.warning(&node.reference(), "Rebooted", text);
+        }
     }
     let mut body = json!({"status": new});
     if let Some(addresses) = body.pointer_mut("/status/addresses").and_then(|it| it.as_array_mut())

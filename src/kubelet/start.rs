@@ -191,15 +191,27 @@ impl Worker {
     ) -> Result<Box<Image>, Wait> {
         let node = self.node.clone();
         let namespace = pod::namespace(&self.pod).to_owned();
-        let mut secrets = Vec::new();
-        for wanted in pod::spec(&self.pod).image_pull_secrets.iter().flatten() {
+        let (mut secrets, mut missing) = (Vec::new(), Vec::new());
+        let named = pod::spec(&self.pod).image_pull_secrets.iter().flatten();
+        for wanted in named.filter(|it| !it.name.is_empty()) {
             match node.objects.secret(&self.uid, &namespace, &wanted.name).await {
-                Ok(secret) => secrets.extend(secret),
+                Ok(Some(secret)) => secrets.push(secret),
+                Ok(None) => missing.push(wanted.name.as_str()),
                 Err(error) => {
+                    missing.push(wanted.name.as_str());
                     warn!(pod = %pod::display(&self.pod), secret = wanted.name,
                           error = %base::error::chain(&error), "pull secret not read");
                 }
             }
+        }
+        if !missing.is_empty() {
+            let text = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image \
+                 may not succeed.",
+                missing.join(", ")
+            );
+            let about = client::recorder::reference(&*self.pod);
+            node.recorder.warning(&about, "FailedToRetrieveImagePullSecret", text);
         }
         let request = Request {
             uid: &self.uid,

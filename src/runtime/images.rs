@@ -3,16 +3,21 @@
 //! Containers get layers by name; nothing here mounts or runs them.
 
 mod ahead;
+mod below;
 mod bounds;
+mod challenge;
 mod downloads;
 mod export;
 mod import;
+mod platform;
 pub mod progress;
+mod proxies;
 pub mod prune;
 pub mod reference;
 mod registries;
 mod registry;
 mod retell;
+mod sparse;
 mod store;
 mod transport;
 mod unpack;
@@ -22,6 +27,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+pub use proxies::Proxies;
 pub use registries::{Endpoint, HostAuth, HostConfig, HostTls, Mirror, Patience, Registries};
 pub use store::{ImageConfig, StoredImage, disk_below};
 pub use transport::exchange;

@@ -15,6 +15,8 @@ use crate::{c_bytes, c_path, check, check_int, own};
 const RESOLVE_IN_ROOT: u64 = 0x10;
 const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 /// openat2 asks to try again when a rename runs beside it.
+/// `XATTR_LIST_MAX` and `XATTR_SIZE_MAX` of <linux/limits.h>.
+const XATTR_BYTES_MAX: usize = 64 << 10;
 const RETRIES_MAX: usize = 64;
 
 #[repr(C)]
@@ -414,6 +416,48 @@ pub fn set_xattr_at(
         libc::lsetxattr(path.as_ptr(), attribute.as_ptr(), value.as_ptr().cast(), value.len(), 0)
     })
     .map(drop)
+}
+
+/// Gives the file at a name of `to` the extended attributes of the one at the same name of
+/// `from`, but for those that steer overlays. A file system without them still holds the file.
+///
+/// # Errors
+/// What the kernel says; more than 64 KiB of names or of one value, which it allows nowhere.
+pub fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    let path = c_path(&descriptor_path(from).join(name))?;
+    let mut names = vec![0_u8; XATTR_BYTES_MAX];
+    let mut value = vec![0_u8; XATTR_BYTES_MAX];
+    // SAFETY: a live C string and a buffer as long as we say.
+    let length = check(unsafe {
+        libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) as libc::c_long
+    });
+    let length = match length {
+        Err(err) if err.raw_os_error() == Some(libc::EOPNOTSUPP) => 0,
+        other => other?,
+    };
+    for attribute in names[..length as usize].split(|byte| *byte == 0) {
+        if attribute.is_empty() || attribute.starts_with(b"trusted.") {
+            continue;
+        }
+        let key = c_bytes(attribute)?;
+        // SAFETY: live C strings and a buffer as long as we say.
+        let length = check(unsafe {
+            libc::lgetxattr(path.as_ptr(), key.as_ptr(), value.as_mut_ptr().cast(), value.len())
+                as libc::c_long
+        })?;
+        match set_xattr_at(to, name, attribute, &value[..length as usize]) {
+            Err(err) if matches!(err.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EPERM)) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name is hidden by an overlay's whiteout (character device 0:0).
+pub fn is_whiteout_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let meta = std::fs::symlink_metadata(descriptor_path(dir).join(name))?;
+    Ok(meta.file_type().is_char_device() && meta.rdev() == 0)
 }
 
 /// Writes everything of this file system to disk.

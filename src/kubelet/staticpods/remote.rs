@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -143,8 +143,9 @@ async fn get(
             request = request.header(name, value);
         }
     }
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-    runtime::images::exchange(scheme, authority, request, None, PATIENCE)
+    let request = request.body(Full::<Bytes>::default()).map_err(|error| error.to_string())?;
+    let proxies = runtime::images::Proxies::of_environment();
+    runtime::images::exchange(scheme, authority, request, None, (&proxies, PATIENCE))
         .await
         .map_err(|error| format!("Get {:?}: {error}", remote.url))
 }

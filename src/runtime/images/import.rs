@@ -7,12 +7,24 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::bounds::{Allowance, Metered, Room};
+use super::platform::for_this_platform;
 use super::reference::{Reference, digest_hex};
 use super::store::{Store, decompress, digest_of, failed, invalid};
 use super::unpack::inside;
 use crate::cri::Result;
 
 const INDEX_DEPTH_MAX: usize = 4;
+/// Of Docker's first form of manifests, plain and signed.
+const SCHEMA_1: [&str; 2] = [
+    "application/vnd.docker.distribution.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+];
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEXES: [&str; 2] = [
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.oci.image.index.v1+json",
+];
 /// Manifests and configurations; longer ones are refused.
 pub const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
 
@@ -40,13 +52,45 @@ pub struct Platform {
 
 /// An index or a manifest: whichever fields are there.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Document {
+    #[serde(default)]
+    schema_version: Option<u32>,
+    #[serde(default)]
+    media_type: Option<String>,
     #[serde(default)]
     pub manifests: Option<Vec<Descriptor>>,
     #[serde(default)]
     pub config: Option<Descriptor>,
     #[serde(default)]
     pub layers: Option<Vec<Descriptor>>,
+}
+
+impl Document {
+    /// # Errors
+    /// The first form of Docker's manifests, which nobody serves any more; and what could be
+    /// read as an index and as a manifest, so that one digest would stand for two images.
+    pub fn check(&self) -> Result<()> {
+        let kind = self.media_type.as_deref().unwrap_or_default();
+        if self.schema_version == Some(1) || SCHEMA_1.contains(&kind) {
+            let [plain, signed] = SCHEMA_1;
+            let found = if kind == plain { plain } else { signed };
+            return Err(invalid(format!(
+                "media type {found:?} is no longer supported, please rebuild the image as \
+                 {DOCKER_MANIFEST:?} or {OCI_MANIFEST:?}"
+            )));
+        }
+        let is_manifest = self.layers.is_some() || self.config.is_some();
+        let is_index = self.manifests.is_some();
+        let says_manifest = [DOCKER_MANIFEST, OCI_MANIFEST].contains(&kind);
+        let says_index = INDEXES.contains(&kind);
+        if is_index && (is_manifest || says_manifest) || is_manifest && says_index {
+            return Err(invalid(format!(
+                "the manifest is an index and an image at the same time (media type {kind:?})"
+            )));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]
@@ -57,23 +101,6 @@ struct DockerImage {
     repo_tags: Option<Vec<String>>,
     #[serde(default)]
     layers: Vec<String>,
-}
-
-/// The manifest of an index for this machine.
-pub fn for_this_platform(manifests: &[Descriptor]) -> Option<&Descriptor> {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let fits = |descriptor: &&Descriptor| {
-        descriptor.platform.as_ref().is_some_and(|p| {
-            p.os == "linux"
-                && p.architecture == architecture
-                && (p.variant.is_empty() || p.variant == "v8" || p.variant == "v1")
-        })
-    };
-    manifests.iter().find(fits).or_else(|| manifests.iter().find(|d| d.platform.is_none()))
 }
 
 /// Gives the ids of the images in the archive.
@@ -203,6 +230,7 @@ impl Archive {
             return Err(invalid("indexes are nested too deeply"));
         }
         let document: Document = self.document(&self.blob(&descriptor.digest)?)?;
+        document.check()?;
         if let Some(manifests) = &document.manifests {
             let Some(chosen) = for_this_platform(manifests) else { return Ok(None) };
             let mut chosen = chosen.clone();

@@ -9,15 +9,18 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use http::{Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Empty};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde::Deserialize;
 
 use super::bounds::Room;
+use super::challenge::{Challenge, challenges};
 use super::downloads::Held;
-use super::import::{DOCUMENT_BYTES_MAX, Descriptor, Document, for_this_platform};
+use super::import::{DOCUMENT_BYTES_MAX, Descriptor, Document};
+use super::platform::for_this_platform;
 use super::progress::{Blob, Step, Teller};
+use super::proxies::Proxies;
 use super::reference::{Reference, digest_hex};
 use super::registries::{Endpoint, Registries};
 use super::store::{Store, digest_of, failed, hex};
@@ -47,7 +50,7 @@ const WORDS_BYTES_MAX: usize = 512;
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
-    application/vnd.docker.distribution.manifest.v2+json";
+    application/vnd.docker.distribution.manifest.v2+json, */*";
 
 fn refused(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::ImagePull, message)
@@ -63,7 +66,7 @@ pub async fn pull(
 ) -> Result<String> {
     let reference = Reference::parse(image)?;
     let mut last = None;
-    for endpoint in registries.endpoints(&reference.domain) {
+    for endpoint in registries.endpoints(&reference.domain, &reference.path) {
         let configured = registries.configs.get(&endpoint.authority);
         let mut tries: Vec<Option<AuthConfig>> = auth.iter().cloned().map(Some).collect();
         if let Some(own) = configured.and_then(|c| c.auth.as_ref()) {
@@ -218,17 +221,25 @@ impl Session<'_> {
             .ok_or_else(|| refused(format!("digest {digest:?} is malformed or not sha256")))
     }
 
+    fn path(&self, what: &str, name: &str) -> String {
+        let Endpoint { base, repository, mirrors, .. } = &self.endpoint;
+        // A mirror of several registries has to be told whose it is (as containerd does).
+        let of = mirrors.as_ref().map_or_else(String::new, |it| format!("?ns={}", escape(it)));
+        format!("{base}/{repository}/{what}/{name}{of}")
+    }
+
     /// A manifest or index, checked against the digest that was asked for, and its digest.
     async fn manifest(&mut self, wanted: &str) -> Result<(Document, String)> {
-        let path = format!("/v2/{}/manifests/{wanted}", self.reference.path);
+        let path = self.path("manifests", wanted);
         let response = self.get(&path, ACCEPT).await?;
         let bytes = body(response, DOCUMENT_BYTES_MAX, self.registries.patience.idle).await?;
         let digest = format!("sha256:{}", hex(&<sha2::Sha256 as sha2::Digest>::digest(&bytes)));
         if digest_hex(wanted).is_some() && wanted != digest {
             return Err(refused(format!("manifest {wanted} has digest {digest}")));
         }
-        let document = serde_json::from_slice(&bytes)
+        let document: Document = serde_json::from_slice(&bytes)
             .map_err(|err| refused(format!("the registry sent a malformed manifest: {err}")))?;
+        document.check()?;
         Ok((document, digest))
     }
 
@@ -298,7 +309,7 @@ impl Session<'_> {
                 .take(wanted.size - from)
                 .map_err(|err| failed("download blob", err))?;
         }
-        let path = format!("/v2/{}/blobs/{}", self.reference.path, wanted.digest);
+        let path = self.path("blobs", &wanted.digest);
         let mut response = self.get_from(&path, "*/*", from).await?;
         if from > 0 && continues_at(&response) != Some(from) {
             // It sends the whole, or has no such range: begin anew.
@@ -366,7 +377,8 @@ impl Session<'_> {
             // Credentials go to the registry only, never to where it sends us.
             let own = url.authority == self.endpoint.authority;
             let authorization = self.authorization.clone().filter(|_| own);
-            let response = self.ask(&url, accept, authorization.as_deref(), from).await?;
+            let ask = Ask::get(accept, authorization.as_deref(), from);
+            let response = self.ask(&url, &ask).await?;
             match response.status() {
                 StatusCode::OK => return Ok(response),
                 StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if from > 0 => {
@@ -374,15 +386,24 @@ impl Session<'_> {
                 }
                 StatusCode::UNAUTHORIZED if own && !asked_for_token => {
                     asked_for_token = true;
-                    let challenge = header_text(&response, header::WWW_AUTHENTICATE);
-                    let Some(authorization) = self.authorize(&challenge).await? else {
+                    let demanded = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
+                    let demanded: Vec<Challenge> = demanded
+                        .filter_map(|value| value.to_str().ok())
+                        .flat_map(challenges)
+                        .collect();
+                    let Some(authorization) = self.authorize(&demanded).await? else {
                         return Err(refusal(&url, response, self.registries.patience.idle).await);
                     };
                     self.authorization = Some(authorization);
                 }
                 status if status.is_redirection() => {
                     let location = header_text(&response, header::LOCATION);
-                    url = if location.starts_with('/') {
+                    url = if let Some(elsewhere) = location.strip_prefix("//") {
+                        let text = format!("{}://{elsewhere}", url.scheme);
+                        Url::parse(&text).ok_or_else(|| {
+                            refused(format!("the registry redirects to {location:?}"))
+                        })?
+                    } else if location.starts_with('/') {
                         Url { path: location, ..url }
                     } else {
                         Url::parse(&location).ok_or_else(|| {
@@ -397,16 +418,10 @@ impl Session<'_> {
     }
 
     /// Once, and again where the registry says that it is too busy or broken for now.
-    async fn ask(
-        &self,
-        url: &Url,
-        accept: &str,
-        authorization: Option<&str>,
-        from: u64,
-    ) -> Result<Response<Incoming>> {
+    async fn ask(&self, url: &Url, ask: &Ask<'_>) -> Result<Response<Incoming>> {
         let mut wait = self.registries.patience.retry;
         for _ in 0..REPEATS_MAX {
-            let response = self.once(url, accept, authorization, from).await?;
+            let response = self.once(url, ask).await?;
             if !is_passing(response.status()) {
                 return Ok(response);
             }
@@ -419,73 +434,84 @@ impl Session<'_> {
             tokio::time::sleep(asked.max(wait)).await;
             wait *= 2;
         }
-        self.once(url, accept, authorization, from).await
+        self.once(url, ask).await
     }
 
-    async fn once(
-        &self,
-        url: &Url,
-        accept: &str,
-        authorization: Option<&str>,
-        from: u64,
-    ) -> Result<Response<Incoming>> {
-        let mut request = Request::get(&url.path)
+    async fn once(&self, url: &Url, ask: &Ask<'_>) -> Result<Response<Incoming>> {
+        let method = if ask.form.is_some() { Method::POST } else { Method::GET };
+        let mut request = Request::builder()
+            .method(&method)
+            .uri(&url.path)
             .header(header::HOST, &url.authority)
-            .header(header::ACCEPT, accept)
+            .header(header::ACCEPT, ask.accept)
             .header(header::USER_AGENT, concat!("coracle/", env!("CARGO_PKG_VERSION")));
-        if let Some(value) = authorization {
+        if let Some(value) = ask.authorization {
             request = request.header(header::AUTHORIZATION, value);
         }
-        if from > 0 {
-            request = request.header(header::RANGE, format!("bytes={from}-"));
+        if ask.from > 0 {
+            request = request.header(header::RANGE, format!("bytes={}-", ask.from));
+        }
+        if ask.form.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
         }
         let request = request
-            .body(Empty::<Bytes>::new())
+            .body(Full::from(ask.form.clone().unwrap_or_default()))
             .map_err(|err| refused(format!("request to {}: {err}", url.authority)))?;
         let tls = self.registries.configs.get(&url.authority).and_then(|c| c.tls.as_ref());
-        exchange(&url.scheme, &url.authority, request, tls, self.registries.patience.idle)
-            .await
-            .map_err(|err| {
-                let message = format!(
-                    "failed to do request: Get \"{}://{}{}\": {err}",
-                    url.scheme, url.authority, url.path
-                );
-                Error::with_source(ErrorKind::ImagePull, message, err)
-            })
+        let proxies = self.registries.proxies.clone().unwrap_or_else(Proxies::of_environment);
+        let way = (&proxies, self.registries.patience.idle);
+        exchange(&url.scheme, &url.authority, request, tls, way).await.map_err(|err| {
+            let verb = if ask.form.is_some() { "Post" } else { "Get" };
+            let message = format!(
+                "failed to do request: {verb} \"{}://{}{}\": {err}",
+                url.scheme, url.authority, url.path
+            );
+            Error::with_source(ErrorKind::ImagePull, message, err)
+        })
     }
 
-    /// What to answer to a challenge; None if we have nothing.
-    async fn authorize(&self, challenge: &str) -> Result<Option<String>> {
+    /// What to answer to challenges: a token where one is asked for, otherwise the password.
+    /// None if we have nothing.
+    async fn authorize(&self, demanded: &[Challenge]) -> Result<Option<String>> {
         let basic = self.credentials.as_ref().and_then(basic_credentials);
-        let (scheme, rest) = challenge.split_once(' ').unwrap_or((challenge, ""));
-        if scheme.eq_ignore_ascii_case("basic") {
-            return Ok(basic.map(|b| format!("Basic {b}")));
-        }
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Ok(None);
-        }
+        let of_scheme = |scheme: &str| demanded.iter().find(|it| it.scheme == scheme);
+        let Some(bearer) = of_scheme("bearer") else {
+            return Ok(of_scheme("basic").and(basic).map(|b| format!("Basic {b}")));
+        };
         if let Some(token) = self.credentials.as_ref().map(|c| &c.registry_token)
             && !token.is_empty()
         {
             return Ok(Some(format!("Bearer {token}")));
         }
-        let parameter = |name: &str| {
-            rest.split(',').find_map(|part| {
-                let (key, value) = part.trim().split_once('=')?;
-                (key == name).then(|| value.trim_matches('"').to_string())
-            })
+        let Some(realm) = bearer.parameter("realm") else { return Ok(None) };
+        let own = format!("repository:{}:pull", self.endpoint.repository);
+        let asked = bearer.parameter("scope").unwrap_or_default().split(' ');
+        let asked = asked.filter(|it| !it.is_empty() && *it != own);
+        let scopes: Vec<&str> = std::iter::once(own.as_str()).chain(asked).collect();
+        let service = bearer.parameter("service");
+        let malformed = || refused(format!("the registry names a malformed realm {realm:?}"));
+        let refresh = self.credentials.as_ref().map(|it| it.identity_token.as_str());
+        let response = match refresh.filter(|token| !token.is_empty()) {
+            Some(token) => {
+                // OAuth 2 (RFC 6749, section 6), as registries offer it beside their own way.
+                let scope = scopes.join(" ");
+                let mut fields = vec![("grant_type", "refresh_token"), ("refresh_token", token)];
+                fields.extend([("client_id", "coracle"), ("scope", scope.as_str())]);
+                fields.extend(service.map(|service| ("service", service)));
+                let url = Url::parse(realm).ok_or_else(malformed)?;
+                self.ask(&url, &Ask::post(&fields)).await.map(|response| (url, response))?
+            }
+            None => {
+                let fields = scopes.iter().map(|scope| ("scope", *scope));
+                let query = form(fields.chain(service.map(|service| ("service", service))));
+                let join = if realm.contains('?') { '&' } else { '?' };
+                let url = Url::parse(&format!("{realm}{join}{query}")).ok_or_else(malformed)?;
+                let authorization = basic.map(|b| format!("Basic {b}"));
+                let ask = Ask::get("application/json", authorization.as_deref(), 0);
+                self.ask(&url, &ask).await.map(|response| (url, response))?
+            }
         };
-        let Some(realm) = parameter("realm") else { return Ok(None) };
-        let scope = format!("repository:{}:pull", self.reference.path);
-        let mut query = format!("scope={}", escape(&scope));
-        if let Some(service) = parameter("service") {
-            query.push_str(&format!("&service={}", escape(&service)));
-        }
-        let join = if realm.contains('?') { '&' } else { '?' };
-        let url = Url::parse(&format!("{realm}{join}{query}"))
-            .ok_or_else(|| refused(format!("the registry names a malformed realm {realm:?}")))?;
-        let authorization = basic.map(|b| format!("Basic {b}"));
-        let response = self.ask(&url, "application/json", authorization.as_deref(), 0).await?;
+        let (url, response) = response;
         if response.status() != StatusCode::OK {
             let err = refusal(&url, response, self.registries.patience.idle).await;
             return Err(refused(format!("failed to fetch token: {}", err.message)));
@@ -505,14 +531,37 @@ impl Session<'_> {
     }
 }
 
+/// What a request has beside its URL.
+struct Ask<'a> {
+    accept: &'a str,
+    authorization: Option<&'a str>,
+    /// First byte of what is wanted.
+    from: u64,
+    /// It is sent, as a form.
+    form: Option<String>,
+}
+
+impl<'a> Ask<'a> {
+    fn get(accept: &'a str, authorization: Option<&'a str>, from: u64) -> Self {
+        Self { accept, authorization, from, form: None }
+    }
+
+    fn post(fields: &[(&str, &str)]) -> Self {
+        let form = Some(form(fields.iter().copied()));
+        Self { accept: "application/json", authorization: None, from: 0, form }
+    }
+}
+
+fn form<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    fields.map(|(name, value)| format!("{name}={}", escape(value))).collect::<Vec<_>>().join("&")
+}
+
 fn basic_credentials(auth: &AuthConfig) -> Option<String> {
     if !auth.auth.is_empty() {
         return Some(auth.auth.clone());
     }
     let plain = if !auth.username.is_empty() {
         format!("{}:{}", auth.username, auth.password)
-    } else if !auth.identity_token.is_empty() {
-        format!("<token>:{}", auth.identity_token)
     } else {
         return None;
     };

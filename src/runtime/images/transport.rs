@@ -9,17 +9,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::proxies::{Proxies, Proxy};
 use super::registries::HostTls;
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+/// What a proxy may say before it has connected us.
+const PROXY_HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// Where Linux distributions keep the authorities they trust.
 const SYSTEM_ROOTS: [&str; 4] = [
@@ -31,40 +35,49 @@ const SYSTEM_ROOTS: [&str; 4] = [
 
 /// Sends a request to `authority` (host, and port where it is not the scheme's own) and
 /// waits for the head of the answer, for as long as `patience` allows. Certificates are
-/// those that the host trusts, and the ones of `tls`.
+/// those that the host trusts, and the ones of `tls`. Goes through the proxy that leads there.
 ///
 /// # Errors
 /// What kept the answer from coming, in words.
 pub async fn exchange(
     scheme: &str,
     authority: &str,
-    request: Request<Empty<Bytes>>,
+    mut request: Request<Full<Bytes>>,
     tls: Option<&HostTls>,
-    patience: Duration,
+    (proxies, patience): (&Proxies, Duration),
 ) -> io::Result<Response<Incoming>> {
     let default_port = if scheme == "http" { 80 } else { 443 };
-    let host = authority
-        .rsplit_once(':')
-        .filter(|(_, port)| port.parse::<u16>().is_ok())
-        .map_or(authority, |(host, _)| host);
-    let address = if host.len() == authority.len() {
-        format!("{authority}:{default_port}")
-    } else {
-        authority.to_string()
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() => (host, port.parse().unwrap_or(0)),
+        _ => (authority, default_port),
     };
+    let address = format!("{host}:{port}");
     let late = |what: &str| {
         io::Error::new(io::ErrorKind::TimedOut, format!("{what} {authority}: i/o timeout"))
     };
-    let stream = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect(&address))
+    let proxy = proxies
+        .to(scheme, host, port)
+        .map_err(|words| io::Error::new(io::ErrorKind::InvalidInput, words))?;
+    let (what, dialed) = match &proxy {
+        Some(proxy) => ("proxyconnect tcp", &proxy.address),
+        None => ("dial tcp", &address),
+    };
+    let mut stream = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect(dialed))
         .await
-        .map_err(|_| late("dial tcp"))?
-        .map_err(|err| io::Error::new(err.kind(), format!("dial tcp {address}: {err}")))?;
+        .map_err(|_| late(what))?
+        .map_err(|err| io::Error::new(err.kind(), format!("{what} {dialed}: {err}")))?;
     let answered = async {
         if scheme == "http" {
+            if let Some(proxy) = &proxy {
+                ask_of(proxy, authority, &mut request)?;
+            }
             return send(TokioIo::new(stream), request).await;
         }
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_string())
             .map_err(|err| io::Error::new(io::ErrorKind::InvalidInput, err))?;
+        if let Some(proxy) = &proxy {
+            connect_through(proxy, &address, &mut stream).await?;
+        }
         let stream = TlsConnector::from(configuration(tls)?)
             .connect(name, stream)
             .await
@@ -74,7 +87,43 @@ pub async fn exchange(
     tokio::time::timeout(patience, answered).await.map_err(|_| late("wait for"))?
 }
 
-async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> io::Result<Response<Incoming>>
+/// Makes a request one that a proxy passes on (RFC 9112, section 3.2.2).
+fn ask_of(proxy: &Proxy, authority: &str, request: &mut Request<Full<Bytes>>) -> io::Result<()> {
+    let path = request.uri().path_and_query().map_or("/", |it| it.as_str());
+    *request.uri_mut() = format!("http://{authority}{path}").parse().map_err(io::Error::other)?;
+    if let Some(value) = &proxy.authorization {
+        let value = value.parse().map_err(io::Error::other)?;
+        request.headers_mut().insert(http::header::PROXY_AUTHORIZATION, value);
+    }
+    Ok(())
+}
+
+/// Has the proxy connect us to `address`; from then on it passes bytes on.
+async fn connect_through(proxy: &Proxy, address: &str, stream: &mut TcpStream) -> io::Result<()> {
+    let mut ask = format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n");
+    if let Some(value) = &proxy.authorization {
+        ask.push_str(&format!("Proxy-Authorization: {value}\r\n"));
+    }
+    ask.push_str("\r\n");
+    stream.write_all(ask.as_bytes()).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() >= PROXY_HEAD_BYTES_MAX {
+            return Err(io::Error::other(format!("proxy {} talks without end", proxy.address)));
+        }
+        // What follows the head is the registry's.
+        head.push(stream.read_u8().await?);
+    }
+    let head = String::from_utf8_lossy(&head);
+    let status = head.lines().next().unwrap_or_default();
+    if status.split(' ').nth(1).is_some_and(|code| code.starts_with('2')) {
+        return Ok(());
+    }
+    let said = status.split_once(' ').map_or(status, |(_, said)| said);
+    Err(io::Error::other(format!("proxyconnect tcp {}: {said}", proxy.address)))
+}
+
+async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> io::Result<Response<Incoming>>
 where
     S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {

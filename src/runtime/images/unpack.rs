@@ -13,13 +13,16 @@ use std::path::{Component, Path, PathBuf};
 use sys::fs::{Kind, Node, Root};
 use tar::EntryType;
 
+use super::below::Below;
 use super::bounds::{Allowance, Metered, Room};
 use super::retell::Marks;
+use super::sparse::{self, Sparse};
 
 /// Entries of one layer; a longer one is refused.
 const ENTRIES_MAX: usize = 4_000_000;
-const WHITEOUT: &str = ".wh.";
-const OPAQUE: &str = ".wh..wh..opq";
+const WHITEOUT: &[u8] = b".wh.";
+/// What hides all that the layers below have in a directory, after [`WHITEOUT`].
+const OPAQUE: &[u8] = b".wh..opq";
 /// `ELOOP`, which the standard library has no stable word for.
 const LINKS_IN_A_RING: i32 = 40;
 
@@ -64,7 +67,7 @@ fn entries(
     let (allowance, mut room) = (Allowance::default(), Room::at(target));
     let mut archive = tar::Archive::new(Metered { inner: reader, allowance: &allowance });
     let mut directories: Vec<(PathBuf, i64)> = Vec::new();
-    let mut bytes = 0;
+    let (mut bytes, mut below) = (0, Below::new(lower));
     for (count, entry) in archive.entries()?.enumerate() {
         if count >= ENTRIES_MAX {
             return Err(refuse(format!("a layer has more than {ENTRIES_MAX} entries")));
@@ -83,7 +86,11 @@ fn entries(
         if matches!(kind, EntryType::XGlobalHeader) {
             continue;
         }
-        let path = inside(&entry.path_bytes())?;
+        let sparse = if is_file { holes(&mut entry)? } else { None };
+        let path = match sparse.as_ref().and_then(|it| it.name.as_deref()) {
+            Some(name) => inside(name)?,
+            None => inside(&entry.path_bytes())?,
+        };
         at.clone_from(&path);
         let Some(name) = path.file_name().map(OsStr::to_os_string) else {
             set_attributes(&mut entry, &root, &path)?;
@@ -91,12 +98,31 @@ fn entries(
         };
         let parent = path.parent().unwrap_or(Path::new(""));
         let dir = make_parents(&root, parent, lower)?;
-        if let Some(hidden) = name.to_str().and_then(|n| n.strip_prefix(WHITEOUT)) {
+        if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             whiteout(&dir, hidden)?;
             continue;
         }
         let present = sys::fs::kind_at(dir.as_fd(), &name)?;
+        let goal = match kind {
+            EntryType::Symlink | EntryType::Link => Some(
+                entry
+                    .link_name_bytes()
+                    .ok_or_else(|| refuse(format!("link {} has no goal", path.display())))?
+                    .into_owned(),
+            ),
+            _ => None,
+        };
+        if let (EntryType::Link, Some(goal), Some(Kind::Other)) = (kind, &goal, present)
+            && inside(goal)? == path
+        {
+            // Who archives a file with several names twice links it to itself.
+            continue;
+        }
         let keep = kind == EntryType::Directory && present == Some(Kind::Directory);
+        // Made in place of what this layer has hidden, it shows nothing of the layers below.
+        let hides = kind == EntryType::Directory
+            && present == Some(Kind::Other)
+            && sys::fs::is_whiteout_at(dir.as_fd(), &name)?;
         if present.is_some() && !keep {
             sys::fs::remove_all_at(dir.as_fd(), &name)?;
         }
@@ -105,31 +131,38 @@ fn entries(
                 if !keep {
                     sys::fs::make_directory_at(dir.as_fd(), &name, 0o755)?;
                 }
+                if hides {
+                    make_opaque(&dir, &name)?;
+                }
                 directories.push((path.clone(), mtime(&entry)));
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let mut file = sys::fs::create_file_at(dir.as_fd(), &name)?;
                 // A sparse file's content is not as the archive has it.
-                if kind != EntryType::GNUSparse {
+                if let Some(sparse) = &sparse {
+                    bytes += sparse.write(&mut entry, &mut file)?;
+                } else if kind == EntryType::GNUSparse {
+                    bytes += sparse::copy(&mut entry, &mut file)?;
+                } else {
                     marks.content(entry.raw_file_position(), entry.size(), &path);
+                    bytes += io::copy(&mut entry, &mut file)?;
+                    file.flush()?;
                 }
-                bytes += io::copy(&mut entry, &mut file)?;
-                file.flush()?;
             }
             EntryType::Symlink => {
-                let goal = entry
-                    .link_name_bytes()
-                    .ok_or_else(|| refuse(format!("link {} has no goal", path.display())))?;
+                let goal = goal.unwrap_or_default();
                 sys::fs::symlink_at(OsStr::from_bytes(&goal), dir.as_fd(), &name)?;
             }
             EntryType::Link => {
-                let goal = entry
-                    .link_name_bytes()
-                    .ok_or_else(|| refuse(format!("link {} has no goal", path.display())))?;
-                let goal = inside(&goal)?;
-                let from = root.directory(goal.parent().unwrap_or(Path::new("")))?;
+                let goal = inside(&goal.unwrap_or_default())?;
+                let from = make_parents(&root, goal.parent().unwrap_or(Path::new("")), lower)?;
                 let from_name = goal.file_name().unwrap_or_default();
-                sys::fs::link_at(from.as_fd(), from_name, dir.as_fd(), &name)?;
+                if sys::fs::kind_at(from.as_fd(), from_name)?.is_none() {
+                    below.copy_up(&goal, &from, from_name)?;
+                }
+                if goal != path {
+                    sys::fs::link_at(from.as_fd(), from_name, dir.as_fd(), &name)?;
+                }
                 // The attributes are those of the file that is linked to.
                 continue;
             }
@@ -199,6 +232,17 @@ fn make_parents(root: &Root, path: &Path, lower: &[PathBuf]) -> io::Result<Owned
         if root.directory(&at).is_ok() {
             continue;
         }
+        let (parent, name) = (at.parent().unwrap_or(Path::new("")), part.as_os_str());
+        let parent = root.directory(parent)?;
+        if sys::fs::kind_at(parent.as_fd(), name)? == Some(Kind::Other)
+            && sys::fs::is_whiteout_at(parent.as_fd(), name)?
+        {
+            // The layer has hidden what was there, and begins anew.
+            sys::fs::unlink_at(parent.as_fd(), name)?;
+            sys::fs::make_directory_at(parent.as_fd(), name, 0o755)?;
+            make_opaque(&parent, name)?;
+            continue;
+        }
         let made = root.make_directories(&at)?;
         for below in lower {
             let Ok(handle) = Root::open(below).and_then(|below| below.directory(&at)) else {
@@ -214,27 +258,41 @@ fn make_parents(root: &Root, path: &Path, lower: &[PathBuf]) -> io::Result<Owned
     root.directory(path)
 }
 
-fn whiteout(dir: &OwnedFd, hidden: &str) -> io::Result<()> {
-    if format!("{WHITEOUT}{hidden}") == OPAQUE {
-        let path = sys::fs::descriptor_path(dir.as_fd());
-        let itself = sys::fs::open_path(&path)?;
-        return sys::fs::set_xattr_at(
-            itself.as_fd(),
-            OsStr::new("."),
-            b"trusted.overlay.opaque",
-            b"y",
-        );
+/// What a whiteout hides lies in the layers below; what this layer has made itself stays,
+/// before or after (OCI image-spec, "Whiteouts").
+fn whiteout(dir: &OwnedFd, hidden: &[u8]) -> io::Result<()> {
+    if hidden == OPAQUE {
+        return make_opaque(dir, OsStr::new("."));
     }
     if hidden.starts_with(WHITEOUT) {
         // Notes of other storage drivers.
         return Ok(());
     }
-    if hidden.is_empty() || hidden == "." || hidden == ".." {
+    if hidden.is_empty() || hidden == b"." || hidden == b".." {
         return Err(refuse("a whiteout names nothing".into()));
     }
-    let name = OsStr::new(hidden);
-    sys::fs::remove_all_at(dir.as_fd(), name)?;
-    sys::fs::make_node_at(dir.as_fd(), name, Node::Character { major: 0, minor: 0 }, 0)
+    let name = OsStr::from_bytes(hidden);
+    match sys::fs::kind_at(dir.as_fd(), name)? {
+        Some(Kind::Directory) => make_opaque(dir, name),
+        Some(Kind::Other) => Ok(()),
+        None => {
+            let node = Node::Character { major: 0, minor: 0 };
+            sys::fs::make_node_at(dir.as_fd(), name, node, 0)
+        }
+    }
+}
+
+fn make_opaque(dir: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let path = sys::fs::descriptor_path(dir.as_fd()).join(name);
+    let itself = sys::fs::open_path(&path)?;
+    sys::fs::set_xattr_at(itself.as_fd(), OsStr::new("."), b"trusted.overlay.opaque", b"y")
+}
+
+/// What the extended headers say of holes.
+fn holes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Option<Sparse>> {
+    let Some(records) = entry.pax_extensions()? else { return Ok(None) };
+    let records = records.collect::<io::Result<Vec<_>>>()?;
+    Sparse::of(records.iter().map(|it| (it.key_bytes(), it.value_bytes())))
 }
 
 fn set_attributes<R: Read>(

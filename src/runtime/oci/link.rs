@@ -18,8 +18,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::shim::proto::{self, Answer, Exit, Failure, FailureKind, Message, Request, Verb};
 use crate::cri::{Error, ErrorKind, Result};
 
-/// What a shim gets to answer, mounts of slow disks included.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
+/// What a shim gets to answer: as long as other runtimes get (upstream's runtimeRequestTimeout).
+/// A start reads its program, and the shim writes logs, on a disk that may be busy for a minute
+/// with what others have written.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(120);
 
 pub enum LinkEvent {
     Exited { container_id: String, exit: Exit },

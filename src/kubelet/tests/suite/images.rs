@@ -73,6 +73,19 @@ async fn an_image_is_for_those_whose_credentials_pulled_it() {
     // What was imported is for everybody.
     create(&world, "imported", "busybox:test", "Never", None);
     world.until_ready("imported").await;
+    // Nor does a secret keep it from them that is not there; they are told of it.
+    create(&world, "astray", "busybox:test", "Never", Some("no-such"));
+    world.until_ready("astray").await;
+    let told = "FailedToRetrieveImagePullSecret: Unable to retrieve some image pull secrets \
+                (no-such); attempting to pull the image may not succeed.";
+    let told_of_it = || world.api.events().iter().any(|it| it == told);
+    for _ in 0..100 {
+        if told_of_it() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(told_of_it(), "{:?}", world.api.events());
     create(&world, "first", &image, "IfNotPresent", Some("good"));
     world.until_ready("first").await;
     let pulled = format!("Successfully pulled image \"{image}\" in ");
@@ -98,7 +111,7 @@ async fn an_image_is_for_those_whose_credentials_pulled_it() {
     create(&world, "again", &image, "Never", Some("good"));
     world.until_ready("second").await;
     world.until_ready("again").await;
-    for name in ["first", "without", "wrong", "never", "second", "again", "imported"] {
+    for name in ["first", "without", "wrong", "never", "second", "again", "imported", "astray"] {
         world.delete(name).await;
     }
     world.finish().await;

@@ -50,6 +50,31 @@ async fn a_node_that_was_given_up_says_that_it_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_a_node_is_told_in_events() {
+    let world = World::new().await;
+    until_ready(&world).await;
+    let told = async |reason: &str| {
+        let text = format!("{reason}: Node {NODE} status is now: {reason}");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !world.api.events().contains(&text) {
+            assert!(Instant::now() < deadline, "{reason} is not in {:#?}", world.api.events());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    for reason in ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID"] {
+        told(reason).await;
+    }
+    let enforced = "NodeAllocatableEnforced: Updated Node Allocatable limit across pods";
+    assert!(world.api.events().iter().any(|it| it == enforced), "{:#?}", world.api.events());
+    let path = format!("/api/v1/nodes/{NODE}");
+    for (unschedulable, reason) in [(true, "NodeNotSchedulable"), (false, "NodeSchedulable")] {
+        world.api.patch(&path, &json!({"spec": {"unschedulable": unschedulable}}));
+        told(reason).await;
+    }
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_others_do_not_know_of_a_node_is_not_answered() {
     let world = World::new().await;
     until_ready(&world).await;

@@ -257,7 +257,8 @@ fn spec() -> Value {
 
 /// Containers are forgotten one by one only while their pod lives (see the runtime's tests).
 fn is_of_the_built_in(point: &str) -> bool {
-    !point.starts_with("program-") && !point.starts_with("delete") && !point.starts_with("child-")
+    // Nor are commands in containers the pod's own (see there, too).
+    !["program-", "delete", "child-", "command-"].iter().any(|it| point.starts_with(it))
 }
 
 /// What a child does after its container was told to start.

@@ -52,7 +52,11 @@ pub fn run_exec(
     init: BorrowedFd<'_>,
     sync: &OwnedFd,
 ) -> ! {
-    close_inherited(stdio.as_ref(), &[sync.as_raw_fd(), init.as_raw_fd()]);
+    let mut keep = vec![sync.as_raw_fd(), init.as_raw_fd()];
+    #[cfg(debug_assertions)]
+    keep.extend(base::failpoint::hold());
+    close_inherited(stdio.as_ref(), &keep);
+    base::failpoint!("shim/command-alone");
     let outcome = exec(spec, args, stdio, init, sync);
     report(sync, outcome)
 }
@@ -169,10 +173,17 @@ fn enter_users(spec: &ContainerSpec, users: BorrowedFd<'_>, sync: &OwnedFd) -> R
     if !own_pids {
         return Ok(());
     }
+    let (told, tells) = sys::socket::pipe().map_err(|err| fail("create pipe", err))?;
     match process::fork_sibling().map_err(|err| fail("fork", err))? {
         // A session of its own, as the parent's had.
         process::Fork::Child => {
             base::failpoint!("shim/child-of-child");
+            // The shim has to know whose words the next ones are: the parent, which may be slow,
+            // says so and ends.
+            drop(tells);
+            while sys::socket::read(told.as_fd(), &mut [0; 1])
+                .is_err_and(|err| err.kind() == io::ErrorKind::Interrupted)
+            {}
             process::new_session().map_err(|err| fail("create session", err))?;
             process::set_undumpable().map_err(|err| fail("protect the init", err))
         }
@@ -212,12 +223,14 @@ fn exec(
             sys::namespace::become_root()
                 .map_err(|err| Failure::start("become the pod's root", &err))?;
         }
+        base::failpoint!("shim/command-inside");
         let identity = identity::resolve(&spec.process.user, Path::new("/"))?;
         let (stdio, master) = match stdio {
             Some(stdio) => (stdio, None),
             None => terminal(&identity, false).map(|(stdio, master)| (stdio, Some(master)))?,
         };
         announce(sync, &identity, master.as_ref())?;
+        base::failpoint!("shim/command-announced");
         Ok((identity, stdio))
     })();
     match prepared {

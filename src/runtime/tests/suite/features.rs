@@ -46,7 +46,7 @@ fn own_namespace(kind: &str) -> String {
 }
 
 impl World {
-    async fn inside(&self, id: &str, script: &str) -> String {
+    pub async fn inside(&self, id: &str, script: &str) -> String {
         let command = vec!["sh".into(), "-c".into(), script.into()];
         let result = self.runtime.exec_sync(id, command, 10).await.unwrap();
         String::from_utf8_lossy(&[result.stdout, result.stderr].concat()).into_owned()

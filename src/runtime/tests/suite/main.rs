@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
 mod adoption;
+mod children;
 mod containerd;
 mod containers;
 mod features;
@@ -10,9 +11,11 @@ mod hardship;
 mod hooks;
 mod hostile;
 mod images;
+mod layers;
 mod pulls;
 #[path = "../host/registry.rs"]
 mod registry;
 mod socket;
 mod unruly;
+mod ways;
 mod world;

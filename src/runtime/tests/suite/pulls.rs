@@ -11,13 +11,15 @@ use runtime::cri::{AuthConfig, Error, ErrorKind, ImageService};
 use runtime::images::{HostAuth, HostConfig, HostTls, Images, Patience, Registries};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-struct Asked {
-    path: String,
-    authorization: String,
-    range: String,
+#[derive(Clone)]
+pub struct Asked {
+    pub path: String,
+    pub authorization: String,
+    pub range: String,
+    pub body: String,
 }
 
-enum Reply {
+pub enum Reply {
     /// Status, further headers, body.
     Whole(u16, String, Vec<u8>),
     /// Status, further headers, the length announced, and the part of it that comes before
@@ -33,8 +35,8 @@ enum Reply {
 
 type Handler = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
 
-struct Fake {
-    port: u16,
+pub struct Fake {
+    pub port: u16,
     asked: Arc<Mutex<Vec<String>>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -46,11 +48,11 @@ impl Drop for Fake {
 }
 
 impl Fake {
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         format!("127.0.0.1:{}/team/busybox:v1", self.port)
     }
 
-    fn count(&self, part: &str) -> usize {
+    pub fn count(&self, part: &str) -> usize {
         self.asked.lock().unwrap().iter().filter(|path| path.contains(part)).count()
     }
 }
@@ -75,8 +77,11 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
             .unwrap_or_default()
     };
     let (authorization, range) = (value("authorization"), value("range"));
+    let mut body = vec![0; value("content-length").parse().unwrap_or(0)];
+    stream.read_exact(&mut body).await?;
+    let body = String::from_utf8_lossy(&body).into_owned();
     asked.lock().unwrap().push(format!("{path} {range}"));
-    match handler(&Asked { path, authorization, range }) {
+    match handler(&Asked { path, authorization, range, body }) {
         Reply::Whole(status, headers, body) => {
             let start = format!(
                 "HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
@@ -121,7 +126,7 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// `handler` gets the port that it is served at.
-async fn serve(
+pub async fn serve(
     tls: Option<tokio_rustls::TlsAcceptor>,
     handler: impl Fn(u16, &Asked) -> Reply + Send + Sync + 'static,
 ) -> Fake {
@@ -148,7 +153,7 @@ async fn serve(
 }
 
 /// Manifests and blobs of one image by path.
-fn content() -> BTreeMap<String, Vec<u8>> {
+pub fn content() -> BTreeMap<String, Vec<u8>> {
     let mut content = BTreeMap::new();
     for (name, bytes) in oci_layout(&[busybox_layer()], "x:1") {
         let Some(digits) = name.strip_prefix("blobs/sha256/") else { continue };
@@ -161,19 +166,19 @@ fn content() -> BTreeMap<String, Vec<u8>> {
     content
 }
 
-fn ok(content: &BTreeMap<String, Vec<u8>>, asked: &Asked) -> Reply {
+pub fn ok(content: &BTreeMap<String, Vec<u8>>, asked: &Asked) -> Reply {
     match content.get(&asked.path) {
         Some(bytes) => Reply::Whole(200, String::new(), bytes.clone()),
         None => Reply::Whole(404, String::new(), Vec::new()),
     }
 }
 
-fn quick() -> Registries {
+pub fn quick() -> Registries {
     let patience = Patience { idle: Duration::from_millis(500), retry: Duration::from_millis(5) };
     Registries { patience, ..Registries::default() }
 }
 
-async fn pull(registries: Registries, name: &str, auth: &[AuthConfig]) -> Result<(), Error> {
+pub async fn pull(registries: Registries, name: &str, auth: &[AuthConfig]) -> Result<(), Error> {
     let dir = tempfile::tempdir().unwrap();
     let images = Images::open(&dir.path().join("images"), registries).await.unwrap();
     let outcome = images.pull_image(name, auth).await;
@@ -184,12 +189,12 @@ async fn pull(registries: Registries, name: &str, auth: &[AuthConfig]) -> Result
     outcome.map(drop)
 }
 
-fn user(username: &str, password: &str) -> AuthConfig {
+pub fn user(username: &str, password: &str) -> AuthConfig {
     AuthConfig { username: username.into(), password: password.into(), ..AuthConfig::default() }
 }
 
 /// `me:secret`
-const BASIC: &str = "Basic bWU6c2VjcmV0";
+pub const BASIC: &str = "Basic bWU6c2VjcmV0";
 
 #[tokio::test]
 async fn a_token_is_fetched_with_the_password_and_used() {
@@ -245,7 +250,7 @@ async fn a_password_of_the_pod_or_of_the_node_is_sent_when_asked_for() {
     assert!(err.message.contains("401"), "{err}");
 }
 
-fn authority(dir: &Path) -> tokio_rustls::TlsAcceptor {
+pub fn authority(dir: &Path) -> tokio_rustls::TlsAcceptor {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut parameters = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
     parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -276,7 +281,8 @@ async fn a_private_authority_is_trusted_for_its_host_only() {
     let host = format!("127.0.0.1:{}", fake.port);
     let with = |tls: Option<HostTls>| {
         let mut registries = quick();
-        let mirror = runtime::images::Mirror { endpoints: vec![format!("https://{host}")] };
+        let endpoints = vec![format!("https://{host}")];
+        let mirror = runtime::images::Mirror { endpoints, ..Default::default() };
         registries.mirrors.insert(host.clone(), mirror);
         registries.configs.insert(host.clone(), HostConfig { auth: None, tls });
         registries

@@ -22,6 +22,8 @@ pub struct Exec {
     pub sync: Option<OwnedFd>,
     pub terminal: Option<OwnedFd>,
     pub failure: Option<Failure>,
+    /// Its process has said that it is set up.
+    pub announced: bool,
     pub tty: bool,
     /// Where a program of the node hands the terminal over, and the program itself while it
     /// makes the process.
@@ -78,6 +80,7 @@ impl Shim {
             sync: Some(ours),
             terminal: None,
             failure: None,
+            announced: false,
             tty: exec.tty,
             console: None,
             program: None,
@@ -104,6 +107,7 @@ impl Shim {
             sync: None,
             terminal: None,
             failure: None,
+            announced: false,
             tty: exec.tty,
             console,
             program: Some(program),
@@ -130,7 +134,10 @@ impl Shim {
         };
         let (owner, pid) = (exec.owner, exec.pid);
         match bytes[..length].split_first() {
-            Some((b'C', _)) => exec.terminal = fds.pop(),
+            Some((b'C', _)) => {
+                exec.terminal = fds.pop();
+                exec.announced = true;
+            }
             Some((b'E', text)) => {
                 let failure = failure_from(text);
                 exec.failure = Some(failure.clone());
@@ -138,6 +145,13 @@ impl Shim {
                 self.answer(owner, Err(failure), None);
             }
             Some(_) => {}
+            None if !exec.announced => {
+                let text = "the command's process died before it was its program";
+                let failure = Failure::new(FailureKind::Start, text);
+                exec.failure = Some(failure.clone());
+                exec.sync = None;
+                self.answer(owner, Err(failure), None);
+            }
             None => {
                 exec.sync = None;
                 let terminal = exec.terminal.take();
