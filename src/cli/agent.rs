@@ -8,13 +8,13 @@ use std::sync::Arc;
 use base::drain::Drain;
 use client::kubeconfig::{self, Endpoint};
 use client::{Client, Shared};
-use futures::future::join_all;
 use kubelet::ClientCertificate;
 use tracing::info;
 
 use crate::args::AgentFlags;
 use crate::node::settings::{Settings, network};
 use crate::node::{self, Identity};
+use crate::tasks::Tasks;
 use crate::{Error, Result, apart, check_config, control, host, version};
 
 /// Each is a socket here and one of the server's.
@@ -59,7 +59,11 @@ async fn join(settings: Settings, given: Endpoint, drain: Drain) -> Result<()> {
     let control = control::serve(run, node.holder, drain.clone())?;
     host::tell_supervisor();
     info!(node = settings.name, "ready");
-    join_all(node.tasks.into_iter().chain([control])).await;
+    let mut tasks = Tasks::new(node.tasks.into_iter().chain([control]));
+    if let Some(err) = drain.until(tasks.fallen()).await {
+        return Err(err);
+    }
+    tasks.ended().await;
     Ok(())
 }
 

@@ -18,6 +18,7 @@ mod node;
 mod paths;
 mod reset;
 mod server;
+mod tasks;
 mod version;
 
 use args::{Cli, Command};

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::serve::Shared as ApiServer;
 use base::drain::{self, Drain};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::args::{LogFormat, ServerFlags};
 use crate::node::{self, Node};
+use crate::tasks::Tasks;
 use crate::{Error, Result, control, host};
 
 mod addons;
@@ -20,6 +22,7 @@ mod reload;
 mod role;
 mod settings;
 
+use control_plane::ControlPlane;
 use credentials::component;
 use settings::Settings;
 
@@ -95,18 +98,23 @@ async fn serve(settings: Settings) -> Result<()> {
         started = work => started?,
         () = signals.ended() => return Ok(()),
     };
-    signals.ended().await;
+    let ControlPlane { server, tasks, .. } = control_plane;
+    let mut tasks = Tasks::new(tasks);
+    let told = tokio::select! {
+        () = signals.ended() => Ok(()),
+        err = tasks.fallen() => Err(err),
+    };
     info!("draining; pods keep running");
-    control_plane.server.ready.draining.store(true, std::sync::atomic::Ordering::Release);
+    server.ready.draining.store(true, std::sync::atomic::Ordering::Release);
     trigger.drain();
-    finish(control_plane, drain).await;
-    Ok(())
+    finish(&server, tasks).await;
+    told
 }
 
 /// The node of this process, which speaks to the server without a detour.
 async fn start_node(
     settings: &Settings,
-    control_plane: &control_plane::ControlPlane,
+    control_plane: &ControlPlane,
     drain: &Drain,
 ) -> Result<Node> {
     let (server, shared) = (&control_plane.server, &control_plane.shared);
@@ -128,18 +136,16 @@ async fn start_node(
 }
 
 /// Gives tasks their time to end and puts what is not yet on disk there.
-async fn finish(control_plane: control_plane::ControlPlane, _drain: Drain) {
-    let tasks = control_plane.tasks;
-    let ended = tokio::time::timeout(DRAIN_TIMEOUT, futures::future::join_all(tasks)).await;
-    if ended.is_err() {
+async fn finish(server: &ApiServer, tasks: Tasks) {
+    if tokio::time::timeout(DRAIN_TIMEOUT, tasks.ended()).await.is_err() {
         tracing::warn!("some tasks did not end in time");
     }
-    if let Some(audit) = &control_plane.server.audit
+    if let Some(audit) = &server.audit
         && tokio::time::timeout(AUDIT_TIMEOUT, audit.flush()).await.is_err()
     {
         tracing::warn!("some audit events were not sent in time");
     }
-    if let Err(err) = control_plane.server.registry.store().flush().await {
+    if let Err(err) = server.registry.store().flush().await {
         tracing::error!(error = %base::error::chain(&err), "flush the datastore");
     }
 }

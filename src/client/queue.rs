@@ -6,15 +6,18 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::backoff::Backoff;
 use base::drain::Drain;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tracing::error;
 
 use crate::metrics::{self, QueueMetrics, Working};
 
@@ -187,7 +190,8 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
     }
 
     /// Runs `work` on keys with `workers` at a time until the drain begins. A key whose
-    /// work fails is retried; `work` logs its own errors.
+    /// work fails is retried; `work` logs its own errors. So is one whose work panics: an object
+    /// that nobody thought of must not stop the work on all others.
     pub async fn run<F, Fut, E>(&self, workers: usize, drain: Drain, work: F)
     where
         T: Send + Sync,
@@ -200,9 +204,14 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
         let worker = |_| -> BoxFuture<'_, ()> {
             Box::pin(async {
                 while let Some(key) = drain.until(self.next()).await {
-                    match work(key.clone()).await {
-                        Ok(()) => self.forget(&key),
-                        Err(_) => self.retry_later(key.clone()),
+                    let working = async { work(key.clone()).await };
+                    match AssertUnwindSafe(working).catch_unwind().await {
+                        Ok(Ok(())) => self.forget(&key),
+                        Ok(Err(_)) => self.retry_later(key.clone()),
+                        Err(_) => {
+                            error!("the work on an object panicked, which is tried again later");
+                            self.retry_later(key.clone());
+                        }
                     }
                     self.done(&key);
                 }
@@ -296,6 +305,28 @@ mod tests {
         queue.done(&"a");
         let more = tokio::time::timeout(Duration::from_secs(120), queue.next()).await;
         assert!(more.is_err(), "the later entry is stale");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_whose_work_panics_comes_back_and_holds_nobody_up() {
+        let queue = Queue::new();
+        for key in ["bad", "good"] {
+            queue.add(key);
+        }
+        let (trigger, drain) = base::drain::channel();
+        let worked = Mutex::new(Vec::new());
+        let work = async |key: &'static str| {
+            worked.lock().push(key);
+            assert!(key != "bad" || worked.lock().len() > 3, "a case nobody thought of");
+            if key == "bad" {
+                trigger.drain();
+            }
+            Ok::<(), ()>(())
+        };
+        let running = queue.run(1, drain, |key| Box::pin(work(key)) as BoxFuture<'_, _>);
+        tokio::time::timeout(RETRY_MAX, running).await.unwrap();
+        assert_eq!(*worked.lock(), ["bad", "good", "bad", "bad"]);
+        assert!(queue.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

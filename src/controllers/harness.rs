@@ -162,11 +162,14 @@ impl Controllers {
         Self(tasks)
     }
 
-    /// Returns when all have ended, which they do when the drain begins.
+    /// Returns when all have ended, which they do when the drain begins. Falls with the first
+    /// that panics outside of the work on a key.
     pub async fn join(mut self) {
         while let Some(ended) = self.0.join_next().await {
-            if let Err(err) = ended {
-                warn!(error = %err, "a controller ended by a panic");
+            if let Err(err) = ended
+                && let Ok(panic) = err.try_into_panic()
+            {
+                std::panic::resume_unwind(panic);
             }
         }
     }
