@@ -114,7 +114,6 @@ async fn tell(server: &Shared, options: &WriteOptions, target: &Target) -> Resul
             "type": "DisruptionTarget", "status": "True", "lastProbeTime": null,
             "lastTransitionTime": now, "reason": "EvictionByEvictionAPI",
             "message": "Eviction API: evicting",
-            "observedGeneration": pod["metadata"]["generation"],
         }));
         new["status"]["conditions"] = conditions.into();
         Ok(new)
