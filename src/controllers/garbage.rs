@@ -302,13 +302,15 @@ impl Collector {
 
     async fn owner_state(&self, item: &Item, owner: &OwnerReference) -> Result<Owner, Failed> {
         let held = self.graph.lock().get(&owner.uid);
-        if let Some(held) = held {
-            if held.is_meant(owner, &item.namespace) {
+        let is_elsewhere = match &held {
+            Some(held) if held.is_meant(owner, &item.namespace) => {
                 return Ok(if held.foreground { Owner::Waiting } else { Owner::Solid });
             }
-            if !held.namespace.is_empty() && held.namespace != item.namespace {
-                self.tell_stranger(item, owner);
-            }
+            Some(held) => !held.namespace.is_empty() && held.namespace != item.namespace,
+            None => false,
+        };
+        if is_elsewhere {
+            self.tell_stranger(item, owner);
         }
         let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
         let found = {
@@ -318,6 +320,10 @@ impl Collector {
         };
         let Some(resource) = found else { return Ok(Owner::Unknown) };
         if resource.namespaced && item.namespace.is_empty() {
+            // The owner may not have been seen yet, and nobody looks again when it is.
+            if !is_elsewhere {
+                self.tell_stranger(item, owner);
+            }
             return Ok(Owner::Unreachable);
         }
         let namespace = if resource.namespaced { item.namespace.clone() } else { String::new() };

@@ -91,9 +91,13 @@ async fn nobody_is_evicted_while_all_nodes_are_down() {
     // A node that is well shows that it is not us.
     cluster.create_node_of_node("b").await;
     cluster.until_tainted("a", &BOTH).await;
-    let node = cluster.client.all::<Node>().get("b").await.unwrap();
-    let annotations = node.metadata.annotations.unwrap();
-    assert_eq!(annotations["node.alpha.kubernetes.io/ttl"], "0");
+    let nodes = cluster.client.all::<Node>();
+    let told = until("how long the node may keep what it read is told", || async {
+        let annotations = nodes.get("b").await.unwrap().metadata.annotations?;
+        annotations.get("node.alpha.kubernetes.io/ttl").cloned()
+    })
+    .await;
+    assert_eq!(told, "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
