@@ -14,9 +14,9 @@ use crate::{c_bytes, c_path, check, check_int, own};
 
 const RESOLVE_IN_ROOT: u64 = 0x10;
 const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
-/// openat2 asks to try again when a rename runs beside it.
 /// `XATTR_LIST_MAX` and `XATTR_SIZE_MAX` of <linux/limits.h>.
 const XATTR_BYTES_MAX: usize = 64 << 10;
+/// openat2 asks to try again when a rename runs beside it.
 const RETRIES_MAX: usize = 64;
 
 #[repr(C)]
