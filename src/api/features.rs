@@ -5,24 +5,12 @@
 
 use std::collections::BTreeMap;
 
+pub use kinds::features::known;
 use kinds::resources::{Catalog, GroupVersion, Optional};
-
-/// Features of the Kubernetes that is served: name, stage, and whether it is on. Those whose
-/// stage is empty are part of it for good.
-const FEATURES: &str = include_str!("../../embedded/feature-gates.txt");
 
 pub const TRUST_BUNDLE: &str = "ClusterTrustBundle";
 pub const POD_CERTIFICATE: &str = "PodCertificateRequest";
 const SWITCHES: [&str; 3] = [TRUST_BUNDLE, "ClusterTrustBundleProjection", POD_CERTIFICATE];
-
-/// Name, stage, and whether it is on unless somebody switches it.
-pub fn known() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
-    FEATURES.lines().filter_map(|line| {
-        let (name, rest) = line.split_once(' ')?;
-        let (stage, on) = rest.rsplit_once(' ')?;
-        Some((name, stage.trim(), on == "1"))
-    })
-}
 
 /// How feature gates are set.
 #[derive(Debug, Clone, Default)]

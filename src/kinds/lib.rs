@@ -4,6 +4,7 @@
 
 pub mod apps;
 pub mod core;
+pub mod features;
 pub mod meta;
 pub mod policy;
 pub mod quota;

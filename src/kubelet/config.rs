@@ -31,6 +31,26 @@ pub struct ReservedGroup {
     pub compressible_only: bool,
 }
 
+/// How the node tells that it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// How often the status is looked at, and how old a written one may grow unchanged.
+    pub status_period: Duration,
+    pub status_age_max: Duration,
+    /// The life of the node's lease, which is renewed four times in it.
+    pub lease_seconds: i32,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self {
+            status_period: Duration::from_secs(10),
+            status_age_max: Duration::from_secs(300),
+            lease_seconds: 40,
+        }
+    }
+}
+
 /// Where the plugins of others expect a kubelet's directories.
 pub const PLUGIN_ROOT_DIR: &str = "/var/lib/kubelet";
 
@@ -131,6 +151,7 @@ pub struct KubeletConfig {
     /// How often what cannot be watched is looked at: volumes that their drivers want
     /// published again, claims that wait for more room.
     pub sync_period: Duration,
+    pub heartbeat: Heartbeat,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -188,6 +209,7 @@ impl KubeletConfig {
             restart_backoff_max: crate::backoff::MAX,
             ids_per_pod: crate::users::IDS_UNIT,
             sync_period: Duration::from_secs(60),
+            heartbeat: Heartbeat::default(),
             eviction: Policy::default(),
         }
     }

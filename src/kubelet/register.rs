@@ -42,12 +42,8 @@ const DECLARED: [&str; 4] = [
     "RestartAllContainersOnContainerExits",
 ];
 const LEASE_NAMESPACE: &str = "kube-node-lease";
-const LEASE_SECONDS: i32 = 40;
-/// A quarter of the lease's life, as upstream.
-const LEASE_PERIOD: Duration = Duration::from_secs(10);
-/// How often the status is looked at, and how old a written one may grow unchanged.
-const STATUS_PERIOD: Duration = Duration::from_secs(10);
-const STATUS_AGE_MAX: Duration = Duration::from_secs(300);
+/// As upstream.
+const LEASE_RENEWALS: u32 = 4;
 /// What the kubelet writes, and the node lifecycle controller when it hears nothing.
 const OWN_CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
 /// Images told in the status, the largest first.
@@ -191,7 +187,8 @@ async fn keep_status(node: &Node) {
         let new = status(node, &health, written.as_ref().map(|(status, _)| status), now).await;
         let is_old = written.as_ref().is_none_or(|(_, at)| {
             // Also when the clock was set back since.
-            Duration::try_from(now.duration_since(*at)).map_or(true, |age| age >= STATUS_AGE_MAX)
+            Duration::try_from(now.duration_since(*at))
+                .map_or(true, |age| age >= node.config.heartbeat.status_age_max)
         });
         let differs = written
             .as_ref()
@@ -228,7 +225,7 @@ async fn keep_status(node: &Node) {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(STATUS_PERIOD) => {}
+            () = tokio::time::sleep(node.config.heartbeat.status_period) => {}
             () = doubted.notified() => {}
             () = node.pressure.changed.notified() => {}
             () = node.placements.devices.changed.notified() => {}
@@ -462,7 +459,8 @@ async fn images(node: &Node) -> Vec<ContainerImage> {
 async fn keep_lease(node: &Node) {
     let api = node.client.api::<Lease>(Some(LEASE_NAMESPACE));
     let mut held: Option<Lease> = None;
-    let mut ticks = tokio::time::interval(LEASE_PERIOD);
+    let life = Duration::from_secs(node.config.heartbeat.lease_seconds.unsigned_abs().into());
+    let mut ticks = tokio::time::interval(life / LEASE_RENEWALS);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -486,7 +484,7 @@ async fn renew(
     };
     let spec = LeaseSpec {
         holder_identity: Some(name.clone()),
-        lease_duration_seconds: Some(LEASE_SECONDS),
+        lease_duration_seconds: Some(node.config.heartbeat.lease_seconds),
         renew_time: Some(MicroTime(base::time::now())),
         ..LeaseSpec::default()
     };

@@ -5,11 +5,13 @@
 
 mod authentication;
 mod flags;
+mod heartbeat;
 mod logs;
 mod places;
 mod pulls;
 mod remote;
 mod shutdown;
+mod standing;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,6 +37,7 @@ const MEMORY_QOS: &str = "MemoryQoS";
 const TRUST_BUNDLE: &str = "ClusterTrustBundle";
 const BUNDLE_PROJECTION: &str = "ClusterTrustBundleProjection";
 const POD_CERTIFICATE: &str = "PodCertificateRequest";
+const AUTHENTICATION: &str = "authentication";
 /// Upstream's.
 const THROTTLING_FACTOR: f64 = 0.9;
 /// A configuration file is small.
@@ -62,6 +65,10 @@ pub struct Configuration {
     cluster_domain: Option<String>,
     resolv_conf: Option<PathBuf>,
     max_pods: Option<u32>,
+    pods_per_core: Option<i32>,
+    node_status_update_frequency: Option<String>,
+    node_status_report_frequency: Option<String>,
+    node_lease_duration_seconds: Option<i32>,
     #[serde(rename = "serverTLSBootstrap")]
     server_tls_bootstrap: Option<bool>,
     rotate_certificates: Option<bool>,
@@ -171,11 +178,13 @@ fn read_file(path: &Path) -> Result<Value, String> {
         return Err(about(format!("is larger than {FILE_BYTES_MAX} bytes")));
     }
     let text = std::fs::read_to_string(path).map_err(|error| about(error.to_string()))?;
-    let value: Value = codec::yaml::read::typed(&text).map_err(|error| about(error.to_string()))?;
+    let mut value: Value =
+        codec::yaml::read::typed(&text).map_err(|error| about(error.to_string()))?;
     if value["kind"] != KIND || value["apiVersion"] != API_VERSION {
         return Err(about(format!("is not a {KIND} of {API_VERSION}")));
     }
     // Judged alone too, so that the message names the file.
+    standing::settle(&mut value).map_err(about)?;
     serde_json::from_value::<Configuration>(value.clone())
         .map_err(|error| about(error.to_string()))?;
     Ok(value)
@@ -208,8 +217,9 @@ impl Configuration {
                 .split_once('=')
                 .ok_or_else(|| format!("--kubelet-arg {pair:?} is not NAME=VALUE"))?;
             let name = name.trim_start_matches("--");
-            let Some((_, field, shape)) = FLAGS.iter().find(|(flag, ..)| *flag == name) else {
-                let names: Vec<&str> = FLAGS.iter().map(|(flag, ..)| *flag).collect();
+            let all = || FLAGS.iter().chain(standing::FLAGS);
+            let Some((_, field, shape)) = all().find(|(flag, ..)| *flag == name) else {
+                let names: Vec<&str> = all().map(|(flag, ..)| *flag).collect();
                 return Err(format!(
                     "--kubelet-arg {name}: not supported; supported are {}",
                     names.join(", ")
@@ -241,7 +251,13 @@ impl Configuration {
         for path in &files {
             merge(&mut whole, read_file(path)?);
         }
-        for value in from_flags {
+        for mut value in from_flags {
+            standing::settle(&mut value).map_err(|why| format!("--kubelet-arg: {why}"))?;
+            if value.get(AUTHENTICATION).is_some() {
+                // Several flags set parts of it.
+                merge(&mut whole, value);
+                continue;
+            }
             // A flag replaces a map of the file, as upstream.
             for (field, value) in value.as_object().into_iter().flatten() {
                 whole[field] = value.clone();
@@ -262,6 +278,9 @@ impl Configuration {
     /// A value that makes no sense.
     pub fn apply(mut self, config: &mut KubeletConfig) -> Result<(), String> {
         config.eviction = self.policy()?;
+        config.heartbeat = self.heartbeat(config.heartbeat)?;
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        config.max_pods = self.pods_max(config.max_pods, cpus)?;
         set(&mut config.sync_period, self.sync_period()?);
         if let Some(marks) = self.image_marks(config.image_gc_percent)? {
             config.image_gc_percent = marks;
@@ -361,7 +380,15 @@ impl Configuration {
                 TRUST_BUNDLE => {}
                 // Read with the options that it lets be set.
                 places::CPU_ALPHA => {}
-                other => return Err(format!("featureGates: {other} is no switch of this kubelet")),
+                other => match kinds::features::known().find(|(name, ..)| *name == other) {
+                    Some((_, _, usual)) if usual == on => {}
+                    Some((_, _, usual)) => {
+                        return Err(format!(
+                            "featureGates: {other}: {on} is not supported; it is always {usual}"
+                        ));
+                    }
+                    None => return Err(format!("featureGates: {other} is no feature")),
+                },
             }
         }
         set(&mut config.seccomp_default, self.seccomp_default);
@@ -381,7 +408,6 @@ impl Configuration {
         if config.image_endpoint.is_some() && config.runtime_endpoint.is_none() {
             return Err("imageServiceEndpoint needs containerRuntimeEndpoint".into());
         }
-        set(&mut config.max_pods, self.max_pods);
         set(&mut config.asks_for_serving_certificate, self.server_tls_bootstrap);
         set(&mut config.rotates_client_certificate, self.rotate_certificates);
         self.authentication.unwrap_or_default().apply(config)?;
@@ -617,6 +643,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         user_namespaces: Some(UserNamespaces { ids_per_pod: Some(config.ids_per_pod.into()) }),
         ..Configuration::default()
     };
+    heartbeat::show(config, &mut shown);
     places::show(config, &mut shown);
     pulls::show(config, &mut shown);
     remote::show(config, &mut shown);
@@ -718,6 +745,70 @@ mod tests {
     }
 
     #[test]
+    fn a_file_as_kubeadm_writes_it_and_the_flags_of_hardening_guides_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, authority) = (dir.path().join("config.yaml"), dir.path().join("ca.crt"));
+        let made = pki::Authority::create("clients").unwrap();
+        std::fs::write(&authority, made.cert_pem).unwrap();
+        let text = "authentication:
+  anonymous: {enabled: false}
+  webhook: {cacheTTL: 0s, enabled: true}
+  x509: {clientCAFile: AUTHORITY}
+authorization: {mode: Webhook, webhook: {cacheAuthorizedTTL: 0s, cacheUnauthorizedTTL: 0s}}
+cgroupDriver: cgroupfs
+clusterDNS: [10.96.0.10]
+clusterDomain: cluster.local
+containerRuntimeEndpoint: \"\"
+cpuManagerReconcilePeriod: 0s
+crashLoopBackOff: {}
+evictionPressureTransitionPeriod: 0s
+fileCheckFrequency: 0s
+healthzPort: 0
+httpCheckFrequency: 0s
+imageMaximumGCAge: 0s
+imageMinimumGCAge: 0s
+logging:
+  flushFrequency: 0
+  options: {json: {infoBufferSize: \"0\"}, text: {infoBufferSize: \"0\"}}
+  verbosity: 0
+memorySwap: {}
+nodeStatusReportFrequency: 0s
+nodeStatusUpdateFrequency: 0s
+rotateCertificates: true
+runtimeRequestTimeout: 0s
+shutdownGracePeriod: 0s
+shutdownGracePeriodCriticalPods: 0s
+staticPodPath: /etc/kubernetes/manifests
+streamingConnectionIdleTimeout: 0s
+syncFrequency: 0s
+volumeStatsAggPeriod: 0s
+";
+        let text = text.replace("AUTHORITY", &authority.display().to_string());
+        std::fs::write(&file, head(&text)).unwrap();
+        let flags = [
+            "anonymous-auth=false",
+            "authentication-token-webhook=true",
+            "authorization-mode=Webhook",
+            "read-only-port=0",
+            "node-status-update-frequency=4s",
+            "pods-per-core=1000",
+            "feature-gates=NodeSwap=true",
+        ];
+        let read = Configuration::read(Some(&file), &flags.map(str::to_owned)).unwrap();
+        let mut config = config();
+        let usual = config.clone();
+        read.apply(&mut config).unwrap();
+        assert_eq!(config.heartbeat.status_period, Duration::from_secs(4));
+        assert_eq!(config.max_pods, usual.max_pods);
+        assert_eq!(config.image_age_min, usual.image_age_min, "zero stands for the usual");
+        assert_eq!(config.eviction.transition, Duration::from_secs(300));
+        assert_eq!(config.static_pod_dir.as_deref(), Some(Path::new("/etc/kubernetes/manifests")));
+        let shown = &show(&config)["kubeletconfig"];
+        assert_eq!(shown["nodeStatusUpdateFrequency"], "4s");
+        assert_eq!(shown["nodeLeaseDurationSeconds"], 40);
+    }
+
+    #[test]
     fn what_has_no_effect_or_makes_no_sense_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("k.yaml");
@@ -728,7 +819,7 @@ mod tests {
                 .and_then(|read| read.apply(&mut config()))
                 .unwrap_err()
         };
-        let cases: [(&str, &[&str], &str); 29] = [
+        let cases: [(&str, &[&str], &str); 34] = [
             (
                 &head("containerRuntimeEndpoint: tcp://h:1\n"),
                 &[],
@@ -800,6 +891,11 @@ mod tests {
             (&head("featureGates: {NoSuchGate: true}\n"), &[], "NoSuchGate"),
             (&head("memoryThrottlingFactor: 1.5\n"), &[], "must be more than 0 and at most 1"),
             (&head("userNamespaces: {idsPerPod: 100}\n"), &[], "a multiple of 65536"),
+            (&head("cgroupDriver: systemd\n"), &[], "here it is always"),
+            (&head("nodeLeaseDurationSeconds: 0\n"), &[], "more than 0"),
+            (&head(""), &["anonymous-auth=true"], "is not supported"),
+            (&head(""), &["read-only-port=10255"], "here it is always 0"),
+            (&head(""), &["feature-gates=NodeSwap=false"], "it is always true"),
             (&head(""), &["no-such-flag=1"], "not supported; supported are"),
             (&head(""), &["max-pods"], "is not NAME=VALUE"),
         ];

@@ -12,7 +12,7 @@ use crate::config::KubeletConfig;
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Authentication {
     pub x509: Option<X509>,
-    pub webhook: Option<Switch>,
+    pub webhook: Option<Webhook>,
     pub anonymous: Option<Switch>,
 }
 
@@ -29,15 +29,27 @@ pub struct Switch {
     pub enabled: Option<bool>,
 }
 
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Webhook {
+    pub enabled: Option<bool>,
+    /// Zero stands for the usual length, which is not for setting.
+    #[serde(rename = "cacheTTL")]
+    pub cache_ttl: Option<String>,
+}
+
 impl Authentication {
     /// # Errors
     /// What is not so here, and a file that cannot be read.
     pub fn apply(self, config: &mut KubeletConfig) -> Result<(), String> {
-        let enabled = |it: Option<Switch>, usual| it.and_then(|it| it.enabled).unwrap_or(usual);
-        if !enabled(self.webhook, true) {
+        let webhook = self.webhook.unwrap_or_default();
+        if webhook.enabled == Some(false) {
             return Err("authentication.webhook.enabled: false is not supported".into());
         }
-        if enabled(self.anonymous, false) {
+        if let Some(length) = webhook.cache_ttl.filter(|it| !["", "0", "0s"].contains(&&**it)) {
+            return Err(format!("authentication.webhook.cacheTTL: {length} is not supported"));
+        }
+        if self.anonymous.and_then(|it| it.enabled) == Some(true) {
             return Err("authentication.anonymous.enabled: true is not supported".into());
         }
         let file = self.x509.and_then(|it| it.client_ca_file);

@@ -21,6 +21,10 @@ pub enum Shape {
     Headers,
     /// A file, as x509.clientCAFile.
     ClientAuthority,
+    /// True or false, as `enabled` of this part of the field.
+    Switch(&'static str),
+    /// As `mode` of the field.
+    Mode,
 }
 
 /// Name, the field that it sets (empty where it is no field), and the shape of its value.
@@ -63,6 +67,10 @@ pub const FLAGS: &[(&str, &str, Shape)] = &[
     ("pod-max-pids", "podPidsLimit", Shape::Number),
     ("resolv-conf", "resolvConf", Shape::Text),
     ("client-ca-file", "authentication", Shape::ClientAuthority),
+    ("anonymous-auth", "authentication", Shape::Switch("anonymous")),
+    ("authentication-token-webhook", "authentication", Shape::Switch("webhook")),
+    ("node-status-update-frequency", "nodeStatusUpdateFrequency", Shape::Text),
+    ("pods-per-core", "podsPerCore", Shape::Number),
     ("rotate-certificates", "rotateCertificates", Shape::Truth),
     ("rotate-server-certificates", "serverTLSBootstrap", Shape::Truth),
     ("seccomp-default", "seccompDefault", Shape::Truth),
@@ -97,6 +105,7 @@ pub fn text_of(value: &Value, shape: Shape) -> Option<String> {
         (Value::Object(all), Shape::ClientAuthority) => {
             plain(all.get("x509")?.get("clientCAFile")?)
         }
+        (Value::Object(all), Shape::Switch(part)) => plain(all.get(part)?.get("enabled")?),
         // What a header says is a secret, often.
         (Value::Object(all), Shape::Headers) => all.keys().cloned().collect::<Vec<_>>().join(","),
         (Value::Object(all), _) => pairs("=", all),
@@ -144,5 +153,10 @@ pub fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
         Shape::Thresholds => pairs('<'),
         Shape::ClientAuthority => Ok(json!({"x509": {"clientCAFile": text}})),
         Shape::Headers => super::remote::read_headers(flag, text),
+        Shape::Switch(part) => {
+            let on = value_of(flag, text, Shape::Truth)?;
+            Ok(json!({ part: {"enabled": on} }))
+        }
+        Shape::Mode => Ok(json!({"mode": text})),
     }
 }
