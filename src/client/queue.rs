@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::fmt::Debug;
 use std::hash::Hash;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -194,7 +195,7 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
     /// that nobody thought of must not stop the work on all others.
     pub async fn run<F, Fut, E>(&self, workers: usize, drain: Drain, work: F)
     where
-        T: Send + Sync,
+        T: Debug + Send + Sync,
         F: Fn(T) -> Fut + Sync,
         Fut: Future<Output = Result<(), E>> + Send,
         E: Send,
@@ -209,7 +210,7 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
                         Ok(Ok(())) => self.forget(&key),
                         Ok(Err(_)) => self.retry_later(key.clone()),
                         Err(_) => {
-                            error!("the work on an object panicked, which is tried again later");
+                            error!(?key, "the work on an object panicked; it is tried again later");
                             self.retry_later(key.clone());
                         }
                     }

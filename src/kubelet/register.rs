@@ -1,7 +1,8 @@
 //! Makes this machine a Node of the cluster and keeps its status and lease current.
 //!
 //! Survives an absent API server: everything is tried again. Writes the status only when
-//! something changed, when somebody wrote that nobody knows of it, or every five minutes.
+//! something changed, when somebody wrote that nobody knows of it, or when what is written has
+//! grown old.
 
 mod transitions;
 
@@ -269,18 +270,14 @@ async fn write_status(
     first: bool,
 ) -> client::error::Result<NodeStatus> {
     let name = &node.config.node_name;
+    let mut before = None;
     if first {
         // Transitions that happened before this process keep their times.
         let held = api.get(name).await?;
         let labels = held.metadata.labels.unwrap_or_default();
         *node.labels.lock() = labels;
         keep_transitions(&mut new, held.status.as_ref());
-        tell_conditions(node, held.status.as_ref(), &new);
-        if transitions::is_rebooted(held.status.as_ref(), &new) {
-            let boot = new.node_info.as_ref().map_or("", |info| info.boot_id.as_str());
-            let text = format!("Node {name} has been rebooted, boot id: {boot}");
-            node.recorder.warning(&node.reference(), "Rebooted", text);
-        }
+        before = Some(held.status);
     }
     let mut body = json!({"status": new});
     if let Some(addresses) = body.pointer_mut("/status/addresses").and_then(|it| it.as_array_mut())
@@ -300,6 +297,14 @@ async fn write_status(
     }
     let answer = api.patch_status(name, &Patch::Strategic(body)).await?;
     *node.labels.lock() = answer.metadata.labels.unwrap_or_default();
+    if let Some(before) = before {
+        tell_conditions(node, before.as_ref(), &new);
+        if transitions::is_rebooted(before.as_ref(), &new) {
+            let boot = new.node_info.as_ref().map_or("", |info| info.boot_id.as_str());
+            let text = format!("Node {name} has been rebooted, boot id: {boot}");
+            node.recorder.warning(&node.reference(), "Rebooted", text);
+        }
+    }
     Ok(new)
 }
 

@@ -12,8 +12,6 @@ use std::time::Duration;
 use client::Cache;
 use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::ClusterTrustBundleProjection;
-use kinds::meta::LabelSelector;
-use serde_json::{Value, json};
 
 /// How long a pod waits for the first list of bundles before it is tried again.
 const SYNC_WAIT: Duration = Duration::from_secs(10);
@@ -62,9 +60,8 @@ fn choose<B: AsRef<ClusterTrustBundle>>(
 
 /// No selector chooses nothing, and an empty one everything.
 fn selects(source: &ClusterTrustBundleProjection, bundle: &ClusterTrustBundle) -> bool {
-    let Some(selector) = &source.label_selector else { return false };
-    let selector = serde_json::to_value(selector).unwrap_or(Value::Null);
-    LabelSelector::from_value(&selector).matches(&json!(bundle.metadata.labels))
+    client::labels::selector(source.label_selector.as_ref())
+        .matches_map(bundle.metadata.labels.as_ref())
 }
 
 fn merge<'a>(texts: impl Iterator<Item = &'a str>) -> String {
@@ -79,6 +76,8 @@ fn merge<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use serde_json::{Value, json};
 
     use super::*;
 
