@@ -12,16 +12,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use store::Backend;
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error};
 
 use crate::error::{ApiError, Result};
 
+mod followers;
 mod object;
 pub mod prefix;
 mod sketch;
 
+pub use followers::{FIELD as FOLLOWED_FIELD, Scope};
 pub use object::{Object, Shown, decode, encode, splice_revision};
 
 /// Changes remembered per resource, so that a watch can resume.
@@ -120,7 +121,7 @@ struct Shelf {
     ring_bytes: usize,
     /// Changes up to this revision are no longer in the ring.
     ring_floor: u64,
-    watchers: Vec<Follower>,
+    followers: followers::Followers,
     counts: Counts,
 }
 
@@ -135,19 +136,9 @@ pub struct Counts {
     pub ended: u64,
 }
 
-/// Who is told of changes of objects whose keys begin with `start`.
-struct Follower {
-    start: Box<str>,
-    sender: mpsc::Sender<Arc<Event>>,
-}
-
 impl Shelf {
-    fn follow(&mut self, start: &str) -> mpsc::Receiver<Arc<Event>> {
-        let (sender, live) = mpsc::channel(WATCHER_BACKLOG_EVENTS_MAX);
-        // Those that hear of no change are only seen to have gone here.
-        self.watchers.retain(|watcher| !watcher.sender.is_closed());
-        self.watchers.push(Follower { start: start.into(), sender });
-        live
+    fn follow(&mut self, scope: &Scope) -> mpsc::Receiver<Arc<Event>> {
+        self.followers.add(scope, WATCHER_BACKLOG_EVENTS_MAX)
     }
 
     /// Puts an object in its place and returns the one that was there.
@@ -167,16 +158,7 @@ impl Shelf {
     fn remember(&mut self, event: Arc<Event>) {
         self.ring_bytes += event.object.bytes().len();
         self.counts.changes += 1;
-        // Who does not keep up, or has gone, is told nothing more.
-        let ended = &mut self.counts.ended;
-        self.watchers.retain(|watcher| {
-            if !event.object.key.starts_with(&*watcher.start) {
-                return true;
-            }
-            let sent = watcher.sender.try_send(event.clone());
-            *ended += u64::from(matches!(sent, Err(TrySendError::Full(_))));
-            sent.is_ok()
-        });
+        self.counts.ended += self.followers.tell(&event);
         self.ring.push_back(event);
         while self.ring.len() > RING_EVENTS_MAX
             || (self.ring_bytes > RING_BYTES_MAX && self.ring.len() > RING_EVENTS_MIN)
@@ -319,7 +301,7 @@ impl Cache {
     /// Ends the watches of a resource; who watches lists again.
     pub fn end_watches(&self, prefix: &str) {
         if let Some(shelf) = self.shelf(prefix) {
-            shelf.write().watchers.clear();
+            shelf.write().followers.clear();
         }
     }
 
@@ -474,21 +456,26 @@ impl Cache {
         self.shelf(prefix).map_or(Weight::default(), |shelf| {
             let shelf = shelf.read();
             let (objects, bytes) = (shelf.objects.len(), shelf.bytes);
-            Weight { objects, bytes, watchers: shelf.watchers.len(), counts: shelf.counts }
+            Weight { objects, bytes, watchers: shelf.followers.count(), counts: shelf.counts }
         })
     }
 
-    /// Subscribes to the changes after `revision` of a resource's objects whose keys begin
-    /// with `start`; None begins now.
+    /// How many watchers hear of a change of the object under `key`.
+    pub fn concerned(&self, prefix: &str, key: &str) -> usize {
+        self.shelf(prefix).map_or(0, |shelf| shelf.read().followers.concerned(key))
+    }
+
+    /// Subscribes to the changes after `revision` of what is in `scope`; None begins now.
     ///
     /// # Errors
     /// 410 if the changes after `revision` are not remembered any more.
     pub fn subscribe(
         &self,
         prefix: &str,
-        start: &str,
+        scope: impl Into<Scope>,
         revision: Option<u64>,
     ) -> Result<Subscription> {
+        let scope = scope.into();
         let Some(shelf) = self.shelf(prefix) else {
             return Err(ApiError::internal(format!("no storage for {prefix}")));
         };
@@ -506,20 +493,23 @@ impl Cache {
             }
             let first = shelf.ring.partition_point(|event| event.revision <= revision);
             let after = shelf.ring.range(first..);
-            missed = after.filter(|event| event.object.key.starts_with(start)).cloned().collect();
+            missed = after.filter(|event| scope.covers(event)).cloned().collect();
         }
         shelf.counts.initial += missed.len() as u64;
-        let live = shelf.follow(start);
+        let live = shelf.follow(&scope);
         let revision = missed.last().map_or(now, |event| event.revision.max(now));
         Ok(Subscription { missed, live, revision })
     }
 
-    /// All current objects and the changes that follow them, without a gap.
+    /// All current objects whose keys begin like those of `scope`, and the changes that follow
+    /// them, without a gap.
     pub fn list_and_subscribe(
         &self,
         prefix: &str,
-        start: &str,
+        scope: impl Into<Scope>,
     ) -> Result<(Vec<Arc<Object>>, Subscription)> {
+        let scope = scope.into();
+        let start = scope.start();
         let Some(shelf) = self.shelf(prefix) else {
             return Err(ApiError::internal(format!("no storage for {prefix}")));
         };
@@ -532,7 +522,7 @@ impl Cache {
             .collect();
         let revision = self.revision_of(&shelf);
         shelf.counts.initial += items.len() as u64;
-        let live = shelf.follow(start);
+        let live = shelf.follow(&scope);
         Ok((items, Subscription { missed: Vec::new(), live, revision }))
     }
 

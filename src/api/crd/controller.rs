@@ -468,7 +468,7 @@ async fn remove_instances(
         let said = "CustomResource deletion is in progress";
         terminating(registry, name, "InstanceDeletionInProgress", said).await?;
         registry.cache.open(&prefix).await?;
-        let live = registry.cache.subscribe(&prefix, &prefix, None)?.live;
+        let live = registry.cache.subscribe(&prefix, prefix.as_str(), None)?.live;
         let target = Target {
             version: resource.storage.version.clone(),
             resource,

@@ -7,7 +7,7 @@ use kinds::resources::Resource;
 use kinds::rules::Rules;
 
 use super::{Target, convert};
-use crate::cache::Object;
+use crate::cache::{FOLLOWED_FIELD, Object, Scope};
 use crate::crd;
 use crate::error::{ApiError, Result};
 
@@ -78,12 +78,32 @@ impl Selector {
     /// # Errors
     /// 405 for a resource that is not stored.
     pub fn start(&self, target: &Target) -> Result<String> {
-        let by_key = |field| self.by_key.as_ref().and_then(|fields| fields.exactly(field));
-        let name = self.name.as_deref().or_else(|| by_key("metadata.name"));
-        match name.filter(|name| !name.is_empty()) {
-            Some(name) if !self.namespaced || !target.namespace.is_empty() => target.key_of(name),
-            _ => target.start(),
+        self.scope(target).map(|scope| scope.start().to_owned())
+    }
+
+    /// What a watch with this selector has to hear of, in what `target` asks for.
+    ///
+    /// # Errors
+    /// 405 for a resource that is not stored.
+    pub fn scope(&self, target: &Target) -> Result<Scope> {
+        let exactly = |fields: &Option<FieldSelector>, field| {
+            fields.as_ref().and_then(|fields| fields.exactly(field).map(str::to_owned))
+        };
+        let name = self.name.clone().or_else(|| exactly(&self.by_key, "metadata.name"));
+        if let Some(name) = name.filter(|name| !name.is_empty())
+            && (!self.namespaced || !target.namespace.is_empty())
+        {
+            return target.key_of(&name).map(Scope::One);
         }
+        let start = target.start()?;
+        let value = exactly(&self.fields, FOLLOWED_FIELD).filter(|_| self.custom.is_none());
+        Ok(match value {
+            Some(value) => {
+                let extract = Rules::of(&self.group, &self.kind).selectable;
+                Scope::Valued { start, extract, value }
+            }
+            None => Scope::Below(start),
+        })
     }
 
     /// The selector of a request for custom objects.

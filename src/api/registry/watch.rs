@@ -62,7 +62,7 @@ pub struct Watcher {
 impl Registry {
     pub async fn watch(&self, target: &Target, options: WatchOptions) -> Result<Watcher> {
         let prefix = target.prefix()?;
-        let start = options.selector.start(target)?;
+        let scope = options.selector.scope(target)?;
         let asked = parse_version(&options.resource_version)?;
         check(&options)?;
         let initial = match options.send_initial_events {
@@ -80,7 +80,7 @@ impl Registry {
             } else {
                 self.cache.wait_for(asked).await?;
             }
-            let (items, subscription) = self.cache.list_and_subscribe(prefix, &start)?;
+            let (items, subscription) = self.cache.list_and_subscribe(prefix, scope)?;
             let (resource, version) = (&target.resource, &target.version);
             let items = crd::convert::show(&self.cache, resource, version, items).await?;
             waiting.extend(
@@ -100,7 +100,7 @@ impl Registry {
             } else {
                 self.cache.fresh().await?;
             }
-            self.cache.subscribe(prefix, &start, Some(asked).filter(|asked| *asked > 0))?
+            self.cache.subscribe(prefix, scope, Some(asked).filter(|asked| *asked > 0))?
         };
         let now = Instant::now();
         let mut watcher = Watcher {

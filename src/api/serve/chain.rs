@@ -299,10 +299,16 @@ fn stored(server: &Shared, info: &RequestInfo) -> Stored {
         return Stored::default();
     };
     let weight = server.registry.cache.weigh(prefix);
+    // One that is named when it is written is told to those around it.
+    let start = match info.namespace.as_str() {
+        "" => prefix.clone(),
+        namespace => format!("{prefix}{namespace}/"),
+    };
+    let watchers = server.registry.cache.concerned(prefix, &format!("{start}{}", info.name));
     Stored {
         objects: weight.objects as u64,
         bytes: weight.bytes as u64,
-        watchers: u32::try_from(weight.watchers).unwrap_or(u32::MAX),
+        watchers: u32::try_from(watchers).unwrap_or(u32::MAX),
     }
 }
 

@@ -63,3 +63,58 @@ async fn who_watches_from_before_what_is_remembered_lists_again() {
     let rest = get(&server, "admin", &format!("{MAPS}?limit=1&continue={token}")).await.json();
     assert_eq!(rest["items"][0]["metadata"]["name"], "m", "{rest}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_hear_of_pods_that_come_and_nobody_of_those_of_others() {
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    let (_dir, server) = server(Flags::default()).await;
+    let account = json!({"metadata": {"name": "default"}});
+    make(&server, "/api/v1/namespaces/default/serviceaccounts", account).await;
+    let version =
+        |object: &Value| object["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let list = ask(&server, Method::GET, PODS, Value::Null).await.json();
+    let then = version(&list);
+    // One from now on, and one from then, when all has happened.
+    let watch = |selector: &str, from: &str, seconds: u8| {
+        format!(
+            "/api/v1/pods?watch=true&timeoutSeconds={seconds}&resourceVersion={from}&fieldSelector={selector}"
+        )
+    };
+    let selectors =
+        ["spec.nodeName%3Dn1", "spec.nodeName%3Dn2", "spec.nodeName%3D", "metadata.name%3Db"];
+    let live = selectors.map(|selector| {
+        let (server, path) = (server.clone(), watch(selector, &then, 4));
+        tokio::spawn(async move { get(&server, "admin", &path).await })
+    });
+    for name in ["a", "b", "bb"] {
+        let spec = json!({"containers": [{"name": "c", "image": "i"}]});
+        make(&server, PODS, json!({"metadata": {"name": name}, "spec": spec})).await;
+    }
+    for (name, node) in [("a", "n1"), ("b", "n2")] {
+        let binding = json!({"metadata": {"name": name}, "target": {"name": node}});
+        make(&server, &format!("{PODS}/{name}/binding"), binding).await;
+    }
+    let delete = json!({"gracePeriodSeconds": 0});
+    ask(&server, Method::DELETE, &format!("{PODS}/a"), delete).await;
+    let told = |answer: &Answer| -> Vec<String> {
+        let lines = answer.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let events = lines.map(|line| serde_json::from_slice::<Value>(line).unwrap());
+        events
+            .map(|event| {
+                let name = &event["object"]["metadata"]["name"];
+                format!("{} {}", event["type"].as_str().unwrap(), name.as_str().unwrap())
+            })
+            .collect()
+    };
+    let expected = [
+        vec!["ADDED a", "DELETED a"],
+        vec!["ADDED b"],
+        vec!["ADDED a", "ADDED b", "ADDED bb", "DELETED a", "DELETED b"],
+        vec!["ADDED b", "MODIFIED b"],
+    ];
+    for ((selector, live), expected) in selectors.into_iter().zip(live).zip(expected) {
+        assert_eq!(told(&live.await.unwrap()), expected, "{selector}");
+        let resumed = get(&server, "admin", &watch(selector, &then, 1)).await;
+        assert_eq!(told(&resumed), expected, "{selector}, resumed");
+    }
+}
