@@ -21,6 +21,29 @@ pub fn get<'a>(object: &'a [u8], path: &[&str]) -> Option<&'a [u8]> {
     path.iter().try_fold(object, |object, key| Some(&object[find(object, key)?.value]))
 }
 
+/// Where the values of some fields stand, each None where there is none; found in one pass.
+/// None for text that is no object.
+pub fn find_all<const N: usize>(
+    object: &[u8],
+    keys: [&str; N],
+) -> Option<[Option<Range<usize>>; N]> {
+    let (mut scan, mut first) = (Scan::new(object), true);
+    if !scan.take(b'{') {
+        return None;
+    }
+    let mut found = [const { None }; N];
+    while let Some(key) = scan.key(&mut first)? {
+        let key = key.str()?;
+        let value = scan.value()?;
+        let at = keys.iter().position(|wanted| *wanted == key);
+        if let Some(place) = at.and_then(|at| found.get_mut(at)) {
+            // Of a key that stands twice, the first, like everywhere here.
+            place.get_or_insert(scan.position() - value.len()..scan.position());
+        }
+    }
+    Some(found)
+}
+
 /// The object without a field; None where it has none.
 pub fn remove(object: &[u8], path: &[&str]) -> Option<Vec<u8>> {
     let (start, inner, key) = parent(object, path)?;
@@ -46,22 +69,23 @@ pub fn set(
     after: impl Fn(&str) -> bool,
 ) -> Option<Vec<u8>> {
     let (start, inner, key) = parent(object, path)?;
-    if let Some(place) = find(inner, key) {
-        return Some(splice(object, start + place.value.start..start + place.value.end, value));
-    }
-    let mut scan = Scan::new(inner);
-    let mut first = true;
+    let (mut scan, mut first) = (Scan::new(inner), true);
     if !scan.take(b'{') {
         return None;
     }
+    // Where a new field would stand: behind what has been passed until one comes after it.
     let (mut at, mut last) = (scan.position(), true);
     while let Some(found) = scan.key(&mut first)? {
-        if after(&found.str()?) {
-            last = false;
-            break;
+        let found = found.str()?;
+        let there = scan.value()?;
+        if found == key {
+            let end = start + scan.position();
+            return Some(splice(object, end - there.len()..end, value));
         }
-        scan.value()?;
-        at = scan.position();
+        last = last && !after(&found);
+        if last {
+            at = scan.position();
+        }
     }
     let is_first = at == inner.iter().position(|byte| *byte == b'{')? + 1;
     // Writing a string into memory cannot fail.
@@ -108,6 +132,21 @@ fn find(object: &[u8], wanted: &str) -> Option<Place> {
 /// Where a part of a text begins in it.
 fn offset(text: &[u8], part: &[u8]) -> usize {
     part.as_ptr() as usize - text.as_ptr() as usize
+}
+
+/// A text with some of its parts replaced, which do not overlap.
+pub fn splice_all(text: &[u8], mut parts: Vec<(Range<usize>, Vec<u8>)>) -> Vec<u8> {
+    parts.sort_unstable_by_key(|(range, _)| range.start);
+    let new: usize = parts.iter().map(|(_, new)| new.len()).sum();
+    let mut out = Vec::with_capacity(text.len() + new);
+    let mut at = 0;
+    for (range, new) in parts {
+        out.extend_from_slice(&text[at..range.start]);
+        out.extend_from_slice(&new);
+        at = range.end;
+    }
+    out.extend_from_slice(&text[at..]);
+    out
 }
 
 fn splice(text: &[u8], range: Range<usize>, new: &[u8]) -> Vec<u8> {
@@ -170,9 +209,26 @@ mod tests {
     }
 
     #[test]
+    fn several_fields_are_found_and_replaced_at_once() {
+        let object = br#"{"c":{"x":[1]},"a":"t","b":2,"a":3}"#;
+        let found = find_all(object, ["a", "b", "d", "c"]).expect("an object");
+        let values = found.clone().map(|range| text(range.map(|range| &object[range])));
+        assert_eq!(
+            values,
+            [Some("\"t\""), Some("2"), None, Some(r#"{"x":[1]}"#)].map(|v| v.map(str::to_owned))
+        );
+        let [a, b, _, c] = found;
+        let parts = [(a, "1"), (c, "{}"), (b, "")];
+        let parts = parts.map(|(range, new)| (range.expect("found"), new.into()));
+        let new = splice_all(object, parts.into());
+        assert_eq!(String::from_utf8_lossy(&new), r#"{"c":{},"a":1,"b":,"a":3}"#);
+    }
+
+    #[test]
     fn text_that_is_no_object_has_no_fields() {
         for odd in ["", "{", "[]", r#"{"a""#, r#"{"a":"#, r#"{"a":1"#, r#"{"a":}"#, "{,}", "nul"] {
             assert_eq!(get(odd.as_bytes(), &["b"]), None, "{odd}");
+            assert_eq!(find_all(odd.as_bytes(), ["b"]), None, "{odd}");
             assert_eq!(remove(odd.as_bytes(), &["b"]), None, "{odd}");
             assert_eq!(set(odd.as_bytes(), &["b"], b"1", |_| false), None, "{odd}");
         }

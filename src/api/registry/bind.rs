@@ -3,6 +3,8 @@
 //! What it changes is known beforehand, so the pod stays the text that is stored: only the
 //! fields that change are cut and put in. No rules of pods are asked, as upstream asks none.
 
+use std::ops::Range;
+
 use codec::fields;
 use serde_json::{Value, json};
 use store::{Durability, Outcome, Write};
@@ -44,14 +46,13 @@ impl Registry {
             let Some(live) = self.cache.get(pod.prefix()?, &key) else {
                 return Err(ApiError::not_found(&pod.resource, &pod.name));
             };
-            let text = Text::of(&live, pod);
+            let unreadable = || ApiError::new(500, "InternalError", "a stored pod is not readable");
+            let text = Text::of(&live, pod).ok_or_else(unreadable)?;
             text.may_be_bound(&binding, pod)?;
             if options.dry_run {
                 return Ok(());
             }
-            let Some(value) = text.bound(&binding, &now) else {
-                return Err(ApiError::new(500, "InternalError", "a stored pod is not readable"));
-            };
+            let value = text.bound(&binding, &now).ok_or_else(unreadable)?;
             let write = Write::Update { key, value: value.into(), expected: live.revision };
             match self.store().write(write, Durability::Durable).await? {
                 Outcome::Done(_) => return Ok(()),
@@ -85,42 +86,53 @@ fn node_of(binding: &Value) -> &str {
     binding["target"]["name"].as_str().unwrap_or("")
 }
 
-/// A stored pod.
+/// A stored pod: the parts of it that a binding looks at, found in one pass of each.
 struct Text<'a> {
     pod: &'a [u8],
     typed: Typed<'a>,
+    metadata: Range<usize>,
+    spec: Range<usize>,
+    status: Option<Range<usize>>,
+    uid: Option<&'a [u8]>,
+    version: Option<&'a [u8]>,
+    deleted: Option<&'a [u8]>,
+    node: Option<&'a [u8]>,
+    gates: Option<&'a [u8]>,
 }
 
 impl<'a> Text<'a> {
-    fn of(live: &'a Object, target: &'a Target) -> Self {
-        Self { pod: live.bytes(), typed: target.typed() }
-    }
-
-    /// Null where there is no such field.
-    fn value(&self, path: &[&str]) -> Value {
-        let text = fields::get(self.pod, path);
-        text.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default()
-    }
-
-    fn text(&self, path: &[&str]) -> String {
-        self.value(path).as_str().unwrap_or_default().to_owned()
+    /// None where it is not readable.
+    fn of(live: &'a Object, target: &'a Target) -> Option<Self> {
+        let pod = live.bytes();
+        let [metadata, spec, status] = fields::find_all(pod, ["metadata", "spec", "status"])?;
+        let (metadata, spec) = (metadata?, spec?);
+        let of_metadata = &pod[metadata.clone()];
+        let keys = ["uid", "resourceVersion", "deletionTimestamp"];
+        let found = fields::find_all(of_metadata, keys)?;
+        let [uid, version, deleted] = found.map(|range| range.map(|range| &of_metadata[range]));
+        let of_spec = &pod[spec.clone()];
+        let found = fields::find_all(of_spec, ["nodeName", "schedulingGates"])?;
+        let [node, gates] = found.map(|range| range.map(|range| &of_spec[range]));
+        let typed = target.typed();
+        Some(Self { pod, typed, metadata, spec, status, uid, version, deleted, node, gates })
     }
 
     fn may_be_bound(&self, binding: &Value, target: &Target) -> Result<()> {
-        for (field, name) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
-            let (wanted, is) = (metadata_str(binding, field), self.text(&["metadata", field]));
+        let given =
+            [("uid", "UID", self.uid), ("resourceVersion", "ResourceVersion", self.version)];
+        for (field, name, is) in given {
+            let (wanted, is) = (metadata_str(binding, field), text(is));
             if !wanted.is_empty() && wanted != is {
                 return Err(precondition(target, name, wanted, &is));
             }
         }
         let name = &target.name;
-        let bound = self.text(&["spec", "nodeName"]);
-        let why = if !self.value(&["metadata", "deletionTimestamp"]).is_null() {
+        let bound = text(self.node);
+        let why = if !value(self.deleted).is_null() {
             format!("pod {name} is being deleted, cannot be assigned to a host")
         } else if !bound.is_empty() {
             format!("pod {name} is already assigned to node {bound:?}")
-        } else if self.value(&["spec", "schedulingGates"]).as_array().is_some_and(|g| !g.is_empty())
-        {
+        } else if value(self.gates).as_array().is_some_and(|gates| !gates.is_empty()) {
             format!("pod {name} has non-empty .spec.schedulingGates")
         } else {
             return Ok(());
@@ -136,56 +148,75 @@ impl<'a> Text<'a> {
     /// The bound pod as it is stored: with its node, with what the binding says besides, and
     /// without the node that was only meant to be.
     fn bound(&self, binding: &Value, now: &str) -> Option<Vec<u8>> {
-        let mut pod = fields::remove(self.pod, &["metadata", "resourceVersion"])?;
+        let mut metadata = fields::remove(&self.pod[self.metadata.clone()], &["resourceVersion"])?;
         for field in ["labels", "annotations"] {
             let Some(added) = binding["metadata"][field].as_object().filter(|a| !a.is_empty())
             else {
                 continue;
             };
-            let mut all = match self.value(&["metadata", field]) {
+            let mut all = match value(fields::get(&metadata, &[field])) {
                 Value::Object(own) => own,
                 _ => serde_json::Map::new(),
             };
             all.extend(added.clone());
             all.sort_keys();
-            pod = self.set(&pod, &["metadata", field], &all.into())?;
+            metadata = set(self.typed.child("metadata")?, &metadata, field, &all.into())?;
         }
-        pod = self.set(&pod, &["spec", "nodeName"], &node_of(binding).into())?;
-        let nominated = ["status", "nominatedNodeName"];
-        pod = fields::remove(&pod, &nominated).unwrap_or(pod);
-        if fields::get(&pod, &["status"]).is_none() {
+        let spec = &self.pod[self.spec.clone()];
+        let spec = set(self.typed.child("spec")?, spec, "nodeName", &node_of(binding).into())?;
+        let mut parts = vec![(self.metadata.clone(), metadata), (self.spec.clone(), spec)];
+        let Some(status) = &self.status else {
             // Of a pod that nobody has looked at, and that somebody took it from.
-            pod = self.set(&pod, &["status"], &json!({}))?;
-        }
-        let scheduled = json!({
-            "type": "PodScheduled", "status": "True", "lastProbeTime": null,
-            "lastTransitionTime": now,
-        });
-        let mut conditions = match self.value(&["status", "conditions"]) {
-            Value::Array(conditions) => conditions,
-            _ => Vec::new(),
+            let status = json!({"conditions": conditions(Value::Null, now)});
+            return set(self.typed, &fields::splice_all(self.pod, parts), "status", &status);
         };
-        match conditions.iter_mut().find(|condition| condition["type"] == "PodScheduled") {
-            Some(condition) if condition["status"] == "True" => {
-                let since = condition["lastTransitionTime"].take();
-                *condition = scheduled;
-                condition["lastTransitionTime"] = since;
-            }
-            Some(condition) => *condition = scheduled,
-            None => conditions.push(scheduled),
-        }
-        self.set(&pod, &["status", "conditions"], &conditions.into())
+        let is = &self.pod[status.clone()];
+        let without = fields::remove(is, &["nominatedNodeName"]);
+        let is = without.as_deref().unwrap_or(is);
+        let conditions = conditions(value(fields::get(is, &["conditions"])), now);
+        let new = set(self.typed.child("status")?, is, "conditions", &conditions)?;
+        parts.push((status.clone(), new));
+        Some(fields::splice_all(self.pod, parts))
     }
+}
 
-    /// Sets a field in the order of its type.
-    fn set(&self, pod: &[u8], path: &[&str], value: &Value) -> Option<Vec<u8>> {
-        let (name, way) = path.split_last()?;
-        let typed = way.iter().try_fold(self.typed, |typed, key| typed.child(key))?;
-        let order = |key: &str| typed.object()?.field(key).map(|field| field.order);
-        let own = order(name);
-        let value = serde_json::to_vec(value).ok()?;
-        fields::set(pod, path, &value, |key| order(key) > own)
+/// Null where there is no such field.
+fn value(text: Option<&[u8]>) -> Value {
+    text.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default()
+}
+
+fn text(text: Option<&[u8]>) -> String {
+    value(text).as_str().unwrap_or_default().to_owned()
+}
+
+/// A pod's conditions with the one that it is scheduled.
+fn conditions(conditions: Value, now: &str) -> Value {
+    let scheduled = json!({
+        "type": "PodScheduled", "status": "True", "lastProbeTime": null,
+        "lastTransitionTime": now,
+    });
+    let mut conditions = match conditions {
+        Value::Array(conditions) => conditions,
+        _ => Vec::new(),
+    };
+    match conditions.iter_mut().find(|condition| condition["type"] == "PodScheduled") {
+        Some(condition) if condition["status"] == "True" => {
+            let since = condition["lastTransitionTime"].take();
+            *condition = scheduled;
+            condition["lastTransitionTime"] = since;
+        }
+        Some(condition) => *condition = scheduled,
+        None => conditions.push(scheduled),
     }
+    conditions.into()
+}
+
+/// Sets a field of an object, in the order of its type.
+fn set(typed: Typed<'_>, object: &[u8], name: &str, value: &Value) -> Option<Vec<u8>> {
+    let order = |key: &str| typed.object()?.field(key).map(|field| field.order);
+    let own = order(name);
+    let value = serde_json::to_vec(value).ok()?;
+    fields::set(object, &[name], &value, |key| order(key) > own)
 }
 
 #[cfg(test)]
@@ -207,7 +238,7 @@ mod tests {
     fn bind(stored: &str, binding: &Value) -> String {
         let (live, target) =
             (Object::stored("/registry/pods/default/web", stored.as_bytes(), 7), target());
-        let text = Text::of(&live, &target);
+        let text = Text::of(&live, &target).unwrap();
         text.may_be_bound(binding, &target).unwrap();
         String::from_utf8(text.bound(binding, "2030-01-01T00:00:00Z").unwrap()).unwrap()
     }
@@ -239,7 +270,7 @@ mod tests {
         };
         let refused = |text: &str, binding: &Value| {
             let (live, target) = (Object::stored("/k", text.as_bytes(), 7), target());
-            Text::of(&live, &target).may_be_bound(binding, &target).unwrap_err().message
+            Text::of(&live, &target).unwrap().may_be_bound(binding, &target).unwrap_err().message
         };
         let any = json!({"target": {"name": "n"}});
         for (text, binding, why) in [
