@@ -451,6 +451,11 @@ impl Cache {
         self.shelf(prefix).map_or(0, |shelf| shelf.read().objects.len())
     }
 
+    /// How often anything of a resource has changed; the same number, the same objects.
+    pub fn changes(&self, prefix: &str) -> u64 {
+        self.shelf(prefix).map_or(0, |shelf| shelf.read().counts.changes)
+    }
+
     /// What a resource weighs.
     pub fn weigh(&self, prefix: &str) -> Weight {
         self.shelf(prefix).map_or(Weight::default(), |shelf| {

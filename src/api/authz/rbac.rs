@@ -45,16 +45,13 @@ impl Rule {
                 None => *url == action.path,
             });
         }
-        let resource = if action.subresource.is_empty() {
-            action.resource.clone()
-        } else {
-            format!("{}/{}", action.resource, action.subresource)
-        };
-        let any_resource = self.resources.iter().any(|item| {
-            item == "*"
-                || *item == resource
-                || (!action.subresource.is_empty()
-                    && item.strip_prefix("*/") == Some(action.subresource.as_str()))
+        let any_resource = self.resources.iter().any(|item| match item.split_once('/') {
+            None => item == "*" || action.subresource.is_empty() && *item == action.resource,
+            Some((resource, subresource)) => {
+                !action.subresource.is_empty()
+                    && (resource == "*" || resource == action.resource)
+                    && subresource == action.subresource
+            }
         });
         has(&self.api_groups, &action.group)
             && any_resource
@@ -137,20 +134,81 @@ impl Binding {
     }
 }
 
+impl Binding {
+    /// Why a rule applies to a user: `namespace` is the binding's, empty for the cluster.
+    fn why(&self, user: &User, namespace: &str) -> String {
+        let name = &self.metadata.name;
+        let (kind, place) = match namespace {
+            "" => ("ClusterRoleBinding", name.clone()),
+            namespace => ("RoleBinding", format!("{name}/{namespace}")),
+        };
+        let subject = self.subject_for(user, namespace);
+        let subject = subject.map(|subject| subject.describe(namespace)).unwrap_or_default();
+        format!(
+            "RBAC: allowed by {kind} {place:?} of {} {:?} to {subject}",
+            self.role_ref.kind, self.role_ref.name,
+        )
+    }
+}
+
 enum Parsed {
     Role(Arc<Role>),
     Binding(Arc<Binding>),
 }
 
+/// The bindings of the whole cluster, found by whom they name. A request looks at those of its
+/// user alone, however many there are.
+#[derive(Default)]
+struct Cluster {
+    /// How often bindings and roles had changed.
+    seen: (u64, u64),
+    /// In the order of their names, with the roles that they lead to.
+    bindings: Vec<(Arc<Binding>, Option<Arc<Role>>)>,
+    /// By the names of users, which service accounts have as well.
+    by_user: HashMap<String, Vec<usize>>,
+    by_group: HashMap<String, Vec<usize>>,
+}
+
+impl Cluster {
+    fn add(&mut self, binding: Arc<Binding>, role: Option<Arc<Role>>) {
+        let at = self.bindings.len();
+        for subject in binding.subjects.iter().flatten() {
+            let place = match subject.kind.as_str() {
+                "User" => self.by_user.entry(subject.name.clone()),
+                "Group" => self.by_group.entry(subject.name.clone()),
+                "ServiceAccount" => {
+                    let (namespace, name) = (&subject.namespace, &subject.name);
+                    self.by_user.entry(format!("system:serviceaccount:{namespace}:{name}"))
+                }
+                _ => continue,
+            };
+            place.or_default().push(at);
+        }
+        self.bindings.push((binding, role));
+    }
+
+    /// Those that apply to a user, in the order of their names.
+    fn of(&self, user: &User) -> impl Iterator<Item = &(Arc<Binding>, Option<Arc<Role>>)> {
+        let by_group = user.groups.iter().filter_map(|group| self.by_group.get(group));
+        let places = self.by_user.get(&user.name).into_iter().chain(by_group);
+        let mut places: Vec<usize> = places.flatten().copied().collect();
+        places.sort_unstable();
+        places.dedup();
+        places.into_iter().filter_map(|at| self.bindings.get(at))
+    }
+}
+
 pub struct Rbac {
     cache: Cache,
+    /// Made anew when a binding or a role of the cluster has changed.
+    cluster: Mutex<Arc<Cluster>>,
     /// By storage key, with the revision that was parsed.
     parsed: Mutex<HashMap<Arc<str>, (u64, Parsed)>>,
 }
 
 impl Rbac {
     pub fn new(cache: Cache) -> Self {
-        Self { cache, parsed: Mutex::default() }
+        Self { cache, cluster: Mutex::default(), parsed: Mutex::default() }
     }
 
     fn remember(&self, object: &Object, parsed: Parsed) {
@@ -193,6 +251,22 @@ impl Rbac {
         self.cache.get(prefix, &key).map(|object| self.role(&object))
     }
 
+    fn cluster(&self) -> Arc<Cluster> {
+        // Read before the objects are: what changes meanwhile is seen the next time.
+        let seen = (self.cache.changes(CLUSTER_BINDINGS), self.cache.changes(CLUSTER_ROLES));
+        let mut kept = self.cluster.lock();
+        if kept.seen != seen || kept.bindings.is_empty() {
+            let mut cluster = Cluster { seen, ..Cluster::default() };
+            for object in self.cache.list(CLUSTER_BINDINGS, CLUSTER_BINDINGS, None).0 {
+                let binding = self.binding(&object);
+                let role = self.rules_of(&binding.role_ref, "");
+                cluster.add(binding, role);
+            }
+            *kept = Arc::new(cluster);
+        }
+        kept.clone()
+    }
+
     /// Calls `visit` with every rule that applies to a user in a namespace (empty for
     /// the cluster), and why, until it returns false. Role references that lead nowhere
     /// are skipped.
@@ -202,60 +276,53 @@ impl Rbac {
         namespace: &str,
         mut visit: impl FnMut(&Rule, &dyn Fn() -> String) -> bool,
     ) {
-        let mut look = |prefix: &'static str, start: String, namespace: &str| -> bool {
-            for object in self.cache.list(prefix, &start, None).0 {
-                let binding = self.binding(&object);
-                let Some(subject) = binding.subject_for(user, namespace) else { continue };
-                let Some(role) = self.rules_of(&binding.role_ref, namespace) else { continue };
-                let why = || {
-                    let kind =
-                        if prefix == BINDINGS { "RoleBinding" } else { "ClusterRoleBinding" };
-                    let name = &binding.metadata.name;
-                    let place = if prefix == BINDINGS {
-                        format!("{name}/{namespace}")
-                    } else {
-                        name.clone()
-                    };
-                    format!(
-                        "RBAC: allowed by {kind} {place:?} of {} {:?} to {}",
-                        binding.role_ref.kind,
-                        binding.role_ref.name,
-                        subject.describe(namespace),
-                    )
-                };
-                for rule in role.rules.iter().flatten() {
-                    if !visit(rule, &why) {
-                        return false;
-                    }
-                }
-            }
-            true
+        // Whether it is to go on.
+        let mut look = |binding: &Binding, role: &Role, namespace: &str| {
+            let why = || binding.why(user, namespace);
+            role.rules().iter().all(|rule| visit(rule, &why))
         };
-        if look(CLUSTER_BINDINGS, CLUSTER_BINDINGS.to_string(), "") && !namespace.is_empty() {
-            look(BINDINGS, format!("{BINDINGS}{namespace}/"), namespace);
+        for (binding, role) in self.cluster().of(user) {
+            if let Some(role) = role
+                && !look(binding, role, "")
+            {
+                return;
+            }
+        }
+        if namespace.is_empty() {
+            return;
+        }
+        let start = format!("{BINDINGS}{namespace}/");
+        for object in self.cache.list(BINDINGS, &start, None).0 {
+            let binding = self.binding(&object);
+            if binding.subject_for(user, namespace).is_some()
+                && let Some(role) = self.rules_of(&binding.role_ref, namespace)
+                && !look(&binding, &role, namespace)
+            {
+                return;
+            }
         }
     }
 
     /// The role references of a user's bindings that lead nowhere, as errors say it.
     pub(super) fn dangling(&self, user: &User, namespace: &str) -> Vec<String> {
-        let mut places = vec![(CLUSTER_BINDINGS, CLUSTER_BINDINGS.to_string(), "")];
-        if !namespace.is_empty() {
-            places.push((BINDINGS, format!("{BINDINGS}{namespace}/"), namespace));
+        let leads_nowhere = |role: &RoleRef| {
+            let plural = if role.kind == "ClusterRole" { "clusterroles" } else { "roles" };
+            format!("{plural}.rbac.authorization.k8s.io {:?} not found", role.name)
+        };
+        let cluster = self.cluster();
+        let of_cluster = cluster.of(user).filter(|(_, role)| role.is_none());
+        let mut out: Vec<String> =
+            of_cluster.map(|(binding, _)| leads_nowhere(&binding.role_ref)).collect();
+        if namespace.is_empty() {
+            return out;
         }
-        let mut out = Vec::new();
-        for (prefix, start, namespace) in places {
-            for object in self.cache.list(prefix, &start, None).0 {
-                let binding = self.binding(&object);
-                let role = &binding.role_ref;
-                if binding.subject_for(user, namespace).is_some()
-                    && self.rules_of(role, namespace).is_none()
-                {
-                    let plural = if role.kind == "ClusterRole" { "clusterroles" } else { "roles" };
-                    out.push(format!(
-                        "{plural}.rbac.authorization.k8s.io {:?} not found",
-                        role.name
-                    ));
-                }
+        for object in self.cache.list(BINDINGS, &format!("{BINDINGS}{namespace}/"), None).0 {
+            let binding = self.binding(&object);
+            let role = &binding.role_ref;
+            if binding.subject_for(user, namespace).is_some()
+                && self.rules_of(role, namespace).is_none()
+            {
+                out.push(leads_nowhere(role));
             }
         }
         out
@@ -316,6 +383,38 @@ mod tests {
         assert!(rule("get", "core", "pods", "a b").allows(&action("get", "pods", "b")));
         assert!(!rule("get", "core", "pods", "a b").allows(&action("list", "pods", "")));
         assert!(!rule("get", "apps", "pods", "").allows(&action("get", "pods", "a")));
+    }
+
+    #[test]
+    fn bindings_of_the_cluster_are_found_by_whom_they_name() {
+        let mut cluster = Cluster::default();
+        for (name, subjects) in [
+            ("a", r#"[{"kind":"Group","name":"g"},{"kind":"User","name":"u"}]"#),
+            ("b", r#"[{"kind":"ServiceAccount","name":"s","namespace":"n"}]"#),
+            ("c", r#"[{"kind":"Group","name":"h"},{"kind":"Group","name":"u"}]"#),
+            ("d", "null"),
+            ("e", r#"[{"kind":"User","name":"system:serviceaccount:n:s"}]"#),
+        ] {
+            let text = format!(r#"{{"metadata":{{"name":"{name}"}},"subjects":{subjects}}}"#);
+            cluster.add(Arc::new(serde_json::from_str(&text).unwrap()), None);
+        }
+        for (user, groups, expected) in [
+            ("u", &["h", "g"][..], "ac"),
+            ("u", &[], "a"),
+            ("x", &["g"], "a"),
+            ("system:serviceaccount:n:s", &["h"], "bce"),
+            ("system:serviceaccount:n:t", &[], ""),
+        ] {
+            let user = User::new(user, groups);
+            let found: String =
+                cluster.of(&user).map(|(binding, _)| binding.metadata.name.as_str()).collect();
+            assert_eq!(found, expected, "{user:?}");
+            // As each binding says it by itself.
+            let all = cluster.bindings.iter().map(|(binding, _)| binding);
+            let those = all.filter(|binding| binding.subject_for(&user, "").is_some());
+            let those: String = those.map(|binding| binding.metadata.name.as_str()).collect();
+            assert_eq!(found, those, "{user:?}");
+        }
     }
 
     #[test]
