@@ -81,6 +81,8 @@ pub(crate) struct Worker {
     ending: Option<Ending>,
     /// Why the pod is Failed, when it is not its containers' doing.
     failure: Option<(String, String)>,
+    /// The node's doing.
+    is_disrupted: bool,
     start_time: Timestamp,
     messages: HashMap<String, String>,
     failures: u32,
@@ -117,6 +119,7 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         kills: HashMap::new(),
         ending: None,
         failure,
+        is_disrupted: false,
         start_time,
         messages: HashMap::new(),
         failures: 0,
@@ -179,6 +182,7 @@ impl Worker {
             && self.failure.is_none()
         {
             self.failure = Some((sentence.reason.into(), sentence.message.clone()));
+            self.is_disrupted = sentence.is_disruption;
         }
         if wanted.gone
             || pod.metadata.deletion_timestamp.is_some()
@@ -271,9 +275,7 @@ impl Worker {
         let is_failed = ended || new.phase.as_deref() == Some("Failed");
         if is_failed && let Some((reason, message)) = &self.failure {
             new = status::failed(new, reason, message);
-            let is_disruption =
-                [eviction::REASON, preempt::REASON, shutdown::REASON].contains(&reason.as_str());
-            if ended && is_disruption && self.begun {
+            if ended && self.is_disrupted && self.begun {
                 status::disrupted(&mut new, message, self.pod.metadata.generation);
             }
         }
@@ -383,7 +385,8 @@ impl Worker {
                 let Some(chosen) = chosen else {
                     return Some(admission::Refusal::Short(short).told());
                 };
-                eviction::preempt(&self.node, &chosen).await;
+                let resource = short.first().map_or("", |it| &it.resource);
+                eviction::preempt(&self.node, &chosen, resource).await;
                 refuse(&self.node.standing()).map(admission::Refusal::told)
             }
             refusal => Some(refusal.told()),
