@@ -160,7 +160,7 @@ impl Worker {
         }
         self.pod = match self.stage {
             // Before it is admitted nothing is granted.
-            Stage::Syncing if self.begun => self.settle(&wanted.pod),
+            Stage::Syncing if self.begun => self.settle(&wanted.pod).await,
             _ => self.node.allocations.view(&self.node.config, &wanted.pod),
         };
         match self.stage {
