@@ -31,9 +31,9 @@ use crate::pod::{self, ProbeKind};
 use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::status::{self, Inputs, Waiting};
-use crate::volumes::Failure;
 use crate::volumes::csi::LIMIT_EXCEEDED;
-use crate::{qos, resize, restart_all, shutdown, stop};
+use crate::volumes::{Ensured, Failure, Making};
+use crate::{qos, resize, restart_all, stop};
 use ending::Ending;
 use resizing::Resizing;
 
@@ -431,22 +431,21 @@ impl Worker {
             self.publish(&runtime, false);
         }
         match self.volumes(&runtime, now).await {
-            Some(Ok(renew)) => again = sooner(again, renew.map(|at| until(at, now))),
-            Some(Err(failed)) => {
-                let about = client::recorder::reference(&*self.pod);
-                self.node.recorder.warning(&about, failed.reason, &*failed.message);
+            Some(ensured) => {
+                again = sooner(again, ensured.again.map(|at| until(at, now)));
                 // What runs goes on running with the files it has.
-                if runtime.running().next().is_none() {
-                    if failed.reason == LIMIT_EXCEEDED {
-                        let message = format!("Pod was rejected: {}", failed.message);
-                        self.failure = Some((failed.reason.to_owned(), message));
+                if let Some(missing) = ensured.missing
+                    && runtime.running().next().is_none()
+                {
+                    if missing.reason == LIMIT_EXCEEDED {
+                        let message = format!("Pod was rejected: {}", missing.message);
+                        self.failure = Some((missing.reason.to_owned(), message));
                         self.begin_end();
                         return Next::Again(Some(Duration::ZERO));
                     }
                     self.publish(&runtime, false);
-                    return Next::Again(sooner(again, Some(self.retry())));
+                    return Next::Again(again);
                 }
-                again = sooner(again, Some(self.retry()));
             }
             // The pod is going away.
             None => return Next::Again(Some(Duration::ZERO)),
@@ -521,18 +520,21 @@ impl Worker {
     }
 
     /// None when the pod is found to be going away meanwhile.
-    async fn volumes(
-        &self,
-        runtime: &PodRuntime,
-        now: Timestamp,
-    ) -> Option<Result<Option<Timestamp>, Failure>> {
+    async fn volumes(&self, runtime: &PodRuntime, now: Timestamp) -> Option<Ensured> {
         let node = &self.node;
-        let facts = node.facts(&self.pod, runtime);
+        let making = Making {
+            config: &node.config,
+            client: &node.client,
+            objects: &node.objects,
+            pod: &self.pod,
+            facts: &node.facts(&self.pod, runtime),
+            now,
+        };
+        let about = client::recorder::reference(&*self.pod);
+        let tell = |it: &Failure| node.recorder.warning(&about, it.reason, &*it.message);
         let mut doomed = self.doomed.clone();
         tokio::select! {
-            result = node.volumes.ensure(
-                &node.config, &node.client, &node.objects, &self.pod, &facts, now,
-            ) => Some(result),
+            ensured = node.volumes.ensure(making, &tell) => Some(ensured),
             _ = doomed.wait_for(|doomed| *doomed) => None,
         }
     }
