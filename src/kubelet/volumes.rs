@@ -218,6 +218,14 @@ impl Volumes {
         out
     }
 
+    /// Whether all volumes of the pod are there, if not current.
+    pub fn are_made(&self, pod: &Pod) -> bool {
+        let made = self.made.lock();
+        let volumes = pod::spec(pod).volumes.iter().flatten();
+        let mut wanted = volumes.filter(|it| it.image.is_none() && is_used(pod, it));
+        wanted.all(|it| made.contains(&(pod::uid(pod).to_owned(), it.name.clone())))
+    }
+
     /// Says when to look again at the latest.
     async fn ensure_one(
         &self,

@@ -6,6 +6,7 @@
 
 mod ending;
 mod messages;
+mod renewal;
 mod resizing;
 mod sandboxes;
 
@@ -32,9 +33,9 @@ use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::status::{self, Inputs, Waiting};
 use crate::volumes::csi::LIMIT_EXCEEDED;
-use crate::volumes::{Ensured, Failure, Making};
 use crate::{qos, resize, restart_all, stop};
 use ending::Ending;
+use renewal::Renewal;
 use resizing::Resizing;
 
 /// First and longest wait after a volume, a sandbox or a clean-up failed.
@@ -87,6 +88,7 @@ pub(crate) struct Worker {
     messages: HashMap<String, String>,
     failures: u32,
     resizing: Resizing,
+    renewal: Option<Renewal>,
 }
 
 /// Starts the worker of a pod that has just become known.
@@ -124,6 +126,7 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         messages: HashMap::new(),
         failures: 0,
         resizing: Resizing::default(),
+        renewal: None,
     };
     tokio::spawn(worker.run());
 }
@@ -172,6 +175,7 @@ impl Worker {
 
     fn begin_end(&mut self) {
         self.stage = Stage::Ending;
+        self.renewal = None;
         // What failed before says nothing about stopping.
         self.failures = 0;
     }
@@ -517,26 +521,6 @@ impl Worker {
         self.watch_probes(&runtime, false);
         self.publish(&runtime, false);
         Next::Again(again)
-    }
-
-    /// None when the pod is found to be going away meanwhile.
-    async fn volumes(&self, runtime: &PodRuntime, now: Timestamp) -> Option<Ensured> {
-        let node = &self.node;
-        let making = Making {
-            config: &node.config,
-            client: &node.client,
-            objects: &node.objects,
-            pod: &self.pod,
-            facts: &node.facts(&self.pod, runtime),
-            now,
-        };
-        let about = client::recorder::reference(&*self.pod);
-        let tell = |it: &Failure| node.recorder.warning(&about, it.reason, &*it.message);
-        let mut doomed = self.doomed.clone();
-        tokio::select! {
-            ensured = node.volumes.ensure(making, &tell) => Some(ensured),
-            _ = doomed.wait_for(|doomed| *doomed) => None,
-        }
     }
 
     fn begin_kills(&mut self, kills: Vec<Kill>, runtime: &PodRuntime) {
