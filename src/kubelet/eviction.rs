@@ -39,7 +39,7 @@ const FILES_CPU_SHARE: u32 = 500;
 const FILES_PERIOD_MAX: Duration = Duration::from_secs(60);
 /// An evicted pod is waited for so long before the next one is chosen.
 const END_PATIENCE: Duration = Duration::from_secs(30);
-/// Grace of a pod that is evicted at once.
+/// Grace of a pod that is evicted at once, and the least of any.
 const IMMEDIATE_GRACE_SECONDS: i64 = 1;
 pub const REASON: &str = "Evicted";
 
@@ -160,7 +160,7 @@ async fn step(
     }
     let grace = match threshold.grace {
         None => IMMEDIATE_GRACE_SECONDS,
-        Some(_) => policy.pod_grace_seconds_max,
+        Some(_) => policy.pod_grace_seconds_max.max(IMMEDIATE_GRACE_SECONDS),
     };
     let seen = seen.get(&signal)?;
     let bound = match &threshold.amount {
