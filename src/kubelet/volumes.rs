@@ -8,6 +8,7 @@ pub mod claims;
 pub mod csi;
 mod disk;
 mod emptydir;
+mod ensure;
 mod exclusive;
 mod hostpath;
 mod images;
@@ -38,7 +39,7 @@ use parking_lot::Mutex;
 use runtime::cri::{self, MountPropagation};
 
 use crate::config::KubeletConfig;
-use crate::env::{self, Facts, Referred};
+use crate::env::{self, Referred};
 use crate::objects::Objects;
 use crate::pod;
 use crate::quantity::ResourceList;
@@ -46,6 +47,7 @@ use crate::tokens::Tokens;
 use attached::Attached;
 use claims::Bound;
 use csi::{CsiVolumes, Source};
+pub use ensure::{Ensured, Making};
 use exclusive::Exclusive;
 pub use images::images_of;
 use payload::Fetched;
@@ -72,26 +74,6 @@ impl From<String> for Failure {
     fn from(message: String) -> Self {
         Self { reason: "FailedMount", message }
     }
-}
-
-/// What became of a pod's volumes.
-#[derive(Debug, Default)]
-pub struct Ensured {
-    /// When to look again at the latest.
-    pub again: Option<Timestamp>,
-    /// One that is not there.
-    pub missing: Option<Failure>,
-}
-
-/// Whom and where volumes are made for.
-#[derive(Clone, Copy)]
-pub struct Making<'a> {
-    pub config: &'a KubeletConfig,
-    pub client: &'a client::Client,
-    pub objects: &'a Objects,
-    pub pod: &'a Pod,
-    pub facts: &'a Facts<'a>,
-    pub now: Timestamp,
 }
 
 pub struct Volumes {
@@ -180,50 +162,6 @@ impl Volumes {
             recorder,
             csi,
         }
-    }
-
-    /// Makes all volumes current, none waiting for another; `tell` hears of what fails as soon
-    /// as it does. A volume that was there before stays, if not current.
-    pub async fn ensure(&self, making: Making<'_>, tell: &(dyn Fn(&Failure) + Sync)) -> Ensured {
-        let Making { pod, now, .. } = making;
-        let uid = pod::uid(pod);
-        let volumes = pod::spec(pod).volumes.iter().flatten();
-        let wanted = volumes.filter(|it| it.image.is_none() && is_used(pod, it));
-        let work = wanted.map(async |volume| {
-            let name = &volume.name;
-            match self.ensure_one(making, volume).await {
-                Ok(again) => {
-                    self.made.lock().insert((uid.to_owned(), name.clone()));
-                    self.troubles.mended(uid, name);
-                    (again, None)
-                }
-                Err(failure) => {
-                    let (is_told, again) = self.troubles.failed(uid, name, &failure.message, now);
-                    if is_told {
-                        tell(&failure);
-                    }
-                    let is_made = self.made.lock().contains(&(uid.to_owned(), name.clone()));
-                    (Some(again), Some(failure).filter(|_| !is_made))
-                }
-            }
-        });
-        let mut out = Ensured::default();
-        for (again, missing) in futures::future::join_all(work).await {
-            out.again = sooner(out.again, again);
-            let is_final = missing.as_ref().is_some_and(|it| it.reason == csi::LIMIT_EXCEEDED);
-            if out.missing.is_none() || is_final {
-                out.missing = missing.or(out.missing);
-            }
-        }
-        out
-    }
-
-    /// Whether all volumes of the pod are there, if not current.
-    pub fn are_made(&self, pod: &Pod) -> bool {
-        let made = self.made.lock();
-        let volumes = pod::spec(pod).volumes.iter().flatten();
-        let mut wanted = volumes.filter(|it| it.image.is_none() && is_used(pod, it));
-        wanted.all(|it| made.contains(&(pod::uid(pod).to_owned(), it.name.clone())))
     }
 
     /// Says when to look again at the latest.

@@ -442,3 +442,28 @@ async fn a_local_disk_keeps_the_group_of_the_pod_that_has_it() {
     world.delete("third").await;
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_may_be_two_volumes_of_a_pod() {
+    let world = World::new().await;
+    let disk = world.dir.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    put_bound(&world, "c", None, json!({"local": {"path": disk.display().to_string()}}));
+    let names = ["a", "b"];
+    world.create_pod(
+        "web",
+        json!({"terminationGracePeriodSeconds": 0, "containers": [
+            {"name": "a", "command": ["sleep", "1000"], "volumeMounts":
+                names.map(|it| json!({"name": it, "mountPath": format!("/{it}")}))}],
+            "volumes": names.map(|it| json!({"name": it,
+                "persistentVolumeClaim": {"claimName": "c"}}))}),
+    );
+    let web = world.until_ready("web").await;
+    run(&world, "web", "echo x > /a/f").await;
+    assert_eq!(run(&world, "web", "cat /b/f").await, "x\n");
+    let uid = web["metadata"]["uid"].as_str().unwrap();
+    let dir = world.dir.path().join("agent/pods").join(uid).join("volumes");
+    assert_eq!(sys::mount::mounts_below(&dir).unwrap().len(), 1, "it is mounted once");
+    world.delete("web").await;
+    world.finish().await;
+}
