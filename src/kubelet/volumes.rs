@@ -13,6 +13,7 @@ mod exclusive;
 mod hostpath;
 mod images;
 mod iscsi;
+mod made;
 pub mod mounts;
 mod ownership;
 pub mod payload;
@@ -25,12 +26,13 @@ mod tool;
 mod troubles;
 mod trust_bundles;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use client::Recorder;
 use jiff::Timestamp;
@@ -50,6 +52,7 @@ use csi::{CsiVolumes, Source};
 pub use ensure::{Ensured, Making};
 use exclusive::Exclusive;
 pub use images::images_of;
+use made::Made;
 use payload::Fetched;
 use persistent::Place;
 use pod_certificates::{Place as RequestPlace, PodCertificates, Source as CertificateSource};
@@ -83,8 +86,7 @@ pub struct Volumes {
     bound: Mutex<HashMap<String, BTreeMap<String, Bound>>>,
     /// Where volumes are that do not lie in the pod's own directory.
     places: Mutex<HashMap<(String, String), Place>>,
-    /// Those that this process has made or found whole, by uid and volume name.
-    made: Mutex<HashSet<(String, String)>>,
+    made: Made,
     troubles: Troubles,
     exclusive: Exclusive,
     recorder: Recorder,
@@ -153,7 +155,7 @@ impl Volumes {
             shown: Mutex::default(),
             bound: Mutex::default(),
             places: Mutex::default(),
-            made: Mutex::default(),
+            made: Made::default(),
             troubles: Troubles::default(),
             exclusive: Exclusive::found(&config.root_dir.join("pods")),
             writing_claims: tokio::sync::Mutex::default(),
@@ -577,11 +579,11 @@ impl Volumes {
 
     /// Unmounts and removes the pod's directory, and forgets its tokens.
     pub async fn remove(&self, config: &KubeletConfig, uid: &str) -> Result<(), String> {
+        let begun = Instant::now();
         self.csi.remove(uid).await?;
         base::failpoint!("volume/drivers-done");
         self.tokens.release(uid);
         self.certificates.release(uid);
-        self.made.lock().retain(|(of, _)| of != uid);
         self.troubles.release(uid);
         self.shown.lock().retain(|(of, _), _| of != uid);
         self.places.lock().retain(|(of, _), _| of != uid);
@@ -592,6 +594,7 @@ impl Volumes {
             .await?;
         self.attached.release(uid).await?;
         self.exclusive.release(uid);
+        self.made.release(uid, begun.elapsed());
         blocking(move || mounts::remove_tree(&dir).map_err(|e| says("remove", &dir, &e))).await
     }
 }

@@ -1,12 +1,15 @@
 //! All volumes of a pod at once: those that fail are told and tried again, and hold up no
 //! other.
 
+use std::time::{Duration, Instant};
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
-use super::{Failure, Volumes, claims, csi, is_used, sooner};
+use super::{Failure, Volumes, claims, csi, is_used, made, sooner};
 use crate::config::KubeletConfig;
 use crate::env::Facts;
+use crate::metrics::volumes as metrics;
 use crate::objects::Objects;
 use crate::pod;
 
@@ -86,9 +89,13 @@ impl Volumes {
         tell: &(dyn Fn(&Failure) + Sync),
     ) -> Ensured {
         let (uid, name) = (pod::uid(making.pod), &volume.name);
-        match self.ensure_one(making, volume).await {
+        let (begun, is_made) = (Instant::now(), self.made.has(uid, name));
+        let ensured = self.ensure_one(making, volume).await;
+        if !is_made {
+            self.count(making.pod, volume, begun.elapsed(), ensured.is_err());
+        }
+        match ensured {
             Ok(again) => {
-                self.made.lock().insert((uid.to_owned(), name.clone()));
                 self.troubles.mended(uid, name);
                 Ensured { again, missing: None }
             }
@@ -98,17 +105,28 @@ impl Volumes {
                 if is_told {
                     tell(&failure);
                 }
-                let is_made = self.made.lock().contains(&(uid.to_owned(), name.clone()));
                 Ensured { again: Some(again), missing: Some(failure).filter(|_| !is_made) }
             }
         }
     }
 
+    /// Notes that a volume is there, or could not be made.
+    fn count(&self, pod: &Pod, volume: &Volume, took: Duration, failed: bool) {
+        let (uid, name) = (pod::uid(pod), &volume.name);
+        let bound = self.bound.lock().get(uid).and_then(|all| all.get(name)).cloned();
+        // Of a claim that stands for nothing yet nobody knows who would make it.
+        let plugin = made::plugin(volume, bound.as_ref());
+        if let Some(plugin) = plugin {
+            let is_block = bound.is_some_and(|it| it.is_block());
+            let operation = if is_block { "map_volume" } else { "volume_mount" };
+            metrics::done(&plugin, operation, took, failed);
+            self.made.note(uid, name, &plugin, !failed);
+        }
+    }
+
     /// Whether all volumes of the pod are there, if not current.
     pub fn are_made(&self, pod: &Pod) -> bool {
-        let made = self.made.lock();
-        let mut wanted = wanted(pod);
-        wanted.all(|it| made.contains(&(pod::uid(pod).to_owned(), it.name.clone())))
+        wanted(pod).all(|it| self.made.has(pod::uid(pod), &it.name))
     }
 }
 

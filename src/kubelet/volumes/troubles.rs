@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(next.duration_since(now), SignedDuration::from_secs(122));
         // The clock is set back by an hour.
         let back = now.checked_sub(SignedDuration::from_hours(1)).unwrap();
-        assert_eq!(troubles.failed("u", "v", "other", back).0, true);
+        assert!(troubles.failed("u", "v", "other", back).0);
         troubles.mended("u", "v");
         assert_eq!(troubles.failed("u", "v", "other", at(0)), (true, at(500)));
     }

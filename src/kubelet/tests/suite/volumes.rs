@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::server::own_metric;
 use crate::world::World;
 
 fn claim_path(name: &str) -> String {
@@ -364,9 +365,26 @@ async fn each_volume_that_fails_is_told_and_one_that_was_there_holds_no_containe
         |it: &str| format!("FailedMount: MountVolume.SetUp failed for volume {it} not found");
     told(&world, "web", &failed("\"map\" : configmap \"m\"")).await;
     told(&world, "web", &failed("\"secret\" : secret \"s\"")).await;
+    let count = async |state: &str| {
+        let labels = format!("plugin_name=\"kubernetes.io/configmap\",state=\"{state}\"");
+        own_metric(&world, &format!("volume_manager_total_volumes{{{labels}}}")).await
+    };
+    assert_eq!(count("desired_state_of_world").await, Some(1.0));
+    assert_eq!(count("actual_state_of_world").await, None);
     put("configmaps", "m");
     put("secrets", "s");
     world.until_ready("web").await;
+    assert_eq!(count("actual_state_of_world").await, Some(1.0));
+    let done = async |status: &str| {
+        let labels = format!(
+            "migrated=\"false\",operation_name=\"volume_mount\",status=\"{status}\",\
+             volume_plugin=\"kubernetes.io/configmap\""
+        );
+        let series = format!("storage_operation_duration_seconds_count{{{labels}}}");
+        own_metric(&world, &series).await
+    };
+    assert_eq!(done("success").await, Some(1.0));
+    assert!(done("fail-unknown").await >= Some(1.0));
 
     world.api.forget_events();
     world.api.delete(&at("configmaps", "m"));
@@ -380,6 +398,7 @@ async fn each_volume_that_fails_is_told_and_one_that_was_there_holds_no_containe
         .await;
     assert_eq!(run(&world, "web", "cat /map/k").await, "dg==");
     world.delete("web").await;
+    assert_eq!(count("actual_state_of_world").await, Some(0.0));
     world.finish().await;
 }
 
