@@ -157,13 +157,15 @@ impl Attacher {
                 else {
                     continue;
                 };
-                let Some(mut disk) = plan::disk(&volume, node) else { continue };
+                let Some(disk) = plan::disk(&volume, node) else { continue };
                 let driver = self.drivers.get("", &disk.driver);
                 if driver.is_some_and(|driver| driver.spec.attach_required == Some(false)) {
                     continue;
                 }
-                disk.pod = Some(pod.clone());
-                out.entry(disk.attachment()).or_insert(disk);
+                let disk: &mut Disk = out.entry(disk.attachment()).or_insert(disk);
+                if !disk.pods.iter().any(|known| Arc::ptr_eq(known, &pod)) {
+                    disk.pods.push(pod.clone());
+                }
             }
         }
         out
@@ -269,13 +271,12 @@ impl Attacher {
         for attachment in held {
             let error = attachment.status.as_ref().and_then(|status| status.attach_error.as_ref());
             let disk = wanted.get(name(&attachment.metadata));
-            if let (Some(error), Some(disk)) = (error, disk)
-                && let Some(pod) = &disk.pod
-            {
-                let why = error.message.as_deref().unwrap_or_default();
-                let text =
-                    format!("AttachVolume.Attach failed for volume {:?} : {why}", disk.volume);
-                self.context.recorder.warning(&reference(&**pod), "FailedAttachVolume", text);
+            let (Some(error), Some(disk)) = (error, disk) else { continue };
+            let why = error.message.as_deref().unwrap_or_default();
+            let text = format!("AttachVolume.Attach failed for volume {:?} : {why}", disk.volume);
+            for pod in &disk.pods {
+                let about = reference(&**pod);
+                self.context.recorder.warning(&about, "FailedAttachVolume", text.clone());
             }
         }
     }
@@ -283,10 +284,13 @@ impl Attacher {
     /// The pods that waited hear of it, once.
     fn say_attached(&self, wanted: &BTreeMap<String, Disk>, news: &[&str]) {
         for disk in wanted.values() {
-            let is_new = news.contains(&disk.unique_name().as_str());
-            if let (true, Some(pod)) = (is_new, &disk.pod) {
-                let text = format!("AttachVolume.Attach succeeded for volume {:?} ", disk.volume);
-                self.context.recorder.normal(&reference(&**pod), "SuccessfulAttachVolume", text);
+            if !news.contains(&disk.unique_name().as_str()) {
+                continue;
+            }
+            let text = format!("AttachVolume.Attach succeeded for volume {:?} ", disk.volume);
+            for pod in &disk.pods {
+                let about = reference(&**pod);
+                self.context.recorder.normal(&about, "SuccessfulAttachVolume", text.clone());
             }
         }
     }

@@ -62,6 +62,11 @@ impl Backoffs {
         (!left.is_zero()).then_some((entry.delay, left))
     }
 
+    /// Forgets the failures of `key`: what made it fail has changed.
+    pub fn forget(&mut self, key: &str) {
+        self.entries.remove(key);
+    }
+
     /// Another try begins for a failure at `since`: the next one waits longer.
     pub fn next(&mut self, key: &str, since: Timestamp) {
         let delay = match self.entries.get(key) {

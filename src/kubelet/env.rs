@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{
 
 use crate::pod;
 use crate::quantity::{self, ResourceList};
+use crate::resources;
 
 /// Objects a pod refers to by name, as they were read; None where there is no such object.
 #[derive(Debug, Clone, Default)]
@@ -268,8 +269,8 @@ fn quoted(value: &str) -> String {
     out
 }
 
-/// A limit or request in units of the divisor, rounded up; a limit that is not set is
-/// what the node has.
+/// A limit or request in units of the divisor, rounded up; a limit that is not set is that of
+/// the pod, or what the node has.
 pub fn resource_value(
     pod: &Pod,
     container: Option<&Container>,
@@ -289,16 +290,16 @@ pub fn resource_value(
         .split_once('.')
         .ok_or_else(|| format!("unsupported container resource : {}", field.resource))?;
     let resources = container.resources.as_ref();
-    let limits = resources.and_then(|resources| resources.limits.as_ref());
-    let set = match list {
-        "limits" => limits,
-        "requests" => resources.and_then(|resources| resources.requests.as_ref()),
+    let milli = match list {
+        "limits" => match resources::limit_milli(pod, container, name) {
+            0 => quantity::milli_of(allocatable, name),
+            limit => limit,
+        },
+        "requests" => {
+            quantity::milli_of(resources.and_then(|resources| resources.requests.as_ref()), name)
+        }
         _ => return Err(format!("unsupported container resource : {}", field.resource)),
     };
-    let mut milli = quantity::milli_of(set, name);
-    if milli == 0 && list == "limits" {
-        milli = quantity::milli_of(allocatable, name);
-    }
     let divisor = field
         .divisor
         .as_ref()
@@ -477,6 +478,25 @@ mod tests {
         assert_eq!(got.into_list(), want);
         let err = environment(&pod, container, &Referred::default(), &[], &Facts::default());
         assert_eq!(err.unwrap_err(), "configmap \"cm\" not found");
+    }
+
+    #[test]
+    fn a_limit_is_the_containers_or_the_pods_or_what_the_node_has() {
+        let node: ResourceList = [("cpu", "8"), ("memory", "1Gi")]
+            .map(|(name, amount)| (name.to_owned(), serde_json::from_value(json!(amount)).unwrap()))
+            .into();
+        let of = |own: serde_json::Value, whole: serde_json::Value, resource: &str| {
+            let it =
+                pod(json!({"resources": whole, "containers": [{"name": "a", "resources": own}]}));
+            let field = ResourceFieldSelector { resource: resource.into(), ..Default::default() };
+            resource_value(&it, pod::spec(&it).containers.first(), &field, Some(&node)).unwrap()
+        };
+        let limits = |cpu: &str| json!({"limits": {"cpu": cpu}});
+        assert_eq!(of(limits("2"), limits("4"), "limits.cpu"), "2");
+        assert_eq!(of(json!({}), limits("4"), "limits.cpu"), "4");
+        assert_eq!(of(json!({}), limits("4"), "limits.memory"), (1u64 << 30).to_string());
+        assert_eq!(of(json!({}), json!(null), "limits.cpu"), "8");
+        assert_eq!(of(json!({}), limits("4"), "requests.cpu"), "0");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::admission::preempt;
 use crate::machine::meminfo;
+use crate::metrics::node as metrics;
 use crate::node::Node;
 use crate::resources::{self, Qos};
 use crate::usage::{self, PodUsage};
@@ -38,7 +39,7 @@ const FILES_CPU_SHARE: u32 = 500;
 const FILES_PERIOD_MAX: Duration = Duration::from_secs(60);
 /// An evicted pod is waited for so long before the next one is chosen.
 const END_PATIENCE: Duration = Duration::from_secs(30);
-/// Grace of a pod that is evicted at once.
+/// Grace of a pod that is evicted at once, and the least of any.
 const IMMEDIATE_GRACE_SECONDS: i64 = 1;
 pub const REASON: &str = "Evicted";
 
@@ -48,6 +49,8 @@ pub struct Sentence {
     pub reason: &'static str,
     pub message: String,
     pub grace_seconds: i64,
+    /// The node's doing, not the pod's own: its condition DisruptionTarget says so.
+    pub is_disruption: bool,
     /// Told once nothing of the pod is left on the node.
     pub ended: Notify,
 }
@@ -157,7 +160,7 @@ async fn step(
     }
     let grace = match threshold.grace {
         None => IMMEDIATE_GRACE_SECONDS,
-        Some(_) => policy.pod_grace_seconds_max,
+        Some(_) => policy.pod_grace_seconds_max.max(IMMEDIATE_GRACE_SECONDS),
     };
     let seen = seen.get(&signal)?;
     let bound = match &threshold.amount {
@@ -267,30 +270,40 @@ async fn evict_one(
         return None;
     };
     let message = rank::message(first, signal, bound, available);
-    Some(evict(node, first.pod, message, grace_seconds))
+    metrics::evicted(signal.as_str());
+    Some(evict(node, first.pod, message, grace_seconds, true))
 }
 
-fn evict(node: &Node, pod: &Pod, message: String, grace_seconds: i64) -> Arc<Sentence> {
+fn evict(
+    node: &Node,
+    pod: &Pod,
+    message: String,
+    grace_seconds: i64,
+    is_disruption: bool,
+) -> Arc<Sentence> {
     info!(pod = %pod::display(pod), message, "pod evicted");
     node.recorder.warning(&client::recorder::reference(pod), REASON, message.clone());
-    let sentence =
-        Arc::new(Sentence { reason: REASON, message, grace_seconds, ended: Notify::new() });
+    let (reason, ended) = (REASON, Notify::new());
+    let sentence = Arc::new(Sentence { reason, message, grace_seconds, is_disruption, ended });
     node.pods.sentence(pod::uid(pod), sentence.clone());
     sentence
 }
 
-/// Ends pods for the sake of a critical one, each with the time that it asks for.
-pub async fn preempt(node: &Node, pods: &[Arc<Pod>]) {
+/// Ends pods for the sake of a critical one that lacks `resource`, each with the time that it
+/// asks for.
+pub async fn preempt(node: &Node, pods: &[Arc<Pod>], resource: &str) {
     let (reason, message) = (preempt::REASON, preempt::MESSAGE);
     let sentences: Vec<Arc<Sentence>> = pods
         .iter()
         .map(|pod| {
             info!(pod = %pod::display(pod), "pod makes room for a critical one");
+            metrics::preempted(resource);
             node.recorder.warning(&client::recorder::reference(&**pod), reason, message);
             let sentence = Arc::new(Sentence {
                 reason,
                 message: message.to_owned(),
                 grace_seconds: pod::grace_period_seconds(pod),
+                is_disruption: true,
                 ended: Notify::new(),
             });
             node.pods.sentence(pod::uid(pod), sentence.clone());
@@ -325,8 +338,9 @@ async fn enforce_limits(node: &Arc<Node>) -> Option<Arc<Sentence>> {
     let mut last = None;
     for usage in &used {
         let Some(pod) = pods.get(&usage.uid) else { continue };
-        if let Some(message) = limits::broken(pod, usage) {
-            last = Some(evict(node, pod, message, IMMEDIATE_GRACE_SECONDS));
+        if let Some((limit, message)) = limits::broken(pod, usage) {
+            metrics::evicted(limit);
+            last = Some(evict(node, pod, message, IMMEDIATE_GRACE_SECONDS, false));
         }
     }
     last

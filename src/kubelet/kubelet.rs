@@ -75,6 +75,7 @@ impl Kubelet {
         images: Arc<dyn ImageService>,
         drain: Drain,
     ) -> Result<Self, Error> {
+        crate::metrics::node::begin();
         let client = shared.client().clone();
         let pods = Arc::new(Pods::default());
         let (name, version) = runtime.version();

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::devices::Devices;
+use crate::metrics::node as metrics;
 use crate::pod::{self, Role};
 use hints::{Hints, Policy};
 use layout::{CpuSet, Layout, Nodes};
@@ -156,7 +157,9 @@ impl Placements {
         if !places && !asks_plugins {
             return Ok(());
         }
+        let begun = std::time::Instant::now();
         let mut admitted = self.reserve(pod);
+        metrics::placed(begun.elapsed(), admitted.is_err());
         if asks_plugins && admitted.is_ok() {
             for (role, container) in pod::containers(pod) {
                 if role == Role::Ephemeral {
@@ -380,6 +383,19 @@ mod tests {
         admit(&placements, &one("d", "6", "1")).unwrap();
         placements.retain(|uid| uid == "b");
         assert_eq!(shows(&placements, "d", "a"), "0-7 0");
+    }
+
+    #[test]
+    fn a_pod_with_resources_as_a_whole_has_nothing_for_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let placements =
+            Placements::open(settings(Policy::None), layout(1, 1, 4, 1), dir.path(), 1000).unwrap();
+        let mut whole = one("a", "2", "1");
+        whole.spec.as_mut().unwrap().resources = serde_json::from_value(sure("3", "2")).unwrap();
+        admit(&placements, &whole).unwrap();
+        assert_eq!(shows(&placements, "a", "a"), "0-3 0");
+        let container = &pod::spec(&whole).containers[0];
+        assert_eq!(whole_cpus(&whole, container), 0, "and keeps its quota");
     }
 
     #[test]

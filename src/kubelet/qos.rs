@@ -11,7 +11,7 @@ use crate::config::{KubeletConfig, ReservedGroup};
 use crate::node::Node;
 use crate::quantity::ResourceList;
 use crate::resources::{self, Qos};
-use crate::{pod, quantity, resources::cpu_shares};
+use crate::{pod, quantity, resources::cpu_shares, usage};
 
 /// CPU weight of all Burstable pods together.
 fn burstable_shares<'a>(pods: impl Iterator<Item = &'a Pod>) -> u64 {
@@ -48,16 +48,20 @@ pub async fn update(node: &Node) {
     }
 }
 
-/// The limits of all pods together: what is not reserved. None where nothing is reserved.
-fn of_pods(config: &KubeletConfig, capacity: &ResourceList) -> Option<Limits> {
+/// The limits of all pods together: what is not reserved of what the machine has, and of as many
+/// processes as it can have. None where nothing is reserved.
+fn of_pods(config: &KubeletConfig, capacity: &ResourceList, processes: u64) -> Option<Limits> {
     let (cpu, memory) = (config.reserved_milli("cpu"), config.reserved_milli("memory"));
-    if !config.enforce_allocatable || (cpu == 0 && memory == 0) {
+    let pids = config.reserved_milli("pid") / 1000;
+    if !config.enforce_allocatable || (cpu == 0 && memory == 0 && pids == 0) {
         return None;
     }
+    let processes = i64::try_from(processes).unwrap_or(i64::MAX);
     let capacity = |name: &str| quantity::milli_of(Some(capacity), name);
     Some(Limits {
         cpu_shares: cpu_shares(capacity("cpu") - cpu),
         memory_bytes: if memory > 0 { ((capacity("memory") - memory) / 1000).max(0) } else { 0 },
+        pids: if pids > 0 { (processes - pids).max(1) } else { 0 },
         ..Limits::default()
     })
 }
@@ -78,7 +82,9 @@ fn of_reserved(group: &ReservedGroup) -> Limits {
 /// Nothing is reserved unless somebody says so; then nothing is bounded.
 pub async fn enforce_allocatable(node: &Node) {
     let config = &node.config;
-    let pods = of_pods(config, &node.machine.capacity).map(|it| (config.cgroup_root.clone(), it));
+    let (_, processes) = usage::processes();
+    let pods = of_pods(config, &node.machine.capacity, processes);
+    let pods = pods.map(|it| (config.cgroup_root.clone(), it));
     let host: Vec<_> =
         config.reserved_groups.iter().map(|it| (it.path.clone(), of_reserved(it))).collect();
     let work = move || -> Vec<String> {
@@ -127,11 +133,14 @@ mod tests {
         };
         let capacity = list(&[("cpu", "4"), ("memory", "8Gi")]);
         let mut config = crate::sandbox::samples::config();
-        assert_eq!(of_pods(&config, &capacity), None);
+        assert_eq!(of_pods(&config, &capacity, 4096), None);
         config.kube_reserved = list(&[("cpu", "500m")]);
         config.system_reserved = list(&[("cpu", "500m"), ("memory", "1Gi")]);
-        let pods = of_pods(&config, &capacity).unwrap();
-        assert_eq!((pods.cpu_shares, pods.memory_bytes), (3072, 7 << 30));
+        let pods = of_pods(&config, &capacity, 4096).unwrap();
+        assert_eq!((pods.cpu_shares, pods.memory_bytes, pods.pids), (3072, 7 << 30, 0));
+        config.system_reserved = list(&[("pid", "1000")]);
+        let pods = of_pods(&config, &capacity, 4096).unwrap();
+        assert_eq!((pods.memory_bytes, pods.pids), (0, 3096));
         let group = |compressible_only| ReservedGroup {
             name: "system-reserved".into(),
             path: "system.slice".into(),

@@ -4,6 +4,7 @@
 //! Granted resources are kept on disk with the pod, so that a restart does not grant what
 //! did not fit. Decides; the worker carries out.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -105,6 +106,25 @@ pub fn judge(pod: &Pod, others: &[Arc<Pod>], allocatable: &ResourceList) -> Opti
     None
 }
 
+/// Whether the pod would have more of what nodes run short of.
+pub fn grows(pod: &Pod, held: &Pod) -> bool {
+    let of = resources::pod_request_milli;
+    ["cpu", "memory"].into_iter().any(|name| of(pod, name) > of(held, name))
+}
+
+/// Who is asked first of those that wait for more (upstream): the important, the guaranteed,
+/// and then who waits longest. `turn` says when its wait began.
+pub fn rank(pod: &Pod, turn: u64) -> impl Ord + use<> {
+    let is_sure = resources::qos(pod) == resources::Qos::Guaranteed;
+    (Reverse(pod::spec(pod).priority.unwrap_or(0)), Reverse(is_sure), turn)
+}
+
+/// Containers whose granted resources differ.
+pub fn changed<'a>(wanted: &'a Allocation, held: &'a Allocation) -> impl Iterator<Item = &'a str> {
+    let changed = wanted.iter().filter(|(name, it)| held.get(*name) != Some(it));
+    changed.map(|(name, _)| name.as_str())
+}
+
 /// What was given of the machine for a pod's whole life is not changed.
 pub fn refuse_pinned(pod: &Pod, held: &Allocation, places: &Settings) -> Option<Pending> {
     if resources::qos(pod) != resources::Qos::Guaranteed {
@@ -177,11 +197,21 @@ pub fn steps(pod: &Pod, runtime: &PodRuntime, host: Host) -> Vec<Step> {
     out
 }
 
+/// Pods that wait for more.
+#[derive(Default)]
+struct Deferred {
+    /// By uid, the turn in which the wait began.
+    turns: BTreeMap<String, u64>,
+    next: u64,
+    /// What they waited for was granted, which their workers do not know yet.
+    granted: BTreeSet<String>,
+}
+
 /// What pods were granted, and which of them wait for more.
 #[derive(Default)]
 pub struct Allocations {
     held: Mutex<HashMap<String, Allocation>>,
-    deferred: Mutex<BTreeSet<String>>,
+    deferred: Mutex<Deferred>,
 }
 
 impl Allocations {
@@ -226,19 +256,45 @@ impl Allocations {
 
     pub fn defer(&self, uid: &str, is_deferred: bool) {
         let mut deferred = self.deferred.lock();
-        if is_deferred {
-            deferred.insert(uid.to_owned());
-        } else {
-            deferred.remove(uid);
+        if !is_deferred {
+            deferred.turns.remove(uid);
+        } else if !deferred.turns.contains_key(uid) {
+            let turn = deferred.next;
+            deferred.next += 1;
+            deferred.turns.insert(uid.to_owned(), turn);
         }
+    }
+
+    /// When the wait of a pod began; later than all others where it has not.
+    pub fn turn(&self, uid: &str) -> u64 {
+        self.deferred.lock().turns.get(uid).copied().unwrap_or(u64::MAX)
+    }
+
+    /// Those that wait for more.
+    pub fn waiting(&self) -> Vec<String> {
+        self.deferred.lock().turns.keys().cloned().collect()
+    }
+
+    /// Grants a pod what it waited for. Its worker is to be woken.
+    pub fn grant(&self, config: &KubeletConfig, uid: &str, allocation: Allocation) {
+        self.set(config, uid, allocation);
+        let mut deferred = self.deferred.lock();
+        deferred.turns.remove(uid);
+        deferred.granted.insert(uid.to_owned());
+    }
+
+    /// Whether the pod's wait has ended without its worker, once.
+    pub fn was_granted(&self, uid: &str) -> bool {
+        self.deferred.lock().granted.remove(uid)
     }
 
     /// Forgets a pod; those that wait for what it had are named.
     pub fn release(&self, uid: &str) -> Vec<String> {
         self.held.lock().remove(uid);
         let mut deferred = self.deferred.lock();
-        deferred.remove(uid);
-        deferred.iter().cloned().collect()
+        deferred.turns.remove(uid);
+        deferred.granted.remove(uid);
+        deferred.turns.keys().cloned().collect()
     }
 }
 
@@ -319,5 +375,27 @@ mod tests {
         assert_eq!(second.get(&config, "u"), Some(asked(&asks("1"))));
         second.defer("v", true);
         assert_eq!(second.release("u"), ["v"]);
+        second.grant(&config, "v", asked(&asks("2")));
+        assert_eq!(second.get(&config, "v"), Some(asked(&asks("2"))));
+        assert_eq!(second.waiting(), [""; 0]);
+        assert!(second.was_granted("v") && !second.was_granted("v"));
+    }
+
+    #[test]
+    fn the_important_are_asked_first_then_the_sure_then_those_who_wait_longest() {
+        let with = |priority: i32, cpu: &str| {
+            pod(json!({"priority": priority, "containers": [{"name": "a", "resources": {
+                "requests": {"cpu": cpu}, "limits": {"cpu": "1", "memory": "1Mi"}}}]}))
+        };
+        let (low, sure, high) = (with(0, "500m"), with(0, "1"), with(9, "500m"));
+        let mut all =
+            [("early", &low, 1), ("late", &low, 2), ("sure", &sure, 3), ("high", &high, 4)];
+        all.sort_by_key(|(_, pod, turn)| Reverse(rank(pod, *turn)));
+        all.reverse();
+        assert_eq!(all.map(|(name, ..)| name), ["high", "sure", "early", "late"]);
+        assert!(grows(&sure, &low) && !grows(&low, &sure) && !grows(&low, &low));
+        let (one, two) = (asked(&asks("1")), asked(&asks("2")));
+        assert_eq!(changed(&one, &two).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(changed(&one, &one).count(), 0);
     }
 }

@@ -44,6 +44,25 @@ fn limits(container: &Container) -> Option<&ResourceList> {
     container.resources.as_ref().and_then(|resources| resources.limits.as_ref())
 }
 
+/// The container's own limit in thousandths, or its pod's where it has none: what it may use is
+/// bounded by that, and whoever looks from within it sees so.
+pub fn limit_milli(pod: &Pod, container: &Container, name: &str) -> i64 {
+    let own = quantity::milli_of(limits(container), name);
+    if own > 0 { own } else { whole_limit_milli(pod, name) }
+}
+
+/// Whether the pod asks for resources as a whole.
+pub fn has_whole(pod: &Pod) -> bool {
+    let level = pod::spec(pod).resources.as_ref();
+    level.is_some_and(|it| it.requests.is_some() || it.limits.is_some())
+}
+
+/// The limit of the pod as a whole; 0 where it says none.
+pub fn whole_limit_milli(pod: &Pod, name: &str) -> i64 {
+    let level = pod::spec(pod).resources.as_ref();
+    quantity::milli_of(level.and_then(|it| it.limits.as_ref()), name)
+}
+
 /// The pod's class; the API server's answer where it already gave one.
 pub fn qos(pod: &Pod) -> Qos {
     match pod.status.as_ref().and_then(|status| status.qos_class.as_deref()) {
@@ -54,7 +73,7 @@ pub fn qos(pod: &Pod) -> Qos {
     }
     let pairs: Vec<(Option<&ResourceList>, Option<&ResourceList>)> = match &pod::spec(pod).resources
     {
-        Some(level) if level.requests.is_some() || level.limits.is_some() => {
+        Some(level) if has_whole(pod) => {
             vec![(level.requests.as_ref(), level.limits.as_ref())]
         }
         _ => pod::spec(pod)
@@ -139,21 +158,24 @@ fn of_containers(pod: &Pod, of: impl Fn(&Container) -> i64) -> i64 {
     (main + sidecars).max(while_starting)
 }
 
+/// The limits of `name` that containers have, together, or more while an init container runs.
+pub fn limit_of_containers_milli(pod: &Pod, name: &str) -> i64 {
+    of_containers(pod, |container| quantity::milli_of(limits(container), name))
+}
+
 /// Some when every container (or the pod itself) has a limit of `name`. What the pod's
 /// runtime class needs comes on top.
 fn pod_limit_milli(pod: &Pod, name: &str) -> Option<i64> {
     let spec = pod::spec(pod);
     let overhead = quantity::milli_of(spec.overhead.as_ref(), name);
-    if let Some(level) = &spec.resources {
-        let limit = quantity::milli_of(level.limits.as_ref(), name);
-        if limit > 0 {
-            return Some(limit + overhead);
-        }
+    let whole = whole_limit_milli(pod, name);
+    if whole > 0 {
+        return Some(whole + overhead);
     }
     let bounded = |container: &Container| quantity::milli_of(limits(container), name) > 0;
     let all = spec.containers.iter().all(bounded)
         && pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c)).all(bounded);
-    let sum = of_containers(pod, |container| quantity::milli_of(limits(container), name));
+    let sum = limit_of_containers_milli(pod, name);
     (all && sum > 0).then_some(sum + overhead)
 }
 
@@ -177,9 +199,7 @@ pub fn pod_resources(pod: &Pod, pids_limit: i64, host: Host) -> LinuxResources {
         unified.insert("memory.min".to_owned(), requested.to_string());
     }
     let of_all = |name: &str| {
-        let of = |container: &Container| quantity::milli_of(limits(container), name);
-        let level = pod::spec(pod).resources.as_ref().and_then(|it| it.limits.as_ref());
-        let milli = quantity::milli_of(level, name).max(of_containers(pod, of));
+        let milli = whole_limit_milli(pod, name).max(limit_of_containers_milli(pod, name));
         u64::try_from(milli / 1000).unwrap_or(0)
     };
     LinuxResources {
@@ -249,18 +269,17 @@ pub fn container_resources(
     container: &Container,
     host: Host,
 ) -> LinuxResources {
-    let limit = quantity::milli_of(limits(container), "cpu");
+    let limit = limit_milli(pod, container, "cpu");
     let has_request = requests(container).is_some_and(|list| list.contains_key("cpu"));
     let request = if has_request { quantity::milli_of(requests(container), "cpu") } else { limit };
-    let memory_limit = quantity::value_of(limits(container), "memory");
     LinuxResources {
         cpu_shares: cpu_shares(request),
         cpu_quota: if host.is_exclusive(pod, container) { 0 } else { cpu_quota(limit) },
         cpu_period: CPU_PERIOD_MICROSECONDS as u64,
-        memory_limit,
+        memory_limit: limit_milli(pod, container, "memory") / 1000,
         oom_score_adj: oom_score_adj(pod, role, container, host.memory_bytes),
         huge_pages: huge_pages(host, |name| {
-            u64::try_from(quantity::value_of(limits(container), name)).unwrap_or(0)
+            u64::try_from(limit_milli(pod, container, name) / 1000).unwrap_or(0)
         }),
         swap_bytes: host.has_unified_cgroups.then(|| swap_bytes(pod, role, container, host)),
         unified: if host.has_unified_cgroups { unified(container, host) } else { BTreeMap::new() },
@@ -529,6 +548,24 @@ mod tests {
             (limits.cpu_shares, limits.cpu_quota, limits.memory_limit),
             (614, 60_000, 65 << 20)
         );
+    }
+
+    #[test]
+    fn a_container_without_limits_has_those_of_its_pod() {
+        let host = Host { huge_pages: [2 << 20, 0, 0, 0], ..Host::default() };
+        let it = pod(json!({
+            "resources": {"limits": {"cpu": "2", "memory": "64Mi", "hugepages-2Mi": "4Mi"}},
+            "containers": [
+                {"name": "none"},
+                {"name": "own", "resources": {"requests": {"cpu": "100m"},
+                    "limits": {"cpu": "500m", "memory": "16Mi"}}},
+                {"name": "some", "resources": {"requests": {"cpu": "100m"}}}]}));
+        let of = |container: &Container| {
+            let it = container_resources(&it, Role::Main, container, host);
+            (it.cpu_shares, it.cpu_quota, it.memory_limit >> 20, it.huge_pages["2MB"] >> 20)
+        };
+        let all: Vec<_> = pod::spec(&it).containers.iter().map(of).collect();
+        assert_eq!(all, [(2048, 200_000, 64, 4), (102, 50_000, 16, 4), (102, 200_000, 64, 4)]);
     }
 
     #[test]

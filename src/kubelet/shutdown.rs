@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::eviction::Sentence;
+use crate::metrics::node as metrics;
 use crate::node::Node;
 use crate::pod;
 use bus::{Bus, MANAGER};
@@ -123,7 +124,9 @@ async fn follow(node: &Arc<Node>) -> io::Result<std::convert::Infallible> {
         if begins {
             let text = "Shutdown manager detected shutdown event";
             node.recorder.normal(&node.reference(), "NodeShutdown", text);
+            metrics::shutdown_begun(base::time::now());
             end_pods(node).await;
+            metrics::shutdown_ended(base::time::now());
             held = None;
         } else {
             let text = "Shutdown manager detected shutdown cancellation";
@@ -166,6 +169,7 @@ async fn end_pods(node: &Arc<Node>) {
                     reason: REASON,
                     message: MESSAGE.to_owned(),
                     grace_seconds: pod::grace_period_seconds(pod).min(seconds),
+                    is_disruption: true,
                     ended: Notify::new(),
                 });
                 node.pods.sentence(pod::uid(pod), sentence.clone());

@@ -3,6 +3,7 @@
 //! Pure; never writes. `status_writer.rs` sends it to the API server.
 
 mod forced;
+mod last_words;
 mod phase;
 
 use std::collections::HashMap;
@@ -86,6 +87,7 @@ pub fn build(inputs: &Inputs<'_>) -> PodStatus {
         allocated_resources: pod::spec(pod).resources.as_ref().and_then(|it| it.requests.clone()),
         ..PodStatus::default()
     };
+    last_words::share(&mut status, pod::containers(pod).len());
     status.conditions = Some(conditions(inputs, &status));
     status
 }

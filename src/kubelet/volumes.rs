@@ -8,8 +8,12 @@ pub mod claims;
 pub mod csi;
 mod disk;
 mod emptydir;
+mod ensure;
+mod exclusive;
 mod hostpath;
+mod images;
 mod iscsi;
+mod made;
 pub mod mounts;
 mod ownership;
 pub mod payload;
@@ -17,7 +21,9 @@ mod persistent;
 mod pod_certificates;
 pub mod readonly;
 mod selinux;
+mod shared;
 mod tool;
+mod troubles;
 mod trust_bundles;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,6 +32,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use client::Recorder;
 use jiff::Timestamp;
@@ -34,7 +41,7 @@ use parking_lot::Mutex;
 use runtime::cri::{self, MountPropagation};
 
 use crate::config::KubeletConfig;
-use crate::env::{self, Facts, Referred};
+use crate::env::{self, Referred};
 use crate::objects::Objects;
 use crate::pod;
 use crate::quantity::ResourceList;
@@ -42,9 +49,14 @@ use crate::tokens::Tokens;
 use attached::Attached;
 use claims::Bound;
 use csi::{CsiVolumes, Source};
+pub use ensure::{Ensured, Making};
+use exclusive::Exclusive;
+pub use images::images_of;
+use made::Made;
 use payload::Fetched;
 use persistent::Place;
 use pod_certificates::{Place as RequestPlace, PodCertificates, Source as CertificateSource};
+use troubles::Troubles;
 
 /// Of a file that environment variables are taken from; a longer one is refused.
 const ENV_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -53,32 +65,6 @@ const SECRET_BYTES_MAX: u64 = 64 << 20;
 
 /// What a pod's claims stand for, so that a restart need not ask.
 const CLAIMS_FILE: &str = "claims.json";
-
-/// The volume of an image: its name, the image as written, and when it is pulled.
-pub struct ImageVolume<'a> {
-    pub name: &'a str,
-    pub reference: &'a str,
-    pub pull_policy: Option<&'a str>,
-}
-
-/// The pod's image volumes that a container mounts.
-pub fn images_of<'a>(pod: &'a Pod, container: &Container) -> Vec<ImageVolume<'a>> {
-    let mounts = container.volume_mounts.as_deref().unwrap_or_default();
-    pod::spec(pod)
-        .volumes
-        .iter()
-        .flatten()
-        .filter(|volume| mounts.iter().any(|mount| mount.name == volume.name))
-        .filter_map(|volume| {
-            let source = volume.image.as_ref()?;
-            Some(ImageVolume {
-                name: &volume.name,
-                reference: source.reference.as_deref()?,
-                pull_policy: source.pull_policy.as_deref(),
-            })
-        })
-        .collect()
-}
 
 /// Why a volume is not there, as an event says it.
 #[derive(Debug, PartialEq, Eq)]
@@ -100,6 +86,12 @@ pub struct Volumes {
     bound: Mutex<HashMap<String, BTreeMap<String, Bound>>>,
     /// Where volumes are that do not lie in the pod's own directory.
     places: Mutex<HashMap<(String, String), Place>>,
+    made: Made,
+    troubles: Troubles,
+    exclusive: Exclusive,
+    recorder: Recorder,
+    /// What claims stand for is written by one at a time.
+    writing_claims: tokio::sync::Mutex<()>,
     tokens: Tokens,
     certificates: PodCertificates,
     /// Disks that the node attaches itself.
@@ -163,61 +155,52 @@ impl Volumes {
             shown: Mutex::default(),
             bound: Mutex::default(),
             places: Mutex::default(),
+            made: Made::default(),
+            troubles: Troubles::default(),
+            exclusive: Exclusive::found(&config.root_dir.join("pods")),
+            writing_claims: tokio::sync::Mutex::default(),
             tokens: Tokens::default(),
-            certificates: PodCertificates::new(recorder),
+            certificates: PodCertificates::new(recorder.clone()),
+            recorder,
             csi,
         }
     }
 
-    /// Makes all volumes current. Returns when to look again at the latest.
-    ///
-    /// # Errors
-    /// The event that tells which volume is not there.
-    pub async fn ensure(
+    /// Says when to look again at the latest.
+    async fn ensure_one(
         &self,
-        config: &KubeletConfig,
-        client: &client::Client,
-        objects: &Objects,
-        pod: &Pod,
-        facts: &Facts<'_>,
-        now: Timestamp,
+        making: Making<'_>,
+        volume: &Volume,
     ) -> Result<Option<Timestamp>, Failure> {
-        let mut again: Option<Timestamp> = None;
-        for volume in pod::spec(pod).volumes.iter().flatten() {
-            if volume.image.is_some() || !is_used(pod, volume) {
-                continue;
-            }
-            let name = &volume.name;
-            let failed =
-                |why: String| format!("MountVolume.SetUp failed for volume \"{name}\" : {why}");
-            let bound = self.bound(config, client, pod, volume).await?;
-            if let Some(source) = Source::of(pod, volume, bound.as_ref()) {
-                let group = fs_group(pod);
-                let made = self.csi.make(pod, name, source, &self.tokens, group, now).await;
-                let (place, renew) = made?;
-                self.keep(pod, volume, place).await.map_err(failed)?;
-                again = sooner(again, renew);
-                continue;
-            }
-            if bound.is_some() || volume.nfs.is_some() || volume.iscsi.is_some() {
-                self.place(config, client, pod, volume, bound).await.map_err(failed)?;
-                continue;
-            }
-            let referred = referred_by(objects, pod, volume).await.map_err(failed)?;
-            let fetched = self.fetch(config, client, objects, pod, volume, now).await;
-            let (fetched, later) = fetched.map_err(failed)?;
-            again = sooner(again, later);
-            match payload::payload(pod, volume, &referred, &fetched, facts) {
-                Some(files) => self.show(config, pod, volume, files.map_err(failed)?).await,
-                None => {
-                    let (config, pod, volume) = (config.clone(), pod.clone(), volume.clone());
-                    let allocatable = facts.allocatable.cloned();
-                    blocking(move || make_plain(&config, &pod, &volume, allocatable.as_ref())).await
-                }
-            }
-            .map_err(failed)?;
+        let Making { config, client, objects, pod, facts, now } = making;
+        let name = &volume.name;
+        let failed =
+            |why: String| format!("MountVolume.SetUp failed for volume \"{name}\" : {why}");
+        let bound = self.bound(config, client, pod, volume).await?;
+        if let Some(source) = Source::of(pod, volume, bound.as_ref()) {
+            let group = fs_group(pod);
+            let made = self.csi.make(pod, name, source, &self.tokens, group, now).await;
+            let (place, renew) = made?;
+            self.keep(pod, volume, place).await.map_err(failed)?;
+            return Ok(renew);
         }
-        Ok(again)
+        if bound.is_some() || volume.nfs.is_some() || volume.iscsi.is_some() {
+            self.place(config, client, pod, volume, bound).await.map_err(failed)?;
+            return Ok(None);
+        }
+        let referred = referred_by(objects, pod, volume).await.map_err(failed)?;
+        let fetched = self.fetch(config, client, objects, pod, volume, now).await;
+        let (fetched, later) = fetched.map_err(failed)?;
+        match payload::payload(pod, volume, &referred, &fetched, facts) {
+            Some(files) => self.show(config, pod, volume, files.map_err(failed)?).await,
+            None => {
+                let (config, pod, volume) = (config.clone(), pod.clone(), volume.clone());
+                let allocatable = facts.allocatable.cloned();
+                blocking(move || make_plain(&config, &pod, &volume, allocatable.as_ref())).await
+            }
+        }
+        .map_err(failed)?;
+        Ok(later)
     }
 
     /// Tokens, trust anchors and certificates that a projected volume shows, as far as this
@@ -296,6 +279,8 @@ impl Volumes {
         let found = claims::resolve(client, pod, volume).await.map_err(unprocessed)?;
         let Some(bound) = found else { return Ok(None) };
         self.check_place(config, &bound)?;
+        self.exclusive.take(&bound, uid)?;
+        let _alone = self.writing_claims.lock().await;
         let text = {
             let mut held = self.bound.lock();
             let known = held.entry(uid.to_owned()).or_default();
@@ -352,10 +337,24 @@ impl Volumes {
         }
         let dir = config.pod_dir(pod::uid(pod));
         let maker = persistent::Maker { attached: &self.attached, client, pod, dir: &dir };
-        let place = match bound {
+        let local = bound.as_ref().filter(|it| it.spec.local.is_some()).map(|it| it.name.clone());
+        let mut place = match bound {
             Some(bound) => maker.claimed(&volume.name, &bound).await?,
             None => maker.inline(volume).await?,
         };
+        if let (Some(name), Some(group)) = (local, fs_group(pod))
+            && place.is_fresh
+            && place.takes_group
+            && let Some(held) = shared::group_of_others(&config.root_dir, &place.path)
+        {
+            // Those who have it now keep it.
+            place.takes_group = false;
+            if held != group {
+                let about = client::recorder::reference(pod);
+                let text = shared::warning(group, &name, held);
+                self.recorder.warning(&about, "AlreadyMountedVolume", text);
+            }
+        }
         self.keep(pod, volume, place).await
     }
 
@@ -531,7 +530,7 @@ impl Volumes {
                 let image = images
                     .get(&mount.name)
                     .ok_or_else(|| format!("the image of volume {} is not there", mount.name))?;
-                out.push(image_mount(mount, image, sub_path(mount, variables)?));
+                out.push(images::mount(mount, image, sub_path(mount, variables)?));
                 continue;
             }
             let place = self
@@ -580,10 +579,12 @@ impl Volumes {
 
     /// Unmounts and removes the pod's directory, and forgets its tokens.
     pub async fn remove(&self, config: &KubeletConfig, uid: &str) -> Result<(), String> {
+        let begun = Instant::now();
         self.csi.remove(uid).await?;
         base::failpoint!("volume/drivers-done");
         self.tokens.release(uid);
         self.certificates.release(uid);
+        self.troubles.release(uid);
         self.shown.lock().retain(|(of, _), _| of != uid);
         self.places.lock().retain(|(of, _), _| of != uid);
         self.bound.lock().remove(uid);
@@ -592,6 +593,8 @@ impl Volumes {
         blocking(move || mounts::unmount_tree(&below).map_err(|e| says("unmount", &below, &e)))
             .await?;
         self.attached.release(uid).await?;
+        self.exclusive.release(uid);
+        self.made.release(uid, begun.elapsed());
         blocking(move || mounts::remove_tree(&dir).map_err(|e| says("remove", &dir, &e))).await
     }
 }
@@ -659,19 +662,6 @@ fn make_plain(
     };
     let dir = host_path(config, pod, volume).ok_or("the volume has no place")?;
     emptydir::make(&dir, pod, source, allocatable).map_err(|error| says("create", &dir, &error))
-}
-
-/// An image is only ever read, and holds nothing that runs with more rights.
-fn image_mount(mount: &VolumeMount, image: &str, sub_path: PathBuf) -> cri::Mount {
-    cri::Mount {
-        container_path: Path::new("/").join(&mount.mount_path),
-        host_path: PathBuf::new(),
-        readonly: true,
-        recursive_readonly: true,
-        propagation: MountPropagation::Private,
-        selinux_relabel: false,
-        image: Some(cri::ImageTree { image: image.to_owned(), sub_path }),
-    }
 }
 
 fn sub_path(mount: &VolumeMount, variables: &[(String, String)]) -> Result<PathBuf, String> {

@@ -6,6 +6,7 @@
 
 mod ending;
 mod messages;
+mod renewal;
 mod resizing;
 mod sandboxes;
 
@@ -31,10 +32,10 @@ use crate::pod::{self, ProbeKind};
 use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::status::{self, Inputs, Waiting};
-use crate::volumes::Failure;
 use crate::volumes::csi::LIMIT_EXCEEDED;
-use crate::{qos, resize, restart_all, shutdown, stop};
+use crate::{qos, resize, restart_all, stop};
 use ending::Ending;
+use renewal::Renewal;
 use resizing::Resizing;
 
 /// First and longest wait after a volume, a sandbox or a clean-up failed.
@@ -81,10 +82,13 @@ pub(crate) struct Worker {
     ending: Option<Ending>,
     /// Why the pod is Failed, when it is not its containers' doing.
     failure: Option<(String, String)>,
+    /// The node's doing.
+    is_disrupted: bool,
     start_time: Timestamp,
     messages: HashMap<String, String>,
     failures: u32,
     resizing: Resizing,
+    renewal: Option<Renewal>,
 }
 
 /// Starts the worker of a pod that has just become known.
@@ -117,10 +121,12 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         kills: HashMap::new(),
         ending: None,
         failure,
+        is_disrupted: false,
         start_time,
         messages: HashMap::new(),
         failures: 0,
         resizing: Resizing::default(),
+        renewal: None,
     };
     tokio::spawn(worker.run());
 }
@@ -157,7 +163,7 @@ impl Worker {
         }
         self.pod = match self.stage {
             // Before it is admitted nothing is granted.
-            Stage::Syncing if self.begun => self.settle(&wanted.pod),
+            Stage::Syncing if self.begun => self.settle(&wanted.pod).await,
             _ => self.node.allocations.view(&self.node.config, &wanted.pod),
         };
         match self.stage {
@@ -169,6 +175,7 @@ impl Worker {
 
     fn begin_end(&mut self) {
         self.stage = Stage::Ending;
+        self.renewal = None;
         // What failed before says nothing about stopping.
         self.failures = 0;
     }
@@ -179,6 +186,7 @@ impl Worker {
             && self.failure.is_none()
         {
             self.failure = Some((sentence.reason.into(), sentence.message.clone()));
+            self.is_disrupted = sentence.is_disruption;
         }
         if wanted.gone
             || pod.metadata.deletion_timestamp.is_some()
@@ -271,9 +279,7 @@ impl Worker {
         let is_failed = ended || new.phase.as_deref() == Some("Failed");
         if is_failed && let Some((reason, message)) = &self.failure {
             new = status::failed(new, reason, message);
-            let is_disruption =
-                [eviction::REASON, preempt::REASON, shutdown::REASON].contains(&reason.as_str());
-            if ended && is_disruption && self.begun {
+            if ended && self.is_disrupted && self.begun {
                 status::disrupted(&mut new, message, self.pod.metadata.generation);
             }
         }
@@ -383,7 +389,8 @@ impl Worker {
                 let Some(chosen) = chosen else {
                     return Some(admission::Refusal::Short(short).told());
                 };
-                eviction::preempt(&self.node, &chosen).await;
+                let resource = short.first().map_or("", |it| &it.resource);
+                eviction::preempt(&self.node, &chosen, resource).await;
                 refuse(&self.node.standing()).map(admission::Refusal::told)
             }
             refusal => Some(refusal.told()),
@@ -428,22 +435,21 @@ impl Worker {
             self.publish(&runtime, false);
         }
         match self.volumes(&runtime, now).await {
-            Some(Ok(renew)) => again = sooner(again, renew.map(|at| until(at, now))),
-            Some(Err(failed)) => {
-                let about = client::recorder::reference(&*self.pod);
-                self.node.recorder.warning(&about, failed.reason, &*failed.message);
+            Some(ensured) => {
+                again = sooner(again, ensured.again.map(|at| until(at, now)));
                 // What runs goes on running with the files it has.
-                if runtime.running().next().is_none() {
-                    if failed.reason == LIMIT_EXCEEDED {
-                        let message = format!("Pod was rejected: {}", failed.message);
-                        self.failure = Some((failed.reason.to_owned(), message));
+                if let Some(missing) = ensured.missing
+                    && runtime.running().next().is_none()
+                {
+                    if missing.reason == LIMIT_EXCEEDED {
+                        let message = format!("Pod was rejected: {}", missing.message);
+                        self.failure = Some((missing.reason.to_owned(), message));
                         self.begin_end();
                         return Next::Again(Some(Duration::ZERO));
                     }
                     self.publish(&runtime, false);
-                    return Next::Again(sooner(again, Some(self.retry())));
+                    return Next::Again(again);
                 }
-                again = sooner(again, Some(self.retry()));
             }
             // The pod is going away.
             None => return Next::Again(Some(Duration::ZERO)),
@@ -515,23 +521,6 @@ impl Worker {
         self.watch_probes(&runtime, false);
         self.publish(&runtime, false);
         Next::Again(again)
-    }
-
-    /// None when the pod is found to be going away meanwhile.
-    async fn volumes(
-        &self,
-        runtime: &PodRuntime,
-        now: Timestamp,
-    ) -> Option<Result<Option<Timestamp>, Failure>> {
-        let node = &self.node;
-        let facts = node.facts(&self.pod, runtime);
-        let mut doomed = self.doomed.clone();
-        tokio::select! {
-            result = node.volumes.ensure(
-                &node.config, &node.client, &node.objects, &self.pod, &facts, now,
-            ) => Some(result),
-            _ = doomed.wait_for(|doomed| *doomed) => None,
-        }
     }
 
     fn begin_kills(&mut self, kills: Vec<Kill>, runtime: &PodRuntime) {

@@ -21,8 +21,8 @@ pub struct Disk {
     /// Name of the PersistentVolume.
     pub volume: String,
     pub node: String,
-    /// One that uses it.
-    pub pod: Option<Arc<Pod>>,
+    /// Those that use it.
+    pub pods: Vec<Arc<Pod>>,
 }
 
 /// What a node says of an attached volume.
@@ -50,7 +50,7 @@ pub fn disk(volume: &PersistentVolume, node: &str) -> Option<Disk> {
         handle: csi.volume_handle.clone(),
         volume: name(&volume.metadata).to_owned(),
         node: node.to_owned(),
-        pod: None,
+        pods: Vec::new(),
     })
 }
 

@@ -37,7 +37,7 @@ impl Taken {
 }
 
 impl Attacher {
-    /// Whether a disk may be attached now; if not, its pod is told.
+    /// Whether a disk may be attached now; if not, its pods are told.
     pub(super) fn take(&self, disk: &Disk) -> bool {
         let exclusive =
             self.volumes.get("", &disk.volume).is_some_and(|it| plan::is_exclusive(&it));
@@ -55,13 +55,13 @@ impl Attacher {
             taken.making.insert(disk.attachment(), (disk.volume.clone(), disk.node.clone()));
             return true;
         }
-        if taken.told.insert(disk.attachment(), disk.node.clone()).is_none()
-            && let Some(pod) = &disk.pod
-        {
+        if taken.told.insert(disk.attachment(), disk.node.clone()).is_none() {
             let users = others.iter().flat_map(|node| self.users(disk, node)).collect::<Vec<_>>();
-            let text =
-                format!("Multi-Attach error for volume {:?} {}", disk.volume, why(pod, &users));
-            self.context.recorder.warning(&reference(&**pod), "FailedAttachVolume", text);
+            for pod in &disk.pods {
+                let text =
+                    format!("Multi-Attach error for volume {:?} {}", disk.volume, why(pod, &users));
+                self.context.recorder.warning(&reference(&**pod), "FailedAttachVolume", text);
+            }
         }
         false
     }

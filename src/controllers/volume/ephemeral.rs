@@ -85,7 +85,12 @@ pub async fn run(context: Context) {
 async fn make(context: &Context, pod: &Pod, claims: &Cache<PersistentVolumeClaim>) -> Outcome {
     let namespace = namespace(&pod.metadata);
     let api = context.client.api::<PersistentVolumeClaim>(Some(namespace));
-    for wanted in ephemeral(pod).filter_map(|volume| claim(pod, volume)) {
+    let failed = |volume: &Volume, why: &str| {
+        let text = format!("ephemeral volume {}: {why}", volume.name);
+        context.recorder.warning(&reference(pod), "FailedBinding", text);
+    };
+    for volume in ephemeral(pod) {
+        let Some(wanted) = claim(pod, volume) else { continue };
         let of = name(&wanted.metadata);
         let held = claims.get(namespace, of).map(|held| (*held).clone());
         let held = match held {
@@ -98,19 +103,18 @@ async fn make(context: &Context, pod: &Pod, claims: &Cache<PersistentVolumeClaim
                     live
                 }
                 Err(err) => {
-                    let text = format!("ephemeral volume controller: {err}");
-                    context.recorder.warning(&reference(pod), "FailedCreate", text);
+                    failed(volume, &format!("create PVC {of}: {err}"));
                     return Err(err).doing(|| format!("make the ephemeral claim {of}"));
                 }
             },
         };
         if !is_of(&held, pod) {
             // Nothing of ours; a change of the pod or its end wakes us.
-            let text = format!(
-                "PVC {namespace}/{of} was not created for pod {namespace}/{} (pod is not owner)",
-                name(&pod.metadata)
+            let pod = format!("{namespace}/{}", name(&pod.metadata));
+            failed(
+                volume,
+                &format!("PVC {namespace}/{of} was not created for pod {pod} (pod is not owner)"),
             );
-            context.recorder.warning(&reference(pod), "FailedCreate", text);
         }
     }
     Ok(())

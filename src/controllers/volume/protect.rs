@@ -45,9 +45,28 @@ pub(super) fn apply(meta: &mut ObjectMeta, finalizer: &str, step: &Step) {
     }
 }
 
-/// A pod uses its claims from when it has a node until its object goes.
+/// A pod uses its claims from when it has a node until its object goes; those that are its own,
+/// until its node is done with it: its object may wait for them to go first.
 fn uses(pod: &Pod, claim: &str) -> bool {
-    !pod::node(pod).is_empty() && claims_of(pod).iter().any(|used| used == claim)
+    let is_own = || own_claims_of(pod).any(|used| used == claim);
+    !pod::node(pod).is_empty()
+        && claims_of(pod).iter().any(|used| used == claim)
+        && !(is_shut_down(pod) && is_own())
+}
+
+/// The node is done with the pod, or it was deleted by force.
+fn is_shut_down(pod: &Pod) -> bool {
+    let meta = &pod.metadata;
+    meta.deletion_timestamp.is_some() && meta.deletion_grace_period_seconds == Some(0)
+}
+
+/// The claims of the pod's ephemeral volumes.
+fn own_claims_of(pod: &Pod) -> impl Iterator<Item = String> {
+    let meta = &pod.metadata;
+    let (namespace, of) = (crate::owner::namespace(meta), crate::owner::name(meta));
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let own = volumes.filter(|volume| volume.ephemeral.is_some());
+    own.map(move |volume| format!("{namespace}/{of}-{}", volume.name))
 }
 
 pub async fn run_claims(context: Context) {
@@ -70,10 +89,15 @@ pub async fn run_claims(context: Context) {
     });
     let again = queue.clone();
     pods.on_change(move |old, new| {
-        if let (Some(gone), None) = (old, new) {
-            for (namespace, name) in claims_of(gone).iter().filter_map(|key| key.split_once('/')) {
-                again.add((namespace.to_owned(), name.to_owned()));
+        let freed = match (old, new) {
+            (Some(gone), None) => claims_of(gone),
+            (old, Some(pod)) if is_shut_down(pod) && !old.is_some_and(|old| is_shut_down(old)) => {
+                own_claims_of(pod).collect()
             }
+            _ => return,
+        };
+        for (namespace, name) in freed.iter().filter_map(|key| key.split_once('/')) {
+            again.add((namespace.to_owned(), name.to_owned()));
         }
     });
     let sync = |(namespace, name): Key| {
@@ -172,5 +196,10 @@ mod tests {
         pod["spec"]["nodeName"] = "m".into();
         assert!(uses(&read(&pod), "n/c") && uses(&read(&pod), "n/p-b"));
         assert!(!uses(&read(&pod), "n/d"));
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        pod["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+        assert!(uses(&read(&pod), "n/c") && uses(&read(&pod), "n/p-b"));
+        pod["metadata"]["deletionGracePeriodSeconds"] = json!(0);
+        assert!(uses(&read(&pod), "n/c") && !uses(&read(&pod), "n/p-b"), "its own may go");
     }
 }

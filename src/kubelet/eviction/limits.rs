@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::pod;
 use crate::quantity;
+use crate::resources;
 use crate::usage::PodUsage;
 
 const RESOURCE: &str = "ephemeral-storage";
@@ -34,31 +35,29 @@ pub fn has_any(pod: &Pod) -> bool {
         || pod::init_containers(pod).iter().any(|it| limit_of(it).is_some())
 }
 
-/// Why the pod must go; None while it keeps to its limits.
-pub fn broken(pod: &Pod, usage: &PodUsage) -> Option<String> {
+/// Which limit the pod has broken, in the word of metrics, and why it must go; None while it
+/// keeps to its limits.
+pub fn broken(pod: &Pod, usage: &PodUsage) -> Option<(&'static str, String)> {
     for (name, bytes, limit) in limited_dirs(pod) {
         // One that no container uses is not there.
         let Some(used) = usage.volumes.iter().find(|volume| volume.name == name) else {
             continue;
         };
         if used.used.bytes > bytes {
-            return Some(format!(
-                "Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. "
-            ));
+            let why = format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. ");
+            return Some(("emptydirfs.limit", why));
         }
     }
     let mains = &pod::spec(pod).containers;
-    let limits: Option<Vec<u64>> =
-        mains.iter().map(|container| limit_of(container).map(|(bytes, _)| bytes)).collect();
-    // Only when each container has a limit is there one for all.
-    if let Some(limits) = limits.filter(|limits| !limits.is_empty()) {
-        let total: u64 = limits.iter().sum();
-        if usage.ephemeral_storage().bytes > total {
-            return Some(format!(
-                "Pod ephemeral local storage usage exceeds the total limit of containers {}. ",
-                super::rank::binary(total)
-            ));
-        }
+    // Those that have a limit bound the others too (upstream).
+    let total = resources::limit_of_containers_milli(pod, RESOURCE) / 1000;
+    let total = u64::try_from(total).unwrap_or(0);
+    if total > 0 && usage.ephemeral_storage().bytes > total {
+        let why = format!(
+            "Pod ephemeral local storage usage exceeds the total limit of containers {}. ",
+            super::rank::binary(total)
+        );
+        return Some(("ephemeralpodfs.limit", why));
     }
     for container in mains.iter().chain(pod::init_containers(pod)) {
         let Some((bytes, limit)) = limit_of(container) else { continue };
@@ -68,10 +67,11 @@ pub fn broken(pod: &Pod, usage: &PodUsage) -> Option<String> {
         let used =
             it.stats.writable_layer.unwrap_or_default().bytes + it.logs.unwrap_or_default().bytes;
         if used > bytes {
-            return Some(format!(
+            let why = format!(
                 "Container {} exceeded its local ephemeral storage limit {limit:?}. ",
                 container.name
-            ));
+            );
+            return Some(("ephemeralcontainerfs.limit", why));
         }
     }
     None
@@ -127,6 +127,8 @@ mod tests {
         };
         let alone = limited(json!([]));
         let beside = limited(json!([{"name": "b"}]));
+        let both = limited(json!([{"name": "b",
+            "resources": {"limits": {"ephemeral-storage": "1Mi"}}}]));
         let (some, more) = (600 << 10, 2 << 20);
         let cases = [
             (&alone, usage(some, 0, 0), None),
@@ -142,15 +144,22 @@ mod tests {
                     "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. ",
                 ),
             ),
-            (&beside, usage(some, 0, some), None),
             (
                 &beside,
+                usage(some, 0, some),
+                Some(
+                    "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. ",
+                ),
+            ),
+            (
+                &both,
                 usage(some, some, 0),
                 Some("Container a exceeded its local ephemeral storage limit \"1Mi\". "),
             ),
+            (&both, usage(some, 0, some), None),
         ];
         for (pod, usage, want) in cases {
-            assert_eq!(broken(pod, &usage).as_deref(), want);
+            assert_eq!(broken(pod, &usage).map(|(_, why)| why).as_deref(), want);
         }
         assert!(has_any(&alone) && has_any(&beside));
         assert!(!has_any(&pod(json!({"containers": [{"name": "a"}],

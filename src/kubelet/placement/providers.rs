@@ -13,6 +13,7 @@ use super::hints::Hints;
 use super::layout::{CpuSet, Layout, Nodes};
 use super::memory::{Amounts, Block, Pools};
 use super::{Demand, Given, Owned, Provider, Refusal, cpus, memory};
+use crate::metrics::node as metrics;
 use crate::pod::{self, Role};
 use crate::quantity;
 use crate::resources::{self, Qos};
@@ -119,6 +120,47 @@ impl Cpus {
         Ok(Self { layout, reserved, options, entries, file })
     }
 
+    /// # Errors
+    /// Why the container gets none.
+    fn give(
+        &mut self,
+        pod: &Pod,
+        container: &Container,
+        count: usize,
+        near: Option<Nodes>,
+    ) -> Result<(), Refusal> {
+        let threads = self.layout.threads_per_core();
+        if self.options.full_cores && !count.is_multiple_of(threads) {
+            return Err((
+                "SMTAlignmentError",
+                format!(
+                    "SMT Alignment Error: requested {count} cpus not multiple cpus per core = \
+                     {threads}"
+                ),
+            ));
+        }
+        let mut free = self.free_for(pod);
+        if self.options.full_cores {
+            // A core that the node keeps a thread of would be shared with it.
+            free = free.minus(&self.layout.cores_of(&self.reserved));
+            if count > free.len() {
+                return Err((
+                    "SMTAlignmentError",
+                    format!(
+                        "SMT Alignment Error: not enough free physical CPUs: available physical \
+                         CPUs = {}, requested CPUs = {count}, CPUs per core = {threads}",
+                        free.len()
+                    ),
+                ));
+            }
+        }
+        let set = cpus::allocate(&self.layout, &free, count, near, self.options)
+            .map_err(|why| unexpected(&why))?;
+        let own = self.entries.entry(pod::uid(pod).to_owned()).or_default();
+        own.insert(container.name.clone(), set);
+        Ok(())
+    }
+
     /// What nobody has for himself.
     fn shared(&self) -> CpuSet {
         let taken = self.entries.values().flat_map(BTreeMap::values);
@@ -202,9 +244,15 @@ fn known(
     Ok(entries)
 }
 
+/// Whether containers of the pod may have something for themselves. Not those of a pod that has
+/// resources as a whole: what is whose is not said (upstream, without `PodLevelResourceManagers`).
+fn is_sure(pod: &Pod) -> bool {
+    resources::qos(pod) == Qos::Guaranteed && !resources::has_whole(pod)
+}
+
 /// Whole CPUs that the container has a right to under the static policy; 0 is none.
 pub fn whole_cpus(pod: &Pod, container: &Container) -> u64 {
-    if resources::qos(pod) != Qos::Guaranteed {
+    if !is_sure(pod) {
         return 0;
     }
     let milli = asked(container, "cpu").unwrap_or(0);
@@ -238,36 +286,9 @@ impl Provider for Cpus {
         if count == 0 || held {
             return Ok(());
         }
-        let threads = self.layout.threads_per_core();
-        if self.options.full_cores && !count.is_multiple_of(threads) {
-            return Err((
-                "SMTAlignmentError",
-                format!(
-                    "SMT Alignment Error: requested {count} cpus not multiple cpus per core = \
-                     {threads}"
-                ),
-            ));
-        }
-        let mut free = self.free_for(pod);
-        if self.options.full_cores {
-            // A core that the node keeps a thread of would be shared with it.
-            free = free.minus(&self.layout.cores_of(&self.reserved));
-            if count > free.len() {
-                return Err((
-                    "SMTAlignmentError",
-                    format!(
-                        "SMT Alignment Error: not enough free physical CPUs: available physical \
-                         CPUs = {}, requested CPUs = {count}, CPUs per core = {threads}",
-                        free.len()
-                    ),
-                ));
-            }
-        }
-        let set = cpus::allocate(&self.layout, &free, count, near, self.options)
-            .map_err(|why| unexpected(&why))?;
-        let own = self.entries.entry(pod::uid(pod).to_owned()).or_default();
-        own.insert(container.name.clone(), set);
-        Ok(())
+        let given = self.give(pod, container, count, near);
+        metrics::cpus_given(given.is_err());
+        given
     }
 
     fn release(&mut self, uid: &str) -> bool {
@@ -302,6 +323,8 @@ impl Provider for Cpus {
             entries,
             checksum: 0,
         };
+        let own = self.entries.values().flat_map(BTreeMap::values).map(CpuSet::len).sum();
+        metrics::cpus_stand(self.shared().minus(&self.reserved).len(), own);
         checkpoint::write(&self.file, state)
     }
 }
@@ -368,7 +391,7 @@ impl Memory {
 }
 
 fn amounts(pod: &Pod, container: &Container) -> Amounts {
-    if resources::qos(pod) != Qos::Guaranteed {
+    if !is_sure(pod) {
         return Amounts::new();
     }
     let lists = container.resources.iter().flat_map(|it| [&it.requests, &it.limits]);
@@ -416,8 +439,9 @@ impl Provider for Memory {
         if wanted.is_empty() || held {
             return Ok(());
         }
-        let blocks = memory::allocate(&self.pools_for(pod), &wanted, near)
-            .map_err(|why| unexpected(&why))?;
+        let blocks = memory::allocate(&self.pools_for(pod), &wanted, near);
+        metrics::memory_given(blocks.is_err());
+        let blocks = blocks.map_err(|why| unexpected(&why))?;
         let own = self.entries.entry(pod::uid(pod).to_owned()).or_default();
         own.insert(container.name.clone(), blocks);
         Ok(())

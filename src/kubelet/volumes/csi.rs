@@ -560,13 +560,14 @@ impl CsiVolumes {
         let _alone = gate.lock().await;
         // A pod may have come while we waited.
         let Some((_, record)) = unused() else { return Ok(()) };
+        if let Some(held) = self.held.lock().get_mut(name) {
+            // From here on it may or may not be: a pod that comes has it staged anew.
+            held.is_staged = false;
+        }
         self.unstage_now(&record).await?;
         let mut all = self.held.lock();
-        if let Some(held) = all.get_mut(name) {
-            held.is_staged = false;
-            if held.users.is_empty() {
-                all.remove(name);
-            }
+        if all.get(name).is_some_and(|held| held.users.is_empty()) {
+            all.remove(name);
         }
         drop(all);
         self.in_use_changed.notify_one();

@@ -34,9 +34,11 @@ fn page_bytes(pod: &Pod, medium: &str) -> io::Result<i64> {
     if let Some(size) = medium.strip_prefix("HugePages-") {
         return read(size).ok_or_else(|| wrong(format!("medium {medium:?} names no page size")));
     }
+    let whole = crate::pod::spec(pod).resources.as_ref().and_then(|it| it.requests.as_ref());
     let mut sizes: Vec<i64> = crate::pod::containers(pod)
         .iter()
         .filter_map(|(_, container)| container.resources.as_ref()?.requests.as_ref())
+        .chain(whole)
         .flat_map(|requests| requests.keys())
         .filter_map(|name| read(name.strip_prefix("hugepages-")?))
         .collect();
@@ -126,6 +128,9 @@ mod tests {
         let two = asks(json!({"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi"}));
         assert!(page_bytes(&two, "HugePages").is_err());
         assert!(page_bytes(&asks(json!({})), "HugePages").is_err());
+        let whole = pod(json!({"resources": {"requests": {"hugepages-2Mi": "4Mi"}},
+            "containers": [{"name": "a"}]}));
+        assert_eq!(page_bytes(&whole, "HugePages").unwrap(), 2 << 20);
         assert!(page_bytes(&one, "HugePages-x").is_err());
     }
 }

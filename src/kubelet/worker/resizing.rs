@@ -52,7 +52,7 @@ fn condition(type_: &str, reason: Option<&str>, message: Option<&str>, pod: &Pod
 
 impl Worker {
     /// The pod as it was granted, after what it asks for now was judged.
-    pub(super) fn settle(&mut self, asked: &Arc<Pod>) -> Arc<Pod> {
+    pub(super) async fn settle(&mut self, asked: &Arc<Pod>) -> Arc<Pod> {
         let node = self.node.clone();
         let wanted = resize::asked(asked);
         let Some(held) = node.allocations.get(&node.config, &self.uid) else {
@@ -60,31 +60,40 @@ impl Worker {
             return asked.clone();
         };
         if held == wanted {
-            self.resizing.pending = None;
-            node.allocations.defer(&self.uid, false);
-            return asked.clone();
+            return self.settled(asked);
         }
-        let others: Vec<Arc<Pod>> = node
-            .pods
-            .list()
-            .into_iter()
-            .filter(|it| !it.gone && pod::uid(&it.pod) != self.uid)
-            .filter(|it| self.has_room_of_its_own(&it.pod))
-            .map(|it| node.allocations.view(&node.config, &it.pod))
-            .collect();
+        // One at a time, beginners too: what is left is given once. Who holds the turn may wait
+        // for this very pod to end.
+        let mut doomed = self.doomed.clone();
+        let _turn = tokio::select! {
+            turn = node.admitting.lock() => turn,
+            _ = doomed.wait_for(|doomed| *doomed) => return resize::granted(asked, &held),
+        };
+        // Somebody else may have granted it meanwhile.
+        let held = node.allocations.get(&node.config, &self.uid).unwrap_or(held);
+        if held == wanted {
+            return self.settled(asked);
+        }
+        let before = resize::granted(asked, &held);
+        let grows = resize::grows(asked, &before);
+        if grows {
+            self.ask_those_before(asked);
+        }
         let about = client::recorder::reference(&**asked);
         let shown = resize::shown(&wanted);
         let pinned = resize::refuse_pinned(asked, &held, &node.config.places);
-        match pinned.or_else(|| resize::judge(asked, &others, &node.machine.allocatable)) {
+        match pinned.or_else(|| self.judge(asked)) {
             None => {
+                for container in resize::changed(&wanted, &held) {
+                    self.backoffs.forget(container);
+                }
                 node.allocations.set(&node.config, &self.uid, wanted);
                 node.allocations.defer(&self.uid, false);
-                self.resizing = Resizing { pending: None, progress: Some(None) };
-                node.recorder.normal(
-                    &about,
-                    "ResizeStarted",
-                    format!("Pod resize started: {shown}"),
-                );
+                self.start_resizing(asked);
+                if !grows {
+                    // It leaves something to those that wait.
+                    node.allocations.waiting().iter().for_each(|uid| node.pods.wake(uid));
+                }
                 asked.clone()
             }
             Some(pending) => {
@@ -96,7 +105,58 @@ impl Worker {
                 }
                 node.allocations.defer(&self.uid, pending.reason == "Deferred");
                 self.resizing.pending = Some(pending);
-                resize::granted(asked, &held)
+                before
+            }
+        }
+    }
+
+    /// The pod has been granted what it asks for.
+    fn settled(&mut self, asked: &Arc<Pod>) -> Arc<Pod> {
+        self.resizing.pending = None;
+        self.node.allocations.defer(&self.uid, false);
+        if self.node.allocations.was_granted(&self.uid) {
+            for (_, container) in pod::containers(asked) {
+                self.backoffs.forget(&container.name);
+            }
+            self.start_resizing(asked);
+        }
+        asked.clone()
+    }
+
+    fn start_resizing(&mut self, asked: &Arc<Pod>) {
+        self.resizing = Resizing { pending: None, progress: Some(None) };
+        let text = format!("Pod resize started: {}", resize::shown(&resize::asked(asked)));
+        let about = client::recorder::reference(&**asked);
+        self.node.recorder.normal(&about, "ResizeStarted", text);
+    }
+
+    /// What keeps a pod of this node from what it asks for beside all others.
+    fn judge(&self, asked: &Pod) -> Option<Pending> {
+        let mut others = self.others();
+        others.retain(|it| pod::uid(it) != pod::uid(asked));
+        resize::judge(asked, &others, &self.node.machine.allocatable)
+    }
+
+    /// Those that wait for more and come before this pod get it first, as far as there is some.
+    fn ask_those_before(&self, asked: &Pod) {
+        let node = &self.node;
+        let own = resize::rank(asked, node.allocations.turn(&self.uid));
+        let mut before: Vec<_> = node
+            .allocations
+            .waiting()
+            .into_iter()
+            .filter(|uid| *uid != self.uid)
+            .filter_map(|uid| node.pods.get(&uid))
+            .filter(|it| !it.gone && it.sentence.is_none())
+            .filter(|it| it.pod.metadata.deletion_timestamp.is_none())
+            .map(|it| (resize::rank(&it.pod, node.allocations.turn(pod::uid(&it.pod))), it.pod))
+            .filter(|(rank, _)| *rank < own)
+            .collect();
+        before.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (_, pod) in before {
+            if self.judge(&pod).is_none() {
+                node.allocations.grant(&node.config, pod::uid(&pod), resize::asked(&pod));
+                node.pods.wake(pod::uid(&pod));
             }
         }
     }

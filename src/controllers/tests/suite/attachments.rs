@@ -25,12 +25,14 @@ async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
     let node = json!({"metadata": {"name": "m"}});
     client.all::<Node>().create(&serde_json::from_value(node).unwrap()).await.unwrap();
     a_claim_of_a_disk(client).await;
-    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "m",
-        "containers": [{"name": "c", "image": "i"}],
-        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
-    let pod: Pod = serde_json::from_value(pod).unwrap();
     let pods = client.api::<Pod>(Some("default"));
-    until("the pod is let in", async || pods.create(&pod).await.ok()).await;
+    for name in ["p", "q"] {
+        let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": "m",
+            "containers": [{"name": "c", "image": "i"}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        until("the pod is let in", async || pods.create(&pod).await.ok()).await;
+    }
     let attachments = client.all::<VolumeAttachment>();
     let made = until("it is to be attached", async || {
         attachments.list(&ListParams::default()).await.unwrap().items.pop()
@@ -48,6 +50,11 @@ async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
         (told().await[0]["name"] == "kubernetes.io/csi/d.example^h").then_some(())
     })
     .await;
+    for name in ["p", "q"] {
+        let text = cluster.until_event(name, "SuccessfulAttachVolume").await;
+        assert_eq!(text, "AttachVolume.Attach succeeded for volume \"v\" ");
+    }
+    pods.delete("q", &DeleteParams::default().grace(0)).await.unwrap();
     // While it is mounted it stays.
     let mounted = json!({"status": {"volumesInUse": ["kubernetes.io/csi/d.example^h"]}});
     client.all::<Node>().patch_status("m", &Patch::Merge(mounted)).await.unwrap();

@@ -59,7 +59,7 @@ impl Cluster {
         .await
     }
 
-    async fn until_event(&self, about: &str, reason: &str) -> String {
+    pub async fn until_event(&self, about: &str, reason: &str) -> String {
         let only = ListParams::fields(format!("involvedObject.name={about},reason={reason}"));
         until(&format!("{about} has an event {reason}"), || async {
             let events = self.client.all::<Event>().list(&only).await.unwrap();
@@ -212,6 +212,49 @@ async fn a_provisioner_is_told_the_node_and_its_volume_is_bound() {
     pods.delete("p", &DeleteParams::default().grace(0)).await.unwrap();
     cluster.until_no_claim("p-v").await;
     cluster.until_volume("made", "Released").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_of_somebody_else_is_no_ephemeral_volume() {
+    let cluster = cluster().await;
+    cluster.claim_of_volume("p-v", json!({"storageClassName": ""})).await;
+    let template = json!({"spec": {"accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}});
+    let volumes =
+        json!({"volumes": [{"name": "v", "ephemeral": {"volumeClaimTemplate": template}}]});
+    cluster.pod_of_volume("p", volumes).await;
+    assert_eq!(
+        cluster.until_event("p", "FailedBinding").await,
+        "ephemeral volume v: PVC default/p-v was not created for pod default/p (pod is not owner)"
+    );
+    let claim = cluster.claims_of_volume().get("p-v").await.unwrap();
+    assert_eq!(claim.metadata.owner_references, None, "it is left alone");
+}
+
+/// Deleted in the foreground, a pod waits for its own claims, which wait for nobody then.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_claim_of_a_pod_that_waits_for_it_goes() {
+    let cluster = cluster().await;
+    let template = json!({"spec": {"accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}});
+    let spec = json!({"nodeName": "m",
+        "volumes": [{"name": "v", "ephemeral": {"volumeClaimTemplate": template}}]});
+    cluster.pod_of_volume("p", spec).await;
+    until("the claim is protected", async || {
+        let claim = cluster.claims_of_volume().get_opt("p-v").await.unwrap()?;
+        claim.metadata.finalizers.filter(|all| !all.is_empty()).map(drop)
+    })
+    .await;
+    let pods = cluster.client.api::<Pod>(Some("default"));
+    let holds = json!({"metadata": {"finalizers": ["example.com/holds"]}});
+    pods.patch("p", &Patch::Merge(holds)).await.unwrap();
+    cluster.claims_of_volume().delete("p-v", &DeleteParams::default()).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let held = cluster.claims_of_volume().get("p-v").await.unwrap();
+    assert!(held.metadata.deletion_timestamp.is_some(), "a pod that runs has its claim");
+    pods.delete("p", &DeleteParams::default().grace(0)).await.unwrap();
+    cluster.until_no_claim("p-v").await;
+    assert!(pods.get("p").await.unwrap().metadata.deletion_timestamp.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

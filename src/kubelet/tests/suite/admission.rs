@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{Value, json};
 
+use crate::server::own_metric;
 use crate::world::World;
 
 fn port(number: u16) -> Value {
@@ -87,6 +88,8 @@ async fn a_critical_pod_makes_room_for_itself() {
     assert_eq!(ended["status"]["message"], "Preempted in order to admit critical pod");
     let conditions = ended["status"]["conditions"].as_array().unwrap();
     assert!(conditions.iter().any(|it| it["type"] == "DisruptionTarget"));
+    let preempted = "kubelet_preemptions{preemption_signal=\"cpu\"}";
+    assert_eq!(own_metric(&world, preempted).await, Some(1.0));
     let events = world.api.events();
     let want = "Preempting: Preempted in order to admit critical pod";
     assert!(events.iter().any(|it| it.starts_with(want)), "{events:#?}");

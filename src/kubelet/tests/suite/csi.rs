@@ -535,3 +535,57 @@ async fn what_is_no_good_driver_is_told_so_and_harms_nobody() {
     good.stop().await;
     world.finish().await;
 }
+
+/// Nobody knows what is left of a volume whose driver failed to take it back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_perhaps_unstaged_is_staged_again() {
+    let world = World::new().await;
+    let mut driver = Driver::start(world.dir.path(), Shape::default());
+    make_volume(&driver, "h1");
+    describe(&world, json!({"attachRequired": false}));
+    claim(&world, "c1", "h1", json!({}));
+    world.create_pod("one", claiming("c1"));
+    world.until_ready("one").await;
+    for _ in 0..20 {
+        driver.fail("unstage", Fault::Fails(Code::Aborted));
+    }
+    world.delete("one").await;
+    until("it is asked", || driver.faults("unstage") < 20).await;
+    assert_eq!(driver.state.lock().stages.len(), 1);
+    world.create_pod("two", claiming("c1"));
+    world.until_ready("two").await;
+    assert_eq!(driver.state.lock().stages.len(), 2);
+    assert_eq!(run(&world, "two", "cat /v/f").await, "kept");
+    driver.state.lock().faults_end();
+    world.delete("two").await;
+    until("it is unstaged", || driver.state.lock().unstaged == 1).await;
+    driver.stop().await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_stalls_as_it_publishes_anew_holds_no_container_up() {
+    let world = World::with(|config| config.sync_period = Duration::from_millis(300)).await;
+    let mut driver = Driver::start(world.dir.path(), Shape::default());
+    make_volume(&driver, "h1");
+    describe(&world, json!({"attachRequired": false, "requiresRepublish": true}));
+    claim(&world, "c1", "h1", json!({}));
+    let mut spec = claiming("c1");
+    spec["containers"][0]["command"] =
+        json!(["sh", "-c", "until test -e /end; do sleep 0.05; done"]);
+    world.create_pod("web", spec);
+    world.until_ready("web").await;
+    driver.fail("publish", Fault::Stalls);
+    until("a call hangs", || driver.faults("publish") == 0).await;
+    run(&world, "web", "echo > /end").await;
+    world
+        .until("web", |pod| {
+            let status = &pod.unwrap()["status"]["containerStatuses"][0];
+            status["restartCount"] == 1 && status["ready"] == true
+        })
+        .await;
+    assert_eq!(run(&world, "web", "cat /v/f").await, "kept");
+    world.delete("web").await;
+    driver.stop().await;
+    world.finish().await;
+}

@@ -41,6 +41,13 @@ pub struct State {
     published: BTreeMap<String, String>,
 }
 
+impl State {
+    /// From now on all goes well.
+    pub fn faults_end(&mut self) {
+        self.faults.clear();
+    }
+}
+
 /// How the driver presents itself.
 #[derive(Clone)]
 pub struct Shape {
@@ -96,6 +103,11 @@ impl Driver {
 
     pub fn fail(&self, method: &'static str, fault: Fault) {
         self.state.lock().faults.entry(method).or_default().push_back(fault);
+    }
+
+    /// Faults that are still to come.
+    pub fn faults(&self, method: &str) -> usize {
+        self.state.lock().faults.get(method).map_or(0, VecDeque::len)
     }
 
     /// The program is ended and, like one that was killed, leaves its sockets.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use kubelet::eviction::thresholds::{Policy, Settings};
 use serde_json::{Value, json};
 
+use crate::server::own_metric;
 use crate::world::World;
 
 fn settings(pairs: &[(&str, &str)]) -> Settings {
@@ -106,6 +107,8 @@ async fn a_full_disk_costs_the_pod_that_filled_it_and_no_other() {
     ] {
         assert!(events.iter().any(|it| it.starts_with(want)), "{want}: {events:#?}");
     }
+    let evicted = "kubelet_evictions{eviction_signal=\"nodefs.available\"}";
+    assert_eq!(own_metric(&world, evicted).await, Some(1.0));
     let after = world.until_ready("calm").await;
     let id = |pod: &Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
     assert_eq!(id(&after), id(&calm), "the calm one was not touched");
@@ -123,20 +126,30 @@ async fn pods_that_use_more_disk_than_their_limits_are_evicted() {
     dir["volumes"][0]["emptyDir"] = json!({"sizeLimit": "1Mi"});
     world.create_pod("dir", dir);
     let limits = json!({"limits": {"ephemeral-storage": "1Mi"}});
-    let layer = |mebibytes: u64| {
+    let layer = |mebibytes: u64, other: Value| {
         let script = format!("dd if=/dev/zero of=/f bs=1048576 count={mebibytes}; sleep 1000");
         json!({"terminationGracePeriodSeconds": 0, "containers": [
-            {"name": "b", "command": ["sleep", "1000"]},
+            {"name": "b", "command": ["sleep", "1000"], "resources": other},
             {"name": "a", "command": ["sh", "-c", script], "resources": limits}]})
     };
-    world.create_pod("layer", layer(2));
-    world.create_pod("fine", layer(0));
+    let large = json!({"limits": {"ephemeral-storage": "8Mi"}});
+    world.create_pod("layer", layer(2, large.clone()));
+    world.create_pod("whole", layer(2, json!({})));
+    world.create_pod("fine", layer(0, large));
     for (name, want) in [
         ("dir", "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". "),
         ("layer", "Container a exceeded its local ephemeral storage limit \"1Mi\". "),
+        ("whole", "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. "),
     ] {
         let pod = world.until(name, is_evicted).await.unwrap();
         assert_eq!(pod["status"]["message"], want);
+        let conditions = pod["status"]["conditions"].as_array().unwrap();
+        let is_disruption = conditions.iter().any(|it| it["type"] == "DisruptionTarget");
+        assert!(!is_disruption, "{name} went by its own doing");
+    }
+    for limit in ["emptydirfs", "ephemeralcontainerfs", "ephemeralpodfs"] {
+        let evicted = format!("kubelet_evictions{{eviction_signal=\"{limit}.limit\"}}");
+        assert_eq!(own_metric(&world, &evicted).await, Some(1.0), "{limit}");
     }
     assert_eq!(world.until_ready("fine").await["status"]["phase"], "Running");
     let at = |name: &str| {
@@ -149,7 +162,7 @@ async fn pods_that_use_more_disk_than_their_limits_are_evicted() {
         assert!(std::time::Instant::now() < deadline, "the files stay");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    for name in ["dir", "layer", "fine"] {
+    for name in ["dir", "layer", "whole", "fine"] {
         world.delete(name).await;
     }
     world.finish().await;

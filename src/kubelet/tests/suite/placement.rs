@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::server::own_metric;
 use crate::world::World;
 
 /// The CPUs that a container's first process may use.
@@ -59,6 +60,20 @@ async fn a_whole_cpu_is_taken_from_the_others_and_given_back() {
     assert_eq!(state["entries"][uid]["a"], json!(own));
     let shared = state["defaultCpuSet"].as_str().unwrap().to_owned();
     until_cpus(&world, "shares", &shared).await;
+    let all = std::thread::available_parallelism().unwrap().get() as f64;
+    for (series, want) in [
+        ("cpu_manager_pinning_requests_total", 1.0),
+        ("cpu_manager_pinning_errors_total", 0.0),
+        ("cpu_manager_exclusive_cpu_allocation_count", 1.0),
+        // Neither the one that the node keeps.
+        ("cpu_manager_shared_pool_size_millicores", (all - 2.0) * 1000.0),
+        ("memory_manager_pinning_requests_total", 0.0),
+        ("topology_manager_admission_requests_total", 2.0),
+        ("topology_manager_admission_errors_total", 0.0),
+    ] {
+        let series = format!("kubelet_{series}");
+        assert_eq!(own_metric(&world, &series).await, Some(want), "{series}");
+    }
     world.stop().await;
     world.start();
     world.create_pod("late", sleeps(json!({})));

@@ -351,3 +351,41 @@ async fn static_pods_follow_a_url() {
     world.until("one-n1", |pod| pod.is_none()).await;
     world.finish().await;
 }
+
+/// What a hook's server answers is its own business, as long as it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_over_http_is_done_once_it_was_called() {
+    let world = World::new().await;
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let (say, asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        for stream in server.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap_or(0);
+            let text = String::from_utf8_lossy(&request[..length]).into_owned();
+            let _ = stream.write_all(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n");
+            if say.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    let hook = |path: &str| json!({"httpGet": {"host": "127.0.0.1", "port": port, "path": path}});
+    world.create_pod(
+        "web",
+        json!({"terminationGracePeriodSeconds": 1, "containers": [
+            {"name": "a", "command": ["sleep", "1000"],
+             "lifecycle": {"postStart": hook("/started"), "preStop": hook("/stops")}}]}),
+    );
+    let ready = world.until_ready("web").await;
+    assert_eq!(ready["status"]["containerStatuses"][0]["restartCount"], 0);
+    world.delete("web").await;
+    let lines: Vec<String> =
+        asked.try_iter().filter_map(|it| it.lines().next().map(str::to_owned)).collect();
+    assert_eq!(lines, ["GET /started HTTP/1.1", "GET /stops HTTP/1.1"]);
+    let events = world.api.events();
+    assert!(!events.iter().any(|it| it.contains("Hook failed")), "{events:#?}");
+    world.finish().await;
+}

@@ -55,17 +55,20 @@ async fn quotas(world: &World, name: &str) -> Vec<i64> {
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn resources_change_in_place_with_a_restart_or_not_at_all() {
-    let mut world = World::with(|config| {
-        // Two CPUs and half a gibibyte for pods, whatever the machine has.
+/// Two CPUs for pods, whatever the machine has.
+async fn two_cpus() -> World {
+    World::with(|config| {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from) as i64;
-        let reserve = |amount: i64| format!("{amount}m");
-        let amount = Quantity(reserve((cpus * 1000 - 2000).max(0)));
+        let amount = Quantity(format!("{}m", (cpus * 1000 - 2000).max(0)));
         config.kube_reserved.insert("cpu".into(), amount);
         config.enforce_allocatable = false;
     })
-    .await;
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resources_change_in_place_with_a_restart_or_not_at_all() {
+    let mut world = two_cpus().await;
     world.create_pod("web", spec("100m", "32Mi"));
     let ready = world.until_ready("web").await;
     let id = ready["status"]["containerStatuses"][0]["containerID"].clone();
@@ -140,16 +143,74 @@ async fn the_resources_of_a_whole_pod_change_in_place() {
         text.split_whitespace().next().unwrap().to_owned()
     };
     assert_eq!(quota(), "10000");
+    let id = ready["status"]["containerStatuses"][0]["containerID"].as_str().unwrap();
+    let container = group.child(id.trim_start_matches("coracle://"));
+    let own = || {
+        let read = |name: &str| container.read_limit("cpu", name);
+        let text = read("cpu.max").or_else(|_| read("cpu.cfs_quota_us")).unwrap();
+        text.split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(own(), "10000", "a container without limits has its pod's");
     let mut pod = world.pod("web").unwrap();
     pod["spec"]["resources"] = whole("300m");
     pod["metadata"]["generation"] = json!(2);
     world.api.put(&World::pod_path("web"), pod);
     let done = |it: &String| it.starts_with("ResizeCompleted: ") && it.contains("300m");
     world.until("web", |_| world.api.events().iter().any(done)).await;
-    assert_eq!(quota(), "30000");
+    assert_eq!((quota().as_str(), own().as_str()), ("30000", "30000"));
     world.until("web", |pod| pod.unwrap()["status"]["resources"]["limits"]["cpu"] == "300m").await;
     let granted = world.pod("web").unwrap()["status"]["allocatedResources"].clone();
     assert_eq!(granted, json!({"cpu": "50m"}));
     world.delete("web").await;
+    world.finish().await;
+}
+
+/// What the first pod leaves goes to those that wait, the important one first, and no more than
+/// there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pod_gives_back_goes_to_those_that_wait_in_their_order() {
+    let world = two_cpus().await;
+    world.create_pod("first", spec("1500m", "16Mi"));
+    world.until_ready("first").await;
+    for (name, priority) in [("low", 0), ("high", 1000), ("last", 0)] {
+        let mut spec = spec("100m", "16Mi");
+        spec["priority"] = json!(priority);
+        world.create_pod(name, spec);
+        world.until_ready(name).await;
+    }
+    let waits = |pod: Option<&Value>| {
+        let waiting = condition(pod.unwrap(), "PodResizePending");
+        waiting.is_some_and(|it| it["reason"] == "Deferred")
+    };
+    for name in ["low", "high", "last"] {
+        resize(&world, name, "700m", "16Mi");
+        world.until(name, waits).await;
+    }
+    // Now 2000m - 800m - 300m are left: for one of them, and the rest of it for nobody.
+    resize(&world, "first", "800m", "16Mi");
+    world.until("first", |pod| has(pod, "800m", "16Mi")).await;
+    world.until("high", |pod| has(pod, "700m", "16Mi")).await;
+    assert_eq!(quotas(&world, "high").await, [70_000, 70_000]);
+    let started = |name: &str| {
+        let uid = world.pod(name).unwrap()["metadata"]["uid"].clone();
+        let events = world.api.below("/api/v1/namespaces/default/events");
+        let events = events.iter().filter_map(|path| world.api.get(path));
+        events
+            .filter(|it| it["reason"] == "ResizeStarted" && it["involvedObject"]["uid"] == uid)
+            .count()
+    };
+    world.until("high", |_| started("high") == 1).await;
+    for name in ["low", "last"] {
+        assert!(waits(world.pod(name).as_ref()), "{name} waits on");
+    }
+    resize(&world, "first", "200m", "16Mi");
+    world.until("low", |pod| has(pod, "700m", "16Mi")).await;
+    assert!(waits(world.pod("last").as_ref()), "it came last");
+    assert_eq!((started("low"), started("last")), (1, 0));
+    world.delete("high").await;
+    world.until("last", |pod| has(pod, "700m", "16Mi")).await;
+    for name in ["first", "low", "last"] {
+        world.delete(name).await;
+    }
     world.finish().await;
 }

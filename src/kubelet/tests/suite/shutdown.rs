@@ -8,6 +8,7 @@ use std::sync::mpsc;
 
 use serde_json::json;
 
+use crate::server::own_metric;
 use crate::world::World;
 
 /// A message of the bus: kind, the serial that it answers, member, signature and body.
@@ -175,6 +176,11 @@ async fn pods_end_before_the_machine_and_none_begins() {
         })
     };
     world.until("plain", |_| not_ready()).await;
+    let at = async |series: &str| {
+        let series = format!("kubelet_graceful_shutdown_{series}_time_seconds");
+        own_metric(&world, &series).await.unwrap()
+    };
+    assert!(0.0 < at("start").await && at("start").await <= at("end").await);
     world.create_pod("late", spec(0));
     let late = ended("late").await.unwrap();
     assert_eq!(late["status"]["reason"], "NodeShutdown");

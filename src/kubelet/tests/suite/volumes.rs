@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::server::own_metric;
 use crate::world::World;
 
 fn claim_path(name: &str) -> String {
@@ -339,5 +340,149 @@ async fn variables_are_taken_from_files_that_an_init_container_wrote() {
         world.until(name, waits).await;
         world.delete(name).await;
     }
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_volume_that_fails_is_told_and_one_that_was_there_holds_no_container_up() {
+    let world = World::new().await;
+    let at = |kind: &str, name: &str| format!("/api/v1/namespaces/default/{kind}/{name}");
+    let put = |kind: &str, name: &str| {
+        let data =
+            json!({"metadata": {"name": name, "namespace": "default"}, "data": {"k": "dg=="}});
+        world.api.put(&at(kind, name), data);
+    };
+    let mounts = ["map", "secret"].map(|it| json!({"name": it, "mountPath": format!("/{it}")}));
+    let script = "until test -e /end; do sleep 0.05; done";
+    world.create_pod(
+        "web",
+        json!({"terminationGracePeriodSeconds": 0, "containers": [
+            {"name": "a", "command": ["sh", "-c", script], "volumeMounts": mounts}],
+            "volumes": [{"name": "map", "configMap": {"name": "m"}},
+                        {"name": "secret", "secret": {"secretName": "s"}}]}),
+    );
+    let failed =
+        |it: &str| format!("FailedMount: MountVolume.SetUp failed for volume {it} not found");
+    told(&world, "web", &failed("\"map\" : configmap \"m\"")).await;
+    told(&world, "web", &failed("\"secret\" : secret \"s\"")).await;
+    let count = async |state: &str| {
+        let labels = format!("plugin_name=\"kubernetes.io/configmap\",state=\"{state}\"");
+        own_metric(&world, &format!("volume_manager_total_volumes{{{labels}}}")).await
+    };
+    assert_eq!(count("desired_state_of_world").await, Some(1.0));
+    assert_eq!(count("actual_state_of_world").await, None);
+    put("configmaps", "m");
+    put("secrets", "s");
+    world.until_ready("web").await;
+    assert_eq!(count("actual_state_of_world").await, Some(1.0));
+    let done = async |status: &str| {
+        let labels = format!(
+            "migrated=\"false\",operation_name=\"volume_mount\",status=\"{status}\",\
+             volume_plugin=\"kubernetes.io/configmap\""
+        );
+        let series = format!("storage_operation_duration_seconds_count{{{labels}}}");
+        own_metric(&world, &series).await
+    };
+    assert_eq!(done("success").await, Some(1.0));
+    assert!(done("fail-unknown").await >= Some(1.0));
+
+    world.api.forget_events();
+    world.api.delete(&at("configmaps", "m"));
+    told(&world, "web", &failed("\"map\" : configmap \"m\"")).await;
+    run(&world, "web", "echo > /end").await;
+    world
+        .until("web", |pod| {
+            let status = &pod.unwrap()["status"]["containerStatuses"][0];
+            status["restartCount"] == 1 && status["ready"] == true
+        })
+        .await;
+    assert_eq!(run(&world, "web", "cat /map/k").await, "dg==");
+    world.delete("web").await;
+    assert_eq!(count("actual_state_of_world").await, Some(0.0));
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_for_one_pod_is_not_given_to_a_second() {
+    let mut world = World::new().await;
+    let disk = world.dir.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let local = json!({"local": {"path": disk.display().to_string()},
+        "accessModes": ["ReadWriteOncePod"]});
+    put_bound(&world, "c", None, local);
+    let pod = json!({"terminationGracePeriodSeconds": 0,
+        "containers": [{"name": "a", "command": ["sleep", "1000"],
+            "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]});
+    world.create_pod("one", pod.clone());
+    world.until_ready("one").await;
+    world.stop().await;
+    world.create_pod("a-second", pod);
+    world.start();
+    let used = "FailedMount: MountVolume.SetUp failed for volume \"pv-c\" : volume uses the \
+                ReadWriteOncePod access mode and is already in use by another pod";
+    told(&world, "a-second", used).await;
+    world.until_ready("one").await;
+    world.delete("one").await;
+    world.until_ready("a-second").await;
+    world.delete("a-second").await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_disk_keeps_the_group_of_the_pod_that_has_it() {
+    let world = World::new().await;
+    let disk = world.dir.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    std::fs::write(disk.join("f"), "x").unwrap();
+    put_bound(&world, "c", None, json!({"local": {"path": disk.display().to_string()}}));
+    let group = || std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(disk.join("f")).unwrap());
+    let pod = |group: u32| {
+        json!({"terminationGracePeriodSeconds": 0, "securityContext": {"fsGroup": group},
+            "containers": [{"name": "a", "command": ["sleep", "1000"],
+                "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]})
+    };
+    world.create_pod("first", pod(1234));
+    world.until_ready("first").await;
+    assert_eq!(group(), 1234);
+    world.create_pod("second", pod(4321));
+    world.until_ready("second").await;
+    let warned = "AlreadyMountedVolume: The requested fsGroup is 4321, but the volume pv-c has GID \
+                  1234. The volume may not be shareable.";
+    told(&world, "second", warned).await;
+    assert_eq!(group(), 1234, "the first one has it");
+    for name in ["first", "second"] {
+        world.delete(name).await;
+    }
+    world.create_pod("third", pod(4321));
+    world.until_ready("third").await;
+    assert_eq!(group(), 4321);
+    world.delete("third").await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_may_be_two_volumes_of_a_pod() {
+    let world = World::new().await;
+    let disk = world.dir.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    put_bound(&world, "c", None, json!({"local": {"path": disk.display().to_string()}}));
+    let names = ["a", "b"];
+    world.create_pod(
+        "web",
+        json!({"terminationGracePeriodSeconds": 0, "containers": [
+            {"name": "a", "command": ["sleep", "1000"], "volumeMounts":
+                names.map(|it| json!({"name": it, "mountPath": format!("/{it}")}))}],
+            "volumes": names.map(|it| json!({"name": it,
+                "persistentVolumeClaim": {"claimName": "c"}}))}),
+    );
+    let web = world.until_ready("web").await;
+    run(&world, "web", "echo x > /a/f").await;
+    assert_eq!(run(&world, "web", "cat /b/f").await, "x\n");
+    let uid = web["metadata"]["uid"].as_str().unwrap();
+    let dir = world.dir.path().join("agent/pods").join(uid).join("volumes");
+    assert_eq!(sys::mount::mounts_below(&dir).unwrap().len(), 1, "it is mounted once");
+    world.delete("web").await;
     world.finish().await;
 }
