@@ -142,18 +142,10 @@ impl Object {
 
     /// The labels; null where there are none.
     pub fn labels(&self) -> &Value {
-        #[derive(Deserialize)]
-        struct Outer {
-            metadata: Inner,
-        }
-        #[derive(Deserialize)]
-        struct Inner {
-            #[serde(default)]
-            labels: Value,
-        }
         self.labels.get_or_init(|| {
-            let outer: Option<Outer> = serde_json::from_slice(self.bytes()).ok();
-            outer.map_or(Value::Null, |outer| outer.metadata.labels)
+            // Metadata stands in front: the rest is not walked through.
+            let labels = fields::get(self.bytes(), &["metadata", "labels"]);
+            labels.and_then(|labels| serde_json::from_slice(labels).ok()).unwrap_or_default()
         })
     }
 
