@@ -87,7 +87,7 @@ fn serving(settings: &Settings) -> Result<rustls::ServerConfig> {
 
 fn hollow(flags: AgentFlags, nodes: u32) -> Result<()> {
     let clients = (0..flags.connections.clamp(1, CONNECTIONS_MAX).min(nodes.max(1)))
-        .map(|_| apart::connect(&flags.apart.kubeconfig, "hollow").map(|(client, _)| client))
+        .map(|_| apart::connect(&flags.apart.kubeconfig, "hollow"))
         .collect::<Result<Vec<Client>>>()?;
     let config = ::hollow::Config {
         nodes,
@@ -101,7 +101,10 @@ fn hollow(flags: AgentFlags, nodes: u32) -> Result<()> {
         stop_delay: flags.pod_stop_delay,
         run_time: flags.pod_run_time,
         heartbeat: flags.heartbeat,
+        use_percent: flags.pod_use_percent,
+        served: None,
     };
     info!(nodes, server = %flags.apart.kubeconfig.display(), "hollow nodes run");
-    apart::until_told(|drain| ::hollow::run(clients, config, drain))
+    let (kubeconfig, served) = (&flags.apart.kubeconfig, flags.metrics_address);
+    apart::until_told(|drain| apart::hollow(kubeconfig, clients, config, served, drain))?
 }

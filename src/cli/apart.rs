@@ -2,75 +2,255 @@
 //! any API server that a kubeconfig reaches. It speaks protobuf there. Of several that run,
 //! the one acts that holds the lease, and another takes over when it goes.
 
-use std::path::Path;
+mod auth;
+pub mod flags;
+mod hollow;
+mod listen;
+mod serve;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base::drain::{self, Drain};
+use client::election::{self, Settings};
+use client::kubeconfig::{self, Endpoint};
+use client::limit::Limited;
+use client::protobuf::InProtobuf;
 use client::remote::Remote;
-use client::{Client, Recorder, Shared, election, kubeconfig};
+use client::{Client, Recorder, Shared, Transport};
 use controllers::Controllers;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
-use crate::args::ApartFlags;
+use crate::controlling::{ApartOnlyFlags, ControllerFlags};
 use crate::{Error, Result, host, version};
+use flags::{ComponentFlags, ConnectionFlags};
+use serve::Page;
+
+const SCHEDULER_PORT: u16 = 10259;
+const CONTROLLERS_PORT: u16 = 10257;
+
+pub use hollow::run as hollow;
+
+/// How a server is spoken to.
+#[derive(Debug, Clone, Default)]
+pub struct Reached {
+    /// Requests in a second, and at once; None: as many as there are.
+    limit: Option<(f64, u32)>,
+    in_json: bool,
+}
+
+impl Reached {
+    pub fn in_json() -> Self {
+        Self { in_json: true, ..Self::default() }
+    }
+
+    /// What flags say goes before what a configuration does.
+    fn new(flags: &ConnectionFlags, config: &scheduler::Connection) -> Result<Self> {
+        let kind = flags.kube_api_content_type.as_ref().or(config.content_type.as_ref());
+        let [json, protobuf] = scheduler::CONTENT_TYPES;
+        let in_json = match kind.map(String::as_str) {
+            Some(kind) if kind == json => true,
+            Some(kind) if kind != protobuf => {
+                return Err(Error::Usage(format!(
+                    "--kube-api-content-type {kind:?}: known are {json} and {protobuf}"
+                )));
+            }
+            Some(_) | None => false,
+        };
+        let per_second = flags.kube_api_qps.or(config.qps).filter(|it| *it > 0.0);
+        let burst = flags.kube_api_burst.or(config.burst);
+        let limit = per_second.map(|it| (it, burst.unwrap_or(it.ceil() as u32)));
+        Ok(Self { limit, in_json })
+    }
+}
 
 pub fn controllers(
-    flags: &ApartFlags,
-    cluster_cidr: Option<String>,
-    node_monitor_grace: Duration,
+    flags: &ComponentFlags,
+    how: &ControllerFlags,
+    only: &ApartOnlyFlags,
 ) -> Result<()> {
-    run(flags, "kube-controller-manager", |client, root_ca, drain| {
-        let shared = Shared::new(client.clone(), drain.clone());
-        let config = controllers::Config {
-            cluster_cidrs: cluster_cidr.into_iter().collect(),
-            root_ca_pem: root_ca,
-            node_monitor_grace,
-            ..controllers::Config::default()
+    let reached = Reached::new(&flags.connection, &scheduler::Connection::default())?;
+    let kubeconfig = named(flags.kubeconfig.as_ref(), None)?;
+    let component = Component::new("kube-controller-manager", flags, kubeconfig, reached)?;
+    let mut config = controllers::Config::default();
+    only.apply(component.root_ca(), &mut config)?;
+    how.apply(&mut config)?;
+    let mut election = Settings::new(component.name);
+    flags.election.apply(&mut election);
+    let seconds = |it: Duration| format!("{}s", it.as_secs_f64());
+    let shown = json!({
+        "Generic": {
+            "Address": flags.serving.bind_address, "ClientConnection": {
+                "QPS": flags.connection.kube_api_qps, "Burst": flags.connection.kube_api_burst,
+            },
+            "LeaderElection": {
+                "LeaderElect": election.elect, "LeaseDuration": seconds(election.lease),
+                "RenewDeadline": seconds(election.deadline),
+                "RetryPeriod": seconds(election.retry), "ResourceLock": election.lock,
+                "ResourceName": election.name, "ResourceNamespace": election.namespace,
+            },
+        },
+        "KubeCloudShared": {
+            "ClusterCIDR": config.cluster_cidrs.join(","),
+            "AllocateNodeCIDRs": !config.cluster_cidrs.is_empty(),
+        },
+        "NodeIPAMController": {
+            "NodeCIDRMaskSizeIPv4": config.node_cidr_sizes.0,
+            "NodeCIDRMaskSizeIPv6": config.node_cidr_sizes.1,
+        },
+        "NodeLifecycleController": {"NodeMonitorGracePeriod": seconds(config.node_monitor_grace)},
+        "PodGCController": {"TerminatedPodGCThreshold": config.finished_pods_max},
+        "CSRSigningController": {"ClusterSigningDuration": seconds(config.signing_duration)},
+        "HPAController": {
+            "HorizontalPodAutoscalerSyncPeriod": seconds(config.autoscaling.period),
+            "HorizontalPodAutoscalerTolerance": config.autoscaling.tolerance,
+            "HorizontalPodAutoscalerDownscaleStabilizationWindow":
+                seconds(config.autoscaling.stabilization),
+        },
+    });
+    let shown = ("kubecontrollermanager.config.k8s.io", shown);
+    component.run(election, CONTROLLERS_PORT, shown, |client, _| {
+        let start = move |drain: Drain| async move {
+            let shared = Shared::new(client.clone(), drain.clone());
+            // One identity writes for all of them, as the kubeconfig says.
+            let running = Controllers::start(&shared, |_| client.clone(), config, &drain);
+            running.join().await;
         };
-        // One identity writes for all of them, as the kubeconfig says.
-        let running = Controllers::start(&shared, |_| client.clone(), config, &drain);
-        running.join()
+        (start, None)
     })
 }
 
-pub fn scheduler(flags: &ApartFlags, config: Option<&Path>) -> Result<()> {
+pub fn scheduler(flags: &ComponentFlags, config: Option<&Path>) -> Result<()> {
     let config = match config {
         Some(path) => scheduler::Config::read(path).map_err(Error::Usage)?,
         None => scheduler::Config::default(),
     };
-    run(flags, "kube-scheduler", |client, _, drain| {
-        let recorder = Recorder::new(client.clone(), "default-scheduler", "", drain.clone());
-        let shared = Shared::new(client, drain.clone());
-        scheduler::Scheduler::new(shared, recorder, config).run(drain)
+    let mut config = config;
+    flags.election.apply(&mut config.election);
+    let reached = Reached::new(&flags.connection, &config.connection)?;
+    let given = config.connection.kubeconfig.as_ref();
+    let kubeconfig = named(flags.kubeconfig.as_ref(), given)?;
+    let component = Component::new("kube-scheduler", flags, kubeconfig, reached)?;
+    let shown = ("componentconfig", config.show());
+    component.run(config.election.clone(), SCHEDULER_PORT, shown, |client, drain| {
+        let delays = config.delay_cache_until_active;
+        let make = move |drain: Drain| {
+            let recorder = Recorder::new(client.clone(), "default-scheduler", "", drain.clone());
+            scheduler::Scheduler::new(Shared::new(client, drain), recorder, config)
+        };
+        // Who waits to lead follows the cluster meanwhile, and takes over at once.
+        let (ready, later) = match delays {
+            false => (Some(make(drain)), None),
+            true => (None, Some(make)),
+        };
+        let watched = ready.clone();
+        let start = move |drain: Drain| async move {
+            let made = ready.or_else(|| later.map(|make| make(drain.clone())));
+            if let Some(scheduler) = made {
+                scheduler.run(drain).await;
+            }
+        };
+        let synced = watched.map(|it| {
+            let is_synced: Box<dyn Fn() -> bool + Send + Sync> = Box::new(move || it.is_synced());
+            ("sched-handler-sync", is_synced)
+        });
+        (start, synced)
     })
 }
 
-/// Runs what `start` makes of a client and the server's authority until told to end, under
-/// the lease `agent`.
-fn run<F: Future<Output = ()>>(
-    flags: &ApartFlags,
-    agent: &'static str,
-    start: impl FnOnce(Client, String, Drain) -> F,
-) -> Result<()> {
-    base::log::init(base::log::Format::Text, flags.verbose);
-    let (client, root_ca) = connect(&flags.kubeconfig, agent)?;
-    let kept = until_told(|drain| async move {
-        let lead = election::Lead::new(agent, &election::identity(&host::name()));
-        election::lead(&client, &lead, &drain, || {
-            info!(server = %flags.kubeconfig.display(), "{agent} runs");
-            start(client.clone(), root_ca, drain.clone())
-        })
-        .await
-    })?;
-    // Whoever lost the lease may have work under way; only its end stops all of that.
-    match kept {
-        true => Ok(()),
-        false => Err(Error::Unfit {
-            what: format!("{agent} lost its lease"),
-            fix: "another process leads now, or the server was not reached; start it again".into(),
-        }),
+type Synced = Option<(&'static str, Box<dyn Fn() -> bool + Send + Sync>)>;
+
+struct Component<'a> {
+    /// Of the lease, and what it calls itself to the server.
+    name: &'static str,
+    flags: &'a ComponentFlags,
+    kubeconfig: PathBuf,
+    endpoint: Endpoint,
+    reached: Reached,
+}
+
+impl<'a> Component<'a> {
+    fn new(
+        name: &'static str,
+        flags: &'a ComponentFlags,
+        kubeconfig: PathBuf,
+        reached: Reached,
+    ) -> Result<Self> {
+        base::log::init(base::log::Format::Text, flags.verbose);
+        let endpoint = load(&kubeconfig)?;
+        Ok(Self { name, flags, kubeconfig, endpoint, reached })
     }
+
+    /// The PEM of the server's authority.
+    fn root_ca(&self) -> String {
+        String::from_utf8_lossy(self.endpoint.ca_pem.as_deref().unwrap_or_default()).into_owned()
+    }
+
+    /// Runs what `make` makes of a client until told to end, as the leader where one is elected.
+    fn run<S, F>(
+        &self,
+        election: Settings,
+        port: u16,
+        config: (&'static str, serde_json::Value),
+        make: impl FnOnce(Client, Drain) -> (S, Synced),
+    ) -> Result<()>
+    where
+        S: FnOnce(Drain) -> F,
+        F: Future<Output = ()>,
+    {
+        let problems = election.problems("leaderElection");
+        if !problems.is_empty() {
+            return Err(Error::Usage(problems.join(", ")));
+        }
+        let client = client_of(&self.endpoint, self.name, &self.reached)?;
+        // Leases are not to wait for the work that they are about.
+        let apart = client_of(&self.endpoint, self.name, &Reached::default())?;
+        let lead = election.lead(&election::identity(&host::name()));
+        let server = self.kubeconfig.display().to_string();
+        let kept = until_told(|drain| async move {
+            let (start, synced) = make(client, drain.clone());
+            let watch = election.elect.then(|| lead.watch.clone());
+            let page = Page { config, election: watch, synced };
+            let (serving, kubeconfig) = (&self.flags.serving, &self.kubeconfig);
+            let serves = serve::start(serving, kubeconfig, self.name, port, page, &drain);
+            let serves = serves.await?;
+            let work = || {
+                info!(%server, "{} runs", self.name);
+                start(drain.clone())
+            };
+            let kept = match election.elect {
+                true => election::lead(&apart, &lead, &drain, work).await,
+                false => {
+                    work().await;
+                    true
+                }
+            };
+            if let Some(serves) = serves.filter(|_| kept) {
+                // It ends with the drain; what it was answering may be cut off.
+                let _ = serves.await;
+            }
+            Ok(kept)
+        })??;
+        // Whoever lost the lease may have work under way; only its end stops all of that.
+        match kept {
+            true => Ok(()),
+            false => Err(Error::Unfit {
+                what: format!("{} lost its lease", self.name),
+                fix: "another process leads now, or the server was not reached; start it again"
+                    .into(),
+            }),
+        }
+    }
+}
+
+/// The kubeconfig of a flag, or else of a configuration.
+fn named(flag: Option<&PathBuf>, config: Option<&PathBuf>) -> Result<PathBuf> {
+    flag.or(config)
+        .cloned()
+        .ok_or_else(|| Error::Usage("which server? say it with --kubeconfig FILE".into()))
 }
 
 /// Runs what `start` makes, and drains it when the process is told to end.
@@ -99,13 +279,26 @@ pub fn until_told<F: Future>(start: impl FnOnce(Drain) -> F) -> Result<F::Output
     done
 }
 
-/// A client of the server in the kubeconfig, and the PEM of that server's authority.
-pub fn connect(kubeconfig: &Path, agent: &str) -> Result<(Client, String)> {
-    let endpoint =
-        kubeconfig::load(kubeconfig).map_err(|err| Error::failed("find the server", err))?;
-    let authority = endpoint.ca_pem.clone().unwrap_or_default();
+fn load(kubeconfig: &Path) -> Result<Endpoint> {
+    kubeconfig::load(kubeconfig).map_err(|err| Error::failed("find the server", err))
+}
+
+fn client_of(endpoint: &Endpoint, agent: &str, reached: &Reached) -> Result<Client> {
     let remote =
-        Remote::new(&endpoint).map_err(|err| Error::failed("set up TLS to the server", err))?;
+        Remote::new(endpoint).map_err(|err| Error::failed("set up TLS to the server", err))?;
     let agent = format!("{agent}/{}", version::git_version());
-    Ok((remote.client_in_protobuf(&agent), String::from_utf8_lossy(&authority).into_owned()))
+    let limited = |transport: Arc<dyn Transport>| Client::new(transport, &agent);
+    Ok(match (reached.limit, reached.in_json) {
+        (None, false) => limited(Arc::new(InProtobuf(remote))),
+        (None, true) => limited(Arc::new(remote)),
+        (Some((rate, burst)), false) => {
+            limited(Arc::new(InProtobuf(Limited::new(remote, rate, burst))))
+        }
+        (Some((rate, burst)), true) => limited(Arc::new(Limited::new(remote, rate, burst))),
+    })
+}
+
+/// A client of the server in the kubeconfig.
+pub fn connect(kubeconfig: &Path, agent: &str) -> Result<Client> {
+    client_of(&load(kubeconfig)?, agent, &Reached::default())
 }

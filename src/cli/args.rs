@@ -1,11 +1,14 @@
 //! The flags and commands, as the user sees them. Names and meanings follow k3s where it
 //! has the same thing.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::apart::flags::ComponentFlags;
+use crate::controlling::{ApartOnlyFlags, ControllerFlags};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -34,19 +37,17 @@ pub enum Command {
     #[command(hide = true)]
     Controllers {
         #[command(flatten)]
-        apart: ApartFlags,
-        /// Network that nodes get their pods' networks from
-        #[arg(long)]
-        cluster_cidr: Option<String>,
-        /// A node that is silent for longer is held for dead
-        #[arg(long, default_value = "50s", value_parser = duration)]
-        node_monitor_grace_period: Duration,
+        apart: Box<ComponentFlags>,
+        #[command(flatten)]
+        flags: Box<ControllerFlags>,
+        #[command(flatten)]
+        only: Box<ApartOnlyFlags>,
     },
     /// Run the scheduler alone, against the server of a kubeconfig
     #[command(hide = true)]
     Scheduler {
         #[command(flatten)]
-        apart: ApartFlags,
+        apart: Box<ComponentFlags>,
         /// A KubeSchedulerConfiguration file
         #[arg(long)]
         config: Option<PathBuf>,
@@ -58,7 +59,7 @@ pub enum Command {
     Version,
 }
 
-/// Flags of components that run in a process of their own.
+/// Flags of nodes that run in a process of their own.
 #[derive(Debug, Args)]
 pub struct ApartFlags {
     /// Server and credentials
@@ -113,6 +114,13 @@ pub struct AgentFlags {
     /// How long pods run that may end, such as those of Jobs (default: for ever)
     #[arg(long, value_parser = duration)]
     pub pod_run_time: Option<Duration>,
+    /// How much of what they ask for containers use, in percent
+    #[arg(long, default_value_t = 50)]
+    pub pod_use_percent: u32,
+    /// Address of this host at which the server reaches each node's metrics, on a port of its
+    /// own (default: they give none)
+    #[arg(long)]
+    pub metrics_address: Option<IpAddr>,
     /// How often each node renews its lease
     #[arg(long, default_value = "10s", value_parser = duration)]
     pub heartbeat: Duration,
@@ -121,7 +129,7 @@ pub struct AgentFlags {
     pub connections: u32,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     base::time::parse_duration(text).ok_or_else(|| "it is not a length of time".into())
 }
 
@@ -260,6 +268,9 @@ pub struct ServerFlags {
     /// A kube-scheduler flag, NAME=VALUE; one that is not supported says which are
     #[arg(long, env = "CORACLE_KUBE_SCHEDULER_ARG")]
     pub kube_scheduler_arg: Vec<String>,
+    /// A kube-controller-manager flag, NAME=VALUE; one that is not supported says which are
+    #[arg(long, env = "CORACLE_KUBE_CONTROLLER_MANAGER_ARG")]
+    pub kube_controller_manager_arg: Vec<String>,
     /// Audit policy
     #[arg(long, env = "CORACLE_AUDIT_POLICY_FILE")]
     pub audit_policy_file: Option<PathBuf>,

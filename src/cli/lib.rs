@@ -12,6 +12,7 @@ mod args;
 mod check_config;
 mod config;
 mod control;
+mod controlling;
 mod host;
 mod images;
 mod node;
@@ -47,9 +48,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Reset(flags) => reset::run(&flags),
         Command::CheckConfig(flags) => check_config::run(&flags),
         Command::Scheduler { apart, config } => apart::scheduler(&apart, config.as_deref()),
-        Command::Controllers { apart, cluster_cidr, node_monitor_grace_period } => {
-            apart::controllers(&apart, cluster_cidr, node_monitor_grace_period)
-        }
+        Command::Controllers { apart, flags, only } => apart::controllers(&apart, &flags, &only),
         Command::Agent(flags) => agent::run(*flags),
         Command::Version => {
             version::print();

@@ -4,12 +4,14 @@
 //! A leader that cannot renew in time must stop: whoever runs under [`Lead`] is dropped
 //! then. Times of holders are compared with nobody's clock but the observer's own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base::drain::Drain;
 use base::error::chain;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -20,6 +22,8 @@ use crate::transport::Client;
 
 /// How long giving a lease back may hold an ending process up.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A leader whose lease has ended for longer than this has hung, not lost it.
+const HUNG: Duration = Duration::from_secs(20);
 
 /// How a lease is held.
 #[derive(Debug, Clone)]
@@ -36,6 +40,115 @@ pub struct Lead {
     pub renew: Duration,
     /// How often others look.
     pub retry: Duration,
+    /// Tells others how it stands.
+    pub watch: Watch,
+}
+
+/// `leaderElection` of component configurations (k8s.io/component-base `config/v1alpha1`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Otherwise the process acts without asking anybody.
+    pub elect: bool,
+    pub lease: Duration,
+    pub deadline: Duration,
+    pub retry: Duration,
+    pub lock: String,
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Settings {
+    /// Upstream's, for the component `name`.
+    pub fn new(name: &str) -> Self {
+        let lead = Lead::new(name, "");
+        Self {
+            elect: true,
+            lease: lead.lease,
+            deadline: lead.deadline,
+            retry: lead.retry,
+            lock: "leases".into(),
+            namespace: lead.namespace,
+            name: lead.name,
+        }
+    }
+
+    /// What is wrong with them, as upstream says it of the field at `path`.
+    pub fn problems(&self, path: &str) -> Vec<String> {
+        let mut out = Vec::new();
+        if !self.elect {
+            return out;
+        }
+        let seconds = |it: Duration| format!("\"{}s\"", it.as_secs_f64());
+        for (field, value) in [
+            ("leaseDuration", self.lease),
+            ("renewDeadline", self.deadline),
+            ("retryPeriod", self.retry),
+        ] {
+            if value.is_zero() {
+                let value = seconds(value);
+                out.push(format!(
+                    "{path}.{field}: Invalid value: {value}: must be greater than zero"
+                ));
+            }
+        }
+        if self.lease <= self.deadline {
+            out.push(format!(
+                "{path}.leaseDuration: Invalid value: {}: must be greater than `RenewDeadline`",
+                seconds(self.lease)
+            ));
+        }
+        // client-go: with as long a pause as it jitters, a leader would have one try.
+        if self.deadline <= self.retry.mul_f64(1.2) {
+            out.push(format!(
+                "{path}.renewDeadline: Invalid value: {}: must be greater than \
+                 `RetryPeriod`*1.2",
+                seconds(self.deadline)
+            ));
+        }
+        for (field, value) in [("resourceNamespace", &self.namespace), ("resourceName", &self.name)]
+        {
+            if value.is_empty() {
+                out.push(format!("{path}.{field}: Required value"));
+            }
+        }
+        if self.lock != "leases" {
+            out.push(format!(
+                "{path}.resourceLock: Invalid value: {:?}: resourceLock value must be \"leases\"",
+                self.lock
+            ));
+        }
+        out
+    }
+
+    pub fn lead(&self, identity: &str) -> Lead {
+        Lead {
+            namespace: self.namespace.clone(),
+            lease: self.lease,
+            deadline: self.deadline,
+            renew: self.retry,
+            retry: self.retry,
+            ..Lead::new(&self.name, identity)
+        }
+    }
+}
+
+/// How an election stands; clones are the same. Nothing is wrong with who waits.
+#[derive(Debug, Clone, Default)]
+pub struct Watch(Arc<Mutex<Option<(Instant, Duration)>>>);
+
+impl Watch {
+    fn set(&self, lasts: Option<Duration>) {
+        *self.0.lock() = lasts.map(|lasts| (Instant::now(), lasts));
+    }
+
+    pub fn leads(&self) -> bool {
+        self.0.lock().is_some()
+    }
+
+    /// Not so where a leader has neither renewed its lease nor stopped for long.
+    pub fn is_well(&self) -> bool {
+        self.0.lock().is_none_or(|(renewed, lasts)| renewed.elapsed() <= lasts + HUNG)
+    }
 }
 
 impl Lead {
@@ -49,6 +162,7 @@ impl Lead {
             deadline: Duration::from_secs(10),
             renew: Duration::from_secs(2),
             retry: Duration::from_secs(2),
+            watch: Watch::default(),
         }
     }
 
@@ -174,6 +288,7 @@ impl<'a> Elector<'a> {
         match written {
             Ok(lease) => {
                 self.seen = Seen { lease: Some(lease), since: Some(Instant::now()) };
+                self.lead.watch.set(Some(self.lead.lease));
                 Ok(true)
             }
             Err(err) if err.is_conflict() || err.is_already_exists() || err.is_not_found() => {
@@ -282,6 +397,7 @@ pub async fn lead<F: Future<Output = ()>>(
             () = elector.keep() => false,
         }
     };
+    elector.lead.watch.set(None);
     elector.tell(false);
     if kept && tokio::time::timeout(RELEASE_TIMEOUT, elector.release()).await.is_err() {
         debug!(lease = lead.name, "lease not released in time");
@@ -364,6 +480,54 @@ mod tests {
         ] {
             assert_eq!(plan(held.as_ref(), "me", age), want, "{held:?}");
         }
+    }
+
+    #[test]
+    fn times_that_no_leader_could_keep_are_refused() {
+        let good = Settings::new("l");
+        assert_eq!(good.problems("e"), Vec::<String>::new());
+        let of = |change: fn(&mut Settings)| {
+            let mut settings = good.clone();
+            change(&mut settings);
+            settings.problems("e").join("; ")
+        };
+        for (change, want) in [
+            (
+                (|it| it.lease = Duration::from_secs(10)) as fn(&mut Settings),
+                "e.leaseDuration: Invalid value: \"10s\": must be greater than `RenewDeadline`",
+            ),
+            (
+                |it| it.retry = Duration::from_secs(9),
+                "e.renewDeadline: Invalid value: \"10s\": must be greater than `RetryPeriod`*1.2",
+            ),
+            (
+                |it| it.retry = Duration::ZERO,
+                "e.retryPeriod: Invalid value: \"0s\": must be greater than zero",
+            ),
+            (|it| it.name.clear(), "e.resourceName: Required value"),
+            (
+                |it| it.lock = "endpoints".into(),
+                "e.resourceLock: Invalid value: \"endpoints\": resourceLock value must be \
+                 \"leases\"",
+            ),
+        ] {
+            assert_eq!(of(change), want);
+        }
+        // Who elects nobody needs none of it.
+        assert_eq!(of(|it| (it.elect, it.lease) = (false, Duration::ZERO)), "");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_hangs_is_not_well() {
+        let watch = Watch::default();
+        assert!(watch.is_well() && !watch.leads());
+        watch.set(Some(Duration::from_secs(15)));
+        tokio::time::sleep(Duration::from_secs(34)).await;
+        assert!(watch.is_well() && watch.leads());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!watch.is_well());
+        watch.set(None);
+        assert!(watch.is_well());
     }
 
     #[test]

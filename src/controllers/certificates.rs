@@ -19,7 +19,7 @@ use pki::authority::Authority;
 use serde_json::{Value, json};
 
 use crate::harness::{Context, Doing, Failed, Outcome, Settled};
-use crate::owner::{name, uid};
+use crate::owner::{created, name, uid};
 
 /// Requests worked on at a time.
 const WORKERS: usize = 5;
@@ -42,8 +42,13 @@ pub async fn run(context: Context) {
         let (context, requests, queue) = (&context, &requests, &queue);
         async move {
             let Some(request) = requests.get("", &key.1) else { return Ok(()) };
-            approve(context, &request).await?;
+            let refused = approve(context, &request).await?;
             sign(context, &request).await?;
+            if refused {
+                // Whoever asks may be allowed to later, and nothing would tell.
+                let age = base::time::now().as_second().saturating_sub(created(&request.metadata));
+                queue.add_after(key.clone(), plan::ask_again(age));
+            }
             clean(context, &request, queue, key).await
         }
     };
@@ -63,13 +68,16 @@ fn condition(kind: &str, reason: &str, message: &str) -> CertificateSigningReque
     }
 }
 
-async fn approve(context: &Context, request: &CertificateSigningRequest) -> Outcome {
+/// Whether it would have been approved, had the one who asks been allowed to.
+async fn approve(context: &Context, request: &CertificateSigningRequest) -> Result<bool, Failed> {
     if plan::is_issued(request) || plan::has(request, "Approved") || plan::has(request, "Denied") {
-        return Ok(());
+        return Ok(false);
     }
     // What cannot be read is nobody's to approve.
-    let Ok(asked) = pki::request::read(&request.spec.request.0) else { return Ok(()) };
-    for (what, message) in plan::recognize(&request.spec, &asked) {
+    let Ok(asked) = pki::request::read(&request.spec.request.0) else { return Ok(false) };
+    let known = plan::recognize(&request.spec, &asked);
+    let refused = !known.is_empty();
+    for (what, message) in known {
         if !may_create(context, request, what).await? {
             continue;
         }
@@ -78,9 +86,10 @@ async fn approve(context: &Context, request: &CertificateSigningRequest) -> Outc
         conditions.push(condition("Approved", "AutoApproved", message));
         let api = context.client.all::<CertificateSigningRequest>();
         let answer = api.replace_subresource(name(&request.metadata), "approval", &next).await;
-        return answer.doing(|| "approve a certificate".into()).or_gone();
+        answer.doing(|| "approve a certificate".into()).or_gone()?;
+        return Ok(false);
     }
-    Ok(())
+    Ok(refused)
 }
 
 /// Whether the one who asks may create requests of this kind.
@@ -120,7 +129,7 @@ async fn sign(context: &Context, request: &CertificateSigningRequest) -> Outcome
     }
     let mut next = request.clone();
     let status = next.status.get_or_insert_default();
-    match answer(authority, request) {
+    match answer(context, authority, request) {
         Ok(pem) => status.certificate = Some(ByteString(pem.into_bytes())),
         Err(problem) => {
             let failed = condition("Failed", "SignerValidationFailure", &problem);
@@ -132,14 +141,19 @@ async fn sign(context: &Context, request: &CertificateSigningRequest) -> Outcome
     answer.doing(|| "answer a request for a certificate".into()).or_gone()
 }
 
-fn answer(authority: &Authority, request: &CertificateSigningRequest) -> Result<String, String> {
+fn answer(
+    context: &Context,
+    authority: &Authority,
+    request: &CertificateSigningRequest,
+) -> Result<String, String> {
     let spec = &request.spec;
     let said = |err: pki::Error| base::error::chain(&err).to_string();
     let asked = pki::request::read(&spec.request.0).map_err(said)?;
     plan::check(spec, &asked)?;
     let pem = String::from_utf8_lossy(&spec.request.0);
     let usages = spec.usages.as_deref().unwrap_or_default();
-    authority.sign(&pem, usages, plan::valid_seconds(spec)).map_err(said)
+    let seconds = plan::valid_seconds(spec, context.config.signing_duration);
+    authority.sign(&pem, usages, seconds).map_err(said)
 }
 
 async fn clean(

@@ -19,6 +19,10 @@ pub struct Config {
     /// Networks that nodes get their pod networks from, at most one of each family;
     /// none: nodes get none.
     pub cluster_cidrs: Vec<String>,
+    /// Sizes of node networks, of IPv4 and of IPv6, in bits (`node-cidr-mask-size-ipv4`, ...).
+    pub node_cidr_sizes: (u8, u8),
+    /// Networks of services: no node gets what overlaps them (`service-cluster-ip-range`).
+    pub service_cidrs: Vec<String>,
     /// Certificates that clients in pods trust, as PEM.
     pub root_ca_pem: String,
     /// PEM of the key that signs tokens in secrets; empty: there are none.
@@ -27,6 +31,9 @@ pub struct Config {
     pub client_ca: Option<Arc<pki::authority::Authority>>,
     /// Signs the serving certificates that kubelets ask for; None: nobody here does.
     pub serving_ca: Option<Arc<pki::authority::Authority>>,
+    /// How long certificates are valid at the most (`cluster-signing-duration`).
+    pub signing_duration: Duration,
+    pub autoscaling: Autoscaling,
     /// A node that is silent for longer is held for dead (`node-monitor-grace-period`).
     pub node_monitor_grace: Duration,
     /// ClusterTrustBundles are served.
@@ -41,10 +48,36 @@ pub struct Config {
     pub finished_pods_max: usize,
 }
 
+/// How autoscalers look at their targets (`horizontal-pod-autoscaler-...`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Autoscaling {
+    /// Between two looks (`sync-period`).
+    pub period: Duration,
+    /// Changes below this share are not followed (`tolerance`).
+    pub tolerance: f64,
+    /// The highest wish within this time counts, where an autoscaler does not say
+    /// (`downscale-stabilization`).
+    pub stabilization: Duration,
+}
+
+impl Default for Autoscaling {
+    fn default() -> Self {
+        Self {
+            period: Duration::from_secs(15),
+            tolerance: 0.1,
+            stabilization: Duration::from_secs(300),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             cluster_cidrs: Vec::new(),
+            node_cidr_sizes: (24, 64),
+            service_cidrs: Vec::new(),
+            signing_duration: Duration::from_secs(365 * 24 * 3_600),
+            autoscaling: Autoscaling::default(),
             root_ca_pem: String::new(),
             token_key_pem: String::new(),
             client_ca: None,

@@ -1,7 +1,7 @@
 //! Sets the scale of workloads by what their metrics say.
 //!
 //! `usage.rs` and `behavior.rs` decide, `source.rs` and `metrics.rs` ask. Metrics cannot be
-//! watched, so each autoscaler looks every `PERIOD`.
+//! watched, so each autoscaler looks once in a period.
 
 mod behavior;
 #[cfg(test)]
@@ -12,7 +12,6 @@ mod usage;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use client::Queue;
 use client::api::ResourceRef;
@@ -38,12 +37,8 @@ use metrics::Metrics;
 use source::{Problem, Scene};
 use usage::Tolerance;
 
-/// Between two looks (`horizontal-pod-autoscaler-sync-period`).
-const PERIOD: Duration = Duration::from_secs(15);
 /// Autoscalers worked on at a time.
 const WORKERS: usize = 5;
-/// Changes below this share are not followed (`horizontal-pod-autoscaler-tolerance`).
-const TOLERANCE: f64 = 0.1;
 
 struct Controller {
     context: Context,
@@ -137,10 +132,10 @@ fn now() -> Time {
     Time(jiff::Timestamp::from_second(now.as_second()).unwrap_or(now))
 }
 
-fn tolerance(spec: &HorizontalPodAutoscalerSpec) -> Tolerance {
+fn tolerance(spec: &HorizontalPodAutoscalerSpec, usual: f64) -> Tolerance {
     let of = |rules: Option<&HPAScalingRules>| {
         let given = rules.and_then(|r| r.tolerance.as_ref());
-        given.and_then(|q| q.0.parse::<Quantity>().ok()).map_or(TOLERANCE, |q| q.as_f64())
+        given.and_then(|q| q.0.parse::<Quantity>().ok()).map_or(usual, |q| q.as_f64())
     };
     let behavior = spec.behavior.as_ref();
     Tolerance {
@@ -162,7 +157,7 @@ impl Controller {
         if hpa.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        self.keys.add_after(key, PERIOD);
+        self.keys.add_after(key, self.context.config.autoscaling.period);
         let spec = &hpa.spec;
         let held = hpa.status.clone().unwrap_or_default();
         let mut draft = Draft {
@@ -220,7 +215,11 @@ impl Controller {
     ) {
         let hpa = draft.hpa;
         let current = scale.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0);
-        let limits = Limits { min: spec.min_replicas.unwrap_or(1), max: spec.max_replicas };
+        let limits = Limits {
+            min: spec.min_replicas.unwrap_or(1),
+            max: spec.max_replicas,
+            stabilization: self.context.config.autoscaling.stabilization,
+        };
         (draft.current, draft.desired) = (current, current);
         let now = i64::try_from(self.began.elapsed().as_secs()).unwrap_or(i64::MAX);
         {
@@ -331,7 +330,7 @@ impl Controller {
             selector: &text,
             replicas: draft.current,
             status_replicas: status.replicas,
-            tolerance: tolerance(spec),
+            tolerance: tolerance(spec, self.context.config.autoscaling.tolerance),
             now: base::time::now(),
         };
         let mut answers = Vec::new();

@@ -44,4 +44,9 @@ mod token_secret;
 mod trust_bundle;
 mod volume;
 
-pub use harness::{Config, Controllers};
+pub use harness::{Autoscaling, Config, Controllers};
+
+/// Whether networks of nodes can be cut from it: `10.42.0.0/16`.
+pub fn is_network(text: &str) -> bool {
+    node::Range::parse(text).is_some()
+}

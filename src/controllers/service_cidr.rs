@@ -15,6 +15,8 @@ use crate::node::Range;
 use crate::owner::name;
 
 const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
+/// Whose addresses count: what others write into IPAddresses holds no range.
+const MANAGED_BY: (&str, &str) = ("ipaddress.kubernetes.io/managed-by", "ipallocator.k8s.io");
 /// Whoever still allocates from a range that goes has noticed by then (upstream,
 /// `deletionGracePeriod`).
 const GRACE: Duration = Duration::from_secs(10);
@@ -43,6 +45,12 @@ fn ranges(cidr: &ServiceCIDR) -> Vec<Range> {
 
 fn is_going(cidr: &ServiceCIDR) -> bool {
     cidr.metadata.deletion_timestamp.is_some()
+}
+
+/// Whether a service has the address.
+fn is_allocated(address: &IPAddress) -> bool {
+    let manager = address.metadata.labels.as_ref().and_then(|all| all.get(MANAGED_BY.0));
+    manager.is_some_and(|manager| manager == MANAGED_BY.1)
 }
 
 /// Whether an address is in this range and in no other that stays.
@@ -119,8 +127,10 @@ pub async fn run(context: Context) {
         async move {
             let Some(cidr) = cidrs.get("", &key.1) else { return Ok(()) };
             let all = cidrs.list();
-            let used = is_going(&cidr)
-                && addresses.list().iter().any(|a| needs(name(&a.metadata), &cidr, &all));
+            let held = |a: &std::sync::Arc<IPAddress>| {
+                is_allocated(a) && needs(name(&a.metadata), &cidr, &all)
+            };
+            let used = is_going(&cidr) && addresses.list().iter().any(held);
             match plan(&cidr, used, base::time::now().as_second()) {
                 Step::Later(delay) => {
                     queue.add_after(key, delay);

@@ -2,17 +2,20 @@
 //! run what is bound to them, and behind them is nothing. They show how a cluster behaves
 //! in a size that no machine holds.
 //!
-//! Knows only the API; starts no container, listens on no port.
+//! Knows only the API; starts no container, listens on no port. What the nodes' metrics would say
+//! is here ([`Fleet::resource_metrics`]), for whoever listens for them.
 
 mod fleet;
 mod node;
 mod nodes;
 mod pod;
 mod pods;
+mod usage;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-pub use fleet::run;
+pub use fleet::{Fleet, run};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -35,6 +38,18 @@ pub struct Config {
     pub run_time: Option<Duration>,
     /// How often each lease is renewed. It lasts four times as long.
     pub heartbeat: Duration,
+    /// How much of what they ask for containers use, in percent.
+    pub use_percent: u32,
+    /// Where the nodes' metrics are served; None: they say that nobody listens.
+    pub served: Option<Served>,
+}
+
+/// Where the API server reaches the nodes.
+#[derive(Debug, Clone)]
+pub struct Served {
+    pub address: IpAddr,
+    /// Of each node, by its number.
+    pub ports: Vec<u16>,
 }
 
 impl Config {
@@ -68,6 +83,8 @@ pub(crate) mod tests {
             stop_delay: Duration::from_secs(5),
             run_time: Some(Duration::from_secs(7)),
             heartbeat: Duration::from_secs(10),
+            use_percent: 50,
+            served: None,
         }
     }
 

@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
@@ -44,7 +45,7 @@ pub fn object(config: &Config, number: u32, now: Timestamp) -> Node {
             ..ObjectMeta::default()
         },
         spec: None,
-        status: Some(status(config, &name, now)),
+        status: Some(status(config, number, now)),
     }
 }
 
@@ -63,7 +64,9 @@ fn labels(config: &Config, number: u32, name: &str) -> BTreeMap<String, String> 
     own.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-fn status(config: &Config, name: &str, now: Timestamp) -> NodeStatus {
+fn status(config: &Config, number: u32, now: Timestamp) -> NodeStatus {
+    let name = &config.name(number);
+    let (addresses, endpoints) = reached(config, number);
     let capacity: BTreeMap<String, Quantity> = [
         ("cpu", config.cpu.clone()),
         ("memory", config.memory.clone()),
@@ -73,16 +76,12 @@ fn status(config: &Config, name: &str, now: Timestamp) -> NodeStatus {
     .into_iter()
     .map(|(resource, amount)| (resource.to_owned(), Quantity(amount)))
     .collect();
-    let told = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
     NodeStatus {
-        addresses: Some(vec![
-            told("InternalIP", address(name).to_string()),
-            told("Hostname", name.to_owned()),
-        ]),
+        addresses: Some(addresses),
         allocatable: Some(capacity.clone()),
         capacity: Some(capacity),
         conditions: Some(conditions(now)),
-        daemon_endpoints: Some(NodeDaemonEndpoints::default()),
+        daemon_endpoints: Some(endpoints),
         node_info: Some(NodeSystemInfo {
             architecture: ARCHITECTURE.into(),
             boot_id: name.into(),
@@ -97,6 +96,18 @@ fn status(config: &Config, name: &str, now: Timestamp) -> NodeStatus {
         }),
         ..NodeStatus::default()
     }
+}
+
+/// Where a node says that it and its kubelet are.
+pub fn reached(config: &Config, number: u32) -> (Vec<NodeAddress>, NodeDaemonEndpoints) {
+    let name = config.name(number);
+    let told = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
+    let served = config.served.as_ref();
+    let port = served.and_then(|served| served.ports.get(number as usize));
+    let ip = served.map_or_else(|| address(&name).into(), |served| served.address);
+    let addresses = vec![told("InternalIP", ip.to_string()), told("Hostname", name)];
+    let kubelet_endpoint = port.map(|port| DaemonEndpoint { port: (*port).into() });
+    (addresses, NodeDaemonEndpoints { kubelet_endpoint })
 }
 
 /// Of a node that lacks nothing.

@@ -133,7 +133,12 @@ impl Nodes {
 
     async fn tell_status(&self, number: u32) -> Result<()> {
         let api = self.clients.of(number).all::<Node>();
-        let patch = json!({"status": {"conditions": node::conditions(base::time::now())}});
+        // Another process may have served it before, elsewhere.
+        let (addresses, endpoints) = node::reached(&self.config, number);
+        let patch = json!({"status": {
+            "addresses": addresses, "daemonEndpoints": endpoints,
+            "conditions": node::conditions(base::time::now()),
+        }});
         api.patch_status(&self.config.name(number), &Patch::Strategic(patch)).await.map(drop)
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use kinds::meta::quantity::Quantity;
 use serde_json::{Value, json};
 
 use crate::Config;
@@ -27,6 +28,37 @@ enum Role {
     Main,
 }
 
+#[derive(Debug, PartialEq, Eq)]
+struct Part {
+    role: Role,
+    name: String,
+    image: String,
+    asks: Use,
+}
+
+/// Of a processor, and of memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Use {
+    pub nanocores: u64,
+    pub memory_bytes: u64,
+}
+
+impl Use {
+    /// What a container that asks for nothing is taken for.
+    const LEAST: Self = Self { nanocores: 10_000_000, memory_bytes: 16 << 20 };
+
+    fn asked(container: &Container) -> Self {
+        let requests = container.resources.as_ref().and_then(|it| it.requests.as_ref());
+        let of = |resource: &str| -> Option<f64> {
+            Some(requests?.get(resource)?.0.parse::<Quantity>().ok()?.as_f64())
+        };
+        Self {
+            nanocores: of("cpu").map_or(Self::LEAST.nanocores, |cores| (cores * 1e9) as u64),
+            memory_bytes: of("memory").map_or(Self::LEAST.memory_bytes, |bytes| bytes as u64),
+        }
+    }
+}
+
 /// What is kept of a pod.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -36,7 +68,9 @@ pub struct Seen {
     pub uid: String,
     pub host_network: bool,
     generation: Option<i64>,
-    containers: Vec<(Role, String, String)>,
+    containers: Vec<Part>,
+    /// Since when it is on its node, as its status says.
+    pub since: Option<Timestamp>,
     /// The containers run, or ran.
     has_started: bool,
     has_ended: bool,
@@ -47,15 +81,19 @@ impl Seen {
     pub fn of(config: &Config, pod: &Pod) -> Option<Self> {
         let spec = pod.spec.as_ref()?;
         let node = config.number(spec.node_name.as_deref()?)?;
-        let named = |role: Role, container: &Container| {
-            (role, container.name.clone(), container.image.clone().unwrap_or_default())
+        let named = |role: Role, container: &Container| Part {
+            role,
+            name: container.name.clone(),
+            image: container.image.clone().unwrap_or_default(),
+            asks: Use::asked(container),
         };
         let init = spec.init_containers.iter().flatten().map(|container| {
             let stays = container.restart_policy.as_deref() == Some("Always");
             named(if stays { Role::Sidecar } else { Role::Init }, container)
         });
         let main = spec.containers.iter().map(|container| named(Role::Main, container));
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let status = pod.status.as_ref();
+        let phase = status.and_then(|status| status.phase.as_deref());
         Some(Self {
             node,
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
@@ -64,9 +102,17 @@ impl Seen {
             host_network: spec.host_network.unwrap_or_default(),
             generation: pod.metadata.generation,
             containers: init.chain(main).collect(),
+            since: status.and_then(|status| Some(status.start_time.as_ref()?.0)),
             has_started: phase.is_some_and(|phase| phase != "Pending"),
             has_ended: matches!(phase, Some("Succeeded" | "Failed")),
         })
+    }
+
+    /// The containers that run, and what they ask for.
+    pub fn running(&self) -> impl Iterator<Item = (&str, Use)> {
+        let runs = self.has_started && !self.has_ended;
+        let stays = self.containers.iter().filter(move |it| runs && it.role != Role::Init);
+        stays.map(|it| (it.name.as_str(), it.asks))
     }
 }
 
@@ -109,8 +155,8 @@ pub fn status(config: &Config, seen: &Seen, step: Step, pod_ip: Ipv4Addr, now: T
         return json!({"metadata": {"uid": seen.uid}, "status": status});
     }
     let of = |wanted: &dyn Fn(Role) -> bool| -> Vec<Value> {
-        let wanted = seen.containers.iter().filter(|(role, ..)| wanted(*role));
-        wanted.map(|(role, name, image)| container(seen, (*role, name, image), runs, now)).collect()
+        let wanted = seen.containers.iter().filter(|it| wanted(it.role));
+        wanted.map(|it| container(seen, (it.role, &it.name, &it.image), runs, now)).collect()
     };
     status["containerStatuses"] = of(&|role| role == Role::Main).into();
     let init = of(&|role| role != Role::Main);

@@ -46,14 +46,39 @@ pub struct Pods {
     /// By uid. Bound: the pods of our nodes.
     held: Mutex<HashMap<String, Held>>,
     addresses: AtomicU32,
+    sorted: Mutex<Option<Sorted>>,
 }
+
+/// Pods by their nodes, as they were then.
+struct Sorted {
+    at: Instant,
+    pods: HashMap<u32, Vec<Arc<Seen>>>,
+}
+
+/// Whoever asks for the pods of nodes, asks for those of all: they are sorted once for a while.
+const SORTED_FOR: Duration = Duration::from_secs(1);
 
 impl Pods {
     pub fn new(clients: Clients, config: Arc<Config>) -> Self {
         // Other processes begin elsewhere.
         let start = base::rng::below(POD_ADDRESSES.into());
         let addresses = AtomicU32::new(u32::try_from(start).unwrap_or_default());
-        Self { clients, config, queue: Queue::new(), held: Mutex::default(), addresses }
+        let (held, sorted) = (Mutex::default(), Mutex::default());
+        Self { clients, config, queue: Queue::new(), held, addresses, sorted }
+    }
+
+    /// The pods of a node, as they were a moment ago.
+    pub fn of(&self, node: u32) -> Vec<Arc<Seen>> {
+        let mut sorted = self.sorted.lock();
+        let fresh = sorted.take().filter(|it| it.at.elapsed() < SORTED_FOR);
+        let sorted = sorted.insert(fresh.unwrap_or_else(|| {
+            let mut pods: HashMap<u32, Vec<Arc<Seen>>> = HashMap::new();
+            for held in self.held.lock().values() {
+                pods.entry(held.seen.node).or_default().push(held.seen.clone());
+            }
+            Sorted { at: Instant::now(), pods }
+        }));
+        sorted.pods.get(&node).cloned().unwrap_or_default()
     }
 
     pub async fn run(&self, drain: Drain) {

@@ -50,6 +50,10 @@ enum BindError {
     VolumesElsewhere(String),
 }
 
+/// As upstream names the plugin.
+#[derive(Debug)]
+struct DefaultBinder;
+
 /// Binds `pod`, which is assumed on the node of `decision`. Tells what came of it.
 pub async fn bind(
     scheduler: &Scheduler,
@@ -86,7 +90,11 @@ pub async fn bind(
                 }
             };
             let result = result.await;
-            metrics::spent(Point::Bind, name, result.is_ok(), begun.elapsed());
+            let took = begun.elapsed();
+            metrics::spent(Point::Bind, name, result.is_ok(), took);
+            if metrics::is_sample(Point::Bind) {
+                metrics::plugin_took(Point::Bind, DefaultBinder, result.is_ok(), took);
+            }
             result
         }
     };

@@ -1,9 +1,12 @@
 //! KubeSchedulerConfiguration files (kubescheduler.config.k8s.io/v1), read strictly.
 //!
-//! What has no effect here though upstream knows it (`parallelism`, `leaderElection`,
-//! `clientConnection`, profiling) is read and left alone; what nobody knows is refused.
+//! `leaderElection`, `clientConnection` and `delayCacheUntilActive` are for a scheduler in a
+//! process of its own. What has no effect here though upstream knows it is read and left alone:
+//! `parallelism`, for one thread looks at nodes, once for all pods that are alike; and profiling,
+//! which is Go's. What nobody knows is refused.
 
 mod args;
+mod component;
 mod extenders;
 mod plugins;
 mod validate;
@@ -12,9 +15,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::profile::Profile;
+pub use component::{CONTENT_TYPES, Connection};
 pub(crate) use extenders::Extender;
 pub(crate) use plugins::Plugins;
 
@@ -33,6 +37,12 @@ pub struct Config {
     pub(crate) backoff_max: Duration,
     /// In the order in which they are asked.
     pub(crate) extenders: Vec<Extender>,
+    pub election: client::election::Settings,
+    pub connection: Connection,
+    /// Who waits to be the leader follows nothing meanwhile.
+    pub delay_cache_until_active: bool,
+    /// The file as it was given, for people.
+    given: Value,
 }
 
 impl Default for Config {
@@ -42,6 +52,10 @@ impl Default for Config {
             backoff_initial: Duration::from_secs(1),
             backoff_max: Duration::from_secs(10),
             extenders: Vec::new(),
+            election: client::election::Settings::new("kube-scheduler"),
+            connection: Connection::default(),
+            delay_cache_until_active: false,
+            given: Value::Null,
         }
     }
 }
@@ -52,8 +66,8 @@ pub(crate) struct File {
     api_version: String,
     kind: String,
     parallelism: Option<i64>,
-    leader_election: LeaderElection,
-    client_connection: ClientConnection,
+    leader_election: component::LeaderElection,
+    client_connection: component::ClientConnection,
     enable_profiling: Option<bool>,
     enable_contention_profiling: Option<bool>,
     delay_cache_until_active: Option<bool>,
@@ -62,30 +76,6 @@ pub(crate) struct File {
     pod_max_backoff_seconds: Option<i64>,
     profiles: Vec<FileProfile>,
     extenders: Vec<extenders::File>,
-}
-
-/// Of k8s.io/component-base; read so that nothing misspelt is taken.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct LeaderElection {
-    leader_elect: Option<bool>,
-    lease_duration: String,
-    renew_deadline: String,
-    retry_period: String,
-    resource_lock: String,
-    resource_name: String,
-    resource_namespace: String,
-}
-
-/// The same.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct ClientConnection {
-    kubeconfig: String,
-    accept_content_types: String,
-    content_type: String,
-    qps: f64,
-    burst: i64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -137,7 +127,10 @@ impl Config {
         {
             only.scheduler_name = Some("default-scheduler".into());
         }
-        let problems = validate::problems(&file);
+        let mut problems = Vec::new();
+        let connection = file.client_connection.settle(&mut problems);
+        let election = file.leader_election.settle(&mut problems);
+        problems.extend(validate::problems(&file));
         if let [only] = &problems[..] {
             return Err(only.clone());
         }
@@ -161,7 +154,47 @@ impl Config {
                 .enumerate()
                 .map(|(at, it)| extenders::read(at, it))
                 .collect::<Result<_, _>>()?,
+            election,
+            connection,
+            delay_cache_until_active: file.delay_cache_until_active.unwrap_or(false),
+            given: codec::yaml::read::typed(text)?,
         })
+    }
+
+    /// The configuration as it holds, in the form of a file: what was given, and above the
+    /// profiles what was not.
+    pub fn show(&self) -> Value {
+        let seconds = |it: Duration| format!("{}s", it.as_secs_f64());
+        let election = &self.election;
+        let mut out = json!({
+            "apiVersion": API_VERSION, "kind": KIND,
+            "parallelism": 16,
+            "leaderElection": {
+                "leaderElect": election.elect, "leaseDuration": seconds(election.lease),
+                "renewDeadline": seconds(election.deadline),
+                "retryPeriod": seconds(election.retry), "resourceLock": election.lock,
+                "resourceName": election.name, "resourceNamespace": election.namespace,
+            },
+            "clientConnection": {
+                "kubeconfig": self.connection.kubeconfig, "acceptContentTypes": "",
+                "contentType": self.connection.content_type.as_deref().unwrap_or(CONTENT_TYPES[1]),
+                "qps": self.connection.qps, "burst": self.connection.burst,
+            },
+            "enableProfiling": true, "enableContentionProfiling": true,
+            "percentageOfNodesToScore": 0,
+            "podInitialBackoffSeconds": self.backoff_initial.as_secs(),
+            "podMaxBackoffSeconds": self.backoff_max.as_secs(),
+            "delayCacheUntilActive": self.delay_cache_until_active,
+            "profiles": [{"schedulerName": "default-scheduler"}],
+        });
+        // What settles out of these stands above.
+        const SETTLED: [&str; 2] = ["leaderElection", "clientConnection"];
+        for (key, value) in self.given.as_object().into_iter().flatten() {
+            if !SETTLED.contains(&key.as_str()) && !value.is_null() {
+                out[key.as_str()] = value.clone();
+            }
+        }
+        out
     }
 }
 

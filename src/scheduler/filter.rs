@@ -184,6 +184,47 @@ pub fn check(
     check_others(pod, facts, counted, node)
 }
 
+/// Asks each rule by itself, and tells who took how long: for the metrics, which look at a few.
+pub fn time_each(
+    pod: &PodInfo,
+    facts: &Facts,
+    counted: &Counted,
+    node: &NodeInfo,
+    mut tell: impl FnMut(Rule, bool, std::time::Duration),
+) {
+    for rule in facts.profile.filters.each() {
+        let begun = std::time::Instant::now();
+        let answer = match rule {
+            Rule::NodeUnschedulable => node_unschedulable::check(pod, node),
+            Rule::NodeName => node_name::check(pod, node),
+            Rule::TaintToleration => taints::check(pod, node),
+            Rule::NodeAffinity => node_affinity::check(pod, facts, node),
+            Rule::NodePorts => node_ports::check(pod, node),
+            Rule::NodeResourcesFit => fits(pod, facts, node),
+            Rule::VolumeRestrictions => {
+                volume_restrictions::check(facts, &counted.restrictions, node)
+            }
+            Rule::NodeVolumeLimits => volume_limits::check(facts, node),
+            Rule::VolumeBinding => volumes::check(facts, node),
+            Rule::VolumeZone => volume_zone::check(facts, node),
+            Rule::PodTopologySpread => topology_spread::check(&counted.spread, node),
+            Rule::InterPodAffinity => {
+                inter_pod_affinity::check(pod, facts, &counted.affinity, node)
+            }
+            Rule::DynamicResources => devices::check(facts, node),
+            Rule::NodeDeclaredFeatures => node_declared_features::check(pod, node),
+            Rule::Extender => continue,
+        };
+        tell(rule, answer.is_ok(), begun.elapsed());
+    }
+}
+
+fn fits(pod: &PodInfo, facts: &Facts, node: &NodeInfo) -> Result<(), Reject> {
+    let brought =
+        |name: &str| facts.devices.as_ref().is_some_and(|devices| devices.brings(name, node));
+    node_resources::check(pod, &facts.profile.fit, node, &brought)
+}
+
 /// Asks the rules that look at the node alone, and not at volumes.
 pub fn check_alone(pod: &PodInfo, facts: &Facts, node: &NodeInfo) -> Result<(), Reject> {
     let on = |rule: Rule| facts.profile.filters_by(rule);
@@ -203,9 +244,7 @@ pub fn check_alone(pod: &PodInfo, facts: &Facts, node: &NodeInfo) -> Result<(), 
         node_ports::check(pod, node)?;
     }
     if on(Rule::NodeResourcesFit) {
-        let brought =
-            |name: &str| facts.devices.as_ref().is_some_and(|devices| devices.brings(name, node));
-        node_resources::check(pod, &facts.profile.fit, node, &brought)?;
+        fits(pod, facts, node)?;
     }
     if on(Rule::NodeDeclaredFeatures) {
         node_declared_features::check(pod, node)?;

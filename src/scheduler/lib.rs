@@ -31,7 +31,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use config::Config;
+pub use config::{CONTENT_TYPES, Config, Connection};
 pub use cycle::{Decision, Outcome};
 pub use facts::Caches;
 pub use run::Scheduler;

@@ -1,22 +1,28 @@
 //! What the scheduler measures, under kube-scheduler's names and labels.
 //!
 //! What happens is counted as it happens; how many pods wait, and for what, is counted when
-//! somebody reads the metrics. No point of the framework is told of that has no work here:
+//! somebody reads the metrics. What single plugins take is measured now and then, of pods that
+//! nobody was asked for before, on one node; how often they were asked follows from how often
+//! their point was reached. No point of the framework is told of that has no work here:
 //! PreFilter is part of Filter, PreScore of Score.
 
+use std::collections::BTreeMap;
 use std::fmt::Error;
-use std::sync::{LazyLock, Once, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Once, Weak};
 use std::time::Duration;
 
 use base::metrics::{HistogramFamily, histograms, register, register_collector};
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::filter::Rule;
+use crate::profile::Profile;
 use crate::run::Inner;
 use crate::state::State;
 
@@ -32,6 +38,31 @@ const QUEUED_SECONDS: [f64; 20] = [
 const POINT_SECONDS: [f64; 12] = [
     0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.0256, 0.0512, 0.1024, 0.2048,
 ];
+/// From 10 µs, each half as much again.
+const PLUGIN_SECONDS: [f64; 20] = [
+    0.00001,
+    0.000_015,
+    0.000_022_5,
+    0.000_033_75,
+    0.000_050_63,
+    0.000_075_94,
+    0.000_113_91,
+    0.000_170_86,
+    0.000_256_29,
+    0.000_384_43,
+    0.000_576_65,
+    0.000_864_98,
+    0.001_297_46,
+    0.001_946_2,
+    0.002_919_29,
+    0.004_378_94,
+    0.006_568_41,
+    0.009_852_61,
+    0.014_778_92,
+    0.022_168_38,
+];
+/// Plugins are measured once in so many times (upstream, `pluginMetricsSamplePercent`).
+const SAMPLE_OF: u64 = 10;
 const ATTEMPTS: [f64; 5] = [1.0, 2.0, 4.0, 8.0, 16.0];
 const VICTIMS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// More attempts than this are not told apart.
@@ -53,6 +84,20 @@ pub enum Point {
     Score,
     PreBind,
     Bind,
+}
+
+impl Point {
+    /// Its name, and how it ended.
+    fn labels(self, well: bool) -> (&'static str, &'static str) {
+        let (name, refused) = match self {
+            Point::Filter => ("Filter", "Unschedulable"),
+            Point::PostFilter => ("PostFilter", "Unschedulable"),
+            Point::Score => ("Score", "Error"),
+            Point::PreBind => ("PreBind", "Error"),
+            Point::Bind => ("Bind", "Error"),
+        };
+        (name, if well { "Success" } else { refused })
+    }
 }
 
 /// How often a pod was tried, and how long it has waited.
@@ -94,6 +139,13 @@ struct AtPoint {
     status: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPlugin {
+    extension_point: &'static str,
+    plugin: String,
+    status: &'static str,
+}
+
 struct Metrics {
     attempts: Family<Attempt, Counter>,
     attempt_seconds: HistogramFamily<Attempt>,
@@ -104,6 +156,9 @@ struct Metrics {
     preemptions: Counter,
     victims: Histogram,
     points: HistogramFamily<AtPoint>,
+    plugins: HistogramFamily<OfPlugin>,
+    /// How often nodes were filtered and scored, by profile.
+    reached: Mutex<BTreeMap<String, [u64; 2]>>,
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
@@ -152,6 +207,12 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "How long all plugins of an extension point take",
         histograms(&POINT_SECONDS),
     ),
+    plugins: register(
+        "scheduler_plugin_execution_duration_seconds",
+        "How long a plugin takes at an extension point",
+        histograms(&PLUGIN_SECONDS),
+    ),
+    reached: Mutex::default(),
 });
 
 /// An attempt is over, `took` after its pod was popped.
@@ -202,16 +263,30 @@ pub fn preempted(victims: Option<usize>) {
 
 /// Time that plugins took. `well`: they had nothing against the pod.
 pub fn spent(point: Point, profile: &str, well: bool, took: Duration) {
-    let (extension_point, refused) = match point {
-        Point::Filter => ("Filter", "Unschedulable"),
-        Point::PostFilter => ("PostFilter", "Unschedulable"),
-        Point::Score => ("Score", "Error"),
-        Point::PreBind => ("PreBind", "Error"),
-        Point::Bind => ("Bind", "Error"),
-    };
-    let status = if well { "Success" } else { refused };
+    let (extension_point, status) = point.labels(well);
+    if let Point::Filter | Point::Score = point {
+        let mut reached = METRICS.reached.lock();
+        let at = usize::from(point == Point::Score);
+        match reached.get_mut(profile) {
+            Some(counts) => counts[at] += 1,
+            None => reached.entry(profile.to_owned()).or_default()[at] = 1,
+        }
+    }
     let labels = AtPoint { extension_point, profile: profile.to_owned(), status };
     METRICS.points.get_or_create_owned(&labels).observe(took.as_secs_f64());
+}
+
+/// Whether plugins are measured this time that their point is reached.
+pub fn is_sample(point: Point) -> bool {
+    static TIMES: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+    TIMES[point as usize].fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE_OF)
+}
+
+/// `plugin` is called as it is debugged.
+pub fn plugin_took(point: Point, plugin: impl std::fmt::Debug, well: bool, took: Duration) {
+    let (extension_point, status) = point.labels(well);
+    let labels = OfPlugin { extension_point, plugin: format!("{plugin:?}"), status };
+    METRICS.plugins.get_or_create_owned(&labels).observe(took.as_secs_f64());
 }
 
 /// The scheduler that acts; of several in a process the last.
@@ -249,7 +324,7 @@ impl Collector for Rows {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let Some(scheduler) = ACTING.lock().upgrade() else { return Ok(()) };
         // Not held while text is made of it.
-        let Seen { queues, cached, refusals } = Seen::of(&scheduler.state.lock());
+        let Seen { queues, cached, refusals, profiles } = Seen::of(&scheduler.state.lock());
         gauges(
             &mut encoder,
             ("scheduler_pending_pods", "Pods that wait for a node, by the queue they are in"),
@@ -266,8 +341,35 @@ impl Collector for Rows {
             refusals.iter().map(|((profile, plugin), pods)| {
                 (vec![("plugin", plugin.as_str()), ("profile", profile.as_str())], *pods)
             }),
-        )
+        )?;
+        evaluations(&mut encoder, &profiles)
     }
+}
+
+/// How often each plugin was asked: where its point is reached, all of it are.
+fn evaluations(
+    encoder: &mut DescriptorEncoder<'_>,
+    profiles: &[Arc<Profile>],
+) -> Result<(), Error> {
+    let help = "How often plugins were asked about pods";
+    let first = ConstCounter::new(0u64);
+    let name = "scheduler_plugin_evaluation";
+    let mut family = encoder.encode_descriptor(name, help, None, first.metric_type())?;
+    let reached = METRICS.reached.lock().clone();
+    for profile in profiles {
+        let name = profile.scheduler_name.as_str();
+        let Some([filtered, scored]) = reached.get(name) else { continue };
+        let plugins = profile.filters.each().filter(|rule| *rule != Rule::Extender);
+        let filters = plugins.map(|rule| ("Filter", format!("{rule:?}"), *filtered));
+        let judges = profile.scores.iter();
+        let scores = judges.map(|(_, judge)| ("Score", format!("{judge:?}"), *scored));
+        for (point, plugin, count) in filters.chain(scores) {
+            let labels: Labels<'_> =
+                vec![("extension_point", point), ("plugin", &plugin), ("profile", name)];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }
 
 struct Seen {
@@ -275,6 +377,7 @@ struct Seen {
     cached: [(&'static str, usize); 3],
     /// By profile and plugin.
     refusals: Vec<((String, String), usize)>,
+    profiles: Vec<Arc<Profile>>,
 }
 
 impl Seen {
@@ -293,6 +396,7 @@ impl Seen {
                 ("assumed_pods", state.assumed.len()),
             ],
             refusals: state.line.refusals().into_iter().collect(),
+            profiles: state.profiles().to_vec(),
         }
     }
 }

@@ -173,6 +173,13 @@ fn filter_nodes<'a>(
     *chance.start = (*chance.start + looked_at) % nodes.len();
     let name = &facts.profile.scheduler_name;
     metrics::spent(Point::Filter, name, !able.is_empty(), begun.elapsed());
+    if metrics::is_sample(Point::Filter)
+        && let Some(node) = nodes.get(*chance.start)
+    {
+        filter::time_each(pod, facts, counted, node, |rule, well, took| {
+            metrics::plugin_took(Point::Filter, rule, well, took);
+        });
+    }
     (able, rejects)
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use base::drain::Drain;
 use base::error::chain;
 use client::{Cache, Recorder, Shared};
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::ResourceClaim;
@@ -81,6 +82,11 @@ impl Scheduler {
         metrics::watch(Arc::downgrade(&self.0));
         info!("scheduler runs");
         drain.until(self.schedule(&drain)).await;
+    }
+
+    /// Whether all that it looks at is there.
+    pub fn is_synced(&self) -> bool {
+        self.synced().now_or_never().is_some()
     }
 
     async fn synced(&self) {

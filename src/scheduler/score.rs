@@ -11,7 +11,10 @@ pub mod node_resources;
 pub mod taints;
 pub mod topology_spread;
 
+use std::time::Instant;
+
 use crate::facts::Facts;
+use crate::metrics::{self, Point};
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
 
@@ -73,8 +76,14 @@ impl Judge {
 /// The weighted sum for every node of the contest.
 pub fn totals(contest: &Contest<'_>) -> Vec<i64> {
     let mut out = vec![0; contest.nodes.len()];
+    let is_sample = metrics::is_sample(Point::Score);
     for (weight, judge) in &contest.facts.profile.scores {
-        for (total, score) in out.iter_mut().zip(judge.score(contest).into_iter().flatten()) {
+        let begun = is_sample.then(Instant::now);
+        let scores = judge.score(contest);
+        if let Some(begun) = begun {
+            metrics::plugin_took(Point::Score, *judge, true, begun.elapsed());
+        }
+        for (total, score) in out.iter_mut().zip(scores.into_iter().flatten()) {
             *total += weight * score;
         }
     }

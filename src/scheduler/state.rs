@@ -64,6 +64,10 @@ impl State {
         }
     }
 
+    pub fn profiles(&self) -> &[Arc<Profile>] {
+        &self.profiles
+    }
+
     /// The profile that a pod asks for; None where another scheduler has it.
     pub fn profile_of(&self, pod: &Pod) -> Option<&Arc<Profile>> {
         pod.spec.as_ref()?;

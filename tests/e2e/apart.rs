@@ -29,13 +29,22 @@ fn components_apart_do_what_they_do_in_process() {
     let holder = "get lease -n kube-system kube-scheduler -o jsonpath={.spec.holderIdentity}";
     let leads = cluster.k(holder);
     let log = "/tmp/scheduler2.log".to_string();
-    let argv = ["/mnt/coracle/coracle", "scheduler", "--kubeconfig", KUBECONFIG];
+    // The first has the port.
+    let argv = [
+        "/mnt/coracle/coracle",
+        "scheduler",
+        "--kubeconfig",
+        KUBECONFIG,
+        "--secure-port=10260",
+        "--leader-elect-retry-period=1s",
+    ];
     let scheduler = (cluster.machine.start(&log, &argv), log);
     eventually("the second waits", 15, || {
         let log = cluster.machine.read(&scheduler.1);
         if log.contains("another leads") { Ok(()) } else { Err(log) }
     });
     assert_eq!(cluster.k(holder), leads);
+    they_tell_how_they_are(&cluster);
     cluster.machine.sh(&format!("kill -KILL {}", first.0));
     cluster.until(holder, 30, |text| !text.is_empty() && text != leads);
     let reason =
@@ -59,4 +68,60 @@ fn components_apart_do_what_they_do_in_process() {
         });
     }
     cluster.reset();
+}
+
+/// Health to everybody, and metrics to whom the API server lets see them.
+fn they_tell_how_they_are(cluster: &Cluster) {
+    let ask = |port: u16, path: &str, more: &str| {
+        let url = format!("https://127.0.0.1:{port}{path}");
+        let out = cluster.machine.sh(&format!(
+            "curl -sk -w '\\n%{{http_code}}' {more} {url} || tail -n 5 /tmp/scheduler.log /tmp/controllers.log"
+        ));
+        // The last lines of the logs are no code.
+        let (body, code) = out.trim_end().rsplit_once('\n').unwrap();
+        (code.parse::<u16>().unwrap_or_default(), body.to_owned())
+    };
+    for (port, config) in [(10259, "componentconfig"), (10257, "kubecontrollermanager")] {
+        for path in ["/healthz", "/livez", "/readyz"] {
+            assert_eq!(ask(port, path, ""), (200, "ok".into()), "{port} {path}");
+        }
+        let (_, checks) = ask(port, "/readyz?verbose", "");
+        assert!(checks.contains("[+]leaderElection ok\n[+]shutdown ok"), "{checks}");
+        let (code, why) = ask(port, "/metrics", "");
+        assert_eq!((code, why.contains("system:anonymous")), (403, true), "{why}");
+        let wrong = "-H 'Authorization: Bearer nonsense'";
+        assert_eq!(ask(port, "/metrics", wrong).0, 401);
+        let token = cluster.k("create token default").trim().to_owned();
+        let bearer = format!("-H 'Authorization: Bearer {token}'");
+        let (code, why) = ask(port, "/metrics", &bearer);
+        assert_eq!((code, why.contains("serviceaccount:default:default")), (403, true), "{why}");
+        // A role on a path that is no resource, as a Prometheus has it.
+        let role = format!("reads-{port}");
+        cluster.k(&format!(
+            "create clusterrole {role} --verb=get --non-resource-url=/metrics --non-resource-url=/configz"
+        ));
+        let grant = "--serviceaccount=default:default";
+        cluster.k(&format!("create clusterrolebinding {role} --clusterrole={role} {grant}"));
+        // What was said before holds for ten seconds.
+        eventually("it may now", 20, || match ask(port, "/metrics", &bearer) {
+            (200, text) if text.contains("leader_election_master_status") => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        let (code, text) = ask(port, "/configz", &bearer);
+        assert!(code == 200 && text.contains(config), "{text}");
+        cluster.k(&format!("delete clusterrole,clusterrolebinding {role}"));
+        // The administrator by a certificate.
+        let from = |field: &str, file: &str| {
+            cluster.machine.sh(&format!(
+                "kubectl --kubeconfig {KUBECONFIG} config view --raw \
+                 -o 'jsonpath={{.users[0].user.{field}}}' | base64 -d > {file}"
+            ));
+        };
+        from("client-certificate-data", "/tmp/a.crt");
+        from("client-key-data", "/tmp/a.key");
+        assert_eq!(ask(port, "/metrics", "--cert /tmp/a.crt --key /tmp/a.key").0, 200);
+        assert_eq!(ask(port, "/nothing", "--cert /tmp/a.crt --key /tmp/a.key").0, 404);
+    }
+    // Who waits is well too, and ready: it follows the cluster meanwhile.
+    assert_eq!(ask(10260, "/readyz", ""), (200, "ok".into()));
 }

@@ -30,6 +30,10 @@ fn what_is_wrong_with_flags_and_files_is_said() {
     refuses(&machine, &["--node-taint=x"], &["KEY=VALUE:EFFECT"]);
     refuses(&machine, &["--disable=everything"], &["known parts are"]);
     refuses(&machine, &["--kube-apiserver-arg=feature-gates=X=true"], &["not supported"]);
+    let cloud = "--kube-controller-manager-arg=cloud-provider=aws";
+    refuses(&machine, &[cloud], &["not supported", "node-monitor-grace-period"]);
+    let size = "--kube-controller-manager-arg=node-cidr-mask-size=8";
+    refuses(&machine, &[size], &["/8", "/16"]);
     machine.write("/etc/coracle/config.yaml", b"tls-sam: [example.org]\n");
     refuses(&machine, &[], &["tls-sam", "did you mean \"tls-san\"?"]);
     machine.write("/etc/coracle/config.yaml", b"tls-san: [unclosed\n");

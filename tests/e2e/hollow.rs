@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, KUBECONFIG};
-use crate::machine::{Machine, eventually};
+use crate::machine::{ADDRESS, Machine, eventually};
 
 const NODES: usize = 50;
 const PODS: usize = 500;
@@ -153,5 +153,46 @@ fn many_nodes_take_pods_lose_them_and_come_back() {
             false => Ok(()),
         });
     }
+    cluster.reset();
+}
+
+/// Half of what containers ask for, as they are told; an autoscaler that wants less has more.
+#[test]
+fn hollow_nodes_show_what_they_use() {
+    let mut cluster = Cluster::not_started(Machine::new(), &["--disable-agent"]);
+    cluster.start_server();
+    let address = format!("--metrics-address={ADDRESS}");
+    let argv =
+        ["/mnt/coracle/coracle", "agent", "--hollow=3", &address, "--kubeconfig", KUBECONFIG];
+    let hollow = cluster.machine.start("/tmp/hollow.log", &argv);
+    cluster.until("get nodes --no-headers", 60, |text| text.matches(" Ready ").count() == 3);
+    cluster.k("create deployment web --image=none.example.com/none:1 --replicas=2");
+    cluster.k("set resources deployment web --requests=cpu=200m,memory=64Mi");
+    cluster.rollout("web");
+    // Windows are of milliseconds, and what comes of them is rounded.
+    let half = |line: &&str| {
+        ["99m", "100m", "101m"].iter().any(|it| line.contains(it)) && line.contains("32Mi")
+    };
+    cluster.until("top pods --no-headers", 60, |text| text.lines().filter(half).count() == 2);
+    cluster.until("top nodes --no-headers", 30, |text| {
+        // What each uses for itself, and with a pod or two; cut to thousandths.
+        let cpu = |line: &str| {
+            let word = line.split_whitespace().nth(1)?;
+            word.strip_suffix('m')?.parse::<u32>().ok()
+        };
+        let of_pods = |line: &str| cpu(line).is_some_and(|it| (99..=305).contains(&it));
+        let all: u32 = text.lines().filter_map(cpu).sum();
+        text.lines().filter(|line| of_pods(line)).count() == 3 && (495..=515).contains(&all)
+    });
+    cluster.k("autoscale deployment web --min=2 --max=5 --cpu-percent=25");
+    cluster
+        .until("get deployment web -o jsonpath={.status.readyReplicas}", 120, |text| text == "4");
+    // Nobody else reads them.
+    let port = "get node hollow-0 -o jsonpath={.status.daemonEndpoints.kubeletEndpoint.Port}";
+    let url = format!("https://{ADDRESS}:{}/metrics/resource", cluster.k(port).trim());
+    let code = format!("curl -sk -o /dev/null -w '%{{http_code}}' {url}");
+    assert_eq!(cluster.machine.sh(&code).trim(), "403");
+    assert!(cluster.machine.is_alive(hollow), "{}", cluster.machine.read("/tmp/hollow.log"));
+    cluster.machine.sh(&format!("kill -TERM {hollow}"));
     cluster.reset();
 }

@@ -146,6 +146,10 @@ async fn a_manifest_that_is_wrong_says_so_and_holds_nobody_up() {
 
 /// A cluster with local storage on the node `m`.
 async fn storage(world: &World) -> std::path::PathBuf {
+    storage_at(world, world.dir.path().join("storage")).await
+}
+
+async fn storage_at(world: &World, folder: std::path::PathBuf) -> std::path::PathBuf {
     let (trigger, drain) = base::drain::channel();
     std::mem::forget(trigger);
     world.deploy(&["metrics-server"], drain);
@@ -155,7 +159,6 @@ async fn storage(world: &World) -> std::path::PathBuf {
     .await;
     let node = json!({"metadata": {"name": "m", "labels": {"kubernetes.io/hostname": "m"}}});
     world.admin.all::<Node>().create(&read(node)).await.unwrap();
-    let folder = world.dir.path().join("storage");
     let client = world.account(addons::local_path::provisioner::ACCOUNT);
     tokio::spawn(addons::local_path::provisioner::run(
         world.shared.clone(),
@@ -190,6 +193,25 @@ async fn bound(world: &World, name: &str) -> PersistentVolume {
         world.admin.all::<PersistentVolume>().get_opt(&volume).await.unwrap()
     })
     .await
+}
+
+/// A file system in memory has no project quotas.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_size_that_nothing_enforces_is_told_to_who_claimed_it() {
+    let world = World::new().await;
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    storage_at(&world, memory.path().join("storage")).await;
+    let volume = bound(&world, "c").await;
+    let only = ListParams::fields("reason=SizeNotEnforced,involvedObject.name=c");
+    let said = until("it is told", async || {
+        let events = world.admin.api::<Event>(Some("default")).list(&only).await.unwrap();
+        events.items.into_iter().next()
+    })
+    .await;
+    assert_eq!(said.involved_object.kind.as_deref(), Some("PersistentVolumeClaim"));
+    let (text, name) = (said.message.unwrap(), volume.metadata.name.unwrap());
+    assert!(text.contains(&format!("the size of volume {name} is not enforced")), "{text}");
+    assert!(text.contains("mount it with prjquota"), "{text}");
 }
 
 async fn until_there(path: &Path, there: bool) {

@@ -10,7 +10,7 @@ use controllers::Controllers;
 use store::backend::sqlite::Sqlite;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::addons;
 use super::credentials::{self, Credentials, component};
@@ -142,8 +142,10 @@ fn control(
     };
     let network = settings.node.cluster_network;
     let serves = |plural: &str| server.registry.resource("certificates.k8s.io", plural).is_some();
-    let config = controllers::Config {
+    let services = settings.node.service_network;
+    let mut config = controllers::Config {
         cluster_cidrs: vec![format!("{}/{}", network.address, network.prefix)],
+        service_cidrs: vec![format!("{}/{}", services.address, services.prefix)],
         root_ca_pem: credentials.server_ca.cert_pem.clone(),
         // The API server believes it, whatever key signs what it makes itself.
         token_key_pem: credentials.service_account_key.clone(),
@@ -155,6 +157,10 @@ fn control(
         node_ports_taken: [settings.port, settings.node.port].map(i32::from).into(),
         ..controllers::Config::default()
     };
+    if let Err(why) = settings.controlling.apply(&mut config) {
+        // The settings have tried it.
+        warn!(error = %base::error::chain(&why), "controllers work as usual");
+    }
     Controllers::start(shared, make_client, config, drain)
 }
 

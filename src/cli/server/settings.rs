@@ -9,6 +9,7 @@ use api::flags::Flags;
 use super::audit::{self, AuditFlags};
 use super::identity::{self, IdentityFlags};
 use crate::args::ServerFlags;
+use crate::controlling::ControllerFlags;
 use crate::node::settings::{self as node, Settings as Node};
 use crate::{Error, Result};
 
@@ -28,6 +29,7 @@ pub struct Settings {
     pub scheduler: bool,
     pub scheduling: scheduler::Config,
     pub controllers: bool,
+    pub controlling: ControllerFlags,
     pub service_lb: bool,
     pub metrics: bool,
     /// Parts that are left out.
@@ -99,6 +101,7 @@ impl Settings {
             scheduler: !flags.disable_scheduler,
             scheduling: scheduling(&flags.kube_scheduler_arg)?,
             controllers: !flags.disable_controller_manager,
+            controlling: controlling(&flags.kube_controller_manager_arg, &flags.cluster_cidr)?,
             service_lb: has("servicelb") && !flags.disable_cloud_controller,
             metrics: has("metrics-server"),
             disabled: flags.disable.clone(),
@@ -127,6 +130,14 @@ fn scheduling(args: &[String]) -> Result<scheduler::Config> {
         }
     }
     Ok(out)
+}
+
+/// How the controllers work, by upstream's flags; tried out, so that what is wrong is told now.
+fn controlling(args: &[String], cluster_cidr: &str) -> Result<ControllerFlags> {
+    let flags = ControllerFlags::read(args)?;
+    let cluster_cidrs = vec![cluster_cidr.to_owned()];
+    flags.apply(&mut controllers::Config { cluster_cidrs, ..controllers::Config::default() })?;
+    Ok(flags)
 }
 
 fn ports(text: &str) -> Result<RangeInclusive<u16>> {

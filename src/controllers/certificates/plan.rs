@@ -1,6 +1,7 @@
 //! Which requests for certificates are approved, signed and removed. Pure.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestSpec,
@@ -21,13 +22,22 @@ const NODE: &str = "system:node:";
 const ANSWERED: i64 = 3_600;
 /// The same for what nobody answered (`pendingExpiration`).
 const PENDING: i64 = 24 * 3_600;
-/// Seconds that a certificate is valid: what nobody asked otherwise for
-/// (`cluster-signing-duration`), and the least.
-const VALID: i64 = 365 * 24 * 3_600;
+/// Seconds that a certificate is valid at the least.
 const VALID_MIN: i64 = 600;
+/// When a request is looked at again whose sender was not allowed to make it: after as long as it
+/// has waited, between these.
+const AGAIN: (i64, i64) = (1, 900);
 
-pub fn valid_seconds(spec: &CertificateSigningRequestSpec) -> i64 {
-    spec.expiration_seconds.map_or(VALID, |wanted| i64::from(wanted).clamp(VALID_MIN, VALID))
+/// `longest`: what nobody asked otherwise for (`cluster-signing-duration`).
+pub fn valid_seconds(spec: &CertificateSigningRequestSpec, longest: Duration) -> i64 {
+    let longest = i64::try_from(longest.as_secs()).unwrap_or(i64::MAX);
+    let wanted = spec.expiration_seconds.map_or(longest, i64::from);
+    wanted.max(VALID_MIN).min(longest)
+}
+
+/// `age` in seconds.
+pub fn ask_again(age: i64) -> Duration {
+    Duration::from_secs(age.clamp(AGAIN.0, AGAIN.1).unsigned_abs())
 }
 
 pub fn has(request: &CertificateSigningRequest, kind: &str) -> bool {
@@ -218,11 +228,13 @@ mod tests {
     fn certificates_are_valid_as_long_as_was_asked_within_bounds() {
         let seconds = |wanted: Option<i32>| {
             let spec = spec(CLIENT, "u", &[]);
-            valid_seconds(&CertificateSigningRequestSpec { expiration_seconds: wanted, ..spec })
+            let spec = CertificateSigningRequestSpec { expiration_seconds: wanted, ..spec };
+            valid_seconds(&spec, Duration::from_secs(86_400))
         };
-        assert_eq!(seconds(None), VALID);
+        assert_eq!(seconds(None), 86_400);
         assert_eq!(seconds(Some(60)), VALID_MIN);
         assert_eq!(seconds(Some(7_200)), 7_200);
-        assert_eq!(seconds(Some(i32::MAX)), VALID);
+        assert_eq!(seconds(Some(i32::MAX)), 86_400);
+        assert_eq!([-5, 0, 7, 5_000].map(|age| ask_again(age).as_secs()), [1, 1, 7, 900]);
     }
 }

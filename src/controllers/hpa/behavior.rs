@@ -1,9 +1,9 @@
 //! How fast a wish for replicas may come true: stabilization, policies, limits. Pure.
 
+use std::time::Duration;
+
 use k8s_openapi::api::autoscaling::v2::{HPAScalingRules, HorizontalPodAutoscalerBehavior};
 
-/// Seconds in which the highest recommendation counts when scaling down, where none are given.
-const STABILIZATION: i32 = 300;
 /// Seconds after which changes are no policy's concern (the API's limit of periods).
 const PERIOD_MAX: i64 = 1_800;
 /// Seconds after which recommendations are no window's concern (the API's limit).
@@ -48,6 +48,8 @@ impl Past {
 pub struct Limits {
     pub min: i32,
     pub max: i32,
+    /// In which the highest recommendation counts when scaling down, where no other is given.
+    pub stabilization: Duration,
 }
 
 /// A reason of a condition and its message.
@@ -94,15 +96,17 @@ pub fn normalize(
     wish: i32,
     now: i64,
 ) -> Outcome {
+    let usual_window =
+        i64::try_from(limits.stabilization.as_secs()).unwrap_or(i64::MAX).min(WINDOW_MAX);
     let window = |rules: Option<&HPAScalingRules>, or| {
-        i64::from(rules.and_then(|r| r.stabilization_window_seconds).unwrap_or(or))
+        rules.and_then(|r| r.stabilization_window_seconds).map_or(or, i64::from)
     };
     let up = behavior.and_then(|b| b.scale_up.as_ref());
     let down = behavior.and_then(|b| b.scale_down.as_ref());
     let within = |window: i64| {
         past.wishes.iter().filter(move |(at, _)| now - at < window).map(|(_, replicas)| *replicas)
     };
-    let highest = within(window(down, STABILIZATION)).fold(wish, i32::max);
+    let highest = within(window(down, usual_window)).fold(wish, i32::max);
     let lowest = within(window(up, 0)).fold(wish, i32::min);
     let stable = match behavior {
         None => highest,

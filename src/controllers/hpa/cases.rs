@@ -4,6 +4,7 @@
 //! it comes out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::SignedDuration;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscalerBehavior;
@@ -106,7 +107,8 @@ fn behave(world: &Value) -> Vec<String> {
     }
     let behavior: Option<HorizontalPodAutoscalerBehavior> =
         serde_json::from_value(world["behavior"].clone()).unwrap();
-    let limits = Limits { min: int(&world["min"], 1), max: int(&world["max"], 100) };
+    let stabilization = Duration::from_secs(300);
+    let limits = Limits { min: int(&world["min"], 1), max: int(&world["max"], 100), stabilization };
     let (current, wish) = (int(&world["current"], 1), int(&world["wish"], 1));
     let out = normalize(&mut past, behavior.as_ref(), &limits, current, wish, AT);
     let mut lines = vec![format!("{} replicas", out.replicas)];

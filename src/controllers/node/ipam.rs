@@ -15,9 +15,8 @@ use tracing::warn;
 use crate::harness::{Context, Doing, Settled};
 use crate::owner::name;
 
-/// Sizes of node networks (upstream, `node-cidr-mask-size`).
-const PREFIX_V4: u8 = 24;
-const PREFIX_V6: u8 = 64;
+/// Who holds the networks of services: no node is called so.
+const SERVICES: &str = "";
 
 /// A network that node networks are cut from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,8 +53,9 @@ impl Range {
         if self.is_v6 { 128 } else { 32 }
     }
 
-    fn node_prefix(&self) -> u8 {
-        self.prefix.max(if self.is_v6 { PREFIX_V6 } else { PREFIX_V4 })
+    /// `sizes`: of node networks, of IPv4 and of IPv6.
+    fn node_prefix(&self, (v4, v6): (u8, u8)) -> u8 {
+        self.prefix.max(if self.is_v6 { v6.min(128) } else { v4.min(32) })
     }
 
     /// Addresses in the network, less one.
@@ -102,8 +102,8 @@ impl Held {
     }
 
     /// The first node network of `range` that overlaps none that is held.
-    fn free(&self, range: &Range) -> Option<Range> {
-        let prefix = range.node_prefix();
+    fn free(&self, range: &Range, sizes: (u8, u8)) -> Option<Range> {
+        let prefix = range.node_prefix(sizes);
         let step = range.last_offset(prefix).checked_add(1)?;
         let mut next = Range { prefix, ..*range };
         // In the order of where they begin: what lies before `next` has been passed.
@@ -150,6 +150,9 @@ pub async fn run(context: Context) {
     let queue: Queue<Key> = Queue::named("node_ipam_controller");
     let (again, all) = (queue.clone(), nodes.clone());
     let held = Arc::new(Mutex::new(Held::default()));
+    let services = &context.config.service_cidrs;
+    held.lock().set(SERVICES, services.iter().filter_map(|text| Range::parse(text)).collect());
+    let sizes = context.config.node_cidr_sizes;
     let seen = held.clone();
     nodes.on_change(move |old, new: Option<&Arc<Node>>| match (old, new) {
         (_, Some(node)) if networks(node).is_empty() => {
@@ -174,7 +177,7 @@ pub async fn run(context: Context) {
                 return Ok(());
             }
             // One worker, so no race.
-            let Some(chosen) = choose(&mut held.lock(), &key, ranges) else {
+            let Some(chosen) = choose(&mut held.lock(), &key, ranges, sizes) else {
                 let text = format!("Node {key} status is now: CIDRNotAvailable");
                 context.recorder.normal(&reference(&*node), "CIDRNotAvailable", text);
                 return Ok(());
@@ -191,9 +194,10 @@ pub async fn run(context: Context) {
 }
 
 /// A network of each range for a node that has none yet; it holds them from now on.
-fn choose(held: &mut Held, node: &str, ranges: &[Range]) -> Option<Vec<String>> {
+fn choose(held: &mut Held, node: &str, ranges: &[Range], sizes: (u8, u8)) -> Option<Vec<String>> {
     held.remove(node);
-    let chosen: Vec<Range> = ranges.iter().map(|range| held.free(range)).collect::<Option<_>>()?;
+    let free = |range: &Range| held.free(range, sizes);
+    let chosen: Vec<Range> = ranges.iter().map(free).collect::<Option<_>>()?;
     let told = chosen.iter().map(ToString::to_string).collect();
     held.set(node, chosen);
     Some(told)
@@ -220,7 +224,7 @@ mod tests {
         for text in taken {
             held.set(text, vec![Range::parse(text).unwrap()]);
         }
-        let free = held.free(&Range::parse(range).unwrap()).map(|free| free.to_string());
+        let free = held.free(&Range::parse(range).unwrap(), (24, 64)).map(|free| free.to_string());
         assert_eq!(free.as_deref(), want, "{range}");
     }
 
@@ -244,10 +248,26 @@ mod tests {
     }
 
     #[test]
+    fn nodes_of_two_families_get_one_of_each_around_the_services() {
+        let parse = |text: &&str| Range::parse(text).unwrap();
+        let ranges = ["10.42.0.0/22", "fd00:42::/46"].map(|it| parse(&it));
+        let mut held = Held::default();
+        held.set(SERVICES, ["10.42.0.0/24", "fd00:42::/108"].iter().map(parse).collect());
+        let mut given = |node: &str, sizes| choose(&mut held, node, &ranges, sizes);
+        let of = |v4: &str, v6: &str| Some(vec![v4.to_owned(), v6.to_owned()]);
+        assert_eq!(given("a", (24, 64)), of("10.42.1.0/24", "fd00:42:0:1::/64"));
+        assert_eq!(given("b", (26, 48)), of("10.42.2.0/26", "fd00:42:1::/48"));
+        assert_eq!(given("c", (24, 48)), of("10.42.3.0/24", "fd00:42:2::/48"));
+        // One family is full: none of the other either.
+        assert_eq!(given("d", (24, 64)), None);
+        assert_eq!(given("e", (26, 64)), of("10.42.2.64/26", "fd00:42:0:2::/64"));
+    }
+
+    #[test]
     fn a_node_holds_what_it_was_given_until_it_goes() {
         let ranges = [Range::parse("10.42.0.0/22").unwrap()];
         let mut held = Held::default();
-        let given = |held: &mut Held, node: &str| choose(held, node, &ranges);
+        let given = |held: &mut Held, node: &str| choose(held, node, &ranges, (24, 64));
         assert_eq!(given(&mut held, "a").unwrap(), ["10.42.0.0/24"]);
         assert_eq!(given(&mut held, "b").unwrap(), ["10.42.1.0/24"]);
         // Its object did not take the first: it is asked for again.

@@ -20,15 +20,55 @@ fn refused(text: &str, want: &str) {
 
 #[test]
 fn an_empty_file_is_the_default() {
-    assert_eq!(read(""), Config::default());
-    assert_eq!(
-        read(
-            "parallelism: 4\nleaderElection: {leaderElect: true, leaseDuration: \
-        15s}\nclientConnection: {qps: 50.5, burst: 100}"
-        ),
-        Config::default()
+    let usual = |text: &str| {
+        let config = read(text);
+        assert_eq!(Config { given: Value::Null, ..config }, Config::default(), "{text}");
+    };
+    usual("");
+    usual("parallelism: 4\nleaderElection: {leaderElect: true, leaseDuration: 15s}");
+    usual("clientConnection: {qps: 0, burst: 0}\ndelayCacheUntilActive: false");
+    usual("profiles: [{}]");
+}
+
+#[test]
+fn what_a_process_of_its_own_needs_is_read() {
+    let config = read(
+        "leaderElection: {leaderElect: false, leaseDuration: 1m, renewDeadline: 30s, \
+         retryPeriod: 500ms, resourceName: a, resourceNamespace: b}\nclientConnection: \
+         {kubeconfig: /k, qps: 50.5, burst: 100, contentType: application/json}\n\
+         delayCacheUntilActive: true\npodMaxBackoffSeconds: 7",
     );
-    assert_eq!(read("profiles: [{}]"), Config::default());
+    let election = &config.election;
+    assert!(!election.elect && config.delay_cache_until_active);
+    assert_eq!((election.name.as_str(), election.namespace.as_str()), ("a", "b"));
+    let times = [election.lease, election.deadline, election.retry].map(|it| it.as_millis());
+    assert_eq!(times, [60_000, 30_000, 500]);
+    let connection = &config.connection;
+    assert_eq!((connection.qps, connection.burst), (Some(50.5), Some(100)));
+    let shown = config.show();
+    assert_eq!(shown["leaderElection"]["retryPeriod"], "0.5s");
+    assert_eq!(shown["clientConnection"]["kubeconfig"], "/k");
+    assert_eq!(shown["podInitialBackoffSeconds"], 1);
+    assert_eq!(shown["podMaxBackoffSeconds"], 7);
+    for (text, want) in [
+        (
+            "leaderElection: {leaseDuration: 5s}",
+            "leaderElection.leaseDuration: Invalid value: \"5s\": must be greater than \
+             `RenewDeadline`",
+        ),
+        ("leaderElection: {leaseDuration: soon}", "leaderElection.leaseDuration: invalid duration"),
+        ("leaderElection: {resourceLock: endpoints}", "resourceLock value must be \"leases\""),
+        (
+            "clientConnection: {burst: -1}",
+            "clientConnection.burst: Invalid value: -1: must be non-negative",
+        ),
+        (
+            "clientConnection: {contentType: text/html}",
+            "clientConnection.contentType: Unsupported value: \"text/html\"",
+        ),
+    ] {
+        refused(text, want);
+    }
 }
 
 #[test]

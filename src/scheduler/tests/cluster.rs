@@ -142,11 +142,26 @@ async fn what_becomes_of_pods_is_measured() {
     let points = points.map(|(point, status)| {
         format!("{name}{{extension_point=\"{point}\",{profile},status=\"{status}\"}} ")
     });
+    // Each of the plugins, of the first pods.
+    let name = "plugin_execution_duration_seconds_count";
+    let plugins = [
+        ("Filter", "NodeAffinity", "Unschedulable"),
+        ("Filter", "NodeResourcesFit", "Success"),
+        ("Bind", "DefaultBinder", "Success"),
+    ];
+    let plugins = plugins.map(|(point, plugin, status)| {
+        let labels = format!("extension_point=\"{point}\",plugin=\"{plugin}\"");
+        format!("{name}{{{labels},status=\"{status}\"}} 1\n")
+    });
+    let asked = ["NodeAffinity", "NodeName"].map(|plugin| {
+        let labels = format!("extension_point=\"Filter\",plugin=\"{plugin}\",{profile}");
+        format!("plugin_evaluation_total{{{labels}}} ")
+    });
     until("all is measured", async || {
         let text = base::metrics::render(base::metrics::Format::Prometheus);
         let has = |line: &String| text.contains(&format!("\nscheduler_{line}"));
         wanted.iter().all(|line| has(&format!("{line}\n"))).then_some(())?;
-        points.iter().all(has).then_some(())
+        points.iter().chain(&plugins).chain(&asked).all(has).then_some(())
     })
     .await;
 }

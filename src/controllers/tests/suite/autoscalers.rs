@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 impl Cluster {
     /// A deployment of one pod that requests 100m, and has been ready for an hour.
-    async fn deploy_for_autoscaler(&self) -> String {
+    pub async fn deploy_for_autoscaler(&self) -> String {
         let deployment = json!({"metadata": {"name": "web"}, "spec": {
             "replicas": 1, "selector": {"matchLabels": {"app": "web"}},
             "template": {"metadata": {"labels": {"app": "web"}},

@@ -1,4 +1,5 @@
-//! Metrics APIs that answer what the suite says; all other requests go to the server.
+//! Metrics APIs that answer what the suite says, if it says anything; all other requests go to the
+//! server.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,7 +36,8 @@ impl Canned {
 impl Transport for Way {
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, Error> {
         let path = request.uri().path();
-        if !GROUPS.iter().any(|group| path.starts_with(group)) {
+        let theirs = !GROUPS.iter().any(|group| path.starts_with(group));
+        if theirs || self.canned.answers.lock().is_empty() {
             return self.inner.open(request).await;
         }
         self.canned.asked.lock().push(request.uri().to_string());

@@ -2,6 +2,7 @@
 
 use crate::support::{Cluster, cluster, until};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use serde_json::{Value, json};
 
 /// `O=system:nodes, CN=system:node:a`.
@@ -96,4 +97,40 @@ async fn what_is_approved_is_signed_if_the_signer_allows_it() {
     let failed = cluster.until_request_is("bad", "Failed").await;
     assert_eq!(failed["reason"], "SignerValidationFailure");
     assert_eq!(failed["message"], "DNS or IP subjectAltName is required");
+}
+
+/// As with kubeadm, where the binding may come after the node has asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_allowed_later_is_approved_later() {
+    let cluster = cluster().await;
+    let bind = async |name: &str, role: &str| {
+        let of = "rbac.authorization.k8s.io";
+        let binding = json!({"metadata": {"name": name},
+            "subjects": [{"kind": "User", "apiGroup": of, "name": "late"}],
+            "roleRef": {"apiGroup": of, "kind": "ClusterRole", "name": role}});
+        let api = cluster.client.all::<ClusterRoleBinding>();
+        api.create(&serde_json::from_value(binding).unwrap()).await.unwrap();
+    };
+    bind("may-ask", "system:node-bootstrapper").await;
+    let asked = json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+        "metadata": {"name": "early"},
+        "spec": {"signerName": "kubernetes.io/kube-apiserver-client-kubelet",
+            "request": k8s_openapi::ByteString(OF_CLIENT.as_bytes().to_vec()),
+            "usages": ["digital signature", "client auth"]}});
+    until("the user may ask", async || {
+        let asked = http::Request::post("/apis/certificates.k8s.io/v1/certificatesigningrequests")
+            .header("Impersonate-User", "late")
+            .header("Content-Type", "application/json")
+            .body(asked.to_string().into())
+            .unwrap();
+        cluster.client.request(asked).await.ok()
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    let requests = cluster.client.all::<CertificateSigningRequest>();
+    let status = requests.get("early").await.unwrap().status;
+    assert!(status.is_none_or(|status| status.conditions.is_none()), "nobody allows it yet");
+    bind("may-have", "system:certificates.k8s.io:certificatesigningrequests:nodeclient").await;
+    cluster.until_request_is("early", "Approved").await;
+    cluster.until_issued("early").await;
 }

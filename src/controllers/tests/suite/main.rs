@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
+mod aggregated;
 mod attachments;
 mod autoscalers;
 mod balancers;

@@ -3,7 +3,7 @@
 use crate::support::{Cluster, cluster, until};
 use client::DeleteParams;
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use serde_json::{Value, json};
 
 impl Cluster {
@@ -33,6 +33,11 @@ async fn a_range_is_used_when_it_is_ready_and_stays_while_it_is_used() {
         "spec": {"clusterIP": "10.99.0.3", "ports": [{"port": 80}]}});
     let services = cluster.client.api::<Service>(Some("default"));
     services.create(&serde_json::from_value(service).unwrap()).await.unwrap();
+    // What somebody else writes down there holds nobody up.
+    let own = json!({"metadata": {"name": "10.99.0.9"}, "spec": {"parentRef":
+        {"group": "a.example", "resource": "gates", "namespace": "default", "name": "g"}}});
+    let addresses = cluster.client.all::<IPAddress>();
+    addresses.create(&serde_json::from_value(own).unwrap()).await.unwrap();
     cidrs.delete("more", &DeleteParams::default()).await.unwrap();
     let going = cluster.until_ready("more", "False").await;
     assert_eq!(going["status"]["conditions"][0]["reason"], "Terminating");
@@ -42,4 +47,5 @@ async fn a_range_is_used_when_it_is_ready_and_stays_while_it_is_used() {
         cidrs.get_opt("more").await.unwrap().is_none().then_some(())
     })
     .await;
+    assert!(addresses.get_opt("10.99.0.9").await.unwrap().is_some());
 }

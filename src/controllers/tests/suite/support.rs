@@ -12,12 +12,24 @@ pub struct Cluster {
     pub client: Client,
     /// The metrics that the autoscaler finds.
     pub metrics: Canned,
+    server: api::serve::Shared,
     _trigger: Trigger,
     _controllers: controllers::Controllers,
     _dir: tempfile::TempDir,
 }
 
 impl Cluster {
+    /// Stores endpoints, which a client may not have on a loopback address.
+    pub async fn place(&self, slice: &serde_json::Value) {
+        let name = slice["metadata"]["name"].as_str().unwrap();
+        let key = format!("/registry/endpointslices/default/{name}");
+        let write = store::Write::Create { key, value: slice.to_string().into() };
+        let store = self.server.registry.store();
+        let done = store.write(write, store::Durability::Durable).await.unwrap();
+        assert!(matches!(done, store::Outcome::Done(_)));
+        self.server.registry.cache.fresh().await.unwrap();
+    }
+
     /// Waits for an event with this reason or message.
     pub async fn until_told(&self, what: &str) {
         until(&format!("{what:?} is told"), || async {
@@ -51,6 +63,7 @@ pub async fn cluster() -> Cluster {
     Cluster {
         client: testing::admin(&server),
         metrics: metrics.clone(),
+        server,
         _trigger: trigger,
         _controllers: controllers,
         _dir: dir,

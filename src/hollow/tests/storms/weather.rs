@@ -189,7 +189,7 @@ impl Transport for Way {
         if writes && life.draws(life.weather.refused) {
             return Err(failed(500, "InternalError", "the storm took it"));
         }
-        if life.weather.conflicts && request.method() == Method::PUT {
+        if life.weather.conflicts && writes && request.method() != Method::POST {
             life.touch(&path).await;
         }
         let (inner, of) = (self.inner.clone(), life.clone());

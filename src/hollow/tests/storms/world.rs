@@ -69,6 +69,8 @@ impl World {
             stop_delay: Duration::from_millis(30),
             run_time: Some(Duration::from_millis(100)),
             heartbeat: Duration::from_secs(10),
+            use_percent: 50,
+            served: None,
         };
         tokio::spawn(hollow::run(vec![admin.clone()], config, drain));
         Self { client: admin, server, key, _nodes: trigger, _dir: dir }
