@@ -5,7 +5,7 @@
 //! Beside a layer lies what its archive had besides files (`NAME.rest`, see `retell`), and
 //! in `configs` the images' configurations, so that images can be exported as they came.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -30,6 +31,10 @@ pub struct ImageConfig {
     pub cmd: Vec<String>,
     pub working_dir: String,
     pub stop_signal: String,
+    /// Paths that are a volume of each container. None where an older version, which did not
+    /// keep them, stored the image.
+    #[serde(default)]
+    pub volumes: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -87,6 +92,21 @@ struct ConfigPart {
     cmd: Option<Vec<String>>,
     working_dir: String,
     stop_signal: String,
+    volumes: Option<BTreeMap<String, IgnoredAny>>,
+}
+
+impl From<ConfigPart> for ImageConfig {
+    fn from(part: ConfigPart) -> Self {
+        Self {
+            user: part.user,
+            env: part.env.unwrap_or_default(),
+            entrypoint: part.entrypoint.unwrap_or_default(),
+            cmd: part.cmd.unwrap_or_default(),
+            working_dir: part.working_dir,
+            stop_signal: part.stop_signal,
+            volumes: Some(part.volumes.unwrap_or_default().into_keys().collect()),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -216,7 +236,10 @@ impl Store {
                 .ok()
                 .and_then(|bytes| serde_json::from_slice::<StoredImage>(&bytes).ok());
             match image {
-                Some(image) if image.layers.iter().all(|l| self.note(l).is_some()) => {
+                Some(mut image) if image.layers.iter().all(|l| self.note(l).is_some()) => {
+                    if image.config.volumes.is_none() {
+                        image.config.volumes = self.declared_volumes(&image.id);
+                    }
                     self.lock().insert(image.id.clone(), image);
                 }
                 _ => {
@@ -301,19 +324,11 @@ impl Store {
         }
         self.write_config(&id, config)?;
         base::failpoint!("image/configuration");
-        let part = parsed.config.unwrap_or_default();
         let image = StoredImage {
             id: id.clone(),
             repo_tags: Vec::new(),
             repo_digests: Vec::new(),
-            config: ImageConfig {
-                user: part.user,
-                env: part.env.unwrap_or_default(),
-                entrypoint: part.entrypoint.unwrap_or_default(),
-                cmd: part.cmd.unwrap_or_default(),
-                working_dir: part.working_dir,
-                stop_signal: part.stop_signal,
-            },
+            config: parsed.config.unwrap_or_default().into(),
             layers: names,
             size,
         };
@@ -406,6 +421,11 @@ impl Store {
             let _ = std::fs::remove_file(&rest);
             failed(&format!("unpack layer {}", named.diff_id), err)
         })
+    }
+
+    fn declared_volumes(&self, id: &str) -> Option<Vec<String>> {
+        let config = std::fs::read(self.config_path(id)).ok()?;
+        ImageConfig::from(parse_config(&config).ok()?.config.unwrap_or_default()).volumes
     }
 
     fn record_of(&self, layer: &str) -> PathBuf {

@@ -123,17 +123,20 @@ async fn pods_that_use_more_disk_than_their_limits_are_evicted() {
     dir["volumes"][0]["emptyDir"] = json!({"sizeLimit": "1Mi"});
     world.create_pod("dir", dir);
     let limits = json!({"limits": {"ephemeral-storage": "1Mi"}});
-    let layer = |mebibytes: u64| {
-        let script = format!("dd if=/dev/zero of=/f bs=1048576 count={mebibytes}; sleep 1000");
+    let writes = |file: &str, mebibytes: u64| {
+        let script = format!("dd if=/dev/zero of={file} bs=1048576 count={mebibytes}; sleep 1000");
         json!({"terminationGracePeriodSeconds": 0, "containers": [
             {"name": "b", "command": ["sleep", "1000"]},
             {"name": "a", "command": ["sh", "-c", script], "resources": limits}]})
     };
-    world.create_pod("layer", layer(2));
-    world.create_pod("fine", layer(0));
+    world.create_pod("layer", writes("/f", 2));
+    // A volume that the image declares.
+    world.create_pod("kept", writes("/kept/f", 2));
+    world.create_pod("fine", writes("/f", 0));
     for (name, want) in [
         ("dir", "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". "),
         ("layer", "Container a exceeded its local ephemeral storage limit \"1Mi\". "),
+        ("kept", "Container a exceeded its local ephemeral storage limit \"1Mi\". "),
     ] {
         let pod = world.until(name, is_evicted).await.unwrap();
         assert_eq!(pod["status"]["message"], want);
@@ -149,7 +152,7 @@ async fn pods_that_use_more_disk_than_their_limits_are_evicted() {
         assert!(std::time::Instant::now() < deadline, "the files stay");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    for name in ["dir", "layer", "fine"] {
+    for name in ["dir", "layer", "kept", "fine"] {
         world.delete(name).await;
     }
     world.finish().await;

@@ -17,5 +17,6 @@ mod pulls;
 mod registry;
 mod socket;
 mod unruly;
+mod volumes;
 mod ways;
 mod world;
