@@ -10,6 +10,7 @@ use tracing::warn;
 
 use crate::client_certificate::ClientCertificate;
 use crate::eviction::thresholds::Policy;
+use crate::garbage::Periods;
 use crate::images;
 use crate::logs::Rhythm;
 use crate::placement::Settings;
@@ -152,6 +153,9 @@ pub struct KubeletConfig {
     /// published again, claims that wait for more room.
     pub sync_period: Duration,
     pub heartbeat: Heartbeat,
+    pub garbage_periods: Periods,
+    /// Where the kernel tells what it does: `/dev/kmsg`.
+    pub kernel_messages: PathBuf,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -210,6 +214,8 @@ impl KubeletConfig {
             ids_per_pod: crate::users::IDS_UNIT,
             sync_period: Duration::from_secs(60),
             heartbeat: Heartbeat::default(),
+            garbage_periods: Periods::default(),
+            kernel_messages: "/dev/kmsg".into(),
             eviction: Policy::default(),
         }
     }

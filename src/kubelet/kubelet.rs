@@ -34,8 +34,8 @@ use crate::users::Users;
 use crate::volumes::Volumes;
 use crate::volumes::csi::CsiVolumes;
 use crate::{
-    devices, eviction, garbage, logs, plugins, pod, podresources, qos, register, server, serving,
-    shutdown, staticpods, worker,
+    devices, eviction, garbage, logs, oom, plugins, pod, podresources, qos, register, server,
+    serving, shutdown, staticpods, worker,
 };
 
 /// A safety net under the event stream.
@@ -118,6 +118,7 @@ impl Kubelet {
             placements,
             dynamic: Arc::new(dynamic),
             image_ages: Ages::default(),
+            network: crate::node::Network::default(),
             drain: drain.clone(),
             runtime,
             client,
@@ -175,6 +176,7 @@ impl Kubelet {
         tasks.spawn(async move { dynamic.wipe_all().await });
         tasks.spawn(podresources::run(node.clone(), drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
+        tasks.spawn(oom::run(node.clone(), drain.clone()));
         tasks.spawn(eviction::run(node.clone(), drain.clone()));
         let (rotating, draining) = (node.clone(), drain.clone());
         tasks.spawn(async move { logs::run(&rotating, draining).await });

@@ -22,6 +22,7 @@ mod metrics;
 mod node;
 mod objects;
 mod observed;
+mod oom;
 mod placement;
 mod plan;
 mod plugins;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use base::drain::Drain;
@@ -11,7 +11,7 @@ use client::{Cache, Client, Recorder};
 use k8s_openapi::api::core::v1::{Node as NodeObject, ObjectReference, Pod, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use parking_lot::Mutex;
-use runtime::cri::{DnsConfig, RuntimeService, UserNamespace};
+use runtime::cri::{self, DnsConfig, RuntimeService, UserNamespace};
 use tracing::warn;
 
 use crate::admission::Standing;
@@ -67,10 +67,35 @@ pub struct Node {
     pub placements: Placements,
     pub dynamic: Arc<Dynamic>,
     pub image_ages: Ages,
+    pub network: Network,
     pub drain: Drain,
 }
 
+/// How the network of pods was when it was looked at last.
+#[derive(Default)]
+pub struct Network(AtomicU8);
+
+const IS_WELL: u8 = 1;
+
+impl Network {
+    /// `trouble` is what the runtime said of itself.
+    pub fn note(&self, trouble: Option<&str>) {
+        let is_well = !trouble.is_some_and(cri::is_network_trouble);
+        self.0.store(if is_well { IS_WELL } else { 0 }, Ordering::Relaxed);
+    }
+}
+
 impl Node {
+    /// Why pods get no network; asked anew for as long as it was not well.
+    pub async fn network_trouble(&self) -> Option<String> {
+        if self.network.0.load(Ordering::Relaxed) == IS_WELL {
+            return None;
+        }
+        let trouble = self.runtime.trouble().await;
+        self.network.note(trouble.as_deref());
+        trouble.filter(|it| cri::is_network_trouble(it))
+    }
+
     /// What events about this node are about.
     pub fn reference(&self) -> ObjectReference {
         ObjectReference {

@@ -330,7 +330,10 @@ async fn health(node: &Node) -> Health {
     let shutdown = node.shutdown.has_begun().then(|| shutdown::NODE_MESSAGE.to_owned());
     let runtime = match tokio::time::timeout(Duration::from_secs(10), node.runtime.trouble()).await
     {
-        Ok(trouble) => trouble,
+        Ok(trouble) => {
+            node.network.note(trouble.as_deref());
+            trouble
+        }
         Err(_) => Some("container runtime is down: it does not answer".to_owned()),
     };
     Health {

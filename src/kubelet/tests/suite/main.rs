@@ -26,6 +26,7 @@ mod server;
 mod serving;
 mod shims;
 mod shutdown;
+mod trouble;
 mod trust;
 mod users;
 mod volumes;
