@@ -159,12 +159,18 @@ pub struct Identity {
     pub node: Shared,
     /// Asks clients for a certificate, and takes none for an answer.
     pub tls: rustls::ServerConfig,
+    /// PEM of the authorities by which it knows clients; empty where it asks for none.
+    pub client_ca_pem: Vec<u8>,
     pub client_certificate: Option<Arc<kubelet::ClientCertificate>>,
 }
 
 /// Starts the node and returns when it is Ready, or has failed to become so in time.
 pub async fn start(settings: &Settings, identity: Identity, drain: &Drain) -> Result<Node> {
-    let config = kubelet_config(settings, identity.tls, identity.client_certificate)?;
+    let config = kubelet_config(
+        settings,
+        (identity.tls, identity.client_ca_pem),
+        identity.client_certificate,
+    )?;
     let node = identity.node;
     share(&config.root_dir)?;
     let network = Network::start(network_config(settings), &identity.proxy, &node, drain.clone())
@@ -281,7 +287,7 @@ async fn foreign(socket: &Path, images: Option<&Path>, drain: &Drain) -> Result<
 
 fn kubelet_config(
     settings: &Settings,
-    tls: rustls::ServerConfig,
+    (tls, client_ca_pem): (rustls::ServerConfig, Vec<u8>),
     client_certificate: Option<Arc<kubelet::ClientCertificate>>,
 ) -> Result<kubelet::KubeletConfig> {
     let addresses = vec![settings.ip.into()];
@@ -296,6 +302,7 @@ fn kubelet_config(
     config.node_labels = settings.labels.clone();
     config.register_taints = settings.taints.clone();
     config.client_certificate = client_certificate;
+    config.client_ca_pem = client_ca_pem;
     settings.kubelet.clone().apply(&mut config).map_err(Error::Usage)?;
     Ok(config)
 }

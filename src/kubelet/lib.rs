@@ -30,6 +30,7 @@ mod pod;
 pub mod podresources;
 mod pods;
 mod probes;
+mod process;
 mod qos;
 mod quantity;
 mod register;

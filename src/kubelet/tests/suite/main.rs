@@ -24,6 +24,7 @@ mod resize;
 mod restart_all;
 mod server;
 mod serving;
+mod settings;
 mod shims;
 mod shutdown;
 mod trouble;
