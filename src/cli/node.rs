@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::Node as NodeObject;
 use network::{Network, NetworkConfig};
 use runtime::cri::{self, ErrorKind, PodSandboxMetadata};
 use runtime::images::Registries;
+use runtime::images::inbox::Inbox;
 use runtime::remote::Remote;
 use runtime::{Runtime, RuntimeConfig};
 use tokio::task::JoinHandle;
@@ -191,7 +192,7 @@ pub async fn start(settings: &Settings, identity: Identity, drain: &Drain) -> Re
         };
     keep_only_living(&*runtime, &network).await?;
     if let Holder::BuiltIn(runtime) = &holder {
-        import_archives(settings, runtime).await;
+        tasks.push(import_archives(settings, runtime, drain).await);
     }
 
     let keeper = settings.local_storage.then(|| {
@@ -317,8 +318,10 @@ async fn keep_only_living(runtime: &dyn cri::RuntimeService, network: &Network) 
     network.reconcile(&living).await.map_err(|err| Error::failed("clean up the pod network", err))
 }
 
-async fn import_archives(settings: &Settings, runtime: &Runtime) {
-    match runtime.images().import_dir(&settings.paths.images()).await {
+/// Imports what is there, and from then on what comes.
+async fn import_archives(settings: &Settings, runtime: &Runtime, drain: &Drain) -> JoinHandle<()> {
+    let mut inbox = Inbox::new(runtime.images().clone(), settings.paths.images());
+    match inbox.look().await {
         Ok(outcomes) => {
             let good = outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).count();
             if good > 0 {
@@ -327,6 +330,7 @@ async fn import_archives(settings: &Settings, runtime: &Runtime) {
         }
         Err(err) => warn!(error = %base::error::chain(&err), "images not imported"),
     }
+    tokio::spawn(inbox.follow(drain.clone()))
 }
 
 async fn wait_until_ready(settings: &Settings, shared: &Shared, drain: &Drain) {

@@ -6,6 +6,7 @@ mod children;
 mod containerd;
 mod containers;
 mod features;
+mod forms;
 mod handlers;
 mod hardship;
 mod hooks;
