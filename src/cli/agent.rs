@@ -51,6 +51,7 @@ async fn join(settings: Settings, given: Endpoint, drain: Drain) -> Result<()> {
         proxy: shared.clone(),
         node: shared,
         tls: serving(&settings)?,
+        client_ca_pem: Vec::new(),
         client_certificate: Some(Arc::new(held)),
     };
     let node = node::start(&settings, identity, &drain).await?;

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::Node as NodeObject;
 use network::{Network, NetworkConfig};
 use runtime::cri::{self, ErrorKind, PodSandboxMetadata};
 use runtime::images::Registries;
+use runtime::images::inbox::Inbox;
 use runtime::remote::Remote;
 use runtime::{Runtime, RuntimeConfig};
 use tokio::task::JoinHandle;
@@ -159,12 +160,18 @@ pub struct Identity {
     pub node: Shared,
     /// Asks clients for a certificate, and takes none for an answer.
     pub tls: rustls::ServerConfig,
+    /// PEM of the authorities by which it knows clients; empty where it asks for none.
+    pub client_ca_pem: Vec<u8>,
     pub client_certificate: Option<Arc<kubelet::ClientCertificate>>,
 }
 
 /// Starts the node and returns when it is Ready, or has failed to become so in time.
 pub async fn start(settings: &Settings, identity: Identity, drain: &Drain) -> Result<Node> {
-    let config = kubelet_config(settings, identity.tls, identity.client_certificate)?;
+    let config = kubelet_config(
+        settings,
+        (identity.tls, identity.client_ca_pem),
+        identity.client_certificate,
+    )?;
     let node = identity.node;
     share(&config.root_dir)?;
     let network = Network::start(network_config(settings), &identity.proxy, &node, drain.clone())
@@ -185,7 +192,7 @@ pub async fn start(settings: &Settings, identity: Identity, drain: &Drain) -> Re
         };
     keep_only_living(&*runtime, &network).await?;
     if let Holder::BuiltIn(runtime) = &holder {
-        import_archives(settings, runtime).await;
+        tasks.push(import_archives(settings, runtime, drain).await);
     }
 
     let keeper = settings.local_storage.then(|| {
@@ -281,7 +288,7 @@ async fn foreign(socket: &Path, images: Option<&Path>, drain: &Drain) -> Result<
 
 fn kubelet_config(
     settings: &Settings,
-    tls: rustls::ServerConfig,
+    (tls, client_ca_pem): (rustls::ServerConfig, Vec<u8>),
     client_certificate: Option<Arc<kubelet::ClientCertificate>>,
 ) -> Result<kubelet::KubeletConfig> {
     let addresses = vec![settings.ip.into()];
@@ -296,6 +303,7 @@ fn kubelet_config(
     config.node_labels = settings.labels.clone();
     config.register_taints = settings.taints.clone();
     config.client_certificate = client_certificate;
+    config.client_ca_pem = client_ca_pem;
     settings.kubelet.clone().apply(&mut config).map_err(Error::Usage)?;
     Ok(config)
 }
@@ -310,8 +318,10 @@ async fn keep_only_living(runtime: &dyn cri::RuntimeService, network: &Network) 
     network.reconcile(&living).await.map_err(|err| Error::failed("clean up the pod network", err))
 }
 
-async fn import_archives(settings: &Settings, runtime: &Runtime) {
-    match runtime.images().import_dir(&settings.paths.images()).await {
+/// Imports what is there, and from then on what comes.
+async fn import_archives(settings: &Settings, runtime: &Runtime, drain: &Drain) -> JoinHandle<()> {
+    let mut inbox = Inbox::new(runtime.images().clone(), settings.paths.images());
+    match inbox.look().await {
         Ok(outcomes) => {
             let good = outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).count();
             if good > 0 {
@@ -320,6 +330,7 @@ async fn import_archives(settings: &Settings, runtime: &Runtime) {
         }
         Err(err) => warn!(error = %base::error::chain(&err), "images not imported"),
     }
+    tokio::spawn(inbox.follow(drain.clone()))
 }
 
 async fn wait_until_ready(settings: &Settings, shared: &Shared, drain: &Drain) {

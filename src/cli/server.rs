@@ -130,6 +130,7 @@ async fn start_node(
         proxy: shared.acting_as(component(server, "system:kube-proxy", &[], "kube-proxy")),
         node: shared.acting_as(component(server, &user, &["system:nodes"], "kubelet")),
         tls,
+        client_ca_pem: credentials.client_ca.cert_pem.clone().into_bytes(),
         client_certificate: None,
     };
     node::start(&settings.node, identity, drain).await

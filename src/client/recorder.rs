@@ -5,8 +5,6 @@
 
 mod similar;
 
-use std::time::Duration;
-
 use base::drain::Drain;
 use base::error::chain;
 use k8s_openapi::api::core::v1::{Event, ObjectReference};
@@ -16,6 +14,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::api::{Object, Patch, ResourceRef, ScopeOf};
+use crate::pace::{Pace, Rate};
 use crate::transport::Client;
 use similar::{Identity, Remembered, Similar, Verdict};
 
@@ -23,9 +22,7 @@ use similar::{Identity, Remembered, Similar, Verdict};
 const PENDING_EVENTS_MAX: usize = 8_192;
 /// Events are sent no faster in the long run, so that telling of a thing takes little of the
 /// time that doing it takes.
-const EVENTS_PER_SECOND_MAX: u32 = 500;
-/// Events that are sent at once after a rest.
-const EVENTS_BURST_MAX: u32 = 500;
+pub const RATE: Rate = Rate { per_second: 500, burst: 500 };
 /// Distinct events, objects and kinds of events remembered for counting; the oldest is forgotten.
 const REMEMBERED_EVENTS_MAX: usize = 4_096;
 
@@ -65,6 +62,11 @@ where
 impl Recorder {
     /// `component` becomes `source.component`, `host` (may be empty) `source.host`.
     pub fn new(client: Client, component: &str, host: &str, drain: Drain) -> Self {
+        Self::paced(client, component, host, RATE, drain)
+    }
+
+    /// Sends events at most that fast.
+    pub fn paced(client: Client, component: &str, host: &str, rate: Rate, drain: Drain) -> Self {
         let (queue, messages) = mpsc::channel(PENDING_EVENTS_MAX);
         let (component, host) = (component.to_string(), host.to_string());
         tokio::spawn(async move {
@@ -74,7 +76,7 @@ impl Recorder {
                 host,
                 seen: Remembered::new(REMEMBERED_EVENTS_MAX),
                 similar: Similar::new(REMEMBERED_EVENTS_MAX),
-                pace: Pace::new(Instant::now()),
+                pace: Pace::new(rate, Instant::now()),
             };
             drain.until(sender.run(messages)).await;
         });
@@ -122,27 +124,6 @@ struct Sender {
     seen: Remembered<Identity, Seen>,
     similar: Similar,
     pace: Pace,
-}
-
-/// When events may be sent.
-struct Pace {
-    /// When there would be no debt from events that were sent already.
-    free_at: Instant,
-}
-
-impl Pace {
-    const EACH: Duration = Duration::from_nanos(1_000_000_000 / EVENTS_PER_SECOND_MAX as u64);
-
-    fn new(now: Instant) -> Self {
-        Self { free_at: now }
-    }
-
-    /// When the next event may be sent, which counts as sent by this.
-    fn next(&mut self, now: Instant) -> Instant {
-        let begun = self.free_at.max(now);
-        self.free_at = begun + Self::EACH;
-        begun.checked_sub(Self::EACH * (EVENTS_BURST_MAX - 1)).map_or(now, |at| at.max(now))
-    }
 }
 
 impl Sender {
@@ -233,26 +214,4 @@ fn k8s_jiff(at: jiff::Timestamp) -> jiff::Timestamp {
 pub fn silent() -> Recorder {
     let (queue, _) = mpsc::channel(1);
     Recorder { queue }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_burst_goes_at_once_and_the_rest_at_its_pace() {
-        let now = Instant::now();
-        let mut pace = Pace::new(now);
-        for _ in 0..EVENTS_BURST_MAX {
-            assert_eq!(pace.next(now), now);
-        }
-        assert_eq!(pace.next(now), now + Pace::EACH);
-        assert_eq!(pace.next(now), now + Pace::EACH * 2);
-        // Rest fills it up again, and no further.
-        let later = now + Duration::from_secs(60);
-        for _ in 0..EVENTS_BURST_MAX {
-            assert_eq!(pace.next(later), later);
-        }
-        assert_eq!(pace.next(later), later + Pace::EACH);
-    }
 }

@@ -1,7 +1,7 @@
 //! The way a request takes: into this process' API server, or across the network.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -10,6 +10,7 @@ use futures::{Stream, StreamExt};
 
 use crate::error::{Error, Result, Status};
 use crate::metrics::ClientMetrics;
+use crate::pace::{Pace, Rate};
 
 /// An answer's body. Watches and logs stream; everything else comes whole.
 pub enum Body {
@@ -43,12 +44,20 @@ pub struct Client {
     /// Sent as `User-Agent`; its part before the slash becomes the field manager.
     user_agent: Arc<str>,
     metrics: Arc<ClientMetrics>,
+    pace: Option<Arc<Mutex<Pace>>>,
 }
 
 impl Client {
     pub fn new(transport: Arc<dyn Transport>, user_agent: &str) -> Self {
         let metrics = Arc::new(ClientMetrics::of(&transport.host()));
-        Self { transport, user_agent: user_agent.into(), metrics }
+        Self { transport, user_agent: user_agent.into(), metrics, pace: None }
+    }
+
+    /// The same handle, by which requests go no faster; those of its copies count too.
+    #[must_use]
+    pub fn paced(&self, rate: Rate) -> Self {
+        let pace = Pace::new(rate, tokio::time::Instant::now());
+        Self { pace: Some(Arc::new(Mutex::new(pace))), ..self.clone() }
     }
 
     /// Sends a request and returns the answer as it comes. An answer of 400 and above
@@ -56,6 +65,13 @@ impl Client {
     pub async fn open(&self, mut request: http::Request<Bytes>) -> Result<http::Response<Body>> {
         if let Ok(agent) = http::HeaderValue::from_str(&self.user_agent) {
             request.headers_mut().entry(http::header::USER_AGENT).or_insert(agent);
+        }
+        if let Some(pace) = &self.pace {
+            let at = pace
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .next(tokio::time::Instant::now());
+            tokio::time::sleep_until(at).await;
         }
         let (method, begun) = (request.method().clone(), Instant::now());
         let answered = tokio::time::timeout(ANSWER_TIMEOUT, self.transport.send(request)).await;

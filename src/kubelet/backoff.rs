@@ -82,6 +82,7 @@ impl Backoffs {
 pub fn go_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
+        0 if duration.as_millis() == 0 => "0s".to_owned(),
         0 => format!("{}ms", duration.as_millis()),
         1..60 => format!("{seconds}s"),
         60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),

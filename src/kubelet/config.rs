@@ -10,10 +10,12 @@ use tracing::warn;
 
 use crate::client_certificate::ClientCertificate;
 use crate::eviction::thresholds::Policy;
+use crate::garbage::Periods;
 use crate::images;
 use crate::logs::Rhythm;
 use crate::placement::Settings;
 use crate::quantity::{self, ResourceList};
+use crate::resources::CpuTime;
 use crate::shutdown::Period;
 use crate::staticpods::remote::Remote;
 
@@ -152,6 +154,37 @@ pub struct KubeletConfig {
     /// published again, claims that wait for more room.
     pub sync_period: Duration,
     pub heartbeat: Heartbeat,
+    pub garbage_periods: Periods,
+    /// How fast events are sent.
+    pub event_rate: client::Rate,
+    /// How fast the server is asked for what is no heartbeat; None is as fast as need be.
+    pub api_rate: Option<client::Rate>,
+    /// Where `/healthz` is answered in the clear; None is nowhere.
+    pub healthz: Option<SocketAddr>,
+    /// Certificate and key that are presented, and read again when they change.
+    pub serving_files: Option<(PathBuf, PathBuf)>,
+    /// PEM of the authorities by which `tls` knows clients; empty asks for no certificate.
+    pub client_ca_pem: Vec<u8>,
+    /// What of TLS is offered.
+    pub offer: pki::tls::Offer,
+    /// Set for this process where it may be; None leaves what is there.
+    pub oom_score_adj: Option<i64>,
+    pub open_files_max: Option<u64>,
+    pub cpu_time: CpuTime,
+    /// `spec.providerID` of a node that is made.
+    pub provider_id: String,
+    /// Images told in the node's status, the largest first; None is all.
+    pub status_images_max: Option<usize>,
+    /// How old what is known of the sizes of volumes may be; None measures none.
+    pub volume_stats_age: Option<Duration>,
+    /// Out of memory, one process of a container ends and not all; cgroup v2 only.
+    pub ends_one_process: bool,
+    /// Memory that was requested is kept, where memory QoS is on.
+    pub keeps_requests: bool,
+    /// The kernel's settings are known to be as they should.
+    pub protects_kernel: bool,
+    /// Where the kernel tells what it does: `/dev/kmsg`.
+    pub kernel_messages: PathBuf,
     /// What the node keeps free, and how pods give way.
     pub eviction: Policy,
 }
@@ -210,6 +243,23 @@ impl KubeletConfig {
             ids_per_pod: crate::users::IDS_UNIT,
             sync_period: Duration::from_secs(60),
             heartbeat: Heartbeat::default(),
+            garbage_periods: Periods::default(),
+            event_rate: client::recorder::RATE,
+            api_rate: None,
+            healthz: Some(SocketAddr::from(([127, 0, 0, 1], 10248))),
+            serving_files: None,
+            client_ca_pem: Vec::new(),
+            offer: pki::tls::Offer::default(),
+            oom_score_adj: None,
+            open_files_max: None,
+            cpu_time: CpuTime::default(),
+            provider_id: String::new(),
+            status_images_max: Some(50),
+            volume_stats_age: Some(Duration::ZERO),
+            ends_one_process: false,
+            keeps_requests: false,
+            protects_kernel: false,
+            kernel_messages: "/dev/kmsg".into(),
             eviction: Policy::default(),
         }
     }

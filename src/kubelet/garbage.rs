@@ -13,10 +13,22 @@ use runtime::cri::{self, ContainerState, ErrorKind, SandboxState};
 use tracing::{info, warn};
 
 use crate::node::Node;
-use crate::observed::{ANNOTATION_GRACE, PodRuntime};
+use crate::observed::{ANNOTATION_GRACE, LABEL_POD_UID, PodRuntime};
 
-/// How often the disk is looked at (upstream's image collection period).
-const IMAGE_PERIOD: Duration = Duration::from_secs(300);
+/// How often what ended containers left is looked for, and how often the disk is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Periods {
+    pub containers: Duration,
+    pub images: Duration,
+}
+
+impl Default for Periods {
+    /// Upstream's.
+    fn default() -> Self {
+        Self { containers: Duration::from_secs(60), images: Duration::from_secs(300) }
+    }
+}
+
 /// First and longest wait before the volumes of an orphan are taken away again.
 const VOLUME_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(122));
 const ORPHAN_GRACE_SECONDS: u64 = 30;
@@ -125,20 +137,70 @@ pub fn remove_dead_links(node: &Node) {
     }
 }
 
-/// Looks at the disk until the drain begins.
+/// Looks for what may go until the drain begins.
 pub async fn run(node: Arc<Node>, drain: Drain) {
-    let mut has_failed = false;
-    while drain.until(tokio::time::sleep(IMAGE_PERIOD)).await.is_some() {
-        remove_dead_links(&node);
-        let collected = collect_images(&node).await;
-        if let Err(error) = &collected {
-            warn!(error, "images not collected");
-            // Once may be chance.
-            if has_failed {
-                node.recorder.warning(&node.reference(), "ImageGCFailed", error.clone());
+    let periods = node.config.garbage_periods;
+    let containers = async {
+        loop {
+            tokio::time::sleep(periods.containers).await;
+            if let Err(error) = collect_containers(&node).await {
+                warn!(error, "containers not collected");
+                node.recorder.warning(&node.reference(), "ContainerGCFailed", error);
             }
         }
-        has_failed = collected.is_err();
+    };
+    let images = async {
+        let mut has_failed = false;
+        loop {
+            tokio::time::sleep(periods.images).await;
+            let collected = collect_images(&node).await;
+            if let Err(error) = &collected {
+                warn!(error, "images not collected");
+                // Once may be chance.
+                if has_failed {
+                    node.recorder.warning(&node.reference(), "ImageGCFailed", error.clone());
+                }
+            }
+            has_failed = collected.is_err();
+        }
+    };
+    let both = async {
+        tokio::join!(containers, images);
+    };
+    drain.until(both).await;
+}
+
+/// Ended containers that two of their name came after: their pod's worker removes them as they
+/// come to be, and what could not be removed then is tried again.
+fn left_over(mut containers: Vec<cri::Container>) -> Vec<cri::Container> {
+    containers.sort_by_key(|it| Reverse(it.created_at));
+    let mut seen: HashMap<(String, String), u32> = HashMap::new();
+    containers.retain(|it| {
+        let pod = it.labels.get(LABEL_POD_UID).cloned().unwrap_or_default();
+        let later = seen.entry((pod, it.metadata.name.clone())).or_default();
+        *later += 1;
+        *later > 2 && it.state == ContainerState::Exited
+    });
+    containers
+}
+
+async fn collect_containers(node: &Node) -> Result<(), String> {
+    remove_dead_links(node);
+    let mut failed = Vec::new();
+    for container in left_over(node.observed.containers()) {
+        match node.runtime.remove_container(&container.id).await {
+            Err(error) if error.kind != ErrorKind::NotFound => {
+                let why = base::error::chain(&error).to_string();
+                failed.push(format!("failed to remove container {:?}: {why}", container.id));
+            }
+            _ => node.observed.forget(&container.id),
+        }
+    }
+    // As Go tells of several errors.
+    match failed.as_slice() {
+        [] => Ok(()),
+        [one] => Err(one.clone()),
+        many => Err(format!("[{}]", many.join(", "))),
     }
 }
 
@@ -203,6 +265,11 @@ async fn collect_images(node: &Node) -> Result<(), String> {
     remove_old_images(node).await?;
     let dir = node.images.service.image_dir();
     let stat = rustix::fs::statvfs(&dir).map_err(|error| error.to_string())?;
+    if stat.f_blocks == 0 {
+        let error = "invalid capacity 0 on image filesystem".to_owned();
+        node.recorder.warning(&node.reference(), "InvalidDiskCapacity", error.clone());
+        return Err(error);
+    }
     let (high, low) = node.config.image_gc_percent;
     let wanted =
         bytes_to_free(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize, high, low);
@@ -335,6 +402,31 @@ mod tests {
         assert!(!too_old("never", 0), "0 keeps images whatever their age");
         ages.look(&[], |_| false, at(200));
         assert_eq!(ages.of("old"), None);
+    }
+
+    #[test]
+    fn of_each_name_the_two_newest_containers_stay() {
+        let container = |id: i64, pod: &str, name: &str, state| cri::Container {
+            id: format!("{pod}{name}{id}"),
+            created_at: id,
+            labels: [(LABEL_POD_UID.to_owned(), pod.to_owned())].into(),
+            ..crate::plan::samples::container(name, state, 0)
+        };
+        let (ended, runs) = (ContainerState::Exited, ContainerState::Running);
+        let all = vec![
+            container(1, "p", "a", ended),
+            container(2, "p", "a", ended),
+            container(4, "p", "a", runs),
+            container(3, "p", "a", ended),
+            container(1, "p", "b", ended),
+            container(2, "p", "b", ended),
+            container(1, "q", "a", ended),
+            container(5, "q", "b", ended),
+            container(3, "q", "b", runs),
+            container(4, "q", "b", ended),
+        ];
+        let ids: Vec<String> = left_over(all).into_iter().map(|it| it.id).collect();
+        assert_eq!(ids, ["pa2", "pa1"]);
     }
 
     #[test]

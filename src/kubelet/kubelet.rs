@@ -1,7 +1,6 @@
 //! The kubelet's life: read what runs, register, follow pods and events, serve, drain.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use base::drain::Drain;
@@ -29,13 +28,13 @@ use crate::resize::Allocations;
 use crate::serving::Presented;
 use crate::shutdown::Shutdown;
 use crate::status_writer::StatusWriter;
-use crate::usage::Rates;
+use crate::usage::{Measurements, Rates};
 use crate::users::Users;
 use crate::volumes::Volumes;
 use crate::volumes::csi::CsiVolumes;
 use crate::{
-    devices, eviction, garbage, logs, plugins, pod, podresources, qos, register, server, serving,
-    shutdown, staticpods, worker,
+    devices, eviction, garbage, logs, oom, plugins, pod, podresources, process, qos, register,
+    server, serving, shutdown, staticpods, worker,
 };
 
 /// A safety net under the event stream.
@@ -76,7 +75,11 @@ impl Kubelet {
         drain: Drain,
     ) -> Result<Self, Error> {
         crate::metrics::node::begin();
-        let client = shared.client().clone();
+        let heartbeat_client = shared.client().clone();
+        let client = match config.api_rate {
+            Some(rate) => heartbeat_client.paced(rate),
+            None => heartbeat_client.clone(),
+        };
         let pods = Arc::new(Pods::default());
         let (name, version) = runtime.version();
         let woken = pods.clone();
@@ -84,7 +87,10 @@ impl Kubelet {
         let kept = config.reserved_milli("cpu");
         let placements = Placements::open(config.places.clone(), layout, &config.root_dir, kept)
             .map_err(Error::Places)?;
-        let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name, drain.clone());
+        let teller = heartbeat_client.clone();
+        let name_of_node = config.node_name.as_str();
+        let recorder =
+            Recorder::paced(teller, "kubelet", name_of_node, config.event_rate, drain.clone());
         let own_node = ListParams::fields(format!("metadata.name={}", config.node_name));
         let own_node = shared.cache_where::<NodeObject>(None, own_node);
         let drivers = Drivers::new(client.clone(), &config.node_name, shared.cache(), own_node);
@@ -107,7 +113,7 @@ impl Kubelet {
             volumes: Volumes::new(&config, csi, recorder),
             status: Arc::new(StatusWriter::new(client.clone(), pods.clone())),
             pods,
-            burstable_shares: AtomicU64::new(0),
+            classes: Mutex::default(),
             labels: Mutex::default(),
             admitting: tokio::sync::Mutex::default(),
             rates: Rates::default(),
@@ -119,9 +125,12 @@ impl Kubelet {
             placements,
             dynamic: Arc::new(dynamic),
             image_ages: Ages::default(),
+            network: crate::node::Network::default(),
+            measurements: Measurements::default(),
             drain: drain.clone(),
             runtime,
             client,
+            heartbeat_client,
             config,
         };
         Ok(Self { node: Arc::new(node), shared, drain })
@@ -142,19 +151,31 @@ impl Kubelet {
             return Ok(());
         }
         qos::enforce_allocatable(&node).await;
+        process::adjust(&node.config);
+        if let Some(address) = node.config.healthz {
+            tokio::spawn(server::healthz::run(address, drain.clone()));
+        }
         let mirrors = Arc::new(Notify::new());
         let (is_read, files_read) = oneshot::channel();
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(follow_runtime(node.clone(), events, drain.clone()));
         tasks.spawn(follow_clock(node.clone(), drain.clone()));
+        let mut tls = node.config.tls.clone();
+        if let Some(files) = node.config.serving_files.clone() {
+            let mut with_files = (*tls).clone();
+            let read = Arc::new(serving::files::Read::new(files, tls.cert_resolver.clone()));
+            with_files.cert_resolver = read.clone();
+            tasks.spawn(serving::files::follow(read, drain.clone()));
+            tls = Arc::new(with_files);
+        }
         let tls = if node.config.asks_for_serving_certificate {
-            let mut tls = (*node.config.tls).clone();
+            let mut tls = (*tls).clone();
             let presented = Arc::new(Presented::new(tls.cert_resolver.clone()));
             tls.cert_resolver = presented.clone();
             tasks.spawn(serving::run(node.clone(), presented, drain.clone()));
             Arc::new(tls)
         } else {
-            node.config.tls.clone()
+            tls
         };
         if let Some(certificate) = node.config.client_certificate.clone()
             && node.config.rotates_client_certificate
@@ -176,6 +197,7 @@ impl Kubelet {
         tasks.spawn(async move { dynamic.wipe_all().await });
         tasks.spawn(podresources::run(node.clone(), drain.clone()));
         tasks.spawn(garbage::run(node.clone(), drain.clone()));
+        tasks.spawn(oom::run(node.clone(), drain.clone()));
         tasks.spawn(eviction::run(node.clone(), drain.clone()));
         let (rotating, draining) = (node.clone(), drain.clone());
         tasks.spawn(async move { logs::run(&rotating, draining).await });

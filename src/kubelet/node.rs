@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use base::drain::Drain;
@@ -11,7 +11,7 @@ use client::{Cache, Client, Recorder};
 use k8s_openapi::api::core::v1::{Node as NodeObject, ObjectReference, Pod, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use parking_lot::Mutex;
-use runtime::cri::{DnsConfig, RuntimeService, UserNamespace};
+use runtime::cri::{self, DnsConfig, RuntimeService, UserNamespace};
 use tracing::warn;
 
 use crate::admission::Standing;
@@ -30,10 +30,10 @@ use crate::probes::counts::Counts;
 use crate::resize::Allocations;
 use crate::shutdown::Shutdown;
 use crate::status_writer::StatusWriter;
-use crate::usage::Rates;
+use crate::usage::{Measurements, Rates};
 use crate::users::Users;
 use crate::volumes::Volumes;
-use crate::{pod, quantity, register, resources, sandbox};
+use crate::{pod, qos, quantity, register, resources, sandbox};
 
 /// How long a pod is kept waiting for news of the node that may let it in.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,6 +41,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Node {
     pub config: KubeletConfig,
     pub client: Client,
+    /// By which the node says that it is there: never held up by other requests.
+    pub heartbeat_client: Client,
     pub runtime: Arc<dyn RuntimeService>,
     pub images: Images,
     pub observed: Observed,
@@ -51,8 +53,8 @@ pub struct Node {
     pub pods: Arc<Pods>,
     pub status: Arc<StatusWriter>,
     pub machine: Machine,
-    /// CPU weight last given to the Burstable class; 0 before the first.
-    pub burstable_shares: AtomicU64,
+    /// What the QoS classes were given last.
+    pub classes: Mutex<Option<qos::Classes>>,
     /// The labels of our Node object, once known.
     pub labels: Mutex<BTreeMap<String, String>>,
     /// CPU counters last read.
@@ -67,10 +69,36 @@ pub struct Node {
     pub placements: Placements,
     pub dynamic: Arc<Dynamic>,
     pub image_ages: Ages,
+    pub network: Network,
+    pub measurements: Measurements,
     pub drain: Drain,
 }
 
+/// How the network of pods was when it was looked at last.
+#[derive(Default)]
+pub struct Network(AtomicU8);
+
+const IS_WELL: u8 = 1;
+
+impl Network {
+    /// `trouble` is what the runtime said of itself.
+    pub fn note(&self, trouble: Option<&str>) {
+        let is_well = !trouble.is_some_and(cri::is_network_trouble);
+        self.0.store(if is_well { IS_WELL } else { 0 }, Ordering::Relaxed);
+    }
+}
+
 impl Node {
+    /// Why pods get no network; asked anew for as long as it was not well.
+    pub async fn network_trouble(&self) -> Option<String> {
+        if self.network.0.load(Ordering::Relaxed) == IS_WELL {
+            return None;
+        }
+        let trouble = self.runtime.trouble().await;
+        self.network.note(trouble.as_deref());
+        trouble.filter(|it| cri::is_network_trouble(it))
+    }
+
     /// What events about this node are about.
     pub fn reference(&self) -> ObjectReference {
         ObjectReference {
@@ -91,6 +119,9 @@ impl Node {
             huge_pages: self.machine.huge_page_bytes,
             swap_bytes: self.config.limited_swap.then_some(self.machine.swap_bytes),
             memory_qos: self.config.memory_qos,
+            keeps_requests: self.config.keeps_requests,
+            ends_one_process: self.config.ends_one_process,
+            cpu: self.config.cpu_time,
             gives_cpus_away: self.config.places.cpus.is_some(),
         }
     }

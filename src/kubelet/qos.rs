@@ -13,30 +13,76 @@ use crate::quantity::ResourceList;
 use crate::resources::{self, Qos};
 use crate::{pod, quantity, resources::cpu_shares, usage};
 
-/// CPU weight of all Burstable pods together.
-fn burstable_shares<'a>(pods: impl Iterator<Item = &'a Pod>) -> u64 {
-    let milli: i64 = pods
-        .filter(|it| !pod::is_terminal_phase(pod::phase(it)))
-        .filter(|it| resources::qos(it) == Qos::Burstable)
-        .map(|it| resources::pod_request_milli(it, "cpu"))
-        .sum();
-    cpu_shares(milli)
+/// What all pods of a class have together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Classes {
+    burstable_shares: u64,
+    /// Requested bytes of memory, where they are kept.
+    guaranteed_bytes: i64,
+    burstable_bytes: i64,
+}
+
+impl Classes {
+    fn of<'a>(pods: impl Iterator<Item = &'a Pod>, keeps_requests: bool) -> Self {
+        let (mut milli, mut guaranteed, mut burstable) = (0, 0, 0);
+        for it in pods.filter(|it| !pod::is_terminal_phase(pod::phase(it))) {
+            let bytes = match keeps_requests {
+                true => resources::pod_request_milli(it, "memory") / 1000,
+                false => 0,
+            };
+            match resources::qos(it) {
+                Qos::Guaranteed => guaranteed += bytes,
+                Qos::Burstable => {
+                    burstable += bytes;
+                    milli += resources::pod_request_milli(it, "cpu");
+                }
+                Qos::BestEffort => {}
+            }
+        }
+        Self {
+            burstable_shares: cpu_shares(milli),
+            guaranteed_bytes: guaranteed,
+            burstable_bytes: burstable,
+        }
+    }
+
+    /// Limits by the name of the group below that of all pods, which is "". What is kept for a
+    /// pod is kept for it by those above as well (cgroup v2, memory.min).
+    fn limits(self, keeps_requests: bool) -> Vec<(&'static str, Limits)> {
+        let kept = |files: &[(&str, i64)]| match keeps_requests {
+            true => files.iter().map(|(file, it)| ((*file).to_owned(), it.to_string())).collect(),
+            false => std::collections::BTreeMap::new(),
+        };
+        let group = |cpu_shares, unified| Limits { cpu_shares, unified, ..Limits::default() };
+        let low = ("memory.low", self.burstable_bytes);
+        let mut all = vec![
+            ("burstable", group(self.burstable_shares, kept(&[low]))),
+            ("besteffort", group(cpu_shares(0), kept(&[]))),
+        ];
+        if keeps_requests {
+            all.push(("", group(0, kept(&[("memory.min", self.guaranteed_bytes), low]))));
+        }
+        all
+    }
 }
 
 /// Sets the weights for the pods there are now. Only a change is written.
 pub async fn update(node: &Node) {
     let pods = node.pods.list();
-    let shares = burstable_shares(pods.iter().filter(|it| !it.gone).map(|it| &*it.pod));
-    if node.burstable_shares.swap(shares, std::sync::atomic::Ordering::AcqRel) == shares {
+    let host = node.host();
+    let keeps = host.has_unified_cgroups && host.memory_qos.is_some() && host.keeps_requests;
+    let classes = Classes::of(pods.iter().filter(|it| !it.gone).map(|it| &*it.pod), keeps);
+    if node.classes.lock().replace(classes) == Some(classes) {
         return;
     }
     let root = node.config.cgroup_root.clone();
     let written = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
         let hierarchy = Hierarchy::detect()?;
-        for (name, shares) in [("burstable", shares), ("besteffort", cpu_shares(0))] {
-            let group = hierarchy.group(&format!("{root}/{name}"));
+        for (name, limits) in classes.limits(keeps) {
+            let path = format!("{root}/{name}");
+            let group = hierarchy.group(path.trim_end_matches('/'));
             group.create()?;
-            group.apply(&Limits { cpu_shares: shares, ..Limits::default() })?;
+            group.apply(&limits)?;
         }
         Ok(())
     })
@@ -44,7 +90,7 @@ pub async fn update(node: &Node) {
     if let Ok(Err(error)) = written {
         // Pods still run, only with less exact weights.
         warn!(%error, "weights of the QoS classes not set");
-        node.burstable_shares.store(0, std::sync::atomic::Ordering::Release);
+        *node.classes.lock() = None;
     }
 }
 
@@ -160,7 +206,35 @@ mod tests {
         };
         let best = pod(json!({"containers": [{"name": "a"}]}));
         let all = [asks("500m"), asks("1500m"), best];
-        assert_eq!(burstable_shares(all.iter()), 2048);
-        assert_eq!(burstable_shares(all[2..].iter()), 2);
+        assert_eq!(Classes::of(all.iter(), false).burstable_shares, 2048);
+        assert_eq!(Classes::of(all[2..].iter(), false).burstable_shares, 2);
+    }
+
+    #[test]
+    fn what_pods_ask_for_is_kept_by_the_groups_above_them() {
+        let asks = |memory: &str, limits: serde_json::Value| {
+            pod(json!({"containers": [{"name": "a", "resources": {
+                "requests": {"cpu": "1", "memory": memory}, "limits": limits}}]}))
+        };
+        let sure = asks("64Mi", json!({"cpu": "1", "memory": "64Mi"}));
+        let all = [sure, asks("3Mi", json!({})), asks("4Mi", json!({}))];
+        let classes = Classes::of(all.iter(), true);
+        let files = |keeps| -> Vec<(&str, Vec<(String, String)>)> {
+            let of = |(name, limits): (&'static str, Limits)| {
+                (name, limits.unified.into_iter().collect::<Vec<_>>())
+            };
+            classes.limits(keeps).into_iter().map(of).collect()
+        };
+        let file = |name: &str, mebibytes: u64| (name.to_owned(), (mebibytes << 20).to_string());
+        assert_eq!(
+            files(true),
+            [
+                ("burstable", vec![file("memory.low", 7)]),
+                ("besteffort", vec![]),
+                ("", vec![file("memory.low", 7), file("memory.min", 64)]),
+            ]
+        );
+        assert_eq!(files(false), [("burstable", vec![]), ("besteffort", vec![])]);
+        assert_eq!(Classes::of(all.iter(), false).guaranteed_bytes, 0);
     }
 }

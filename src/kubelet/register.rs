@@ -47,8 +47,6 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_RENEWALS: u32 = 4;
 /// What the kubelet writes, and the node lifecycle controller when it hears nothing.
 const OWN_CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
-/// Images told in the status, the largest first.
-const IMAGES_MAX: usize = 50;
 const NAMES_PER_IMAGE_MAX: usize = 5;
 
 /// What the conditions are judged by.
@@ -109,7 +107,7 @@ pub async fn run(node: Arc<Node>, drain: Drain) {
 }
 
 async fn register(node: &Node) -> client::error::Result<()> {
-    let api = node.client.all::<NodeObject>();
+    let api = node.heartbeat_client.all::<NodeObject>();
     let name = &node.config.node_name;
     let labels = node.wanted_labels();
     if let Some(there) = api.get_opt(name).await? {
@@ -140,6 +138,7 @@ async fn register(node: &Node) -> client::error::Result<()> {
         spec: Some(NodeSpec {
             taints: (!node.config.register_taints.is_empty())
                 .then(|| node.config.register_taints.clone()),
+            provider_id: Some(node.config.provider_id.clone()).filter(|id| !id.is_empty()),
             ..NodeSpec::default()
         }),
         status: Some(status(node, &health, None, base::time::now()).await),
@@ -169,7 +168,7 @@ fn tell_status(node: &Node, reason: &'static str) {
 }
 
 async fn keep_status(node: &Node) {
-    let api = node.client.all::<NodeObject>();
+    let api = node.heartbeat_client.all::<NodeObject>();
     let mut written: Option<(NodeStatus, Timestamp)> = None;
     let own = node.volumes.csi.drivers.own_node.clone();
     let doubted = Arc::new(Notify::new());
@@ -330,7 +329,10 @@ async fn health(node: &Node) -> Health {
     let shutdown = node.shutdown.has_begun().then(|| shutdown::NODE_MESSAGE.to_owned());
     let runtime = match tokio::time::timeout(Duration::from_secs(10), node.runtime.trouble()).await
     {
-        Ok(trouble) => trouble,
+        Ok(trouble) => {
+            node.network.note(trouble.as_deref());
+            trouble
+        }
         Err(_) => Some("container runtime is down: it does not answer".to_owned()),
     };
     Health {
@@ -447,7 +449,7 @@ fn handler(it: Handler) -> NodeRuntimeHandler {
 async fn images(node: &Node) -> Vec<ContainerImage> {
     let mut list = node.images.service.list_images().await.unwrap_or_default();
     list.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
-    list.truncate(IMAGES_MAX);
+    list.truncate(node.config.status_images_max.unwrap_or(usize::MAX));
     list.into_iter()
         .map(|image| {
             let mut names = image.repo_digests;
@@ -462,7 +464,7 @@ async fn images(node: &Node) -> Vec<ContainerImage> {
 }
 
 async fn keep_lease(node: &Node) {
-    let api = node.client.api::<Lease>(Some(LEASE_NAMESPACE));
+    let api = node.heartbeat_client.api::<Lease>(Some(LEASE_NAMESPACE));
     let mut held: Option<Lease> = None;
     let life = Duration::from_secs(node.config.heartbeat.lease_seconds.unsigned_abs().into());
     let mut ticks = tokio::time::interval(life / LEASE_RENEWALS);

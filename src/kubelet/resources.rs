@@ -12,7 +12,6 @@ use crate::placement::whole_cpus;
 use crate::pod::{self, Role};
 use crate::quantity::{self, ResourceList};
 
-const CPU_PERIOD_MICROSECONDS: i64 = 100_000;
 const CPU_QUOTA_MIN_MICROSECONDS: i64 = 1_000;
 const CPU_SHARES_MIN: u64 = 2;
 const CPU_SHARES_MAX: u64 = 262_144;
@@ -118,13 +117,6 @@ pub fn cpu_shares(milli: i64) -> u64 {
     (milli as u64 * 1024 / 1000).clamp(CPU_SHARES_MIN, CPU_SHARES_MAX)
 }
 
-pub fn cpu_quota(milli: i64) -> i64 {
-    if milli <= 0 {
-        return 0;
-    }
-    (milli * CPU_PERIOD_MICROSECONDS / 1000).max(CPU_QUOTA_MIN_MICROSECONDS)
-}
-
 /// What the pod asks of `name`: containers and sidecars together, or more if an init
 /// container needs more while it runs.
 pub fn pod_request_milli(pod: &Pod, name: &str) -> i64 {
@@ -186,7 +178,7 @@ pub fn pod_resources(pod: &Pod, pids_limit: i64, host: Host) -> LinuxResources {
     let (quota, memory) = match class {
         Qos::BestEffort => (0, 0),
         Qos::Guaranteed | Qos::Burstable => (
-            pod_limit_milli(pod, "cpu").map(cpu_quota).unwrap_or(0),
+            pod_limit_milli(pod, "cpu").map_or(0, |milli| host.cpu.quota(milli)),
             pod_limit_milli(pod, "memory").map(|milli| milli / 1000).unwrap_or(0),
         ),
     };
@@ -195,8 +187,11 @@ pub fn pod_resources(pod: &Pod, pids_limit: i64, host: Host) -> LinuxResources {
         .any(|(role, it)| *role != Role::Ephemeral && host.is_exclusive(pod, it));
     let mut unified = BTreeMap::new();
     let requested = pod_request_milli(pod, "memory") / 1000;
-    if host.memory_qos.is_some() && host.has_unified_cgroups && requested > 0 {
-        unified.insert("memory.min".to_owned(), requested.to_string());
+    if host.has_unified_cgroups
+        && requested > 0
+        && let Some(file) = host.kept_by(class)
+    {
+        unified.insert(file.to_owned(), requested.to_string());
     }
     let of_all = |name: &str| {
         let milli = whole_limit_milli(pod, name).max(limit_of_containers_milli(pod, name));
@@ -205,7 +200,7 @@ pub fn pod_resources(pod: &Pod, pids_limit: i64, host: Host) -> LinuxResources {
     LinuxResources {
         cpu_shares: if class == Qos::BestEffort { CPU_SHARES_MIN } else { cpu_shares(cpu) },
         cpu_quota: if has_own_cpus { 0 } else { quota },
-        cpu_period: CPU_PERIOD_MICROSECONDS as u64,
+        cpu_period: host.cpu.period_micros.unsigned_abs(),
         memory_limit: memory,
         pids_limit,
         huge_pages: huge_pages(host, of_all),
@@ -230,14 +225,56 @@ pub struct Host {
     pub huge_pages: [u64; PAGE_SIZES_MAX],
     /// All swap of the node, where pods may use it.
     pub swap_bytes: Option<u64>,
-    /// Keeps requested memory from being reclaimed, and slows a container down at this
-    /// share of what it may have above its request. cgroup v2 only.
+    /// Slows a container down at this share of the memory that it may have above its request.
+    /// cgroup v2 only.
     pub memory_qos: Option<f64>,
+    /// Requested memory is kept for who asked for it, where memory QoS is on.
+    pub keeps_requests: bool,
+    /// Out of memory, one process of a container ends and not all.
+    pub ends_one_process: bool,
+    pub cpu: CpuTime,
     /// Containers that ask for whole CPUs have them for themselves (the static CPU policy).
     pub gives_cpus_away: bool,
 }
 
+/// How limits of CPU time are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuTime {
+    pub is_limited: bool,
+    /// A limit is a part of each such period.
+    pub period_micros: i64,
+}
+
+impl Default for CpuTime {
+    /// Upstream's.
+    fn default() -> Self {
+        Self { is_limited: true, period_micros: 100_000 }
+    }
+}
+
+impl CpuTime {
+    /// Microseconds of each period; 0 is no limit.
+    pub fn quota(self, milli: i64) -> i64 {
+        if milli <= 0 || !self.is_limited {
+            return 0;
+        }
+        (milli * self.period_micros / 1000).max(CPU_QUOTA_MIN_MICROSECONDS)
+    }
+}
+
 impl Host {
+    /// The file of cgroup v2 that keeps requested memory: from everybody, or while there is
+    /// other memory to be had (KEP-2570, TieredReservation).
+    fn kept_by(&self, class: Qos) -> Option<&'static str> {
+        let is_on = self.memory_qos.is_some() && self.keeps_requests;
+        match class {
+            _ if !is_on => None,
+            Qos::Guaranteed => Some("memory.min"),
+            Qos::Burstable => Some("memory.low"),
+            Qos::BestEffort => None,
+        }
+    }
+
     /// Whoever has CPUs for himself is bounded by them: a quota on top would only slow him
     /// down at the end of each period (upstream, `DisableCPUQuotaWithExclusiveCPUs`).
     fn is_exclusive(&self, pod: &Pod, container: &Container) -> bool {
@@ -274,15 +311,19 @@ pub fn container_resources(
     let request = if has_request { quantity::milli_of(requests(container), "cpu") } else { limit };
     LinuxResources {
         cpu_shares: cpu_shares(request),
-        cpu_quota: if host.is_exclusive(pod, container) { 0 } else { cpu_quota(limit) },
-        cpu_period: CPU_PERIOD_MICROSECONDS as u64,
+        cpu_quota: if host.is_exclusive(pod, container) { 0 } else { host.cpu.quota(limit) },
+        cpu_period: host.cpu.period_micros.unsigned_abs(),
         memory_limit: limit_milli(pod, container, "memory") / 1000,
         oom_score_adj: oom_score_adj(pod, role, container, host.memory_bytes),
         huge_pages: huge_pages(host, |name| {
             u64::try_from(limit_milli(pod, container, name) / 1000).unwrap_or(0)
         }),
         swap_bytes: host.has_unified_cgroups.then(|| swap_bytes(pod, role, container, host)),
-        unified: if host.has_unified_cgroups { unified(container, host) } else { BTreeMap::new() },
+        unified: if host.has_unified_cgroups {
+            unified(qos(pod), container, host)
+        } else {
+            BTreeMap::new()
+        },
         ..LinuxResources::default()
     }
 }
@@ -309,17 +350,20 @@ fn swap_bytes(pod: &Pod, role: Role, container: &Container, host: Host) -> u64 {
 }
 
 /// Files of cgroup v2 that v1 knows nothing of.
-fn unified(container: &Container, host: Host) -> BTreeMap<String, String> {
+fn unified(class: Qos, container: &Container, host: Host) -> BTreeMap<String, String> {
     const PAGE_BYTES: i64 = 4096;
     // Out of memory, a container ends whole and is restarted, instead of living on without
-    // one of its processes (upstream, unless singleProcessOOMKill).
+    // one of its processes.
+    let group = if host.ends_one_process { "0" } else { "1" };
     let mut out: BTreeMap<String, String> =
-        [("memory.oom.group".to_owned(), "1".to_owned())].into();
+        [("memory.oom.group".to_owned(), group.to_owned())].into();
     let Some(factor) = host.memory_qos else { return out };
     let request = quantity::value_of(requests(container), "memory");
     let limit = quantity::value_of(limits(container), "memory");
-    if request > 0 {
-        out.insert("memory.min".to_owned(), request.to_string());
+    if request > 0
+        && let Some(file) = host.kept_by(class)
+    {
+        out.insert(file.to_owned(), request.to_string());
     }
     let most = if limit > 0 { limit } else { host.memory_allocatable_bytes };
     if most > request {
@@ -492,33 +536,57 @@ mod tests {
     }
 
     #[test]
-    fn memory_qos_keeps_the_request_and_slows_near_the_limit() {
+    fn memory_qos_slows_near_the_limit_and_keeps_requests_where_it_is_asked_to() {
         let host = Host {
             memory_allocatable_bytes: 10 << 30,
             has_unified_cgroups: true,
             memory_qos: Some(0.9),
             ..Host::default()
         };
-        let of = |resources: serde_json::Value| {
+        let hosts = [host, Host { keeps_requests: true, ..host }];
+        let of = |resources: serde_json::Value, keeps_requests: bool| {
             let pod = pod(json!({"containers": [{"name": "a", "resources": resources}]}));
-            let list = container_resources(&pod, Role::Main, &pod::spec(&pod).containers[0], host);
-            let get = |name: &str| list.unified.get(name).map(|it| it.parse::<i64>().unwrap());
-            (get("memory.min"), get("memory.high"))
+            let container = &pod::spec(&pod).containers[0];
+            let host = hosts[usize::from(keeps_requests)];
+            let lists = [
+                container_resources(&pod, Role::Main, container, host).unified,
+                pod_resources(&pod, 0, host).unified,
+            ];
+            let [own, pods] = lists.map(|list| {
+                ["memory.min", "memory.low", "memory.high"]
+                    .map(|name| list.get(name).map_or(0, |it| it.parse::<i64>().unwrap() >> 20))
+            });
+            (own, pods)
         };
-        let mib = |number: i64| number << 20;
-        assert_eq!(
-            of(json!({"requests": {"memory": "100Mi"}, "limits": {"memory": "200Mi"}})),
-            (Some(mib(100)), Some(mib(190)))
-        );
-        assert_eq!(
-            of(json!({"requests": {"memory": "100Mi"}, "limits": {"memory": "100Mi"}})),
-            (Some(mib(100)), None)
-        );
-        assert_eq!(of(json!({})), (None, Some(mib(9216))));
-        let pod = pod(
-            json!({"containers": [{"name": "a", "resources": {"requests": {"memory": "1Mi"}}}]}),
-        );
-        assert_eq!(pod_resources(&pod, 0, host).unified["memory.min"], mib(1).to_string());
+        let burst = json!({"requests": {"memory": "100Mi"}, "limits": {"memory": "200Mi"}});
+        let sure = json!({"limits": {"cpu": "1", "memory": "100Mi"}, "requests": {"cpu": "1", "memory": "100Mi"}});
+        assert_eq!(of(burst.clone(), false), ([0, 0, 190], [0, 0, 0]));
+        assert_eq!(of(burst, true), ([0, 100, 190], [0, 100, 0]));
+        assert_eq!(of(sure.clone(), false), ([0, 0, 0], [0, 0, 0]));
+        assert_eq!(of(sure, true), ([100, 0, 0], [100, 0, 0]));
+        assert_eq!(of(json!({}), true), ([0, 0, 9216], [0, 0, 0]));
+    }
+
+    #[test]
+    fn limits_of_cpu_time_are_kept_as_the_node_wants_it() {
+        let pod = pod(json!({"containers": [
+            {"name": "a", "resources": {"limits": {"cpu": "500m", "memory": "1Mi"}}}]}));
+        let of = |cpu: CpuTime| {
+            let host = Host { cpu, ..Host::default() };
+            let container = &pod::spec(&pod).containers[0];
+            let all = [
+                container_resources(&pod, Role::Main, container, host),
+                pod_resources(&pod, 0, host),
+            ];
+            all.map(|it| (it.cpu_quota, it.cpu_period))
+        };
+        assert_eq!(of(CpuTime::default()), [(50_000, 100_000); 2]);
+        let short = CpuTime { period_micros: 10_000, ..CpuTime::default() };
+        assert_eq!(of(short), [(5_000, 10_000); 2]);
+        let shortest = CpuTime { period_micros: 1_000, ..CpuTime::default() };
+        assert_eq!(of(shortest), [(1_000, 1_000); 2], "the kernel takes no less");
+        let none = CpuTime { is_limited: false, ..CpuTime::default() };
+        assert_eq!(of(none), [(0, 100_000); 2]);
     }
 
     #[test]

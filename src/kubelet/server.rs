@@ -6,6 +6,7 @@
 mod auth;
 mod checkpoint;
 mod files;
+pub mod healthz;
 mod logs;
 mod metrics;
 mod stats;
@@ -269,9 +270,14 @@ impl Server {
                 self.checkpoint(&query(&request), namespace, name, container).await
             }
             ["run", namespace, name, container] | ["run", namespace, name, _, container]
-                if !is_get =>
+                if request.method() == Method::POST =>
             {
                 self.command(&request, namespace, name, container).await
+            }
+            ["checkpoint", _, _, _] | ["run", _, _, _] | ["run", _, _, _, _] => {
+                let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed");
+                answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+                answer
             }
             _ => refuse(StatusCode::NOT_FOUND, "404 page not found"),
         }

@@ -3,6 +3,8 @@
 //! Until there is one, and when it has ended unrenewed, the certificate that the kubelet was
 //! started with is presented. Connections that are open keep the one they began with.
 
+pub mod files;
+
 use std::sync::Arc;
 
 use base::drain::Drain;

@@ -8,8 +8,10 @@ mod flags;
 mod heartbeat;
 mod logs;
 mod places;
+mod process;
 mod pulls;
 mod remote;
+mod server;
 mod shutdown;
 mod standing;
 
@@ -51,6 +53,36 @@ pub struct Configuration {
     api_version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<String>,
+    address: Option<String>,
+    port: Option<i32>,
+    tls_cert_file: Option<PathBuf>,
+    tls_private_key_file: Option<PathBuf>,
+    tls_cipher_suites: Option<Vec<String>>,
+    tls_curve_preferences: Option<Vec<i32>>,
+    tls_min_version: Option<String>,
+    healthz_port: Option<i32>,
+    healthz_bind_address: Option<String>,
+    #[serde(rename = "eventRecordQPS")]
+    event_record_qps: Option<i32>,
+    event_burst: Option<i32>,
+    #[serde(rename = "kubeAPIQPS")]
+    kube_api_qps: Option<i32>,
+    #[serde(rename = "kubeAPIBurst")]
+    kube_api_burst: Option<i32>,
+    oom_score_adj: Option<i64>,
+    max_open_files: Option<i64>,
+    #[serde(rename = "cpuCFSQuota")]
+    cpu_cfs_quota: Option<bool>,
+    #[serde(rename = "cpuCFSQuotaPeriod")]
+    cpu_cfs_quota_period: Option<String>,
+    #[serde(rename = "singleProcessOOMKill")]
+    single_process_oom_kill: Option<bool>,
+    memory_reservation_policy: Option<String>,
+    #[serde(rename = "providerID")]
+    provider_id: Option<String>,
+    node_status_max_images: Option<i32>,
+    volume_stats_agg_period: Option<String>,
+    protect_kernel_defaults: Option<bool>,
     container_runtime_endpoint: Option<String>,
     image_service_endpoint: Option<String>,
     static_pod_path: Option<PathBuf>,
@@ -277,6 +309,7 @@ impl Configuration {
     /// # Errors
     /// A value that makes no sense.
     pub fn apply(mut self, config: &mut KubeletConfig) -> Result<(), String> {
+        let said = self.clone();
         config.eviction = self.policy()?;
         config.heartbeat = self.heartbeat(config.heartbeat)?;
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -391,6 +424,7 @@ impl Configuration {
                 },
             }
         }
+        said.limits(config)?;
         set(&mut config.seccomp_default, self.seccomp_default);
         for (name, text, to) in [
             (
@@ -411,6 +445,7 @@ impl Configuration {
         set(&mut config.asks_for_serving_certificate, self.server_tls_bootstrap);
         set(&mut config.rotates_client_certificate, self.rotate_certificates);
         self.authentication.unwrap_or_default().apply(config)?;
+        said.serve(config)?;
         // As upstream, less than nothing is no limit.
         set(&mut config.pod_pids_limit, self.pod_pids_limit.map(|limit| limit.max(0)));
         set(&mut config.cluster_dns, self.cluster_dns);
@@ -647,7 +682,14 @@ pub fn show(config: &KubeletConfig) -> Value {
     places::show(config, &mut shown);
     pulls::show(config, &mut shown);
     remote::show(config, &mut shown);
-    json!({"kubeletconfig": shown})
+    server::show(config, &mut shown);
+    process::show(config, &mut shown);
+    let mut all = standing::show();
+    if let (Value::Object(all), Ok(Value::Object(shown))) = (&mut all, serde_json::to_value(shown))
+    {
+        all.extend(shown.into_iter().filter(|(_, value)| !value.is_null()));
+    }
+    json!({"kubeletconfig": all})
 }
 
 /// Memory QoS always, others where they are on.

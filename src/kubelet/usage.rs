@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -66,6 +67,7 @@ pub struct ContainerUsage {
     pub logs: Option<DiskUsage>,
 }
 
+#[derive(Clone)]
 pub struct VolumeUsage {
     pub name: String,
     /// Namespace and name of the claim it stands for.
@@ -135,6 +137,28 @@ impl Rates {
     }
 }
 
+/// When the volumes of pods were measured last, by uid, and what was found.
+#[derive(Default)]
+pub struct Measurements(Mutex<HashMap<String, (Instant, Vec<VolumeUsage>)>>);
+
+impl Measurements {
+    /// What is no older than `age`.
+    fn young(&self, uid: &str, age: Duration, now: Instant) -> Option<Vec<VolumeUsage>> {
+        let held = self.0.lock();
+        let (at, volumes) = held.get(uid)?;
+        (now.saturating_duration_since(*at) < age).then(|| volumes.clone())
+    }
+
+    /// Notes what was measured; pods that are gone are forgotten.
+    fn note(&self, pods: &[PodUsage], measured: &[usize], now: Instant) {
+        let mut held = self.0.lock();
+        held.retain(|uid, _| pods.iter().any(|pod| pod.uid == *uid));
+        for pod in measured.iter().filter_map(|index| pods.get(*index)) {
+            held.insert(pod.uid.clone(), (now, pod.volumes.clone()));
+        }
+    }
+}
+
 /// Reads the numbers; `with_files` also walks writable layers, logs and volumes.
 ///
 /// # Errors
@@ -142,7 +166,7 @@ impl Rates {
 pub async fn read(node: &Node, with_files: bool) -> Result<Usage, String> {
     let query = StatsQuery { pods: None, with_disk: with_files };
     let at = base::time::now();
-    let pods = pods(node, &query).await?;
+    let pods = pods(node, &query, node.config.volume_stats_age).await?;
     let mut usage = Usage { at, node: read_node(), pods };
     let mut counters: HashMap<String, u64> = [(String::new(), usage.node.group.cpu_nanos)].into();
     for pod in &usage.pods {
@@ -167,10 +191,14 @@ pub async fn read(node: &Node, with_files: bool) -> Result<Usage, String> {
 /// # Errors
 /// What the runtime says when it cannot be read.
 pub async fn read_pods(node: &Node, uids: BTreeSet<String>) -> Result<Vec<PodUsage>, String> {
-    pods(node, &StatsQuery { pods: Some(uids), with_disk: true }).await
+    pods(node, &StatsQuery { pods: Some(uids), with_disk: true }, Some(Duration::ZERO)).await
 }
 
-async fn pods(node: &Node, query: &StatsQuery) -> Result<Vec<PodUsage>, String> {
+async fn pods(
+    node: &Node,
+    query: &StatsQuery,
+    age_max: Option<Duration>,
+) -> Result<Vec<PodUsage>, String> {
     let stats = node.runtime.pod_sandbox_stats(query).await.map_err(|error| error.to_string())?;
     let sandboxes: HashMap<String, PodSandbox> =
         node.observed.sandboxes().into_iter().map(|it| (it.id.clone(), it)).collect();
@@ -190,7 +218,7 @@ async fn pods(node: &Node, query: &StatsQuery) -> Result<Vec<PodUsage>, String> 
             })
         })
         .collect();
-    if query.with_disk { files(node, pods).await } else { Ok(pods) }
+    if query.with_disk { files(node, pods, age_max).await } else { Ok(pods) }
 }
 
 fn containers(node: &Node, stats: &SandboxStats) -> Vec<ContainerUsage> {
@@ -210,12 +238,31 @@ fn containers(node: &Node, stats: &SandboxStats) -> Vec<ContainerUsage> {
     out
 }
 
-/// Fills in the sizes of logs and volumes, off the async threads.
-async fn files(node: &Node, mut pods: Vec<PodUsage>) -> Result<Vec<PodUsage>, String> {
+/// Fills in the sizes of logs and volumes, off the async threads. Those of volumes may be as old
+/// as `age_max`; None leaves them out.
+async fn files(
+    node: &Node,
+    mut pods: Vec<PodUsage>,
+    age_max: Option<Duration>,
+) -> Result<Vec<PodUsage>, String> {
     let config = node.config.clone();
+    let begun = Instant::now();
+    let mut known = BTreeSet::new();
+    for (index, pod) in pods.iter_mut().enumerate() {
+        let young = age_max.map(|age| node.measurements.young(&pod.uid, age, begun));
+        match young {
+            None => drop(known.insert(index)),
+            Some(None) => {}
+            Some(Some(volumes)) => {
+                pod.volumes = volumes;
+                known.insert(index);
+            }
+        }
+    }
     let wanted: Vec<(usize, String, Vec<OnDisk>)> = pods
         .iter()
         .enumerate()
+        .filter(|(index, _)| !known.contains(index))
         .filter_map(|(index, usage)| {
             let wanted = node.pods.get(&usage.uid)?;
             let volumes = node.volumes.on_disk(&config, &wanted.pod);
@@ -231,6 +278,7 @@ async fn files(node: &Node, mut pods: Vec<PodUsage>) -> Result<Vec<PodUsage>, St
     });
     let mut measured: HashMap<usize, Vec<Option<Measured>>> =
         futures::future::join_all(asked).await.into_iter().collect();
+    let fresh: Vec<usize> = wanted.iter().map(|(index, ..)| *index).collect();
     let work = move || {
         for pod in &mut pods {
             let dir = config.log_dir(&pod.namespace, &pod.name, &pod.uid);
@@ -263,7 +311,12 @@ async fn files(node: &Node, mut pods: Vec<PodUsage>) -> Result<Vec<PodUsage>, St
         }
         pods
     };
-    tokio::task::spawn_blocking(work).await.map_err(|error| format!("files not read: {error}"))
+    let pods = tokio::task::spawn_blocking(work).await;
+    let pods = pods.map_err(|error| format!("files not read: {error}"))?;
+    if age_max.is_some_and(|age| !age.is_zero()) {
+        node.measurements.note(&pods, &fresh, begun);
+    }
+    Ok(pods)
 }
 
 /// How full the volumes are that claims stand for, by namespace and name of the claim.

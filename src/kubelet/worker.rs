@@ -434,6 +434,15 @@ impl Worker {
         if self.old.start_time.is_none() {
             self.publish(&runtime, false);
         }
+        if !pod::is_host_network(&self.pod)
+            && let Some(trouble) = self.node.network_trouble().await
+        {
+            let about = client::recorder::reference(&*self.pod);
+            let text = format!("network is not ready: {trouble}");
+            self.node.recorder.warning(&about, "NetworkNotReady", text);
+            self.publish(&runtime, false);
+            return Next::Again(sooner(again, Some(self.retry())));
+        }
         match self.volumes(&runtime, now).await {
             Some(ensured) => {
                 again = sooner(again, ensured.again.map(|at| until(at, now)));

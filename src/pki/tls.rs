@@ -68,17 +68,58 @@ pub fn server_config(
     Ok(config)
 }
 
-/// The same server, which asks clients for a certificate and takes those that `client_ca_pem`
-/// signed, or none.
+/// What a server offers to its clients of what there is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// TLS 1.3 and nothing before.
+    pub only_tls13: bool,
+    /// Suites of TLS 1.2, by the names of RFC 5246 and its like; None is all. Those of TLS 1.3
+    /// are not chosen among.
+    pub suites: Option<Vec<String>>,
+    /// Groups that keys are exchanged in, by their numbers (RFC 8446, 4.2.7); None is all.
+    pub groups: Option<Vec<u16>>,
+}
+
+impl Offer {
+    fn provider(&self) -> CryptoProvider {
+        let mut provider = rustls::crypto::ring::default_provider();
+        if let Some(names) = &self.suites {
+            provider.cipher_suites.retain(|suite| {
+                suite.tls13().is_some() || names.contains(&format!("{:?}", suite.suite()))
+            });
+        }
+        if let Some(groups) = &self.groups {
+            provider.kx_groups.retain(|group| groups.contains(&u16::from(group.name())));
+        }
+        provider
+    }
+}
+
+/// The same server with that offer, which asks clients for a certificate and takes those that
+/// `client_ca_pem` signed, or none; None asks for no certificate.
 ///
 /// # Errors
-/// What is no certificate.
-pub fn asking_clients(config: &ServerConfig, client_ca_pem: &[u8]) -> Result<ServerConfig> {
-    let mut asking = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(Error::Tls)?
-        .with_client_cert_verifier(known_or_none(client_ca_pem)?)
-        .with_cert_resolver(config.cert_resolver.clone());
+/// What is no certificate, and an offer of nothing.
+pub fn offering(
+    config: &ServerConfig,
+    client_ca_pem: Option<&[u8]>,
+    offer: &Offer,
+) -> Result<ServerConfig> {
+    let provider = offer.provider();
+    let has_tls12 = provider.cipher_suites.iter().any(|suite| suite.tls13().is_none());
+    let versions: &[&rustls::SupportedProtocolVersion] = if offer.only_tls13 || !has_tls12 {
+        &[&rustls::version::TLS13]
+    } else {
+        rustls::ALL_VERSIONS
+    };
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(versions)
+        .map_err(Error::Tls)?;
+    let builder = match client_ca_pem {
+        Some(pem) => builder.with_client_cert_verifier(known_or_none(pem)?),
+        None => builder.with_no_client_auth(),
+    };
+    let mut asking = builder.with_cert_resolver(config.cert_resolver.clone());
     asking.alpn_protocols.clone_from(&config.alpn_protocols);
     Ok(asking)
 }

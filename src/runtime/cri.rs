@@ -591,11 +591,16 @@ pub struct AuthConfig {
     pub registry_token: String,
 }
 
+const NO_NETWORK: &str = "container runtime network not ready: ";
+
 /// Upstream's words for a node whose pods get no network.
 pub fn network_trouble(reason: &str, message: &str) -> String {
-    format!(
-        "container runtime network not ready: NetworkReady=false reason:{reason} message:{message}"
-    )
+    format!("{NO_NETWORK}NetworkReady=false reason:{reason} message:{message}")
+}
+
+/// Whether a runtime's trouble is that its pods get no network.
+pub fn is_network_trouble(trouble: &str) -> bool {
+    trouble.starts_with(NO_NETWORK)
 }
 
 /// What a runtime says that has no CRIU.

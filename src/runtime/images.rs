@@ -9,6 +9,7 @@ mod challenge;
 mod downloads;
 mod export;
 mod import;
+pub mod inbox;
 mod platform;
 pub mod progress;
 mod proxies;
@@ -34,7 +35,7 @@ pub use transport::exchange;
 
 use crate::cri::{AuthConfig, Error, ErrorKind, Image, ImageService, Result};
 use progress::Teller;
-use store::{Store, failed};
+use store::Store;
 
 pub struct Images {
     store: Arc<Store>,
@@ -81,31 +82,6 @@ impl Images {
     pub async fn export_file(&self, images: &[String], path: &Path) -> Result<()> {
         let (store, images, path) = (self.store.clone(), images.to_vec(), path.to_path_buf());
         beside(move || export::export(&store, &images, &path)).await
-    }
-
-    /// Imports every archive of a directory, in order of names; a directory that is not
-    /// there holds none. Gives each file's outcome: one bad archive stops no other.
-    pub async fn import_dir(&self, path: &Path) -> Result<Vec<(PathBuf, Result<Vec<String>>)>> {
-        let mut files: Vec<PathBuf> = match std::fs::read_dir(path) {
-            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
-            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(err) => return Err(failed(&format!("read {}", path.display()), err)),
-        };
-        let is_archive = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst"].iter().any(|end| name.ends_with(end))
-        };
-        files.retain(is_archive);
-        files.sort();
-        let mut outcomes = Vec::new();
-        for file in files {
-            let outcome = self.import_file(&file).await;
-            if let Err(err) = &outcome {
-                tracing::warn!(file = %file.display(), error = %err, "archive not imported");
-            }
-            outcomes.push((file, outcome));
-        }
-        Ok(outcomes)
     }
 }
 

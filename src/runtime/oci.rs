@@ -16,12 +16,14 @@ pub(crate) use sandbox::limits;
 mod seccomp;
 mod selinux;
 mod service;
-pub use service::interfaces_of;
 pub mod shim;
 mod spec;
 pub(crate) use spec::{MASKED_PATHS, READONLY_PATHS};
+mod stats;
+pub use stats::interfaces_of;
 mod streams;
 mod users;
+mod volumes;
 
 use std::collections::HashMap;
 use std::ffi::OsString;

@@ -453,6 +453,36 @@ pub fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr) -> io
     Ok(())
 }
 
+/// Writes what `from` holds into `to`, an empty file, and leaves holes where it has some.
+pub fn copy_data(mut from: &std::fs::File, mut to: &std::fs::File) -> io::Result<()> {
+    use rustix::fs::{SeekFrom, seek};
+    use std::io::{Read, Seek};
+    let length = from.metadata()?.len();
+    let mut at = 0;
+    while at < length {
+        let data = match seek(from, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // A hole until the end.
+            Err(rustix::io::Errno::NXIO) => break,
+            // A file system that knows of none.
+            Err(rustix::io::Errno::INVAL) => at,
+            Err(error) => return Err(error.into()),
+        };
+        let end = match seek(from, SeekFrom::Hole(data)) {
+            Ok(end) => end,
+            Err(rustix::io::Errno::INVAL) => length,
+            Err(error) => return Err(error.into()),
+        };
+        from.seek(io::SeekFrom::Start(data))?;
+        to.seek(io::SeekFrom::Start(data))?;
+        if io::copy(&mut from.take(end - data), &mut to)? != end - data {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        at = end;
+    }
+    to.set_len(length)
+}
+
 /// Whether a name is hidden by an overlay's whiteout (character device 0:0).
 pub fn is_whiteout_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -485,4 +515,37 @@ fn statvfs(path: &Path) -> io::Result<libc::statvfs> {
     // SAFETY: a live C string and a structure of ours.
     check_int(unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) })?;
     Ok(stat)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek, Write};
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn holes_stay_holes() {
+        const LENGTH: u64 = 64 << 20;
+        let mut from = tempfile::tempfile().unwrap();
+        for at in [4 << 20, 32 << 20] {
+            from.seek(io::SeekFrom::Start(at)).unwrap();
+            from.write_all(b"data").unwrap();
+        }
+        for length in [LENGTH, (32 << 20) + 4] {
+            from.set_len(length).unwrap();
+            let mut to = tempfile::tempfile().unwrap();
+            copy_data(&from, &to).unwrap();
+            let meta = to.metadata().unwrap();
+            assert_eq!(meta.len(), length);
+            assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+            let (mut is, mut was) = (Vec::new(), Vec::new());
+            to.rewind().unwrap();
+            to.read_to_end(&mut is).unwrap();
+            from.rewind().unwrap();
+            from.read_to_end(&mut was).unwrap();
+            assert!(is == was, "the copy differs");
+        }
+        let empty = tempfile::tempfile().unwrap();
+        copy_data(&empty, &tempfile::tempfile().unwrap()).unwrap();
+    }
 }

@@ -266,6 +266,15 @@ pub fn set_uid(uid: u32) -> io::Result<()> {
     check_int(unsafe { libc::setresuid(uid, uid, uid) }).map(drop)
 }
 
+/// `RLIMIT_NOFILE`: how many files this process may open, and how far it may raise that.
+pub fn open_files() -> io::Result<(u64, u64)> {
+    // SAFETY: all-zero is a valid rlimit.
+    let mut now: libc::rlimit = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is ours.
+    check_int(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut now) })?;
+    Ok((now.rlim_cur, now.rlim_max))
+}
+
 /// `RLIMIT_NOFILE` as containers expect it; clamped to what this process may set. True
 /// when it had to be clamped.
 pub fn set_open_files(soft: u64, hard: u64) -> io::Result<bool> {

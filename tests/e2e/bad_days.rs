@@ -110,6 +110,11 @@ fn wrong_manifests_get_upstreams_words() {
 
 /// A real registry on the machine's loopback, which holds `localhost:5000/web:VERSION`.
 pub fn registry(machine: &Machine, version: &str) {
+    registry_with(machine, &images::web(version), version);
+}
+
+/// As [`registry`], with another image of that name.
+pub fn registry_with(machine: &Machine, image: &images::Image, version: &str) {
     let config = "version: 0.1\nstorage: {filesystem: {rootdirectory: /tmp/registry}}\nhttp: {addr: 127.0.0.1:5000}\n";
     machine.write("/tmp/registry.yml", config.as_bytes());
     machine.start("/tmp/registry.log", &["docker-registry", "serve", "/tmp/registry.yml"]);
@@ -117,7 +122,6 @@ pub fn registry(machine: &Machine, version: &str) {
         let output = machine.run(&["curl", "-fsS", "http://127.0.0.1:5000/v2/"]);
         if output.status.success() { Ok(()) } else { Err(told(&output)) }
     });
-    let image = images::web(version);
     for blob in [&image.config, &image.layer] {
         machine.write("/tmp/blob", blob);
         let digest = images::digest(blob);

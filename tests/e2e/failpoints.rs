@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::bad_days::registry;
+use crate::bad_days::registry_with;
 use crate::cluster::Cluster;
+use crate::images;
 use crate::machine::Machine;
 
 const FILE: &str = "/tmp/failpoint";
@@ -144,7 +145,7 @@ impl Walk {
         let mut cluster = Cluster::not_started(Machine::new(), &[]);
         cluster.environment = vec![format!("CORACLE_FAILPOINT_FILE={FILE}")];
         cluster.start();
-        registry(&cluster.machine, "3");
+        registry_with(&cluster.machine, &images::keeping("3"), "3");
         cluster.machine.sh("mkdir -p /srv/local && truncate -s 1M /srv/device");
         cluster.apply(AROUND);
         let phases = "get pvc -o jsonpath={.items[*].status.phase}";
@@ -188,6 +189,7 @@ impl Walk {
         });
         let look = "echo written | dd of=/dev/disk bs=512 conv=sync 2> /dev/null && cat /map/key /secret/key /local/starts && touch /empty/a /part/b /memory/c \
              && /bin/wget -q -O - http://$(hostname)/version";
+        // Its pages lie in a volume that the image declares.
         let seen = self.step("the pod has all it was promised", |cluster| {
             cluster.try_kubectl(&["exec", "mortal", "--", "sh", "-c", look])
         });

@@ -101,6 +101,16 @@ pub fn web(version: &str) -> Image {
     with_entry(&format!("web:{version}"), version, &["/entry"])
 }
 
+/// `web:VERSION`, whose pages are a volume of each container.
+pub fn keeping(version: &str) -> Image {
+    let config = json!({
+        "Env": ["PATH=/bin", format!("VERSION={version}")],
+        "Entrypoint": ["/entry"],
+        "Volumes": {"/www": {}},
+    });
+    image(format!("web:{version}"), layer(version), config)
+}
+
 /// The same files under another name, of which `entry` is run.
 pub fn with_entry(name: &str, version: &str, entry: &[&str]) -> Image {
     let config = json!({

@@ -58,9 +58,9 @@ impl Authentication {
             |why: String| format!("authentication.x509.clientCAFile {}: {why}", file.display());
         let pem = std::fs::read(&file).map_err(|error| about(error.to_string()))?;
         pki::request::check_certificates(&pem).map_err(about)?;
-        let asking = pki::tls::asking_clients(&config.tls, &pem);
+        let asking = pki::tls::offering(&config.tls, Some(&pem), &config.offer);
         let asking = asking.map_err(|error| about(base::error::chain(&error).to_string()))?;
-        config.tls = Arc::new(asking);
+        (config.tls, config.client_ca_pem) = (Arc::new(asking), pem);
         Ok(())
     }
 }

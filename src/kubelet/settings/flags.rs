@@ -9,6 +9,8 @@ pub enum Shape {
     Number,
     Truth,
     List,
+    /// `1,2`
+    Numbers,
     /// `a=1,b=2`
     Pairs,
     /// `0:memory=1Gi;1:memory=1Gi`
@@ -29,6 +31,27 @@ pub enum Shape {
 
 /// Name, the field that it sets (empty where it is no field), and the shape of its value.
 pub const FLAGS: &[(&str, &str, Shape)] = &[
+    ("address", "address", Shape::Text),
+    ("port", "port", Shape::Number),
+    ("tls-cert-file", "tlsCertFile", Shape::Text),
+    ("tls-private-key-file", "tlsPrivateKeyFile", Shape::Text),
+    ("tls-cipher-suites", "tlsCipherSuites", Shape::List),
+    ("tls-curve-preferences", "tlsCurvePreferences", Shape::Numbers),
+    ("tls-min-version", "tlsMinVersion", Shape::Text),
+    ("healthz-port", "healthzPort", Shape::Number),
+    ("healthz-bind-address", "healthzBindAddress", Shape::Text),
+    ("event-qps", "eventRecordQPS", Shape::Number),
+    ("event-burst", "eventBurst", Shape::Number),
+    ("kube-api-qps", "kubeAPIQPS", Shape::Number),
+    ("kube-api-burst", "kubeAPIBurst", Shape::Number),
+    ("oom-score-adj", "oomScoreAdj", Shape::Number),
+    ("max-open-files", "maxOpenFiles", Shape::Number),
+    ("cpu-cfs-quota", "cpuCFSQuota", Shape::Truth),
+    ("cpu-cfs-quota-period", "cpuCFSQuotaPeriod", Shape::Text),
+    ("provider-id", "providerID", Shape::Text),
+    ("node-status-max-images", "nodeStatusMaxImages", Shape::Number),
+    ("volume-stats-agg-period", "volumeStatsAggPeriod", Shape::Text),
+    ("protect-kernel-defaults", "protectKernelDefaults", Shape::Truth),
     ("allowed-unsafe-sysctls", "allowedUnsafeSysctls", Shape::List),
     ("cluster-dns", "clusterDNS", Shape::List),
     ("cluster-domain", "clusterDomain", Shape::Text),
@@ -138,6 +161,10 @@ pub fn value_of(flag: &str, text: &str, shape: Shape) -> Result<Value, String> {
             .map(|truth| json!(truth))
             .map_err(|_| format!("--kubelet-arg {flag}: {text:?} is neither true nor false")),
         Shape::List => Ok(text.split(',').map(str::trim).filter(|it| !it.is_empty()).collect()),
+        Shape::Numbers => {
+            let all = text.split(',').map(str::trim).filter(|it| !it.is_empty());
+            all.map(|it| value_of(flag, it, Shape::Number)).collect()
+        }
         Shape::Pairs => pairs('='),
         Shape::ReservedMemory => super::places::read_reserved_memory(text),
         Shape::Truths => {

@@ -3,7 +3,7 @@
 //! with any other they are refused. And lengths of time of zero, which stand for the usual ones
 //! (`SetDefaults_KubeletConfiguration`).
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::flags::Shape;
 
@@ -11,12 +11,20 @@ use super::flags::Shape;
 enum Stands {
     Number(i64),
     Truth(bool),
-    /// One of these.
+    /// One of these; the last is shown.
     Text(&'static [&'static str]),
     /// Seconds; zero and an empty text stand for the usual length.
     Seconds(u64),
     /// Nothing is asked for again and again: what changes is seen at once, so within any length.
-    AnyLength,
+    /// Or upstream says that the length has no effect.
+    AnyLength(&'static str),
+    /// Upstream says that it has no effect, or has one only where there is no API server.
+    AnyNumber(i64),
+    AnyText(&'static str),
+    /// It is so either way: what upstream asks the kernel or others for comes by itself.
+    AnyTruth(bool),
+    /// Nothing is asked for.
+    Nothing,
     /// `mode: Webhook`; how long answers are held is not for setting.
     Authorization,
     /// Text, and no more of it than usual.
@@ -24,13 +32,16 @@ enum Stands {
 }
 
 /// The field, and what it says.
-const STANDING: [(&str, Stands); 22] = [
+const STANDING: [(&str, Stands); 37] = [
     ("authorization", Stands::Authorization),
     ("cgroupDriver", Stands::Text(&["cgroupfs"])),
     ("cgroupRoot", Stands::Text(&["", "/"])),
     ("cgroupsPerQOS", Stands::Truth(true)),
     ("configMapAndSecretChangeDetectionStrategy", Stands::Text(&["Watch"])),
-    ("cpuManagerReconcilePeriod", Stands::AnyLength),
+    // Requests are in protobuf across the network, and take no form at all in one process.
+    ("contentType", Stands::AnyText("application/vnd.kubernetes.protobuf")),
+    ("cpuManagerReconcilePeriod", Stands::AnyLength("10s")),
+    ("draManagerReconcilePeriod", Stands::AnyLength("1m0s")),
     ("enableContentionProfiling", Stands::Truth(false)),
     ("enableControllerAttachDetach", Stands::Truth(true)),
     ("enableDebugFlagsHandler", Stands::Truth(false)),
@@ -40,13 +51,33 @@ const STANDING: [(&str, Stands); 22] = [
     ("enableSystemLogHandler", Stands::Truth(true)),
     ("enableSystemLogQuery", Stands::Truth(false)),
     ("failCgroupV1", Stands::Truth(false)),
-    ("fileCheckFrequency", Stands::AnyLength),
-    ("healthzPort", Stands::Number(0)),
+    ("fileCheckFrequency", Stands::AnyLength("20s")),
+    // The network's own: pods reach themselves through services in every mode.
+    ("hairpinMode", Stands::Text(&["promiscuous-bridge", "hairpin-veth"])),
+    ("iptablesDropBit", Stands::AnyNumber(15)),
+    ("iptablesMasqueradeBit", Stands::AnyNumber(14)),
+    // The kernel tells of memory by pressure, or by thresholds, without being asked to.
+    ("kernelMemcgNotification", Stands::AnyTruth(true)),
+    ("kubeletCgroups", Stands::Text(&[""])),
     ("localStorageCapacityIsolation", Stands::Truth(true)),
     ("logging", Stands::Logging),
+    // A hint for programs that look for rules of iptables: there are none.
+    ("makeIPTablesUtilChains", Stands::AnyTruth(false)),
+    ("podCIDR", Stands::AnyText("")),
+    ("qosReserved", Stands::Nothing),
     ("readOnlyPort", Stands::Number(0)),
     ("registerNode", Stands::Truth(true)),
+    ("runOnce", Stands::Truth(false)),
     ("runtimeRequestTimeout", Stands::Seconds(120)),
+    // No metric is hidden.
+    ("showHiddenMetricsForVersion", Stands::Text(&["1.35", ""])),
+    ("streamingConnectionIdleTimeout", Stands::AnyLength("4h0m0s")),
+    ("systemCgroups", Stands::Text(&[""])),
+    ("tracing", Stands::Nothing),
+    (
+        "volumePluginDir",
+        Stands::Text(&["", "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/"]),
+    ),
 ];
 
 /// Flags that set them.
@@ -60,7 +91,19 @@ pub const FLAGS: &[(&str, &str, Shape)] = &[
     ("enable-debugging-handlers", "enableDebuggingHandlers", Shape::Truth),
     ("enable-server", "enableServer", Shape::Truth),
     ("file-check-frequency", "fileCheckFrequency", Shape::Text),
-    ("healthz-port", "healthzPort", Shape::Number),
+    ("hairpin-mode", "hairpinMode", Shape::Text),
+    ("iptables-drop-bit", "iptablesDropBit", Shape::Number),
+    ("iptables-masquerade-bit", "iptablesMasqueradeBit", Shape::Number),
+    ("kernel-memcg-notification", "kernelMemcgNotification", Shape::Truth),
+    ("kube-api-content-type", "contentType", Shape::Text),
+    ("kubelet-cgroups", "kubeletCgroups", Shape::Text),
+    ("make-iptables-util-chains", "makeIPTablesUtilChains", Shape::Truth),
+    ("pod-cidr", "podCIDR", Shape::Text),
+    ("runonce", "runOnce", Shape::Truth),
+    ("show-hidden-metrics-for-version", "showHiddenMetricsForVersion", Shape::Text),
+    ("streaming-connection-idle-timeout", "streamingConnectionIdleTimeout", Shape::Text),
+    ("system-cgroups", "systemCgroups", Shape::Text),
+    ("volume-plugin-dir", "volumePluginDir", Shape::Text),
     ("read-only-port", "readOnlyPort", Shape::Number),
     ("register-node", "registerNode", Shape::Truth),
     ("runtime-request-timeout", "runtimeRequestTimeout", Shape::Text),
@@ -122,7 +165,11 @@ impl Stands {
                 (is_one, format!("{:?}", all.last().unwrap_or(&"")))
             }
             Self::Seconds(seconds) => (length(value) == Some(*seconds), format!("{seconds}s")),
-            Self::AnyLength => (length(value).is_some(), "some length of time".into()),
+            Self::AnyLength(_) => (length(value).is_some(), "some length of time".into()),
+            Self::AnyNumber(_) => (value.is_i64(), "some number".into()),
+            Self::AnyText(_) => (value.is_string(), "some text".into()),
+            Self::AnyTruth(_) => (value.is_boolean(), "true or false".into()),
+            Self::Nothing => (is_empty(value), "nothing".into()),
             Self::Authorization => {
                 let usual = Map::new();
                 let mode = value.get("mode").and_then(Value::as_str).unwrap_or("Webhook");
@@ -143,6 +190,26 @@ impl Stands {
     }
 }
 
+/// What is so, by field; nothing where nothing is.
+pub fn show() -> Value {
+    let shown = STANDING.iter().filter_map(|(field, stands)| {
+        let value = match stands {
+            Stands::Number(number) | Stands::AnyNumber(number) => json!(number),
+            Stands::Truth(truth) | Stands::AnyTruth(truth) => json!(truth),
+            Stands::Text(all) => json!(all.last()?),
+            Stands::AnyText(text) | Stands::AnyLength(text) => json!(text),
+            Stands::Seconds(seconds) => {
+                json!(crate::backoff::go_duration(std::time::Duration::from_secs(*seconds)))
+            }
+            Stands::Authorization => json!({"mode": "Webhook"}),
+            Stands::Logging => json!({"format": "text"}),
+            Stands::Nothing => return None,
+        };
+        Some(((*field).to_owned(), value))
+    });
+    Value::Object(shown.filter(|(_, value)| value != "").collect())
+}
+
 /// Nothing but zeros.
 fn is_empty(value: &Value) -> bool {
     match value {
@@ -157,8 +224,6 @@ fn is_empty(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -142,7 +142,24 @@ fn what_has_no_effect_or_makes_no_sense_is_an_error() {
             .and_then(|read| read.apply(&mut config()))
             .unwrap_err()
     };
-    let cases: [(&str, &[&str], &str); 34] = [
+    let cases: [(&str, &[&str], &str); 51] = [
+        (&head("address: nowhere\n"), &[], "is not an IP address"),
+        (&head("port: 70000\n"), &[], "must be between 1 and 65535"),
+        (&head(""), &["healthz-port=-1"], "must be between 1 and 65535"),
+        (&head("tlsCertFile: /none\n"), &[], "must be set together"),
+        (&head("tlsCertFile: /none\ntlsPrivateKeyFile: /none\n"), &[], "unable to load /none"),
+        (&head(""), &["tls-min-version=VersionTLS14"], "unknown tls version"),
+        (&head(""), &["tls-cipher-suites=TLS_MINE"], "Cipher suite TLS_MINE not supported"),
+        (&head("tlsCurvePreferences: [25]\n"), &[], "none of [25] is offered here"),
+        (&head("tlsCurvePreferences: [7]\n"), &[], "unsupported curve 7"),
+        (&head("eventRecordQPS: -1\n"), &[], "eventRecordQPS (--event-qps) -1 must not be"),
+        (&head("kubeAPIBurst: -1\n"), &[], "kubeAPIBurst (--kube-api-burst) -1 must not be"),
+        (&head(""), &["oom-score-adj=-1001"], "must be between -1000 and 1000"),
+        (&head(""), &["cpu-cfs-quota-period=2s"], "must be between 1ms and 1sec, inclusive"),
+        (&head("nodeStatusMaxImages: -2\n"), &[], "must be -1 or greater"),
+        (&head("memoryReservationPolicy: TieredReservation\n"), &[], "requires the MemoryQoS"),
+        (&head("runOnce: true\n"), &[], "here it is always false"),
+        (&head("kubeletCgroups: /kubelet\n"), &[], "kubeletCgroups: \"/kubelet\" is not supported"),
         (&head("containerRuntimeEndpoint: tcp://h:1\n"), &[], "protocol \"tcp\" is not supported"),
         (&head("imageServiceEndpoint: /run/i.sock\n"), &[], "needs containerRuntimeEndpoint"),
         ("kind: Pod\napiVersion: v1\n", &[], "is not a KubeletConfiguration"),
@@ -223,4 +240,248 @@ fn what_has_no_effect_or_makes_no_sense_is_an_error() {
         assert!(got.contains(want), "{got}");
     }
     assert!(Configuration::read(Some(&dir.path().join("none")), &[]).is_err());
+}
+
+/// All fields of upstream's KubeletConfiguration of v1.36, each with the value that it has in
+/// most files.
+const WHOLE: &str = "
+address: 0.0.0.0
+allowedUnsafeSysctls: []
+authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: \"\"}}
+authorization: {mode: Webhook}
+cgroupDriver: cgroupfs
+cgroupRoot: \"\"
+cgroupsPerQOS: true
+clusterDNS: [10.43.0.10]
+clusterDomain: cluster.local
+configMapAndSecretChangeDetectionStrategy: Watch
+containerLogMaxFiles: 5
+containerLogMaxSize: 10Mi
+containerLogMaxWorkers: 1
+containerLogMonitorInterval: 10s
+containerRuntimeEndpoint: \"\"
+contentType: application/vnd.kubernetes.protobuf
+cpuCFSQuota: true
+cpuCFSQuotaPeriod: 100ms
+cpuManagerPolicy: none
+cpuManagerPolicyOptions: {}
+cpuManagerReconcilePeriod: 10s
+crashLoopBackOff: {}
+draManagerReconcilePeriod: 60s
+enableContentionProfiling: false
+enableControllerAttachDetach: true
+enableDebugFlagsHandler: false
+enableDebuggingHandlers: true
+enableProfilingHandler: false
+enableServer: true
+enableSystemLogHandler: true
+enableSystemLogQuery: false
+enforceNodeAllocatable: [pods]
+eventBurst: 100
+eventRecordQPS: 50
+evictionHard: {memory.available: 100Mi}
+evictionMaxPodGracePeriod: 0
+evictionMinimumReclaim: {}
+evictionPressureTransitionPeriod: 5m
+evictionSoft: {}
+evictionSoftGracePeriod: {}
+failCgroupV1: false
+failSwapOn: false
+featureGates: {}
+fileCheckFrequency: 20s
+hairpinMode: promiscuous-bridge
+healthzBindAddress: 127.0.0.1
+healthzPort: 10248
+httpCheckFrequency: 20s
+imageGCHighThresholdPercent: 85
+imageGCLowThresholdPercent: 80
+imageMaximumGCAge: 0s
+imageMinimumGCAge: 2m
+imagePullCredentialsVerificationPolicy: NeverVerifyPreloadedImages
+imageServiceEndpoint: \"\"
+iptablesDropBit: 15
+iptablesMasqueradeBit: 14
+kernelMemcgNotification: false
+kubeAPIBurst: 100
+kubeAPIQPS: 50
+kubeReserved: {}
+kubeReservedCgroup: \"\"
+kubeletCgroups: \"\"
+localStorageCapacityIsolation: true
+logging: {format: text, flushFrequency: 5s}
+makeIPTablesUtilChains: true
+maxOpenFiles: 1000000
+maxParallelImagePulls: 1
+maxPods: 110
+memoryManagerPolicy: None
+memoryReservationPolicy: None
+memorySwap: {}
+memoryThrottlingFactor: 0.9
+mergeDefaultEvictionSettings: false
+nodeLeaseDurationSeconds: 40
+nodeStatusMaxImages: 50
+nodeStatusReportFrequency: 5m
+nodeStatusUpdateFrequency: 10s
+oomScoreAdj: -999
+podCIDR: \"\"
+podLogsDir: /var/log/pods/
+podPidsLimit: -1
+podsPerCore: 0
+port: 10250
+preloadedImagesVerificationAllowlist: []
+protectKernelDefaults: false
+providerID: \"\"
+qosReserved: {}
+readOnlyPort: 0
+registerNode: true
+registerWithTaints: []
+registryBurst: 10
+registryPullQPS: 5
+reservedMemory: []
+reservedSystemCPUs: \"\"
+resolvConf: /etc/resolv.conf
+rotateCertificates: true
+runOnce: false
+runtimeRequestTimeout: 2m
+seccompDefault: false
+serializeImagePulls: true
+serverTLSBootstrap: false
+showHiddenMetricsForVersion: \"\"
+shutdownGracePeriod: 0s
+shutdownGracePeriodByPodPriority: []
+shutdownGracePeriodCriticalPods: 0s
+singleProcessOOMKill: true
+staticPodPath: /etc/kubernetes/manifests
+staticPodURL: \"\"
+staticPodURLHeader: {}
+streamingConnectionIdleTimeout: 4h
+syncFrequency: 1m
+systemCgroups: \"\"
+systemReserved: {}
+systemReservedCgroup: \"\"
+tlsCertFile: \"\"
+tlsCipherSuites: []
+tlsCurvePreferences: []
+tlsMinVersion: \"\"
+tlsPrivateKeyFile: \"\"
+topologyManagerPolicy: none
+topologyManagerPolicyOptions: {}
+topologyManagerScope: container
+tracing: null
+userNamespaces: {idsPerPod: 65536}
+volumePluginDir: /usr/libexec/kubernetes/kubelet-plugins/volume/exec/
+volumeStatsAggPeriod: 1m
+";
+
+/// What is not shown unless something is set.
+const SHOWN_WHERE_SET: [&str; 29] = [
+    "authentication",
+    "cgroupRoot",
+    "containerRuntimeEndpoint",
+    "cpuManagerPolicyOptions",
+    "httpCheckFrequency",
+    "imageServiceEndpoint",
+    "kubeReservedCgroup",
+    "kubeletCgroups",
+    "memoryThrottlingFactor",
+    "mergeDefaultEvictionSettings",
+    "podCIDR",
+    "podsPerCore",
+    "preloadedImagesVerificationAllowlist",
+    "providerID",
+    "qosReserved",
+    "reservedMemory",
+    "reservedSystemCPUs",
+    "showHiddenMetricsForVersion",
+    "shutdownGracePeriod",
+    "shutdownGracePeriodCriticalPods",
+    "staticPodURL",
+    "staticPodURLHeader",
+    "systemCgroups",
+    "systemReservedCgroup",
+    "tlsCertFile",
+    "tlsCipherSuites",
+    "tlsCurvePreferences",
+    "tlsPrivateKeyFile",
+    "tracing",
+];
+
+#[test]
+fn every_field_of_upstream_is_taken_and_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("k.yaml");
+    std::fs::write(&file, head(WHOLE)).unwrap();
+    let mut config = config();
+    Configuration::read(Some(&file), &[]).unwrap().apply(&mut config).unwrap();
+    let shown = show(&config)["kubeletconfig"].clone();
+    let fields = WHOLE.lines().filter_map(|line| line.split_once(':')).map(|(field, _)| field);
+    let missing: Vec<&str> = fields
+        .filter(|field| !SHOWN_WHERE_SET.contains(field) && shown[*field].is_null())
+        .collect();
+    assert_eq!(missing, [""; 0], "{shown:#}");
+    for (field, value) in [
+        ("address", json!("0.0.0.0")),
+        ("cpuCFSQuotaPeriod", json!("100ms")),
+        ("eventRecordQPS", json!(50)),
+        ("healthzPort", json!(10_248)),
+        ("imageMaximumGCAge", json!("0s")),
+        ("kubeAPIQPS", json!(50)),
+        ("maxOpenFiles", json!(1_000_000)),
+        ("oomScoreAdj", json!(-999)),
+        ("runtimeRequestTimeout", json!("2m0s")),
+        ("volumeStatsAggPeriod", json!("1m0s")),
+    ] {
+        assert_eq!(shown[field], value, "{field}");
+    }
+}
+
+#[test]
+fn flags_of_servers_and_of_the_process_take_effect() {
+    let flags = [
+        "address=192.0.2.7",
+        "port=10350",
+        "healthz-bind-address=::1",
+        "healthz-port=1048",
+        "event-qps=7",
+        "event-burst=8",
+        "kube-api-qps=0",
+        "oom-score-adj=-500",
+        "max-open-files=4096",
+        "cpu-cfs-quota=false",
+        "cpu-cfs-quota-period=10ms",
+        "provider-id=cloud://1",
+        "node-status-max-images=-1",
+        "volume-stats-agg-period=-1s",
+        "tls-min-version=VersionTLS13",
+        "tls-curve-preferences=29,4588",
+        "tls-cipher-suites=TLS_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305",
+    ];
+    let mut config = config();
+    let read = Configuration::read(None, &flags.map(str::to_owned)).unwrap();
+    read.apply(&mut config).unwrap();
+    assert_eq!(config.listen, "192.0.2.7:10350".parse().unwrap());
+    assert_eq!(config.healthz, Some("[::1]:1048".parse().unwrap()));
+    assert_eq!(config.event_rate, client::Rate { per_second: 7, burst: 8 });
+    assert_eq!(config.api_rate, Some(client::Rate { per_second: 5, burst: 100 }));
+    assert_eq!((config.oom_score_adj, config.open_files_max), (Some(-500), Some(4_096)));
+    assert!(!config.cpu_time.is_limited && config.cpu_time.period_micros == 10_000);
+    assert_eq!((config.provider_id.as_str(), config.status_images_max), ("cloud://1", None));
+    assert_eq!(config.volume_stats_age, None);
+    assert!(config.offer.only_tls13);
+    assert_eq!(config.offer.groups, Some(vec![29, 4_588]));
+    let suites = config.offer.suites.clone().unwrap();
+    assert_eq!(suites[1], "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256");
+    let shown: Vec<(&str, String)> = shown_flags(&config);
+    for (flag, value) in [
+        ("cpu-cfs-quota-period", "10ms"),
+        ("healthz-bind-address", "::1"),
+        ("node-status-max-images", "-1"),
+        ("tls-curve-preferences", "29,4588"),
+        ("volume-stats-agg-period", "-1s"),
+    ] {
+        assert!(shown.contains(&(flag, value.to_owned())), "{flag} {shown:?}");
+    }
+    let none = Configuration::read(None, &["healthz-port=0".to_owned()]).unwrap();
+    none.apply(&mut config).unwrap();
+    assert_eq!(config.healthz, None);
 }

@@ -191,7 +191,7 @@ impl<W: Write> Archive<W> {
             header.set_cksum();
             let out = self.tar.get_mut();
             out.write_all(header.as_bytes())?;
-            let told = retell(File::open(&layer.record)?, &layer.directory, out)?;
+            let told = retell(File::open(&layer.record)?, (&layer.directory, &layer.aside), out)?;
             let over = usize::try_from(told.1 % TAR_BLOCK_BYTES).map_err(io::Error::other)?;
             if over > 0 {
                 out.write_all(&[0; TAR_BLOCK_BYTES as usize][over..])?;

@@ -36,6 +36,9 @@ pub struct Descriptor {
     pub size: u64,
     #[serde(default)]
     pub platform: Option<Platform>,
+    /// Where else the content lies.
+    #[serde(default)]
+    pub urls: Option<Vec<String>>,
     #[serde(default)]
     pub annotations: Option<HashMap<String, String>>,
 }

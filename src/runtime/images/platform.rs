@@ -120,7 +120,7 @@ mod tests {
             let platform = Platform { os: next(), architecture: next(), variant: next() };
             let platform = (!text.is_empty()).then_some(platform);
             let digest = (*text).to_owned();
-            Descriptor { digest, size: 1, platform, annotations: None }
+            Descriptor { digest, size: 1, platform, urls: None, annotations: None }
         };
         platforms.iter().map(of).collect()
     }

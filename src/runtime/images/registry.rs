@@ -36,6 +36,8 @@ const REDIRECTS_MAX: usize = 5;
 const BLOBS_AT_ONCE_MAX: usize = 3;
 /// Breaks of a blob's connection in a row that bring next to nothing new.
 const BREAKS_MAX: u32 = 2;
+/// Further places that a descriptor names are not asked.
+const URLS_MAX: usize = 8;
 /// Connections of one blob, however much each brings.
 const CONNECTIONS_MAX: usize = 100;
 const INDEX_DEPTH_MAX: usize = 4;
@@ -309,14 +311,13 @@ impl Session<'_> {
                 .take(wanted.size - from)
                 .map_err(|err| failed("download blob", err))?;
         }
-        let path = self.path("blobs", &wanted.digest);
-        let mut response = self.get_from(&path, "*/*", from).await?;
+        let mut response = self.open(wanted, from).await?;
         if from > 0 && continues_at(&response) != Some(from) {
             // It sends the whole, or has no such range: begin anew.
             remove_file(&held.path);
             from = 0;
             if response.status() != StatusCode::OK {
-                response = self.get_from(&path, "*/*", 0).await?;
+                response = self.open(wanted, 0).await?;
             }
         }
         let mut file = std::fs::OpenOptions::new()
@@ -356,22 +357,43 @@ impl Session<'_> {
     }
 
     async fn get(&mut self, path: &str, accept: &str) -> Result<Response<Incoming>> {
-        self.get_from(path, accept, 0).await
+        let url = self.url(path);
+        self.get_from(url, accept, 0).await
+    }
+
+    fn url(&self, path: &str) -> Url {
+        Url {
+            scheme: self.endpoint.scheme.clone(),
+            authority: self.endpoint.authority.clone(),
+            path: path.to_string(),
+        }
+    }
+
+    /// A blob from byte `from` on. Where its descriptor names other places (layers that a
+    /// registry may not pass on), they are asked first, as containerd does.
+    async fn open(&mut self, wanted: &Descriptor, from: u64) -> Result<Response<Incoming>> {
+        for text in wanted.urls.iter().flatten().take(URLS_MAX) {
+            let Some(url) = Url::parse(text).filter(|it| ["http", "https"].contains(&&*it.scheme))
+            else {
+                continue;
+            };
+            match self.get_from(url, "*/*", from).await {
+                Ok(response) => return Ok(response),
+                Err(err) => tracing::debug!(url = text, error = %err, "a layer is not there"),
+            }
+        }
+        let url = self.url(&self.path("blobs", &wanted.digest));
+        self.get_from(url, "*/*", from).await
     }
 
     /// Follows redirects and answers one demand for credentials.
     /// From byte `from` on, where the registry can.
     async fn get_from(
         &mut self,
-        path: &str,
+        mut url: Url,
         accept: &str,
         from: u64,
     ) -> Result<Response<Incoming>> {
-        let mut url = Url {
-            scheme: self.endpoint.scheme.clone(),
-            authority: self.endpoint.authority.clone(),
-            path: path.to_string(),
-        };
         let mut asked_for_token = false;
         for _ in 0..REDIRECTS_MAX {
             // Credentials go to the registry only, never to where it sends us.

@@ -136,9 +136,15 @@ impl<R: Read> Read for Recorder<'_, R> {
     }
 }
 
-/// Writes the archive that `record` tells of, with the files that lie in `directory`.
-/// Gives its digest and its bytes; the caller judges them.
-pub fn retell(record: File, directory: &Path, out: &mut impl Write) -> io::Result<(String, u64)> {
+/// Writes the archive that `record` tells of, with the files that lie in `directory`, and those
+/// that the archive itself replaces later, which lie in `aside` under the position of their
+/// content. Gives its digest and its bytes; the caller judges them.
+pub fn retell(
+    record: File,
+    (directory, aside): (&Path, &Path),
+    out: &mut impl Write,
+) -> io::Result<(String, u64)> {
+    let has_aside = aside.is_dir();
     let root = Root::open(directory)?;
     let mut record = zstd::stream::read::Decoder::new(record)?;
     let mut out = Hashing { inner: out, hash: Sha256::new(), bytes: 0 };
@@ -166,7 +172,11 @@ pub fn retell(record: File, directory: &Path, out: &mut impl Write) -> io::Resul
         }
         let path = Path::new(OsStr::from_bytes(&path));
         // By its handle, so that no link of the layer leads out, and no pipe is waited for.
-        let found = root.resolve(path)?;
+        let replaced = aside.join(out.bytes.to_string());
+        let found = match has_aside && replaced.is_file() {
+            true => sys::fs::open_path(&replaced)?,
+            false => root.resolve(path)?,
+        };
         let handle = sys::fs::descriptor_path(found.as_fd());
         if !std::fs::metadata(&handle)?.is_file() {
             return Err(broken());

@@ -2,10 +2,10 @@
 //!
 //! A layer exists once its note (`NAME.json`) does; an image once its file does. Both
 //! come by rename, after the data is on disk. What a crash leaves in `tmp` is removed.
-//! Beside a layer lies what its archive had besides files (`NAME.rest`, see `retell`), and
-//! in `configs` the images' configurations, so that images can be exported as they came.
+//! Beside a layer lies what its archive had besides files (`NAME.rest`, see `retell`) and what
+//! it replaced itself (`NAME.aside`), and in `configs` the images' configurations, so that images can be exported as they came.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -30,6 +31,10 @@ pub struct ImageConfig {
     pub cmd: Vec<String>,
     pub working_dir: String,
     pub stop_signal: String,
+    /// Paths that are a volume of each container. None where an older version, which did not
+    /// keep them, stored the image.
+    #[serde(default)]
+    pub volumes: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +46,9 @@ pub struct StoredImage {
     /// Names in the layers directory, the lowest first.
     pub layers: Vec<String>,
     pub size: u64,
+    /// Stays although nothing uses it.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 impl StoredImage {
@@ -56,7 +64,7 @@ impl StoredImage {
             repo_digests: self.repo_digests.clone(),
             size: self.size,
             user: self.config.user.clone(),
-            pinned: false,
+            pinned: self.pinned,
         }
     }
 }
@@ -87,6 +95,21 @@ struct ConfigPart {
     cmd: Option<Vec<String>>,
     working_dir: String,
     stop_signal: String,
+    volumes: Option<BTreeMap<String, IgnoredAny>>,
+}
+
+impl From<ConfigPart> for ImageConfig {
+    fn from(part: ConfigPart) -> Self {
+        Self {
+            user: part.user,
+            env: part.env.unwrap_or_default(),
+            entrypoint: part.entrypoint.unwrap_or_default(),
+            cmd: part.cmd.unwrap_or_default(),
+            working_dir: part.working_dir,
+            stop_signal: part.stop_signal,
+            volumes: Some(part.volumes.unwrap_or_default().into_keys().collect()),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -169,6 +192,8 @@ pub struct LayerSource {
     pub archive_bytes: u64,
     pub record: PathBuf,
     pub directory: PathBuf,
+    /// What the archive itself replaces, where it does.
+    pub aside: PathBuf,
 }
 
 pub fn invalid(message: impl Into<String>) -> Error {
@@ -216,7 +241,10 @@ impl Store {
                 .ok()
                 .and_then(|bytes| serde_json::from_slice::<StoredImage>(&bytes).ok());
             match image {
-                Some(image) if image.layers.iter().all(|l| self.note(l).is_some()) => {
+                Some(mut image) if image.layers.iter().all(|l| self.note(l).is_some()) => {
+                    if image.config.volumes.is_none() {
+                        image.config.volumes = self.declared_volumes(&image.id);
+                    }
                     self.lock().insert(image.id.clone(), image);
                 }
                 _ => {
@@ -301,21 +329,14 @@ impl Store {
         }
         self.write_config(&id, config)?;
         base::failpoint!("image/configuration");
-        let part = parsed.config.unwrap_or_default();
         let image = StoredImage {
             id: id.clone(),
             repo_tags: Vec::new(),
             repo_digests: Vec::new(),
-            config: ImageConfig {
-                user: part.user,
-                env: part.env.unwrap_or_default(),
-                entrypoint: part.entrypoint.unwrap_or_default(),
-                cmd: part.cmd.unwrap_or_default(),
-                working_dir: part.working_dir,
-                stop_signal: part.stop_signal,
-            },
+            config: parsed.config.unwrap_or_default().into(),
             layers: names,
             size,
+            pinned: false,
         };
         self.name(image, tags, digests)?;
         Ok(id)
@@ -327,6 +348,7 @@ impl Store {
         if let Some(present) = images.get(&image.id) {
             image.repo_tags.clone_from(&present.repo_tags);
             image.repo_digests.clone_from(&present.repo_digests);
+            image.pinned = present.pinned;
         }
         for (list, new) in [(&mut image.repo_tags, tags), (&mut image.repo_digests, digests)] {
             for name in new {
@@ -349,6 +371,22 @@ impl Store {
         changed.iter().try_for_each(|other| self.write_image(other))
     }
 
+    /// Pins the images with these ids, and no others.
+    ///
+    /// # Errors
+    /// When the disk does not take it; those that were come to are as they should be.
+    pub fn pin_only(&self, ids: &HashSet<String>) -> Result<()> {
+        let mut images = self.lock();
+        for image in images.values_mut() {
+            let pinned = ids.contains(&image.id);
+            if image.pinned != pinned {
+                self.write_image(&StoredImage { pinned, ..image.clone() })?;
+                image.pinned = pinned;
+            }
+        }
+        Ok(())
+    }
+
     fn write_image(&self, image: &StoredImage) -> Result<()> {
         let digits = digest_hex(&image.id).unwrap_or(&image.id);
         let path = self.root.join("images").join(format!("{digits}.json"));
@@ -364,7 +402,7 @@ impl Store {
     }
 
     fn add_layer(&self, named: &Named, file: &Path, below: &[String]) -> Result<u64> {
-        let (temporary, rest) = (self.temporary(), self.temporary());
+        let [temporary, rest, aside] = std::array::from_fn(|_| self.temporary());
         let lower: Vec<PathBuf> =
             below.iter().rev().map(|layer| self.layers_dir().join(layer)).collect();
         let unpacked = (|| -> io::Result<u64> {
@@ -373,7 +411,7 @@ impl Store {
             let (source, marks) = (std::fs::File::open(file)?, Marks::default());
             let archive = Ahead::new(decompress(source)?)?;
             let mut recorder = Recorder::new(archive, &marks, std::fs::File::create(&rest)?)?;
-            let size = super::unpack::unpack(&mut recorder, &temporary, &lower, &marks)?;
+            let size = super::unpack::unpack(&mut recorder, &temporary, &lower, (&marks, &aside))?;
             let (found, archive_bytes) = recorder.finish()?;
             base::failpoint!("image/layer-unpacked");
             if found != named.diff_id {
@@ -386,13 +424,18 @@ impl Store {
                 ));
             }
             let target = self.layers_dir().join(&named.name);
-            if target.exists() {
-                std::fs::remove_dir_all(&target)?;
+            for stale in [&target, &self.aside_of(&named.name)] {
+                if stale.exists() {
+                    std::fs::remove_dir_all(stale)?;
+                }
             }
             let directory = std::fs::File::open(&temporary)?;
             sys::fs::sync_filesystem(directory.as_fd())?;
             std::fs::rename(&temporary, &target)?;
             base::failpoint!("image/layer-in-place");
+            if aside.exists() {
+                std::fs::rename(&aside, self.aside_of(&named.name))?;
+            }
             std::fs::rename(&rest, self.record_of(&named.name))?;
             base::failpoint!("image/layer-record");
             let chain_id = named.chain_id.clone();
@@ -403,9 +446,19 @@ impl Store {
         })();
         unpacked.map_err(|err| {
             let _ = std::fs::remove_dir_all(&temporary);
+            let _ = std::fs::remove_dir_all(&aside);
             let _ = std::fs::remove_file(&rest);
             failed(&format!("unpack layer {}", named.diff_id), err)
         })
+    }
+
+    fn declared_volumes(&self, id: &str) -> Option<Vec<String>> {
+        let config = std::fs::read(self.config_path(id)).ok()?;
+        ImageConfig::from(parse_config(&config).ok()?.config.unwrap_or_default()).volumes
+    }
+
+    fn aside_of(&self, layer: &str) -> PathBuf {
+        self.layers_dir().join(format!("{layer}.aside"))
     }
 
     fn record_of(&self, layer: &str) -> PathBuf {
@@ -475,6 +528,7 @@ impl Store {
                 archive_bytes,
                 record,
                 directory: self.layers_dir().join(&named.name),
+                aside: self.aside_of(&named.name),
             });
         }
         Ok((config, sources))

@@ -3,6 +3,7 @@
 //! A layer is hostile: every path is resolved inside the directory, with links followed
 //! as the container would; a path that climbs is an error, and nothing outside is touched.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,15 +32,16 @@ fn refuse(message: String) -> io::Error {
 }
 
 /// `lower` are the layers below, topmost first; gives the bytes of the files. `marks` learns
-/// where in the archive their content is.
+/// where in the archive their content is. What the archive itself replaces later goes into
+/// `aside`, a directory that is made if need be: each under the position of its content.
 pub fn unpack(
     reader: impl Read,
     target: &Path,
     lower: &[PathBuf],
-    marks: &Marks,
+    (marks, aside): (&Marks, &Path),
 ) -> io::Result<u64> {
     let mut at = PathBuf::new();
-    entries(reader, target, lower, marks, &mut at).map_err(|err| blame(err, &at))
+    entries(reader, target, lower, (marks, aside), &mut at).map_err(|err| blame(err, &at))
 }
 
 /// What cannot be made in an empty directory of our own cannot be made anywhere.
@@ -60,7 +62,7 @@ fn entries(
     reader: impl Read,
     target: &Path,
     lower: &[PathBuf],
-    marks: &Marks,
+    (marks, aside): (&Marks, &Path),
     at: &mut PathBuf,
 ) -> io::Result<u64> {
     let root = Root::open(target)?;
@@ -68,6 +70,8 @@ fn entries(
     let mut archive = tar::Archive::new(Metered { inner: reader, allowance: &allowance });
     let mut directories: Vec<(PathBuf, i64)> = Vec::new();
     let (mut bytes, mut below) = (0, Below::new(lower));
+    // Position of the content of each file, by its number.
+    let mut contents: HashMap<u64, u64> = HashMap::new();
     for (count, entry) in archive.entries()?.enumerate() {
         if count >= ENTRIES_MAX {
             return Err(refuse(format!("a layer has more than {ENTRIES_MAX} entries")));
@@ -124,6 +128,8 @@ fn entries(
             && present == Some(Kind::Other)
             && sys::fs::is_whiteout_at(dir.as_fd(), &name)?;
         if present.is_some() && !keep {
+            let there = sys::fs::descriptor_path(dir.as_fd()).join(&name);
+            set_aside(there, &contents, aside)?;
             sys::fs::remove_all_at(dir.as_fd(), &name)?;
         }
         match kind {
@@ -144,7 +150,11 @@ fn entries(
                 } else if kind == EntryType::GNUSparse {
                     bytes += sparse::copy(&mut entry, &mut file)?;
                 } else {
-                    marks.content(entry.raw_file_position(), entry.size(), &path);
+                    let position = entry.raw_file_position();
+                    marks.content(position, entry.size(), &path);
+                    if entry.size() > 0 {
+                        contents.insert(file.metadata()?.ino(), position);
+                    }
                     bytes += io::copy(&mut entry, &mut file)?;
                     file.flush()?;
                 }
@@ -197,6 +207,28 @@ fn entries(
         }
     }
     Ok(bytes)
+}
+
+/// Keeps the contents below a path that an export needs: the archive has them, the layer not.
+fn set_aside(there: PathBuf, contents: &HashMap<u64, u64>, aside: &Path) -> io::Result<()> {
+    let mut todo = vec![there];
+    while let Some(path) = todo.pop() {
+        let meta = match std::fs::symlink_metadata(&path) {
+            // So deep that it has no name here: the layer is as it should be, and an export
+            // says that it cannot be.
+            Err(err) if err.kind() == io::ErrorKind::InvalidFilename => continue,
+            other => other?,
+        };
+        if meta.is_dir() {
+            for entry in std::fs::read_dir(&path)? {
+                todo.push(entry?.path());
+            }
+        } else if let Some(position) = contents.get(&meta.ino()).filter(|_| meta.is_file()) {
+            std::fs::create_dir_all(aside)?;
+            std::fs::rename(&path, aside.join(position.to_string()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The path below the root; an error for one that names what is above.

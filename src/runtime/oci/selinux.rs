@@ -70,6 +70,7 @@ impl Runtime {
         let Some(label) = label else { return Ok(()) };
         let asked = record.config.mounts.iter().filter(|mount| mount.selinux_relabel);
         let mut paths: Vec<PathBuf> = asked.map(|mount| mount.host_path.clone()).collect();
+        paths.push(self.container_dir(&record.id).join(super::volumes::DIRECTORY));
         let own = self.sandbox_dir(&record.sandbox_id);
         paths.extend(["hostname", "resolv.conf"].map(|name| own.join(name)));
         blocking(move || {

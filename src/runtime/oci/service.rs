@@ -14,14 +14,15 @@ use super::bundle::{self, Parts};
 use super::sandbox::{KILL_PATIENCE, blocking, limits};
 use super::shim::proto::{Answer, ContainerSpec, ExecSpec, Exit, Verb};
 use super::spec::{self, Places};
+use super::stats::interfaces_of;
 use super::streams::{reader, resizer, writer};
 use super::{Container as Entry, ContainerRecord, Runtime, Sandbox, internal, new_id, write_whole};
-use super::{apparmor, hooks};
+use super::{apparmor, hooks, volumes};
 use crate::cri::{
     AttachOptions, BoxRead, BoxWrite, Container, ContainerConfig, ContainerEvent, ContainerState,
-    ContainerStats, ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, Handler,
-    HookStage, InterfaceUsage, LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, Result,
-    RuntimeService, SandboxState, SandboxStats, Session, StatsQuery, network_trouble,
+    ContainerUser, Duplex, Error, ErrorKind, ExecOptions, ExecSyncResult, Handler, HookStage,
+    LinuxResources, NamespaceMode, PodSandbox, PodSandboxConfig, Result, RuntimeService,
+    SandboxState, SandboxStats, Session, StatsQuery, network_trouble,
 };
 
 /// Each stream of an `exec_sync` is cut off here.
@@ -72,6 +73,11 @@ impl Runtime {
                 self.shm_path(sandbox_id)
             }),
             volume_layers,
+            volumes: volumes::plan(
+                image.config.volumes.as_deref().unwrap_or_default(),
+                &config,
+                &state,
+            )?,
             apparmor: apparmor::Host::default()
                 .resolve(&config.security.apparmor_profile, config.security.privileged)
                 .await?,
@@ -108,6 +114,13 @@ impl Runtime {
         }
         write_whole(&state.join("container.json"), &record)?;
         base::failpoint!("container/recorded");
+        let (own, lower) = (places.volumes, spec.root.lower.clone());
+        if !own.is_empty() {
+            blocking(move || volumes::fill(&own, &places.layers, &lower))
+                .await
+                .map_err(|err| internal("make the container's own volumes", err))?;
+            base::failpoint!("container/volumes-filled");
+        }
         self.relabel(&record, file_label).await?;
         let mut rules = spec::device_rules(&record.config, &spec);
         if !record.handler.is_empty() {
@@ -286,47 +299,6 @@ impl Runtime {
         }
         Ok(entry)
     }
-
-    async fn stats_of(&self, entry: &Entry, with_disk: bool) -> ContainerStats {
-        let cgroup = entry.record.cgroup.clone();
-        let group = self.cgroups.group(&cgroup);
-        let upper = self.container_dir(&entry.record.id).join("upper");
-        let id = entry.record.id.clone();
-        let work = move || ContainerStats {
-            id,
-            cgroup,
-            // A container that has just ended has no numbers.
-            usage: group.usage().unwrap_or_default(),
-            writable_layer: with_disk.then(|| crate::images::disk_below(&upper)),
-        };
-        tokio::task::spawn_blocking(work).await.unwrap_or_default()
-    }
-}
-
-/// The interfaces of the namespace that a process (an id, or `self`) lives in, without
-/// loopback.
-pub fn interfaces_of(pid: &str) -> Vec<InterfaceUsage> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
-    text.lines()
-        .skip(2)
-        .filter_map(|line| line.split_once(':'))
-        .filter(|(name, _)| name.trim() != "lo")
-        .map(|(name, row)| {
-            let numbers: Vec<u64> = row.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-            let at = |index: usize| numbers.get(index).copied().unwrap_or(0);
-            InterfaceUsage {
-                name: name.trim().to_string(),
-                rx_bytes: at(0),
-                rx_packets: at(1),
-                rx_errors: at(2),
-                rx_dropped: at(3),
-                tx_bytes: at(8),
-                tx_packets: at(9),
-                tx_errors: at(10),
-                tx_dropped: at(11),
-            }
-        })
-        .collect()
 }
 
 /// A pipe that the other side writes to: what we read, and what we hand over.

@@ -15,6 +15,7 @@ use super::shim::proto::{
     BindSpec, ContainerSpec, DeviceSpec, Filter, ImageSpec, PidMode, ProcessSpec, RootSpec,
     SpecPropagation, UserSpec,
 };
+use super::volumes::Volume;
 use super::{hooks, seccomp};
 use crate::cri::{
     ContainerConfig, Error, ErrorKind, Masks, MountPropagation, NamespaceMode, PodSandboxConfig,
@@ -62,6 +63,8 @@ pub struct Places {
     pub shm: Option<PathBuf>,
     /// By image id: names of the layers of images that are mounted, topmost first.
     pub volume_layers: HashMap<String, Vec<String>>,
+    /// What the image declares and the pod does not mount.
+    pub volumes: Vec<Volume>,
     /// The loaded AppArmor profile it runs under.
     pub apparmor: Option<String>,
     /// SELinux labels of the container, where there is SELinux.
@@ -297,6 +300,14 @@ fn binds(config: &ContainerConfig, places: &Places) -> Result<Vec<BindSpec>> {
             });
         }
     }
+    binds.extend(places.volumes.iter().map(|volume| BindSpec {
+        source: volume.source.clone(),
+        target: volume.target.clone(),
+        readonly: false,
+        recursive_readonly: false,
+        propagation: SpecPropagation::Private,
+        image: None,
+    }));
     binds.extend(config.mounts.iter().map(|mount| BindSpec {
         // A link of the node is followed on the node.
         source: std::fs::canonicalize(&mount.host_path).unwrap_or_else(|_| mount.host_path.clone()),

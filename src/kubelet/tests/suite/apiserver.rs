@@ -84,10 +84,19 @@ impl ApiServer {
     }
 
     pub fn events(&self) -> Vec<String> {
+        self.events_where(|_| true)
+    }
+
+    /// Those of objects of that name.
+    pub fn events_about(&self, name: &str) -> Vec<String> {
+        self.events_where(|event| event["involvedObject"]["name"] == name)
+    }
+
+    fn events_where(&self, wanted: impl Fn(&Value) -> bool) -> Vec<String> {
         let held = self.held.lock().unwrap();
         held.objects
             .iter()
-            .filter(|(path, _)| path.contains("/events/"))
+            .filter(|(path, event)| path.contains("/events/") && wanted(event))
             .map(|(_, event)| {
                 format!(
                     "{}: {}",

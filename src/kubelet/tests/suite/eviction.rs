@@ -126,19 +126,22 @@ async fn pods_that_use_more_disk_than_their_limits_are_evicted() {
     dir["volumes"][0]["emptyDir"] = json!({"sizeLimit": "1Mi"});
     world.create_pod("dir", dir);
     let limits = json!({"limits": {"ephemeral-storage": "1Mi"}});
-    let layer = |mebibytes: u64, other: Value| {
-        let script = format!("dd if=/dev/zero of=/f bs=1048576 count={mebibytes}; sleep 1000");
+    let writes = |file: &str, mebibytes: u64, other: Value| {
+        let script = format!("dd if=/dev/zero of={file} bs=1048576 count={mebibytes}; sleep 1000");
         json!({"terminationGracePeriodSeconds": 0, "containers": [
             {"name": "b", "command": ["sleep", "1000"], "resources": other},
             {"name": "a", "command": ["sh", "-c", script], "resources": limits}]})
     };
     let large = json!({"limits": {"ephemeral-storage": "8Mi"}});
-    world.create_pod("layer", layer(2, large.clone()));
-    world.create_pod("whole", layer(2, json!({})));
-    world.create_pod("fine", layer(0, large));
+    world.create_pod("layer", writes("/f", 2, large.clone()));
+    // A volume that the image declares.
+    world.create_pod("kept", writes("/kept/f", 2, large.clone()));
+    world.create_pod("whole", writes("/f", 2, json!({})));
+    world.create_pod("fine", writes("/f", 0, large));
     for (name, want) in [
         ("dir", "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". "),
         ("layer", "Container a exceeded its local ephemeral storage limit \"1Mi\". "),
+        ("kept", "Container a exceeded its local ephemeral storage limit \"1Mi\". "),
         ("whole", "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. "),
     ] {
         let pod = world.until(name, is_evicted).await.unwrap();
@@ -147,9 +150,11 @@ async fn pods_that_use_more_disk_than_their_limits_are_evicted() {
         let is_disruption = conditions.iter().any(|it| it["type"] == "DisruptionTarget");
         assert!(!is_disruption, "{name} went by its own doing");
     }
-    for limit in ["emptydirfs", "ephemeralcontainerfs", "ephemeralpodfs"] {
+    for (limit, count) in
+        [("emptydirfs", 1.0), ("ephemeralcontainerfs", 2.0), ("ephemeralpodfs", 1.0)]
+    {
         let evicted = format!("kubelet_evictions{{eviction_signal=\"{limit}.limit\"}}");
-        assert_eq!(own_metric(&world, &evicted).await, Some(1.0), "{limit}");
+        assert_eq!(own_metric(&world, &evicted).await, Some(count), "{limit}");
     }
     assert_eq!(world.until_ready("fine").await["status"]["phase"], "Running");
     let at = |name: &str| {
@@ -162,7 +167,7 @@ async fn pods_that_use_more_disk_than_their_limits_are_evicted() {
         assert!(std::time::Instant::now() < deadline, "the files stay");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    for name in ["dir", "layer", "whole", "fine"] {
+    for name in ["dir", "layer", "kept", "whole", "fine"] {
         world.delete(name).await;
     }
     world.finish().await;

@@ -238,7 +238,7 @@ async fn a_checkpoint_is_the_runtime_s_to_make() {
     world.create_pod("kept", spec);
     world.until_ready("kept").await;
     for (method, path, wanted) in [
-        ("GET", "/checkpoint/default/kept/a", (404, "404 page not found\n")),
+        ("GET", "/checkpoint/default/kept/a", (405, "405: Method Not Allowed")),
         ("POST", "/checkpoint/default/gone/a", (404, "pod \"gone\" not found\n")),
         ("POST", "/checkpoint/default/kept/b", (404, "container not found (\"b\")\n")),
         (
@@ -260,5 +260,48 @@ async fn a_checkpoint_is_the_runtime_s_to_make() {
         assert_eq!((status, body.as_str()), wanted, "{method} {path}");
     }
     world.delete("kept").await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_run_and_what_a_container_says_is_attached_to() {
+    let world = World::new().await;
+    let script = "while true; do echo tick; sleep 0.1; done";
+    world.create_pod(
+        "talks",
+        json!({"terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "a", "command": ["sh", "-c", script]}]}),
+    );
+    let uid = world.until_ready("talks").await["metadata"]["uid"].as_str().unwrap().to_owned();
+    for (method, path, wanted) in [
+        ("POST", "/run/default/talks/a?cmd=echo%20one%20two", (200, "one two\n")),
+        ("POST", &format!("/run/default/talks/{uid}/a?cmd=echo+three"), (200, "three\n")),
+        (
+            "POST",
+            "/run/default/talks/a?cmd=ls%20/none",
+            (500, "ls: /none: No such file or directory\n"),
+        ),
+        ("POST", "/run/default/talks/b?cmd=ls", (404, "container not found (\"b\")\n")),
+        ("GET", "/run/default/talks/a?cmd=ls", (405, "405: Method Not Allowed")),
+        ("GET", "/run", (404, "404 page not found\n")),
+    ] {
+        let (status, body) = ask(&world, method, path, "good").await;
+        assert_eq!((status, body.as_str()), wanted, "{method} {path}");
+    }
+    for path in
+        ["/attach/default/talks/a?output=1", &format!("/attach/default/talks/{uid}/a?output=1")]
+    {
+        let mut socket = open(&world, path, "v4.channel.k8s.io").await;
+        let mut said = Vec::new();
+        while !said.ends_with(b"tick\n") {
+            let message = tokio::time::timeout(std::time::Duration::from_secs(10), socket.next());
+            if let Message::Binary(bytes) = message.await.unwrap().unwrap().unwrap()
+                && bytes[0] == 1
+            {
+                said.extend_from_slice(&bytes[1..]);
+            }
+        }
+    }
+    world.delete("talks").await;
     world.finish().await;
 }

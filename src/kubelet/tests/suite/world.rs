@@ -28,7 +28,17 @@ use crate::host::{Containerd, PAUSE};
 pub const NODE: &str = "n1";
 
 /// Leaves pods with loopback only.
-struct NoNetwork;
+#[derive(Default)]
+pub struct NoNetwork {
+    trouble: std::sync::Mutex<Option<String>>,
+}
+
+impl NoNetwork {
+    /// Why pods get no network from now on.
+    pub fn be_troubled(&self, why: Option<&str>) {
+        *self.trouble.lock().unwrap() = why.map(str::to_owned);
+    }
+}
 
 #[async_trait::async_trait]
 impl PodNetwork for NoNetwork {
@@ -49,7 +59,7 @@ impl PodNetwork for NoNetwork {
     }
 
     async fn status(&self) -> Option<String> {
-        None
+        self.trouble.lock().unwrap().clone()
     }
 }
 
@@ -58,6 +68,8 @@ pub struct World {
     pub api: Arc<ApiServer>,
     pub runtime: Arc<dyn RuntimeService>,
     pub images: Arc<dyn ImageService>,
+    /// That of the built-in runtime.
+    pub network: Arc<NoNetwork>,
     /// None with another runtime.
     built_in: Option<Arc<Runtime>>,
     containerd: Option<Containerd>,
@@ -88,6 +100,7 @@ impl World {
         std::fs::write(&bare, script).unwrap();
         std::fs::set_permissions(&bare, std::fs::Permissions::from_mode(0o755)).unwrap();
         let bare = Program::parse(&format!("bare={}", bare.display())).unwrap();
+        let network = Arc::new(NoNetwork::default());
         let runtime = Runtime::open(RuntimeConfig {
             state_dir: at.join("state"),
             data_dir: at.join("images"),
@@ -101,7 +114,7 @@ impl World {
                 )),
                 OsString::from(env!("CARGO_BIN_EXE_kubelet-test-shim")),
             ],
-            network: Arc::new(NoNetwork),
+            network: network.clone(),
             registries: Registries::default(),
             programs: runtime::oci::handlers::find(vec![bare]),
             cdi_dirs: vec![at.join("cdi")],
@@ -114,7 +127,7 @@ impl World {
         runtime.images().import_file(&archive).await.unwrap();
         let (trigger, _) = drain::channel();
         let mut world = Self::over(dir, runtime.clone(), runtime.clone(), None, trigger, settings);
-        world.built_in = Some(runtime);
+        (world.built_in, world.network) = (Some(runtime), network);
         world
     }
 
@@ -149,6 +162,7 @@ impl World {
             api: ApiServer::new(),
             runtime,
             images,
+            network: Arc::default(),
             built_in: None,
             containerd,
             listen,
@@ -188,6 +202,8 @@ impl World {
         config.static_pod_dir = Some(at.join("static"));
         config.cgroup_root = group("pods", at);
         config.listen = self.listen;
+        // Kubelets of other tests want it too.
+        config.healthz = None;
         // How full the machine is that the tests run on is none of theirs.
         config.eviction.thresholds.clear();
         (self.settings)(&mut config);
@@ -366,7 +382,7 @@ fn archive_of(name: &str, command: &[&str]) -> Vec<u8> {
     put("bin/busybox", &busybox, 0o755, None);
     for applet in [
         "sh", "cat", "sleep", "echo", "id", "test", "touch", "stat", "nc", "hostname", "ls",
-        "mount", "grep", "dd", "df", "ln", "mkdir", "readlink", "kill",
+        "mount", "grep", "dd", "df", "ln", "mkdir", "readlink", "kill", "rm",
     ] {
         put(&format!("bin/{applet}"), b"", 0o777, Some("busybox"));
     }
@@ -374,7 +390,7 @@ fn archive_of(name: &str, command: &[&str]) -> Vec<u8> {
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
-        "config": {"Cmd": command},
+        "config": {"Cmd": command, "Volumes": {"/kept": {}}},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&layer))]},
     });
     let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);

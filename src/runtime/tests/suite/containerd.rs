@@ -14,6 +14,8 @@ async fn containerd_does_everything_that_the_built_in_runtime_does() {
     let dir = home();
     let images = [(IMAGE, &["sh"][..]), (PAUSE, &["/bin/sleep", "100000"])]
         .map(|(name, command)| archive(&oci_layout_of(&[busybox_layer()], name, command)));
+    let [plain, pause] = images;
+    let images = [plain, pause, crate::volumes::image()];
     let at = dir.path().to_path_buf();
     let starting = tokio::task::spawn_blocking(move || Containerd::start(&at, &images));
     let containerd = starting.await.unwrap();

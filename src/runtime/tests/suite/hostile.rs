@@ -47,7 +47,7 @@ fn about(kind: EntryType, words: &[u8]) -> Vec<u8> {
     raw_entry("about", kind, "", words)
 }
 
-fn attribute(key: &str, value: &str) -> Vec<u8> {
+pub fn attribute(key: &str, value: &str) -> Vec<u8> {
     let rest = format!(" {key}={value}\n");
     let mut length = rest.len() + 1;
     while format!("{length}{rest}").len() != length {

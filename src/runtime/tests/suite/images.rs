@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::registry::{Registry, free_port};
 use crate::world::{World, archive, busybox_archive, busybox_layer, oci_layout, tar_of};
 use runtime::cri::{AuthConfig, ErrorKind, ImageService, ImageTree, Mount, RuntimeService};
+use runtime::images::inbox::Inbox;
 use runtime::images::prune::prune;
 use runtime::images::{Images, Registries};
 
@@ -37,9 +39,11 @@ async fn archives_are_imported_found_and_removed() {
     std::fs::write(inbox.join("b.tar.zst"), zstd::encode_all(&plain[..], 1).unwrap()).unwrap();
     std::fs::write(inbox.join("c.tar"), &plain[..plain.len() / 2]).unwrap();
     std::fs::write(inbox.join("readme.txt"), "not an archive").unwrap();
-    let images = images(dir.path()).await;
-    let outcomes = images.import_dir(&inbox).await.unwrap();
+    let images = Arc::new(images(dir.path()).await);
+    let mut looked = Inbox::new(images.clone(), inbox);
+    let outcomes = looked.look().await.unwrap();
     assert_eq!(outcomes.len(), 3);
+    assert_eq!(looked.look().await.unwrap().len(), 0, "nothing has changed");
     let id = outcomes[0].1.as_ref().unwrap()[0].clone();
     assert_eq!(outcomes[1].1.as_ref().unwrap()[0], id);
     let err = outcomes[2].1.as_ref().unwrap_err();
@@ -49,7 +53,7 @@ async fn archives_are_imported_found_and_removed() {
     }
     assert!(images.image_status("busybox").await.unwrap().is_none());
     assert_eq!(images.list_images().await.unwrap().len(), 1);
-    drop(images);
+    drop((looked, images));
     let images = self::images(dir.path()).await;
     assert!(images.image_status(&id).await.unwrap().is_some(), "it is there after a restart");
     images.remove_image("busybox:test").await.unwrap();
@@ -211,6 +215,17 @@ fn two_images(dir: &Path) -> (std::path::PathBuf, std::path::PathBuf) {
     odd.extend(raw_entry("etc/link", tar::EntryType::Symlink, "/etc/hosts", b""));
     odd.extend(raw_entry("etc/hosts", tar::EntryType::Regular, "", &vec![b'x'; 100_000]));
     odd.extend(raw_entry("etc/hard", tar::EntryType::Link, "etc/hosts", b""));
+    // The same path again: with other content, with as much, and with what is no file.
+    let file = |name: &str, bytes: &[u8]| raw_entry(name, tar::EntryType::Regular, "", bytes);
+    odd.extend(file("twice", b"the first of three"));
+    odd.extend(raw_entry("twice-too", tar::EntryType::Link, "twice", b""));
+    odd.extend(file("twice", b"the second of them"));
+    odd.extend(file("twice", &vec![b'3'; 70_000]));
+    odd.extend(file("was/a/folder", b"of files"));
+    odd.extend(file("was/another", b""));
+    odd.extend(file("was", b"now a file"));
+    odd.extend(file("goes", b"then a link"));
+    odd.extend(raw_entry("goes", tar::EntryType::Symlink, "twice", b""));
     odd.extend([0u8; 10_240]);
     let (one, two) = (dir.join("one.tar"), dir.join("two.tar"));
     std::fs::write(&one, busybox_archive()).unwrap();
@@ -237,6 +252,15 @@ async fn an_export_is_imported_as_the_same_images() {
             assert_eq!(&found.id, id, "{name}");
         }
     }
+    // The last of each path is what the layer has.
+    let layer = images.layers_dir().join(&images.find(&second).unwrap().layers[1]);
+    let text = |name: &str| std::fs::read_to_string(layer.join(name)).unwrap();
+    assert_eq!(text("twice"), "3".repeat(70_000));
+    assert_eq!(
+        (text("twice-too").as_str(), text("was").as_str()),
+        ("the first of three", "now a file")
+    );
+    assert!(layer.join("goes").is_symlink());
     let out = dir.path().join("none.tar");
     let err = images.export_file(&["nothing:1".into()], &out).await.unwrap_err();
     assert_eq!(err.kind, ErrorKind::ImageNotPresent);
@@ -247,6 +271,10 @@ async fn an_export_is_imported_as_the_same_images() {
     assert!(err.message.contains("is not on disk as it came"), "{err}");
     let left = names_in(dir.path());
     assert!(!left.iter().any(|name| name.starts_with("none.tar")), "{left:?}");
+    // With the images goes all that was kept beside their layers.
+    images.remove_image("busybox:test").await.unwrap();
+    images.remove_image("odd:1").await.unwrap();
+    assert_eq!(names_in(&images.layers_dir()), Vec::<String>::new());
 }
 
 /// Debian's containerd in a directory of its own.
@@ -360,5 +388,69 @@ async fn pruning_takes_what_no_container_runs_or_mounts() {
     assert_eq!(pruned.images.len(), 2, "{pruned:?}");
     assert!(pruned.bytes >= 4 << 20, "{pruned:?}");
     assert!(runtime.list_images().await.unwrap().is_empty());
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_that_come_are_imported_and_pinned_for_as_long_as_they_are_there() {
+    let world = World::new().await;
+    let runtime = &world.runtime;
+    // The directory is not there yet.
+    let inbox = world.dir.path().join("inbox");
+    let (trigger, drain) = base::drain::channel();
+    let follows = Inbox::new(runtime.images().clone(), inbox.clone()).follow(drain);
+    let follows = tokio::spawn(follows);
+    let file = |name: &str| {
+        let layer = tar_of(&[("data", 0o644, name.as_bytes())]);
+        let bytes = archive(&oci_layout(&[layer], name));
+        // Whole at once, as `mv` brings it.
+        let (beside, path) = (world.dir.path().join("beside"), inbox.join(format!("{name}.tar")));
+        std::fs::write(&beside, bytes).unwrap();
+        std::fs::rename(beside, &path).unwrap();
+        path
+    };
+    let until = async |name: &str, pinned: Option<bool>| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let is = runtime.image_status(name).await.unwrap().map(|it| it.pinned);
+            if is == pinned {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{name} is {is:?}, not {pinned:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    while !inbox.is_dir() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let first = file("first:1");
+    until("first:1", Some(true)).await;
+    // Written piece by piece: what is torn is looked at again when it is whole.
+    let second = tar_of(&[("data", 0o644, b"second".as_slice())]);
+    let second = archive(&oci_layout(&[second], "second:1"));
+    let mut slow = std::fs::File::create(inbox.join("second.tar")).unwrap();
+    for part in second.chunks(second.len() / 2 + 1) {
+        slow.write_all(part).unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    drop(slow);
+    until("second:1", Some(true)).await;
+    // Pinned ones are not pruned; the image of this world came otherwise.
+    let pruned = prune(&**runtime, &**runtime, &**runtime.images()).await.unwrap();
+    let names: Vec<_> = pruned.images.iter().flat_map(|it| it.names.clone()).collect();
+    assert_eq!(names, [crate::world::IMAGE]);
+    std::fs::remove_file(first).unwrap();
+    until("first:1", Some(false)).await;
+    // The directory goes, and comes again.
+    std::fs::remove_dir_all(&inbox).unwrap();
+    until("second:1", Some(false)).await;
+    while !inbox.is_dir() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    file("third:1");
+    until("third:1", Some(true)).await;
+    trigger.drain();
+    tokio::time::timeout(Duration::from_secs(5), follows).await.unwrap().unwrap();
     world.finish().await;
 }

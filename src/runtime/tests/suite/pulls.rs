@@ -726,3 +726,65 @@ async fn redirects_end_and_take_no_password_along() {
         assert_eq!(fake.count("/v2/"), most, "{to}");
     }
 }
+
+/// The content with other places for its layer, which the registry itself does not have.
+fn with_urls(urls: &[String]) -> BTreeMap<String, Vec<u8>> {
+    use sha2::{Digest, Sha256};
+    let mut content = content();
+    let (layer, _) = largest(&content);
+    content.remove(&layer);
+    let tag = "/v2/team/busybox/manifests/v1";
+    let mut manifest: serde_json::Value = serde_json::from_slice(&content[tag]).unwrap();
+    let layer = &mut manifest["layers"][0];
+    layer["mediaType"] = "application/vnd.oci.image.layer.nondistributable.v1.tar".into();
+    layer["urls"] = serde_json::json!(urls);
+    let bytes = manifest.to_string().into_bytes();
+    let digest = crate::world::hex(&Sha256::digest(&bytes));
+    content.insert(format!("/v2/team/busybox/manifests/sha256:{digest}"), bytes.clone());
+    content.insert(tag.into(), bytes);
+    content
+}
+
+#[tokio::test]
+async fn a_layer_that_registries_may_not_pass_on_comes_from_where_its_manifest_says() {
+    let (path, _) = largest(&content());
+    let layer = content().remove(&path).unwrap();
+    // It breaks off, and goes on where it was.
+    let vendor = serve(None, move |_, asked| {
+        assert_eq!(asked.authorization, "", "a password for another");
+        match asked.path.as_str() {
+            "/layer" if asked.range.is_empty() => {
+                Reply::Cut(200, String::new(), layer.len(), layer[..layer.len() / 2].to_vec())
+            }
+            "/layer" => piece(&layer, &asked.range, layer.len()),
+            "/other" => Reply::Whole(200, String::new(), vec![7; layer.len()]),
+            _ => Reply::Whole(404, String::new(), Vec::new()),
+        }
+    })
+    .await;
+    let at = |path: &str| format!("http://127.0.0.1:{}{path}", vendor.port);
+    let registry = async |urls: &[String]| {
+        let content = with_urls(urls);
+        serve(None, move |_, asked| match asked.authorization.as_str() {
+            BASIC => ok(&content, asked),
+            _ => {
+                let challenge = "www-authenticate: Basic realm=\"x\"\r\n";
+                Reply::Whole(401, challenge.into(), Vec::new())
+            }
+        })
+        .await
+    };
+    let me = [user("me", "secret")];
+    let urls = ["file:///etc/passwd".into(), at("/gone"), at("/layer")];
+    let fake = registry(&urls).await;
+    pull(quick(), &fake.name(), &me).await.unwrap();
+    assert!(vendor.count("/gone") >= 1 && vendor.count("/layer") >= 2);
+    // Whoever passes it on, it is verified.
+    let fake = registry(&[at("/other")]).await;
+    let err = pull(quick(), &fake.name(), &me).await.unwrap_err();
+    assert!(err.message.contains("has digest"), "{err}");
+    // Nobody has it.
+    let fake = registry(&[at("/gone")]).await;
+    let err = pull(quick(), &fake.name(), &me).await.unwrap_err();
+    assert!(err.message.contains("404"), "{err}");
+}

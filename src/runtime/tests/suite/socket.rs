@@ -20,6 +20,7 @@ use runtime::wire::stats::*;
 use runtime::wire::{Empty, IMAGES, RUNTIME};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::volumes;
 use crate::world::{IMAGE, NoNetwork, World};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -121,6 +122,7 @@ pub async fn check(target: &Target) {
     check_sandbox(target, &sandbox).await;
     check_life_and_logs(target, &sandbox, &mut events).await;
     check_security(target, &sandbox).await;
+    check_volumes_of_images(target, &sandbox).await;
     let server = "while true; do echo answer | nc -l -p 8080; done & \
                   trap 'exit 3' TERM; while true; do sleep 0.05; done";
     let long = target.start(&sandbox, target.container("long", server)).await;
@@ -269,6 +271,26 @@ async fn check_security(target: &Target, sandbox: &str) {
         log.lines().filter_map(|it| it.split_once("stdout F ")).map(|it| it.1).collect();
     assert_eq!(said, ["0", "8", "0", "refused"], "{log}");
     target.remote.remove_container(&id).await.unwrap();
+}
+
+async fn check_volumes_of_images(target: &Target, sandbox: &str) {
+    let image = target.remote.image_status(volumes::IMAGE).await.unwrap().unwrap().id;
+    let covered = target.logs.with_file_name("covered");
+    // The second finds nothing of what the first wrote.
+    for name in ["keeps", "keeps-too"] {
+        let mut config = target.container(name, volumes::LOOK);
+        config.image.clone_from(&image);
+        config.security.readonly_rootfs = true;
+        config.mounts = vec![volumes::cover(&covered)];
+        let id = target.start(sandbox, config).await;
+        let ended = target.ended(&id).await;
+        let log = std::fs::read_to_string(&ended.log_path).unwrap();
+        let said: Vec<&str> = log.lines().filter_map(|it| it.splitn(4, ' ').nth(3)).collect();
+        assert_eq!(volumes::told(&said.join("\n")), volumes::FOUND);
+        let mounts: Vec<_> = ended.mounts.iter().map(|it| it.container_path.as_path()).collect();
+        assert_eq!(mounts, [Path::new("/covered")], "what the pod asked for");
+        target.remote.remove_container(&id).await.unwrap();
+    }
 }
 
 async fn check_lists(target: &Target, sandbox: &str, long: &str) {
@@ -451,6 +473,9 @@ async fn offered(world: &World) -> (Target, drain::Trigger) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_built_in_runtime_does_everything_through_its_socket() {
     let world = World::new().await;
+    let archive = world.dir.path().join("keeping.tar");
+    std::fs::write(&archive, volumes::image()).unwrap();
+    world.runtime.images().import_file(&archive).await.unwrap();
     let (target, _trigger) = offered(&world).await;
     check(&target).await;
     world.finish().await;

@@ -296,11 +296,21 @@ pub fn oci_layout_of(
     name: &str,
     command: &[&str],
 ) -> BTreeMap<String, Vec<u8>> {
+    let config = serde_json::json!({"Env": ["FROM_IMAGE=yes"], "Cmd": command, "User": ""});
+    oci_layout_with(layers, name, &config)
+}
+
+/// `config` is how containers of the image run.
+pub fn oci_layout_with(
+    layers: &[Vec<u8>],
+    name: &str,
+    config: &serde_json::Value,
+) -> BTreeMap<String, Vec<u8>> {
     let digest = |bytes: &[u8]| format!("sha256:{}", hex(&Sha256::digest(bytes)));
     let diff_ids: Vec<String> = layers.iter().map(|l| digest(l)).collect();
     let config = serde_json::json!({
         "architecture": "amd64", "os": "linux",
-        "config": {"Env": ["FROM_IMAGE=yes"], "Cmd": command, "User": ""},
+        "config": config,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     })
     .to_string()
