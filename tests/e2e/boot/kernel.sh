@@ -34,6 +34,7 @@ reservedMemory: [{numaNode: 0, limits: {memory: 320Mi}}]
 failSwapOn: false
 memorySwap: {swapBehavior: LimitedSwap}
 featureGates: {MemoryQoS: true}
+memoryReservationPolicy: TieredReservation
 CONFIG
 echo "kubelet-config: /etc/coracle/kubelet.yaml" > /etc/coracle/config.yaml
 cd /checkout
@@ -89,11 +90,15 @@ is "$(cpus_of 10002)" "$rest"
 is "$(cpus_of 10003)" "$rest"
 
 # Swap: a share for who is burstable; none for who is guaranteed, asks for nothing, asks for as
-# much as it may have, or is critical. And what MemoryQoS makes of requests and limits.
+# much as it may have, or is critical. And what MemoryQoS makes of requests and limits: what is
+# asked for is kept from everybody for who is guaranteed, and while there is other memory to be
+# had for who is burstable.
 group=$(group_of "$(sleeper 10002)")
 share=$((64 * 1048576 * $(kilobytes SwapTotal) / $(kilobytes MemTotal)))
 is "$(cat "$group/memory.swap.max")" $((share / 4096 * 4096))
-is "$(cat "$group/memory.min")" $((64 << 20))
+is "$(cat "$group/memory.min") $(cat "$group/memory.low")" "0 $((64 << 20))"
+kept=$(group_of "$pinned")
+is "$(cat "$kept/memory.min") $(cat "$kept/memory.low")" "$((64 << 20)) 0"
 is "$(cat "$group/memory.high")" $(((64 * 1048576 + 64 * 1048576 * 9 / 10) / 4096 * 4096))
 may_swap() { cat "$(group_of "$(sleeper "$1")")/memory.swap.max"; }
 for time in 10001 10003 10008 10009; do is "$(may_swap "$time")" 0; done
