@@ -15,10 +15,9 @@ use std::time::Duration;
 use base::drain::{self, Drain};
 use client::election::{self, Settings};
 use client::kubeconfig::{self, Endpoint};
-use client::limit::Limited;
 use client::protobuf::InProtobuf;
 use client::remote::Remote;
-use client::{Client, Recorder, Shared, Transport};
+use client::{Client, Rate, Recorder, Shared};
 use controllers::Controllers;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +26,7 @@ use tracing::info;
 use crate::controlling::{ApartOnlyFlags, ControllerFlags};
 use crate::{Error, Result, host, version};
 use flags::{ComponentFlags, ConnectionFlags};
-use serve::Page;
+use serve::{Page, Synced};
 
 const SCHEDULER_PORT: u16 = 10259;
 const CONTROLLERS_PORT: u16 = 10257;
@@ -37,8 +36,8 @@ pub use hollow::run as hollow;
 /// How a server is spoken to.
 #[derive(Debug, Clone, Default)]
 pub struct Reached {
-    /// Requests in a second, and at once; None: as many as there are.
-    limit: Option<(f64, u32)>,
+    /// None: as many requests as there are.
+    limit: Option<Rate>,
     in_json: bool,
 }
 
@@ -62,7 +61,10 @@ impl Reached {
         };
         let per_second = flags.kube_api_qps.or(config.qps).filter(|it| *it > 0.0);
         let burst = flags.kube_api_burst.or(config.burst);
-        let limit = per_second.map(|it| (it, burst.unwrap_or(it.ceil() as u32)));
+        let limit = per_second.map(|per_second| Rate {
+            per_second,
+            burst: burst.unwrap_or(per_second.ceil() as u32),
+        });
         Ok(Self { limit, in_json })
     }
 }
@@ -124,11 +126,10 @@ pub fn controllers(
 }
 
 pub fn scheduler(flags: &ComponentFlags, config: Option<&Path>) -> Result<()> {
-    let config = match config {
+    let mut config = match config {
         Some(path) => scheduler::Config::read(path).map_err(Error::Usage)?,
         None => scheduler::Config::default(),
     };
-    let mut config = config;
     flags.election.apply(&mut config.election);
     let reached = Reached::new(&flags.connection, &config.connection)?;
     let given = config.connection.kubeconfig.as_ref();
@@ -154,14 +155,12 @@ pub fn scheduler(flags: &ComponentFlags, config: Option<&Path>) -> Result<()> {
             }
         };
         let synced = watched.map(|it| {
-            let is_synced: Box<dyn Fn() -> bool + Send + Sync> = Box::new(move || it.is_synced());
+            let is_synced: serve::IsSynced = Box::new(move || it.is_synced());
             ("sched-handler-sync", is_synced)
         });
         (start, synced)
     })
 }
-
-type Synced = Option<(&'static str, Box<dyn Fn() -> bool + Send + Sync>)>;
 
 struct Component<'a> {
     /// Of the lease, and what it calls itself to the server.
@@ -287,14 +286,13 @@ fn client_of(endpoint: &Endpoint, agent: &str, reached: &Reached) -> Result<Clie
     let remote =
         Remote::new(endpoint).map_err(|err| Error::failed("set up TLS to the server", err))?;
     let agent = format!("{agent}/{}", version::git_version());
-    let limited = |transport: Arc<dyn Transport>| Client::new(transport, &agent);
-    Ok(match (reached.limit, reached.in_json) {
-        (None, false) => limited(Arc::new(InProtobuf(remote))),
-        (None, true) => limited(Arc::new(remote)),
-        (Some((rate, burst)), false) => {
-            limited(Arc::new(InProtobuf(Limited::new(remote, rate, burst))))
-        }
-        (Some((rate, burst)), true) => limited(Arc::new(Limited::new(remote, rate, burst))),
+    let client = match reached.in_json {
+        true => Client::new(Arc::new(remote), &agent),
+        false => Client::new(Arc::new(InProtobuf(remote)), &agent),
+    };
+    Ok(match reached.limit {
+        Some(rate) => client.paced(rate),
+        None => client,
     })
 }
 

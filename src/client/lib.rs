@@ -14,7 +14,6 @@ pub mod error;
 pub mod fit;
 pub mod kubeconfig;
 pub mod labels;
-pub mod limit;
 mod metrics;
 mod pace;
 pub mod protobuf;

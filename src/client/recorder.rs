@@ -22,7 +22,7 @@ use similar::{Identity, Remembered, Similar, Verdict};
 const PENDING_EVENTS_MAX: usize = 8_192;
 /// Events are sent no faster in the long run, so that telling of a thing takes little of the
 /// time that doing it takes.
-pub const RATE: Rate = Rate { per_second: 500, burst: 500 };
+pub const RATE: Rate = Rate { per_second: 500.0, burst: 500 };
 /// Distinct events, objects and kinds of events remembered for counting; the oldest is forgotten.
 const REMEMBERED_EVENTS_MAX: usize = 4_096;
 

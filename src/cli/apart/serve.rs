@@ -23,7 +23,9 @@ use super::listen::{self, Answer, PLAIN, text};
 use super::{Reached, client_of, load};
 use crate::{Error, Result};
 
-type IsSynced = Box<dyn Fn() -> bool + Send + Sync>;
+pub type IsSynced = Box<dyn Fn() -> bool + Send + Sync>;
+/// What a component has to know before it is ready, by upstream's name.
+pub type Synced = Option<(&'static str, IsSynced)>;
 
 /// What is told of the component.
 pub struct Page {
@@ -31,8 +33,7 @@ pub struct Page {
     pub config: (&'static str, Value),
     /// None where it acts without an election.
     pub election: Option<Watch>,
-    /// What it has to know before it is ready, by upstream's name.
-    pub synced: Option<(&'static str, IsSynced)>,
+    pub synced: Synced,
 }
 
 struct Server {

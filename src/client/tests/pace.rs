@@ -28,7 +28,7 @@ async fn ask(client: &Client, times: usize) -> Duration {
 #[tokio::test(start_paused = true)]
 async fn requests_go_no_faster_than_they_may() {
     let free = Client::new(Arc::new(Quick), "test");
-    let paced = free.paced(Rate { per_second: 10, burst: 3 });
+    let paced = free.paced(Rate { per_second: 10.0, burst: 3 });
     assert_eq!(ask(&paced, 3).await, Duration::ZERO);
     let late = ask(&paced.clone(), 4).await;
     assert!((400..=410).contains(&late.as_millis()), "{late:?}");

@@ -11,7 +11,7 @@ use crate::config::KubeletConfig;
 use crate::process;
 
 /// What a client of upstream's has where 0 is said.
-const API_RATE: Rate = Rate { per_second: 5, burst: 100 };
+const API_RATE: Rate = Rate { per_second: 5.0, burst: 100 };
 const PERIODS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(1);
 const KEEPS: &str = "TieredReservation";
@@ -29,7 +29,8 @@ impl Configuration {
             })
         };
         if let Some(number) = self.event_record_qps {
-            config.event_rate.per_second = whole("eventRecordQPS", "--event-qps", number.into())?;
+            let whole = whole("eventRecordQPS", "--event-qps", number.into())?;
+            config.event_rate.per_second = whole.into();
         }
         if let Some(number) = self.event_burst.filter(|it| *it != 0) {
             config.event_rate.burst = whole("eventBurst", "--event-burst", number.into())?;
@@ -41,7 +42,9 @@ impl Configuration {
         config.api_rate = match self.kube_api_qps {
             Some(0) => Some(Rate { burst, ..API_RATE }),
             // None at all, where less than nothing is said.
-            Some(number) => u32::try_from(number).ok().map(|it| Rate { per_second: it, burst }),
+            Some(number) => {
+                u32::try_from(number).ok().map(|it| Rate { per_second: it.into(), burst })
+            }
             None => config.api_rate,
         };
         if let Some(score) = self.oom_score_adj {
@@ -138,9 +141,9 @@ fn has_unified_cgroups() -> bool {
 
 pub(super) fn show(config: &KubeletConfig, shown: &mut Configuration) {
     let signed = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-    shown.event_record_qps = Some(signed(config.event_rate.per_second));
+    shown.event_record_qps = Some(config.event_rate.per_second as i32);
     shown.event_burst = Some(signed(config.event_rate.burst));
-    shown.kube_api_qps = Some(config.api_rate.map_or(-1, |it| signed(it.per_second)));
+    shown.kube_api_qps = Some(config.api_rate.map_or(-1, |it| it.per_second as i32));
     shown.kube_api_burst = Some(signed(config.api_rate.unwrap_or(API_RATE).burst));
     let own = || std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok();
     shown.oom_score_adj = config.oom_score_adj.or_else(own);

@@ -461,8 +461,8 @@ fn flags_of_servers_and_of_the_process_take_effect() {
     read.apply(&mut config).unwrap();
     assert_eq!(config.listen, "192.0.2.7:10350".parse().unwrap());
     assert_eq!(config.healthz, Some("[::1]:1048".parse().unwrap()));
-    assert_eq!(config.event_rate, client::Rate { per_second: 7, burst: 8 });
-    assert_eq!(config.api_rate, Some(client::Rate { per_second: 5, burst: 100 }));
+    assert_eq!(config.event_rate, client::Rate { per_second: 7.0, burst: 8 });
+    assert_eq!(config.api_rate, Some(client::Rate { per_second: 5.0, burst: 100 }));
     assert_eq!((config.oom_score_adj, config.open_files_max), (Some(-500), Some(4_096)));
     assert!(!config.cpu_time.is_limited && config.cpu_time.period_micros == 10_000);
     assert_eq!((config.provider_id.as_str(), config.status_images_max), ("cloud://1", None));
