@@ -132,9 +132,7 @@ impl Binding {
     fn subject_for(&self, user: &User, namespace: &str) -> Option<&Subject> {
         self.subjects.iter().flatten().find(|subject| subject.is(user, namespace))
     }
-}
 
-impl Binding {
     /// Why a rule applies to a user: `namespace` is the binding's, empty for the cluster.
     fn why(&self, user: &User, namespace: &str) -> String {
         let name = &self.metadata.name;
@@ -160,8 +158,8 @@ enum Parsed {
 /// user alone, however many there are.
 #[derive(Default)]
 struct Cluster {
-    /// How often bindings and roles had changed.
-    seen: (u64, u64),
+    /// How often bindings and roles had changed; None before the first look.
+    seen: Option<(u64, u64)>,
     /// In the order of their names, with the roles that they lead to.
     bindings: Vec<(Arc<Binding>, Option<Arc<Role>>)>,
     /// By the names of users, which service accounts have as well.
@@ -253,9 +251,9 @@ impl Rbac {
 
     fn cluster(&self) -> Arc<Cluster> {
         // Read before the objects are: what changes meanwhile is seen the next time.
-        let seen = (self.cache.changes(CLUSTER_BINDINGS), self.cache.changes(CLUSTER_ROLES));
+        let seen = Some((self.cache.changes(CLUSTER_BINDINGS), self.cache.changes(CLUSTER_ROLES)));
         let mut kept = self.cluster.lock();
-        if kept.seen != seen || kept.bindings.is_empty() {
+        if kept.seen != seen {
             let mut cluster = Cluster { seen, ..Cluster::default() };
             for object in self.cache.list(CLUSTER_BINDINGS, CLUSTER_BINDINGS, None).0 {
                 let binding = self.binding(&object);

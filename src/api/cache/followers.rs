@@ -84,7 +84,7 @@ pub struct Followers {
     by_value: Places,
     /// The same for all objects of a resource.
     extract: Option<Extract>,
-    /// How many there are in places; those who went unheard included.
+    /// How many there are in both; those who went unheard included.
     placed: usize,
     /// So many let the places be looked through for those who have gone.
     sweep_at: usize,
@@ -135,18 +135,18 @@ impl Followers {
     /// more. Returns how many did not keep up.
     pub fn tell(&mut self, event: &Arc<Event>) -> u64 {
         let mut ended = 0;
-        let Self { below, by_key, by_value, extract, .. } = self;
+        let Self { below, by_key, by_value, extract, placed, .. } = self;
         tell_those(below, event, &mut ended);
         let key = &*event.object.key;
-        tell_place(by_key, key, event, &mut ended);
+        *placed -= tell_place(by_key, key, event, &mut ended);
         if let Some(extract) = extract
             && !by_value.is_empty()
         {
             let is = value_of(&event.object, *extract);
-            tell_place(by_value, is, event, &mut ended);
+            *placed -= tell_place(by_value, is, event, &mut ended);
             let was = event.previous.as_deref().map(|previous| value_of(previous, *extract));
             if let Some(was) = was.filter(|was| *was != is) {
-                tell_place(by_value, was, event, &mut ended);
+                *placed -= tell_place(by_value, was, event, &mut ended);
             }
         }
         ended
@@ -154,8 +154,7 @@ impl Followers {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        let placed = self.by_key.values().chain(self.by_value.values()).map(Vec::len);
-        self.below.len() + placed.sum::<usize>()
+        self.below.len() + self.placed
     }
 
     /// How many a change of the object under `key` is told: those who follow it, or all
@@ -171,12 +170,16 @@ impl Followers {
     }
 }
 
-fn tell_place(places: &mut Places, place: &str, event: &Arc<Event>, ended: &mut u64) {
-    let Some(here) = places.get_mut(place) else { return };
+/// Returns how many are told nothing more.
+fn tell_place(places: &mut Places, place: &str, event: &Arc<Event>, ended: &mut u64) -> usize {
+    let Some(here) = places.get_mut(place) else { return 0 };
+    let before = here.len();
     tell_those(here, event, ended);
+    let gone = before - here.len();
     if here.is_empty() {
         places.remove(place);
     }
+    gone
 }
 
 fn tell_those(those: &mut Vec<Follower>, event: &Arc<Event>, ended: &mut u64) {
