@@ -135,6 +135,10 @@ impl Url {
         let path = if path.is_empty() { "/" } else { path };
         Some(Self { scheme: scheme.into(), authority: authority.into(), path: path.into() })
     }
+
+    fn is_at(&self, endpoint: &Endpoint) -> bool {
+        (&self.scheme, &self.authority) == (&endpoint.scheme, &endpoint.authority)
+    }
 }
 
 impl Session<'_> {
@@ -396,8 +400,9 @@ impl Session<'_> {
     ) -> Result<Response<Incoming>> {
         let mut asked_for_token = false;
         for _ in 0..REDIRECTS_MAX {
-            // Credentials go to the registry only, never to where it sends us.
-            let own = url.authority == self.endpoint.authority;
+            // Credentials go to the registry only, never to where it or a manifest sends us, and
+            // not in the clear where it is spoken to in secret.
+            let own = url.is_at(&self.endpoint);
             let authorization = self.authorization.clone().filter(|_| own);
             let ask = Ask::get(accept, authorization.as_deref(), from);
             let response = self.ask(&url, &ask).await?;
@@ -716,4 +721,31 @@ async fn refusal(url: &Url, response: Response<Incoming>, idle: Duration) -> Err
         "unexpected status from GET request to {}://{}{}: {status}{what}: {said}",
         url.scheme, url.authority, url.path
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_go_to_the_registry_and_not_in_the_clear() {
+        let endpoint = Endpoint {
+            scheme: "https".into(),
+            authority: "registry.example.com".into(),
+            base: "/v2".into(),
+            repository: "a".into(),
+            mirrors: None,
+        };
+        for (url, want) in [
+            ("https://registry.example.com/v2/a/blobs/x", true),
+            ("https://registry.example.com", true),
+            ("http://registry.example.com/v2/a/blobs/x", false),
+            ("https://registry.example.com:444/", false),
+            ("https://registry.example.com.evil.example/", false),
+            ("https://registry.example.com@evil.example/", false),
+            ("https://evil.example/registry.example.com", false),
+        ] {
+            assert_eq!(Url::parse(url).is_some_and(|url| url.is_at(&endpoint)), want, "{url}");
+        }
+    }
 }

@@ -3,7 +3,8 @@
 //! A layer exists once its note (`NAME.json`) does; an image once its file does. Both
 //! come by rename, after the data is on disk. What a crash leaves in `tmp` is removed.
 //! Beside a layer lies what its archive had besides files (`NAME.rest`, see `retell`) and what
-//! it replaced itself (`NAME.aside`), and in `configs` the images' configurations, so that images can be exported as they came.
+//! it replaced itself (`NAME.aside`), and in `configs` the images' configurations, so that images
+//! can be exported as they came.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read, Write};

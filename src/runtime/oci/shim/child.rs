@@ -52,6 +52,7 @@ pub fn run_exec(
     init: BorrowedFd<'_>,
     sync: &OwnedFd,
 ) -> ! {
+    #[cfg_attr(not(debug_assertions), expect(unused_mut, reason = "only failpoints add to it"))]
     let mut keep = vec![sync.as_raw_fd(), init.as_raw_fd()];
     #[cfg(debug_assertions)]
     keep.extend(base::failpoint::hold());
