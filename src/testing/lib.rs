@@ -10,6 +10,7 @@ use api::authn::{MASTERS, User};
 use api::serve::{Shared as Server, in_process};
 use client::Client;
 use store::backend::sqlite::Sqlite;
+use tokio_rustls::TlsAcceptor;
 
 /// What anything may take that a suite waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,6 +25,20 @@ const ACCOUNTS: [&str; 2] = ["system:serviceaccounts", "system:serviceaccounts:k
 /// Where the folder cannot be written to.
 pub fn signing_key(dir: &Path) -> String {
     pki::files::signing_key(&dir.join("key")).expect("a key is written")
+}
+
+/// What a server of a suite's own presents over TLS, with HTTP/1.1, and the PEM of the authority
+/// that vouches for it.
+///
+/// # Panics
+/// Where there is no chance to make keys of.
+pub fn tls(leaf: &pki::Leaf) -> (TlsAcceptor, String) {
+    let authority = pki::Authority::create("suite").expect("an authority is made");
+    let issued = authority.issue(leaf).expect("a certificate is made");
+    let (cert, key) = (issued.cert_pem.as_bytes(), issued.key_pem.as_bytes());
+    let mut tls = pki::tls::server_config(cert, key, None).expect("the certificate is one");
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    (TlsAcceptor::from(Arc::new(tls)), authority.cert_pem)
 }
 
 /// A server's configuration, on a datastore in `dir`.

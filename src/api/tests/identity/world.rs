@@ -17,7 +17,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 pub enum Reply {
     Json(Value),
@@ -44,24 +43,15 @@ type Answer = dyn Fn(&Asked) -> Reply + Send + Sync;
 
 impl Site {
     pub async fn start(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
-        let authority = pki::Authority::create("site").unwrap();
         let leaf = pki::Leaf {
             common_name: "site".into(),
             addresses: vec!["127.0.0.1".parse().unwrap()],
             server: true,
             ..pki::Leaf::default()
         };
-        let issued = authority.issue(&leaf).unwrap();
-        let (cert, key) = (issued.cert_pem.as_bytes(), issued.key_pem.as_bytes());
-        let mut tls = pki::tls::server_config(cert, key, None).unwrap();
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let (acceptor, ca_pem) = testing::tls(&leaf);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let site = Self {
-            address: listener.local_addr().unwrap(),
-            ca_pem: authority.cert_pem,
-            asked: Arc::default(),
-        };
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        let site = Self { address: listener.local_addr().unwrap(), ca_pem, asked: Arc::default() };
         let answer: Arc<Answer> = Arc::new(answer);
         let asked = site.asked.clone();
         tokio::spawn(async move {

@@ -56,18 +56,13 @@ fn answer(request: &Request<Incoming>, pod: &str) -> (StatusCode, Value) {
 }
 
 async fn adapter(pod: String) -> (SocketAddr, String, Users) {
-    let authority = pki::Authority::create("adapters").unwrap();
     let leaf = pki::Leaf {
         common_name: "adapter".into(),
         dns_names: vec!["adapter.default.svc".into()],
         server: true,
         ..pki::Leaf::default()
     };
-    let issued = authority.issue(&leaf).unwrap();
-    let (cert, key) = (issued.cert_pem.as_bytes(), issued.key_pem.as_bytes());
-    let mut tls = pki::tls::server_config(cert, key, None).unwrap();
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let (acceptor, authority) = testing::tls(&leaf);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let users = Users::default();
@@ -95,7 +90,7 @@ async fn adapter(pod: String) -> (SocketAddr, String, Users) {
             });
         }
     });
-    (address, authority.cert_pem, users)
+    (address, authority, users)
 }
 
 impl Cluster {

@@ -578,12 +578,7 @@ async fn a_driver_that_stalls_as_it_publishes_anew_holds_no_container_up() {
     driver.fail("publish", Fault::Stalls);
     until("a call hangs", || driver.faults("publish") == 0).await;
     run(&world, "web", "echo > /end").await;
-    world
-        .until("web", |pod| {
-            let status = &pod.unwrap()["status"]["containerStatuses"][0];
-            status["restartCount"] == 1 && status["ready"] == true
-        })
-        .await;
+    world.until_restarted("web").await;
     assert_eq!(run(&world, "web", "cat /v/f").await, "kept");
     world.delete("web").await;
     driver.stop().await;

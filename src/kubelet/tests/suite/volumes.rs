@@ -103,12 +103,7 @@ async fn a_claim_is_waited_for_mounted_and_survives_its_pod_and_the_kubelet() {
         .stop_container(id.as_str().unwrap().trim_start_matches("coracle://"), 0)
         .await
         .unwrap();
-    world
-        .until("db", |pod| {
-            let status = &pod.unwrap()["status"]["containerStatuses"][0];
-            status["restartCount"] == 1 && status["ready"] == true
-        })
-        .await;
+    world.until_restarted("db").await;
     assert!(run(&world, "db", "cat /data/old").await.starts_with("before"));
     world.delete("db").await;
     assert!(disk.join("old").exists(), "a volume outlives its pod");
@@ -390,12 +385,7 @@ async fn each_volume_that_fails_is_told_and_one_that_was_there_holds_no_containe
     world.api.delete(&at("configmaps", "m"));
     told(&world, "web", &failed("\"map\" : configmap \"m\"")).await;
     run(&world, "web", "echo > /end").await;
-    world
-        .until("web", |pod| {
-            let status = &pod.unwrap()["status"]["containerStatuses"][0];
-            status["restartCount"] == 1 && status["ready"] == true
-        })
-        .await;
+    world.until_restarted("web").await;
     assert_eq!(run(&world, "web", "cat /map/k").await, "dg==");
     world.delete("web").await;
     assert_eq!(count("actual_state_of_world").await, Some(0.0));

@@ -291,6 +291,15 @@ impl World {
         self.until(name, is_ready).await.unwrap()
     }
 
+    /// Waits until the pod's first container has begun for the second time, and is ready.
+    pub async fn until_restarted(&self, name: &str) {
+        self.until(name, |pod| {
+            let status = &pod.unwrap()["status"]["containerStatuses"][0];
+            status["restartCount"] == 1 && status["ready"] == true
+        })
+        .await;
+    }
+
     /// First processes of the containers that run.
     pub async fn runtime_processes(&self) -> Vec<i32> {
         let all = self.runtime.list_containers().await.unwrap();

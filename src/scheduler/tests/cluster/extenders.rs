@@ -81,18 +81,13 @@ async fn extender(say: Say) -> (String, Asked) {
 
 /// The same over TLS, as `extender.example`; gives the authority's certificate, too.
 async fn secure_extender(say: Say) -> (String, Asked, String) {
-    let authority = pki::Authority::create("extenders").unwrap();
     let leaf = pki::Leaf {
         common_name: "extender".into(),
         dns_names: vec!["extender.example".into()],
         server: true,
         ..pki::Leaf::default()
     };
-    let issued = authority.issue(&leaf).unwrap();
-    let (cert, key) = (issued.cert_pem.as_bytes(), issued.key_pem.as_bytes());
-    let mut tls = pki::tls::server_config(cert, key, None).unwrap();
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let (acceptor, authority) = testing::tls(&leaf);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, asked) = (listener.local_addr().unwrap(), Asked::default());
     let heard = asked.clone();
@@ -104,7 +99,7 @@ async fn secure_extender(say: Say) -> (String, Asked, String) {
             }
         }
     });
-    (format!("https://{address}/scheduler"), asked, authority.cert_pem)
+    (format!("https://{address}/scheduler"), asked, authority)
 }
 
 async fn message_of(cluster: &Cluster, pod: &str) -> (String, String) {
