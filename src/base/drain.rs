@@ -41,6 +41,20 @@ impl Drain {
             out = work => Some(out),
         }
     }
+
+    /// Runs `start` with a drain of its own, which begins with this one, and also when the
+    /// returned future is dropped: for work that may end before the process does.
+    pub async fn within<F: Future>(&self, start: impl FnOnce(Drain) -> F) -> F::Output {
+        let (trigger, own) = channel();
+        let work = start(own);
+        tokio::pin!(work);
+        let mut outer = self.clone();
+        tokio::select! {
+            out = &mut work => return out,
+            () = outer.begun() => trigger.drain(),
+        }
+        work.await
+    }
 }
 
 #[cfg(test)]
@@ -51,5 +65,21 @@ mod tests {
         assert!(!drain.has_begun());
         trigger.drain();
         assert_eq!(drain.until(std::future::pending::<()>()).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_part_drains_with_the_whole_and_when_it_is_given_up() {
+        let (trigger, drain) = super::channel();
+        let (told, mut part) = tokio::sync::oneshot::channel();
+        let given_up = drain.within(|own| async move {
+            told.send(own).unwrap();
+            std::future::pending::<()>().await
+        });
+        let pause = std::time::Duration::from_millis(1);
+        assert!(tokio::time::timeout(pause, given_up).await.is_err());
+        assert!(part.try_recv().unwrap().has_begun() && !drain.has_begun());
+        let work = drain.within(|mut own| async move { own.begun().await });
+        trigger.drain();
+        work.await;
     }
 }

@@ -34,7 +34,18 @@ pub fn key_of<K: Object>(object: &K) -> Key {
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
-type Handler<K> = Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync>;
+struct Handler<K> {
+    call: Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync>,
+    /// Whom it was for has ended then, and it is forgotten.
+    until: Option<Drain>,
+}
+
+impl<K> Handler<K> {
+    fn is_over(&self) -> bool {
+        self.until.as_ref().is_some_and(Drain::has_begun)
+    }
+}
+
 type IndexFn<K> = fn(&K) -> Vec<String>;
 
 struct Index<K> {
@@ -99,11 +110,11 @@ struct Inner<K> {
 }
 
 /// A live, read-only view of the objects of one kind.
-pub struct Cache<K>(Arc<Inner<K>>);
+pub struct Cache<K>(Arc<Inner<K>>, Option<Drain>);
 
 impl<K> Clone for Cache<K> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self(self.0.clone(), self.1.clone())
     }
 }
 
@@ -120,12 +131,13 @@ impl<K: Object> Cache<K> {
     }
 
     fn trimmed(trim: Trim<K>) -> Self {
-        Self(Arc::new(Inner {
+        let inner = Inner {
             objects: RwLock::new(Objects { by_key: BTreeMap::new(), indices: HashMap::new() }),
             handlers: Mutex::new(Vec::new()),
             synced: watch::Sender::new(false),
             trim,
-        }))
+        };
+        Self(Arc::new(inner), None)
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
@@ -184,8 +196,8 @@ impl<K: Object> Cache<K> {
     }
 
     /// Calls `handler(old, new)` for every object there is (old is None) and then for
-    /// every change. It runs on the reflector's task: it must be quick and must not
-    /// wait.
+    /// every change, for as long as this process, or the term that the cache was asked for in
+    /// ([`Shared::in_term`]). It runs on the reflector's task: it must be quick and must not wait.
     pub fn on_change(
         &self,
         handler: impl Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync + 'static,
@@ -194,7 +206,19 @@ impl<K: Object> Cache<K> {
         for object in self.list() {
             handler(None, Some(&object));
         }
-        handlers.push(Box::new(handler));
+        handlers.retain(|handler| !handler.is_over());
+        handlers.push(Handler { call: Box::new(handler), until: self.1.clone() });
+    }
+
+    /// Hands a change on.
+    fn tell(handlers: &mut Vec<Handler<K>>, old: Option<&Arc<K>>, new: Option<&Arc<K>>) {
+        handlers.retain(|handler| {
+            let follows = !handler.is_over();
+            if follows {
+                (handler.call)(old, new);
+            }
+            follows
+        });
     }
 
     /// Returns when the first list is complete.
@@ -209,20 +233,16 @@ impl<K: Object> Cache<K> {
     }
 
     pub fn put(&self, object: K) {
-        let handlers = self.0.handlers.lock();
+        let mut handlers = self.0.handlers.lock();
         let object = Arc::new(object);
         let old = self.0.objects.write().insert(key_of(&*object), object.clone());
-        for handler in handlers.iter() {
-            handler(old.as_ref(), Some(&object));
-        }
+        Self::tell(&mut handlers, old.as_ref(), Some(&object));
     }
 
     pub fn remove(&self, key: &Key) {
-        let handlers = self.0.handlers.lock();
+        let mut handlers = self.0.handlers.lock();
         let Some(old) = self.0.objects.write().remove(key) else { return };
-        for handler in handlers.iter() {
-            handler(Some(&old), None);
-        }
+        Self::tell(&mut handlers, Some(&old), None);
     }
 
     /// Makes the cache hold exactly `objects`.
@@ -355,12 +375,13 @@ struct SharedKey {
 pub struct Shared {
     client: Client,
     drain: Drain,
+    term: Option<Drain>,
     caches: Arc<Mutex<HashMap<SharedKey, Box<dyn Any + Send + Sync>>>>,
 }
 
 impl Shared {
     pub fn new(client: Client, drain: Drain) -> Self {
-        Self { client, drain, caches: Arc::default() }
+        Self { client, drain, term: None, caches: Arc::default() }
     }
 
     pub fn client(&self) -> &Client {
@@ -371,6 +392,12 @@ impl Shared {
     /// filled under the identity that asks for it first.
     pub fn acting_as(&self, client: Client) -> Self {
         Self { client, ..self.clone() }
+    }
+
+    /// The same caches for a component that may end before the process does: its handlers go
+    /// when `term` begins to drain.
+    pub fn in_term(&self, term: Drain) -> Self {
+        Self { term: Some(term), ..self.clone() }
     }
 
     /// All objects of a kind, as planners need them: pods are without the volumes that only
@@ -412,7 +439,7 @@ impl Shared {
         };
         let mut caches = self.caches.lock();
         if let Some(cache) = caches.get(&key).and_then(|cache| cache.downcast_ref::<Cache<K>>()) {
-            return cache.clone();
+            return Cache(cache.0.clone(), self.term.clone());
         }
         let has_all = namespace.is_none() && params == ListParams::default();
         let cache = Cache::<K>::trimmed(if has_all { trim::for_planners } else { trim::compact });
@@ -422,6 +449,32 @@ impl Shared {
         let followed: BoxFuture<'static, ()> =
             Box::pin(async move { fed.run(api, params, drain).await });
         tokio::spawn(followed);
-        cache
+        Cache(cache.0, self.term.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Namespace;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_handler_goes_with_its_term() {
+        let (trigger, term) = base::drain::channel();
+        let all = Cache::<Namespace>::new();
+        let ours = Cache(all.0.clone(), Some(term));
+        let heard: [Arc<AtomicUsize>; 2] = Default::default();
+        for (cache, heard) in [&all, &ours].into_iter().zip(&heard) {
+            let heard = heard.clone();
+            cache.on_change(move |_, _| _ = heard.fetch_add(1, Ordering::SeqCst));
+        }
+        let counts = || heard.each_ref().map(|it| it.load(Ordering::SeqCst));
+        ours.put(Namespace::default());
+        assert_eq!(counts(), [1, 1]);
+        trigger.drain();
+        ours.put(Namespace::default());
+        assert_eq!((counts(), Arc::strong_count(&heard[1])), ([2, 1], 1));
     }
 }

@@ -32,6 +32,8 @@ pub struct Lead {
     pub name: String,
     /// Who we are; unlike anybody else who may hold the lease.
     pub identity: String,
+    /// How identities end of those that we come after: they are gone, whatever their lease says.
+    pub succeeds: Option<String>,
     /// A lease that was not renewed for this long is free.
     pub lease: Duration,
     /// A leader that could not renew for this long stops.
@@ -158,6 +160,7 @@ impl Lead {
             namespace: "kube-system".into(),
             name: name.into(),
             identity: identity.into(),
+            succeeds: None,
             lease: Duration::from_secs(15),
             deadline: Duration::from_secs(10),
             renew: Duration::from_secs(2),
@@ -166,13 +169,16 @@ impl Lead {
         }
     }
 
-    /// For a process that has nobody beside it: the lease says who acts, and costs little.
-    pub fn alone(name: &str, identity: &str) -> Self {
+    /// For the server that alone has the datastore: nobody who was at its place before is still
+    /// there, and nobody else is in a hurry to take over, so that it costs little. `cluster` is
+    /// what its datastore is known by.
+    pub fn alone(name: &str, host: &str, cluster: &str) -> Self {
         Self {
+            succeeds: Some(format!("_{cluster}")),
             lease: Duration::from_secs(600),
             deadline: Duration::from_secs(540),
             renew: Duration::from_secs(200),
-            ..Self::new(name, identity)
+            ..Self::new(name, &format!("{host}_{cluster}"))
         }
     }
 }
@@ -204,14 +210,15 @@ fn holder(lease: &Lease) -> &str {
 }
 
 /// `age`: how long the lease has not changed, as far as we have seen.
-fn plan(lease: Option<&Lease>, identity: &str, age: Duration) -> Step {
+fn plan(lease: Option<&Lease>, lead: &Lead, age: Duration) -> Step {
     let Some(lease) = lease else { return Step::Take };
     let spec = lease.spec.as_ref();
     let lasts = spec.and_then(|spec| spec.lease_duration_seconds).unwrap_or(0).max(0);
     let lasts = Duration::from_secs(lasts.unsigned_abs().into());
     match holder(lease) {
         "" => Step::Take,
-        held if held == identity => Step::Take,
+        held if held == lead.identity => Step::Take,
+        held if lead.succeeds.as_ref().is_some_and(|end| held.ends_with(end)) => Step::Take,
         _ if age > lasts => Step::Take,
         _ => Step::Wait,
     }
@@ -277,7 +284,7 @@ impl<'a> Elector<'a> {
         }
         let age = self.seen.since.map_or(Duration::ZERO, |since| since.elapsed());
         let held = self.seen.lease.as_ref();
-        if plan(held, &self.lead.identity, age) == Step::Wait {
+        if plan(held, self.lead, age) == Step::Wait {
             return Ok(false);
         }
         let lease = taken(held, self.lead, base::time::now());
@@ -405,49 +412,18 @@ pub async fn lead<F: Future<Output = ()>>(
     kept
 }
 
-/// Says in the lease who acts, for a process that acts in any case: what is there is of an
-/// earlier run. When the drain begins the lease becomes free.
-pub async fn record(client: &Client, lead: &Lead, drain: &Drain) {
-    let mut elector = Elector::new(client, lead, drain);
-    let mut told = false;
-    let work = async {
-        loop {
-            let pause = match elector.claim().await {
-                Ok(()) => {
-                    if !told {
-                        elector.tell(true);
-                        told = true;
-                    }
-                    lead.renew
-                }
-                Err(err) => {
-                    debug!(lease = lead.name, error = %chain(&err), "lease not written");
-                    lead.retry
-                }
-            };
-            tokio::time::sleep(pause).await;
+/// Runs what `start` makes whenever the lease is ours, with a drain of its own that begins when
+/// the lease is lost. Returns when `drain` has begun and that has ended.
+pub async fn lead_again<F: Future<Output = ()>>(
+    client: Client,
+    lead: Lead,
+    drain: Drain,
+    start: impl Fn(Drain) -> F,
+) {
+    while !drain.has_begun() {
+        if !self::lead(&client, &lead, &drain, || drain.within(&start)).await {
+            warn!(lease = lead.name, "leads no more, and waits for its turn");
         }
-    };
-    drain.until(work).await;
-    if tokio::time::timeout(RELEASE_TIMEOUT, elector.release()).await.is_err() {
-        debug!(lease = lead.name, "lease not released in time");
-    }
-}
-
-impl Elector<'_> {
-    /// Takes the lease, whoever has it.
-    async fn claim(&mut self) -> Result<()> {
-        let api = self.client.api::<Lease>(Some(&self.lead.namespace));
-        if self.seen.lease.is_none() {
-            self.seen.lease = api.get_opt(&self.lead.name).await?;
-        }
-        let lease = taken(self.seen.lease.as_ref(), self.lead, base::time::now());
-        let written = match self.seen.lease.take() {
-            Some(_) => api.replace(&self.lead.name, &lease).await?,
-            None => api.create(&lease).await?,
-        };
-        self.seen.lease = Some(written);
-        Ok(())
     }
 }
 
@@ -470,6 +446,7 @@ mod tests {
     #[test]
     fn a_lease_is_taken_when_it_is_free_ours_or_old() {
         let young = Duration::from_secs(5);
+        let me = Lead::new("l", "me");
         for (held, age, want) in [
             (None, young, Step::Take),
             (Some(lease("", 15)), young, Step::Take),
@@ -478,7 +455,13 @@ mod tests {
             (Some(lease("other", 15)), Duration::from_secs(16), Step::Take),
             (Some(lease("other", 1)), young, Step::Take),
         ] {
-            assert_eq!(plan(held.as_ref(), "me", age), want, "{held:?}");
+            assert_eq!(plan(held.as_ref(), &me, age), want, "{held:?}");
+        }
+        let alone = Lead::alone("l", "here", "c1");
+        for (holder, want) in
+            [("here_c1", Step::Take), ("old-name_c1", Step::Take), ("here_c2", Step::Wait)]
+        {
+            assert_eq!(plan(Some(&lease(holder, 600)), &alone, young), want, "{holder}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Controllers and the scheduler in processes of their own, over TLS and in protobuf: the
 //! cluster is the same.
 
-use crate::cluster::{Cluster, KUBECONFIG};
+use crate::cluster::{Cluster, KUBECONFIG, LOG};
 use crate::machine::{Machine, eventually};
 use crate::story::APP;
 
@@ -67,6 +67,52 @@ fn components_apart_do_what_they_do_in_process() {
             false => Ok(()),
         });
     }
+    cluster.reset();
+}
+
+#[test]
+fn a_server_waits_while_another_holds_its_lease_and_succeeds_itself_at_once() {
+    let mut cluster = Cluster::not_started(Machine::new(), &["--disable-scheduler"]);
+    cluster.start();
+    let log = "/tmp/scheduler.log";
+    let argv = ["/mnt/coracle/coracle", "scheduler", "--kubeconfig", KUBECONFIG];
+    let apart = cluster.machine.start(log, &argv);
+    let holder = "get lease -n kube-system kube-scheduler -o jsonpath={.spec.holderIdentity}";
+    let first = cluster.until(holder, 15, |text| !text.is_empty());
+
+    cluster.terminate();
+    cluster.flags(&[]);
+    cluster.start();
+    eventually("the server waits for its turn", 15, || {
+        let log = cluster.machine.read(LOG);
+        if log.contains("another leads; waiting") { Ok(()) } else { Err(log) }
+    });
+    assert!(cluster.machine.is_alive(apart), "{}", cluster.machine.read(log));
+    assert_eq!(cluster.k(holder), first);
+    cluster.k("run one --image=web:1");
+    cluster.k("wait pod/one --for=condition=Ready --timeout=60s");
+
+    // Whoever leaves in order is followed within three seconds.
+    cluster.machine.sh(&format!("kill -TERM {apart}"));
+    eventually("it ends", 15, || match cluster.machine.is_alive(apart) {
+        true => Err(cluster.machine.read(log)),
+        false => Ok(()),
+    });
+    let own = cluster.until(holder, 3, |text| !text.is_empty() && text != first);
+    let uid = cluster.k("get namespace kube-system -o jsonpath={.metadata.uid}");
+    assert!(own.ends_with(&format!("_{uid}")), "{own}");
+    cluster.k("run two --image=web:1");
+    cluster.k("wait pod/two --for=condition=Ready --timeout=60s");
+
+    // Nobody is waited for after a fall: who held the lease was this server.
+    let transitions =
+        "get lease -n kube-system kube-scheduler -o jsonpath={.spec.leaseTransitions}";
+    let before = cluster.k(transitions);
+    cluster.kill();
+    cluster.start();
+    cluster.k("run three --image=web:1");
+    cluster.k("wait pod/three --for=condition=Ready --timeout=60s");
+    assert_eq!((cluster.k(holder), cluster.k(transitions)), (own, before));
     cluster.reset();
 }
 

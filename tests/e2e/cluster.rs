@@ -66,15 +66,22 @@ impl Cluster {
         }
         std::fs::write(machine.bin().join("app.yaml"), include_str!("app.yaml")).unwrap();
         let kubectl = kubectls().remove(0);
-        Self {
+        let mut cluster = Self {
             machine,
             kubectl,
-            flags: flags.iter().map(|flag| flag.to_string()).collect(),
+            flags: Vec::new(),
             environment: Vec::new(),
             before,
             pid: 0,
             started_in: Duration::ZERO,
-        }
+        };
+        cluster.flags(flags);
+        cluster
+    }
+
+    /// For its next start.
+    pub fn flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| flag.to_string()).collect();
     }
 
     pub fn start(&mut self) {

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use api::serve::Shared as ApiServer;
 use base::drain::Drain;
-use client::{Recorder, Shared, election};
+use client::election::{self, Lead};
+use client::{Client, Recorder, Shared};
 use controllers::Controllers;
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Namespace;
 use store::backend::sqlite::Sqlite;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -107,25 +110,31 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
     info!(address = %address, "API server listens");
     let reader = component(&server, "system:kube-controller-manager", &[], "coracle");
     let shared = Shared::new(reader, drain.clone());
-    let identity = election::identity(&settings.node.name);
+    let cluster = cluster_id(&shared).await?;
+    let leads = |name: &str| {
+        let client = component(&server, &format!("system:{name}"), &[], name);
+        (client, Lead::alone(name, &settings.node.name, &cluster))
+    };
     if settings.scheduler {
-        tasks.push(tokio::spawn(schedule(settings, &server, &shared, drain.clone())));
-        tasks.push(record(&server, "kube-scheduler", &identity, drain));
+        let (client, lead) = leads("kube-scheduler");
+        let start = schedule(settings, &client, &shared);
+        tasks.push(tokio::spawn(election::lead_again(client, lead, drain.clone(), start)));
     }
     if settings.controllers {
-        let controllers = control(settings, &server, &credentials, &shared, drain);
-        tasks.push(tokio::spawn(controllers.join()));
-        tasks.push(record(&server, "kube-controller-manager", &identity, drain));
+        let (client, lead) = leads("kube-controller-manager");
+        let start = control(settings, &server, &credentials, &shared);
+        tasks.push(tokio::spawn(election::lead_again(client, lead, drain.clone(), start)));
     }
     tasks.extend(addons::start(settings, &server, &shared, drain));
     Ok(ControlPlane { server, credentials, shared, tasks })
 }
 
-/// Says in a lease of its own that a component of this process acts.
-fn record(server: &ApiServer, name: &str, identity: &str, drain: &Drain) -> JoinHandle<()> {
-    let client = component(server, &format!("system:{name}"), &[], name);
-    let (lead, drain) = (election::Lead::alone(name, identity), drain.clone());
-    tokio::spawn(async move { election::record(&client, &lead, &drain).await })
+/// By the UID of `kube-system`, which stays when a datastore moves to another host.
+async fn cluster_id(shared: &Shared) -> Result<String> {
+    let namespaces = shared.client().api::<Namespace>(None);
+    let own = namespaces.get("kube-system").await;
+    let own = own.map_err(|err| Error::failed("read the namespace kube-system", err))?;
+    Ok(own.metadata.uid.unwrap_or_default())
 }
 
 /// The controllers, each under the service account that upstream gives it.
@@ -134,12 +143,7 @@ fn control(
     server: &ApiServer,
     credentials: &Credentials,
     shared: &Shared,
-    drain: &Drain,
-) -> Controllers {
-    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
-    let make_client = |name: &str| {
-        component(server, &format!("system:serviceaccount:kube-system:{name}"), &groups, name)
-    };
+) -> impl Fn(Drain) -> BoxFuture<'static, ()> + use<> {
     let network = settings.node.cluster_network;
     let serves = |plural: &str| server.registry.resource("certificates.k8s.io", plural).is_some();
     let services = settings.node.service_network;
@@ -161,21 +165,33 @@ fn control(
         // The settings have tried it.
         warn!(error = %base::error::chain(&why), "controllers work as usual");
     }
-    Controllers::start(shared, make_client, config, drain)
+    let (server, shared) = (server.clone(), shared.clone());
+    move |term: Drain| {
+        let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+        let make_client = |name: &str| {
+            component(&server, &format!("system:serviceaccount:kube-system:{name}"), &groups, name)
+        };
+        let shared = shared.in_term(term.clone());
+        let running = Controllers::start(&shared, make_client, config.clone(), &term);
+        Box::pin(running.join())
+    }
 }
 
 /// The scheduler under its own name.
 fn schedule(
     settings: &Settings,
-    server: &ApiServer,
+    client: &Client,
     shared: &Shared,
-    drain: Drain,
-) -> impl Future<Output = ()> + use<> {
-    let client = component(server, "system:kube-scheduler", &[], "kube-scheduler");
-    let recorder = Recorder::new(client.clone(), "default-scheduler", "", drain.clone());
+) -> impl Fn(Drain) -> BoxFuture<'static, ()> + use<> {
     let config = settings.scheduling.clone();
-    let scheduler = scheduler::Scheduler::new(shared.acting_as(client), recorder, config);
-    scheduler.run(drain)
+    let shared = shared.acting_as(client.clone());
+    move |term: Drain| {
+        let shared = shared.in_term(term.clone());
+        let own = shared.client().clone();
+        let recorder = Recorder::new(own, "default-scheduler", "", term.clone());
+        let scheduler = scheduler::Scheduler::new(shared, recorder, config.clone());
+        Box::pin(scheduler.run(term))
+    }
 }
 
 fn open_store(settings: &Settings) -> Result<Arc<Sqlite>> {
