@@ -78,7 +78,7 @@ impl Flags {
                 };
             }
             "request-timeout" => {
-                let time = crate::serve::deadline::go_duration(value)?;
+                let time = base::time::go_seconds(value)?;
                 if time <= 0.0 {
                     return Err("must be longer than nothing".into());
                 }

@@ -32,6 +32,15 @@ pub fn parse(text: &str) -> Option<Timestamp> {
 /// Reads a length of time as Go writes it: `1h30m`, `2m0s`, `250ms`. None for anything
 /// else, and for what is less than nothing or longer than Go can say.
 pub fn parse_duration(text: &str) -> Option<std::time::Duration> {
+    let seconds = go_seconds(text).ok().filter(|it| *it >= 0.0)?;
+    Some(std::time::Duration::from_secs_f64(seconds))
+}
+
+/// Seconds of a duration in Go's notation: `1h2m3.5s`, `300ms`.
+///
+/// # Errors
+/// In the words of Go's `time.ParseDuration`.
+pub fn go_seconds(text: &str) -> Result<f64, String> {
     const UNITS: [(&str, f64); 8] = [
         ("ns", 1e-9),
         ("us", 1e-6),
@@ -42,22 +51,37 @@ pub fn parse_duration(text: &str) -> Option<std::time::Duration> {
         ("m", 60.0),
         ("h", 3600.0),
     ];
-    if text == "0" {
-        return Some(std::time::Duration::ZERO);
+    let invalid = || format!("time: invalid duration {text:?}");
+    let (sign, mut rest) = match text.as_bytes().first() {
+        Some(b'-') => (-1.0, &text[1..]),
+        Some(b'+') => (1.0, &text[1..]),
+        _ => (1.0, text),
+    };
+    if rest == "0" {
+        return Ok(0.0);
     }
-    let mut rest = text;
+    if rest.is_empty() {
+        return Err(invalid());
+    }
     let mut seconds = 0.0;
     while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..end].parse().ok()?;
-        rest = &rest[end..];
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let number: f64 = rest[..digits].parse().map_err(|_| invalid())?;
+        rest = &rest[digits..];
         let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let (_, unit) = UNITS.iter().find(|(name, _)| *name == &rest[..end])?;
-        seconds += number * unit;
+        let unit = &rest[..end];
+        if unit.is_empty() {
+            return Err(format!("time: missing unit in duration {text:?}"));
+        }
+        let known = UNITS.iter().find(|(name, _)| *name == unit);
+        let Some((_, length)) = known else {
+            return Err(format!("time: unknown unit {unit:?} in duration {text:?}"));
+        };
+        seconds += number * length;
         rest = &rest[end..];
     }
-    let go_max = i64::MAX as f64 / 1e9;
-    (!text.is_empty() && seconds <= go_max).then(|| std::time::Duration::from_secs_f64(seconds))
+    // Go counts nanoseconds in 63 bits.
+    if seconds > 9.2e9 { Err(invalid()) } else { Ok(sign * seconds) }
 }
 
 /// An age as kubectl prints it: `5s`, `3m10s`, `47m`, `5h12m`, `12h`, `3d4h`, `2y38d`
@@ -95,6 +119,31 @@ mod tests {
         assert_eq!(read("0"), Some(0));
         for wrong in ["", "5", "s", "-1s", "1d", "1s ", "99999999999h"] {
             assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_as_go_reads_them() {
+        let good = [
+            ("0", 0.0),
+            ("10s", 10.0),
+            ("1m30s", 90.0),
+            ("1.5h", 5_400.0),
+            ("250ms", 0.25),
+            ("-2s", -2.0),
+        ];
+        for (text, seconds) in good {
+            assert_eq!(go_seconds(text), Ok(seconds), "{text}");
+        }
+        let bad = [
+            ("", r#"time: invalid duration """#),
+            ("10", r#"time: missing unit in duration "10""#),
+            ("abc", r#"time: invalid duration "abc""#),
+            ("3x", r#"time: unknown unit "x" in duration "3x""#),
+            ("9999999h", r#"time: invalid duration "9999999h""#),
+        ];
+        for (text, why) in bad {
+            assert_eq!(go_seconds(text), Err(why.to_string()), "{text}");
         }
     }
 
