@@ -168,7 +168,7 @@ impl Worker {
                 again: Some(left),
             });
         }
-        self.backoffs.next(&container.name, ended);
+        self.backoffs.next(&container.name, ended, now);
         Ok(())
     }
 
