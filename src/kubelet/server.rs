@@ -9,6 +9,7 @@ mod files;
 pub mod healthz;
 mod logs;
 mod metrics;
+mod node_logs;
 mod stats;
 mod zpages;
 
@@ -252,7 +253,16 @@ impl Server {
                 }
             }
             ["logs", below @ ..] if is_get => {
-                files::answer(&self.node.config.system_log_dir, below, path.ends_with('/')).await
+                let config = &self.node.config;
+                if config.answers_log_queries {
+                    let (journal, root) = (&config.journal_program, &config.system_log_dir);
+                    let query = query(&request);
+                    let asked = node_logs::answer(journal, root, below, &query).await;
+                    if let Some(answer) = asked {
+                        return answer;
+                    }
+                }
+                files::answer(&config.system_log_dir, below, path.ends_with('/')).await
             }
             ["containerLogs", namespace, name, container] if is_get => {
                 self.logs(&request, namespace, name, container).await
