@@ -34,6 +34,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, warn};
 
+use crate::metrics::requests;
 use crate::node::Node;
 use crate::{pod, settings};
 use auth::{Auth, Denied, User};
@@ -201,6 +202,7 @@ fn query(request: &Request<Incoming>) -> Vec<(String, String)> {
 impl Server {
     async fn answer(&self, user: Option<User>, request: Request<Incoming>) -> Answer {
         let path = request.uri().path().to_owned();
+        let _answering = requests::begin(request.method(), &path);
         let checked = self.auth.check(user.as_ref(), request.headers(), request.method(), &path);
         match checked.await {
             Ok(()) => {}

@@ -325,6 +325,12 @@ async fn a_checkpoint_is_the_runtime_s_to_make() {
         let (status, body) = ask(&world, method, path, "good").await;
         assert_eq!((status, body.as_str()), wanted, "{method} {path}");
     }
+    let asked = |suffix: &str| {
+        format!("kubelet_runtime_operations_{suffix}{{operation_type=\"checkpoint_container\"}}")
+    };
+    for suffix in ["total", "errors_total"] {
+        assert_eq!(own_metric(&world, &asked(suffix)).await, Some(1.0), "{suffix}");
+    }
     world.delete("kept").await;
     world.finish().await;
 }
