@@ -16,6 +16,7 @@ use crate::eviction::rank::is_critical;
 use crate::quantity::{self, ResourceList};
 use crate::{pod, resources};
 
+const OS_LABEL: &str = "kubernetes.io/os";
 const AFFINITY: &str = "NodeAffinity";
 const PORTS: &str = "NodePorts";
 const TAINT: &str = "TaintToleration";
@@ -152,6 +153,11 @@ pub fn refuse(pod: &Pod, others: &[Arc<Pod>], host: &Standing<'_>) -> Option<Ref
     {
         let why = "Failed to admit pod as the OS field doesn't match node OS";
         return Some(Refusal::Never("PodOSNotSupported", why.into()));
+    }
+    let of_label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(OS_LABEL));
+    if of_label.is_some_and(|os| os != "linux") {
+        let why = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        return Some(Refusal::Never("PodOSSelectorNodeLabelDoesNotMatch", why.into()));
     }
     let running: Vec<&Arc<Pod>> = others
         .iter()
@@ -336,6 +342,24 @@ mod tests {
         );
         let tolerant = json!({"containers": [], "tolerations": [{"operator": "Exists"}]});
         assert_eq!(refused(&pod(tolerant)), None);
+    }
+
+    #[test]
+    fn a_pod_of_another_system_is_refused() {
+        let host = Standing {
+            name: "n",
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            allocatable: [("pods".to_owned(), Quantity("9".to_owned()))].into(),
+        };
+        let refused = |os: &str, label: &str| {
+            let mut one = pod(json!({"containers": [], "os": {"name": os}}));
+            one.metadata.labels = Some([("kubernetes.io/os".to_owned(), label.to_owned())].into());
+            refuse(&one, &[], &host).map(|it| it.told().0)
+        };
+        assert_eq!(refused("linux", "linux"), None);
+        assert_eq!(refused("windows", "linux").unwrap(), "PodOSNotSupported");
+        assert_eq!(refused("linux", "windows").unwrap(), "PodOSSelectorNodeLabelDoesNotMatch");
     }
 
     #[test]

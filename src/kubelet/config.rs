@@ -74,6 +74,10 @@ pub struct KubeletConfig {
     pub container_log_dir: PathBuf,
     /// Shown under `/logs/`: `/var/log`.
     pub system_log_dir: PathBuf,
+    /// Services' logs may be asked for besides the files of that directory.
+    pub answers_log_queries: bool,
+    /// What reads journald's logs.
+    pub journal_program: PathBuf,
     /// The socket of a container runtime that is not ours; None is the built-in one.
     pub runtime_endpoint: Option<PathBuf>,
     /// The socket of its images where that is another.
@@ -201,6 +205,8 @@ impl KubeletConfig {
             pod_log_dir: "/var/log/pods".into(),
             container_log_dir: "/var/log/containers".into(),
             system_log_dir: "/var/log".into(),
+            answers_log_queries: false,
+            journal_program: "journalctl".into(),
             runtime_endpoint: None,
             image_endpoint: None,
             static_pod_dir: None,

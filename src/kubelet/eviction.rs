@@ -138,7 +138,8 @@ async fn step(
     files_at: &mut Instant,
 ) -> Option<Arc<Sentence>> {
     let seen = observe(node).await;
-    let verdict = thresholds::judge(policy, state, &seen, Instant::now());
+    let seen_at = Instant::now();
+    let verdict = thresholds::judge(policy, state, &seen, seen_at);
     node.pressure.set(verdict.conditions);
     if Instant::now() >= *files_at {
         let begun = Instant::now();
@@ -170,7 +171,11 @@ async fn step(
             if signal == Signal::PidAvailable { bytes.to_string() } else { rank::binary(bytes) }
         }
     };
-    evict_one(node, signal, &bound, seen.available, grace).await
+    let evicted = evict_one(node, signal, &bound, seen.available, grace).await;
+    if evicted.is_some() {
+        metrics::evicted_for(signal.as_str(), seen_at.elapsed());
+    }
+    evicted
 }
 
 async fn observe(node: &Node) -> Observations {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use runtime::cri::{self, ContainerState, ErrorKind, SandboxState};
 use tracing::{info, warn};
 
+use crate::metrics;
 use crate::node::Node;
 use crate::observed::{ANNOTATION_GRACE, LABEL_POD_UID, PodRuntime};
 
@@ -46,6 +47,7 @@ pub async fn remove_orphans(node: &Arc<Node>) {
         orphans.extend(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()));
     }
     orphans.extend(node.volumes.attached.pods());
+    metrics::node::orphans_sought();
     for uid in orphans.difference(&wanted) {
         let (node, uid) = (node.clone(), uid.clone());
         tokio::spawn(async move { remove_orphan(&node, &uid).await });
@@ -56,6 +58,9 @@ pub async fn remove_orphans(node: &Arc<Node>) {
 
 async fn remove_orphan(node: &Node, uid: &str) {
     let runtime = node.observed.pod(uid);
+    if !runtime.sandboxes.is_empty() || !runtime.containers.is_empty() {
+        metrics::pods::orphan_found();
+    }
     let is_running =
         !runtime.is_stopped() || runtime.sandboxes.iter().any(|it| it.state == SandboxState::Ready);
     if is_running {
@@ -88,12 +93,14 @@ async fn remove_orphan(node: &Node, uid: &str) {
         && let Err(error) = node.volumes.remove(&node.config, uid).await
     {
         warn!(pod = uid, error, "pod directory not removed");
+        metrics::node::orphan_files(true);
         // Its driver may have to come first.
         if node.drain.until(tokio::time::sleep(backoff.next_delay())).await.is_none() {
             return;
         }
     }
     if node.pods.get(uid).is_none() {
+        metrics::node::orphan_files(false);
         node.users.release(uid);
     }
 }
@@ -291,7 +298,7 @@ async fn collect_images(node: &Node) -> Result<(), String> {
 /// # Errors
 /// When the images cannot be listed.
 pub async fn remove_unused_images(node: &Node) -> Result<(), String> {
-    remove(node, unused(node).await?, u64::MAX, Duration::ZERO).await.map(drop)
+    remove(node, unused(node).await?, SPACE, (u64::MAX, Duration::ZERO)).await.map(drop)
 }
 
 /// The images that nothing uses, with what is known of their ages.
@@ -313,20 +320,25 @@ async fn remove_old_images(node: &Node) -> Result<(), String> {
     let maximum = node.config.image_age_max;
     let images = unused(node).await?;
     let old = images.into_iter().filter(|(_, age)| is_too_old(*age, maximum, now)).collect();
-    remove(node, old, u64::MAX, node.config.image_age_min).await.map(drop)
+    remove(node, old, AGE, (u64::MAX, node.config.image_age_min)).await.map(drop)
 }
 
 /// Removes images that nothing uses until `wanted` bytes are free; what is still missing.
 async fn remove_images(node: &Node, wanted: u64) -> Result<u64, String> {
     let images = unused(node).await?;
-    remove(node, images, wanted, node.config.image_age_min).await
+    remove(node, images, SPACE, (wanted, node.config.image_age_min)).await
 }
 
+/// What images are removed for.
+const SPACE: &str = "space";
+const AGE: &str = "age";
+
+/// How many bytes are wanted, and how old images are at least that go for it.
 async fn remove(
     node: &Node,
     images: Vec<(cri::Image, Age)>,
-    mut wanted: u64,
-    age_min: Duration,
+    reason: &'static str,
+    (mut wanted, age_min): (u64, Duration),
 ) -> Result<u64, String> {
     for image in order(images, age_min, Instant::now()) {
         if wanted == 0 {
@@ -335,6 +347,7 @@ async fn remove(
         match node.images.service.remove_image(&image.id).await {
             Ok(()) => {
                 info!(image = image.id, bytes = image.size, "unused image removed");
+                metrics::pods::image_collected(reason);
                 wanted = wanted.saturating_sub(image.size);
             }
             Err(error) => warn!(image = image.id, error = %error, "image not removed"),

@@ -25,7 +25,7 @@ use crate::backoff::{INITIAL, MAX, go_elapsed};
 use crate::metrics;
 use docker_config::{Credential, registry_of};
 use providers::{Provider, Providers};
-use records::{Policy, Records, Verdict};
+use records::{Policy, Records, Verdict, Why};
 use turns::{Pace, Turns};
 
 /// How soon after a failure the pod is looked at again, to show that it backs off.
@@ -58,7 +58,21 @@ enum Ended {
 
 /// The pulls under way for one pod, by container name.
 #[derive(Default)]
-pub struct Pulls(HashMap<String, (String, oneshot::Receiver<Ended>)>);
+pub struct Pulls {
+    now: HashMap<String, (String, oneshot::Receiver<Ended>)>,
+    /// Of the first of them.
+    begun: Option<Instant>,
+    /// From the first one's beginning to the last one's end.
+    pub took: Duration,
+}
+
+/// What there is of an image that somebody wants.
+struct Found {
+    /// What may be used if its records allow it.
+    present: Option<Image>,
+    is_present: bool,
+    policy: String,
+}
 
 struct Failure {
     at: Timestamp,
@@ -115,6 +129,11 @@ impl Images {
         Self { service, sources: Arc::new(sources), failures: Mutex::default() }
     }
 
+    /// Images whose pulls are on record, and those that are being pulled.
+    pub fn records_kept(&self) -> (usize, usize) {
+        self.sources.records.count()
+    }
+
     /// Forgets who pulled images that are gone.
     pub fn prune_records(&self, images: &[Image]) {
         self.sources.records.prune(images);
@@ -123,18 +142,19 @@ impl Images {
     pub async fn ensure(&self, want: Request<'_>, pulls: &mut Pulls, now: Timestamp) -> Step {
         let image = want.container.image.clone().unwrap_or_default();
         let name = &want.container.name;
-        if let Some((of, ended)) = pulls.0.get_mut(name) {
+        if let Some((of, ended)) = pulls.now.get_mut(name) {
             if *of == image {
                 match ended.try_recv() {
                     Ok(ended) => {
-                        pulls.0.remove(name);
+                        pulls.now.remove(name);
+                        pulls.took = pulls.begun.map_or(Duration::ZERO, |it| it.elapsed());
                         return self.ended(&want, &image, ended, now).await;
                     }
                     Err(oneshot::error::TryRecvError::Empty) => return Step::Pulling,
                     Err(oneshot::error::TryRecvError::Closed) => {}
                 }
             }
-            pulls.0.remove(name);
+            pulls.now.remove(name);
         }
         // Before anything is asked of anybody: a name that is none stays one.
         if let Err(error) = Reference::parse(&image) {
@@ -146,21 +166,28 @@ impl Images {
         };
         let policy = want.container.image_pull_policy.as_deref();
         let policy = policy.unwrap_or_else(|| default_policy(&image)).to_owned();
+        let is_present = present.is_some();
         let present = present.filter(|_| policy != "Always");
         if let Some(found) = &present
-            && self.sources.records.verdict(&image, &found.id) == Verdict::Usable
+            && let Verdict::Usable(why) = self.sources.records.verdict(&image, &found.id)
         {
+            metrics::pods::image_checked(match why {
+                Why::Policy => "credentialPolicyAllowed",
+                Why::Record => "credentialRecordFound",
+            });
+            metrics::pods::image_ensured(&policy, is_present, false);
             self.sources.records.settle(&image);
             return ready(&want, &image, found.clone());
         }
         let may_pull = policy != "Never";
         if !may_pull && present.is_none() {
+            metrics::pods::image_ensured(&policy, is_present, false);
             return never(&want, &image);
         }
         if may_pull && let Some(step) = self.backing_off(&want, &image, now) {
             return step;
         }
-        self.begin(want, image, present, may_pull, pulls);
+        self.begin(want, image, Found { present, is_present, policy }, pulls);
         Step::Pulling
     }
 
@@ -176,26 +203,28 @@ impl Images {
         Some(Step::Failed { reason: "ImagePullBackOff", message, again: left })
     }
 
-    fn begin(
-        &self,
-        want: Request<'_>,
-        image: String,
-        present: Option<Image>,
-        may_pull: bool,
-        pulls: &mut Pulls,
-    ) {
+    fn begin(&self, want: Request<'_>, image: String, found: Found, pulls: &mut Pulls) {
+        let Found { present, is_present, policy } = found;
+        let may_pull = policy != "Never";
+        pulls.begun.get_or_insert_with(Instant::now);
         let (tell, told) = oneshot::channel();
-        pulls.0.insert(want.container.name.clone(), (image.clone(), told));
+        pulls.now.insert(want.container.name.clone(), (image.clone(), told));
         let sources = self.sources.clone();
         let (pod, about, recorder) = (want.pod.clone(), want.about.clone(), want.recorder.clone());
         let (secrets, wake) = (want.secrets, want.wake);
         tokio::spawn(async move {
             let credentials = sources.credentials(&pod, &image, &secrets).await;
-            let known = present.filter(|found| match sources.records.verdict(&image, &found.id) {
-                Verdict::Usable => true,
-                Verdict::IfNoted => sources.records.knows(&image, &found.id, &credentials),
-                Verdict::MustPull => false,
+            let known = present.filter(|found| {
+                let is_usable = match sources.records.verdict(&image, &found.id) {
+                    Verdict::Usable(_) => true,
+                    Verdict::IfNoted => sources.records.knows(&image, &found.id, &credentials),
+                    Verdict::MustPull => false,
+                };
+                let result = if is_usable { "credentialRecordFound" } else { "mustAuthenticate" };
+                metrics::pods::image_checked(result);
+                is_usable
             });
+            metrics::pods::image_ensured(&policy, is_present, known.is_none());
             let ended = match known {
                 Some(found) => Ended::Present(Box::new(found)),
                 None if !may_pull => Ended::Withheld,

@@ -33,8 +33,8 @@ use crate::users::Users;
 use crate::volumes::Volumes;
 use crate::volumes::csi::CsiVolumes;
 use crate::{
-    devices, eviction, garbage, logs, oom, plugins, pod, podresources, process, qos, register,
-    server, serving, shutdown, staticpods, worker,
+    devices, eviction, garbage, logs, metrics, oom, plugins, pod, podresources, process, qos,
+    register, server, serving, shutdown, staticpods, worker,
 };
 
 /// A safety net under the event stream.
@@ -74,7 +74,11 @@ impl Kubelet {
         images: Arc<dyn ImageService>,
         drain: Drain,
     ) -> Result<Self, Error> {
-        crate::metrics::node::begin();
+        metrics::node::begin();
+        metrics::pods::begin();
+        metrics::resizes::begin();
+        let runtime: Arc<dyn RuntimeService> = Arc::new(metrics::operations::Measured(runtime));
+        let images: Arc<dyn ImageService> = Arc::new(metrics::operations::Measured(images));
         let heartbeat_client = shared.client().clone();
         let client = match config.api_rate {
             Some(rate) => heartbeat_client.paced(rate),
@@ -133,7 +137,9 @@ impl Kubelet {
             heartbeat_client,
             config,
         };
-        Ok(Self { node: Arc::new(node), shared, drain })
+        let node = Arc::new(node);
+        metrics::standing::watch(&node);
+        Ok(Self { node, shared, drain })
     }
 
     /// Runs until the drain begins.
@@ -293,6 +299,10 @@ async fn follow_runtime(
                 event = events.recv() => event,
                 _ = relist.tick() => Err(broadcast::error::RecvError::Lagged(0)),
             };
+            if let Err(broadcast::error::RecvError::Lagged(missed @ 1..)) = event {
+                metrics::node::events_missed(missed);
+            }
+            metrics::node::runtime_heard();
             match event {
                 Ok(event) => look(&node, event).await,
                 Err(broadcast::error::RecvError::Lagged(_)) => match node.observed.relist().await {

@@ -13,7 +13,14 @@ use prometheus_client::metrics::gauge::Gauge;
 
 pub mod certificates;
 pub mod node;
+pub mod operations;
+pub mod pods;
+pub mod requests;
+pub mod resizes;
+pub mod standing;
 pub mod volumes;
+
+use pods::truth;
 
 /// Prometheus' usual ones.
 const SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -151,10 +158,6 @@ fn size_of(bytes: u64) -> &'static str {
     }
     let fitting = IMAGE_SIZES.iter().rev().find(|(from, _)| bytes > *from);
     fitting.map_or(IMAGE_SIZES[0].1, |(_, name)| name)
-}
-
-fn truth(it: bool) -> &'static str {
-    if it { "true" } else { "false" }
 }
 
 pub fn image_pulled(bytes: u64, took: Duration) {

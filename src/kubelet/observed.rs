@@ -6,11 +6,14 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use runtime::cri::{
     Container, ContainerState, ErrorKind, PodSandbox, Result, RuntimeService, SandboxState,
 };
+
+use crate::metrics;
 
 pub const LABEL_POD_NAME: &str = "io.kubernetes.pod.name";
 pub const LABEL_POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
@@ -130,17 +133,23 @@ impl Held {
 pub struct Observed {
     runtime: Arc<dyn RuntimeService>,
     held: Mutex<Held>,
+    /// When all was read last.
+    listed: Mutex<Option<Instant>>,
 }
 
 impl Observed {
     pub fn new(runtime: Arc<dyn RuntimeService>) -> Self {
-        Self { runtime, held: Mutex::default() }
+        Self { runtime, held: Mutex::default(), listed: Mutex::default() }
     }
 
     /// Reads everything anew; returns the uids of all pods known before or after.
     pub async fn relist(&self) -> Result<BTreeSet<String>> {
+        let begun = Instant::now();
         let sandboxes = self.runtime.list_pod_sandboxes().await?;
         let containers = self.runtime.list_containers().await?;
+        let before = self.listed.lock().replace(begun);
+        let since = before.map(|before| begun.saturating_duration_since(before));
+        metrics::node::runtime_listed(begun.elapsed(), since);
         let mut fresh = Held::default();
         for sandbox in sandboxes {
             fresh.put_sandbox(sandbox);

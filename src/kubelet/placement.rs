@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::devices::Devices;
-use crate::metrics::node as metrics;
+use crate::metrics::node::{self as metrics, Boundary, Scope};
 use crate::pod::{self, Role};
 use hints::{Hints, Policy};
 use layout::{CpuSet, Layout, Nodes};
@@ -202,8 +202,20 @@ impl Placements {
                 )),
             }
         };
+        // Only then is it promised that all lies on one NUMA node.
+        let note = |scope: Scope, failed: bool| {
+            if self.settings.topology == Policy::SingleNumaNode {
+                metrics::aligned(scope, Boundary::NumaNode, failed);
+            }
+        };
+        let noted = |scope: Scope, placed: Result<Option<Nodes>, Refusal>| {
+            placed.inspect_err(|_| note(scope, true))
+        };
         let whole = match self.settings.whole_pods {
-            true => Some(place(providers, Demand { pod, container: None })?),
+            true => {
+                let whole = Demand { pod, container: None };
+                Some(noted(Scope::Pod, place(providers, whole))?)
+            }
             false => None,
         };
         for (role, container) in pod::containers(pod) {
@@ -212,12 +224,21 @@ impl Placements {
             }
             let near = match whole {
                 Some(near) => near,
-                None => place(providers, Demand { pod, container: Some((role, &container)) })?,
+                None => {
+                    let one = Demand { pod, container: Some((role, &container)) };
+                    noted(Scope::Container, place(providers, one))?
+                }
             };
             for provider in providers.iter_mut() {
                 provider.allocate(pod, role, &container, near)?;
             }
             self.devices.reserve(pod, &container, near)?;
+            if whole.is_none() {
+                note(Scope::Container, false);
+            }
+        }
+        if whole.is_some() {
+            note(Scope::Pod, false);
         }
         Ok(())
     }

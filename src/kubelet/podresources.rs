@@ -16,6 +16,7 @@ use tokio::time::{Duration, Instant};
 use tracing::warn;
 
 use crate::devices::Used;
+use crate::metrics::node::{self as metrics, ResourcesCall as Kind};
 use crate::node::Node;
 use crate::pod::{self, Role};
 use messages::*;
@@ -72,20 +73,28 @@ pub async fn run(node: Arc<Node>, drain: Drain) {
 fn routes(node: &Arc<Node>) -> Routes {
     let limit = Arc::new(Mutex::new(Limit::new(Instant::now())));
     Routes::default()
-        .unary(LIST, limited(node, &limit, |node, _: Nothing| Ok(list(node))))
-        .unary(GET, limited(node, &limit, get))
-        .unary(GET_ALLOCATABLE, limited(node, &limit, |node, _: Nothing| Ok(allocatable(node))))
+        .unary(LIST, limited(node, &limit, Kind::List, |node, _: Nothing| Ok(list(node))))
+        .unary(GET, limited(node, &limit, Kind::Get, get))
+        .unary(
+            GET_ALLOCATABLE,
+            limited(node, &limit, Kind::GetAllocatable, |node, _: Nothing| Ok(allocatable(node))),
+        )
 }
 
 fn limited<Q, A>(
     node: &Arc<Node>,
     limit: &Arc<Mutex<Limit>>,
+    kind: Kind,
     answer: fn(&Node, Q) -> Result<A, Status>,
 ) -> impl Fn(Q, Call) -> Ready<Result<A, Status>> + use<Q, A> {
     let (node, limit) = (node.clone(), limit.clone());
     move |request, _| {
         ready(match limit.lock().allows(Instant::now()) {
-            true => answer(&node, request),
+            true => {
+                let answer = answer(&node, request);
+                metrics::resources_asked(kind, answer.is_err());
+                answer
+            }
             false => Err(Status::new(Code::ResourceExhausted, "rejected by rate limit")),
         })
     }

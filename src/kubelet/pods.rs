@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::eviction::Sentence;
-use crate::pod;
+use crate::{metrics, pod};
 
 /// What a worker sees of its pod.
 #[derive(Clone)]
@@ -51,6 +51,9 @@ impl Pods {
         let dying = pod.metadata.deletion_timestamp.is_some();
         let mut held = self.held.lock();
         if let Some(known) = held.get_mut(&uid) {
+            if known.wanted.gone {
+                metrics::pods::pod_came_back(pod::is_static(&pod));
+            }
             known.wanted.pod = pod;
             known.wanted.gone = false;
             if dying {

@@ -8,7 +8,7 @@ mod transitions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::backoff::Backoff;
 use base::drain::Drain;
@@ -31,8 +31,8 @@ use crate::eviction::thresholds::Condition;
 use crate::machine::architecture;
 use crate::node::Node;
 use crate::quantity::ResourceList;
-use crate::shutdown;
 use crate::status::seconds;
+use crate::{metrics, shutdown};
 
 /// What this kubelet can do that older ones cannot; schedulers place pods that need it only
 /// where it is said (node-declared features).
@@ -89,24 +89,43 @@ impl Node {
 pub async fn run(node: Arc<Node>, drain: Drain) {
     let work = async {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(7));
-        loop {
+        let begun = Instant::now();
+        let is_new = loop {
             match register(&node).await {
-                Ok(()) => break,
+                Ok(is_new) => break is_new,
                 Err(error) => {
                     warn!(error = %base::error::chain(&error), "node not registered yet");
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             }
-        }
+        };
+        let startup = is_new.then(|| Startup { begun, registered: Instant::now() });
         info!(node = node.config.node_name, "node registered");
         let about = node.reference();
         node.recorder.normal(&about, "Starting", "Starting kubelet.");
-        tokio::join!(keep_status(&node), keep_lease(&node));
+        tokio::join!(keep_status(&node, startup), keep_lease(&node));
     };
     drain.until(work).await;
 }
 
-async fn register(node: &Node) -> client::error::Result<()> {
+/// The way of a node that was not there before.
+struct Startup {
+    begun: Instant,
+    registered: Instant,
+}
+
+impl Startup {
+    /// The node is ready now.
+    fn end(self) {
+        let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let since_boot = Duration::from_secs(up.tv_sec.try_into().unwrap_or(0));
+        let registering = self.registered - self.begun;
+        metrics::node::became_ready(since_boot, registering, self.registered.elapsed());
+    }
+}
+
+/// True when the node was not there before.
+async fn register(node: &Node) -> client::error::Result<bool> {
     let api = node.heartbeat_client.all::<NodeObject>();
     let name = &node.config.node_name;
     let labels = node.wanted_labels();
@@ -119,7 +138,7 @@ async fn register(node: &Node) -> client::error::Result<()> {
         if differs {
             api.patch(name, &Patch::Merge(json!({"metadata": {"labels": labels}}))).await?;
         }
-        return Ok(());
+        return Ok(false);
     }
     let health = health(node).await;
     let object = NodeObject {
@@ -149,7 +168,7 @@ async fn register(node: &Node) -> client::error::Result<()> {
             if let Some(status) = &object.status {
                 tell_conditions(node, None, status);
             }
-            Ok(())
+            Ok(true)
         }
         Err(error) => Err(error),
     }
@@ -167,7 +186,7 @@ fn tell_status(node: &Node, reason: &'static str) {
     node.recorder.normal(&node.reference(), reason, text);
 }
 
-async fn keep_status(node: &Node) {
+async fn keep_status(node: &Node, mut startup: Option<Startup>) {
     let api = node.heartbeat_client.all::<NodeObject>();
     let mut written: Option<(NodeStatus, Timestamp)> = None;
     let own = node.volumes.csi.drivers.own_node.clone();
@@ -209,6 +228,11 @@ async fn keep_status(node: &Node) {
                     if let Some((before, _)) = &written {
                         let others = held.as_ref().and_then(|own| own.status.as_ref());
                         tell_conditions(node, others.filter(|_| is_lost).or(Some(before)), &told);
+                    }
+                    if transitions::is_ready(&told)
+                        && let Some(startup) = startup.take()
+                    {
+                        startup.end();
                     }
                     written = Some((told, now));
                 }

@@ -36,6 +36,8 @@ pub struct Pending {
     /// `Deferred` may be granted later, `Infeasible` never on this node.
     pub reason: &'static str,
     pub message: String,
+    /// More of the reason, for metrics.
+    pub detail: &'static str,
 }
 
 /// What the pod asks for now.
@@ -90,7 +92,8 @@ pub fn judge(pod: &Pod, others: &[Arc<Pod>], allocatable: &ResourceList) -> Opti
                 wanted / unit,
                 there / unit
             );
-            return Some(Pending { reason: "Infeasible", message });
+            let detail = "insufficient_node_allocatable";
+            return Some(Pending { reason: "Infeasible", message, detail });
         }
         let used: i64 = others.iter().map(|it| resources::pod_request_milli(it, name)).sum();
         if used.saturating_add(wanted) > there {
@@ -100,7 +103,7 @@ pub fn judge(pod: &Pod, others: &[Arc<Pod>], allocatable: &ResourceList) -> Opti
                 used / unit,
                 there / unit
             );
-            return Some(Pending { reason: "Deferred", message });
+            return Some(Pending { reason: "Deferred", message, detail: "" });
         }
     }
     None
@@ -136,15 +139,23 @@ pub fn refuse_pinned(pod: &Pod, held: &Allocation, places: &Settings) -> Option<
     };
     let wanted = asked(pod);
     let pinned = [
-        ("cpu", places.cpus.is_some(), "CPU Manager static policy"),
-        ("memory", places.memory.is_some(), "Memory Manager static policy"),
+        (
+            "cpu",
+            places.cpus.is_some(),
+            ("CPU Manager static policy", "guaranteed_pod_cpu_manager_static_policy"),
+        ),
+        (
+            "memory",
+            places.memory.is_some(),
+            ("Memory Manager static policy", "guaranteed_pod_memory_manager_static_policy"),
+        ),
     ];
-    pinned.into_iter().find(|(name, on, _)| *on && of(&wanted, name) != of(held, name)).map(
-        |(_, _, what)| Pending {
-            reason: "Infeasible",
-            message: format!("Resize is infeasible for Guaranteed Pods alongside {what}"),
-        },
-    )
+    let found = pinned.into_iter().find(|(name, on, _)| *on && of(&wanted, name) != of(held, name));
+    found.map(|(_, _, (what, detail))| Pending {
+        reason: "Infeasible",
+        message: format!("Resize is infeasible for Guaranteed Pods alongside {what}"),
+        detail,
+    })
 }
 
 /// A running container that does not have what it was granted.
@@ -327,7 +338,8 @@ mod tests {
                 reason: "Deferred",
                 message: "Node didn't have enough resource: cpu, requested: 1000, used: 1500, \
                           capacity: 2000"
-                    .into()
+                    .into(),
+                detail: "",
             }
         );
         assert_eq!(

@@ -9,6 +9,7 @@ mod files;
 pub mod healthz;
 mod logs;
 mod metrics;
+mod node_logs;
 mod stats;
 mod zpages;
 
@@ -33,6 +34,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, warn};
 
+use crate::metrics::requests;
 use crate::node::Node;
 use crate::{pod, settings};
 use auth::{Auth, Denied, User};
@@ -200,6 +202,7 @@ fn query(request: &Request<Incoming>) -> Vec<(String, String)> {
 impl Server {
     async fn answer(&self, user: Option<User>, request: Request<Incoming>) -> Answer {
         let path = request.uri().path().to_owned();
+        let _answering = requests::begin(request.method(), &path);
         let checked = self.auth.check(user.as_ref(), request.headers(), request.method(), &path);
         match checked.await {
             Ok(()) => {}
@@ -252,7 +255,16 @@ impl Server {
                 }
             }
             ["logs", below @ ..] if is_get => {
-                files::answer(&self.node.config.system_log_dir, below, path.ends_with('/')).await
+                let config = &self.node.config;
+                if config.answers_log_queries {
+                    let (journal, root) = (&config.journal_program, &config.system_log_dir);
+                    let query = query(&request);
+                    let asked = node_logs::answer(journal, root, below, &query).await;
+                    if let Some(answer) = asked {
+                        return answer;
+                    }
+                }
+                files::answer(&config.system_log_dir, below, path.ends_with('/')).await
             }
             ["containerLogs", namespace, name, container] if is_get => {
                 self.logs(&request, namespace, name, container).await

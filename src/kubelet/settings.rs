@@ -106,6 +106,7 @@ pub struct Configuration {
     rotate_certificates: Option<bool>,
     authentication: Option<Authentication>,
     pod_pids_limit: Option<i64>,
+    enable_system_log_query: Option<bool>,
     sync_frequency: Option<String>,
     register_with_taints: Option<Vec<Taint>>,
     allowed_unsafe_sysctls: Option<Vec<String>>,
@@ -448,6 +449,7 @@ impl Configuration {
         said.serve(config)?;
         // As upstream, less than nothing is no limit.
         set(&mut config.pod_pids_limit, self.pod_pids_limit.map(|limit| limit.max(0)));
+        set(&mut config.answers_log_queries, self.enable_system_log_query);
         set(&mut config.cluster_dns, self.cluster_dns);
         set(&mut config.cluster_domain, self.cluster_domain);
         set(&mut config.resolv_conf, self.resolv_conf);
@@ -612,6 +614,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         rotate_certificates: Some(config.rotates_client_certificate),
         sync_frequency: Some(format!("{}s", config.sync_period.as_secs())),
         pod_pids_limit: Some(if config.pod_pids_limit == 0 { -1 } else { config.pod_pids_limit }),
+        enable_system_log_query: Some(config.answers_log_queries),
         register_with_taints: Some(config.register_taints.clone()),
         allowed_unsafe_sysctls: Some(config.allowed_unsafe_sysctls.clone()),
         container_log_max_size: Some(

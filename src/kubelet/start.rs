@@ -24,7 +24,7 @@ use crate::placement::cpusets;
 use crate::plan::Start;
 use crate::pod::{self, Role};
 use crate::worker::Worker;
-use crate::{hooks, probes, sandbox, stop, volumes};
+use crate::{hooks, metrics, probes, sandbox, stop, volumes};
 
 /// Why a container waits: reason, message, when to try again.
 struct Wait {
@@ -53,12 +53,17 @@ impl Worker {
         let about = probes::container_reference(&self.pod, &container.name, is_init);
         match self.try_start(role, &container, runtime, &about, now).await {
             Ok(()) => {
+                metrics::pods::container_tried(role);
                 self.waiting.remove(&container.name);
                 None
             }
             Err(wait) => {
                 // While a pull is under way, what was wrong before is still what is known.
                 if !wait.reason.is_empty() {
+                    if wait.reason != "CrashLoopBackOff" {
+                        metrics::pods::container_tried(role);
+                        metrics::pods::container_failed(role, wait.reason);
+                    }
                     let reason = (wait.reason.to_owned(), wait.message);
                     self.waiting.insert(container.name.clone(), reason);
                 }
@@ -118,11 +123,12 @@ impl Worker {
             .sandbox_config(sandbox.metadata.attempt)
             .await
             .map_err(|message| failed("Failed", "CreateContainerConfigError", message))?;
-        let id =
-            node.runtime.create_container(&sandbox.id, config, &of_pod).await.map_err(|error| {
-                let message = base::error::chain(&error).to_string();
-                failed("Failed", "CreateContainerError", message)
-            })?;
+        let created = node.runtime.create_container(&sandbox.id, config, &of_pod).await;
+        metrics::pods::image_volumes_tried(volume_images.len(), created.is_err());
+        let id = created.map_err(|error| {
+            let message = base::error::chain(&error).to_string();
+            failed("Failed", "CreateContainerError", message)
+        })?;
         node.recorder.normal(about, "Created", "Container created");
         base::failpoint!("pod/container-created");
         let started = node.runtime.start_container(&id).await;
@@ -168,7 +174,7 @@ impl Worker {
                 again: Some(left),
             });
         }
-        self.backoffs.next(&container.name, ended);
+        self.backoffs.next(&container.name, ended, now);
         Ok(())
     }
 
@@ -403,7 +409,7 @@ impl Worker {
         let pod_ip = node.pod_ip(&self.pod, runtime);
         let mut doomed = self.doomed.clone();
         let result = tokio::select! {
-            result = hooks::run(&node.runtime, id, container, hook, pod_ip) => result,
+            result = hooks::run(&node, &self.pod, id, container, hook, pod_ip) => result,
             // The pod is going away; so is the container.
             _ = doomed.wait_for(|doomed| *doomed) => return Ok(()),
         };

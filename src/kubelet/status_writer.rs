@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use base::drain::Drain;
 use client::{Client, DeleteParams, Patch, Queue};
@@ -14,8 +15,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tracing::{debug, warn};
 
-use crate::pod;
 use crate::pods::Pods;
+use crate::{metrics, pod};
 
 /// Conditions of ours that go away again.
 const OWN_FOR_A_WHILE: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
@@ -28,6 +29,8 @@ struct Entry {
     written: Option<PodStatus>,
     /// The pod's last containers and volumes are gone: delete the object.
     finish: bool,
+    /// Since when there is something to write.
+    since: Option<Instant>,
 }
 
 pub struct StatusWriter {
@@ -49,9 +52,11 @@ impl StatusWriter {
             Some(entry) => {
                 entry.pod = pod.clone();
                 entry.status = status;
+                entry.since.get_or_insert_with(Instant::now);
             }
             None => {
-                let entry = Entry { pod: pod.clone(), status, written: None, finish: false };
+                let (pod, since) = (pod.clone(), Some(Instant::now()));
+                let entry = Entry { pod, status, written: None, finish: false, since };
                 entries.insert(uid.clone(), entry);
             }
         }
@@ -63,7 +68,8 @@ impl StatusWriter {
         let uid = pod::uid(pod).to_owned();
         let mut entries = self.entries.lock();
         let written = entries.remove(&uid).and_then(|entry| entry.written);
-        entries.insert(uid.clone(), Entry { pod: pod.clone(), status, written, finish: true });
+        let (pod, since) = (pod.clone(), Some(Instant::now()));
+        entries.insert(uid.clone(), Entry { pod, status, written, finish: true, since });
         self.queue.add(uid);
     }
 
@@ -95,6 +101,15 @@ impl StatusWriter {
             .await;
     }
 
+    /// Tells how long the newest status waited for this.
+    fn note_written(&self, uid: &str, status: &PodStatus) {
+        let entries = self.entries.lock();
+        let newest = entries.get(uid).filter(|entry| entry.status == *status);
+        if let Some(since) = newest.and_then(|entry| entry.since) {
+            metrics::pods::status_written(since.elapsed());
+        }
+    }
+
     async fn write(&self, uid: &str) -> client::error::Result<()> {
         let Some((pod, status, written, finish)) = self.entries.lock().get(uid).map(|entry| {
             (entry.pod.clone(), entry.status.clone(), entry.written.clone(), entry.finish)
@@ -114,7 +129,7 @@ impl StatusWriter {
             let held = written.as_ref().or(target.status.as_ref());
             if let Some(body) = patch(pod::uid(&target), &status, held) {
                 match api.patch_status(pod::name(&target), &Patch::Strategic(body)).await {
-                    Ok(_) => {}
+                    Ok(_) => self.note_written(uid, &status),
                     // Another pod of that name, or none: this one's worker will hear of it.
                     Err(error) if error.is_not_found() || error.is_conflict() => {
                         debug!(pod = uid, error = %error, "status not taken");
@@ -126,6 +141,9 @@ impl StatusWriter {
                 }
             }
             if let Some(entry) = self.entries.lock().get_mut(uid) {
+                if entry.status == status {
+                    entry.since = None;
+                }
                 entry.written = Some(status);
             }
         }

@@ -38,7 +38,7 @@ pub async fn container(
     if let (Some(hook), Some((_, spec))) = (hook, &spec)
         && *grace.borrow() > 0
     {
-        let run = hooks::run(&node.runtime, &container.id, spec, hook, pod_ip);
+        let run = hooks::run(node, pod, &container.id, spec, hook, pod_ip);
         tokio::pin!(run);
         let failed = loop {
             let left = left(&mut grace, begun);

@@ -5,6 +5,7 @@
 //! grace period or a pull.
 
 mod ending;
+mod measured;
 mod messages;
 mod renewal;
 mod resizing;
@@ -12,7 +13,7 @@ mod sandboxes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -33,7 +34,7 @@ use crate::pods::{Begun, Wanted};
 use crate::probes::{self, Probes};
 use crate::status::{self, Inputs, Waiting};
 use crate::volumes::csi::LIMIT_EXCEEDED;
-use crate::{qos, resize, restart_all, stop};
+use crate::{metrics, qos, resize, restart_all, stop};
 use ending::Ending;
 use renewal::Renewal;
 use resizing::Resizing;
@@ -89,6 +90,8 @@ pub(crate) struct Worker {
     failures: u32,
     resizing: Resizing,
     renewal: Option<Renewal>,
+    /// When the pod was first seen.
+    seen: Instant,
 }
 
 /// Starts the worker of a pod that has just become known.
@@ -127,6 +130,7 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         failures: 0,
         resizing: Resizing::default(),
         renewal: None,
+        seen: Instant::now(),
     };
     tokio::spawn(worker.run());
 }
@@ -134,8 +138,10 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
 impl Worker {
     async fn run(mut self) {
         let mut drain = self.node.drain.clone();
+        metrics::pods::pod_seen(pod::containers(&self.pod).len(), self.seen.elapsed());
+        let mut looked_at = None;
         loop {
-            let after = match self.step().await {
+            let after = match self.measured_step(&mut looked_at).await {
                 Next::Again(after) => after,
                 Next::Done => return,
             };
@@ -271,6 +277,7 @@ impl Worker {
         let mut new = self.status(runtime, ended);
         let before = self.old.phase.clone().unwrap_or_default();
         let turned = new.phase.as_ref() != Some(&before);
+        let was_pending = before == "Pending";
         if pod::is_terminal_phase(&before) && turned {
             // An end is final, whatever the runtime still remembers of the pod.
             new.phase = Some(before);
@@ -285,6 +292,9 @@ impl Worker {
         }
         if !ended {
             self.show_resizing(&mut new);
+        }
+        if was_pending && new.phase.as_deref() == Some("Running") {
+            self.note_start(&new);
         }
         if new != self.old {
             self.old = new.clone();
@@ -353,6 +363,7 @@ impl Worker {
             if let Some((reason, message)) = refusal {
                 let about = client::recorder::reference(&*self.pod);
                 self.node.recorder.warning(&about, &reason, message.clone());
+                metrics::pods::pod_rejected(&reason);
                 self.failure = Some((reason, format!("Pod was rejected: {message}")));
                 return false;
             }
@@ -451,6 +462,7 @@ impl Worker {
                     && runtime.running().next().is_none()
                 {
                     if missing.reason == LIMIT_EXCEEDED {
+                        metrics::pods::pod_rejected(missing.reason);
                         let message = format!("Pod was rejected: {}", missing.message);
                         self.failure = Some((missing.reason.to_owned(), message));
                         self.begin_end();

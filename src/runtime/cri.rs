@@ -603,8 +603,8 @@ pub fn is_network_trouble(trouble: &str) -> bool {
     trouble.starts_with(NO_NETWORK)
 }
 
-/// What a runtime says that has no CRIU.
-pub const NO_CHECKPOINTS: &str = "this runtime makes no checkpoints of containers";
+/// What a runtime says that has no CRIU; who asks for checkpoints knows it by these words.
+pub const NO_CHECKPOINTS: &str = "method CheckpointContainer not implemented";
 
 #[async_trait]
 pub trait RuntimeService: Send + Sync {
@@ -632,9 +632,11 @@ pub trait RuntimeService: Send + Sync {
     async fn update_container_resources(&self, id: &str, resources: LinuxResources) -> Result<()>;
     async fn reopen_container_log(&self, id: &str) -> Result<()>;
     /// Keeps a running container's state in the archive `location` on the node.
-    /// 0 seconds leave it to the runtime how long that may take.
+    /// 0 seconds leave it to the runtime how long that may take. Errors have their gRPC code
+    /// in their words.
     async fn checkpoint_container(&self, _: &str, _: &Path, _: u64) -> Result<()> {
-        Err(Error::new(ErrorKind::Internal, NO_CHECKPOINTS))
+        let message = format!("rpc error: code = Unimplemented desc = {NO_CHECKPOINTS}");
+        Err(Error::new(ErrorKind::Internal, message))
     }
 
     /// Runs a command to its end. Past the deadline it is killed and the error is

@@ -66,10 +66,17 @@ struct Intent {
     image: String,
 }
 
+/// Why everybody may use an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    Policy,
+    Record,
+}
+
 /// What may be done with an image that is there.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    Usable,
+    Usable(Why),
     /// By those whose credentials are noted; others show that they may pull it.
     IfNoted,
     MustPull,
@@ -224,13 +231,18 @@ impl Records {
         let record = pulled.get(id);
         let is_ours = record.is_some() || self.intents.lock().contains_key(image);
         if !self.policy.must_verify(image, is_ours) {
-            return Verdict::Usable;
+            return Verdict::Usable(Why::Policy);
         }
         match record.and_then(|it| it.credential_mapping.get(&repository(image))) {
-            Some(access) if access.node_pods_accessible => Verdict::Usable,
+            Some(access) if access.node_pods_accessible => Verdict::Usable(Why::Record),
             Some(_) => Verdict::IfNoted,
             None => Verdict::MustPull,
         }
+    }
+
+    /// Images whose pulls are on record, and those whose pulls have no end yet.
+    pub fn count(&self) -> (usize, usize) {
+        (self.pulled.lock().len(), self.intents.lock().len())
     }
 
     /// Whether one of the credentials is noted for the image. A secret that was changed, or
@@ -427,7 +439,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || Records::open(dir.path(), Policy::default());
         let records = open();
-        assert_eq!(records.verdict(IMAGE, ID), Verdict::Usable, "it was preloaded");
+        assert_eq!(records.verdict(IMAGE, ID), Verdict::Usable(Why::Policy), "it was preloaded");
         records.begin(IMAGE).unwrap();
         assert_eq!(records.verdict(IMAGE, ID), Verdict::MustPull);
         let mine = secret("mine", "h1");
@@ -443,7 +455,11 @@ mod tests {
         assert_eq!(records.verdict("r.example/other:1", ID), Verdict::MustPull);
         records.begin(IMAGE).unwrap();
         records.end(IMAGE, Some((ID, None)));
-        assert_eq!(records.verdict(IMAGE, ID), Verdict::Usable, "everybody may pull it");
+        assert_eq!(
+            records.verdict(IMAGE, ID),
+            Verdict::Usable(Why::Record),
+            "everybody may pull it"
+        );
         records.prune(&[image("sha256:bb")]);
         assert_eq!(std::fs::read_dir(dir.path().join("image_manager/pulled")).unwrap().count(), 0);
     }

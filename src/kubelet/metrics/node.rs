@@ -1,9 +1,10 @@
 //! What the node did for its own sake, and what containers got for themselves.
 
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
-use base::metrics::register;
+use base::metrics::{HistogramFamily, histograms, register};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -24,6 +25,25 @@ struct Preempted {
     preemption_signal: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Aligned {
+    scope: &'static str,
+    boundary: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OnNuma {
+    numa_node: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfVersion {
+    server_api_version: &'static str,
+}
+
+/// Of the pod resources API.
+const API: OfVersion = OfVersion { server_api_version: "v1" };
+
 /// Counters whose names have no `_total` are gauges to the library.
 struct Node {
     evictions: Family<Evicted, Gauge>,
@@ -39,6 +59,21 @@ struct Node {
     topology_requests: Counter,
     topology_errors: Counter,
     topology_took: Histogram,
+    aligned: Family<Aligned, Gauge>,
+    not_aligned: Family<Aligned, Gauge>,
+    cpus_on_numa: Family<OnNuma, Gauge>,
+    stats_age: HistogramFamily<Evicted>,
+    list_took: Histogram,
+    list_interval: Histogram,
+    heard_at: Gauge,
+    events_missed: Gauge,
+    orphans_cleaned: Gauge,
+    orphans_not_cleaned: Gauge,
+    asked: Family<OfVersion, Counter>,
+    /// By call: how often, and how often without success.
+    calls: [(Family<OfVersion, Gauge>, Family<OfVersion, Gauge>); 3],
+    startup: [Gauge<f64, AtomicU64>; 5],
+    begun: Instant,
 }
 
 static NODE: LazyLock<Node> = LazyLock::new(|| Node {
@@ -107,6 +142,83 @@ static NODE: LazyLock<Node> = LazyLock::new(|| Node {
         "How long a place on the machine is sought, in milliseconds",
         Histogram::new(ADMISSION_MILLISECONDS),
     ),
+    aligned: register(
+        "kubelet_container_aligned_compute_resources_count",
+        "Containers or pods that were given what lies together, by what it lies in",
+        Family::default(),
+    ),
+    not_aligned: register(
+        "kubelet_container_aligned_compute_resources_failure_count",
+        "Containers or pods that were refused because nothing lay together",
+        Family::default(),
+    ),
+    cpus_on_numa: register(
+        "kubelet_cpu_manager_allocation_per_numa",
+        "CPUs that containers have for themselves, by NUMA node",
+        Family::default(),
+    ),
+    stats_age: register(
+        "kubelet_eviction_stats_age_seconds",
+        "How old what was measured is when a pod is evicted for it",
+        histograms(&super::SECONDS),
+    ),
+    list_took: register(
+        "kubelet_pleg_relist_duration_seconds",
+        "How long it takes to read all that the runtime has",
+        Histogram::new(super::SECONDS),
+    ),
+    list_interval: register(
+        "kubelet_pleg_relist_interval_seconds",
+        "From one reading of all that the runtime has to the next",
+        Histogram::new(super::SECONDS),
+    ),
+    heard_at: register(
+        "kubelet_pleg_last_seen_seconds",
+        "When the runtime was last heard or read, since the Unix epoch",
+        Gauge::default(),
+    ),
+    events_missed: register(
+        "kubelet_pleg_discard_events",
+        "Events of the runtime that were not read in time",
+        Gauge::default(),
+    ),
+    orphans_cleaned: register(
+        "kubelet_orphan_pod_cleaned_volumes",
+        "Pods of nobody whose files were removed since such were last sought",
+        Gauge::default(),
+    ),
+    orphans_not_cleaned: register(
+        "kubelet_orphan_pod_cleaned_volumes_errors",
+        "Failures to remove the files of pods of nobody since such were last sought",
+        Gauge::default(),
+    ),
+    asked: register(
+        "kubelet_pod_resources_endpoint_requests",
+        "Calls of the pod resources API",
+        Family::default(),
+    ),
+    calls: ["list", "get", "get_allocatable"].map(|call| {
+        let family = |kind: &str, help: &str| {
+            let family: Family<OfVersion, Gauge> = Family::default();
+            family.get_or_create(&API).set(0);
+            register(&format!("kubelet_pod_resources_endpoint_{kind}_{call}"), help, family)
+        };
+        (
+            family("requests", "Calls of this kind of the pod resources API"),
+            family("errors", "Calls of this kind of the pod resources API that failed"),
+        )
+    }),
+    startup: [
+        ("pre_kubelet_", "From the machine's boot to the kubelet's start"),
+        ("pre_registration_", "From the kubelet's start until it registers its node"),
+        ("registration_", "How long it took to register the node"),
+        ("post_registration_", "From the node's registration until it is ready"),
+        ("", "From the machine's boot until its node is ready"),
+    ]
+    .map(|(part, help)| {
+        register(&format!("kubelet_node_startup_{part}duration_seconds"), help, Gauge::default())
+    }),
+    begun: Instant::now(),
 });
 
 /// Shows what has not happened yet as none.
@@ -143,6 +255,46 @@ pub fn cpus_stand(left: usize, own: usize) {
     NODE.cpu_own.set(count(own));
 }
 
+/// `own` by NUMA node.
+pub fn cpus_lie(own: impl Iterator<Item = (u32, usize)>) {
+    NODE.cpus_on_numa.clear();
+    for (numa_node, number) in own {
+        let number = i64::try_from(number).unwrap_or(i64::MAX);
+        NODE.cpus_on_numa.get_or_create(&OnNuma { numa_node }).set(number);
+    }
+}
+
+/// Whom something that lies together was promised to.
+#[derive(Debug, Clone, Copy)]
+pub enum Scope {
+    Container,
+    Pod,
+}
+
+/// What it lies in.
+#[derive(Debug, Clone, Copy)]
+pub enum Boundary {
+    NumaNode,
+    PhysicalCpu,
+    UncoreCache,
+}
+
+pub fn aligned(scope: Scope, boundary: Boundary, failed: bool) {
+    let labels = Aligned {
+        scope: match scope {
+            Scope::Container => "container",
+            Scope::Pod => "pod",
+        },
+        boundary: match boundary {
+            Boundary::NumaNode => "numa_node",
+            Boundary::PhysicalCpu => "physical_cpu",
+            Boundary::UncoreCache => "uncore_cache",
+        },
+    };
+    let family = if failed { &NODE.not_aligned } else { &NODE.aligned };
+    family.get_or_create(&labels).inc();
+}
+
 pub fn memory_given(failed: bool) {
     NODE.memory_requests.inc();
     NODE.memory_errors.inc_by(u64::from(failed));
@@ -152,4 +304,68 @@ pub fn placed(took: Duration, failed: bool) {
     NODE.topology_requests.inc();
     NODE.topology_errors.inc_by(u64::from(failed));
     NODE.topology_took.observe(took.as_secs_f64() * 1e3);
+}
+
+/// A pod was evicted for what was measured so long ago.
+pub fn evicted_for(eviction_signal: &'static str, age: Duration) {
+    NODE.stats_age.get_or_create(&Evicted { eviction_signal }).observe(age.as_secs_f64());
+}
+
+/// All that the runtime has was read, `since` after the last time.
+pub fn runtime_listed(took: Duration, since: Option<Duration>) {
+    NODE.list_took.observe(took.as_secs_f64());
+    if let Some(since) = since {
+        NODE.list_interval.observe(since.as_secs_f64());
+    }
+    runtime_heard();
+}
+
+pub fn runtime_heard() {
+    NODE.heard_at.set(base::time::now().as_second());
+}
+
+pub fn events_missed(count: u64) {
+    NODE.events_missed.inc_by(i64::try_from(count).unwrap_or(i64::MAX));
+}
+
+/// Pods of nobody are sought anew.
+pub fn orphans_sought() {
+    NODE.orphans_cleaned.set(0);
+    NODE.orphans_not_cleaned.set(0);
+}
+
+pub fn orphan_files(failed: bool) {
+    if failed { &NODE.orphans_not_cleaned } else { &NODE.orphans_cleaned }.inc();
+}
+
+/// A call of the pod resources API.
+#[derive(Debug, Clone, Copy)]
+pub enum ResourcesCall {
+    List,
+    Get,
+    GetAllocatable,
+}
+
+pub fn resources_asked(call: ResourcesCall, failed: bool) {
+    NODE.asked.get_or_create(&API).inc();
+    let (requests, errors) = &NODE.calls[call as usize];
+    requests.get_or_create(&API).inc();
+    if failed {
+        errors.get_or_create(&API).inc();
+    }
+}
+
+/// The node was registered within `registering`, and is ready `ready` later.
+pub fn became_ready(since_boot: Duration, registering: Duration, ready: Duration) {
+    let since_start = NODE.begun.elapsed();
+    let parts = [
+        since_boot.saturating_sub(since_start),
+        since_start.saturating_sub(registering + ready),
+        registering,
+        ready,
+    ];
+    let all = parts.into_iter().chain([parts.iter().sum()]);
+    for (gauge, took) in NODE.startup.iter().zip(all) {
+        gauge.set(took.as_secs_f64());
+    }
 }

@@ -186,6 +186,11 @@ impl Layout {
         CpuSet(self.cpus.iter().filter(|cpu| nodes.has(cpu.node)).map(|cpu| cpu.id).collect())
     }
 
+    /// The last-level caches that these CPUs use.
+    pub fn caches_of(&self, set: &CpuSet) -> BTreeSet<u32> {
+        self.cpus.iter().filter(|cpu| set.0.contains(&cpu.id)).map(|cpu| cpu.cache).collect()
+    }
+
     pub fn nodes_of(&self, set: &CpuSet) -> Nodes {
         Nodes::of(self.cpus.iter().filter(|cpu| set.0.contains(&cpu.id)).map(|cpu| cpu.node))
     }

@@ -13,7 +13,7 @@ use super::hints::Hints;
 use super::layout::{CpuSet, Layout, Nodes};
 use super::memory::{Amounts, Block, Pools};
 use super::{Demand, Given, Owned, Provider, Refusal, cpus, memory};
-use crate::metrics::node as metrics;
+use crate::metrics::node::{self as metrics, Boundary, Scope};
 use crate::pod::{self, Role};
 use crate::quantity;
 use crate::resources::{self, Qos};
@@ -161,6 +161,11 @@ impl Cpus {
         Ok(())
     }
 
+    fn lies_in_one_cache(&self, pod: &Pod, container: &Container) -> bool {
+        let own = self.entries.get(pod::uid(pod)).and_then(|it| it.get(&container.name));
+        own.is_some_and(|own| self.layout.caches_of(own).len() == 1)
+    }
+
     /// What nobody has for himself.
     fn shared(&self) -> CpuSet {
         let taken = self.entries.values().flat_map(BTreeMap::values);
@@ -288,6 +293,12 @@ impl Provider for Cpus {
         }
         let given = self.give(pod, container, count, near);
         metrics::cpus_given(given.is_err());
+        if self.options.full_cores {
+            metrics::aligned(Scope::Container, Boundary::PhysicalCpu, given.is_err());
+        }
+        if given.is_ok() && self.lies_in_one_cache(pod, container) {
+            metrics::aligned(Scope::Container, Boundary::UncoreCache, false);
+        }
         given
     }
 
@@ -325,6 +336,10 @@ impl Provider for Cpus {
         };
         let own = self.entries.values().flat_map(BTreeMap::values).map(CpuSet::len).sum();
         metrics::cpus_stand(self.shared().minus(&self.reserved).len(), own);
+        let own = self.entries.values().flat_map(BTreeMap::values);
+        let own = own.fold(CpuSet::default(), |all, set| all.plus(set));
+        let on = |node: u32| own.and(&self.layout.cpus_in(Nodes::one(node))).len();
+        metrics::cpus_lie(self.layout.nodes().iter().map(|node| (node, on(node))));
         checkpoint::write(&self.file, state)
     }
 }

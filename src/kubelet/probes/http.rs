@@ -3,6 +3,8 @@
 //!
 //! Deadlines are the caller's.
 
+mod first_words;
+
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -15,6 +17,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 
+/// What Go says of a server that speaks HTTP where TLS was asked for.
+const PLAIN_ANSWER: &str = "http: server gave HTTP response to HTTPS client";
 /// More of an answer is not read.
 const BODY_BYTES_MAX: usize = 10 << 10;
 const REDIRECTS_MAX: usize = 10;
@@ -38,6 +42,7 @@ pub fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
 }
 
 /// Where an httpGet goes: scheme, host, port, path.
+#[derive(Clone)]
 pub struct Target {
     https: bool,
     host: String,
@@ -71,8 +76,16 @@ impl Target {
         })
     }
 
-    fn authority(&self) -> String {
+    /// Host and port.
+    pub fn authority(&self) -> String {
         authority(&self.host, self.port)
+    }
+
+    /// The same without TLS, and without what is to be kept secret.
+    pub fn plain(mut self) -> Self {
+        self.https = false;
+        self.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
+        self
     }
 
     pub fn url(&self) -> String {
@@ -83,6 +96,11 @@ impl Target {
 
 fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// Whether `get` failed because the server speaks HTTP and no TLS.
+pub fn was_answered_plainly(error: &str) -> bool {
+    error.ends_with(PLAIN_ANSWER)
 }
 
 /// Status and beginning of the body. Redirects are followed on the same host only.
@@ -171,10 +189,14 @@ async fn get_once(
         .map_err(|error| error.to_string())?;
     if target.https {
         let name = ServerName::try_from(target.host.clone()).map_err(|e| e.to_string())?;
+        let (stream, said) = first_words::heard(stream);
         let tls = tokio_rustls::TlsConnector::from(unverified())
             .connect(name, stream)
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| match said.is(b"HTTP/") {
+                true => PLAIN_ANSWER.to_owned(),
+                false => error.to_string(),
+            })?;
         send(TokioIo::new(tls), request).await
     } else {
         send(TokioIo::new(stream), request).await

@@ -29,6 +29,10 @@ pub fn of_conditions(old: Option<&NodeStatus>, new: &NodeStatus) -> Vec<&'static
     changed.collect()
 }
 
+pub fn is_ready(status: &NodeStatus) -> bool {
+    condition(Some(status), "Ready") == Some("True")
+}
+
 /// The machine has started anew since it was written down.
 pub fn is_rebooted(old: Option<&NodeStatus>, new: &NodeStatus) -> bool {
     let boot = |status: Option<&NodeStatus>| Some(status?.node_info.as_ref()?.boot_id.clone());

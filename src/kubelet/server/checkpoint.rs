@@ -7,9 +7,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use http::StatusCode;
+use runtime::cri::ContainerState;
 use serde_json::json;
 
-use super::{Answer, Server, bad, json, refuse};
+use super::{Answer, Server, json, text};
+use crate::pod;
 
 impl Server {
     pub(super) async fn checkpoint(
@@ -19,22 +21,32 @@ impl Server {
         name: &str,
         container: &str,
     ) -> Answer {
-        let seconds = match query.iter().find(|(key, _)| key == "timeout") {
-            Some((_, text)) => match text.parse::<u64>() {
-                Ok(seconds) => seconds,
-                Err(error) => {
-                    return bad(format!("cannot parse value of timeout parameter: {error}"));
+        let Some(pod) = self.node.pods.find(namespace, name) else {
+            return text(StatusCode::NOT_FOUND, "pod does not exist");
+        };
+        if pod::container(&pod, container).is_none() {
+            let words = format!("container {container} does not exist");
+            return text(StatusCode::NOT_FOUND, words);
+        }
+        // The last of several; less than none is left to the runtime.
+        let seconds = match query.iter().rev().find(|(key, _)| key == "timeout") {
+            Some((_, asked)) => match asked.parse::<i64>() {
+                Ok(seconds) => u64::try_from(seconds).unwrap_or(0),
+                Err(_) => {
+                    let words = "cannot parse value of timeout parameter";
+                    return text(StatusCode::NOT_FOUND, words);
                 }
             },
             None => 0,
         };
-        let found = match self.running(namespace, name, container) {
-            Ok(found) => found,
-            Err((status, why)) => return refuse(status, why),
-        };
         let failed = |why: String| {
             let words = format!("checkpointing of {namespace}/{name}/{container} failed ({why})");
-            refuse(StatusCode::INTERNAL_SERVER_ERROR, words)
+            text(StatusCode::INTERNAL_SERVER_ERROR, words)
+        };
+        let runtime = self.node.observed.pod(pod::uid(&pod));
+        let runs = runtime.container(container).filter(|it| it.state == ContainerState::Running);
+        let Some(found) = runs else {
+            return failed(format!("container {container} not found"));
         };
         let dir = self.node.config.root_dir.join("checkpoints");
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);

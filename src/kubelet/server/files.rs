@@ -107,9 +107,17 @@ fn listing(names: &[String]) -> Answer {
     answer
 }
 
-fn streamed(mut file: std::fs::File) -> Answer {
-    let (out, pieces) = mpsc::channel::<std::io::Result<Bytes>>(PIECES_AHEAD_MAX);
-    tokio::task::spawn_blocking(move || {
+/// The file of that name, and nothing else.
+pub fn file(root: &Path, path: &Path) -> Option<std::fs::File> {
+    match find(root, path) {
+        Ok(Found::File(file)) => Some(file),
+        Ok(Found::Directory(_)) | Err(_) => None,
+    }
+}
+
+/// All of a file, until its end, an error, or nobody wants more.
+pub async fn send(mut file: std::fs::File, out: mpsc::Sender<std::io::Result<Bytes>>) {
+    let sending = tokio::task::spawn_blocking(move || {
         loop {
             let mut piece = vec![0; PIECE_BYTES];
             let piece = match file.read(&mut piece) {
@@ -126,6 +134,12 @@ fn streamed(mut file: std::fs::File) -> Answer {
             }
         }
     });
+    let _ = sending.await;
+}
+
+fn streamed(file: std::fs::File) -> Answer {
+    let (out, pieces) = mpsc::channel::<std::io::Result<Bytes>>(PIECES_AHEAD_MAX);
+    tokio::spawn(send(file, out));
     let pieces = stream::unfold(pieces, |mut pieces| async move {
         pieces.recv().await.map(|piece| (piece.map(Frame::data), pieces))
     });

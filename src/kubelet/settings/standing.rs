@@ -32,7 +32,7 @@ enum Stands {
 }
 
 /// The field, and what it says.
-const STANDING: [(&str, Stands); 37] = [
+const STANDING: [(&str, Stands); 36] = [
     ("authorization", Stands::Authorization),
     ("cgroupDriver", Stands::Text(&["cgroupfs"])),
     ("cgroupRoot", Stands::Text(&["", "/"])),
@@ -49,7 +49,6 @@ const STANDING: [(&str, Stands); 37] = [
     ("enableProfilingHandler", Stands::Truth(false)),
     ("enableServer", Stands::Truth(true)),
     ("enableSystemLogHandler", Stands::Truth(true)),
-    ("enableSystemLogQuery", Stands::Truth(false)),
     ("failCgroupV1", Stands::Truth(false)),
     ("fileCheckFrequency", Stands::AnyLength("20s")),
     // The network's own: pods reach themselves through services in every mode.

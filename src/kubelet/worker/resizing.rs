@@ -2,7 +2,7 @@
 //! and gives them to the cgroups.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use runtime::cri::{LinuxResources, StatsQuery};
@@ -10,9 +10,10 @@ use sys::cgroup::{Hierarchy, Limits};
 use tracing::warn;
 
 use super::Worker;
+use crate::metrics::resizes as metrics;
 use crate::observed::PodRuntime;
 use crate::plan::{Kill, KillCause};
-use crate::resize::{self, Pending, Step};
+use crate::resize::{self, Allocation, Pending, Step};
 use crate::{pod, qos, resources, status};
 
 /// When a change that failed is tried again.
@@ -24,6 +25,10 @@ pub(super) struct Resizing {
     pending: Option<Pending>,
     /// Some while containers do not have what they were granted; with what went wrong.
     progress: Option<Option<String>>,
+    /// What was asked for last, once it was counted.
+    asked: Option<Allocation>,
+    /// While there is progress: since when.
+    under_way: Option<(Instant, metrics::UnderWay)>,
 }
 
 fn limits(resources: &LinuxResources) -> Limits {
@@ -62,6 +67,10 @@ impl Worker {
         if held == wanted {
             return self.settled(asked);
         }
+        if self.resizing.asked.as_ref() != Some(&wanted) {
+            metrics::asked(&held, &wanted);
+            self.resizing.asked = Some(wanted.clone());
+        }
         // One at a time, beginners too: what is left is given once. Who holds the turn may wait
         // for this very pod to end.
         let mut doomed = self.doomed.clone();
@@ -88,6 +97,9 @@ impl Worker {
                     self.backoffs.forget(container);
                 }
                 node.allocations.set(&node.config, &self.uid, wanted);
+                if self.resizing.pending.is_some() {
+                    metrics::accepted_after_all("pod_resized");
+                }
                 node.allocations.defer(&self.uid, false);
                 self.start_resizing(asked);
                 if !grows {
@@ -102,6 +114,9 @@ impl Worker {
                     let text =
                         format!("Pod resize {}: {shown}: {}", pending.reason, pending.message);
                     node.recorder.warning(&about, &reason, text);
+                    if pending.reason == "Infeasible" {
+                        metrics::is_infeasible(pending.detail);
+                    }
                 }
                 node.allocations.defer(&self.uid, pending.reason == "Deferred");
                 self.resizing.pending = Some(pending);
@@ -115,6 +130,7 @@ impl Worker {
         self.resizing.pending = None;
         self.node.allocations.defer(&self.uid, false);
         if self.node.allocations.was_granted(&self.uid) {
+            metrics::accepted_after_all("pod_resized");
             for (_, container) in pod::containers(asked) {
                 self.backoffs.forget(&container.name);
             }
@@ -124,7 +140,12 @@ impl Worker {
     }
 
     fn start_resizing(&mut self, asked: &Arc<Pod>) {
-        self.resizing = Resizing { pending: None, progress: Some(None) };
+        self.resizing = Resizing {
+            pending: None,
+            progress: Some(None),
+            asked: None,
+            under_way: Some((Instant::now(), metrics::begun())),
+        };
         let text = format!("Pod resize started: {}", resize::shown(&resize::asked(asked)));
         let about = client::recorder::reference(&**asked);
         self.node.recorder.normal(&about, "ResizeStarted", text);
@@ -170,10 +191,13 @@ impl Worker {
                 // The pod's own resources may be all that changed.
                 if let Err(error) = self.apply(&[]).await {
                     warn!(pod = %pod::display(&self.pod), error, "resources not changed");
+                    self.note_actuated(false);
                     self.resizing.progress = Some(Some(error));
                     return (Vec::new(), Some(RETRY));
                 }
+                self.note_actuated(true);
                 self.resizing.progress = None;
+                self.resizing.under_way = None;
                 let about = client::recorder::reference(&*self.pod);
                 let shown = resize::shown(&resize::asked(&self.pod));
                 let text = format!("Pod resize completed: {shown}");
@@ -200,9 +224,16 @@ impl Worker {
             }
             Err(error) => {
                 warn!(pod = %pod::display(&self.pod), error, "resources not changed");
+                self.note_actuated(false);
                 self.resizing.progress = Some(Some(error));
                 (Vec::new(), Some(RETRY))
             }
+        }
+    }
+
+    fn note_actuated(&self, succeeded: bool) {
+        if let Some((since, _)) = &self.resizing.under_way {
+            metrics::actuated(since.elapsed(), succeeded);
         }
     }
 

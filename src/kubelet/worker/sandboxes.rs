@@ -9,7 +9,7 @@ use tracing::warn;
 use super::Worker;
 use crate::observed::PodRuntime;
 use crate::start::log_link;
-use crate::{pod, sandbox, stop};
+use crate::{metrics, pod, sandbox, stop};
 
 impl Worker {
     /// False when the pod is going away meanwhile.
@@ -52,6 +52,13 @@ impl Worker {
     }
 
     pub(super) async fn create_sandbox(&mut self, attempt: u32) -> Result<(), String> {
+        let made = self.try_create_sandbox(attempt).await;
+        let has_users = pod::spec(&self.pod).host_users == Some(false);
+        metrics::pods::sandbox_tried(has_users, made.is_err());
+        made
+    }
+
+    async fn try_create_sandbox(&mut self, attempt: u32) -> Result<(), String> {
         let node = &self.node;
         let resolver = node.host_resolver().await;
         for (reason, message) in sandbox::dns(&self.pod, &node.config, &resolver).1 {

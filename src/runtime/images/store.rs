@@ -535,18 +535,9 @@ impl Store {
         Ok((config, sources))
     }
 
-    /// Takes one name away; the image goes with its last one, or when named by its id.
+    /// Takes an image away, by any of its names: all of them go with it, as CRI has it.
     pub fn remove(&self, name: &str) -> Result<()> {
-        let Some(mut image) = self.find(name) else { return Ok(()) };
-        if let Some(tag) = Reference::parse(name).ok().and_then(|r| r.tagged())
-            && image.repo_tags.contains(&tag)
-            && image.repo_tags.len() > 1
-        {
-            image.repo_tags.retain(|t| *t != tag);
-            self.write_image(&image)?;
-            self.lock().insert(image.id.clone(), image);
-            return Ok(());
-        }
+        let Some(image) = self.find(name) else { return Ok(()) };
         let digits = digest_hex(&image.id).unwrap_or(&image.id);
         match std::fs::remove_file(self.root.join("images").join(format!("{digits}.json"))) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => {

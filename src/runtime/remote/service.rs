@@ -279,9 +279,12 @@ impl RuntimeService for Remote {
             0 => CHECKPOINT_PATIENCE,
             seconds => Duration::from_secs(seconds),
         };
-        self.ask_for::<Empty>("CheckpointContainer", &request, ErrorKind::Internal, patience)
-            .await
-            .map(drop)
+        let answered: std::result::Result<Empty, _> =
+            self.runtime.unary(&method("CheckpointContainer"), &request, patience).await;
+        answered.map(drop).map_err(|status| {
+            let message = status.to_string();
+            Error { message, ..from_status(status, ErrorKind::Internal) }
+        })
     }
 
     async fn exec_sync(

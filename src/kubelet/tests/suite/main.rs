@@ -12,9 +12,11 @@ mod devices;
 mod dra;
 mod dra_driver;
 mod eviction;
+mod hooks;
 #[path = "../../../runtime/tests/host/containerd.rs"]
 mod host;
 mod images;
+mod metrics;
 mod node;
 mod placement;
 mod pods;

@@ -231,33 +231,105 @@ async fn logs_exec_and_ports_are_served_to_those_who_may() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn services_of_the_node_are_asked_for_their_logs_where_that_is_allowed() {
+    // Before anything is started: a program that somebody else still holds is none.
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("journalctl");
+    let script = "#!/bin/sh\n[ \"$1\" = --field ] && { echo web.service; exit; }\n\
+                  echo \"asked: $*\"; echo complains >&2\n";
+    std::fs::write(&program, script).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, mode).unwrap();
+    let closed = World::new().await;
+    let (status, body) = get(&closed, "/logs/?query=web", "good").await;
+    assert_eq!(status, 200);
+    assert!(body.contains("system.log"), "a list of files: {body}");
+    closed.finish().await;
+    let world = World::with(move |config| {
+        let on = ["enable-system-log-query=true".to_owned()];
+        assert!(kubelet::Configuration::read(None, &on).is_err(), "upstream has no such flag");
+        config.answers_log_queries = true;
+        config.journal_program = program.clone();
+    })
+    .await;
+    let log = world.dir.path().join("system");
+    std::fs::create_dir(log.join("other")).unwrap();
+    std::fs::write(log.join("other/other.log"), "of a file\n").unwrap();
+    for (path, wanted) in [
+        (
+            "/logs/?query=web&tailLines=3",
+            (
+                200,
+                "asked: --utc --no-pager --lines=3 --unit=web --output=short-precise\ncomplains\n",
+            ),
+        ),
+        ("/logs/?query=other", (200, "of a file\n")),
+        ("/logs/?query=none", (200, "\nlog not found for none\n")),
+        (
+            "/logs/?query=other&boot=0",
+            (
+                200,
+                "\noptions present and query resolved to log files for [other]\ntry without \
+                 specifying options\n",
+            ),
+        ),
+        ("/logs/?query=/other/other.log", (200, "of a file\n")),
+        ("/logs/?query=/../secret", (404, "404 page not found\n")),
+        ("/logs/other/?query=web", (406, "path not allowed in query mode\n")),
+        (
+            "/logs/?query=a%3Bb",
+            (406, "query: Invalid value: \"a;b\": input contains unsupported characters\n"),
+        ),
+        ("/logs/?query=+", (400, "query: Invalid value: [\" \"]: query cannot be empty\n")),
+        ("/logs/system.log", (200, "from the system\n")),
+    ] {
+        let (status, body) = get(&world, path, "good").await;
+        assert_eq!((status, body.as_str()), wanted, "{path}");
+    }
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_is_the_runtime_s_to_make() {
     let world = World::new().await;
     let spec = json!({"terminationGracePeriodSeconds": 0,
+        "initContainers": [{"name": "once", "command": ["sh", "-c", "exit 0"]}],
         "containers": [{"name": "a", "command": ["sleep", "1000"]}]});
     world.create_pod("kept", spec);
     world.until_ready("kept").await;
     for (method, path, wanted) in [
         ("GET", "/checkpoint/default/kept/a", (405, "405: Method Not Allowed")),
-        ("POST", "/checkpoint/default/gone/a", (404, "pod \"gone\" not found\n")),
-        ("POST", "/checkpoint/default/kept/b", (404, "container not found (\"b\")\n")),
+        ("POST", "/checkpoint/default/gone/a", (404, "pod does not exist")),
+        ("POST", "/checkpoint/default/kept/b", (404, "container b does not exist")),
         (
             "POST",
-            "/checkpoint/default/kept/a?timeout=x",
-            (400, "cannot parse value of timeout parameter: invalid digit found in string\n"),
+            "/checkpoint/default/kept/a?timeout=1&timeout=x",
+            (404, "cannot parse value of timeout parameter"),
         ),
         (
             "POST",
-            "/checkpoint/default/kept/a?timeout=5",
+            "/checkpoint/default/kept/once",
+            (500, "checkpointing of default/kept/once failed (container once not found)"),
+        ),
+        // By these words upstream's own test knows a runtime without CRIU.
+        (
+            "POST",
+            "/checkpoint/default/kept/a?timeout=x&timeout=5",
             (
                 500,
-                "checkpointing of default/kept/a failed (this runtime makes no checkpoints of \
-                 containers)\n",
+                "checkpointing of default/kept/a failed (rpc error: code = Unimplemented desc = \
+                 method CheckpointContainer not implemented)",
             ),
         ),
     ] {
         let (status, body) = ask(&world, method, path, "good").await;
         assert_eq!((status, body.as_str()), wanted, "{method} {path}");
+    }
+    let asked = |suffix: &str| {
+        format!("kubelet_runtime_operations_{suffix}{{operation_type=\"checkpoint_container\"}}")
+    };
+    for suffix in ["total", "errors_total"] {
+        assert_eq!(own_metric(&world, &asked(suffix)).await, Some(1.0), "{suffix}");
     }
     world.delete("kept").await;
     world.finish().await;

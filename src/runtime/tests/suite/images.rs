@@ -72,13 +72,21 @@ async fn docker_archives_are_imported() {
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     files.insert("c.json".into(), config);
     files.insert("l/layer.tar".into(), layer);
-    let manifest = br#"[{"Config":"c.json","RepoTags":["bb:old"],"Layers":["l/layer.tar"]}]"#;
+    let manifest = br#"[{"Config":"c.json","RepoTags":["bb:old","elsewhere.example/bb:too"],
+                         "Layers":["l/layer.tar"]}]"#;
     files.insert("manifest.json".into(), manifest.to_vec());
     let path = dir.path().join("docker.tar");
     std::fs::write(&path, archive(&files)).unwrap();
     let images = images(dir.path()).await;
     images.import_file(&path).await.unwrap();
-    assert!(images.image_status("bb:old").await.unwrap().is_some());
+    let id = images.image_status("bb:old").await.unwrap().unwrap().id;
+    let other = images.image_status("elsewhere.example/bb:too").await.unwrap().unwrap();
+    assert_eq!((other.id.as_str(), other.repo_tags.len()), (id.as_str(), 2));
+    // As CRI has it: one name is enough, and all of them are gone with the image.
+    images.remove_image("bb:old").await.unwrap();
+    for name in ["bb:old", "elsewhere.example/bb:too", &id] {
+        assert!(images.image_status(name).await.unwrap().is_none(), "{name}");
+    }
 }
 
 /// A tar entry whose name the tar library would not write.
