@@ -2,12 +2,15 @@
 //!
 //! Two halves that meet only in PersistentVolumes. The provisioner (one in the cluster)
 //! makes a volume for a claim whose first consumer has a node, and asks for its end. The
-//! keeper (one on each node) makes the directory, limits its size, and removes the data.
+//! keeper (one on each node) makes the directory, limits its size, and removes the data. It
+//! tells of its disk; of that the provisioner makes the room that the scheduler looks for.
 //! A node can neither make volumes nor change what one is.
 
+mod disk;
 pub mod keeper;
 mod plan;
 pub mod provisioner;
+mod room;
 
 use k8s_openapi::api::core::v1::PersistentVolume;
 
@@ -16,7 +19,9 @@ pub const PROVISIONER: &str = "coracle.io/local-path";
 const FINALIZER: &str = "coracle.io/local-path";
 /// On a node: the folder that its volumes lie in.
 const FOLDER: &str = "coracle.io/local-path";
-/// On a volume: the node that holds it.
+/// On a node: how large the disk of its volumes is, and what is left of it (`disk.rs`).
+const DISK: &str = "coracle.io/local-path-disk";
+/// On a volume, and on what is told of a node's room: the node that holds it.
 const NODE: &str = "coracle.io/local-path-node";
 
 fn policy(volume: &PersistentVolume) -> &str {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser};
-use controllers::Config;
+use controllers::{Config, Recycling};
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::args::duration;
 use crate::{Error, Result};
@@ -41,6 +42,62 @@ pub struct ControllerFlags {
     /// The highest wish of this time counts (default: 5m)
     #[arg(long, value_parser = duration)]
     pub horizontal_pod_autoscaler_downscale_stabilization: Option<Duration>,
+    #[command(flatten)]
+    pub recycling: RecyclingFlags,
+}
+
+/// How volumes with the reclaim policy Recycle are emptied.
+#[derive(Debug, Default, Args)]
+pub struct RecyclingFlags {
+    /// Pod that empties an NFS volume, as YAML or JSON (default: one of Debian that runs find)
+    #[arg(long, value_name = "FILE")]
+    pub pv_recycler_pod_template_filepath_nfs: Option<PathBuf>,
+    /// How many seconds it may take at least (default: 300)
+    #[arg(long, value_name = "SECONDS")]
+    pub pv_recycler_minimum_timeout_nfs: Option<u32>,
+    /// And for each GiB of the volume (default: 30)
+    #[arg(long, value_name = "SECONDS")]
+    pub pv_recycler_increment_timeout_nfs: Option<u32>,
+    /// Pod that empties a host path, as YAML or JSON (default: one of Debian that runs find)
+    #[arg(long, value_name = "FILE")]
+    pub pv_recycler_pod_template_filepath_hostpath: Option<PathBuf>,
+    /// How many seconds it may take at least (default: 60)
+    #[arg(long, value_name = "SECONDS")]
+    pub pv_recycler_minimum_timeout_hostpath: Option<u32>,
+    /// And for each GiB of the volume (default: 30)
+    #[arg(long, value_name = "SECONDS")]
+    pub pv_recycler_timeout_increment_hostpath: Option<u32>,
+}
+
+impl RecyclingFlags {
+    fn apply(&self, recycling: &mut Recycling) -> Result<()> {
+        for (recycler, template, least, each) in [
+            (
+                &mut recycling.nfs,
+                &self.pv_recycler_pod_template_filepath_nfs,
+                self.pv_recycler_minimum_timeout_nfs,
+                self.pv_recycler_increment_timeout_nfs,
+            ),
+            (
+                &mut recycling.host_path,
+                &self.pv_recycler_pod_template_filepath_hostpath,
+                self.pv_recycler_minimum_timeout_hostpath,
+                self.pv_recycler_timeout_increment_hostpath,
+            ),
+        ] {
+            recycler.seconds_min = least.map_or(recycler.seconds_min, i64::from);
+            recycler.seconds_per_gib = each.map_or(recycler.seconds_per_gib, i64::from);
+            let Some(path) = template else { continue };
+            let pod: Pod = codec::yaml::read::typed(&read(path)?)
+                .map_err(|err| usage(format!("{} is no pod: {err}", path.display())))?;
+            if pod.spec.as_ref().is_none_or(|it| it.volumes.iter().flatten().next().is_none()) {
+                let path = path.display();
+                return Err(usage(format!("pod of {path} does not contain any volume(s)")));
+            }
+            recycler.template = pod;
+        }
+        Ok(())
+    }
 }
 
 /// What only controllers in a process of their own have.
@@ -139,6 +196,7 @@ impl ControllerFlags {
         if let Some(most) = self.terminated_pod_gc_threshold {
             config.finished_pods_max = most;
         }
+        self.recycling.apply(&mut config.recycling)?;
         self.sizes(config)
     }
 
@@ -261,6 +319,30 @@ mod tests {
         assert_eq!(autoscaling.tolerance, 0.2);
         let one = of(&["10.0.0.0/16"], &["node-cidr-mask-size=25"]).unwrap();
         assert_eq!(one.node_cidr_sizes, (25, 64));
+    }
+
+    #[test]
+    fn how_volumes_are_emptied_is_said_for_each_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pod.yaml");
+        let template = format!("pv-recycler-pod-template-filepath-hostpath={}", file.display());
+        std::fs::write(&file, "spec: {containers: [], volumes: []}").unwrap();
+        let why = of(&[], &[&template]).err().unwrap();
+        assert!(why.ends_with("does not contain any volume(s)"), "{why}");
+        let pod = "metadata: {namespace: scrub}\nspec: {containers: [], volumes: [{name: v}]}";
+        std::fs::write(&file, pod).unwrap();
+        let flags = [
+            &*template,
+            "pv-recycler-minimum-timeout-nfs=1",
+            "pv-recycler-increment-timeout-nfs=2",
+            "pv-recycler-minimum-timeout-hostpath=3",
+            "pv-recycler-timeout-increment-hostpath=4",
+        ];
+        let Recycling { nfs, host_path } = of(&[], &flags).unwrap().recycling;
+        assert_eq!((nfs.seconds_min, nfs.seconds_per_gib), (1, 2));
+        assert_eq!((host_path.seconds_min, host_path.seconds_per_gib), (3, 4));
+        assert_eq!(host_path.template.metadata.namespace.as_deref(), Some("scrub"));
+        assert_eq!(nfs.template.metadata.namespace.as_deref(), Some("default"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod cases;
+mod figures;
 mod plan;
 mod taken;
 
@@ -79,6 +80,7 @@ pub async fn run(context: Context) {
     if me.context.drain.until(synced).await.is_none() {
         return;
     }
+    figures::watch(&me);
     // The keys are nodes.
     let queue: Queue<Key> = Queue::named("attach_detach");
     me.listen(&queue);
@@ -184,7 +186,15 @@ impl Attacher {
             queue.add_after((String::new(), node.clone()), wait);
         }
         for step in plan::plan(&wanted, &held, object.as_deref(), &overdue, &find) {
+            let forced = match &step {
+                Step::Detach(it) if overdue.contains(&name(&it.metadata)) => Some("timeout"),
+                Step::Detach(it) if lingering.contains(&name(&it.metadata)) => {
+                    Some("out-of-service")
+                }
+                Step::Attach(_) | Step::Detach(_) | Step::Tell(_) => None,
+            };
             self.apply(&node, object.as_deref(), &wanted, step).await?;
+            forced.into_iter().for_each(figures::forced);
         }
         Ok(())
     }

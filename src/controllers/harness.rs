@@ -46,6 +46,8 @@ pub struct Config {
     pub node_ports_taken: Vec<i32>,
     /// Finished pods beyond this number are removed, the oldest first; 0 keeps all.
     pub finished_pods_max: usize,
+    /// How volumes are emptied for the next claim.
+    pub recycling: crate::Recycling,
 }
 
 /// How autoscalers look at their targets (`horizontal-pod-autoscaler-...`).
@@ -88,6 +90,7 @@ impl Default for Config {
             service_lb: false,
             node_ports_taken: Vec::new(),
             finished_pods_max: 12_500,
+            recycling: crate::Recycling::default(),
         }
     }
 }

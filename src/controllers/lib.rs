@@ -45,6 +45,7 @@ mod trust_bundle;
 mod volume;
 
 pub use harness::{Autoscaling, Config, Controllers};
+pub use volume::{Recycler, Recycling};
 
 /// Whether networks of nodes can be cut from it: `10.42.0.0/16`.
 pub fn is_network(text: &str) -> bool {

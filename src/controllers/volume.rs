@@ -1,7 +1,7 @@
 //! Persistent volumes: binding claims and volumes, what happens to a volume when its claim
 //! goes, protection of what is in use, claims of ephemeral volumes, and growth.
 //!
-//! Makes and removes no storage: provisioners do.
+//! Makes and removes no storage: provisioners do, and pods that empty volumes for the next claim.
 
 mod attributes;
 mod binder;
@@ -12,6 +12,7 @@ mod ephemeral;
 mod expand;
 mod protect;
 mod reclaim;
+mod recycle;
 mod write;
 
 pub use attributes::run as run_attributes_protection;
@@ -19,6 +20,7 @@ pub use binder::run as run_binder;
 pub use ephemeral::run as run_ephemeral;
 pub use expand::run as run_expand;
 pub use protect::{run_claims as run_claim_protection, run_volumes as run_volume_protection};
+pub use recycle::{Recycler, Recycling};
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 

@@ -31,6 +31,9 @@ use turns::{Pace, Turns};
 /// How soon after a failure the pod is looked at again, to show that it backs off.
 const AFTER_FAILURE: Duration = Duration::from_millis(1500);
 
+/// After so long a pull tells how far it has come, and again after twice as long each time.
+const TELLING: Duration = Duration::from_secs(30);
+
 /// What is known of a container's image now.
 pub enum Step {
     Ready(Box<Image>),
@@ -230,7 +233,11 @@ impl Images {
                 None if !may_pull => Ended::Withheld,
                 None => {
                     recorder.normal(&about, "Pulling", format!("Pulling image \"{image}\""));
-                    sources.pull(&image, credentials).await
+                    let tell = |text| recorder.normal(&about, "Pulling", text);
+                    tokio::select! {
+                        ended = sources.pull(&image, credentials) => ended,
+                        never = tell_progress(&*sources.service, &image, tell) => match never {},
+                    }
                 }
             };
             // Nobody listens when the pod is gone; the image stays for the next one.
@@ -290,6 +297,22 @@ impl Images {
 
     pub fn release(&self, uid: &str) {
         self.failures.lock().retain(|(of, _), _| of != uid);
+    }
+}
+
+/// Tells of a pull that takes long, as far as the runtime knows of it.
+async fn tell_progress(
+    service: &dyn ImageService,
+    image: &str,
+    tell: impl Fn(String),
+) -> std::convert::Infallible {
+    let mut wait = TELLING;
+    loop {
+        tokio::time::sleep(wait).await;
+        if let Some(progress) = service.progress_of(image) {
+            tell(format!("Pulling image \"{image}\": {progress}"));
+        }
+        wait *= 2;
     }
 }
 
@@ -455,5 +478,53 @@ mod tests {
         for (image, want) in cases {
             assert_eq!(full_name(image), want, "{image}");
         }
+    }
+
+    /// A runtime that is always at the same place.
+    struct Slow(std::path::PathBuf);
+
+    #[async_trait::async_trait]
+    impl ImageService for Slow {
+        async fn list_images(&self) -> runtime::cri::Result<Vec<Image>> {
+            Ok(Vec::new())
+        }
+
+        async fn image_status(&self, _: &str) -> runtime::cri::Result<Option<Image>> {
+            Ok(None)
+        }
+
+        async fn pull_image(&self, _: &str, _: &[AuthConfig]) -> runtime::cri::Result<String> {
+            std::future::pending().await
+        }
+
+        async fn remove_image(&self, _: &str) -> runtime::cri::Result<()> {
+            Ok(())
+        }
+
+        fn progress_of(&self, _: &str) -> Option<runtime::images::progress::Progress> {
+            Some(runtime::images::progress::Progress::default())
+        }
+
+        fn image_dir(&self) -> std::path::PathBuf {
+            self.0.clone()
+        }
+
+        async fn image_fs_usage(&self) -> runtime::cri::Result<(u64, std::path::PathBuf)> {
+            Ok((0, self.0.clone()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pull_that_takes_long_is_told_of_less_and_less_often() {
+        let begun = tokio::time::Instant::now();
+        let told = Mutex::new(Vec::new());
+        let tell = |text| told.lock().push((begun.elapsed().as_secs(), text));
+        let (service, day) = (Slow("/".into()), Duration::from_secs(24 * 3_600));
+        assert!(tokio::time::timeout(day, tell_progress(&service, "i", tell)).await.is_err());
+        let told = told.lock();
+        let at: Vec<u64> = told.iter().map(|(at, _)| *at).collect();
+        assert_eq!(at[..4], [30, 90, 210, 450]);
+        assert!(at.len() < 13, "{at:?}");
+        assert_eq!(told[0].1, "Pulling image \"i\": resolving");
     }
 }

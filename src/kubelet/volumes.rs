@@ -10,10 +10,12 @@ mod disk;
 mod emptydir;
 mod ensure;
 mod exclusive;
+mod failure;
 mod hostpath;
 mod images;
 mod iscsi;
 mod made;
+mod maps;
 pub mod mounts;
 mod ownership;
 pub mod payload;
@@ -25,6 +27,7 @@ mod shared;
 mod tool;
 mod troubles;
 mod trust_bundles;
+mod waits;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -51,12 +54,14 @@ use claims::Bound;
 use csi::{CsiVolumes, Source};
 pub use ensure::{Ensured, Making};
 use exclusive::Exclusive;
+pub use failure::{Failure, FailureKind};
 pub use images::images_of;
 use made::Made;
 use payload::Fetched;
 use persistent::Place;
 use pod_certificates::{Place as RequestPlace, PodCertificates, Source as CertificateSource};
 use troubles::Troubles;
+use waits::Waits;
 
 /// Of a file that environment variables are taken from; a longer one is refused.
 const ENV_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -65,19 +70,6 @@ const SECRET_BYTES_MAX: u64 = 64 << 20;
 
 /// What a pod's claims stand for, so that a restart need not ask.
 const CLAIMS_FILE: &str = "claims.json";
-
-/// Why a volume is not there, as an event says it.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Failure {
-    pub reason: &'static str,
-    pub message: String,
-}
-
-impl From<String> for Failure {
-    fn from(message: String) -> Self {
-        Self { reason: "FailedMount", message }
-    }
-}
 
 pub struct Volumes {
     /// Hash of what each volume of a pod shows, by uid and volume name.
@@ -88,6 +80,7 @@ pub struct Volumes {
     places: Mutex<HashMap<(String, String), Place>>,
     made: Made,
     troubles: Troubles,
+    waits: Waits,
     exclusive: Exclusive,
     recorder: Recorder,
     /// What claims stand for is written by one at a time.
@@ -157,6 +150,7 @@ impl Volumes {
             places: Mutex::default(),
             made: Made::default(),
             troubles: Troubles::default(),
+            waits: Waits::default(),
             exclusive: Exclusive::found(&config.root_dir.join("pods")),
             writing_claims: tokio::sync::Mutex::default(),
             tokens: Tokens::default(),
@@ -181,11 +175,16 @@ impl Volumes {
             let group = fs_group(pod);
             let made = self.csi.make(pod, name, source, &self.tokens, group, now).await;
             let (place, renew) = made?;
-            self.keep(pod, volume, place).await.map_err(failed)?;
+            self.keep(config, pod, volume, place).await.map_err(failed)?;
             return Ok(renew);
         }
-        if bound.is_some() || volume.nfs.is_some() || volume.iscsi.is_some() {
-            self.place(config, client, pod, volume, bound).await.map_err(failed)?;
+        if let Some(bound) = bound {
+            let failing = |why| persistent::failed(&bound, why);
+            self.place(config, client, pod, volume, Some(&bound)).await.map_err(failing)?;
+            return Ok(None);
+        }
+        if volume.nfs.is_some() || volume.iscsi.is_some() {
+            self.place(config, client, pod, volume, None).await.map_err(failed)?;
             return Ok(None);
         }
         let referred = referred_by(objects, pod, volume).await.map_err(failed)?;
@@ -256,13 +255,6 @@ impl Volumes {
         if claims::claim_of(pod, volume).is_none() {
             return Ok(None);
         }
-        let unprocessed = |why: String| {
-            let name = &volume.name;
-            format!(
-                "Unable to attach or mount volumes: unmounted volumes=[{name}], unattached \
-                 volumes=[], failed to process volumes=[{name}]: {why}"
-            )
-        };
         let uid = pod::uid(pod);
         let file = config.pod_dir(uid).join(CLAIMS_FILE);
         {
@@ -276,7 +268,7 @@ impl Volumes {
                 return Ok(Some(bound.clone()));
             }
         }
-        let found = claims::resolve(client, pod, volume).await.map_err(unprocessed)?;
+        let found = claims::resolve(client, pod, volume).await.map_err(Failure::unprocessed)?;
         let Some(bound) = found else { return Ok(None) };
         self.check_place(config, &bound)?;
         self.exclusive.take(&bound, uid)?;
@@ -285,7 +277,7 @@ impl Volumes {
             let mut held = self.bound.lock();
             let known = held.entry(uid.to_owned()).or_default();
             known.insert(volume.name.clone(), bound.clone());
-            serde_json::to_vec(known).map_err(|error| unprocessed(error.to_string()))?
+            serde_json::to_vec(known).map_err(|error| Failure::unprocessed(error.to_string()))?
         };
         blocking(move || {
             let dir = file.parent().unwrap_or(&file);
@@ -296,7 +288,7 @@ impl Volumes {
                 .map_err(|e| says("write", &file, &e))
         })
         .await
-        .map_err(unprocessed)?;
+        .map_err(Failure::unprocessed)?;
         base::failpoint!("volume/claim-known");
         Ok(Some(bound))
     }
@@ -319,7 +311,7 @@ impl Volumes {
             "{step}.NodeAffinity check failed for volume \"{}\" : no matching NodeSelectorTerms",
             bound.name
         );
-        Err(Failure { reason, message })
+        Err(Failure::new(reason, message))
     }
 
     /// Mounts what does not lie in the pod's own directory, and gives it to its group.
@@ -329,7 +321,7 @@ impl Volumes {
         client: &client::Client,
         pod: &Pod,
         volume: &Volume,
-        bound: Option<Bound>,
+        bound: Option<&Bound>,
     ) -> Result<(), String> {
         let key = (pod::uid(pod).to_owned(), volume.name.clone());
         if self.places.lock().get(&key).is_some_and(|place| place.is_block) {
@@ -337,9 +329,9 @@ impl Volumes {
         }
         let dir = config.pod_dir(pod::uid(pod));
         let maker = persistent::Maker { attached: &self.attached, client, pod, dir: &dir };
-        let local = bound.as_ref().filter(|it| it.spec.local.is_some()).map(|it| it.name.clone());
+        let local = bound.filter(|it| it.spec.local.is_some()).map(|it| it.name.clone());
         let mut place = match bound {
-            Some(bound) => maker.claimed(&volume.name, &bound).await?,
+            Some(bound) => maker.claimed(&volume.name, bound).await?,
             None => maker.inline(volume).await?,
         };
         if let (Some(name), Some(group)) = (local, fs_group(pod))
@@ -355,11 +347,17 @@ impl Volumes {
                 self.recorder.warning(&about, "AlreadyMountedVolume", text);
             }
         }
-        self.keep(pod, volume, place).await
+        self.keep(config, pod, volume, place).await
     }
 
     /// Remembers where a volume is, after its files were given to the pod's group.
-    async fn keep(&self, pod: &Pod, volume: &Volume, place: Place) -> Result<(), String> {
+    async fn keep(
+        &self,
+        config: &KubeletConfig,
+        pod: &Pod,
+        volume: &Volume,
+        place: Place,
+    ) -> Result<(), String> {
         let key = (pod::uid(pod).to_owned(), volume.name.clone());
         let is_new = !self.places.lock().contains_key(&key);
         if let Some(group) = fs_group(pod)
@@ -379,7 +377,39 @@ impl Volumes {
             .await?;
             base::failpoint!("volume/given-to-group");
         }
+        if place.is_block && is_new {
+            self.map(config, pod, volume, &place.path).await?;
+        }
         self.places.lock().insert(key, place);
+        Ok(())
+    }
+
+    /// Makes a device known below the pod's directory, as upstream does, and says so once.
+    async fn map(
+        &self,
+        config: &KubeletConfig,
+        pod: &Pod,
+        volume: &Volume,
+        device: &Path,
+    ) -> Result<(), String> {
+        let uid = pod::uid(pod);
+        let bound = self.bound.lock().get(uid).and_then(|all| all.get(&volume.name)).cloned();
+        let Some(bound) = bound else { return Ok(()) };
+        let Some(plugin) = maps::plugin(&bound) else { return Ok(()) };
+        let dir = config.pod_dir(uid).join("volumeDevices").join(plugin);
+        let (link, to) = (dir.join(&bound.name), device.to_path_buf());
+        let is_new = blocking(move || {
+            maps::link(&link, &to).map_err(|e| says("MapBlockVolume failed for", &link, &e))
+        })
+        .await?;
+        if is_new {
+            let about = client::recorder::reference(pod);
+            let global = bound.spec.csi.is_some().then(|| device.parent()).flatten();
+            for text in maps::told(&bound.name, global, &dir) {
+                self.recorder.normal(&about, "SuccessfulMountVolume", text);
+            }
+        }
+        base::failpoint!("volume/mapped");
         Ok(())
     }
 
@@ -585,6 +615,7 @@ impl Volumes {
         self.tokens.release(uid);
         self.certificates.release(uid);
         self.troubles.release(uid);
+        self.waits.end(uid);
         self.shown.lock().retain(|(of, _), _| of != uid);
         self.places.lock().retain(|(of, _), _| of != uid);
         self.bound.lock().remove(uid);

@@ -685,6 +685,11 @@ pub trait ImageService: Send + Sync {
     /// Tries the given credentials in order, then none. Returns the image's id.
     async fn pull_image(&self, image: &str, auth: &[AuthConfig]) -> Result<String>;
     async fn remove_image(&self, image: &str) -> Result<()>;
+    /// How far the pull of an image has come; None where none is under way, and where the
+    /// runtime does not tell.
+    fn progress_of(&self, _image: &str) -> Option<crate::images::progress::Progress> {
+        None
+    }
     /// The directory that images and writable layers lie in.
     fn image_dir(&self) -> PathBuf;
     /// Bytes used by images and writable layers, and the directory they lie in. Takes as

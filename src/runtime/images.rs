@@ -34,12 +34,13 @@ pub use store::{ImageConfig, StoredImage, disk_below};
 pub use transport::exchange;
 
 use crate::cri::{AuthConfig, Error, ErrorKind, Image, ImageService, Result};
-use progress::Teller;
+use progress::{Progress, Teller, UnderWay};
 use store::Store;
 
 pub struct Images {
     store: Arc<Store>,
     registries: Registries,
+    under_way: UnderWay,
 }
 
 async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -52,7 +53,7 @@ impl Images {
     pub async fn open(directory: &Path, registries: Registries) -> Result<Self> {
         let directory = directory.to_path_buf();
         let store = beside(move || Store::open(&directory)).await?;
-        Ok(Self { store: Arc::new(store), registries })
+        Ok(Self { store: Arc::new(store), registries, under_way: UnderWay::default() })
     }
 
     pub fn find(&self, name: &str) -> Option<StoredImage> {
@@ -71,6 +72,7 @@ impl Images {
 
     /// Pulls an image and tells how far it has come. Returns its id.
     pub async fn pull(&self, image: &str, auth: &[AuthConfig], teller: &Teller) -> Result<String> {
+        let _noted = self.under_way.note(image, teller);
         registry::pull(&self.store, &self.registries, image, auth, teller).await
     }
 
@@ -102,6 +104,10 @@ impl ImageService for Images {
     async fn remove_image(&self, image: &str) -> Result<()> {
         let (store, image) = (self.store.clone(), image.to_string());
         beside(move || store.remove(&image)).await
+    }
+
+    fn progress_of(&self, image: &str) -> Option<Progress> {
+        self.under_way.of(image)
     }
 
     fn image_dir(&self) -> PathBuf {
@@ -139,6 +145,10 @@ impl ImageService for crate::oci::Runtime {
             ));
         }
         self.images().remove_image(image).await
+    }
+
+    fn progress_of(&self, image: &str) -> Option<Progress> {
+        self.images().progress_of(image)
     }
 
     fn image_dir(&self) -> PathBuf {

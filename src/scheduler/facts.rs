@@ -234,15 +234,23 @@ fn room(
     name: &str,
     caches: &Caches,
 ) -> Option<Vec<(LabelSelector, Quantity)>> {
-    let driver = caches.drivers.get("", &class.provisioner)?;
-    driver.spec.storage_capacity.filter(|says| *says)?;
+    let rooms = caches.capacities.indexed(ROOM_BY_CLASS, name);
+    let counts = match caches.drivers.get("", &class.provisioner) {
+        Some(driver) => driver.spec.storage_capacity == Some(true),
+        // No driver's object can have a name with a slash: what such a provisioner tells
+        // counts as soon as it tells.
+        None => class.provisioner.contains('/') && !rooms.is_empty(),
+    };
+    if !counts {
+        return None;
+    }
     let of = |room: Arc<CSIStorageCapacity>| {
         // Where the driver knows how large a volume may be, that counts.
         let size = room.maximum_volume_size.as_ref().or(room.capacity.as_ref())?;
         let nodes = client::labels::selector(room.node_topology.as_ref());
         Some((nodes, size.0.parse().ok()?))
     };
-    Some(caches.capacities.indexed(ROOM_BY_CLASS, name).into_iter().filter_map(of).collect())
+    Some(rooms.into_iter().filter_map(of).collect())
 }
 
 fn node_term(term: &TopologySelectorTerm) -> NodeSelectorTerm {

@@ -220,6 +220,19 @@ fn lab_4_a_disk_on_demand() {
         let line = format!("get pod {name} -o jsonpath={{.status.phase}}");
         cluster.until(&line, 60, |text| text == "Succeeded");
     };
+    // More than any disk could hold is for no node.
+    let room = "get csistoragecapacities -n kube-system --no-headers";
+    cluster.until(room, 20, |text| text.contains("local-path"));
+    cluster.apply(&claim("huge").replace("1Gi", "900Ti"));
+    cluster.apply(&pod("huge", "huge", "true"));
+    eventually("the scheduler says that there is no room", 30, || {
+        let about = cluster.k("describe pod huge");
+        let says = about.contains("1 node(s) did not have enough free storage");
+        if says && about.contains("Pending") { Ok(()) } else { Err(about) }
+    });
+    assert!(cluster.k("get pvc huge --no-headers").contains("Pending"));
+    cluster.k("delete pod huge");
+    cluster.k("delete pvc huge");
     let folder = "ls /var/lib/coracle/agent/storage";
     for (policy, stays) in [("Delete", false), ("Retain", true)] {
         cluster.apply(&claim("disk"));

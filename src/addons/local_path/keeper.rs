@@ -19,8 +19,9 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tracing::{info, warn};
 
+use super::disk::Disk;
 use super::provisioner::settle;
-use super::{FINALIZER, FOLDER, NODE, has_finalizer, policy, released};
+use super::{DISK, FINALIZER, FOLDER, NODE, has_finalizer, policy, released};
 
 const WORKERS: usize = 2;
 /// Projects of ours begin here; those below are left to whoever uses quotas otherwise.
@@ -153,15 +154,30 @@ fn remove(directory: &Path, folder: &Path) -> io::Result<()> {
 }
 
 impl Keeper {
-    /// Says on the node where its volumes lie.
+    /// Says on the node where its volumes lie, and how large that disk is. The node's own
+    /// heartbeats are when it is looked at; an idle one is not written to.
     async fn offer(&self, nodes: &Cache<Node>) -> Result<(), ()> {
         let Some(node) = nodes.get("", &self.node) else { return Ok(()) };
         let folder = self.folder.to_string_lossy();
-        let said = node.metadata.annotations.as_ref().and_then(|all| all.get(FOLDER));
-        if said.is_some_and(|said| **said == *folder) {
+        let said = |key| node.metadata.annotations.as_ref().and_then(|all| all.get(key));
+        let mut news = json!({});
+        if said(FOLDER).is_none_or(|said| **said != *folder) {
+            news[FOLDER] = json!(folder);
+        }
+        let place = self.folder.clone();
+        match blocking(move || sys::fs::capacity(&place)).await {
+            Ok((total, free)) => {
+                let told = said(DISK).and_then(|said| said.parse().ok());
+                if let Some(disk) = (Disk { total, free }).news(told) {
+                    news[DISK] = json!(disk.to_string());
+                }
+            }
+            Err(err) => warn!(folder = %folder, error = %err, "its disk cannot be measured"),
+        }
+        if news == json!({}) {
             return Ok(());
         }
-        let patch = Patch::Merge(json!({"metadata": {"annotations": {FOLDER: folder}}}));
+        let patch = Patch::Merge(json!({"metadata": {"annotations": news}}));
         settle(
             "offer local storage",
             self.shared.client().all::<Node>().patch(&self.node, &patch).await,

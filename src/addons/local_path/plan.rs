@@ -8,7 +8,8 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kinds::meta::quantity::Quantity;
 use serde_json::json;
 
-use super::{FINALIZER, FOLDER, NODE, PROVISIONER, has_finalizer, policy};
+use super::disk::Disk;
+use super::{DISK, FINALIZER, FOLDER, NODE, PROVISIONER, has_finalizer, policy};
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
@@ -33,6 +34,8 @@ pub enum ForVolume {
     Release,
     /// Its claim asks for more.
     Grow(String),
+    /// Its claim asks for more than its disk could ever hold.
+    TooLarge(String),
     /// The claim is to hear of its volume's size.
     Tell(String),
 }
@@ -124,11 +127,11 @@ fn volume(
     client::api::typed(&made).unwrap_or_default()
 }
 
-/// `node_is_there`: the node that holds the volume is known to the cluster.
+/// `node` is the one that holds the volume, if the cluster knows it.
 pub fn for_volume(
     volume: &PersistentVolume,
     claim: Option<&PersistentVolumeClaim>,
-    node_is_there: bool,
+    node: Option<&Node>,
 ) -> ForVolume {
     if !is_ours(volume) {
         return ForVolume::Nothing;
@@ -136,7 +139,7 @@ pub fn for_volume(
     let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
     if volume.metadata.deletion_timestamp.is_some() {
         let unused = !has_finalizer(volume, "kubernetes.io/pv-protection");
-        return match has_finalizer(volume, FINALIZER) && unused && !node_is_there {
+        return match has_finalizer(volume, FINALIZER) && unused && node.is_none() {
             true => ForVolume::Release,
             false => ForVolume::Nothing,
         };
@@ -149,7 +152,14 @@ pub fn for_volume(
     };
     let (asked, has) = (volumes::requested(claim), volumes::capacity(volume));
     if phase == Some("Bound") && asked > has {
-        return ForVolume::Grow(asked.to_string());
+        let disk = node.and_then(|node| annotation(&node.metadata, DISK)?.parse::<Disk>().ok());
+        return match disk.filter(|disk| asked.value().unsigned_abs() > disk.total) {
+            Some(disk) => ForVolume::TooLarge(format!(
+                "{asked} are more than the {} bytes of the disk that the volume lies on",
+                disk.total
+            )),
+            None => ForVolume::Grow(asked.to_string()),
+        };
     }
     let told: Option<Quantity> = volumes::given(claim);
     match told.is_some_and(|told| told < has) {
@@ -247,15 +257,29 @@ mod tests {
         let more = claim(json!({"resources": {"requests": {"storage": "2Gi"}}}), None);
         let mut large = volume("Bound", "Delete", false);
         large.spec.as_mut().unwrap().capacity = read(json!({"storage": "2Gi"}));
-        for (volume, claim, there, want) in [
-            (volume("Released", "Delete", false), None, true, ForVolume::Delete),
-            (volume("Released", "Retain", false), None, true, ForVolume::Nothing),
-            (volume("Released", "Delete", true), None, true, ForVolume::Nothing),
-            (volume("Released", "Delete", true), None, false, ForVolume::Release),
-            (volume("Bound", "Delete", false), Some(&more), true, ForVolume::Grow("2Gi".into())),
-            (large, Some(&more), true, ForVolume::Tell("2Gi".into())),
+        let node = |disk: &str| -> Node {
+            read(json!({"metadata": {"name": "m", "annotations": {DISK: disk}}}))
+        };
+        let (wide, small) = (node("9999999999/0"), node("1073741824/0"));
+        let too_large =
+            "2Gi are more than the 1073741824 bytes of the disk that the volume lies on";
+        let grown = || ForVolume::Grow("2Gi".into());
+        for (volume, claim, node, want) in [
+            (volume("Released", "Delete", false), None, Some(&wide), ForVolume::Delete),
+            (volume("Released", "Retain", false), None, Some(&wide), ForVolume::Nothing),
+            (volume("Released", "Delete", true), None, Some(&wide), ForVolume::Nothing),
+            (volume("Released", "Delete", true), None, None, ForVolume::Release),
+            (volume("Bound", "Delete", false), Some(&more), Some(&wide), grown()),
+            (volume("Bound", "Delete", false), Some(&more), None, grown()),
+            (
+                volume("Bound", "Delete", false),
+                Some(&more),
+                Some(&small),
+                ForVolume::TooLarge(too_large.into()),
+            ),
+            (large, Some(&more), Some(&wide), ForVolume::Tell("2Gi".into())),
         ] {
-            assert_eq!(for_volume(&volume, claim, there), want);
+            assert_eq!(for_volume(&volume, claim, node), want);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Makes volumes for the claims that ask for them, asks for their end, and lets them grow.
+//! Makes volumes for the claims that ask for them, asks for their end, lets them grow, and
+//! tells what room nodes have for them.
 //!
 //! Touches no directory: the keeper on the volume's node does.
 
@@ -9,14 +10,14 @@ use base::error::chain;
 use client::cache::{Key, key_of};
 use client::recorder::reference;
 use client::volumes::{self, SELECTED_NODE};
-use client::{Cache, Client, DeleteParams, Error, Patch, Queue, Recorder, Shared};
+use client::{Cache, Client, DeleteParams, Error, ListParams, Patch, Queue, Recorder, Shared};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{CSIStorageCapacity, StorageClass};
 use serde_json::json;
 use tracing::{debug, warn};
 
 use super::plan::{self, ForClaim, ForVolume};
-use super::{NODE, released};
+use super::{DISK, NODE, released, room};
 
 /// The service account that it writes as, in `kube-system`.
 pub const ACCOUNT: &str = "local-path-provisioner";
@@ -30,8 +31,10 @@ struct Provisioner {
     volumes: Cache<PersistentVolume>,
     classes: Cache<StorageClass>,
     nodes: Cache<Node>,
+    rooms: Cache<CSIStorageCapacity>,
     claim_keys: Queue<Key>,
     volume_keys: Queue<Key>,
+    node_keys: Queue<String>,
 }
 
 /// Provisions until the drain begins. `client` writes as [`ACCOUNT`].
@@ -43,14 +46,17 @@ pub async fn run(shared: Shared, client: Client, drain: Drain) {
         volumes: shared.cache(),
         classes: shared.cache(),
         nodes: shared.cache(),
+        rooms: shared.cache_where(Some(room::NAMESPACE), ListParams::labels(NODE)),
         claim_keys: Queue::named("local_path_claims"),
         volume_keys: Queue::named("local_path_volumes"),
+        node_keys: Queue::named("local_path_rooms"),
     };
     let synced = async {
         me.claims.synced().await;
         me.volumes.synced().await;
         me.classes.synced().await;
         me.nodes.synced().await;
+        me.rooms.synced().await;
     };
     if drain.until(synced).await.is_none() {
         return;
@@ -58,7 +64,8 @@ pub async fn run(shared: Shared, client: Client, drain: Drain) {
     me.listen();
     let claims = me.claim_keys.run(WORKERS, drain.clone(), |key| me.for_claim(key));
     let volumes = me.volume_keys.run(WORKERS, drain.clone(), |key| me.for_volume(key));
-    tokio::join!(claims, volumes);
+    let rooms = me.node_keys.run(1, drain.clone(), |node| me.for_node(node));
+    tokio::join!(claims, volumes, rooms);
 }
 
 impl Provisioner {
@@ -80,11 +87,61 @@ impl Provisioner {
         });
         let me = self.clone();
         self.nodes.on_change(move |old, new| {
+            let Some(node) = new.or(old) else { return };
+            let disk = |node: &Arc<Node>| {
+                node.metadata.annotations.as_ref().and_then(|all| all.get(DISK).cloned())
+            };
+            if new.is_none() || old.and_then(disk) != new.and_then(disk) {
+                me.node_keys.add(node.metadata.name.clone().unwrap_or_default());
+            }
             if let (Some(_), None) = (old, new) {
                 let ours = me.volumes.list().into_iter().filter(|volume| plan::is_ours(volume));
                 ours.for_each(|volume| me.volume_keys.add(key_of(&*volume)));
             }
         });
+        let me = self.clone();
+        self.classes.on_change(move |old, new| {
+            if new.or(old).is_some_and(|class| room::is_ours(class))
+                && old.is_some() != new.is_some()
+            {
+                for node in me.nodes.list() {
+                    me.node_keys.add(node.metadata.name.clone().unwrap_or_default());
+                }
+            }
+        });
+        let me = self.clone();
+        self.rooms.on_change(move |old, new| {
+            if let Some(node) = new.or(old).and_then(|room| room::node_of(room)) {
+                me.node_keys.add(node.to_owned());
+            }
+        });
+    }
+
+    async fn for_node(&self, name: String) -> Result<(), ()> {
+        let classes = self.classes.list();
+        let classes: Vec<&StorageClass> =
+            classes.iter().map(|class| &**class).filter(|class| room::is_ours(class)).collect();
+        let held = self.rooms.list();
+        let held: Vec<&CSIStorageCapacity> =
+            held.iter().map(|it| &**it).filter(|it| room::node_of(it) == Some(&name)).collect();
+        let api = self.client.api::<CSIStorageCapacity>(Some(room::NAMESPACE));
+        for step in room::plan(&name, self.nodes.get("", &name).as_deref(), &classes, &held) {
+            match step {
+                room::Step::Create(room) => match api.create(&room).await {
+                    Err(err) if err.is_already_exists() => {}
+                    made => settle("tell a node's room", made)?,
+                },
+                room::Step::Replace(room) => {
+                    let of = room.metadata.name.as_deref().unwrap_or_default();
+                    settle("tell a node's room anew", api.replace(of, &room).await)?;
+                }
+                room::Step::Remove(of) => {
+                    let gone = api.delete(&of, &DeleteParams::default()).await;
+                    settle("tell no room of a node any more", gone)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn for_claim(&self, (namespace, name): Key) -> Result<(), ()> {
@@ -144,9 +201,9 @@ impl Provisioner {
         let Some(volume) = self.volumes.get("", &name) else { return Ok(()) };
         let claim = self.claim_of(&volume);
         let node = volume.metadata.labels.as_ref().and_then(|labels| labels.get(NODE));
-        let there = node.is_some_and(|node| self.nodes.get("", node).is_some());
+        let node = node.and_then(|node| self.nodes.get("", node));
         let volumes = self.client.all::<PersistentVolume>();
-        match plan::for_volume(&volume, claim.as_deref(), there) {
+        match plan::for_volume(&volume, claim.as_deref(), node.as_deref()) {
             ForVolume::Nothing => Ok(()),
             ForVolume::Delete => {
                 let only = DeleteParams {
@@ -163,6 +220,13 @@ impl Provisioner {
                 let patch = json!({"spec": {"capacity": {"storage": size}},
                     "metadata": {"resourceVersion": volume.metadata.resource_version}});
                 settle("grow a volume", volumes.patch(&name, &Patch::Merge(patch)).await)
+            }
+            ForVolume::TooLarge(why) => {
+                // Only another claim would do; its change wakes us.
+                if let Some(claim) = claim {
+                    self.recorder.warning(&reference(&*claim), "VolumeResizeFailed", why);
+                }
+                Ok(())
             }
             ForVolume::Tell(size) => self.tell(claim.as_deref(), &size).await,
         }

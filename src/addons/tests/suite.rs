@@ -8,7 +8,7 @@ use std::path::Path;
 
 use client::{DeleteParams, ListParams, Patch};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{CSIStorageCapacity, StorageClass};
 use serde_json::{Value, json};
 use support::{World, until};
 
@@ -282,6 +282,45 @@ async fn a_claim_grows_and_one_of_no_node_is_released() {
         volume.is_none().then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nodes_room_is_told_for_each_class_and_goes_with_it() {
+    let world = World::new().await;
+    let folder = storage(&world).await;
+    let rooms = world.admin.api::<CSIStorageCapacity>(Some("kube-system"));
+    let count = async |want: usize| {
+        until(&format!("{want} rooms are told"), || async {
+            let held = rooms.list(&ListParams::default()).await.unwrap().items;
+            (held.len() == want).then_some(held)
+        })
+        .await
+    };
+    let room = count(1).await.pop().unwrap();
+    assert_eq!(room.storage_class_name, "local-path");
+    let (total, _) = sys::fs::capacity(&folder).unwrap();
+    let told: kinds::meta::quantity::Quantity =
+        room.maximum_volume_size.unwrap().0.parse().unwrap();
+    assert_eq!(told.value().unsigned_abs(), total);
+    assert_eq!(room.node_topology.unwrap().match_labels.unwrap()["kubernetes.io/hostname"], "m");
+    // What happens on an idle node writes nothing.
+    let before = rooms.list(&ListParams::default()).await.unwrap().items;
+    let nodes = world.admin.all::<Node>();
+    let beat = Patch::Merge(json!({"metadata": {"labels": {"beat": "1"}}}));
+    nodes.patch("m", &beat).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(rooms.list(&ListParams::default()).await.unwrap().items, before);
+    // Somebody removes it: it is told again.
+    let name = before[0].metadata.name.clone().unwrap();
+    rooms.delete(&name, &DeleteParams::default()).await.unwrap();
+    count(1).await;
+    let class = json!({"metadata": {"name": "second"}, "provisioner": "coracle.io/local-path"});
+    world.admin.all::<StorageClass>().create(&read(class)).await.unwrap();
+    count(2).await;
+    world.admin.all::<StorageClass>().delete("second", &DeleteParams::default()).await.unwrap();
+    count(1).await;
+    nodes.delete("m", &DeleteParams::default()).await.unwrap();
+    count(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,8 @@
 //! Wakes where upstream looks again every few seconds: a volume that comes free wakes the
 //! claims of its class, a class those that name it, a pod the claims it waits for.
 
+mod rounds;
+
 use std::sync::Arc;
 
 use client::cache::{Key, key_of};
@@ -19,6 +21,7 @@ use super::{PODS_BY_CLAIM, claims_of, write};
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::owner::{name, namespace, uid};
 use crate::pod;
+use rounds::Rounds;
 
 const WORKERS: usize = 4;
 /// Index of claims that are not bound yet by their class; those without one under `""`.
@@ -39,6 +42,7 @@ struct Binder {
     pods: Cache<Pod>,
     claim_keys: Queue<Key>,
     volume_keys: Queue<Key>,
+    recycled: Arc<Rounds>,
 }
 
 fn open_class(claim: &PersistentVolumeClaim) -> Vec<String> {
@@ -63,6 +67,7 @@ pub async fn run(context: Context) {
         pods: context.shared.cache(),
         claim_keys: Queue::named("claims"),
         volume_keys: Queue::named("volumes"),
+        recycled: Arc::default(),
         context,
     };
     me.claims.add_index(OPEN, open_class);
@@ -122,6 +127,8 @@ impl Binder {
                 me.wake_class("");
             }
         });
+        let me = self.clone();
+        self.pods.on_change(move |old, new| me.wake_recycled(old, new));
         let me = self.clone();
         self.pods.on_change(move |old, new| {
             let Some(pod) = new.filter(|_| old.is_none()) else { return };
@@ -202,7 +209,10 @@ impl Binder {
 
     async fn sync_volume(&self, (_, name): Key) -> Outcome {
         let context = &self.context;
-        let Some(volume) = self.volumes.get("", &name) else { return Ok(()) };
+        let Some(volume) = self.volumes.get("", &name) else {
+            self.recycled.forget(&name);
+            return Ok(());
+        };
         let claim = self.claim_of(&volume).await?;
         match reclaim::plan(&volume, claim.as_deref()) {
             reclaim::Step::Nothing => Ok(()),
@@ -216,6 +226,7 @@ impl Binder {
                 Ok(())
             }
             reclaim::Step::Unbind { forget } => write::unbind(context, &volume, forget).await,
+            reclaim::Step::Recycle => self.recycle(&volume).await,
             reclaim::Step::Fail(say) => {
                 say.to(&context.recorder, &reference(&*volume));
                 let failed = (*volume).clone();

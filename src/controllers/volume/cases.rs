@@ -73,5 +73,6 @@ fn reclaimed(world: &Value) -> String {
         reclaim::Step::Unbind { forget: true } => "unbind, and forget the claim".into(),
         reclaim::Step::Unbind { forget: false } => "unbind".into(),
         reclaim::Step::Fail(say) => said(&say),
+        reclaim::Step::Recycle => "recycle".into(),
     }
 }

@@ -21,6 +21,8 @@ pub enum Step {
     },
     /// It cannot be reclaimed.
     Fail(Say),
+    /// What is on it is to be removed.
+    Recycle,
 }
 
 fn phase(volume: &PersistentVolume) -> &str {
@@ -69,6 +71,8 @@ fn towards(volume: &PersistentVolume, wanted: &'static str) -> Step {
 fn released(volume: &PersistentVolume) -> Step {
     match phase(volume) {
         "Released" => reclaim(volume),
+        // It is tried again and again.
+        "Failed" if policy(volume) == "Recycle" => Step::Recycle,
         "Failed" => Step::Nothing,
         _ => Step::Phase("Released"),
     }
@@ -88,10 +92,7 @@ fn reclaim(volume: &PersistentVolume) -> Step {
             );
             Step::Fail(Say::warning("VolumeFailedDelete", text))
         }
-        "Recycle" => Step::Fail(Say::warning(
-            "VolumeFailedRecycle",
-            "No recycler plugin found for the volume!",
-        )),
+        "Recycle" => Step::Recycle,
         _ => Step::Nothing,
     }
 }

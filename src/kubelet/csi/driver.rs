@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use rpc::{Channel, Code, Status};
 
 use super::messages::{self, Ability, NodeCapabilities, NodeInfo, Nothing, Stats, StatsRequest};
+use crate::metrics::volumes as metrics;
 
 /// How long a driver may take for a call; upstream's number.
 const CALL_PATIENCE: Duration = Duration::from_secs(120);
@@ -27,9 +28,10 @@ impl Driver {
     /// What the driver says, or that it does not answer.
     pub async fn meet(name: &str, endpoint: PathBuf) -> Result<(Self, NodeInfo), Status> {
         let channel = Channel::new(endpoint);
-        let info = channel.unary(messages::NODE_GET_INFO, &Nothing {}, CALL_PATIENCE).await?;
-        let method = messages::NODE_GET_CAPABILITIES;
-        let told: NodeCapabilities = channel.unary(method, &Nothing {}, CALL_PATIENCE).await?;
+        let ask = messages::NODE_GET_INFO;
+        let info = timed(name, &channel, ask, &Nothing {}, CALL_PATIENCE).await?;
+        let ask = messages::NODE_GET_CAPABILITIES;
+        let told: NodeCapabilities = timed(name, &channel, ask, &Nothing {}, CALL_PATIENCE).await?;
         let abilities = told
             .capabilities
             .iter()
@@ -41,7 +43,7 @@ impl Driver {
     /// # Errors
     /// What the driver says; DeadlineExceeded after two minutes.
     pub async fn info(&self) -> Result<NodeInfo, Status> {
-        self.channel.unary(messages::NODE_GET_INFO, &Nothing {}, CALL_PATIENCE).await
+        self.call(messages::NODE_GET_INFO, &Nothing {}).await
     }
 
     pub fn can(&self, ability: Ability) -> bool {
@@ -51,7 +53,7 @@ impl Driver {
     /// # Errors
     /// What the driver says; DeadlineExceeded after ten seconds.
     pub async fn measure(&self, request: &StatsRequest) -> Result<Stats, Status> {
-        self.channel.unary(messages::NODE_STATS, request, STATS_PATIENCE).await
+        timed(&self.name, &self.channel, messages::NODE_STATS, request, STATS_PATIENCE).await
     }
 
     /// # Errors
@@ -61,8 +63,22 @@ impl Driver {
         method: &str,
         request: &impl Message,
     ) -> Result<A, Status> {
-        self.channel.unary(method, request, CALL_PATIENCE).await
+        timed(&self.name, &self.channel, method, request, CALL_PATIENCE).await
     }
+}
+
+async fn timed<A: Message + Default>(
+    driver: &str,
+    channel: &Channel,
+    method: &str,
+    request: &impl Message,
+    patience: Duration,
+) -> Result<A, Status> {
+    let begun = Instant::now();
+    let answer = channel.unary(method, request, patience).await;
+    let code = answer.as_ref().map_or_else(|status: &Status| status.code, |_| Code::Ok);
+    metrics::asked(driver, method, code, begun.elapsed());
+    answer
 }
 
 /// Whether a call that failed so has left nothing behind. After the other codes the driver

@@ -35,6 +35,33 @@ static TOOK: LazyLock<HistogramFamily<Operation>> = LazyLock::new(|| {
     register("storage_operation_duration_seconds", help, histograms(&SECONDS))
 });
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Call {
+    driver_name: String,
+    grpc_status_code: String,
+    method_name: String,
+    migrated: &'static str,
+}
+
+static ASKED: LazyLock<HistogramFamily<Call>> = LazyLock::new(|| {
+    let help = "How long drivers take for what they are asked, with the code of their answer";
+    register("csi_operations_seconds", help, histograms(&SECONDS))
+});
+
+/// A driver has answered, or not in time.
+pub fn asked(driver: &str, method: &str, code: rpc::Code, took: Duration) {
+    let labels = Call {
+        driver_name: driver.to_owned(),
+        grpc_status_code: match code {
+            rpc::Code::Ok => "OK".to_owned(),
+            code => format!("{code:?}"),
+        },
+        method_name: method.to_owned(),
+        migrated: "false",
+    };
+    ASKED.get_or_create(&labels).observe(took.as_secs_f64());
+}
+
 fn count(plugin: &str, state: &'static str) -> Gauge {
     COUNT.get_or_create(&Kind { plugin_name: plugin.to_owned(), state }).clone()
 }

@@ -25,6 +25,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use super::persistent::Place;
+use super::waits::PATIENCE;
 use super::{Failure, blocking, mounts, says};
 use crate::config::KubeletConfig;
 use crate::csi::driver::Driver;
@@ -38,8 +39,6 @@ use held::Held;
 pub use source::Source;
 use source::{Record, pod_dir};
 
-/// How long a pod waits for its volumes before that is told; upstream's number.
-const ATTACH_PATIENCE: Duration = Duration::from_secs(123);
 /// The pod is refused for this: its volume is one too many for the node.
 pub const LIMIT_EXCEEDED: &str = "VolumeAttachmentLimitExceeded";
 /// How often a volume that waits is asked whether it is one too many: nobody tells the node.
@@ -106,7 +105,7 @@ impl Step {
             (true, Self::Publish) => ("FailedMapVolume", "MapVolume.MapPodDevice"),
         };
         let message = format!("{step} failed for volume \"{}\" : {why}", source.name);
-        Failure { reason, message }
+        Failure::new(reason, message)
     }
 }
 
@@ -209,28 +208,25 @@ impl CsiVolumes {
             let described = self.drivers.objects.get("", &source.driver);
             source
                 .set_label(pod, volume, described.as_ref().map(|it| &it.spec))
-                .map_err(|why| mislabelled(volume, &why))?;
+                .map_err(Failure::unprocessed)?;
             return self.keep(pod, &key, &source, tokens, (place, at), group, now).await;
         }
         if let Some(place) = self.found(uid, &mut source).await? {
             self.note(key, source, place.clone(), Room::Looked { at: now, bytes: None }, now);
             return Ok((place, Some(self.later(now))));
         }
-        let described = tokio::time::timeout(ATTACH_PATIENCE, self.described(&source.driver))
+        let described = tokio::time::timeout(PATIENCE, self.described(&source.driver))
             .await
-            .map_err(|_| late(volume))?;
-        source::check_mode(&source, described.as_ref()).map_err(|why| Failure {
-            reason: "FailedMount",
-            message: format!(
+            .map_err(|_| Failure::late())?;
+        source::check_mode(&source, described.as_ref()).map_err(|why| {
+            format!(
                 "MountVolume.NewMounter initialization failed for volume \"{}\" : {why}",
                 source.name
-            ),
+            )
         })?;
         let needs_attachment = !source.is_ephemeral
             && described.as_ref().and_then(|it| it.attach_required) != Some(false);
-        source
-            .set_label(pod, volume, described.as_ref())
-            .map_err(|why| mislabelled(volume, &why))?;
+        source.set_label(pod, volume, described.as_ref()).map_err(Failure::unprocessed)?;
         let record = source.record(&self.node, needs_attachment);
         let mut context = HashMap::new();
         if !source.is_ephemeral {
@@ -239,7 +235,7 @@ impl CsiVolumes {
         if needs_attachment {
             let asks = described.as_ref().is_some_and(|it| limits::period(it).is_some());
             let is_attached = tokio::select! {
-                attached = self.until_attached(&record, volume) => attached?,
+                attached = self.until_attached(&record) => attached?,
                 () = self.until_full(&record), if asks => return Err(full()),
             };
             if is_attached {
@@ -394,7 +390,7 @@ impl CsiVolumes {
     /// Waits for the node's word that the volume is attached, and that everybody knows it
     /// to be in use: nobody detaches it then. False where its driver turns out to attach
     /// nothing.
-    async fn until_attached(&self, record: &Record, volume: &str) -> Result<bool, Failure> {
+    async fn until_attached(&self, record: &Record) -> Result<bool, Failure> {
         let name = record.unique_name();
         let mut news = self.news.subscribe();
         let waiting = async {
@@ -410,7 +406,13 @@ impl CsiVolumes {
                 let _ = news.changed().await;
             }
         };
-        tokio::time::timeout(ATTACH_PATIENCE, waiting).await.map_err(|_| late(volume))
+        tokio::time::timeout(PATIENCE, waiting).await.map_err(|_| Failure::late())
+    }
+
+    /// Whether somebody is to attach the volume, and has not told that it is.
+    pub fn lacks_attachment(&self, source: &Source) -> bool {
+        let name = source.record(&self.node, true).unique_name();
+        !source.is_ephemeral && self.drivers.attaches(&source.driver) && !self.is_attached(&name)
     }
 
     fn is_attached(&self, name: &str) -> bool {
@@ -581,34 +583,10 @@ fn place(path: PathBuf, source: &Source, takes_group: bool, is_fresh: bool) -> P
     Place { path, is_block, read_only, takes_group, relabel, is_fresh }
 }
 
-/// What upstream says of a pod whose containers want a volume with several labels.
-fn mislabelled(volume: &str, why: &str) -> Failure {
-    Failure {
-        reason: "FailedMount",
-        message: format!(
-            "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached \
-             volumes=[], failed to process volumes=[{volume}]: {why}"
-        ),
-    }
-}
-
 /// What upstream says when a node turns out to be full.
 fn full() -> Failure {
-    Failure {
-        reason: LIMIT_EXCEEDED,
-        message: "Node has reached its volume attachment limit, rejecting pod".to_owned(),
-    }
-}
-
-/// What upstream says when the wait for a pod's volumes is over.
-fn late(volume: &str) -> Failure {
-    Failure {
-        reason: "FailedMount",
-        message: format!(
-            "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached \
-             volumes=[{volume}], failed to process volumes=[]: context deadline exceeded"
-        ),
-    }
+    let message = "Node has reached its volume attachment limit, rejecting pod";
+    Failure::new(LIMIT_EXCEEDED, message.to_owned())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
-use super::{Failure, Volumes, claims, csi, is_used, made, sooner};
+use super::{Failure, FailureKind, Volumes, claims, csi, is_used, made, sooner, waits};
 use crate::config::KubeletConfig;
 use crate::env::Facts;
 use crate::metrics::volumes as metrics;
@@ -75,11 +75,55 @@ impl Volumes {
             }
             out
         });
-        let all = futures::future::join_all(work).await;
-        all.into_iter().fold(Ensured::default(), |mut out, more| {
+        let uid = pod::uid(making.pod);
+        let all = tokio::select! {
+            all = futures::future::join_all(work) => all,
+            never = self.tell_late(making, tell) => match never {},
+        };
+        let mut out = all.into_iter().fold(Ensured::default(), |mut out, more| {
             out.add(more);
             out
-        })
+        });
+        match out.missing {
+            None => self.waits.end(uid),
+            Some(_) => out.again = sooner(out.again, self.waits.due(uid, making.now)),
+        }
+        out
+    }
+
+    /// Tells, each time that the wait is over, which volumes the pod still lacks.
+    async fn tell_late(
+        &self,
+        making: Making<'_>,
+        tell: &(dyn Fn(&Failure) + Sync),
+    ) -> std::convert::Infallible {
+        let pod = making.pod;
+        if self.are_made(pod) {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep_until(self.waits.begin(pod::uid(pod))).await;
+            self.waits.end(pod::uid(pod));
+            tell(&self.lacking(pod, waits::DEADLINE).into());
+        }
+    }
+
+    /// What is said of a pod's missing volumes.
+    fn lacking(&self, pod: &Pod, why: &str) -> String {
+        let uid = pod::uid(pod);
+        let missing: Vec<&Volume> =
+            wanted(pod).filter(|it| !self.made.has(uid, &it.name)).collect();
+        let names = |which: &dyn Fn(&Volume) -> bool| {
+            missing.iter().filter(|it| which(it)).map(|it| it.name.as_str()).collect::<Vec<_>>()
+        };
+        let bound = self.bound.lock().get(uid).cloned().unwrap_or_default();
+        let unattached = names(&|it| {
+            let source = csi::Source::of(pod, it, bound.get(&it.name));
+            source.is_some_and(|source| self.csi.lacks_attachment(&source))
+        });
+        let is_claimed = |it: &Volume| claims::claim_of(pod, it).is_some();
+        let unprocessed = names(&|it| is_claimed(it) && !bound.contains_key(&it.name));
+        waits::text(names(&|_| true), unattached, unprocessed, why)
     }
 
     async fn ensure_told(
@@ -99,10 +143,13 @@ impl Volumes {
                 self.troubles.mended(uid, name);
                 Ensured { again, missing: None }
             }
-            Err(failure) => {
+            Err(mut failure) => {
                 let why = &failure.message;
                 let (is_told, again) = self.troubles.failed(uid, name, why, making.now);
-                if is_told {
+                if failure.kind == FailureKind::Unprocessed {
+                    failure.message = self.lacking(making.pod, why);
+                }
+                if is_told && failure.kind != FailureKind::Late {
                     tell(&failure);
                 }
                 Ensured { again: Some(again), missing: Some(failure).filter(|_| !is_made) }
@@ -149,5 +196,40 @@ mod tests {
             .into_iter()
             .map(|turn| turn.into_iter().map(|it| it.name.clone()).collect::<Vec<_>>().join(" "));
         assert_eq!(names.collect::<Vec<_>>(), ["a", "b d", "c", "e"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_still_missing_when_the_wait_is_over_is_told_whatever_holds_it_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            KubeletConfig { root_dir: dir.path().into(), ..crate::sandbox::samples::config() };
+        let mounts =
+            ["d", "c", "e"].map(|name| json!({"name": name, "mountPath": format!("/{name}")}));
+        let pod = pod(json!({"containers": [{"name": "a", "volumeMounts": mounts}],
+            "volumes": [{"name": "e", "emptyDir": {}}, {"name": "c", "csi": {"driver": "none"}},
+                {"name": "d", "persistentVolumeClaim": {"claimName": "d"}}]}));
+        // A server that never answers.
+        let client = csi::samples::client();
+        let volumes =
+            Volumes::new(&config, csi::samples::none(&config), client::recorder::silent());
+        let facts = Facts { pod_ips: vec![], host_ips: vec![], allocatable: None };
+        let making = Making {
+            config: &config,
+            client: &client,
+            objects: &Objects::new(client.clone(), std::sync::Arc::new(|_: &str| {})),
+            pod: &pod,
+            facts: &facts,
+            now: Timestamp::UNIX_EPOCH,
+        };
+        let told = parking_lot::Mutex::new(Vec::new());
+        let tell = |it: &Failure| told.lock().push(format!("{}: {}", it.reason, it.message));
+        let end = tokio::time::Instant::now() + waits::PATIENCE * 5 / 2;
+        while tokio::time::timeout_at(end, volumes.ensure(making, &tell)).await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let text = "FailedMount: Unable to attach or mount volumes: unmounted volumes=[c d], \
+                    unattached volumes=[], failed to process volumes=[d]: context deadline exceeded";
+        let told = told.lock();
+        assert_eq!(told.iter().filter(|it| *it == text).count(), 2, "{told:?}");
     }
 }

@@ -55,7 +55,7 @@ impl Exclusive {
              already in use by another pod",
             bound.name
         );
-        Err(Failure { reason, message })
+        Err(Failure::new(reason, message))
     }
 
     pub fn release(&self, uid: &str) {

@@ -16,7 +16,7 @@ use sys::mount::options;
 use super::attached::Attached;
 use super::claims::Bound;
 use super::iscsi::{Disk, Secrets};
-use super::{blocking, disk, hostpath, mounts, says, selinux};
+use super::{Failure, blocking, disk, hostpath, mounts, says, selinux};
 use crate::pod;
 
 /// A server that does not answer is given up after this long, and tried again later.
@@ -44,6 +44,18 @@ pub struct Place {
 /// The pod's own directory for volumes of a plugin; made once something is mounted there.
 fn own_dir(pod_dir: &Path, plugin: &str, name: &str) -> PathBuf {
     pod_dir.join("volumes").join(plugin).join(name)
+}
+
+/// The event for a claimed volume that could not be made, in upstream's words.
+pub fn failed(bound: &Bound, why: String) -> Failure {
+    let name = &bound.name;
+    let lacks = bound.spec.local.as_ref().is_some_and(|it| exists(Path::new(&it.path)).is_err());
+    let (reason, step) = match (bound.is_block(), lacks) {
+        (true, _) => ("FailedMapVolume", "MapVolume.MapBlockVolume failed"),
+        (false, true) => ("FailedMount", "MountVolume.NewMounter initialization failed"),
+        (false, false) => ("FailedMount", "MountVolume.SetUp failed"),
+    };
+    Failure::new(reason, format!("{step} for volume \"{name}\" : {why}"))
 }
 
 fn kind(spec: &PersistentVolumeSpec) -> &'static str {
@@ -386,6 +398,27 @@ mod tests {
         let block = json!({"local": {"path": disk.display().to_string()}, "volumeMode": "Block"});
         let said = make(&pod, &bound(block)).await.unwrap_err();
         assert!(said.ends_with("is neither a block device nor a regular file"), "{said}");
+    }
+
+    #[test]
+    fn what_fails_is_told_of_the_volume_and_not_of_its_place_in_the_pod() {
+        for (spec, want) in [
+            (
+                json!({"local": {"path": "/none"}}),
+                "FailedMount: MountVolume.NewMounter initialization failed",
+            ),
+            (json!({"local": {"path": "/"}}), "FailedMount: MountVolume.SetUp failed"),
+            (json!({"hostPath": {"path": "/none"}}), "FailedMount: MountVolume.SetUp failed"),
+            (
+                json!({"local": {"path": "/none"}, "volumeMode": "Block"}),
+                "FailedMapVolume: MapVolume.MapBlockVolume failed",
+            ),
+        ] {
+            let bound = bound(spec);
+            let said = failed(&bound, "why".into());
+            let text = format!("{}: {}", said.reason, said.message);
+            assert_eq!(text, format!("{want} for volume \"{}\" : why", bound.name));
+        }
     }
 
     #[tokio::test]

@@ -66,6 +66,7 @@ fn entries(
     at: &mut PathBuf,
 ) -> io::Result<u64> {
     let root = Root::open(target)?;
+    let top = std::fs::read_link(sys::fs::descriptor_path(root.handle()))?;
     let (allowance, mut room) = (Allowance::default(), Room::at(target));
     let mut archive = tar::Archive::new(Metered { inner: reader, allowance: &allowance });
     let mut directories: Vec<(PathBuf, i64)> = Vec::new();
@@ -151,7 +152,9 @@ fn entries(
                     bytes += sparse::copy(&mut entry, &mut file)?;
                 } else {
                     let position = entry.raw_file_position();
-                    marks.content(position, entry.size(), &path);
+                    // A link on the way to it may be replaced later; where it lies, it stays.
+                    let lies = place(&top, &dir, &name).unwrap_or_else(|| path.clone());
+                    marks.content(position, entry.size(), &lies);
                     if entry.size() > 0 {
                         contents.insert(file.metadata()?.ino(), position);
                     }
@@ -207,6 +210,12 @@ fn entries(
         }
     }
     Ok(bytes)
+}
+
+/// Where an entry of `dir` lies below `top`; None where that is so deep that it has no name.
+fn place(top: &Path, dir: &OwnedFd, name: &OsStr) -> Option<PathBuf> {
+    let dir = std::fs::read_link(sys::fs::descriptor_path(dir.as_fd())).ok()?;
+    Some(dir.strip_prefix(top).ok()?.join(name))
 }
 
 /// Keeps the contents below a path that an export needs: the archive has them, the layer not.

@@ -54,6 +54,17 @@ async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
         let text = cluster.until_event(name, "SuccessfulAttachVolume").await;
         assert_eq!(text, "AttachVolume.Attach succeeded for volume \"v\" ");
     }
+    let text = base::metrics::render(base::metrics::Format::Prometheus);
+    for line in [
+        "storage_count_attachable_volumes_in_use{node=\"m\",volume_plugin=\"kubernetes.io/csi:d.example\"} 2",
+        "attachdetach_controller_total_volumes{plugin_name=\"kubernetes.io/csi:d.example\",state=\"desired_state_of_world\"} 1",
+        "attachdetach_controller_total_volumes{plugin_name=\"kubernetes.io/csi:d.example\",state=\"actual_state_of_world\"} 1",
+        "pv_collector_bound_pv_count{storage_class=\"\"} 1",
+        "pv_collector_total_pv_count{plugin_name=\"kubernetes.io/csi:d.example\",volume_mode=\"Filesystem\"} 1",
+        "pv_collector_bound_pvc_count{namespace=\"default\",storage_class=\"\",volume_attributes_class=\"\"} 1",
+    ] {
+        assert!(text.lines().any(|it| it == line), "{line}: {text}");
+    }
     pods.delete("q", &DeleteParams::default().grace(0)).await.unwrap();
     // While it is mounted it stays.
     let mounted = json!({"status": {"volumesInUse": ["kubernetes.io/csi/d.example^h"]}});
@@ -96,4 +107,19 @@ async fn a_volume_of_one_node_waits_for_the_other_and_says_so() {
     assert_eq!(on().await, ["m"]);
     pods.delete("p", &DeleteParams::default().grace(0)).await.unwrap();
     until("the second has it", async || (on().await == ["n"]).then_some(())).await;
+
+    // A node that was lost lets go of what it said it used.
+    let used = json!({"status": {"volumesInUse": ["kubernetes.io/csi/d.example^h"]}});
+    client.all::<Node>().patch_status("n", &Patch::Merge(used)).await.unwrap();
+    let lost = json!({"spec": {"taints": [{"key": "node.kubernetes.io/out-of-service",
+        "effect": "NoExecute"}]}});
+    client.all::<Node>().patch("n", &Patch::Merge(lost)).await.unwrap();
+    pods.delete("q", &DeleteParams::default().grace(0)).await.unwrap();
+    until("it is detached", async || on().await.is_empty().then_some(())).await;
+    let line = "attachdetach_controller_forced_detaches{reason=\"out-of-service\"} 1";
+    until("that is counted", async || {
+        let text = base::metrics::render(base::metrics::Format::Prometheus);
+        text.lines().any(|it| it == line).then_some(())
+    })
+    .await;
 }

@@ -295,3 +295,64 @@ async fn a_class_of_attributes_stays_while_a_claim_names_it() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_is_to_be_used_again_is_emptied_by_a_pod() {
+    let cluster = cluster().await;
+    let policy = json!({"persistentVolumeReclaimPolicy": "Recycle"});
+    cluster.volume("again", "1Gi", policy).await;
+    cluster.claim_of_volume("c", json!({"storageClassName": ""})).await;
+    cluster.until_claim("c", "Bound").await;
+    let uses = json!({"nodeName": "m", "volumes": [
+        {"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]});
+    cluster.pod_of_volume("user", uses).await;
+    // Somebody takes the claim's protection away.
+    let claims = cluster.claims_of_volume();
+    claims.delete("c", &DeleteParams::default()).await.unwrap();
+    let bare = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    claims.patch("c", &bare).await.unwrap();
+    let why = cluster.until_event("again", "VolumeFailedRecycle").await;
+    assert_eq!(why, "Volume is used by pods: default/user");
+    let pods = cluster.client.api::<Pod>(Some("default"));
+    assert!(pods.get_opt("recycler-for-again").await.unwrap().is_none());
+    pods.delete("user", &DeleteParams::default().grace(0)).await.unwrap();
+    let recycler = async || {
+        until("there is a pod for it", || async {
+            pods.get_opt("recycler-for-again").await.unwrap()
+        })
+        .await
+    };
+    let first = recycler().await;
+    let spec = serde_json::to_value(&first.spec).unwrap();
+    assert_eq!(spec["volumes"][0]["hostPath"]["path"], "/data/again");
+    let about = serde_json::to_value(client::recorder::reference(&first)).unwrap();
+    let event = json!({"metadata": {"name": "pulling", "namespace": "default"}, "type": "Normal",
+        "reason": "Pulling", "message": "Pulling image \"x\"", "involvedObject": about});
+    let event: Event = serde_json::from_value(event).unwrap();
+    cluster.client.api::<Event>(Some("default")).create(&event).await.unwrap();
+    assert_eq!(
+        cluster.until_event("again", "RecyclerPod").await,
+        "Recycler pod: Pulling image \"x\""
+    );
+    let end = async |phase: &str| {
+        let status = Patch::Merge(json!({"status": {"phase": phase, "message": "no room"}}));
+        pods.patch_status("recycler-for-again", &status).await.unwrap();
+    };
+    end("Failed").await;
+    cluster.until_volume("again", "Failed").await;
+    let told = "Recycle failed: failed to recycle volume: no room";
+    cluster.until_told(told).await;
+    until("the pod is gone", async || {
+        pods.get_opt("recycler-for-again").await.unwrap().is_none().then_some(())
+    })
+    .await;
+    // The next one comes after upstream's fifteen seconds.
+    let second = recycler().await;
+    assert_ne!(second.metadata.uid, first.metadata.uid);
+    end("Succeeded").await;
+    let volume = cluster.until_volume("again", "Available").await;
+    assert!(volume.spec.unwrap().claim_ref.is_none());
+    assert_eq!(cluster.until_event("again", "VolumeRecycled").await, "Volume recycled");
+    cluster.claim_of_volume("next", json!({"storageClassName": ""})).await;
+    cluster.until_claim("next", "Bound").await;
+}

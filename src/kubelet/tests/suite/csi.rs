@@ -396,8 +396,24 @@ async fn a_device_is_published_as_one() {
     told(&world, "disk", "FailedMapVolume: MapVolume.MapPodDevice failed for volume \"pv-raw\" : rpc error: code = Internal desc = as the test wants").await;
     world.until_ready("disk").await;
     assert_eq!(run(&world, "disk", "stat -c %F:%t:%T /dev/xda").await, "block special file:7:fb\n");
+    let mapped = "SuccessfulMountVolume: MapVolume.MapPodDevice succeeded for volume \"pv-raw\"";
+    let uid = world.pod("disk").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let root = &world.dir.path().join("agent");
+    let below = root.join("pods").join(&uid).join("volumeDevices/kubernetes.io~csi");
+    told(&world, "disk", &format!("{mapped} volumeMapPath \"{}\"", below.display())).await;
+    let global = root.join("plugins/kubernetes.io/csi/volumeDevices/publish/pv-raw");
+    told(&world, "disk", &format!("{mapped} globalMapPath \"{}\"", global.display())).await;
+    assert_eq!(std::fs::read_link(below.join("pv-raw")).unwrap(), global.join(&uid));
     let capability = driver.state.lock().stages[0].volume_capability.clone().unwrap();
     assert!(matches!(capability.access_type, Some(AccessType::Block(_))));
+    let text = base::metrics::render(base::metrics::Format::Prometheus);
+    for code in ["Internal", "OK"] {
+        let asked = format!(
+            "csi_operations_seconds_count{{driver_name=\"{DRIVER}\",grpc_status_code=\"{code}\",\
+             method_name=\"/csi.v1.Node/NodePublishVolume\",migrated=\"false\"}} "
+        );
+        assert!(text.contains(&asked), "{asked}: {text}");
+    }
     world.delete("disk").await;
     until("it is unstaged", || driver.state.lock().unstaged == 1).await;
     driver.stop().await;

@@ -170,7 +170,7 @@ impl CsiVolumes {
                     false => ("FailedMount", "MountVolume.Setup failed while expanding volume"),
                 };
                 let message = format!("{what} for volume \"{}\" : {why}", source.name);
-                Err(Failure { reason, message })
+                Err(Failure::new(reason, message))
             }
         }
     }

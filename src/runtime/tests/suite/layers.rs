@@ -117,6 +117,27 @@ async fn a_hard_link_may_name_a_file_of_a_layer_below() {
     assert!(err.message.contains("usr/again"), "{err}");
 }
 
+#[tokio::test]
+async fn a_file_behind_a_link_that_is_replaced_later_is_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let lower = tar_of(&[
+        ("real/", 0o755, b""),
+        ("link:way->real", 0o777, b""),
+        ("way/file", 0o644, b"behind the link"),
+        ("way/", 0o755, b""),
+        ("link:second->real", 0o777, b""),
+        ("second/other", 0o644, b"also"),
+        ("link:second->nowhere", 0o777, b""),
+    ]);
+    // So does a layer above, in its own directory.
+    let upper = tar_of(&[("way/", 0o755, b""), ("way/new", 0o644, b"new")]);
+    let seen = Seen::of(dir.path(), &[lower, upper]).await;
+    assert_eq!(seen.text("real/file"), "behind the link");
+    assert_eq!(seen.text("real/other"), "also");
+    let exported = dir.path().join("out.tar");
+    seen.images.export_file(&["layers:1".to_owned()], &exported).await.unwrap();
+}
+
 /// What GNU tar makes of the files in `dir`, told in `words`.
 fn archived(dir: &Path, words: &[&str]) -> Vec<u8> {
     let mut tar = Command::new("tar");
