@@ -4,6 +4,7 @@
 
 mod auth;
 pub mod flags;
+mod health;
 mod hollow;
 mod listen;
 mod serve;
@@ -73,6 +74,7 @@ pub fn controllers(
     flags: &ComponentFlags,
     how: &ControllerFlags,
     only: &ApartOnlyFlags,
+    shown_flags: Vec<(String, String)>,
 ) -> Result<()> {
     let reached = Reached::new(&flags.connection, &scheduler::Connection::default())?;
     let kubeconfig = named(flags.kubeconfig.as_ref(), None)?;
@@ -88,6 +90,7 @@ pub fn controllers(
             "Address": flags.serving.bind_address, "ClientConnection": {
                 "QPS": flags.connection.kube_api_qps, "Burst": flags.connection.kube_api_burst,
             },
+            "Controllers": config.chosen.names().collect::<Vec<_>>(),
             "LeaderElection": {
                 "LeaderElect": election.elect, "LeaseDuration": seconds(election.lease),
                 "RenewDeadline": seconds(election.deadline),
@@ -103,7 +106,25 @@ pub fn controllers(
             "NodeCIDRMaskSizeIPv4": config.node_cidr_sizes.0,
             "NodeCIDRMaskSizeIPv6": config.node_cidr_sizes.1,
         },
-        "NodeLifecycleController": {"NodeMonitorGracePeriod": seconds(config.node_monitor_grace)},
+        "NodeLifecycleController": {
+            "NodeMonitorGracePeriod": seconds(config.node_monitor_grace),
+            "NodeStartupGracePeriod": seconds(config.node_startup_grace),
+            "NodeEvictionRate": config.eviction.rate,
+            "SecondaryNodeEvictionRate": config.eviction.rate_ill,
+            "UnhealthyZoneThreshold": config.eviction.ill_share,
+            "LargeClusterSizeThreshold": config.eviction.large,
+        },
+        "EndpointController": {
+            "EndpointUpdatesBatchPeriod": seconds(config.endpoints.endpoints_wait),
+        },
+        "EndpointSliceController": {
+            "MaxEndpointsPerSlice": config.endpoints.slice_max,
+            "EndpointUpdatesBatchPeriod": seconds(config.endpoints.slices_wait),
+        },
+        "EndpointSliceMirroringController": {
+            "MirroringMaxEndpointsPerSubset": config.endpoints.mirrored_max,
+            "MirroringEndpointUpdatesBatchPeriod": seconds(config.endpoints.mirrors_wait),
+        },
         "PodGCController": {"TerminatedPodGCThreshold": config.finished_pods_max},
         "CSRSigningController": {"ClusterSigningDuration": seconds(config.signing_duration)},
         "HPAController": {
@@ -111,32 +132,44 @@ pub fn controllers(
             "HorizontalPodAutoscalerTolerance": config.autoscaling.tolerance,
             "HorizontalPodAutoscalerDownscaleStabilizationWindow":
                 seconds(config.autoscaling.stabilization),
+            "HorizontalPodAutoscalerCPUInitializationPeriod":
+                seconds(config.autoscaling.cpu_initialization),
+            "HorizontalPodAutoscalerInitialReadinessDelay":
+                seconds(config.autoscaling.initial_readiness),
         },
     });
     let shown = ("kubecontrollermanager.config.k8s.io", shown);
-    component.run(election, CONTROLLERS_PORT, shown, |client, _| {
+    let told = Told { config: shown, flags: shown_flags };
+    component.run(election, CONTROLLERS_PORT, told, |client, _| {
         let start = move |drain: Drain| async move {
             let shared = Shared::new(client.clone(), drain.clone());
             // One identity writes for all of them, as the kubeconfig says.
             let running = Controllers::start(&shared, |_| client.clone(), config, &drain);
             running.join().await;
         };
-        (start, None)
+        (start, None, None)
     })
 }
 
-pub fn scheduler(flags: &ComponentFlags, config: Option<&Path>) -> Result<()> {
+pub fn scheduler(
+    flags: &ComponentFlags,
+    config: Option<&Path>,
+    parked_max: Option<Duration>,
+    shown_flags: Vec<(String, String)>,
+) -> Result<()> {
     let mut config = match config {
         Some(path) => scheduler::Config::read(path).map_err(Error::Usage)?,
         None => scheduler::Config::default(),
     };
+    config.parked_max = parked_max.unwrap_or(config.parked_max);
     flags.election.apply(&mut config.election);
     let reached = Reached::new(&flags.connection, &config.connection)?;
     let given = config.connection.kubeconfig.as_ref();
     let kubeconfig = named(flags.kubeconfig.as_ref(), given)?;
     let component = Component::new("kube-scheduler", flags, kubeconfig, reached)?;
     let shown = ("componentconfig", config.show());
-    component.run(config.election.clone(), SCHEDULER_PORT, shown, |client, drain| {
+    let told = Told { config: shown, flags: shown_flags };
+    component.run(config.election.clone(), SCHEDULER_PORT, told, |client, drain| {
         let delays = config.delay_cache_until_active;
         let make = move |drain: Drain| {
             let recorder = Recorder::new(client.clone(), "default-scheduler", "", drain.clone());
@@ -154,12 +187,22 @@ pub fn scheduler(flags: &ComponentFlags, config: Option<&Path>) -> Result<()> {
                 scheduler.run(drain).await;
             }
         };
+        let resources = watched.clone().map(|it| {
+            let resources: serve::Metrics = Box::new(move |format| it.pod_resources(format));
+            resources
+        });
         let synced = watched.map(|it| {
             let is_synced: serve::IsSynced = Box::new(move || it.is_synced());
             ("sched-handler-sync", is_synced)
         });
-        (start, synced)
+        (start, synced, resources)
     })
+}
+
+/// How a component was set up, for whoever asks it.
+struct Told {
+    config: (&'static str, serde_json::Value),
+    flags: Vec<(String, String)>,
 }
 
 struct Component<'a> {
@@ -179,7 +222,11 @@ impl<'a> Component<'a> {
         reached: Reached,
     ) -> Result<Self> {
         base::log::init(base::log::Format::Text, flags.verbose);
-        let endpoint = load(&kubeconfig)?;
+        client::zpages::begin();
+        let mut endpoint = load(&kubeconfig)?;
+        if let Some(server) = &flags.connection.master {
+            endpoint.server.clone_from(server);
+        }
         Ok(Self { name, flags, kubeconfig, endpoint, reached })
     }
 
@@ -193,8 +240,8 @@ impl<'a> Component<'a> {
         &self,
         election: Settings,
         port: u16,
-        config: (&'static str, serde_json::Value),
-        make: impl FnOnce(Client, Drain) -> (S, Synced),
+        told: Told,
+        make: impl FnOnce(Client, Drain) -> (S, Synced, Option<serve::Metrics>),
     ) -> Result<()>
     where
         S: FnOnce(Drain) -> F,
@@ -210,9 +257,10 @@ impl<'a> Component<'a> {
         let lead = election.lead(&election::identity(&host::name()));
         let server = self.kubeconfig.display().to_string();
         let kept = until_told(|drain| async move {
-            let (start, synced) = make(client, drain.clone());
+            let (start, synced, resources) = make(client, drain.clone());
             let watch = election.elect.then(|| lead.watch.clone());
-            let page = Page { config, election: watch, synced };
+            let Told { config, flags } = told;
+            let page = Page { name: self.name, flags, config, election: watch, synced, resources };
             let (serving, kubeconfig) = (&self.flags.serving, &self.kubeconfig);
             let serves = serve::start(serving, kubeconfig, self.name, port, page, &drain);
             let serves = serves.await?;

@@ -51,6 +51,9 @@ pub enum Command {
         /// A KubeSchedulerConfiguration file
         #[arg(long)]
         config: Option<PathBuf>,
+        /// A pod that nothing has helped is tried again after this long (default: 5m)
+        #[arg(long, value_parser = duration)]
+        pod_max_in_unschedulable_pods_duration: Option<Duration>,
     },
     /// Run the node of this machine for the server of a kubeconfig, or simulated ones
     #[command(hide = true)]

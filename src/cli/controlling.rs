@@ -1,133 +1,37 @@
 //! How controllers work, by kube-controller-manager's flags: of `coracle controllers`, and of the
 //! server's `--kube-controller-manager-arg`.
 
+mod flags;
+mod recycling;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser};
-use controllers::{Config, Recycling};
-use k8s_openapi::api::core::v1::Pod;
+use clap::{Args, Command, CommandFactory, Parser};
+use controllers::{Chosen, Config, GARBAGE_COLLECTOR};
 
-use crate::args::duration;
+use crate::apart::flags::ComponentFlags;
+use crate::refused::{self, Component};
 use crate::{Error, Result};
 
-/// What both have.
-#[derive(Debug, Default, Args)]
-pub struct ControllerFlags {
-    /// A node that is silent for longer is held for dead (default: 50s)
-    #[arg(long, value_parser = duration)]
-    pub node_monitor_grace_period: Option<Duration>,
-    /// Size of the nodes' networks, in bits, where pods have one family (default: 24, or 64 of IPv6)
-    #[arg(long)]
-    pub node_cidr_mask_size: Option<u8>,
-    /// The same of IPv4
-    #[arg(long)]
-    pub node_cidr_mask_size_ipv4: Option<u8>,
-    /// The same of IPv6
-    #[arg(long)]
-    pub node_cidr_mask_size_ipv6: Option<u8>,
-    /// Finished pods beyond this number are removed; 0 keeps all (default: 12500)
-    #[arg(long)]
-    pub terminated_pod_gc_threshold: Option<usize>,
-    /// How long certificates are valid at the most (default: 8760h)
-    #[arg(long, value_parser = duration)]
-    pub cluster_signing_duration: Option<Duration>,
-    /// Between two looks of an autoscaler (default: 15s)
-    #[arg(long, value_parser = duration)]
-    pub horizontal_pod_autoscaler_sync_period: Option<Duration>,
-    /// Changes below this share are not followed (default: 0.1)
-    #[arg(long)]
-    pub horizontal_pod_autoscaler_tolerance: Option<f64>,
-    /// The highest wish of this time counts (default: 5m)
-    #[arg(long, value_parser = duration)]
-    pub horizontal_pod_autoscaler_downscale_stabilization: Option<Duration>,
-    #[command(flatten)]
-    pub recycling: RecyclingFlags,
-}
-
-/// How volumes with the reclaim policy Recycle are emptied.
-#[derive(Debug, Default, Args)]
-pub struct RecyclingFlags {
-    /// Pod that empties an NFS volume, as YAML or JSON (default: one of Debian that runs find)
-    #[arg(long, value_name = "FILE")]
-    pub pv_recycler_pod_template_filepath_nfs: Option<PathBuf>,
-    /// How many seconds it may take at least (default: 300)
-    #[arg(long, value_name = "SECONDS")]
-    pub pv_recycler_minimum_timeout_nfs: Option<u32>,
-    /// And for each GiB of the volume (default: 30)
-    #[arg(long, value_name = "SECONDS")]
-    pub pv_recycler_increment_timeout_nfs: Option<u32>,
-    /// Pod that empties a host path, as YAML or JSON (default: one of Debian that runs find)
-    #[arg(long, value_name = "FILE")]
-    pub pv_recycler_pod_template_filepath_hostpath: Option<PathBuf>,
-    /// How many seconds it may take at least (default: 60)
-    #[arg(long, value_name = "SECONDS")]
-    pub pv_recycler_minimum_timeout_hostpath: Option<u32>,
-    /// And for each GiB of the volume (default: 30)
-    #[arg(long, value_name = "SECONDS")]
-    pub pv_recycler_timeout_increment_hostpath: Option<u32>,
-}
-
-impl RecyclingFlags {
-    fn apply(&self, recycling: &mut Recycling) -> Result<()> {
-        for (recycler, template, least, each) in [
-            (
-                &mut recycling.nfs,
-                &self.pv_recycler_pod_template_filepath_nfs,
-                self.pv_recycler_minimum_timeout_nfs,
-                self.pv_recycler_increment_timeout_nfs,
-            ),
-            (
-                &mut recycling.host_path,
-                &self.pv_recycler_pod_template_filepath_hostpath,
-                self.pv_recycler_minimum_timeout_hostpath,
-                self.pv_recycler_timeout_increment_hostpath,
-            ),
-        ] {
-            recycler.seconds_min = least.map_or(recycler.seconds_min, i64::from);
-            recycler.seconds_per_gib = each.map_or(recycler.seconds_per_gib, i64::from);
-            let Some(path) = template else { continue };
-            let pod: Pod = codec::yaml::read::typed(&read(path)?)
-                .map_err(|err| usage(format!("{} is no pod: {err}", path.display())))?;
-            if pod.spec.as_ref().is_none_or(|it| it.volumes.iter().flatten().next().is_none()) {
-                let path = path.display();
-                return Err(usage(format!("pod of {path} does not contain any volume(s)")));
-            }
-            recycler.template = pod;
-        }
-        Ok(())
-    }
-}
-
-/// What only controllers in a process of their own have.
-#[derive(Debug, Default, Args)]
-pub struct ApartOnlyFlags {
-    /// Networks that nodes get their pods' networks from, one of a family
-    #[arg(long, value_delimiter = ',')]
-    pub cluster_cidr: Vec<String>,
-    /// Networks of services: no node gets what overlaps them
-    #[arg(long, value_delimiter = ',')]
-    pub service_cluster_ip_range: Vec<String>,
-    /// Authority that pods trust (default: that of the kubeconfig)
-    #[arg(long)]
-    pub root_ca_file: Option<PathBuf>,
-    /// Key that signs tokens in secrets (default: there are none)
-    #[arg(long)]
-    pub service_account_private_key_file: Option<PathBuf>,
-    /// Authority that signs what clients and kubelets ask for (default: nobody here does)
-    #[arg(long, requires = "cluster_signing_key_file")]
-    pub cluster_signing_cert_file: Option<PathBuf>,
-    /// Its key
-    #[arg(long, requires = "cluster_signing_cert_file")]
-    pub cluster_signing_key_file: Option<PathBuf>,
-}
+pub use flags::{ApartOnlyFlags, ControllerFlags};
 
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
 struct Alone {
     #[command(flatten)]
     flags: ControllerFlags,
+}
+
+const ONLY_APART: &str = "within the server the server says it; `coracle controllers` has it";
+/// Those that need no value.
+const SWITCHES: [&str; 2] = ["enable-garbage-collector", "disable-force-detach-on-timeout"];
+
+/// Whether controllers in a process of their own have it.
+fn is_apart(flag: &str) -> bool {
+    let apart = ComponentFlags::augment_args(ApartOnlyFlags::augment_args(Command::new("")));
+    apart.get_arguments().any(|arg| arg.get_long() == Some(flag))
 }
 
 fn usage(text: impl Into<String>) -> Error {
@@ -146,12 +50,21 @@ impl ControllerFlags {
             let name = name.trim_start_matches("--");
             let command = Alone::command();
             let known: Vec<&str> = command.get_arguments().filter_map(|it| it.get_long()).collect();
-            if !known.contains(&name) {
+            // Upstream takes both.
+            let name = name.replace('_', "-");
+            if !known.contains(&name.as_str()) {
+                let why = refused::why(Component::Controllers, &name)
+                    .or_else(|| is_apart(&name).then_some(ONLY_APART))
+                    .map_or_else(|| format!("supported are {}", known.join(", ")), str::to_owned);
                 return Err(usage(format!(
-                    "--kube-controller-manager-arg {name}: not supported; supported are {}",
-                    known.join(", ")
+                    "--kube-controller-manager-arg {name}: not supported; {why}"
                 )));
             }
+            // One that is only to be named.
+            let value = match (arg.contains('='), SWITCHES.contains(&name.as_str())) {
+                (false, true) => "true",
+                _ => value,
+            };
             let flag = format!("--{name}=");
             words.retain(|word| !word.starts_with(&flag));
             words.push(flag + value);
@@ -190,14 +103,90 @@ impl ControllerFlags {
             }
             autoscaling.tolerance = tolerance;
         }
-        if let Some(window) = self.horizontal_pod_autoscaler_downscale_stabilization {
-            autoscaling.stabilization = window;
+        let may_be_none = [
+            (
+                &mut autoscaling.stabilization,
+                self.horizontal_pod_autoscaler_downscale_stabilization,
+            ),
+            (
+                &mut autoscaling.cpu_initialization,
+                self.horizontal_pod_autoscaler_cpu_initialization_period,
+            ),
+            (
+                &mut autoscaling.initial_readiness,
+                self.horizontal_pod_autoscaler_initial_readiness_delay,
+            ),
+            (&mut config.node_startup_grace, self.node_startup_grace_period),
+            (&mut config.quota_count_again, self.resource_quota_sync_period),
+            (&mut config.endpoints.slices_wait, self.endpointslice_updates_batch_period),
+            (&mut config.endpoints.endpoints_wait, self.endpoint_updates_batch_period),
+            (&mut config.endpoints.mirrors_wait, self.mirroring_endpointslice_updates_batch_period),
+        ];
+        for (to, given) in may_be_none {
+            *to = given.unwrap_or(*to);
         }
         if let Some(most) = self.terminated_pod_gc_threshold {
-            config.finished_pods_max = most;
+            config.finished_pods_max = usize::try_from(most).unwrap_or(0);
+        }
+        if let Some(period) = self.legacy_service_account_token_clean_up_period {
+            let days = i64::try_from(period.as_secs() / 86_400);
+            config.legacy_tokens_kept_days = days.unwrap_or(i64::MAX);
+        }
+        config.force_detach = !self.disable_force_detach_on_timeout.unwrap_or(!config.force_detach);
+        config.workers.extend(&self.syncs.0);
+        self.evictions(config)?;
+        self.batches(config)?;
+        if let Some(words) = &self.controllers {
+            let words = words.iter().map(String::as_str);
+            config.chosen =
+                Chosen::parse(words).map_err(|why| usage(format!("--controllers: {why}")))?;
+        }
+        if self.enable_garbage_collector == Some(false) {
+            config.chosen.leave_out(GARBAGE_COLLECTOR);
         }
         self.recycling.apply(&mut config.recycling)?;
         self.sizes(config)
+    }
+
+    fn evictions(&self, config: &mut Config) -> Result<()> {
+        let eviction = &mut config.eviction;
+        for (to, given, flag) in [
+            (&mut eviction.rate, self.node_eviction_rate, "node-eviction-rate"),
+            (
+                &mut eviction.rate_ill,
+                self.secondary_node_eviction_rate,
+                "secondary-node-eviction-rate",
+            ),
+            (&mut eviction.ill_share, self.unhealthy_zone_threshold, "unhealthy-zone-threshold"),
+        ] {
+            let Some(given) = given else { continue };
+            if !(given >= 0.0 && given.is_finite()) {
+                return Err(usage(format!("--{flag} must not be negative")));
+            }
+            *to = given;
+        }
+        eviction.large = self.large_cluster_size_threshold.unwrap_or(eviction.large);
+        Ok(())
+    }
+
+    /// Within upstream's bounds.
+    fn batches(&self, config: &mut Config) -> Result<()> {
+        let batches = &mut config.endpoints;
+        for (to, given, flag) in [
+            (&mut batches.slice_max, self.max_endpoints_per_slice, "max-endpoints-per-slice"),
+            (
+                &mut batches.mirrored_max,
+                self.mirroring_max_endpoints_per_subset,
+                "mirroring-max-endpoints-per-subset",
+            ),
+        ] {
+            let Some(given) = given else { continue };
+            if !(1..=1_000).contains(&given) {
+                return Err(usage(format!("--{flag} must be from 1 to 1000")));
+            }
+            *to = given;
+        }
+        Ok(())
     }
 
     fn sizes(&self, config: &mut Config) -> Result<()> {
@@ -262,14 +251,48 @@ impl ApartOnlyFlags {
         if let Some(path) = &self.service_account_private_key_file {
             config.token_key_pem = read(path)?;
         }
-        if let (Some(cert), Some(key)) =
-            (&self.cluster_signing_cert_file, &self.cluster_signing_key_file)
-        {
-            let (cert_pem, key_pem) = (read(cert)?, read(key)?);
-            let signer = Arc::new(pki::Authority { cert_pem, key_pem });
-            config.client_ca = Some(signer.clone());
-            config.serving_ca = Some(signer);
+        if self.allocate_node_cidrs == Some(false) {
+            config.cluster_cidrs.clear();
         }
+        self.signers(config)
+    }
+
+    /// One for all that are signed, or one for each.
+    fn signers(&self, config: &mut Config) -> Result<()> {
+        let given = |cert: &Option<PathBuf>, key: &Option<PathBuf>| -> Result<_> {
+            let (Some(cert), Some(key)) = (cert, key) else { return Ok(None) };
+            let (cert_pem, key_pem) = (read(cert)?, read(key)?);
+            Ok(Some(Arc::new(pki::Authority { cert_pem, key_pem })))
+        };
+        let each = &self.signers;
+        let of_all = given(&self.cluster_signing_cert_file, &self.cluster_signing_key_file)?;
+        let client = given(
+            &each.cluster_signing_kube_apiserver_client_cert_file,
+            &each.cluster_signing_kube_apiserver_client_key_file,
+        )?;
+        let kubelet_client = given(
+            &each.cluster_signing_kubelet_client_cert_file,
+            &each.cluster_signing_kubelet_client_key_file,
+        )?;
+        let serving = given(
+            &each.cluster_signing_kubelet_serving_cert_file,
+            &each.cluster_signing_kubelet_serving_key_file,
+        )?;
+        let legacy = given(
+            &each.cluster_signing_legacy_unknown_cert_file,
+            &each.cluster_signing_legacy_unknown_key_file,
+        )?;
+        let any = [&client, &kubelet_client, &serving, &legacy].iter().any(|it| it.is_some());
+        if of_all.is_some() && any {
+            return Err(usage(
+                "cannot specify --cluster-signing-{cert,key}-file and other \
+                 --cluster-signing-*-file flags at the same time",
+            ));
+        }
+        config.client_ca = client.or_else(|| of_all.clone());
+        config.kubelet_client_ca = kubelet_client;
+        config.legacy_ca = legacy;
+        config.serving_ca = serving.or(of_all);
         Ok(())
     }
 }
@@ -281,6 +304,8 @@ fn read(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use controllers::Recycling;
+
     use super::*;
 
     fn of(networks: &[&str], args: &[&str]) -> std::result::Result<Config, String> {
@@ -307,6 +332,23 @@ mod tests {
                 "horizontal-pod-autoscaler-tolerance=0.2",
                 "horizontal-pod-autoscaler-downscale-stabilization=1m",
                 "horizontal-pod-autoscaler-downscale-stabilization=2m",
+                "horizontal-pod-autoscaler-cpu-initialization-period=90s",
+                "horizontal-pod-autoscaler-initial-readiness-delay=50s",
+                "node-startup-grace-period=30s",
+                "node-eviction-rate=0.2",
+                "secondary-node-eviction-rate=0.05",
+                "unhealthy-zone-threshold=0.6",
+                "large-cluster-size-threshold=100",
+                "concurrent-deployment-syncs=10",
+                "concurrent_rc_syncs=11",
+                "max-endpoints-per-slice=200",
+                "mirroring-max-endpoints-per-subset=300",
+                "endpointslice-updates-batch-period=500ms",
+                "legacy-service-account-token-clean-up-period=48h",
+                "resource-quota-sync-period=10m",
+                "disable-force-detach-on-timeout",
+                "enable-garbage-collector=false",
+                "controllers=*,-ttl",
             ],
         )
         .unwrap();
@@ -317,6 +359,20 @@ mod tests {
         let autoscaling = config.autoscaling;
         assert_eq!((autoscaling.period.as_secs(), autoscaling.stabilization.as_secs()), (5, 120));
         assert_eq!(autoscaling.tolerance, 0.2);
+        let warm_up = (autoscaling.cpu_initialization, autoscaling.initial_readiness);
+        assert_eq!((warm_up.0.as_secs(), warm_up.1.as_secs()), (90, 50));
+        assert_eq!(config.node_startup_grace.as_secs(), 30);
+        let eviction = config.eviction;
+        assert_eq!((eviction.rate, eviction.rate_ill), (0.2, 0.05));
+        assert_eq!((eviction.ill_share, eviction.large), (0.6, 100));
+        let workers = [("deployment-controller", 10), ("replicationcontroller-controller", 11)];
+        assert_eq!(config.workers, workers.into_iter().collect());
+        assert_eq!((config.endpoints.slice_max, config.endpoints.mirrored_max), (200, 300));
+        assert_eq!(config.endpoints.slices_wait.as_millis(), 500);
+        assert_eq!((config.legacy_tokens_kept_days, config.force_detach), (2, false));
+        assert_eq!(config.quota_count_again.as_secs(), 600);
+        let runs = ["job-controller", "garbage-collector-controller", "ttl-controller"];
+        assert_eq!(runs.map(|name| config.chosen.has(name)), [true, false, false]);
         let one = of(&["10.0.0.0/16"], &["node-cidr-mask-size=25"]).unwrap();
         assert_eq!(one.node_cidr_sizes, (25, 64));
     }
@@ -351,9 +407,15 @@ mod tests {
             (
                 &["10.0.0.0/16"][..],
                 "cloud-provider=aws",
-                "cloud-provider: not supported; supported",
+                "cloud-provider: not supported; there is no cloud",
             ),
             (&[], "terminated-pod-gc-threshold=many", "invalid value 'many'"),
+            (&[], "nonsense=1", "nonsense: not supported; supported are"),
+            (&[], "cluster-cidr=10.0.0.0/8", "within the server the server says it"),
+            (&[], "concurrent-job-syncs=0", "invalid value '0'"),
+            (&[], "node-eviction-rate=-1", "must not be negative"),
+            (&[], "max-endpoints-per-slice=1001", "must be from 1 to 1000"),
+            (&[], "controllers=*,-jobs", "\"jobs\" is not in the list of known controllers"),
             (&[], "node-monitor-grace-period=0s", "must be more than zero"),
             (&[], "horizontal-pod-autoscaler-tolerance=-1", "must not be negative"),
             (&["10.0.0.0/16"], "node-cidr-mask-size=15", "must be smaller"),

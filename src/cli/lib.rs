@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use base::error::chain;
-use clap::Parser;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 mod agent;
 mod apart;
@@ -17,7 +17,9 @@ mod host;
 mod images;
 mod node;
 mod paths;
+mod refused;
 mod reset;
+mod scheduling;
 mod server;
 mod tasks;
 mod version;
@@ -31,9 +33,16 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     if argv.get(1).is_some_and(|word| word == "shim") {
         return runtime::shim_main(argv.into_iter().skip(2).collect());
     }
-    let cli = match Cli::try_parse_from(config::merged(argv)) {
-        Ok(cli) => cli,
+    let argv = config::merged(argv);
+    let parsed = Cli::command().try_get_matches_from(argv.clone());
+    let parsed = parsed.and_then(|all| Ok((Cli::from_arg_matches(&all)?, shown_flags(&all))));
+    let (cli, shown) = match parsed {
+        Ok(parsed) => parsed,
         Err(err) => {
+            if let Some(why) = refused::told(&argv, &err) {
+                eprintln!("coracle: {why}");
+                return ExitCode::FAILURE;
+            }
             // Help and version come this way too, with exit code 0.
             let code = if err.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
             if err.print().is_err() {
@@ -47,8 +56,13 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Images(command) => images::run(command),
         Command::Reset(flags) => reset::run(&flags),
         Command::CheckConfig(flags) => check_config::run(&flags),
-        Command::Scheduler { apart, config } => apart::scheduler(&apart, config.as_deref()),
-        Command::Controllers { apart, flags, only } => apart::controllers(&apart, &flags, &only),
+        Command::Scheduler { apart, config, pod_max_in_unschedulable_pods_duration } => {
+            let parked_max = pod_max_in_unschedulable_pods_duration;
+            apart::scheduler(&apart, config.as_deref(), parked_max, shown)
+        }
+        Command::Controllers { apart, flags, only } => {
+            apart::controllers(&apart, &flags, &only, shown)
+        }
         Command::Agent(flags) => agent::run(*flags),
         Command::Version => {
             version::print();
@@ -65,6 +79,22 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The flags of the command that have a value, by name.
+fn shown_flags(matches: &ArgMatches) -> Vec<(String, String)> {
+    let Some((command, given)) = matches.subcommand() else { return Vec::new() };
+    let all = Cli::command();
+    let args = all.find_subcommand(command).into_iter().flat_map(clap::Command::get_arguments);
+    let value = |arg: &clap::Arg| {
+        let name = arg.get_long()?;
+        let values = given.try_get_raw(arg.get_id().as_str()).ok()??;
+        let values: Vec<_> = values.map(std::ffi::OsStr::to_string_lossy).collect();
+        Some((name.to_owned(), values.join(",")))
+    };
+    let mut shown: Vec<(String, String)> = args.filter_map(value).collect();
+    shown.sort();
+    shown
 }
 
 /// Why a command ended early, and what to do about it.

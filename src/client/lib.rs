@@ -24,6 +24,7 @@ pub mod review;
 pub mod transport;
 mod trim;
 pub mod volumes;
+pub mod zpages;
 
 pub use api::{Api, DeleteParams, ListParams, ObjectList, Patch, Propagation, WatchEvent};
 pub use cache::{Cache, Shared};

@@ -10,6 +10,9 @@ use serde_json::json;
 use crate::harness::{Context, Doing, Settled};
 use crate::owner::name;
 
+/// Whose the rules are, in `managedFields`.
+const MANAGER: &str = "clusterrole-aggregation-controller";
+
 pub async fn run(context: Context) {
     let roles: Cache<ClusterRole> = context.shared.cache();
     if context.drain.until(roles.synced()).await.is_none() {
@@ -35,12 +38,14 @@ pub async fn run(context: Context) {
         async move {
             let Some(role) = roles.get("", &role) else { return Ok(()) };
             let Some(rules) = plan(&role, &roles.list()) else { return Ok(()) };
-            let patch = json!({
-                "metadata": {"resourceVersion": role.metadata.resource_version},
-                "rules": rules,
+            // Whoever else writes rules there loses them: they are said elsewhere.
+            let object = json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+                "metadata": {"name": role.metadata.name}, "rules": rules,
             });
+            let patch = Patch::Apply { object, manager: MANAGER.into(), force: true };
             let api = context.client.all::<ClusterRole>();
-            let answer = api.patch(name(&role.metadata), &Patch::Merge(patch)).await;
+            let answer = api.patch(name(&role.metadata), &patch).await;
             answer.doing(|| "aggregate a cluster role".into()).or_gone()
         }
     };
@@ -50,10 +55,12 @@ pub async fn run(context: Context) {
 /// The rules to write, None where they are written.
 fn plan(role: &ClusterRole, all: &[Arc<ClusterRole>]) -> Option<Vec<PolicyRule>> {
     let rule = role.aggregation_rule.as_ref()?;
+    let mut all: Vec<&ClusterRole> = all.iter().map(AsRef::as_ref).collect();
+    all.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let mut rules: Vec<PolicyRule> = Vec::new();
     for selector in rule.cluster_role_selectors.iter().flatten() {
         let selector = client::labels::selector(Some(selector));
-        for other in all {
+        for other in &all {
             let itself = other.metadata.name == role.metadata.name;
             if itself || !selector.matches_map(other.metadata.labels.as_ref()) {
                 continue;
@@ -84,13 +91,17 @@ mod tests {
         let labels = json!({"to": "view"});
         let all = [
             view.clone(),
-            role(json!({"metadata": {"name": "a", "labels": labels}, "rules": [rule("get")]})),
             role(json!({"metadata": {"name": "b", "labels": labels},
                 "rules": [rule("get"), rule("list")]})),
+            role(json!({"metadata": {"name": "a", "labels": labels},
+                "rules": [rule("watch"), rule("get")]})),
             role(json!({"metadata": {"name": "c"}, "rules": [rule("delete")]})),
         ];
         let rules = plan(&view, &all).expect("rules");
-        assert_eq!(rules.iter().map(|r| r.verbs[0].as_str()).collect::<Vec<_>>(), ["get", "list"]);
+        assert_eq!(
+            rules.iter().map(|r| r.verbs[0].as_str()).collect::<Vec<_>>(),
+            ["watch", "get", "list"]
+        );
         let done = ClusterRole { rules: Some(rules), ..(*view).clone() };
         assert_eq!(plan(&done, &all), None);
     }

@@ -218,7 +218,7 @@ impl Attacher {
         for of in lingering {
             let begun = since.entry((*of).to_owned()).or_insert_with(Instant::now);
             let left = UNMOUNT_PATIENCE.saturating_sub(begun.elapsed());
-            if answers {
+            if answers || !self.context.config.force_detach {
                 continue;
             }
             if left.is_zero() {

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Context, Doing, Failed, Outcome, Settled};
 use crate::owner::{created, name, uid};
+use crate::roster::{CSR_APPROVING, CSR_CLEANER, CSR_SIGNING};
 
 /// Requests worked on at a time.
 const WORKERS: usize = 5;
@@ -42,14 +43,20 @@ pub async fn run(context: Context) {
         let (context, requests, queue) = (&context, &requests, &queue);
         async move {
             let Some(request) = requests.get("", &key.1) else { return Ok(()) };
-            let refused = approve(context, &request).await?;
-            sign(context, &request).await?;
+            let chosen = &context.config.chosen;
+            let refused = chosen.has(CSR_APPROVING) && approve(context, &request).await?;
+            if chosen.has(CSR_SIGNING) {
+                sign(context, &request).await?;
+            }
             if refused {
                 // Whoever asks may be allowed to later, and nothing would tell.
                 let age = base::time::now().as_second().saturating_sub(created(&request.metadata));
                 queue.add_after(key.clone(), plan::ask_again(age));
             }
-            clean(context, &request, queue, key).await
+            match chosen.has(CSR_CLEANER) {
+                true => clean(context, &request, queue, key).await,
+                false => Ok(()),
+            }
         }
     };
     context.work(&queue, WORKERS, sync).await;
@@ -114,9 +121,12 @@ async fn may_create(
 }
 
 fn authority<'a>(context: &'a Context, signer: &str) -> Option<&'a Arc<Authority>> {
+    let config = &context.config;
     match signer {
-        plan::CLIENT | plan::KUBELET_CLIENT | plan::LEGACY => context.config.client_ca.as_ref(),
-        plan::KUBELET_SERVING => context.config.serving_ca.as_ref(),
+        plan::CLIENT => config.client_ca.as_ref(),
+        plan::KUBELET_CLIENT => config.kubelet_client_ca.as_ref().or(config.client_ca.as_ref()),
+        plan::LEGACY => config.legacy_ca.as_ref().or(config.client_ca.as_ref()),
+        plan::KUBELET_SERVING => config.serving_ca.as_ref(),
         _ => None,
     }
 }

@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use crate::expect::Expectations;
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::owner::{name, namespace, uid};
+use crate::pod;
 pub use members::Members;
 pub use mirror::run as run_mirroring;
 use slices::Origin;
@@ -71,6 +72,11 @@ fn follow_zones(services: &Cache<Service>, queue: &Queue<Key>) -> Handler<Node> 
     })
 }
 
+fn of_family(text: &str, service: &Service) -> String {
+    let family = plan::families(service).into_iter().next().unwrap_or_default();
+    format!("{text}, addressType: {family}")
+}
+
 /// Whether services were last told that hints are on, so that they are told of changes
 /// alone.
 #[derive(Default)]
@@ -84,10 +90,18 @@ impl Told {
         let about = reference(service);
         match shared {
             Ok(()) => {
-                let text = "Topology Aware Hints has been enabled";
+                let text = of_family("Topology Aware Hints has been enabled", service);
                 recorder.normal(&about, "TopologyAwareHintsEnabled", text);
             }
             Err(why) => recorder.warning(&about, "TopologyAwareHintsDisabled", why),
+        }
+    }
+
+    /// Nobody asks for hints any more.
+    fn tell_of_none(&self, recorder: &Recorder, service: &Service) {
+        if self.0.lock().remove(&key_of(service)) == Some(true) {
+            let text = of_family("Topology Aware Hints has been disabled", service);
+            recorder.warning(&reference(service), "TopologyAwareHintsDisabled", text);
         }
     }
 
@@ -112,10 +126,22 @@ pub async fn run_slices(context: Context, members: Arc<Members>) {
         return;
     }
     let queue = Queue::named("endpoint_slice");
-    members.tell(&queue);
+    members.tell(&queue, context.config.endpoints.slices_wait);
     nodes.on_change(follow_zones(&services, &queue));
+    let (of_pods, again) = (members.clone(), queue.clone());
+    nodes.on_change(move |old, new| {
+        if old.is_none() != new.is_none()
+            && let Some(node) = new.or(old)
+        {
+            of_pods
+                .on_node(name(&node.metadata))
+                .iter()
+                .for_each(|service| again.add(key_of(&**service)));
+        }
+    });
     let expected = Arc::new(Expectations::default());
     let told = Told::default();
+    let max = context.config.endpoints.slice_max;
     let (again, seen) = (queue.clone(), expected.clone());
     slices.on_change(move |old, new| {
         if let Some(new) = new {
@@ -146,15 +172,20 @@ pub async fn run_slices(context: Context, members: Arc<Members>) {
                 let node = nodes.get("", node)?;
                 node.metadata.labels.as_ref()?.get(hints::ZONE).cloned()
             };
-            let mut wanted = plan::wanted(&service, &members.of(&service), &zone);
+            let mut pods = members.of(&service);
+            if !plan::publishes_unready(&service) {
+                // Who is on no node that there is will be collected.
+                pods.retain(|pod| nodes.get("", pod::node(pod)).is_some());
+            }
+            let mut wanted = plan::wanted(&service, &pods, &zone);
             if hints::mode(&service) == hints::Mode::Auto {
                 let zones = hints::zones(nodes.list().iter().map(AsRef::as_ref));
                 let shared = hints::share_out(&mut wanted, &zones);
                 told.tell(&context.recorder, &service, shared);
             } else {
-                told.forget(&key);
+                told.tell_of_none(&context.recorder, &service);
             }
-            let steps = slices::plan(&Origin::service(&service), wanted, &held);
+            let steps = slices::plan(&Origin::service(&service), wanted, &held, max);
             let done = apply(context, expected, &key, steps).await;
             if let Err(err) = &done
                 && is_told(&err.source)
@@ -224,7 +255,7 @@ pub async fn run_endpoints(context: Context, members: Arc<Members>) {
         return;
     }
     let queue = Queue::named("endpoint");
-    members.tell(&queue);
+    members.tell(&queue, context.config.endpoints.endpoints_wait);
     let again = queue.clone();
     endpoints.on_change(move |old, new| {
         if let Some(endpoints) = new.or(old) {

@@ -205,10 +205,11 @@ impl Collector {
 
     async fn work(&self) {
         let drain = &self.context.drain;
-        let deletes = self.deletes.run(WORKERS, drain.clone(), |uid| async move {
+        let workers = self.context.workers(WORKERS);
+        let deletes = self.deletes.run(workers, drain.clone(), |uid| async move {
             self.told(self.try_delete(&uid).await)
         });
-        let orphans = self.orphans.run(WORKERS, drain.clone(), |uid| async move {
+        let orphans = self.orphans.run(workers, drain.clone(), |uid| async move {
             self.told(self.orphan_dependents(&uid).await)
         });
         tokio::join!(deletes, orphans);

@@ -35,7 +35,7 @@ use behavior::{Limits, Past, normalize};
 use client::discovery;
 use metrics::Metrics;
 use source::{Problem, Scene};
-use usage::Tolerance;
+use usage::{Tolerance, WarmUp};
 
 /// Autoscalers worked on at a time.
 const WORKERS: usize = 5;
@@ -323,6 +323,8 @@ impl Controller {
             draft.set("ScalingActive", false, "AmbiguousSelector", text);
             return None;
         }
+        let autoscaling = self.context.config.autoscaling;
+        let span = |of| jiff::SignedDuration::try_from(of).unwrap_or(jiff::SignedDuration::MAX);
         let scene = Scene {
             metrics: Metrics { client: &self.context.client, namespace: namespace(&hpa.metadata) },
             reader: self.context.shared.client(),
@@ -330,7 +332,11 @@ impl Controller {
             selector: &text,
             replicas: draft.current,
             status_replicas: status.replicas,
-            tolerance: tolerance(spec, self.context.config.autoscaling.tolerance),
+            tolerance: tolerance(spec, autoscaling.tolerance),
+            warm_up: WarmUp {
+                cpu_initialization: span(autoscaling.cpu_initialization),
+                initial_readiness: span(autoscaling.initial_readiness),
+            },
             now: base::time::now(),
         };
         let mut answers = Vec::new();

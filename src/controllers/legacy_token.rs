@@ -19,25 +19,44 @@ use serde_json::json;
 
 use crate::harness::{Context, Doing, Outcome, Settled};
 use crate::owner::{annotation, created, name, namespace, uid};
-use crate::token_secret::{ACCOUNT_NAME, TYPE};
+use crate::token_secret::{ACCOUNT_NAME, ACCOUNT_UID, TYPE};
 
 const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
 const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 /// Says since when uses are noted; the API server writes it.
 const TRACKING: &str = "kube-apiserver-legacy-service-account-token-tracking";
-/// A token is unused after so many days, and goes after as many more
-/// (`legacy-service-account-token-clean-up-period`).
-const KEEP_DAYS: i64 = 365;
 /// Labels tell days.
 const LOOK_AGAIN: Duration = Duration::from_secs(24 * 3_600);
-/// Index of pods by the secrets that they mount, as `namespace/name`.
+/// Index of pods by the secrets that they name, as `namespace/name`.
 const BY_SECRET: &str = "secret";
 const WORKERS: usize = 1;
 
-fn mounted(pod: &Pod) -> Vec<String> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let secrets = volumes.filter_map(|volume| volume.secret.as_ref()?.secret_name.clone());
-    secrets.map(|secret| format!("{}/{secret}", namespace(&pod.metadata))).collect()
+/// Every secret that a pod names, whatever for.
+fn named(pod: &Pod) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    let Some(spec) = &pod.spec else { return out };
+    let pulls = spec.image_pull_secrets.iter().flatten();
+    out.extend(pulls.map(|secret| secret.name.clone()));
+    for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+        let all = container.env_from.iter().flatten();
+        out.extend(all.filter_map(|from| Some(from.secret_ref.as_ref()?.name.clone())));
+        let single = container.env.iter().flatten().filter_map(|env| env.value_from.as_ref());
+        out.extend(single.filter_map(|from| Some(from.secret_key_ref.as_ref()?.name.clone())));
+    }
+    for volume in spec.volumes.iter().flatten() {
+        out.extend(volume.secret.as_ref().and_then(|it| it.secret_name.clone()));
+        let sources = volume.projected.iter().flat_map(|it| it.sources.iter().flatten());
+        out.extend(sources.filter_map(|source| Some(source.secret.as_ref()?.name.clone())));
+        let csi = volume.csi.as_ref().and_then(|it| it.node_publish_secret_ref.as_ref());
+        let cephfs = volume.cephfs.as_ref().and_then(|it| it.secret_ref.as_ref());
+        let rbd = volume.rbd.as_ref().and_then(|it| it.secret_ref.as_ref());
+        let iscsi = volume.iscsi.as_ref().and_then(|it| it.secret_ref.as_ref());
+        let flex = volume.flex_volume.as_ref().and_then(|it| it.secret_ref.as_ref());
+        let references = [csi, cephfs, rbd, iscsi, flex].into_iter().flatten();
+        out.extend(references.map(|secret| secret.name.clone()));
+        out.extend(volume.azure_file.as_ref().map(|it| it.secret_name.clone()));
+    }
+    out.iter().map(|secret| format!("{}/{secret}", namespace(&pod.metadata))).collect()
 }
 
 pub async fn run(context: Context) {
@@ -45,7 +64,7 @@ pub async fn run(context: Context) {
     let secrets: Cache<Secret> = context.shared.cache_where(None, only);
     let accounts: Cache<ServiceAccount> = context.shared.cache();
     let pods: Cache<Pod> = context.shared.cache();
-    pods.add_index(BY_SECRET, mounted);
+    pods.add_index(BY_SECRET, named);
     let synced = async {
         secrets.synced().await;
         accounts.synced().await;
@@ -70,18 +89,18 @@ pub async fn run(context: Context) {
             let account = annotation(&secret.metadata, ACCOUNT_NAME);
             let account = account.and_then(|account| accounts.get(&key.0, account));
             let is_mounted = !pods.indexed(BY_SECRET, &format!("{}/{}", key.0, key.1)).is_empty();
-            let now = base::time::now();
-            if is_mounted || plan(&secret, account.as_deref(), now) == Step::Keep {
+            let (now, days) = (base::time::now(), context.config.legacy_tokens_kept_days);
+            if is_mounted || plan(&secret, account.as_deref(), days, now) == Step::Keep {
                 return Ok(());
             }
             let maps = context.client.api::<ConfigMap>(Some("kube-system"));
             let tracking = maps.get_opt(TRACKING).await;
             let tracking = tracking.doing(|| "read since when uses are noted".into())?;
             let since = tracking.as_ref().and_then(|map| map.data.as_ref()?.get("since"));
-            if !since.is_some_and(|since| is_long_ago(since, now)) {
+            if !since.is_some_and(|since| is_long_ago(since, days, now)) {
                 return Ok(());
             }
-            apply(context, &secret, plan(&secret, account.as_deref(), now), now).await
+            apply(context, &secret, plan(&secret, account.as_deref(), days, now), now).await
         }
     };
     context.work(&queue, WORKERS, sync).await;
@@ -94,8 +113,8 @@ fn day(text: &str) -> Option<i64> {
 }
 
 /// Whether a day is so long ago that what was not used since is not used.
-fn is_long_ago(text: &str, now: Timestamp) -> bool {
-    day(text).is_some_and(|day| now.as_second().div_euclid(86_400) - day > KEEP_DAYS)
+fn is_long_ago(text: &str, days: i64, now: Timestamp) -> bool {
+    day(text).is_some_and(|day| now.as_second().div_euclid(86_400) - day > days)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -105,22 +124,26 @@ enum Step {
     Delete,
 }
 
-/// What becomes of a token that no pod mounts.
-fn plan(secret: &Secret, account: Option<&ServiceAccount>, now: Timestamp) -> Step {
+/// What becomes of a token that no pod names. It is unused after so many days, and goes after as
+/// many more.
+fn plan(secret: &Secret, account: Option<&ServiceAccount>, days: i64, now: Timestamp) -> Step {
     let meta = &secret.metadata;
     let listed = account.and_then(|account| account.secrets.as_ref()).into_iter().flatten();
-    let is_listed = listed.into_iter().any(|one| one.name.as_deref() == Some(name(meta)));
+    let of = annotation(meta, ACCOUNT_UID).filter(|of| !of.is_empty());
+    // Of an account that has come again the token is not.
+    let is_its = of.is_none_or(|of| account.is_some_and(|account| uid(&account.metadata) == of));
+    let is_listed = is_its && listed.into_iter().any(|one| one.name.as_deref() == Some(name(meta)));
     let age = now.as_second().saturating_sub(created(meta)) / 86_400;
-    if !is_listed || meta.deletion_timestamp.is_some() || age <= KEEP_DAYS {
+    if !is_listed || meta.deletion_timestamp.is_some() || age <= days {
         return Step::Keep;
     }
     let label = |key: &str| meta.labels.as_ref().and_then(|labels| labels.get(key));
     // A use that cannot be read is as good as one today.
-    if label(LAST_USED).is_some_and(|last| !is_long_ago(last, now)) {
+    if label(LAST_USED).is_some_and(|last| !is_long_ago(last, days, now)) {
         return Step::Keep;
     }
     match label(INVALID_SINCE) {
-        Some(since) if day(since).is_some() && is_long_ago(since, now) => Step::Delete,
+        Some(since) if day(since).is_some() && is_long_ago(since, days, now) => Step::Delete,
         Some(since) if day(since).is_some() => Step::Keep,
         Some(_) | None => Step::Invalidate,
     }
@@ -146,5 +169,27 @@ async fn apply(context: &Context, secret: &Secret, step: Step, now: Timestamp) -
             let answer = api.delete(name(meta), &params).await;
             answer.doing(|| "delete an unused token".into()).or_gone()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_names_a_secret_in_many_ways() {
+        let pod = json!({"metadata": {"name": "p", "namespace": "x"}, "spec": {
+        "imagePullSecrets": [{"name": "a"}],
+        "initContainers": [{"name": "i", "envFrom": [{"secretRef": {"name": "b"}}]}],
+        "containers": [{"name": "c", "env": [{"name": "E", "valueFrom":
+            {"secretKeyRef": {"name": "c", "key": "k"}}}]}],
+        "volumes": [
+            {"name": "v", "secret": {"secretName": "d"}},
+            {"name": "w", "projected": {"sources": [{"secret": {"name": "e"}}]}},
+            {"name": "y", "csi": {"driver": "d", "nodePublishSecretRef": {"name": "f"}}},
+        ]}});
+        let mut found = named(&serde_json::from_value(pod).unwrap());
+        found.sort();
+        assert_eq!(found, ["x/a", "x/b", "x/c", "x/d", "x/e", "x/f"]);
     }
 }

@@ -10,6 +10,7 @@ mod bootstrap_signer;
 mod cases;
 mod certificates;
 mod claim;
+mod config;
 mod cronjob;
 mod daemonset;
 mod deployment;
@@ -35,6 +36,7 @@ mod quota;
 mod replicaset;
 mod resource_claim;
 mod root_ca;
+mod roster;
 mod service_account;
 mod service_cidr;
 mod service_lb;
@@ -44,7 +46,8 @@ mod token_secret;
 mod trust_bundle;
 mod volume;
 
-pub use harness::{Autoscaling, Config, Controllers};
+pub use config::{Autoscaling, Batches, Config, Eviction};
+pub use roster::{Chosen, Controllers, GARBAGE_COLLECTOR, NAMES};
 pub use volume::{Recycler, Recycling};
 
 /// Whether networks of nodes can be cut from it: `10.42.0.0/16`.

@@ -25,6 +25,9 @@ pub const BY_NODE: &str = "node";
 const FINISHED: &str = "finished";
 /// A node may come back within this time (upstream, `quarantineTime`).
 const QUARANTINE: Duration = Duration::from_secs(40);
+/// A pod without a node that is to go is left to who holds it for so long (upstream looks every
+/// `gcCheckPeriod`).
+const UNPLACED: Duration = Duration::from_secs(20);
 const WORKERS: usize = 4;
 
 pub fn by_node(pod: &Pod) -> Vec<String> {
@@ -107,6 +110,7 @@ impl Collector {
         match self.judge(pod) {
             Verdict::Keep => {}
             Verdict::Homeless => self.queue.add_after(key_of(&**pod), QUARANTINE),
+            Verdict::Unplaced => self.queue.add_after(key_of(&**pod), UNPLACED),
             Verdict::Remove => self.queue.add(key_of(&**pod)),
         }
     }
@@ -123,7 +127,7 @@ impl Collector {
         let Some(pod) = self.pods.get(&key.0, &key.1) else { return Ok(()) };
         match self.judge(&pod) {
             Verdict::Keep => return Ok(()),
-            Verdict::Remove => return self.remove(&pod, None).await,
+            Verdict::Remove | Verdict::Unplaced => return self.remove(&pod, None).await,
             Verdict::Homeless => {}
         }
         let node = pod::node(&pod);
@@ -138,7 +142,7 @@ impl Collector {
     async fn remove_surplus(&self) -> Outcome {
         let max = self.context.config.finished_pods_max;
         let mut pods = self.pods.indexed(FINISHED, "");
-        pods.sort_by_key(|pod| created(&pod.metadata));
+        pods.sort_by_key(|pod| (!plan::is_evicted(pod), created(&pod.metadata)));
         let surplus = pods.len().saturating_sub(max);
         for pod in pods.iter().take(surplus) {
             self.remove(pod, None).await?;
@@ -146,22 +150,22 @@ impl Collector {
         Ok(())
     }
 
-    /// Marks the pod failed for `reason`, unless it is finished, and removes it at once.
+    /// Marks the pod failed, and why, unless it is finished, and removes it at once.
     async fn remove(&self, pod: &Pod, reason: Option<&str>) -> Outcome {
         let meta = &pod.metadata;
         let api = self.context.client.api::<Pod>(Some(namespace(meta)));
-        if let Some(message) = reason
-            && !pod::is_finished(pod)
-        {
-            let patch = json!({"metadata": {"uid": meta.uid}, "status": {
-                "phase": "Failed",
-                "conditions": [{
+        if !pod::is_finished(pod) {
+            let mut patch = json!({
+                "metadata": {"uid": meta.uid}, "status": {"phase": "Failed"},
+            });
+            if let Some(message) = reason {
+                patch["status"]["conditions"] = json!([{
                     "type": "DisruptionTarget", "status": "True",
                     "reason": "DeletionByPodGC", "message": message,
                     "observedGeneration": meta.generation,
                     "lastTransitionTime": base::time::rfc3339(base::time::now()),
-                }],
-            }});
+                }]);
+            }
             let answer = api.patch_status(name(meta), &Patch::Strategic(patch)).await;
             answer.doing(|| "mark a pod failed".into()).or_gone()?;
         }

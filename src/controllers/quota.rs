@@ -28,9 +28,6 @@ use client::discovery::{Discovered, discover};
 use plan::{Bounded, bounded, claims_of_devices, status};
 
 const WORKERS: usize = 2;
-/// A charge whose object never came is given back by counting again, this long after the
-/// last charge.
-const COUNT_AGAIN: Duration = Duration::from_secs(30);
 /// What is on its way to us is there so much later: the charge of an object that went, and a
 /// resource that a new definition brings.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -57,11 +54,12 @@ pub async fn run(context: Context) {
         return;
     }
     let queue = me.queue.clone();
+    let wait = me.context.config.quota_count_again;
     me.quotas.on_change(move |old, new| {
         let Some(new) = new else { return };
         match old {
             // Somebody was charged, or we counted.
-            Some(old) if old.spec == new.spec => queue.add_after(key_of(&**new), COUNT_AGAIN),
+            Some(old) if old.spec == new.spec => queue.add_after(key_of(&**new), wait),
             _ => queue.add(key_of(&**new)),
         }
     });

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use client::cache::{Key, key_of};
+use client::recorder::reference;
 use client::{Cache, Patch, Queue};
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use serde_json::json;
@@ -159,6 +160,12 @@ async fn apply(context: &Context, cidr: &ServiceCIDR, step: &Step) -> Outcome {
             let patch = json!({"metadata": {"uid": cidr.metadata.uid},
                 "status": {"conditions": [condition]}});
             let written = api.patch_status(of, &Patch::Strategic(patch)).await;
+            if *status == "True"
+                && written.as_ref().is_err_and(|err| !err.is_not_found() && !err.is_conflict())
+            {
+                let text = "The ServiceCIDR Status can not be set to Ready=True";
+                context.recorder.warning(&reference(cidr), "KubernetesServiceCIDRError", text);
+            }
             return written.doing(|| format!("tell how range {of} is")).or_gone();
         }
     }

@@ -19,7 +19,7 @@ use crate::owner::{self, name, namespace, uid};
 
 pub const TYPE: &str = "kubernetes.io/service-account-token";
 pub const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
-const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
+pub const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 const ISSUER: &str = "kubernetes/serviceaccount";
 const CA: &str = "ca.crt";
 const NAMESPACE: &str = "namespace";

@@ -22,7 +22,7 @@ use crate::filter::volumes::Choice;
 use crate::metrics::{self, Ended, Point, Tried};
 use crate::plan::Unschedulable;
 use crate::pod::PodInfo;
-use crate::preempt::Victims;
+use crate::preempt::{PREEMPTED, Victims};
 use crate::run::Scheduler;
 
 #[derive(Debug, thiserror::Error)]
@@ -380,7 +380,7 @@ async fn evict(scheduler: &Scheduler, pod: &PodInfo, victims: &Victims) {
         let preempted = text;
         let name = pod.scheduler_name();
         let text = format!("{name}: preempting to accommodate a higher priority pod");
-        let mut condition = condition("DisruptionTarget", "True", "PreemptionByScheduler", &text);
+        let mut condition = condition("DisruptionTarget", "True", PREEMPTED, &text);
         condition["observedGeneration"] = victim.pod.metadata.generation.into();
         let api = scheduler.0.client.api::<Pod>(Some(&victim.namespace));
         let patch = json!({

@@ -59,6 +59,8 @@ struct Runs {
     /// None where the pod is promised a node only.
     node: Option<String>,
     nominated: Option<String>,
+    /// It is going to end.
+    leaving: bool,
     labels: Map<String, Value>,
     /// What its only container asks for.
     asks: Map<String, Value>,
@@ -153,6 +155,9 @@ fn pod(of: &Runs) -> Pod {
     let mut pod = pod_of(name, Value::Object(of.labels.clone()), spec);
     if let Some(namespace) = &of.namespace {
         pod.metadata.namespace = Some(namespace.clone());
+    }
+    if of.leaving {
+        pod.metadata.deletion_timestamp = Some(read("2026-01-01T00:00:00Z".into()));
     }
     let mut status = of.status.clone();
     if let Some(node) = &of.nominated {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::line;
 use crate::profile::Profile;
 pub use component::{CONTENT_TYPES, Connection};
 pub(crate) use extenders::Extender;
@@ -35,6 +36,9 @@ pub struct Config {
     /// How long a pod that failed waits: this, doubled with every failure, up to the other.
     pub(crate) backoff_initial: Duration,
     pub(crate) backoff_max: Duration,
+    /// A pod that nothing has helped is tried again after this long (kube-scheduler's
+    /// `--pod-max-in-unschedulable-pods-duration`).
+    pub parked_max: Duration,
     /// In the order in which they are asked.
     pub(crate) extenders: Vec<Extender>,
     pub election: client::election::Settings,
@@ -51,6 +55,7 @@ impl Default for Config {
             profiles: vec![Profile::default()],
             backoff_initial: Duration::from_secs(1),
             backoff_max: Duration::from_secs(10),
+            parked_max: line::PARKED_MAX,
             extenders: Vec::new(),
             election: client::election::Settings::new("kube-scheduler"),
             connection: Connection::default(),
@@ -148,6 +153,7 @@ impl Config {
                 .collect::<Result<_, _>>()?,
             backoff_initial: seconds(file.pod_initial_backoff_seconds, 1),
             backoff_max: seconds(file.pod_max_backoff_seconds, 10),
+            parked_max: line::PARKED_MAX,
             extenders: file
                 .extenders
                 .iter()

@@ -19,6 +19,7 @@ mod look;
 mod metrics;
 mod plan;
 mod pod;
+mod pod_resources;
 mod preempt;
 mod profile;
 mod resources;

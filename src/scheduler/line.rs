@@ -23,9 +23,9 @@ mod lot;
 use hints::Event;
 use lot::{Lot, Spot};
 
-/// A pod that nothing has helped is tried again after this long (upstream,
-/// `DefaultPodMaxInUnschedulablePodsDuration`).
-const PARKED_MAX: Duration = Duration::from_secs(300);
+/// A pod that nothing has helped is tried again after this long, where nobody says otherwise
+/// (upstream, `DefaultPodMaxInUnschedulablePodsDuration`).
+pub const PARKED_MAX: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -71,6 +71,8 @@ pub struct Rows {
 pub struct Line {
     /// How long a pod that failed waits.
     backoff: Backoff,
+    /// How long one is parked at the most.
+    parked_max: Duration,
     entries: HashMap<String, Entry>,
     /// Highest priority first, then first come.
     ready: BTreeSet<(Reverse<i32>, u64, String)>,
@@ -87,9 +89,10 @@ pub struct Line {
 }
 
 impl Line {
-    pub fn new(backoff: Backoff) -> Self {
+    pub fn new(backoff: Backoff, parked_max: Duration) -> Self {
         Self {
             backoff,
+            parked_max,
             entries: HashMap::new(),
             ready: BTreeSet::new(),
             backing_off: BTreeSet::new(),
@@ -207,7 +210,7 @@ impl Line {
     pub fn park(&mut self, uid: &str, rules: Rules, profile: &Arc<Profile>, now: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.fail(&self.backoff, now);
-        let until = now + PARKED_MAX;
+        let until = now + self.parked_max;
         let spot = self.lot.park(&entry.pod, rules, profile);
         entry.place = Place::Parked(spot, until);
         entry.refused = Some((rules, profile.clone()));
@@ -373,7 +376,7 @@ mod tests {
     use std::time::Duration;
 
     fn line() -> Line {
-        Line::new(Backoff::new(Duration::from_secs(1), Duration::from_secs(10)))
+        Line::new(Backoff::new(Duration::from_secs(1), Duration::from_secs(10)), PARKED_MAX)
     }
 
     fn info(name: &str, priority: i32) -> Arc<PodInfo> {

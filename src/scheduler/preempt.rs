@@ -14,6 +14,9 @@ use crate::plan::histogram;
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
 
+/// Why a pod that makes room is disrupted.
+pub const PREEMPTED: &str = "PreemptionByScheduler";
+
 /// A disruption budget: namespace, whom it covers, how many more may go.
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -77,7 +80,10 @@ pub fn plan(
         let message = preemption("not eligible due to preemptionPolicy=Never.");
         return Outcome { message: Some(message), ..Outcome::default() };
     }
-    if waits_for_victims(pod, snapshot) {
+    let is_lost = |(node, reject): &(&NodeInfo, Reject)| {
+        pod.nominated() == Some(node.name.as_str()) && !reject.resolvable
+    };
+    if waits_for_victims(pod, snapshot) && !rejects.iter().any(is_lost) {
         let text = "not eligible due to a terminating pod on the nominated node.";
         return Outcome { message: Some(preemption(text)), ..Outcome::default() };
     }
@@ -104,8 +110,19 @@ pub fn plan(
 fn waits_for_victims(pod: &PodInfo, snapshot: &Snapshot) -> bool {
     let node = pod.nominated().and_then(|name| snapshot.get(name));
     node.is_some_and(|node| {
-        node.pods.values().any(|other| other.terminating && other.priority < pod.priority)
+        node.pods.values().any(|other| other.priority < pod.priority && is_victim(other))
     })
+}
+
+/// Whether it leaves because it was made to, for a more important one.
+fn is_victim(pod: &PodInfo) -> bool {
+    let conditions = pod.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    pod.terminating
+        && conditions.into_iter().flatten().any(|condition| {
+            condition.type_ == "DisruptionTarget"
+                && condition.status == "True"
+                && condition.reason.as_deref() == Some(PREEMPTED)
+        })
 }
 
 /// Fewest broken budgets, then the least important victims, then the fewest, then the

@@ -78,6 +78,30 @@ impl Resources {
         }
     }
 
+    /// What `whole` says goes before what there is.
+    fn put(&mut self, whole: Self) {
+        if whole.cpu > 0 {
+            self.cpu = whole.cpu;
+        }
+        if whole.memory > 0 {
+            self.memory = whole.memory;
+        }
+        self.other.extend(whole.other);
+    }
+
+    /// Leaves out what is nothing in `other`.
+    fn keep_where(&mut self, other: &Self) {
+        let keep = |mine: &mut i64, theirs: i64| {
+            if theirs == 0 {
+                *mine = 0;
+            }
+        };
+        keep(&mut self.cpu, other.cpu);
+        keep(&mut self.memory, other.memory);
+        keep(&mut self.storage, other.storage);
+        self.other.retain(|name, _| other.get(name) != 0);
+    }
+
     /// By name; CPU in thousandths.
     pub fn get(&self, name: &str) -> i64 {
         match name {
@@ -121,24 +145,59 @@ pub fn requests_of(pod: &Pod) -> Requests {
     Requests { asked, weighed_cpu: weighed.cpu, weighed_memory: weighed.memory }
 }
 
-/// Containers and sidecars run together; each init container runs beside the sidecars
-/// that were started before it (KEP-753).
+/// What a pod may use at most, where somebody says so.
+pub fn limits_of(pod: &Pod) -> Resources {
+    let Some(spec) = &pod.spec else { return Resources::default() };
+    let limits = |container: &Container| {
+        Resources::parse(container.resources.as_ref().and_then(|it| it.limits.as_ref()))
+    };
+    let mut out = together(spec, limits, limits);
+    let whole = spec.resources.as_ref().and_then(|it| it.limits.as_ref());
+    out.put(Resources::parse(whole));
+    // What is not limited is not for what runs the pod either.
+    let mut overhead = Resources::parse(spec.overhead.as_ref());
+    overhead.keep_where(&out);
+    out.add(&overhead);
+    out
+}
+
 fn total(pod: &Pod, spec: &PodSpec, each: impl Fn(Resources) -> Resources) -> Resources {
     let status = pod.status.as_ref();
     let held = status.and_then(|s| s.container_statuses.as_ref());
     let held_first = status.and_then(|s| s.init_container_statuses.as_ref());
-    let ask = |container: &Container| each(container_requests(pod, container, held));
+    let mut out = together(
+        spec,
+        |container| each(container_requests(pod, container, held)),
+        |container| {
+            let held = held_first.filter(|_| is_sidecar(container));
+            each(container_requests(pod, container, held))
+        },
+    );
+    out.put(whole_requests(pod, spec));
+    out.add(&Resources::parse(spec.overhead.as_ref()));
+    out
+}
+
+fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// Containers and sidecars run together; each init container runs beside the sidecars
+/// that were started before it (KEP-753).
+fn together(
+    spec: &PodSpec,
+    main: impl Fn(&Container) -> Resources,
+    first: impl Fn(&Container) -> Resources,
+) -> Resources {
     let mut running = Resources::default();
     for container in &spec.containers {
-        running.add(&ask(container));
+        running.add(&main(container));
     }
     let mut sidecars = Resources::default();
     let mut starting = Resources::default();
     for container in spec.init_containers.iter().flatten() {
-        let stays = container.restart_policy.as_deref() == Some("Always");
-        let held = held_first.filter(|_| stays);
-        let mut now = each(container_requests(pod, container, held));
-        if stays {
+        let mut now = first(container);
+        if is_sidecar(container) {
             sidecars.add(&now);
             now = sidecars.clone();
         } else {
@@ -148,17 +207,6 @@ fn total(pod: &Pod, spec: &PodSpec, each: impl Fn(Resources) -> Resources) -> Re
     }
     running.add(&sidecars);
     running.raise_to(&starting);
-    let whole = whole_requests(pod, spec);
-    if whole.cpu > 0 {
-        running.cpu = whole.cpu;
-    }
-    if whole.memory > 0 {
-        running.memory = whole.memory;
-    }
-    for (name, value) in whole.other {
-        running.other.insert(name, value);
-    }
-    running.add(&Resources::parse(spec.overhead.as_ref()));
     running
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base::drain::Drain;
 use base::error::chain;
+use base::metrics::Format;
 use client::{Cache, Recorder, Shared};
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -87,6 +88,11 @@ impl Scheduler {
     /// Whether all that it looks at is there.
     pub fn is_synced(&self) -> bool {
         self.synced().now_or_never().is_some()
+    }
+
+    /// What each pod asks for and may use at most, as metrics.
+    pub fn pod_resources(&self, format: Format) -> String {
+        crate::pod_resources::render(&self.0.pods.list(), format)
     }
 
     async fn synced(&self) {

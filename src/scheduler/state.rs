@@ -50,7 +50,10 @@ pub struct State {
 impl State {
     pub fn new(config: &Config) -> Self {
         Self {
-            line: Line::new(Backoff::new(config.backoff_initial, config.backoff_max)),
+            line: Line::new(
+                Backoff::new(config.backoff_initial, config.backoff_max),
+                config.parked_max,
+            ),
             snapshot: Snapshot::default(),
             assumed: HashSet::new(),
             preparing: HashMap::new(),

@@ -165,8 +165,24 @@ fn they_tell_how_they_are(cluster: &Cluster) {
         };
         from("client-certificate-data", "/tmp/a.crt");
         from("client-key-data", "/tmp/a.key");
-        assert_eq!(ask(port, "/metrics", "--cert /tmp/a.crt --key /tmp/a.key").0, 200);
-        assert_eq!(ask(port, "/nothing", "--cert /tmp/a.crt --key /tmp/a.key").0, 404);
+        let admin = "--cert /tmp/a.crt --key /tmp/a.key";
+        assert_eq!(ask(port, "/metrics", admin).0, 200);
+        assert_eq!(ask(port, "/nothing", admin).0, 404);
+        let (_, slis) = ask(port, "/metrics/slis", admin);
+        assert!(
+            slis.contains("kubernetes_healthcheck{name=\"leaderElection\",type=\"readyz\"} 1"),
+            "{slis}"
+        );
+        let (_, status) = ask(port, "/statusz", admin);
+        assert!(status.contains("statusz\nWarning:") && status.contains("/flagz"), "{status}");
+        let (_, flags) = ask(port, "/flagz", admin);
+        assert!(flags.contains(&format!("kubeconfig={KUBECONFIG}\n")), "{flags}");
+        let as_object = "-H 'Accept: application/json;v=v1beta1;g=config.k8s.io;as=Flagz'";
+        let (_, flags) = ask(port, "/flagz", &format!("{admin} {as_object}"));
+        assert!(flags.contains("\"kind\":\"Flagz\""), "{flags}");
+        let (code, resources) = ask(port, "/metrics/resources", admin);
+        let told = resources.contains("kube_pod_resource_request{");
+        assert_eq!((code == 200, told), (port == 10259, port == 10259), "{resources}");
     }
     // Who waits is well too, and ready: it follows the cluster meanwhile.
     assert_eq!(ask(10260, "/readyz", ""), (200, "ok".into()));

@@ -16,15 +16,13 @@ use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use tracing::warn;
 
+use super::flags::ServingFlags;
+
 const NAMESPACE: &str = "kube-system";
 /// Where the API server tells which authorities vouch for its clients.
 const TOLD: &str = "extension-apiserver-authentication";
-/// How long answers are believed (upstream's defaults).
-const TTL: Ttl = Ttl {
-    token: Duration::from_secs(10),
-    allowed: Duration::from_secs(10),
-    denied: Duration::from_secs(10),
-};
+/// How long answers are believed where nobody says otherwise (upstream's default).
+const TTL: Duration = Duration::from_secs(10);
 /// Its members may everything, whoever can be asked.
 const ADMINISTRATORS: &str = "system:masters";
 /// What the API server tells is waited for this long before somebody is nobody.
@@ -33,8 +31,39 @@ const TOLD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The certificates of a client, its own first; it holds the key of that one.
 pub type Chain = Vec<CertificateDer<'static>>;
 
+/// Who is believed what, and for how long.
+pub struct How {
+    ttl: Ttl,
+    /// Whether what the API server tells counts.
+    lookup: bool,
+    /// Paths that everybody may see.
+    everybody: Vec<String>,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        let ttl = Ttl { token: TTL, allowed: TTL, denied: TTL };
+        Self { ttl, lookup: true, everybody: Vec::new() }
+    }
+}
+
+impl From<&ServingFlags> for How {
+    fn from(flags: &ServingFlags) -> Self {
+        Self {
+            ttl: Ttl {
+                token: flags.authentication_token_webhook_cache_ttl,
+                allowed: flags.authorization_webhook_cache_authorized_ttl,
+                denied: flags.authorization_webhook_cache_unauthorized_ttl,
+            },
+            lookup: !flags.authentication_skip_lookup,
+            everybody: flags.authorization_always_allow_paths.clone(),
+        }
+    }
+}
+
 pub struct Auth {
-    told: Cache<ConfigMap>,
+    /// None: what the API server tells is not asked for.
+    told: Option<Cache<ConfigMap>>,
     /// Of a file.
     given: Vec<u8>,
     /// The bundle that was read last, and what it says.
@@ -45,20 +74,17 @@ pub struct Auth {
 }
 
 impl Auth {
-    /// `authentication` reads what the API server tells and asks whose tokens are.
-    pub fn new(
-        authentication: &Shared,
-        authorization: Client,
-        given: Vec<u8>,
-        everybody: Vec<String>,
-    ) -> Self {
+    /// `authentication` reads what the API server tells, if that is to count, and asks whose
+    /// tokens are.
+    pub fn new(authentication: &Shared, authorization: Client, given: Vec<u8>, how: How) -> Self {
+        let How { ttl, lookup, everybody } = how;
         let only = ListParams::fields(format!("metadata.name={TOLD}"));
         Self {
-            told: authentication.cache_where(Some(NAMESPACE), only),
+            told: lookup.then(|| authentication.cache_where(Some(NAMESPACE), only)),
             given,
             authorities: Mutex::new((Vec::new(), None)),
-            tokens: Reviews::new(authentication.client().clone(), TTL),
-            access: Reviews::new(authorization, TTL),
+            tokens: Reviews::new(authentication.client().clone(), ttl),
+            access: Reviews::new(authorization, ttl),
             everybody,
         }
     }
@@ -105,8 +131,13 @@ impl Auth {
     async fn by_certificate(&self, chain: &Chain) -> Result<Option<User>, Denied> {
         let Some(leaf) = chain.first() else { return Ok(None) };
         // At the start the server may not have told yet.
-        let _ = tokio::time::timeout(TOLD_TIMEOUT, self.told.synced()).await;
-        let told = self.told.get(NAMESPACE, TOLD);
+        let told = match &self.told {
+            Some(told) => {
+                let _ = tokio::time::timeout(TOLD_TIMEOUT, told.synced()).await;
+                told.get(NAMESPACE, TOLD)
+            }
+            None => None,
+        };
         let told = told.as_ref().and_then(|map| map.data.as_ref()?.get("client-ca-file"));
         let mut bundle = self.given.clone();
         bundle.push(b'\n');

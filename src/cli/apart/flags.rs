@@ -26,6 +26,9 @@ pub struct ComponentFlags {
 
 #[derive(Debug, Default, Args)]
 pub struct ConnectionFlags {
+    /// Server, where it is not that of --kubeconfig
+    #[arg(long)]
+    pub master: Option<String>,
     /// Requests in a second; below zero: as many as there are (default: the same)
     #[arg(long, allow_negative_numbers = true)]
     pub kube_api_qps: Option<f64>,
@@ -62,6 +65,19 @@ pub struct ServingFlags {
     /// Who is asked what somebody may (default: --kubeconfig)
     #[arg(long)]
     pub authorization_kubeconfig: Option<PathBuf>,
+    /// Believe no authorities of clients but those of --client-ca-file (default: false)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false,
+        default_missing_value = "true", action = ArgAction::Set)]
+    pub authentication_skip_lookup: bool,
+    /// How long it is believed whose a token is
+    #[arg(long, value_parser = crate::args::duration, default_value = "10s")]
+    pub authentication_token_webhook_cache_ttl: Duration,
+    /// How long it is believed that somebody may
+    #[arg(long, value_parser = crate::args::duration, default_value = "10s")]
+    pub authorization_webhook_cache_authorized_ttl: Duration,
+    /// How long it is believed that somebody may not
+    #[arg(long, value_parser = crate::args::duration, default_value = "10s")]
+    pub authorization_webhook_cache_unauthorized_ttl: Duration,
     /// Paths that everybody may see; one that ends in * stands for all below
     #[arg(
         long,

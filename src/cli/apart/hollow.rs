@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::auth::Auth;
+use super::auth::{Auth, How};
 use super::listen::{self, Answer, PLAIN, text};
 use super::{Reached, client_of, load};
 use crate::{Error, Result};
@@ -51,7 +51,7 @@ pub async fn run(
     let fleet = Arc::new(Fleet::new(clients, config));
     let client = client_of(&load(kubeconfig)?, "hollow", &Reached::in_json())?;
     let shared = Shared::new(client.clone(), drain.clone());
-    let auth = Arc::new(Auth::new(&shared, client.clone(), Vec::new(), Vec::new()));
+    let auth = Arc::new(Auth::new(&shared, client.clone(), Vec::new(), How::default()));
     let mut tls = None;
     for (number, listener) in (0..).zip(listeners) {
         if number % NAMES_MAX == 0 {

@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz`, `/livez`, `/readyz` and `/configz` of a component in a process of its
+//! `/metrics`, health, `/configz`, `/statusz` and `/flagz` of a component in a process of its
 //! own, over TLS. Who asks, and may they, is the API server's to say: it is asked whose a token
 //! is and what somebody may, and tells which authorities vouch for clients.
 
@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use base::drain::Drain;
 use base::metrics::Format;
-use client::Shared;
 use client::election::Watch;
-use http::{Method, Request, StatusCode, header};
+use client::{Shared, zpages};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -19,21 +19,31 @@ use tracing::info;
 
 use super::auth::{Auth, Chain};
 use super::flags::ServingFlags;
+use super::health::{self, ROOTS};
 use super::listen::{self, Answer, PLAIN, text};
 use super::{Reached, client_of, load};
-use crate::{Error, Result};
+use crate::{Error, Result, version};
 
 pub type IsSynced = Box<dyn Fn() -> bool + Send + Sync>;
 /// What a component has to know before it is ready, by upstream's name.
 pub type Synced = Option<(&'static str, IsSynced)>;
 
+/// Metrics beside the usual ones.
+pub type Metrics = Box<dyn Fn(Format) -> String + Send + Sync>;
+
 /// What is told of the component.
 pub struct Page {
+    /// What it calls itself.
+    pub name: &'static str,
+    /// The flags that it was given, and those with a value of their own.
+    pub flags: Vec<(String, String)>,
     /// How it is configured, by the name of that configuration.
     pub config: (&'static str, Value),
     /// None where it acts without an election.
     pub election: Option<Watch>,
     pub synced: Synced,
+    /// At `/metrics/resources`: what pods ask for, where it knows.
+    pub resources: Option<Metrics>,
 }
 
 struct Server {
@@ -75,9 +85,8 @@ pub async fn start(
             .map_err(|err| Error::failed(format!("read {}", path.display()), err))?,
         None => Vec::new(),
     };
-    let allowed = flags.authorization_always_allow_paths.clone();
     let authorization = client_of(&flags.authorization_kubeconfig)?;
-    let auth = Auth::new(&shared, authorization, clients, allowed);
+    let auth = Auth::new(&shared, authorization, clients, flags.into());
     let server = Arc::new(Server { page, auth, drain: drain.clone() });
     info!(%address, "metrics and health are served");
     let answers: listen::Answers = Arc::new(move |chain, request| {
@@ -128,10 +137,26 @@ impl Server {
         let (root, one) = path.split_once('/').map_or((path, None), |(r, one)| (r, Some(one)));
         match (root, one) {
             ("metrics", None) => {
-                let accept = request.headers().get(header::ACCEPT);
-                let format = Format::of(accept.and_then(|accept| accept.to_str().ok()));
+                let format = format_of(&request);
                 text(StatusCode::OK, format.content_type(), base::metrics::render(format))
             }
+            ("metrics", Some("slis")) => {
+                let format = format_of(&request);
+                let all = ROOTS.into_iter().map(|root| (root, self.checks(root)));
+                text(StatusCode::OK, format.content_type(), health::indicators(all, format))
+            }
+            ("metrics", Some("resources")) if self.page.resources.is_some() => {
+                let format = format_of(&request);
+                let resources = self.page.resources.as_ref().map(|it| it(format));
+                text(StatusCode::OK, format.content_type(), resources.unwrap_or_default())
+            }
+            ("statusz", None) => zpage(&request, "Statusz", |form| {
+                let (version, paths) = (version::git_version(), self.paths());
+                zpages::statusz(self.page.name, &version, &paths, form, base::time::now())
+            }),
+            ("flagz", None) => zpage(&request, "Flagz", |form| {
+                zpages::flagz(self.page.name, self.page.flags.iter().cloned(), form)
+            }),
             ("configz", None) => {
                 let (name, config) = &self.page.config;
                 let shown = serde_json::json!({ *name: config }).to_string();
@@ -139,10 +164,18 @@ impl Server {
             }
             ("healthz" | "livez" | "readyz", one) => {
                 let checks = self.checks(root);
-                health(root, one, request.uri().query().unwrap_or_default(), &checks)
+                health::answer(root, one, request.uri().query().unwrap_or_default(), &checks)
             }
             _ => text(StatusCode::NOT_FOUND, PLAIN, "404 page not found\n"),
         }
+    }
+
+    fn paths(&self) -> Vec<&'static str> {
+        let mut paths = vec!["/configz", "/flagz", "/healthz", "/livez", "/metrics"];
+        paths.push("/metrics/slis");
+        paths.extend(self.page.resources.as_ref().map(|_| "/metrics/resources"));
+        paths.extend(["/readyz", "/statusz"]);
+        paths
     }
 
     /// By upstream's names; `livez` looks at nothing but that this answers.
@@ -162,77 +195,27 @@ impl Server {
     }
 }
 
-/// The answer to a health check, as k8s.io/apiserver words it.
-fn health(root: &str, one: Option<&str>, query: &str, checks: &[(&'static str, bool)]) -> Answer {
-    let failed = StatusCode::INTERNAL_SERVER_ERROR;
-    if let Some(one) = one.filter(|one| !one.is_empty()) {
-        return match checks.iter().find(|(name, _)| *name == one) {
-            None => text(StatusCode::NOT_FOUND, PLAIN, "404 page not found\n"),
-            Some((_, true)) => text(StatusCode::OK, PLAIN, "ok"),
-            Some((_, false)) => {
-                text(failed, PLAIN, format!("internal server error: {one}: failed\n"))
-            }
-        };
-    }
-    let pairs = || query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let excluded = |name: &str| pairs().any(|pair| pair == ("exclude", name));
-    let mut lines = String::new();
-    let mut good = true;
-    for (name, passes) in checks {
-        if excluded(name) {
-            lines.push_str(&format!("[+]{name} excluded: ok\n"));
-        } else if *passes {
-            lines.push_str(&format!("[+]{name} ok\n"));
-        } else {
-            good = false;
-            lines.push_str(&format!("[-]{name} failed: reason withheld\n"));
-        }
-    }
-    match (good, pairs().any(|(name, _)| name == "verbose")) {
-        (true, false) => text(StatusCode::OK, PLAIN, "ok"),
-        (true, true) => text(StatusCode::OK, PLAIN, format!("{lines}{root} check passed\n")),
-        (false, _) => text(failed, PLAIN, format!("{lines}{root} check failed\n")),
-    }
+fn accept(request: &Request<Incoming>) -> Option<&str> {
+    request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn format_of(request: &Request<Incoming>) -> Format {
+    Format::of(accept(request))
+}
 
-    #[tokio::test]
-    async fn health_is_told_in_upstreams_words() {
-        let said = async |root: &str, one: Option<&str>, query: &str, synced: bool| {
-            let answer = health(root, one, query, &[("leaderElection", true), ("synced", synced)]);
-            let status = answer.status().as_u16();
-            let body = http_body_util::BodyExt::collect(answer.into_body()).await;
-            let bytes = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-            (status, String::from_utf8(bytes.to_vec()).unwrap())
-        };
-        for (one, query, synced, want) in [
-            (None, "", true, (200, "ok")),
-            (
-                None,
-                "verbose",
-                true,
-                (200, "[+]leaderElection ok\n[+]synced ok\nreadyz check passed\n"),
-            ),
-            (
-                None,
-                "",
-                false,
-                (
-                    500,
-                    "[+]leaderElection ok\n[-]synced failed: reason withheld\nreadyz check \
-                     failed\n",
-                ),
-            ),
-            (None, "exclude=synced", false, (200, "ok")),
-            (Some("synced"), "", true, (200, "ok")),
-            (Some("synced"), "", false, (500, "internal server error: synced: failed\n")),
-            (Some("nothing"), "", true, (404, "404 page not found\n")),
-        ] {
-            let (status, text) = said("readyz", one, query, synced).await;
-            assert_eq!((status, text.as_str()), want, "{one:?} {query}");
-        }
+fn zpage(
+    request: &Request<Incoming>,
+    kind: &str,
+    page: impl FnOnce(zpages::Form) -> String,
+) -> Answer {
+    let Some(form) = zpages::Form::of(accept(request), kind) else {
+        let why = "only text/plain and config.k8s.io are served\n";
+        return text(StatusCode::NOT_ACCEPTABLE, PLAIN, why);
+    };
+    let mut answer = text(StatusCode::OK, PLAIN, page(form));
+    if form != zpages::Form::Text {
+        let kind = HeaderValue::from_static("application/json");
+        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
     }
+    answer
 }

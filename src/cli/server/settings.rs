@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use api::flags::Flags;
 
@@ -99,7 +99,7 @@ impl Settings {
             node,
             agent: !flags.disable_agent,
             scheduler: !flags.disable_scheduler,
-            scheduling: scheduling(&flags.kube_scheduler_arg)?,
+            scheduling: crate::scheduling::read(&flags.kube_scheduler_arg)?,
             controllers: !flags.disable_controller_manager,
             controlling: controlling(&flags.kube_controller_manager_arg, &flags.cluster_cidr)?,
             service_lb: has("servicelb") && !flags.disable_cloud_controller,
@@ -115,21 +115,6 @@ impl Settings {
     pub fn api_service(&self) -> Ipv4Addr {
         self.node.service_network.nth(1)
     }
-}
-
-/// How the scheduler works, by upstream's flags.
-fn scheduling(args: &[String]) -> Result<scheduler::Config> {
-    let mut out = scheduler::Config::default();
-    for arg in args {
-        let (name, value) = arg.split_once('=').unwrap_or((arg, ""));
-        let name = name.trim_start_matches("--");
-        let said = |why: String| usage(format!("--kube-scheduler-arg {name}: {why}"));
-        match name {
-            "config" => out = scheduler::Config::read(Path::new(value)).map_err(said)?,
-            _ => return Err(said("not supported; supported is config".into())),
-        }
-    }
-    Ok(out)
 }
 
 /// How the controllers work, by upstream's flags; tried out, so that what is wrong is told now.

@@ -115,67 +115,82 @@ fn share_family(mut endpoints: Vec<&mut Endpoint>, zones: &Zones) -> Result<(), 
     if endpoints.is_empty() {
         return Ok(());
     }
-    let counts = allocation(endpoints.len(), zones)?;
+    let shares = shares(endpoints.len(), zones)?;
     if endpoints.iter().any(|endpoint| endpoint.zone.is_none()) {
         return Err("One or more endpoints do not have a zone specified".into());
     }
     // The same endpoints give the same hints, whatever order they come in.
-    endpoints.sort_by(|a, b| a.addresses.cmp(&b.addresses));
-    let mut left = counts;
-    let mut over = Vec::new();
-    for endpoint in endpoints {
-        match endpoint.zone.as_ref().and_then(|zone| left.get_mut(zone)) {
-            Some(count) if *count > 0 => {
-                *count -= 1;
-                give(endpoint);
-            }
-            _ => over.push(endpoint),
-        }
+    endpoints.sort_by(|a, b| b.addresses.cmp(&a.addresses));
+    let mut held: BTreeMap<String, usize> = BTreeMap::new();
+    for endpoint in &mut endpoints {
+        let zone = endpoint.zone.clone().unwrap_or_default();
+        endpoint.hints = Some(hint(&zone));
+        *held.entry(zone).or_default() += 1;
     }
-    let short = left.into_iter().flat_map(|(zone, count)| std::iter::repeat_n(zone, count));
-    for (endpoint, zone) in over.into_iter().zip(short) {
-        endpoint.hints = Some(EndpointHints { for_zones: Some(for_zone(&zone)), for_nodes: None });
+    let (mut giving, receiving) = moves(&shares, &held);
+    let mut receiving = receiving.into_iter().flat_map(|(zone, n)| std::iter::repeat_n(zone, n));
+    for endpoint in endpoints {
+        let left = endpoint.zone.as_ref().and_then(|zone| giving.get_mut(zone));
+        let Some(left) = left.filter(|left| **left > 0) else { continue };
+        let Some(zone) = receiving.next() else { break };
+        *left -= 1;
+        endpoint.hints = Some(hint(&zone));
     }
     Ok(())
 }
 
-fn give(endpoint: &mut Endpoint) {
-    let for_zones = endpoint.zone.as_deref().map(for_zone);
-    endpoint.hints = Some(EndpointHints { for_zones, for_nodes: None });
+fn hint(zone: &str) -> EndpointHints {
+    EndpointHints { for_zones: Some(for_zone(zone)), for_nodes: None }
 }
 
-/// How many of `count` endpoints each zone gets.
-fn allocation(count: usize, zones: &Zones) -> Result<BTreeMap<String, usize>, String> {
-    let known = zones.as_ref().filter(|zones| !zones.is_empty()).ok_or(
+/// How many of `count` endpoints each zone should have; no fewer than keep it from being
+/// overloaded.
+fn shares(count: usize, zones: &Zones) -> Result<BTreeMap<String, f64>, String> {
+    // With one zone there is nothing to keep apart; upstream says the same of it.
+    let known = zones.as_ref().filter(|zones| zones.len() >= 2).ok_or(
         "Insufficient Node information: allocatable CPU or zone not specified on one or more nodes",
     )?;
-    if known.len() < 2 {
-        return Err("Nodes only ready in one zone".into());
-    }
     let so_many = format!("({count} endpoints, {} zones)", known.len());
     if known.len() > count {
         return Err(format!("Insufficient number of endpoints {so_many}"));
     }
     let total: u64 = known.values().sum();
     let desired = |cpu: u64| cpu as f64 / total as f64 * count as f64;
-    let minimum = |cpu: u64| (desired(cpu) / (1.0 + OVERLOAD)).ceil() as usize;
-    let mut out: BTreeMap<String, usize> =
-        known.iter().map(|(zone, cpu)| (zone.clone(), minimum(*cpu))).collect();
-    let Some(rest) = count.checked_sub(out.values().sum()) else {
+    let minimum = |cpu: u64| (desired(cpu) / (1.0 + OVERLOAD)).ceil();
+    if known.values().map(|cpu| minimum(*cpu)).sum::<f64>() > count as f64 {
         return Err(format!(
             "Unable to allocate minimum required endpoints to each zone without exceeding \
              overload threshold {so_many}"
         ));
-    };
-    // What is left goes one by one to who lacks most.
-    for _ in 0..rest {
-        let lack = |zone: &String, has: usize| desired(known[zone]) - has as f64;
-        let most = out.iter_mut().max_by(|a, b| lack(a.0, *a.1).total_cmp(&lack(b.0, *b.1)));
-        if let Some((_, has)) = most {
-            *has += 1;
-        }
     }
-    Ok(out)
+    let share = |(zone, cpu): (&String, &u64)| (zone.clone(), desired(*cpu).max(minimum(*cpu)));
+    Ok(known.iter().map(share).collect())
+}
+
+type Counts = BTreeMap<String, usize>;
+
+/// How many endpoints zones give away, and how many others get. Who is off by less than one is
+/// left as it is, unless that helps one who is off by more.
+fn moves(shares: &BTreeMap<String, f64>, held: &Counts) -> (Counts, Counts) {
+    let mut off: BTreeMap<&String, f64> = shares
+        .iter()
+        .map(|(zone, share)| (zone, held.get(zone).copied().unwrap_or(0) as f64 - share))
+        .collect();
+    let (mut giving, mut receiving) = (Counts::new(), Counts::new());
+    loop {
+        let most = off.iter().max_by(|a, b| a.1.total_cmp(b.1));
+        let least = off.iter().min_by(|a, b| a.1.total_cmp(b.1));
+        let (Some((from, more)), Some((to, less))) = (most, least) else { break };
+        let (from, to, more, less) = (*from, *to, *more, -*less);
+        if (more < 1.0 && less < 1.0) || more < 0.5 || less < 0.5 {
+            break;
+        }
+        *giving.entry(from.clone()).or_default() += 1;
+        *receiving.entry(to.clone()).or_default() += 1;
+        off.insert(from, more - 1.0);
+        off.insert(to, 1.0 - less);
+    }
+    (giving, receiving)
 }
 
 #[cfg(test)]

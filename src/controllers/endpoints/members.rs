@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use client::cache::{Cache, Key, key_of};
 use client::{Queue, Shared};
@@ -12,6 +13,7 @@ use parking_lot::Mutex;
 use super::plan;
 use crate::owner::{Labels, name, namespace};
 use crate::pod;
+use crate::pod_collector::{BY_NODE, by_node};
 
 /// Index of services by namespace and one label that their pods have.
 const BY_LABEL: &str = "selected label";
@@ -26,8 +28,8 @@ pub struct Members {
 struct State {
     /// Names of the pods, for each service.
     members: HashMap<Key, BTreeSet<String>>,
-    /// Who hears of services whose endpoints may have changed.
-    queues: Vec<Queue<Key>>,
+    /// Who hears of services whose endpoints may have changed, and how long after a pod has.
+    queues: Vec<(Queue<Key>, Duration)>,
 }
 
 /// A pod that a service selects has this label.
@@ -46,6 +48,7 @@ impl Members {
     pub fn new(shared: &Shared) -> Arc<Self> {
         let (services, pods) = (shared.cache::<Service>(), shared.cache::<Pod>());
         services.add_index(BY_LABEL, label_of);
+        pods.add_index(BY_NODE, by_node);
         let me = Arc::new(Self { services, pods, state: Mutex::default() });
         // The caches are this value's: it would never go if they held it.
         let weak: Weak<Self> = Arc::downgrade(&me);
@@ -63,9 +66,9 @@ impl Members {
         me
     }
 
-    /// Puts services into a queue when their pods or they themselves change.
-    pub fn tell(&self, queue: &Queue<Key>) {
-        self.state.lock().queues.push(queue.clone());
+    /// Puts services into a queue when they themselves change, and so long after their pods do.
+    pub fn tell(&self, queue: &Queue<Key>, wait: Duration) {
+        self.state.lock().queues.push((queue.clone(), wait));
         // Those that were there before.
         for service in self.services.list() {
             queue.add(key_of(&*service));
@@ -78,6 +81,11 @@ impl Members {
         let names = self.state.lock().members.get(&key).cloned().unwrap_or_default();
         let pods = names.iter().filter_map(|name| self.pods.get(&key.0, name));
         pods.filter(|pod| plan::selects(service, pod) && !pod::is_finished(pod)).collect()
+    }
+
+    /// The services that select a pod of a node.
+    pub fn on_node(&self, node: &str) -> Vec<Arc<Service>> {
+        self.selecting(self.pods.indexed(BY_NODE, node).iter())
     }
 
     fn service_changed(&self, old: Option<&Arc<Service>>, new: Option<&Arc<Service>>) {
@@ -94,7 +102,7 @@ impl Members {
                 selected.map(|pod| name(&pod.metadata).to_string()).collect();
             state.members.insert(key.clone(), names);
         }
-        for queue in &state.queues {
+        for (queue, _) in &state.queues {
             queue.add(key.clone());
         }
     }
@@ -114,8 +122,8 @@ impl Members {
             } else if let Some(pod) = old {
                 members.remove(name(&pod.metadata));
             }
-            for queue in &state.queues {
-                queue.add(key.clone());
+            for (queue, wait) in &state.queues {
+                queue.add_after(key.clone(), *wait);
             }
         }
     }

@@ -13,6 +13,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlic
 use super::plan::{Port, Wanted};
 use super::slices::{self, Origin};
 use super::{BY_SERVICE, MANAGED_BY, SERVICE_NAME, apply, by_service};
+use crate::config::Batches;
 use crate::expect::Expectations;
 use crate::harness::{Context, Outcome};
 use crate::owner::{self, annotation, name, namespace, uid};
@@ -25,8 +26,6 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
-/// Addresses of a subset that are mirrored (`mirroring-max-endpoints-per-subset`).
-const ADDRESSES_MAX: usize = 1_000;
 
 fn is_ours(slice: &EndpointSlice) -> bool {
     let labels = slice.metadata.labels.as_ref();
@@ -53,7 +52,8 @@ struct Mirrored {
     surplus: usize,
 }
 
-fn mirror(endpoints: &Endpoints) -> Mirrored {
+/// `max`: addresses of a subset.
+fn mirror(endpoints: &Endpoints, max: usize) -> Mirrored {
     let mut out = Mirrored::default();
     for subset in endpoints.subsets.iter().flatten() {
         let port = |port: &k8s_openapi::api::core::v1::EndpointPort| Port {
@@ -72,7 +72,7 @@ fn mirror(endpoints: &Endpoints) -> Mirrored {
                 out.invalid += 1;
                 continue;
             };
-            if count == ADDRESSES_MAX {
+            if count == max {
                 out.surplus += 1;
                 continue;
             }
@@ -150,9 +150,10 @@ pub async fn run(context: Context) {
         }
     });
     let again = me.queue.clone();
+    let wait = me.context.config.endpoints.mirrors_wait;
     me.endpoints.on_change(move |old, new| {
         if let Some(endpoints) = new.or(old) {
-            again.add(key_of(&**endpoints));
+            again.add_after(key_of(&**endpoints), wait);
         }
     });
     let listener = me.clone();
@@ -184,9 +185,10 @@ impl Controller {
         let steps = match &endpoints {
             None => held.into_iter().map(slices::Step::Delete).collect(),
             Some(endpoints) => {
-                let mirrored = mirror(endpoints);
+                let Batches { mirrored_max, slice_max, .. } = self.context.config.endpoints;
+                let mirrored = mirror(endpoints, mirrored_max);
                 self.tell(endpoints, &mirrored);
-                slices::plan(&origin(endpoints), mirrored.wanted, &held)
+                slices::plan(&origin(endpoints), mirrored.wanted, &held, slice_max)
             }
         };
         apply(&self.context, &self.expected, &key, steps).await
@@ -202,8 +204,9 @@ impl Controller {
             recorder.warning(&reference(endpoints), "InvalidIPAddress", text);
         }
         if mirrored.surplus > 0 {
+            let max = self.context.config.endpoints.mirrored_max;
             let text = format!(
-                "A max of {ADDRESSES_MAX} addresses can be mirrored to EndpointSlices per \
+                "A max of {max} addresses can be mirrored to EndpointSlices per \
                  Endpoints subset. {} addresses were skipped",
                 mirrored.surplus
             );
@@ -227,7 +230,7 @@ mod tests {
     fn addresses_are_grouped_by_family_and_ports() {
         let subset = json!([{"addresses": [{"ip": "10.0.0.1", "hostname": "a"}, {"ip": "x"}],
             "notReadyAddresses": [{"ip": "fd00::1"}], "ports": [{"port": 5432}]}]);
-        let mirrored = mirror(&endpoints(json!({}), subset));
+        let mirrored = mirror(&endpoints(json!({}), subset), 1_000);
         assert_eq!((mirrored.invalid, mirrored.surplus), (1, 0));
         let seen: Vec<(&str, &str, Option<bool>)> = mirrored
             .wanted
@@ -241,7 +244,7 @@ mod tests {
         assert_eq!(seen, [("IPv4", "10.0.0.1", Some(true)), ("IPv6", "fd00::1", Some(false))]);
         let many: Vec<Value> =
             (0..1_003).map(|n| json!({"ip": format!("10.0.{}.{}", n / 250, n % 250)})).collect();
-        assert_eq!(mirror(&endpoints(json!({}), json!([{"addresses": many}]))).surplus, 3);
+        assert_eq!(mirror(&endpoints(json!({}), json!([{"addresses": many}])), 1_000).surplus, 3);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The fewest writes from the slices there are to the endpoints that are wanted. Pure.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,8 +12,6 @@ use super::plan::{Port, Wanted, is_headless};
 use super::{MANAGED_BY, MANAGER, SERVICE_NAME};
 use crate::owner::{self, Labels, name};
 
-/// Endpoints per slice (upstream, `maxEndpointsPerSlice`).
-const ENDPOINTS_MAX: usize = 100;
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
 #[derive(Debug)]
@@ -42,6 +41,11 @@ impl Origin {
         }
     }
 
+    fn owns(&self, slice: &EndpointSlice) -> bool {
+        let mut owners = slice.metadata.owner_references.iter().flatten();
+        owners.any(|owner| owner.uid == self.owner.uid)
+    }
+
     fn is_on(&self, slice: &EndpointSlice) -> bool {
         let annotations = self.annotations.as_ref();
         let held = slice.metadata.annotations.clone().unwrap_or_default();
@@ -50,21 +54,53 @@ impl Origin {
     }
 }
 
-pub fn plan(origin: &Origin, wanted: Wanted, held: &[Arc<EndpointSlice>]) -> Vec<Step> {
+/// `max`: endpoints of a slice.
+pub fn plan(origin: &Origin, wanted: Wanted, held: &[Arc<EndpointSlice>], max: usize) -> Vec<Step> {
     let mut groups: BTreeMap<(String, Vec<Port>), Vec<Arc<EndpointSlice>>> = BTreeMap::new();
+    let mut steps = Vec::new();
     for slice in held {
+        // Those of another of the same name, which is gone, are the garbage collector's.
+        if !origin.owns(slice) {
+            steps.push(Step::Delete(slice.clone()));
+            continue;
+        }
         groups
             .entry((slice.address_type.clone(), ports_of(slice)))
             .or_default()
             .push(slice.clone());
     }
-    let mut steps = Vec::new();
     for (group, endpoints) in wanted {
         let slices = groups.remove(&group).unwrap_or_default();
-        fill(origin, &group, endpoints, slices, &mut steps);
+        fill(origin, &group, endpoints, slices, max, &mut steps);
     }
     steps.extend(groups.into_values().flatten().map(Step::Delete));
-    steps
+    reuse(origin, steps)
+}
+
+/// A slice that is not needed becomes one that is.
+fn reuse(origin: &Origin, steps: Vec<Step>) -> Vec<Step> {
+    let (deletes, mut rest): (Vec<Step>, Vec<Step>) =
+        steps.into_iter().partition(|step| matches!(step, Step::Delete(_)));
+    for delete in deletes {
+        let Step::Delete(old) = &delete else { continue };
+        let is_like = |step: &Step| match step {
+            Step::Create(new) => new.address_type == old.address_type && origin.owns(old),
+            Step::Replace(_) | Step::Delete(_) => false,
+        };
+        match rest.iter().position(is_like).map(|at| rest.swap_remove(at)) {
+            Some(Step::Create(mut new)) => {
+                let made = new.metadata;
+                new.metadata = ObjectMeta {
+                    labels: made.labels,
+                    annotations: made.annotations.or(old.metadata.annotations.clone()),
+                    ..old.metadata.clone()
+                };
+                rest.push(Step::Replace(new));
+            }
+            _ => rest.push(delete),
+        }
+    }
+    rest
 }
 
 fn ports_of(slice: &EndpointSlice) -> Vec<Port> {
@@ -87,6 +123,7 @@ fn fill(
     group: &(String, Vec<Port>),
     endpoints: Vec<Endpoint>,
     slices: Vec<Arc<EndpointSlice>>,
+    max: usize,
     steps: &mut Vec<Step>,
 ) {
     let mut missing: BTreeMap<String, Endpoint> =
@@ -98,15 +135,25 @@ fn fill(
         let stay = there.filter_map(|endpoint| missing.remove(&target(endpoint))).collect();
         kept.push((slice, stay));
     }
-    // New ones go where something changes anyway, then where there is room.
     let unchanged = |slice: &EndpointSlice, endpoints: &Vec<Endpoint>| {
         slice.endpoints.as_deref().unwrap_or_default() == endpoints.as_slice()
     };
-    kept.sort_by_key(|(slice, endpoints)| unchanged(slice, endpoints));
+    // New ones fill the fullest of those that change anyway.
+    kept.sort_by_key(|(slice, endpoints)| (unchanged(slice, endpoints), Reverse(endpoints.len())));
     let mut missing = missing.into_values();
-    for (_, endpoints) in &mut kept {
-        let room = ENDPOINTS_MAX.saturating_sub(endpoints.len());
-        endpoints.extend(missing.by_ref().take(room));
+    for (slice, endpoints) in &mut kept {
+        if !(endpoints.is_empty() || unchanged(slice, endpoints) && origin.is_on(slice)) {
+            let room = max.saturating_sub(endpoints.len());
+            endpoints.extend(missing.by_ref().take(room));
+        }
+    }
+    // The rest goes into new ones; what fills none of them into one other, where it has room.
+    let rest = missing.len() % max;
+    let other = kept.iter_mut().find(|(slice, endpoints)| {
+        !endpoints.is_empty() && unchanged(slice, endpoints) && endpoints.len() + rest <= max
+    });
+    if let Some((_, endpoints)) = other.filter(|_| rest > 0) {
+        endpoints.extend(missing.by_ref().take(rest));
     }
     let mut any = false;
     let keep_one_empty = kept.iter().all(|(_, endpoints)| endpoints.is_empty());
@@ -128,7 +175,7 @@ fn fill(
         steps.push(Step::Replace(Box::new(new)));
     }
     let rest: Vec<Endpoint> = missing.collect();
-    for chunk in rest.chunks(ENDPOINTS_MAX) {
+    for chunk in rest.chunks(max) {
         steps.push(Step::Create(Box::new(new_slice(origin, group, chunk))));
         any = true;
     }
@@ -176,7 +223,8 @@ mod tests {
     use serde_json::json;
 
     fn service() -> Service {
-        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "default"},
+        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "default",
+            "uid": "u-web"},
             "spec": {"selector": {"app": "web"}, "clusterIP": "10.0.0.1", "ipFamilies": ["IPv4"],
                 "ports": [{"name": "http", "port": 80, "targetPort": "web"}]}}))
         .expect("a service")
@@ -198,7 +246,8 @@ mod tests {
 
     /// Plans, applies, and returns the slices and how many writes it took.
     fn run(held: &[Arc<EndpointSlice>], pods: &[Arc<Pod>]) -> (Vec<Arc<EndpointSlice>>, usize) {
-        let steps = plan(&Origin::service(&service()), wanted(&service(), pods, &|_| None), held);
+        let wanted = wanted(&service(), pods, &|_| None);
+        let steps = plan(&Origin::service(&service()), wanted, held, 100);
         let count = steps.len();
         let mut out = held.to_vec();
         for step in steps {
@@ -225,17 +274,51 @@ mod tests {
     fn slices_are_filled_kept_and_removed_with_few_writes() {
         let (slices, writes) = run(&[], &[]);
         assert_eq!((sizes(&slices), writes), (vec![0], 1), "an empty one says there are none");
-        let (slices, _) = run(&slices, &pods(0, 3, true));
-        assert_eq!(sizes(&slices), [3]);
+        let name = slices[0].metadata.name.clone();
+        let (slices, writes) = run(&slices, &pods(0, 3, true));
+        assert_eq!((sizes(&slices), writes), (vec![3], 1));
+        assert_eq!(slices[0].metadata.name, name, "it becomes the one that is needed");
         assert_eq!(slices[0].ports.as_ref().unwrap()[0].port, Some(8080));
         assert_eq!(run(&slices, &pods(0, 3, true)).1, 0);
         let (slices, writes) = run(&slices, &pods(0, 250, true));
-        assert_eq!((sizes(&slices), writes), (vec![100, 100, 50], 3));
+        assert_eq!((sizes(&slices), writes), (vec![50, 100, 100], 3));
         let (slices, writes) = run(&slices, &pods(0, 249, true));
         assert_eq!((slices.len(), writes), (3, 1));
         let (slices, _) = run(&slices, &pods(0, 1, false));
         assert_eq!(sizes(&slices), [1]);
         let conditions = slices[0].endpoints.as_ref().unwrap()[0].conditions.clone().unwrap();
         assert_eq!(conditions.ready, Some(false));
+    }
+    /// Upstream's, of slices that are not full (TestReconcileEndpointSlicesSomePreexisting and on).
+    #[test]
+    fn new_endpoints_go_where_something_changes_or_where_all_have_room() {
+        let mut held: Vec<Arc<EndpointSlice>> = Vec::new();
+        for from in [0, 100] {
+            let (mut made, _) = run(&[], &pods(from, from + 75, true));
+            held.append(&mut made);
+        }
+        let all = |count: usize| {
+            [pods(0, 75, true), pods(100, 175, true), pods(300, 300 + count, true)].concat()
+        };
+        let (slices, writes) = run(&held, &all(20));
+        assert_eq!((sizes(&slices), writes), (vec![95, 75], 1), "all have room in one");
+        let (slices, writes) = run(&held, &all(30));
+        assert_eq!((sizes(&slices), writes), (vec![75, 75, 30], 1), "in none");
+        let (slices, writes) = run(&held, &all(110));
+        assert_eq!((sizes(&slices), writes), (vec![85, 75, 100], 2), "what is left of a full one");
+        let one_less = [pods(1, 75, true), pods(100, 175, true), pods(300, 330, true)].concat();
+        let (slices, writes) = run(&held, &one_less);
+        assert_eq!((sizes(&slices), writes), (vec![100, 79], 2), "one changes anyway");
+    }
+
+    #[test]
+    fn what_was_another_services_of_the_same_name_goes() {
+        let (held, _) = run(&[], &pods(0, 3, true));
+        let mut old = (*held[0]).clone();
+        old.metadata.owner_references.as_mut().unwrap()[0].uid = "u-older".into();
+        old.metadata.name = Some("web-old".into());
+        let (slices, writes) = run(&[Arc::new(old)], &pods(0, 3, true));
+        assert_eq!((sizes(&slices), writes), (vec![3], 2));
+        assert_ne!(slices[0].metadata.name.as_deref(), Some("web-old"));
     }
 }

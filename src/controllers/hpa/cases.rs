@@ -12,7 +12,9 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::behavior::{Limits, Past, normalize};
-use super::usage::{Sample, Samples, Target, Tolerance, of_pods, of_share, of_value, requests};
+use super::usage::{
+    Sample, Samples, Target, Tolerance, WarmUp, of_pods, of_share, of_value, requests,
+};
 use crate::cases::{lines, now, object, overlay, seconds};
 use crate::owner::name;
 
@@ -68,17 +70,22 @@ fn metric(world: &Value) -> Vec<String> {
         up: world["tolerance"]["up"].as_f64().unwrap_or(0.1),
         down: world["tolerance"]["down"].as_f64().unwrap_or(0.1),
     };
+    let span = |key: &str, or: i64| SignedDuration::from_secs(world[key].as_i64().unwrap_or(or));
+    let warm_up = WarmUp {
+        cpu_initialization: span("cpu_initialization", 300),
+        initial_readiness: span("initial_readiness", 30),
+    };
     let current = int(&world["current"], pods.len() as i32);
     let target = &world["target"];
     let milli = |value: &Value| (value.as_f64().unwrap() * 1_000.0) as i64;
     let proposal = if let Some(percent) = target["utilization"].as_i64() {
         requests(&pods, None, "cpu").and_then(|requests| {
             let target = Target::Utilization { percent: percent as i32, requests: &requests };
-            of_pods(current, &pods, samples, target, tolerance, true, now())
+            of_pods(current, &pods, samples, target, tolerance, Some(warm_up), now())
         })
     } else if target["average"].is_number() {
         let target = Target::Average(target["average"].as_i64().unwrap());
-        of_pods(current, &pods, samples, target, tolerance, false, now())
+        of_pods(current, &pods, samples, target, tolerance, None, now())
     } else if target["value"].is_number() {
         let usage = milli(&world["usage"]);
         Ok(of_value(current, &pods, usage, milli(&target["value"]), tolerance))

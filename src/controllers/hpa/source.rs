@@ -13,7 +13,7 @@ use kinds::meta::quantity::Quantity;
 use serde_json::{Value, json};
 
 use super::metrics::Metrics;
-use super::usage::{self, Proposal, Target, Tolerance};
+use super::usage::{self, Proposal, Target, Tolerance, WarmUp};
 use client::discovery;
 
 /// What all metrics of an autoscaler are judged with.
@@ -27,6 +27,7 @@ pub struct Scene<'a> {
     pub replicas: i32,
     pub status_replicas: i32,
     pub tolerance: Tolerance,
+    pub warm_up: WarmUp,
     pub now: Timestamp,
 }
 
@@ -142,7 +143,7 @@ impl Scene<'_> {
                         .into());
                 }
             };
-            let (replicas, cpu) = (self.replicas, name == "cpu");
+            let (replicas, cpu) = (self.replicas, (name == "cpu").then_some(self.warm_up));
             usage::of_pods(replicas, self.pods, samples, wanted, self.tolerance, cpu, self.now)
         };
         result.await.map_err(|err: String| format!("failed to get {name} {what}: {err}"))
@@ -156,7 +157,7 @@ impl Scene<'_> {
             let samples = samples.map_err(|err| format!("unable to get metric {metric}: {err}"))?;
             let target = Target::Average(milli(source.target.average_value.as_ref()).unwrap_or(0));
             let (pods, tolerance) = (self.pods, self.tolerance);
-            usage::of_pods(self.replicas, pods, samples, target, tolerance, false, self.now)
+            usage::of_pods(self.replicas, pods, samples, target, tolerance, None, self.now)
         };
         let proposal = result.await;
         let proposal = proposal.map_err(|e| format!("failed to get pods metric value: {e}"))?;

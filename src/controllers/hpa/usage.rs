@@ -7,18 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kinds::meta::quantity::Quantity;
 
 use crate::owner::name;
 use crate::pod;
 
-/// A pod's CPU does not count for so long after its start, unless it is ready
-/// (`cpu-initialization-period`).
-const CPU_INITIALIZATION: SignedDuration = SignedDuration::from_secs(300);
-/// A pod that became unready so soon after its start was never ready
-/// (`initial-readiness-delay`).
-const INITIAL_READINESS: SignedDuration = SignedDuration::from_secs(30);
+/// How long a pod is taken for one that starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WarmUp {
+    pub cpu_initialization: SignedDuration,
+    pub initial_readiness: SignedDuration,
+}
 
 /// What a pod uses, in thousandths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +69,7 @@ struct Groups {
     ignored: BTreeSet<String>,
 }
 
-fn group(pods: &[Arc<Pod>], samples: &Samples, cpu: bool, now: Timestamp) -> Groups {
+fn group(pods: &[Arc<Pod>], samples: &Samples, cpu: Option<WarmUp>, now: Timestamp) -> Groups {
     let mut out = Groups {
         ready: 0,
         unready: BTreeSet::new(),
@@ -82,7 +83,7 @@ fn group(pods: &[Arc<Pod>], samples: &Samples, cpu: bool, now: Timestamp) -> Gro
         } else if pod::phase(pod) == "Pending" {
             out.unready.insert(own_name);
         } else if let Some(sample) = samples.get(&own_name) {
-            if cpu && is_warming_up(pod, sample, now) {
+            if cpu.is_some_and(|times| is_warming_up(pod, sample, times, now)) {
                 out.unready.insert(own_name);
             } else {
                 out.ready += 1;
@@ -95,7 +96,7 @@ fn group(pods: &[Arc<Pod>], samples: &Samples, cpu: bool, now: Timestamp) -> Gro
 }
 
 /// What a pod uses while it starts says nothing of its load.
-fn is_warming_up(pod: &Pod, sample: &Sample, now: Timestamp) -> bool {
+fn is_warming_up(pod: &Pod, sample: &Sample, times: WarmUp, now: Timestamp) -> bool {
     let started = pod.status.as_ref().and_then(|s| s.start_time.as_ref());
     let (Some(condition), Some(started)) = (pod::condition(pod, "Ready"), started) else {
         return true;
@@ -104,10 +105,11 @@ fn is_warming_up(pod: &Pod, sample: &Sample, now: Timestamp) -> bool {
     let unready = condition.status == "False";
     let age = now.duration_since(started.0);
     // A start that is further ahead was before the clock was set back.
-    if (-CPU_INITIALIZATION..CPU_INITIALIZATION).contains(&age) {
+    let WarmUp { cpu_initialization, initial_readiness } = times;
+    if (-cpu_initialization..cpu_initialization).contains(&age) {
         unready || sample.at.duration_since(changed) < sample.window
     } else {
-        unready && changed.duration_since(started.0) < INITIAL_READINESS
+        unready && changed.duration_since(started.0) < initial_readiness
     }
 }
 
@@ -150,7 +152,7 @@ pub fn of_pods(
     mut samples: Samples,
     target: Target<'_>,
     tolerance: Tolerance,
-    cpu: bool,
+    cpu: Option<WarmUp>,
     now: Timestamp,
 ) -> Result<Proposal, String> {
     if pods.is_empty() {
@@ -237,7 +239,7 @@ pub fn of_share(replicas: i32, usage: i64, target: i64, tolerance: Tolerance) ->
 /// What each pod, or one container of it, requests of a resource, in thousandths.
 ///
 /// # Errors
-/// Where a container requests nothing, in upstream's words.
+/// Where nothing is requested, or the container is not there, in upstream's words.
 pub fn requests(
     pods: &[Arc<Pod>],
     container: Option<&str>,
@@ -245,28 +247,79 @@ pub fn requests(
 ) -> Result<BTreeMap<String, i64>, String> {
     let mut out = BTreeMap::new();
     for pod in pods {
-        let own_name = name(&pod.metadata);
         let Some(spec) = &pod.spec else { continue };
-        let sidecars = spec.init_containers.iter().flatten();
-        let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
-        let mut sum = 0_i64;
-        for one in spec.containers.iter().chain(sidecars) {
-            if container.is_some_and(|wanted| wanted != one.name) {
-                continue;
-            }
-            let requests = one.resources.as_ref().and_then(|r| r.requests.as_ref());
-            let request = requests.and_then(|r| r.get(resource)?.0.parse::<Quantity>().ok());
-            let Some(request) = request else {
-                return Err(format!(
-                    "missing request for {resource} in container {} of Pod {own_name}",
-                    one.name
-                ));
-            };
-            sum = sum.saturating_add(request.millis());
-        }
-        out.insert(own_name.to_string(), sum);
+        let own_name = name(&pod.metadata);
+        let request = match container {
+            None if asks_as_a_whole(spec) => of_whole(spec, resource).ok_or_else(|| {
+                format!("missing pod-level request for {resource} in Pod {own_name}")
+            })?,
+            _ => of_containers(spec, container, resource, own_name)?,
+        };
+        out.insert(own_name.to_string(), request);
     }
     Ok(out)
+}
+
+fn asked(list: Option<&BTreeMap<String, Text>>, resource: &str) -> Option<i64> {
+    Some(list?.get(resource)?.0.parse::<Quantity>().ok()?.millis())
+}
+
+fn of_container(container: &Container, resource: &str) -> Option<i64> {
+    asked(container.resources.as_ref().and_then(|it| it.requests.as_ref()), resource)
+}
+
+fn is_sidecar(container: &&Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+fn of_containers(
+    spec: &PodSpec,
+    container: Option<&str>,
+    resource: &str,
+    pod: &str,
+) -> Result<i64, String> {
+    let sidecars = spec.init_containers.iter().flatten().filter(is_sidecar);
+    let all = spec.containers.iter().chain(sidecars);
+    let meant: Vec<&Container> =
+        all.filter(|one| container.is_none_or(|wanted| wanted == one.name)).collect();
+    if let Some(container) = container.filter(|_| meant.is_empty()) {
+        return Err(format!("container {container} not found in Pod {pod}"));
+    }
+    meant.into_iter().try_fold(0_i64, |sum, one| {
+        let request = of_container(one, resource).ok_or_else(|| {
+            format!("missing request for {resource} in container {} of Pod {pod}", one.name)
+        })?;
+        Ok(sum.saturating_add(request))
+    })
+}
+
+/// Whether the pod requests something itself (KEP-2837).
+fn asks_as_a_whole(spec: &PodSpec) -> bool {
+    let whole = spec.resources.as_ref().and_then(|it| it.requests.as_ref());
+    let counts =
+        |name: &String| name == "cpu" || name == "memory" || name.starts_with("hugepages-");
+    whole.is_some_and(|whole| whole.keys().any(counts))
+}
+
+/// What it requests itself, or else all of its containers, and what running it takes.
+fn of_whole(spec: &PodSpec, resource: &str) -> Option<i64> {
+    let said = asked(spec.resources.as_ref().and_then(|it| it.requests.as_ref()), resource);
+    let sum = |all: &mut dyn Iterator<Item = &Container>| {
+        all.filter_map(|one| of_container(one, resource)).reduce(i64::saturating_add)
+    };
+    let of_containers = || {
+        let first = || spec.init_containers.iter().flatten();
+        let running = sum(&mut spec.containers.iter().chain(first().filter(is_sidecar)));
+        let starting = first().filter(|one| !is_sidecar(one));
+        let starting = starting.filter_map(|one| of_container(one, resource)).max();
+        running.max(starting)
+    };
+    let overhead = asked(spec.overhead.as_ref(), resource);
+    let whole = said.or_else(of_containers);
+    match (whole, overhead) {
+        (None, None) => None,
+        (whole, overhead) => Some(whole.unwrap_or(0).saturating_add(overhead.unwrap_or(0))),
+    }
 }
 
 #[cfg(test)]
@@ -284,5 +337,30 @@ mod tests {
             "missing request for memory in container c of Pod p0"
         );
         assert_eq!(requests(&pods, Some("c"), "cpu").unwrap()["p0"], 1000);
+        assert_eq!(
+            requests(&pods, Some("d"), "cpu").unwrap_err(),
+            "container d not found in Pod p0"
+        );
+    }
+
+    /// Upstream's, of requests of pods (TestCalculateRequests).
+    #[test]
+    fn what_a_pod_requests_as_a_whole_goes_before_its_containers() {
+        let check = |whole: serde_json::Value, container: Option<&str>, resource: &str| {
+            let pod = json!({"metadata": {"name": "p"}, "spec": {"resources": {"requests": whole},
+                "initContainers": [{"name": "i", "resources": {"requests": {"memory": "9"}}}],
+                "overhead": {"cpu": "10m"},
+                "containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}},
+                    {"name": "d", "resources": {"requests": {"cpu": "1", "memory": "1"}}}]}});
+            let pods = [Arc::new(serde_json::from_value(pod).unwrap())];
+            requests(&pods, container, resource).map(|all| all["p"])
+        };
+        assert_eq!(check(json!({"cpu": "3"}), None, "cpu"), Ok(3_010));
+        assert_eq!(check(json!({"cpu": "3"}), Some("c"), "cpu"), Ok(1_000));
+        assert_eq!(check(json!({"memory": "12"}), None, "cpu"), Ok(2_010));
+        assert_eq!(check(json!({"cpu": "3"}), None, "memory"), Ok(9_000));
+        assert_eq!(check(json!({}), None, "cpu"), Ok(2_000));
+        let none = "missing pod-level request for example.com/gpu in Pod p";
+        assert_eq!(check(json!({"cpu": "3"}), None, "example.com/gpu"), Err(none.into()));
     }
 }

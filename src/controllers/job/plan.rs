@@ -21,7 +21,8 @@ use crate::pod;
 
 /// Delay before the pod of a failed one is replaced; it doubles with each failure.
 const BACKOFF_INITIAL: i64 = 10;
-const BACKOFF_MAX: i64 = 360;
+/// Upstream's code; its documentation says six minutes.
+const BACKOFF_MAX: i64 = 600;
 /// Pods created, deleted or newly counted by one sync; the rest follows in the next.
 pub const BURST: usize = 500;
 
@@ -446,7 +447,7 @@ mod tests {
             waits.push(backoff.left(at));
             backoff = backoff.after(false, at + 1);
         }
-        assert_eq!(waits, [0, 10, 20, 40, 80, 160, 320, 360, 360]);
+        assert_eq!(waits, [0, 10, 20, 40, 80, 160, 320, 600, 600]);
         assert_eq!(backoff.after(true, 9).left(9), 0);
     }
 }

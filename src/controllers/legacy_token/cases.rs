@@ -1,4 +1,5 @@
-//! Reads the cases of tokens that nobody uses: `secret` (words), `listed`: whether its account lists it.
+//! Reads the cases of tokens that nobody uses: `secret` (words), `listed`: whether its account lists
+//! it, `days`: how long one is kept (365, where nobody says otherwise).
 
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use serde_json::{Value, json};
@@ -15,7 +16,8 @@ pub fn steps(world: &Value) -> Vec<String> {
     account["secrets"] = if listed { own } else { json!([{"name": "another"}]) };
     let account: ServiceAccount = object(&account);
     let account = (world["account"] != false).then_some(&account);
-    match plan(&secret, account, now()) {
+    let days = world["days"].as_i64().unwrap_or(365);
+    match plan(&secret, account, days, now()) {
         Step::Keep => Vec::new(),
         Step::Invalidate => vec!["mark as invalid".into()],
         Step::Delete => vec!["delete".into()],

@@ -1,5 +1,6 @@
 //! Reads the cases of nodes. With `zones`: how many nodes are `ready` and `down` in each, and at
-//! which pace each zone's pods are evicted comes out. With a `node`: which taints it gets, and
+//! which pace each zone's pods are evicted comes out; `rate`, `rate_ill`, `ill_share` and `large`
+//! say how, where that is not as usual. With a `node`: which taints it gets, and
 //! where `pods` are, how long each may stay (`bears=KEY:SECONDS`, or `bears=KEY`).
 
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 use super::plan::{Evict, Seen, Stay, stay, taints, taints_of};
 use super::zone::{Pace, Zones};
 use crate::cases::{lines, now, object};
+use crate::config::Eviction;
 use crate::owner::name;
 
 pub fn steps(world: &Value) -> Vec<String> {
@@ -15,7 +17,14 @@ pub fn steps(world: &Value) -> Vec<String> {
 }
 
 fn zones(world: &Value) -> Vec<String> {
-    let mut zones = Zones::default();
+    let told = |key: &str, or: f64| world[key].as_f64().unwrap_or(or);
+    let usual = Eviction::default();
+    let mut zones = Zones::new(Eviction {
+        rate: told("rate", usual.rate),
+        rate_ill: told("rate_ill", usual.rate_ill),
+        ill_share: told("ill_share", usual.ill_share),
+        large: told("large", usual.large as f64) as usize,
+    });
     let mut of = Vec::new();
     for (zone, count) in world["zones"].as_object().unwrap() {
         let count = |what: &str| count[what].as_u64().unwrap_or(0);

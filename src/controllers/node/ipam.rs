@@ -187,6 +187,10 @@ pub async fn run(context: Context) {
                 "spec": {"podCIDR": chosen[0], "podCIDRs": chosen},
             });
             let answer = context.client.all::<Node>().patch(&key, &Patch::Merge(patch)).await;
+            if answer.as_ref().is_err_and(|err| !err.is_not_found() && !err.is_conflict()) {
+                let text = format!("Node {key} status is now: CIDRAssignmentFailed");
+                context.recorder.normal(&reference(&*node), "CIDRAssignmentFailed", text);
+            }
             answer.doing(|| "give the node its network".into()).or_gone()
         }
     };

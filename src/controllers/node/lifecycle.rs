@@ -6,7 +6,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use base::error::chain;
 use client::api::ListParams;
@@ -27,8 +26,6 @@ use crate::owner::{name, namespace};
 use crate::pod;
 use crate::pod_collector::{BY_NODE, by_node};
 
-/// A node that has never said a word has this long (upstream, `node-startup-grace-period`).
-const STARTUP_GRACE: Duration = Duration::from_secs(60);
 const LEASES: &str = "kube-node-lease";
 const NODE_WORKERS: usize = 4;
 
@@ -55,10 +52,12 @@ struct Lifecycle {
 }
 
 pub async fn run(context: Context) {
+    let zones = Zones::new(context.config.eviction);
+    let memory = Memory { surveyed: zones.clone(), zones, ..Memory::default() };
     let lifecycle = Arc::new(Lifecycle {
         nodes: context.shared.cache(),
         pods: context.shared.cache(),
-        memory: Mutex::default(),
+        memory: Mutex::new(memory),
         node_keys: Queue::named("node_lifecycle_controller"),
         context,
     });
@@ -140,8 +139,16 @@ impl Lifecycle {
     async fn sync_node(&self, key: Key) -> Outcome {
         self.survey();
         let Some(node) = self.nodes.get("", &key.1) else { return Ok(()) };
+        let labels = plan::old_labels(&node);
+        if !labels.is_empty() {
+            let patch = json!({"metadata": {"uid": node.metadata.uid, "labels": labels}});
+            let api = self.context.client.all::<Node>();
+            let answer = api.patch(name(&node.metadata), &Patch::Strategic(patch)).await;
+            answer.doing(|| "label the node by its old names".into()).or_gone()?;
+        }
         let never = plan::condition(&node, "Ready").is_none();
-        let grace = if never { STARTUP_GRACE } else { self.context.config.node_monitor_grace };
+        let config = &self.context.config;
+        let grace = if never { config.node_startup_grace } else { config.node_monitor_grace };
         let silent = {
             let mut memory = self.memory.lock();
             memory.seen.entry(key.1.clone()).or_insert_with(Instant::now).elapsed()

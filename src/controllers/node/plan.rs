@@ -1,5 +1,7 @@
 //! The taints a node should have, and when its pods must go. Pure.
 
+use std::collections::BTreeMap;
+
 use client::fit::tolerates;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -19,6 +21,22 @@ const BY_CONDITION: [(&str, &str, &str); 6] = [
     ("PIDPressure", "True", "node.kubernetes.io/pid-pressure"),
     ("NetworkUnavailable", "True", "node.kubernetes.io/network-unavailable"),
 ];
+
+/// Names that labels had before v1.14; manifests still select by them.
+const OLD_LABELS: [(&str, &str); 2] = [
+    ("kubernetes.io/os", "beta.kubernetes.io/os"),
+    ("kubernetes.io/arch", "beta.kubernetes.io/arch"),
+];
+
+/// Labels of old names that do not say what those of today do.
+pub fn old_labels(node: &Node) -> BTreeMap<&'static str, &str> {
+    let label = |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key));
+    let wrong = OLD_LABELS.into_iter().filter_map(|(key, old)| {
+        let value = label(key)?;
+        (label(old) != Some(value)).then_some((old, value.as_str()))
+    });
+    wrong.collect()
+}
 
 pub fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a str> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;

@@ -9,17 +9,12 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 
 use super::plan;
+use crate::config::Eviction;
 
-/// Between two nodes of a zone that evict (`node-eviction-rate`, 0.1 a second).
-const INTERVAL: Duration = Duration::from_secs(10);
-/// The same in a large zone that is partly ill (`secondary-node-eviction-rate`).
-const INTERVAL_ILL: Duration = Duration::from_secs(100);
-/// Percent of nodes not ready that make a zone ill (`unhealthy-zone-threshold`).
-const ILL_PERCENT: usize = 55;
 /// Fewer ill nodes make no zone ill.
 const ILL_MIN: usize = 3;
-/// Nodes in a zone above which it is large (`large-cluster-size-threshold`).
-const LARGE: usize = 50;
+/// Rates that are lower let a node wait for this long: no timer is longer.
+const INTERVAL_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Count {
@@ -35,19 +30,29 @@ impl Count {
         }
     }
 
-    fn interval(self) -> Option<Duration> {
+    /// Between two nodes that evict; none: nobody does.
+    fn interval(self, how: &Eviction) -> Option<Duration> {
         let all = self.ready + self.down;
-        if self.ready > 0 && self.down >= ILL_MIN && self.down * 100 >= all * ILL_PERCENT {
-            return (all > LARGE).then_some(INTERVAL_ILL);
-        }
-        // A zone that is down as a whole is left at the usual rate: other zones take over.
-        Some(INTERVAL)
+        let is_ill = self.ready > 0
+            && self.down >= ILL_MIN
+            && self.down as f64 / all as f64 >= how.ill_share;
+        let rate = match is_ill {
+            true if all > how.large => how.rate_ill,
+            true => return None,
+            // A zone that is down as a whole is left at the usual rate: other zones take over.
+            false => how.rate,
+        };
+        let wait = (rate > 0.0).then(|| Duration::try_from_secs_f64(1.0 / rate));
+        wait.map(|wait| wait.unwrap_or(INTERVAL_MAX).min(INTERVAL_MAX))
     }
 }
 
 /// The nodes of each zone, counted as they change.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Zones(HashMap<String, Count>);
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Zones {
+    counts: HashMap<String, Count>,
+    how: Eviction,
+}
 
 /// How a zone's pods may be evicted.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,31 +65,35 @@ pub enum Pace {
 }
 
 impl Zones {
+    pub fn new(how: Eviction) -> Self {
+        Self { how, ..Self::default() }
+    }
+
     /// A node is there now, is there as another one, or is gone.
     pub fn change(&mut self, old: Option<&Node>, new: Option<&Node>) {
         if let Some(old) = old {
             let zone = zone_of(old);
-            if let Some(count) = self.0.get_mut(&zone) {
+            if let Some(count) = self.counts.get_mut(&zone) {
                 *count.of(old) = count.of(old).saturating_sub(1);
                 if count.ready + count.down == 0 {
-                    self.0.remove(&zone);
+                    self.counts.remove(&zone);
                 }
             }
         }
         if let Some(new) = new {
-            *self.0.entry(zone_of(new)).or_default().of(new) += 1;
+            *self.counts.entry(zone_of(new)).or_default().of(new) += 1;
         }
     }
 
     /// Whether some zone's pods may be evicted at another pace than in `other`.
     pub fn differ(&self, other: &Self) -> bool {
         let pace = |zones: &Self, zone: &String| zones.pace_in(zone);
-        let mut zones = self.0.keys().chain(other.0.keys());
+        let mut zones = self.counts.keys().chain(other.counts.keys());
         zones.any(|zone| pace(self, zone) != pace(other, zone))
     }
 
     pub fn all_down(&self) -> bool {
-        !self.0.is_empty() && self.0.values().all(|count| count.ready == 0)
+        !self.counts.is_empty() && self.counts.values().all(|count| count.ready == 0)
     }
 
     pub fn pace(&self, node: &Node) -> Pace {
@@ -95,8 +104,8 @@ impl Zones {
         if self.all_down() {
             return Pace::AllDown;
         }
-        let count = self.0.get(zone).copied().unwrap_or_default();
-        count.interval().map_or(Pace::Halted, Pace::Every)
+        let count = self.counts.get(zone).copied().unwrap_or_default();
+        count.interval(&self.how).map_or(Pace::Halted, Pace::Every)
     }
 }
 

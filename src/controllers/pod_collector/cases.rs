@@ -12,6 +12,7 @@ pub fn steps(world: &Value) -> Vec<String> {
     match judge(&pod, node.as_ref()) {
         Verdict::Keep => Vec::new(),
         Verdict::Homeless => vec!["remove if the node stays away".into()],
+        Verdict::Unplaced => vec!["remove if nobody else does".into()],
         Verdict::Remove => vec!["remove".into()],
     }
 }

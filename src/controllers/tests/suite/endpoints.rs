@@ -80,6 +80,13 @@ async fn pods_come_and_go_with_their_labels_and_the_selector() {
     cluster.serving("a", "n", "10.1.0.1", json!({"app": "web", "tier": "one"})).await;
     cluster.serve("web", json!({"selector": {"app": "web"}, "ports": port})).await;
     cluster.serve("one", json!({"selector": {"tier": "one", "app": "web"}, "ports": port})).await;
+    let older = cluster.client.api::<Endpoints>(Some("default"));
+    until("Endpoints tell of a pod whose node is not there", || async {
+        older.get_opt("web").await.unwrap()?.subsets.filter(|it| !it.is_empty())
+    })
+    .await;
+    assert!(cluster.endpoints_of("web").await.is_empty(), "slices do not");
+    cluster.node_in("n", "za").await;
     cluster.until_behind("web", &["10.1.0.1"]).await;
     cluster.serving("b", "n", "10.1.0.2", json!({"app": "web"})).await;
     cluster.until_behind("web", &["10.1.0.1", "10.1.0.2"]).await;
@@ -136,7 +143,9 @@ async fn endpoints_are_meant_for_zones_and_nodes() {
     // A zone whose only node is not ready has no part in it.
     let not_ready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
     cluster.client.all::<Node>().merge("n2", "status", &not_ready).await.unwrap();
-    cluster.until_told("Nodes only ready in one zone, addressType: IPv4").await;
+    let why = "Insufficient Node information: allocatable CPU or zone not specified on one or \
+               more nodes, addressType: IPv4";
+    cluster.until_told(why).await;
     let none = own.clone().map(|(address, _)| (address, Value::Null));
     cluster.until_hinted("web", &none).await;
 

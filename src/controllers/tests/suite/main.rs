@@ -9,6 +9,8 @@ mod autoscalers;
 mod balancers;
 mod canned;
 mod certificates;
+mod chosen;
+mod cluster_roles;
 mod crash_loops;
 mod cronjobs;
 mod crowd;

@@ -1,13 +1,14 @@
 //! Nodes that are not ready, and what becomes of their pods.
 
-use crate::support::{Cluster, cluster, until};
-use client::Patch;
+use crate::support::{Cluster, cluster, cluster_where, until};
+use client::{DeleteParams, Patch};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
 
 impl Cluster {
     async fn create_node_of_node(&self, name: &str) {
-        let node = json!({"metadata": {"name": name}, "status": {
+        let labels = json!({"kubernetes.io/os": "linux", "beta.kubernetes.io/os": "plan9"});
+        let node = json!({"metadata": {"name": name, "labels": labels}, "status": {
             "conditions": [{"type": "Ready", "status": "True"}],
             "allocatable": {"cpu": "4", "memory": "4Gi", "pods": "110"}}});
         let node = serde_json::from_value(node).unwrap();
@@ -129,4 +130,33 @@ async fn what_ends_on_a_node_that_is_out_of_service_is_gone() {
         pods.get_opt("lost").await.unwrap().is_none().then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gets_no_network_is_told_and_has_one_when_one_is_free() {
+    let cluster = cluster_where(|config| {
+        config.cluster_cidrs = vec!["10.42.0.0/24".into()];
+        config.node_cidr_sizes = (25, 64);
+    })
+    .await;
+    let nodes = cluster.client.all::<Node>();
+    let network = async |name: &str| nodes.get(name).await.unwrap().spec.and_then(|s| s.pod_cidr);
+    for name in ["a", "b"] {
+        cluster.create_node_of_node(name).await;
+        until("it has a network", || network(name)).await;
+    }
+    cluster.create_node_of_node("c").await;
+    cluster.until_told("CIDRNotAvailable").await;
+    let old = until("a label of old says what that of today does", || async {
+        let labels = nodes.get("c").await.unwrap().metadata.labels?;
+        labels.get("beta.kubernetes.io/os").filter(|os| *os != "plan9").cloned()
+    })
+    .await;
+    assert_eq!(old, "linux");
+    cluster.until_told("Node c status is now: CIDRNotAvailable").await;
+    assert_eq!(network("c").await, None);
+    let of_a = network("a").await;
+    nodes.delete("a", &DeleteParams::default()).await.unwrap();
+    let given = until("it has the one that has become free", || network("c")).await;
+    assert_eq!(Some(given), of_a);
 }

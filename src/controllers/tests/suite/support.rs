@@ -43,21 +43,28 @@ impl Cluster {
 }
 
 pub async fn cluster() -> Cluster {
+    cluster_where(|_| {}).await
+}
+
+/// Whose controllers work as `how` says.
+pub async fn cluster_where(how: impl FnOnce(&mut controllers::Config)) -> Cluster {
     let dir = tempfile::tempdir().unwrap();
     let server = testing::serve(testing::config(dir.path())).await;
     let (trigger, drain) = base::drain::channel();
     let reader = testing::user(&server, "system:kube-controller-manager", &[]);
     let metrics = Canned::default();
+    let mut config = controllers::Config {
+        token_key_pem: testing::signing_key(dir.path()),
+        client_ca: Some(pki::Authority::create("clients").unwrap().into()),
+        serving_ca: Some(pki::Authority::create("servers").unwrap().into()),
+        service_lb: true,
+        ..controllers::Config::default()
+    };
+    how(&mut config);
     let controllers = controllers::Controllers::start(
         &Shared::new(reader, drain.clone()),
         |name| metrics.client(testing::account(&server, name)),
-        controllers::Config {
-            token_key_pem: testing::signing_key(dir.path()),
-            client_ca: Some(pki::Authority::create("clients").unwrap().into()),
-            serving_ca: Some(pki::Authority::create("servers").unwrap().into()),
-            service_lb: true,
-            ..controllers::Config::default()
-        },
+        config,
         &drain,
     );
     Cluster {
