@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use runtime::cri::{
-    ContainerStats, DiskUsage, GroupUsage, InterfaceUsage, PodSandbox, SandboxStats, StatsQuery,
+    ContainerState, ContainerStats, DiskUsage, GroupUsage, InterfaceUsage, PodSandbox,
+    PodSandboxMetadata, SandboxStats, StatsQuery,
 };
 use runtime::images::disk_below;
 
 use crate::machine::meminfo;
+use crate::metrics::node as metrics;
 use crate::node::Node;
 use crate::observed::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID};
 use crate::volumes::OnDisk;
@@ -331,12 +333,37 @@ pub async fn claims(node: &Node) -> BTreeMap<(String, String), Filesystem> {
             }
             let uid = crate::pod::uid(&wanted.pod);
             let measured = node.volumes.csi.measure(uid, &volume.name, now).await.map(of_driver);
-            if let Some(fs) = measured.or_else(|| filesystem(&volume.path)) {
+            let statfs = || {
+                let begun = Instant::now();
+                let found = filesystem(&volume.path);
+                metrics::volumes_measured("statfs", begun.elapsed());
+                found
+            };
+            if let Some(fs) = measured.or_else(statfs) {
                 out.insert(claim, fs);
             }
         }
     }
     out
+}
+
+/// Bytes of the logs of each container, by its pod and name.
+pub async fn logs(node: &Node) -> Vec<((PodSandboxMetadata, String), u64)> {
+    let pods: HashMap<String, PodSandboxMetadata> =
+        node.observed.sandboxes().into_iter().map(|it| (it.id, it.metadata)).collect();
+    let containers = node.observed.containers();
+    let running = containers.into_iter().filter(|it| it.state == ContainerState::Running);
+    let places: Vec<_> = running
+        .filter_map(|it| {
+            let pod = pods.get(&it.sandbox_id)?.clone();
+            let dir = node.config.log_dir(&pod.namespace, &pod.name, &pod.uid);
+            let name = it.metadata.name;
+            Some((dir.join(&name), (pod, name)))
+        })
+        .collect();
+    let work =
+        move || places.into_iter().map(|(dir, whose)| (whose, disk_below(&dir).bytes)).collect();
+    tokio::task::spawn_blocking(work).await.unwrap_or_default()
 }
 
 fn text(path: &str) -> String {

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use rpc::{Channel, Code, Status};
+
+use crate::metrics;
 
 use super::messages::{self, Ability, NodeCapabilities, NodeInfo, Nothing, Stats, StatsRequest};
 
@@ -41,7 +43,7 @@ impl Driver {
     /// # Errors
     /// What the driver says; DeadlineExceeded after two minutes.
     pub async fn info(&self) -> Result<NodeInfo, Status> {
-        self.channel.unary(messages::NODE_GET_INFO, &Nothing {}, CALL_PATIENCE).await
+        self.call(messages::NODE_GET_INFO, &Nothing {}).await
     }
 
     pub fn can(&self, ability: Ability) -> bool {
@@ -51,7 +53,7 @@ impl Driver {
     /// # Errors
     /// What the driver says; DeadlineExceeded after ten seconds.
     pub async fn measure(&self, request: &StatsRequest) -> Result<Stats, Status> {
-        self.channel.unary(messages::NODE_STATS, request, STATS_PATIENCE).await
+        self.ask(messages::NODE_STATS, request, STATS_PATIENCE).await
     }
 
     /// # Errors
@@ -61,7 +63,19 @@ impl Driver {
         method: &str,
         request: &impl Message,
     ) -> Result<A, Status> {
-        self.channel.unary(method, request, CALL_PATIENCE).await
+        self.ask(method, request, CALL_PATIENCE).await
+    }
+
+    async fn ask<A: Message + Default>(
+        &self,
+        method: &str,
+        request: &impl Message,
+        patience: Duration,
+    ) -> Result<A, Status> {
+        let begun = Instant::now();
+        let answer = self.channel.unary(method, request, patience).await;
+        metrics::csi::called(&self.name, method, begun.elapsed(), answer.as_ref().err());
+        answer
     }
 }
 
