@@ -112,6 +112,12 @@ async fn usage_is_told_to_those_who_ask_for_it() {
     ] {
         assert!(number(all.pointer(path).unwrap()) > 0, "{path}");
     }
+    let system = all["node"]["systemContainers"].as_array().unwrap();
+    let pods = system.iter().find(|it| it["name"] == "pods").unwrap();
+    // The only pod, within what it used meanwhile.
+    let (of_all, of_one) = (&pods["memory"]["usageBytes"], &pod["memory"]["usageBytes"]);
+    assert!(number(of_all) + (8 << 20) >= number(of_one), "{pods} {pod}");
+    assert!(number(&pods["cpu"]["usageNanoCores"]) > 0 && pods["startTime"].is_string());
     if std::path::Path::new("/proc/pressure/cpu").exists() {
         assert!(all["node"]["cpu"]["psi"]["some"]["total"].is_u64(), "{all:#}");
         assert!(all["node"]["io"]["psi"]["full"]["avg300"].is_number(), "{all:#}");
