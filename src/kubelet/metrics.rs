@@ -63,6 +63,11 @@ struct OfPlugin {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfHash {
+    hash: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfResource {
     resource_name: String,
 }
@@ -96,6 +101,7 @@ struct All {
     provider_seconds: HistogramFamily<OfPlugin>,
     /// A counter whose name has no `_total`.
     provider_errors: Family<OfPlugin, Gauge>,
+    provider_config: Family<OfHash, Gauge>,
     registrations: Family<OfResource, Counter>,
     allocations: HistogramFamily<OfResource>,
     operations: HistogramFamily<Operation>,
@@ -118,6 +124,11 @@ static ALL: LazyLock<All> = LazyLock::new(|| All {
     provider_errors: register(
         "kubelet_credential_provider_plugin_errors",
         "Calls of a credential provider plugin that failed",
+        Family::default(),
+    ),
+    provider_config: register(
+        "kubelet_credential_provider_config_info",
+        "The configuration of credential providers that was read last",
         Family::default(),
     ),
     registrations: register(
@@ -172,6 +183,12 @@ pub fn provider_called(plugin: &str, took: Duration, failed: bool) {
     errors.inc_by(i64::from(failed));
 }
 
+/// A configuration of credential providers was read; `hash` is of all its files.
+pub fn providers_read(hash: &str) {
+    ALL.provider_config.clear();
+    ALL.provider_config.get_or_create(&OfHash { hash: hash.to_owned() }).set(1);
+}
+
 pub fn device_plugin_registered(resource: &str) {
     let labels = OfResource { resource_name: resource.to_owned() };
     ALL.registrations.get_or_create(&labels).inc();
@@ -188,14 +205,17 @@ pub fn claims_handled(operation_name: &'static str, took: Duration, failed: bool
     ALL.operations.get_or_create(&labels).observe(took.as_secs_f64());
 }
 
+/// The code that means success is written in capitals, as Go does.
+fn code_of(outcome: Option<&rpc::Status>) -> String {
+    outcome.map_or("OK".to_owned(), |status| format!("{:?}", status.code))
+}
+
 /// `method` is `/SERVICE/METHOD`.
 pub fn driver_called(driver: &str, method: &str, took: Duration, outcome: Option<&rpc::Status>) {
-    // The code that means success is written in capitals, as Go does.
-    let code = outcome.map_or("OK".to_owned(), |status| format!("{:?}", status.code));
     let labels = Call {
         driver_name: driver.to_owned(),
         method_name: method.to_owned(),
-        grpc_status_code: code,
+        grpc_status_code: code_of(outcome),
     };
     ALL.calls.get_or_create(&labels).observe(took.as_secs_f64());
 }

@@ -3,6 +3,8 @@
 //!
 //! The cgroups of pods themselves are the runtime's.
 
+use std::time::Instant;
+
 use k8s_openapi::api::core::v1::Pod;
 use sys::cgroup::{Hierarchy, Limits};
 use tracing::warn;
@@ -11,7 +13,7 @@ use crate::config::{KubeletConfig, ReservedGroup};
 use crate::node::Node;
 use crate::quantity::ResourceList;
 use crate::resources::{self, Qos};
-use crate::{pod, quantity, resources::cpu_shares, usage};
+use crate::{metrics, pod, quantity, resources::cpu_shares, usage};
 
 /// What all pods of a class have together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +78,7 @@ pub async fn update(node: &Node) {
         return;
     }
     let root = node.config.cgroup_root.clone();
+    let begun = Instant::now();
     let written = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
         let hierarchy = Hierarchy::detect()?;
         for (name, limits) in classes.limits(keeps) {
@@ -87,6 +90,7 @@ pub async fn update(node: &Node) {
         Ok(())
     })
     .await;
+    metrics::node::groups_updated(begun.elapsed());
     if let Ok(Err(error)) = written {
         // Pods still run, only with less exact weights.
         warn!(%error, "weights of the QoS classes not set");
@@ -152,7 +156,9 @@ pub async fn enforce_allocatable(node: &Node) {
         });
         pods.chain(host).collect()
     };
+    let begun = Instant::now();
     let errors = tokio::task::spawn_blocking(work).await.unwrap_or_default();
+    metrics::node::groups_updated(begun.elapsed());
     if errors.is_empty() && config.enforce_allocatable {
         let text = "Updated Node Allocatable limit across pods";
         node.recorder.normal(&node.reference(), "NodeAllocatableEnforced", text);

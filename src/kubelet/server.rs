@@ -233,6 +233,7 @@ impl Server {
             ["metrics"] if is_get => {
                 let mut all = base::metrics::render(base::metrics::Format::Prometheus);
                 all.push_str(&metrics::claims(&self.node).await);
+                all.push_str(&metrics::logs(&self.node).await);
                 text(StatusCode::OK, all)
             }
             ["metrics", "resource"] if is_get => {

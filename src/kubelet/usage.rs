@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use runtime::cri::{
-    ContainerStats, DiskUsage, GroupUsage, InterfaceUsage, PodSandbox, SandboxStats, StatsQuery,
+    ContainerState, ContainerStats, DiskUsage, GroupUsage, InterfaceUsage, PodSandbox,
+    PodSandboxMetadata, SandboxStats, StatsQuery,
 };
 use runtime::images::disk_below;
+use sys::cgroup::Hierarchy;
 
 use crate::machine::meminfo;
+use crate::metrics::node as metrics;
 use crate::node::Node;
 use crate::observed::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID};
 use crate::volumes::OnDisk;
@@ -29,6 +32,15 @@ pub struct Usage {
     pub pods: Vec<PodUsage>,
 }
 
+/// A group of the host that is no pod's.
+pub struct SystemUsage {
+    /// As upstream calls it.
+    pub name: &'static str,
+    pub started: Option<Timestamp>,
+    pub group: GroupUsage,
+    pub cpu_nano_cores: Option<u64>,
+}
+
 #[derive(Default)]
 pub struct NodeUsage {
     pub group: GroupUsage,
@@ -38,6 +50,8 @@ pub struct NodeUsage {
     pub swap_total_bytes: u64,
     pub booted: Option<Timestamp>,
     pub interfaces: Vec<InterfaceUsage>,
+    /// All pods together, and this process with what it started.
+    pub system: Vec<SystemUsage>,
     pub default_interface: String,
     pub processes: u64,
     pub processes_max: u64,
@@ -168,7 +182,11 @@ pub async fn read(node: &Node, with_files: bool) -> Result<Usage, String> {
     let at = base::time::now();
     let pods = pods(node, &query, node.config.volume_stats_age).await?;
     let mut usage = Usage { at, node: read_node(), pods };
+    usage.node.system = system(&node.config.cgroup_root, usage.node.booted).await;
     let mut counters: HashMap<String, u64> = [(String::new(), usage.node.group.cpu_nanos)].into();
+    for it in &usage.node.system {
+        counters.insert(key_of(it), it.group.cpu_nanos);
+    }
     for pod in &usage.pods {
         counters.insert(pod.stats.cgroup.clone(), pod.stats.usage.cpu_nanos);
         for container in &pod.containers {
@@ -177,6 +195,9 @@ pub async fn read(node: &Node, with_files: bool) -> Result<Usage, String> {
     }
     let rates = node.rates.advance(at, &counters);
     usage.node.cpu_nano_cores = rates.get("").copied();
+    for it in &mut usage.node.system {
+        it.cpu_nano_cores = rates.get(&key_of(it)).copied();
+    }
     for pod in &mut usage.pods {
         pod.cpu_nano_cores = rates.get(&pod.stats.cgroup).copied();
         for container in &mut pod.containers {
@@ -184,6 +205,47 @@ pub async fn read(node: &Node, with_files: bool) -> Result<Usage, String> {
         }
     }
     Ok(usage)
+}
+
+/// No group has such a path.
+fn key_of(it: &SystemUsage) -> String {
+    format!("//{}", it.name)
+}
+
+/// This process' group, from its `/proc/self/cgroup`. The root is everybody's.
+fn own_group(text: &str) -> Option<String> {
+    let of = |wanted: &str| {
+        text.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next()?, parts.next()?);
+            controllers.split(',').any(|it| it == wanted).then(|| path.trim_matches('/').to_owned())
+        })
+    };
+    // Without a tree of its own for memory there is the one tree.
+    of("memory").or_else(|| of("")).filter(|path| !path.is_empty())
+}
+
+/// When a process began, from its `/proc/PID/stat`: hundredths of a second since the boot.
+fn process_started(stat: &str, booted: Option<Timestamp>) -> Option<Timestamp> {
+    // Its name, which is in brackets, may have anything in it.
+    let ticks: u64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    booted?.checked_add(Duration::from_millis(ticks * 10)).ok()
+}
+
+async fn system(pods: &str, booted: Option<Timestamp>) -> Vec<SystemUsage> {
+    let pods = pods.to_owned();
+    let work = move || {
+        let own = own_group(&text("/proc/self/cgroup"));
+        let own_start = process_started(&text("/proc/self/stat"), booted);
+        let all = [("pods", Some(pods), booted), ("kubelet", own, own_start)];
+        let hierarchy = Hierarchy::detect().ok()?;
+        let read = all.into_iter().filter_map(|(name, path, started)| {
+            let group = hierarchy.group(&path?).usage().ok()?;
+            Some(SystemUsage { name, started, group, cpu_nano_cores: None })
+        });
+        Some(read.collect())
+    };
+    tokio::task::spawn_blocking(work).await.ok().flatten().unwrap_or_default()
 }
 
 /// Of the pods `uids` alone, files included.
@@ -331,12 +393,37 @@ pub async fn claims(node: &Node) -> BTreeMap<(String, String), Filesystem> {
             }
             let uid = crate::pod::uid(&wanted.pod);
             let measured = node.volumes.csi.measure(uid, &volume.name, now).await.map(of_driver);
-            if let Some(fs) = measured.or_else(|| filesystem(&volume.path)) {
+            let statfs = || {
+                let begun = Instant::now();
+                let found = filesystem(&volume.path);
+                metrics::volumes_measured("statfs", begun.elapsed());
+                found
+            };
+            if let Some(fs) = measured.or_else(statfs) {
                 out.insert(claim, fs);
             }
         }
     }
     out
+}
+
+/// Bytes of the logs of each container, by its pod and name.
+pub async fn logs(node: &Node) -> Vec<((PodSandboxMetadata, String), u64)> {
+    let pods: HashMap<String, PodSandboxMetadata> =
+        node.observed.sandboxes().into_iter().map(|it| (it.id, it.metadata)).collect();
+    let containers = node.observed.containers();
+    let running = containers.into_iter().filter(|it| it.state == ContainerState::Running);
+    let places: Vec<_> = running
+        .filter_map(|it| {
+            let pod = pods.get(&it.sandbox_id)?.clone();
+            let dir = node.config.log_dir(&pod.namespace, &pod.name, &pod.uid);
+            let name = it.metadata.name;
+            Some((dir.join(&name), (pod, name)))
+        })
+        .collect();
+    let work =
+        move || places.into_iter().map(|(dir, whose)| (whose, disk_below(&dir).bytes)).collect();
+    tokio::task::spawn_blocking(work).await.unwrap_or_default()
 }
 
 fn text(path: &str) -> String {
@@ -358,6 +445,7 @@ fn read_node() -> NodeUsage {
     let stat = text("/proc/stat");
     let (processes, processes_max) = processes();
     NodeUsage {
+        system: Vec::new(),
         group: GroupUsage {
             cpu_nanos: cpu_nanos(&stat),
             memory_bytes: total.saturating_sub(bytes("MemFree")),
@@ -487,6 +575,21 @@ pub fn running(node: &Node) -> Vec<RunningPod> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_has_the_group_that_counts_its_memory_and_began_when_it_did() {
+        let split = "12:pids:/a\n5:cpu,cpuacct:/b\n4:memory:/c/d\n0::/e\n";
+        assert_eq!(own_group(split).as_deref(), Some("c/d"));
+        assert_eq!(
+            own_group("0::/system.slice/coracle.service\n").as_deref(),
+            Some("system.slice/coracle.service")
+        );
+        assert_eq!(own_group("0::/\n"), None);
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 1 1 0 0 20 0 9 0 250 1 1";
+        let booted = Timestamp::from_second(1_000).unwrap();
+        let began = process_started(stat, Some(booted)).unwrap();
+        assert_eq!(began.as_millisecond(), 1_002_500);
+    }
 
     #[test]
     fn busy_time_leaves_idleness_out() {

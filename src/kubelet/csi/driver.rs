@@ -76,8 +76,7 @@ async fn timed<A: Message + Default>(
 ) -> Result<A, Status> {
     let begun = Instant::now();
     let answer = channel.unary(method, request, patience).await;
-    let code = answer.as_ref().map_or_else(|status: &Status| status.code, |_| Code::Ok);
-    metrics::asked(driver, method, code, begun.elapsed());
+    metrics::asked(driver, method, begun.elapsed(), answer.as_ref().err());
     answer
 }
 

@@ -37,6 +37,16 @@ struct OnNuma {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OnGroups {
+    operation_type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfSource {
+    metric_source: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfVersion {
     server_api_version: &'static str,
 }
@@ -72,6 +82,8 @@ struct Node {
     asked: Family<OfVersion, Counter>,
     /// By call: how often, and how often without success.
     calls: [(Family<OfVersion, Gauge>, Family<OfVersion, Gauge>); 3],
+    groups_took: HistogramFamily<OnGroups>,
+    volumes_took: HistogramFamily<OfSource>,
     startup: [Gauge<f64, AtomicU64>; 5],
     begun: Instant,
 }
@@ -208,6 +220,16 @@ static NODE: LazyLock<Node> = LazyLock::new(|| Node {
             family("errors", "Calls of this kind of the pod resources API that failed"),
         )
     }),
+    groups_took: register(
+        "kubelet_cgroup_manager_duration_seconds",
+        "How long it takes to change the groups of the node and of classes of pods",
+        histograms(&super::SECONDS),
+    ),
+    volumes_took: register(
+        "kubelet_volume_metric_collection_duration_seconds",
+        "How long it takes to measure a pod's volumes, or a driver to measure one",
+        histograms(&super::SECONDS),
+    ),
     startup: [
         ("pre_kubelet_", "From the machine's boot to the kubelet's start"),
         ("pre_registration_", "From the kubelet's start until it registers its node"),
@@ -368,4 +390,16 @@ pub fn became_ready(since_boot: Duration, registering: Duration, ready: Duration
     for (gauge, took) in NODE.startup.iter().zip(all) {
         gauge.set(took.as_secs_f64());
     }
+}
+
+/// Groups of the node, of a class of pods or of a pod were given other limits.
+pub fn groups_updated(took: Duration) {
+    let labels = OnGroups { operation_type: "update" };
+    NODE.groups_took.get_or_create(&labels).observe(took.as_secs_f64());
+}
+
+/// `source` is the driver that was asked, or `statfs`.
+pub fn volumes_measured(source: &str, took: Duration) {
+    let labels = OfSource { metric_source: source.to_owned() };
+    NODE.volumes_took.get_or_create(&labels).observe(took.as_secs_f64());
 }

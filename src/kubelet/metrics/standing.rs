@@ -91,6 +91,11 @@ fn families(node: &Node) -> Vec<(&'static str, &'static str, Lines)> {
     let name = vec![(vec![("node", node.config.node_name.clone())], 1)];
     vec![
         ("node_name", "This node's name", name),
+        (
+            "metrics_provider",
+            "Who measures what pods use",
+            vec![(vec![("provider", "cri".to_owned())], 1)],
+        ),
         ("cgroup_version", "The version of cgroups that this node has", one(unified)),
         ("running_pods", "Pods that have a ready sandbox", one(ready)),
         ("running_containers", "Containers by their state", states.collect()),

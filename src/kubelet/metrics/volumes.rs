@@ -48,14 +48,11 @@ static ASKED: LazyLock<HistogramFamily<Call>> = LazyLock::new(|| {
     register("csi_operations_seconds", help, histograms(&SECONDS))
 });
 
-/// A driver has answered, or not in time.
-pub fn asked(driver: &str, method: &str, code: rpc::Code, took: Duration) {
+/// A driver has answered, or not in time; `outcome` is why it failed.
+pub fn asked(driver: &str, method: &str, took: Duration, outcome: Option<&rpc::Status>) {
     let labels = Call {
         driver_name: driver.to_owned(),
-        grpc_status_code: match code {
-            rpc::Code::Ok => "OK".to_owned(),
-            code => format!("{code:?}"),
-        },
+        grpc_status_code: super::code_of(outcome),
         method_name: method.to_owned(),
         migrated: "false",
     };

@@ -72,6 +72,7 @@ pub async fn resource(node: &Node) -> String {
     let failed = match usage::read(node, false).await {
         Ok(usage) => {
             resource_families(&mut text, &usage);
+            swap_limits(&mut text, &usage).await;
             0.0
         }
         Err(error) => {
@@ -148,6 +149,29 @@ fn resource_families(text: &mut Text, usage: &Usage) {
         .collect();
     let name = "container_start_time_seconds";
     text.family((name, gauge, "When the container was started, since the Unix epoch"), started);
+}
+
+async fn swap_limits(text: &mut Text, usage: &Usage) {
+    let of_pods = usage.pods.iter();
+    let all: Vec<_> =
+        of_pods.flat_map(|pod| pod.containers.iter().map(move |it| (pod, it))).collect();
+    let details = details(all.iter().map(|(_, it)| it.stats.cgroup.clone()).collect()).await;
+    let lines = all.iter().zip(details).filter_map(|((pod, it), more)| {
+        let pairs = [("container", &*it.name), ("namespace", &pod.namespace), ("pod", &pod.name)];
+        Some((labels(&pairs), more.swap_limit_bytes? as f64))
+    });
+    let name = "container_swap_limit_bytes";
+    text.family((name, "gauge", "Swap that the container may use, where that is limited"), lines);
+}
+
+/// Files that a process may open; -1 is as many as it likes.
+fn open_files_limit(pid: i32) -> Option<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    match line.split_whitespace().next()? {
+        "unlimited" => Some(-1.0),
+        number => number.parse().ok(),
+    }
 }
 
 /// One row of cgroup numbers with the labels that dashboards join on.
@@ -322,6 +346,11 @@ pub async fn cadvisor(node: &Node) -> String {
             text.family((name, "gauge", help), lines);
         }
     }
+    let limits = rows.iter().filter(|row| !row.name.is_empty()).filter_map(|row| {
+        let limit = open_files_limit(node.observed.container(row.name)?.pid)?;
+        Some((row.labels(&[("ulimit", "max_open_files")]), limit))
+    });
+    text.family(("container_ulimits_soft", "gauge", "What the first process may have"), limits);
     for (name, of) in NETWORK_FAMILIES {
         let lines = rows.iter().flat_map(|row| {
             row.interfaces.iter().map(|it| (row.labels(&[("interface", &it.name)]), of(it) as f64))
@@ -379,6 +408,23 @@ pub async fn claims(node: &Node) -> String {
         });
         text.family((&name, "gauge", help), lines);
     }
+    text.out
+}
+
+/// How large containers' logs are.
+pub async fn logs(node: &Node) -> String {
+    let mut text = Text { out: String::new(), at: None };
+    let lines = usage::logs(node).await.into_iter().map(|((pod, container), bytes)| {
+        let labels = labels(&[
+            ("uid", pod.uid.as_str()),
+            ("namespace", &pod.namespace),
+            ("pod", &pod.name),
+            ("container", &container),
+        ]);
+        (labels, bytes as f64)
+    });
+    let name = "kubelet_container_log_filesystem_used_bytes";
+    text.family((name, "gauge", "Bytes that a container's logs take on the disk"), lines);
     text.out
 }
 

@@ -187,6 +187,24 @@ fn node_stats(node: &Node, usage: &Usage, disks: Option<&Disks>, image: DiskUsag
     if let Some(io) = io(&it.group, &time) {
         out.insert("io".into(), io);
     }
+    let system = it.system.iter().map(|it| {
+        let mut out = json!({
+            "name": it.name,
+            "cpu": cpu(&it.group, it.cpu_nano_cores, &time),
+            "memory": memory(&it.group, None, &time),
+        });
+        if let Some(started) = it.started {
+            out["startTime"] = json!(base::time::rfc3339(started));
+        }
+        if let Some(swap) = swap(&it.group, None, &time) {
+            out["swap"] = swap;
+        }
+        if let Some(io) = io(&it.group, &time) {
+            out["io"] = io;
+        }
+        out
+    });
+    out.insert("systemContainers".into(), system.collect());
     let Some(disks) = disks else { return Value::Object(out) };
     if let Some(network) = network(&it.interfaces, &it.default_interface, &time) {
         out.insert("network".into(), network);

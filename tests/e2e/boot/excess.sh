@@ -48,6 +48,20 @@ kubectl delete pod --all
 cleared() { ! [ -e "$bomb" ]; }
 until_true cleared
 
+# --- The machine itself runs out of memory; the kernel may be told that it has, which is quicker
+# than to take all of it. Whoever was promised nothing goes first.
+
+pod hog 'exec sleep 10014' | kubectl apply -f -
+until_true sleeper 10014
+victim=$(sleeper 10014)
+echo f > /proc/sysrq-trigger
+ended hog
+is "$(kubectl get pod hog -o jsonpath='{.status.containerStatuses[0].state.terminated.reason}')" OOMKilled
+told() { kubectl get events --field-selector reason=SystemOOM -o jsonpath='{.items[*].message}'; }
+is_told() { [ "$(told)" = "System OOM encountered, victim process: sleep, pid: $victim" ]; }
+until_true is_told
+kubectl delete pod hog
+
 # --- Disks and exports of other hosts, which this one is too.
 
 modprobe -a iscsi_tcp sd_mod nfsd

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::{metrics, pod};
 
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const GROUP: &str = "kubelet.config.k8s.io/";
@@ -104,6 +107,7 @@ pub fn read(config: &Path, bin_dir: &Path) -> Result<Vec<Provider>, String> {
         return Err(format!("plugin binary directory {} did not exist", bin_dir.display()));
     }
     let mut providers: Vec<Provider> = Vec::new();
+    let mut summed = Sha256::new();
     for path in files(config)? {
         let about = |why: String| format!("error decoding config {}: {why}", path.display());
         let meta = std::fs::metadata(&path).map_err(|error| about(error.to_string()))?;
@@ -111,6 +115,7 @@ pub fn read(config: &Path, bin_dir: &Path) -> Result<Vec<Provider>, String> {
             return Err(about(format!("it is larger than {FILE_BYTES_MAX} bytes")));
         }
         let text = std::fs::read_to_string(&path).map_err(|error| about(error.to_string()))?;
+        summed.update(text.as_bytes());
         let file: File =
             codec::yaml::read::typed(&text).map_err(|error| about(error.to_string()))?;
         let version = file.api_version.strip_prefix(GROUP).unwrap_or_default();
@@ -134,6 +139,7 @@ pub fn read(config: &Path, bin_dir: &Path) -> Result<Vec<Provider>, String> {
                     at least 1 item in plugins is required"
             .into());
     }
+    metrics::providers_read(&format!("sha256:{}", pod::hex(&summed.finalize())));
     Ok(providers)
 }
 

@@ -240,6 +240,12 @@ async fn a_volume_is_measured_and_grows_with_its_claim() {
     let line =
         "kubelet_volume_stats_used_bytes{namespace=\"default\",persistentvolumeclaim=\"c1\"} 1000";
     assert!(metrics.contains(line), "{metrics}");
+    let published = metrics.lines().any(|line| {
+        line.starts_with("csi_operations_seconds_count")
+            && line.contains("method_name=\"/csi.v1.Node/NodePublishVolume\"")
+            && line.contains("grpc_status_code=\"OK\"")
+    });
+    assert!(published, "{metrics}");
     assert!(driver.state.lock().expands.is_empty());
     let path = "/api/v1/namespaces/default/persistentvolumeclaims/c1";
     world.api.patch(

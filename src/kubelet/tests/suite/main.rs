@@ -12,6 +12,7 @@ mod devices;
 mod dra;
 mod dra_driver;
 mod eviction;
+mod fields;
 mod hooks;
 #[path = "../../../runtime/tests/host/containerd.rs"]
 mod host;

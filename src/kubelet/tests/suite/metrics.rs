@@ -6,9 +6,11 @@ use crate::server::get;
 use crate::world::World;
 
 /// Upstream's v1.36 families that a node has which ran a pod, with the labels of one line each.
-const EXPECTED: [(&str, &str); 62] = [
+const EXPECTED: [(&str, &str); 65] = [
     ("kubelet_active_pods", "static=\"false\""),
     ("kubelet_cgroup_version", ""),
+    ("kubelet_cgroup_manager_duration_seconds_count", "operation_type=\"update\""),
+    ("kubelet_container_log_filesystem_used_bytes", "container=\"a\""),
     ("kubelet_containers_per_pod_count_count", ""),
     ("kubelet_cpu_manager_exclusive_cpu_allocation_count", ""),
     ("kubelet_cpu_manager_pinning_errors_total", ""),
@@ -31,6 +33,7 @@ const EXPECTED: [(&str, &str); 62] = [
     ("kubelet_managed_ephemeral_containers", ""),
     ("kubelet_memory_manager_pinning_errors_total", ""),
     ("kubelet_memory_manager_pinning_requests_total", ""),
+    ("kubelet_metrics_provider", "provider=\"cri\""),
     ("kubelet_mirror_pods", ""),
     ("kubelet_node_name", "node=\"n1\""),
     ("kubelet_node_startup_duration_seconds", ""),

@@ -90,3 +90,52 @@ async fn what_others_do_not_know_of_a_node_is_not_answered() {
     assert_eq!(version(), told);
     world.finish().await;
 }
+
+/// Waits until as many processes are in the group as may be, but for one that came and went.
+async fn until_full(group: &sys::cgroup::Group, most: u64) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let now = group.usage().map_or(0, |usage| usage.processes);
+        assert!(now <= most, "{now} of {most} in {}", group.path());
+        if now + 1 >= most {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{now} of {most} in {}", group.path());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_are_no_more_than_the_pod_and_the_node_allow() {
+    let of = |file: &str| -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/sys/kernel/{file}")).unwrap();
+        text.trim().parse().unwrap()
+    };
+    let kept = of("pid_max").min(of("threads-max")) - 40;
+    let world = World::with(move |config| {
+        let flags = ["pod-max-pids=24".to_owned(), format!("system-reserved=pid={kept}")];
+        let thresholds = std::mem::take(&mut config.eviction.thresholds);
+        kubelet::Configuration::read(None, &flags).unwrap().apply(config).unwrap();
+        config.eviction.thresholds = thresholds;
+    })
+    .await;
+    let forks = json!({"terminationGracePeriodSeconds": 0, "containers": [{"name": "a",
+        "command": ["sh", "-c", "(while true; do sleep 1000 & done); exec sleep 1000"]}]});
+    let all = sys::cgroup::Hierarchy::detect().unwrap().group(&world.pods_group());
+    world.create_pod("one", forks.clone());
+    until_full(&all, 24).await;
+    world.create_pod("two", forks);
+    until_full(&all, 40).await;
+    let class = all.child("besteffort");
+    let pods: Vec<u64> = class
+        .children()
+        .into_iter()
+        .filter(|name| name.starts_with("pod"))
+        .map(|name| class.child(&name).usage().unwrap().processes)
+        .collect();
+    assert!(pods.len() == 2 && pods.iter().all(|count| (14..=24).contains(count)), "{pods:?}");
+    for name in ["one", "two"] {
+        world.delete(name).await;
+    }
+    world.finish().await;
+}

@@ -112,6 +112,12 @@ async fn usage_is_told_to_those_who_ask_for_it() {
     ] {
         assert!(number(all.pointer(path).unwrap()) > 0, "{path}");
     }
+    let system = all["node"]["systemContainers"].as_array().unwrap();
+    let pods = system.iter().find(|it| it["name"] == "pods").unwrap();
+    // The only pod, within what it used meanwhile.
+    let (of_all, of_one) = (&pods["memory"]["usageBytes"], &pod["memory"]["usageBytes"]);
+    assert!(number(of_all) + (8 << 20) >= number(of_one), "{pods} {pod}");
+    assert!(number(&pods["cpu"]["usageNanoCores"]) > 0 && pods["startTime"].is_string());
     if std::path::Path::new("/proc/pressure/cpu").exists() {
         assert!(all["node"]["cpu"]["psi"]["some"]["total"].is_u64(), "{all:#}");
         assert!(all["node"]["io"]["psi"]["full"]["avg300"].is_number(), "{all:#}");
@@ -150,6 +156,7 @@ async fn usage_is_told_to_those_who_ask_for_it() {
     assert_eq!(of("container_spec_cpu_period"), 100_000.0);
     assert!(of("container_spec_cpu_quota") > 0.0 && of("container_spec_cpu_shares") > 0.0);
     assert!(of("container_file_descriptors") >= 3.0, "standard streams");
+    assert!(of("container_ulimits_soft") >= 3.0 || of("container_ulimits_soft") == -1.0);
     assert!(of("container_fs_limit_bytes") > of("container_fs_usage_bytes"));
 
     let (_, text) = get(&world, "/metrics/probes", "good").await;
@@ -230,6 +237,16 @@ async fn logs_exec_and_ports_are_served_to_those_who_may() {
     world.finish().await;
 }
 
+/// A node registers after its server has its address.
+async fn until_serving(world: &World) {
+    let path = format!("/api/v1/nodes/{}", crate::world::NODE);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while world.api.get(&path).is_none() {
+        assert!(std::time::Instant::now() < deadline, "no node comes");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn services_of_the_node_are_asked_for_their_logs_where_that_is_allowed() {
     // Before anything is started: a program that somebody else still holds is none.
@@ -241,6 +258,7 @@ async fn services_of_the_node_are_asked_for_their_logs_where_that_is_allowed() {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&program, mode).unwrap();
     let closed = World::new().await;
+    until_serving(&closed).await;
     let (status, body) = get(&closed, "/logs/?query=web", "good").await;
     assert_eq!(status, 200);
     assert!(body.contains("system.log"), "a list of files: {body}");
@@ -252,6 +270,7 @@ async fn services_of_the_node_are_asked_for_their_logs_where_that_is_allowed() {
         config.journal_program = program.clone();
     })
     .await;
+    until_serving(&world).await;
     let log = world.dir.path().join("system");
     std::fs::create_dir(log.join("other")).unwrap();
     std::fs::write(log.join("other/other.log"), "of a file\n").unwrap();

@@ -254,7 +254,10 @@ impl CsiVolumes {
             volume_path: self.told(&record.target(uid)),
             staging_target_path: self.staged_at(&source, &driver, &record),
         };
-        let stats = driver.measure(&request).await.ok()?;
+        let begun = std::time::Instant::now();
+        let stats = driver.measure(&request).await;
+        crate::metrics::node::volumes_measured(&source.driver, begun.elapsed());
+        let stats = stats.ok()?;
         let measured = Measured::of(&stats);
         if let Some(known) = self.published.lock().get_mut(&key) {
             known.measured = Some((now, measured));

@@ -599,8 +599,14 @@ async fn a_runtime_that_makes_checkpoints_is_told_where_and_how_long() {
             Ok(wire::ListContainersResponse::default())
         })
         .unary(&named("CheckpointContainer"), move |asked: wire::CheckpointContainerRequest, _| {
+            let fails = asked.location.ends_with("b.tar");
             heard.lock().unwrap().push(asked);
-            async { Ok(Empty {}) }
+            async move {
+                match fails {
+                    true => Err(Status::new(Code::Unknown, "CRIU binary not found")),
+                    false => Ok(Empty {}),
+                }
+            }
         });
     let listener = rpc::bind(&socket, 0o600).unwrap();
     tokio::spawn(rpc::serve(listener, routes, drain.clone()));
@@ -612,4 +618,6 @@ async fn a_runtime_that_makes_checkpoints_is_told_where_and_how_long() {
         timeout: 7,
     };
     assert_eq!(*told.lock().unwrap(), [wanted]);
+    let failed = remote.checkpoint_container("c1", Path::new("/there/b.tar"), 7).await.unwrap_err();
+    assert_eq!(failed.message, "rpc error: code = Unknown desc = CRIU binary not found");
 }
