@@ -19,6 +19,8 @@ pub const PROVISIONER: &str = "coracle.io/local-path";
 const FINALIZER: &str = "coracle.io/local-path";
 /// On a node: the folder that its volumes lie in.
 const FOLDER: &str = "coracle.io/local-path";
+/// On a node: what its volumes are bound to.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 /// On a node: how large the disk of its volumes is, and what is left of it (`disk.rs`).
 const DISK: &str = "coracle.io/local-path-disk";
 /// On a volume, and on what is told of a node's room: the node that holds it.

@@ -221,7 +221,7 @@ fn lab_4_a_disk_on_demand() {
         cluster.until(&line, 60, |text| text == "Succeeded");
     };
     // More than any disk could hold is for no node.
-    let room = "get csistoragecapacities -n kube-system --no-headers";
+    let room = "get csistoragecapacities -n kube-system -o jsonpath={.items[*].storageClassName}";
     cluster.until(room, 20, |text| text.contains("local-path"));
     cluster.apply(&claim("huge").replace("1Gi", "900Ti"));
     cluster.apply(&pod("huge", "huge", "true"));

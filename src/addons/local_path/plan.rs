@@ -9,9 +9,7 @@ use kinds::meta::quantity::Quantity;
 use serde_json::json;
 
 use super::disk::Disk;
-use super::{DISK, FINALIZER, FOLDER, NODE, PROVISIONER, has_finalizer, policy};
-
-const HOSTNAME: &str = "kubernetes.io/hostname";
+use super::{DISK, FINALIZER, FOLDER, HOSTNAME, NODE, PROVISIONER, has_finalizer, policy};
 
 /// What a claim needs.
 #[derive(Debug, PartialEq)]

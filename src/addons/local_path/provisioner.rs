@@ -17,7 +17,7 @@ use serde_json::json;
 use tracing::{debug, warn};
 
 use super::plan::{self, ForClaim, ForVolume};
-use super::{DISK, NODE, released, room};
+use super::{DISK, HOSTNAME, NODE, released, room};
 
 /// The service account that it writes as, in `kube-system`.
 pub const ACCOUNT: &str = "local-path-provisioner";
@@ -88,10 +88,13 @@ impl Provisioner {
         let me = self.clone();
         self.nodes.on_change(move |old, new| {
             let Some(node) = new.or(old) else { return };
-            let disk = |node: &Arc<Node>| {
-                node.metadata.annotations.as_ref().and_then(|all| all.get(DISK).cloned())
+            let told = |node: &Arc<Node>| {
+                let meta = &node.metadata;
+                let disk = meta.annotations.as_ref().and_then(|all| all.get(DISK).cloned());
+                let host = meta.labels.as_ref().and_then(|all| all.get(HOSTNAME).cloned());
+                (disk, host)
             };
-            if new.is_none() || old.and_then(disk) != new.and_then(disk) {
+            if new.is_none() || old.map(told) != new.map(told) {
                 me.node_keys.add(node.metadata.name.clone().unwrap_or_default());
             }
             if let (Some(_), None) = (old, new) {

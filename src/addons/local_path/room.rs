@@ -10,10 +10,9 @@ use kinds::meta::quantity::Quantity;
 use serde_json::json;
 
 use super::disk::Disk;
-use super::{DISK, NODE, PROVISIONER};
+use super::{DISK, HOSTNAME, NODE, PROVISIONER};
 
 pub const NAMESPACE: &str = "kube-system";
-const HOSTNAME: &str = "kubernetes.io/hostname";
 
 #[derive(Debug, PartialEq)]
 pub enum Step {

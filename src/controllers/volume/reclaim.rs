@@ -87,9 +87,18 @@ fn reclaim(volume: &PersistentVolume) -> Step {
         }
         "Delete" => {
             let of = name(&volume.metadata);
-            let text = format!(
-                "error getting deleter volume plugin for volume {of:?}: no deletable volume plugin matched"
-            );
+            let host = volume.spec.as_ref().and_then(|spec| spec.host_path.as_ref());
+            // Upstream removes what lies below /tmp of its own host; no host is touched here.
+            let text = match host.filter(|host| !host.path.contains("/tmp/")) {
+                Some(host) => format!(
+                    "host_path deleter only supports /tmp/.+ but received provided {}",
+                    host.path
+                ),
+                None => format!(
+                    "error getting deleter volume plugin for volume {of:?}: no deletable volume \
+                     plugin matched"
+                ),
+            };
             Step::Fail(Say::warning("VolumeFailedDelete", text))
         }
         "Recycle" => Step::Recycle,
