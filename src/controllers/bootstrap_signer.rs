@@ -19,6 +19,8 @@ const KUBECONFIG: &str = "kubeconfig";
 /// The rest of the key is the token's id.
 const SIGNATURE: &str = "jws-kubeconfig-";
 const SECRET_NAME: &str = "bootstrap-token-";
+/// Of the id of a token: small letters and digits.
+const ID_BYTES: usize = 6;
 const WORKERS: usize = 1;
 
 pub async fn run(context: Context) {
@@ -53,16 +55,15 @@ pub async fn run(context: Context) {
     context.work(&queue, WORKERS, sync).await;
 }
 
-/// The map with the signatures it should have; None if it has them.
+/// The map with the signatures it should have; None if it has them, or there is nothing to sign.
 fn signed(held: &ConfigMap, secrets: &[Arc<Secret>], now: jiff::Timestamp) -> Option<ConfigMap> {
     let data = held.data.clone().unwrap_or_default();
+    let content = data.get(KUBECONFIG)?;
     let mut wanted: BTreeMap<String, String> =
         data.iter().filter(|(key, _)| !key.starts_with(SIGNATURE)).map(owned).collect();
-    if let Some(content) = data.get(KUBECONFIG) {
-        for (id, secret) in secrets.iter().filter_map(|secret| signing_token(secret, now)) {
-            let signature = pki::jwt::sign_detached(content.as_bytes(), &id, secret.as_bytes());
-            wanted.insert(format!("{SIGNATURE}{id}"), signature);
-        }
+    for (id, secret) in secrets.iter().filter_map(|secret| signing_token(secret, now)) {
+        let signature = pki::jwt::sign_detached(content.as_bytes(), &id, secret.as_bytes());
+        wanted.insert(format!("{SIGNATURE}{id}"), signature);
     }
     (wanted != data).then(|| ConfigMap { data: Some(wanted), ..held.clone() })
 }
@@ -78,7 +79,9 @@ fn signing_token(secret: &Secret, now: jiff::Timestamp) -> Option<(String, Strin
         std::str::from_utf8(value).ok().filter(|text| !text.is_empty())
     };
     let (id, word) = (field("token-id")?, field("token-secret")?);
-    let is_named = secret.metadata.name.as_deref()?.strip_prefix(SECRET_NAME)? == id;
+    let is_id = id.len() == ID_BYTES
+        && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let is_named = is_id && secret.metadata.name.as_deref()?.strip_prefix(SECRET_NAME)? == id;
     let may = field("usage-bootstrap-signing") == Some("true") && !is_over(secret, now);
     (is_named && may).then(|| (id.to_string(), word.to_string()))
 }
@@ -112,6 +115,8 @@ mod tests {
             token("cccccc", &[("expiration", "2026-01-01T11:00:00Z")]),
             token("dddddd", &[("token-id", "eeeeee")]),
             token("ffffff", &[("token-secret", "")]),
+            token("UPPER1", &[]),
+            token("toolong", &[]),
         ];
         let data = [("kubeconfig", "x"), ("jws-kubeconfig-gggggg", "old"), ("other", "kept")];
         let map = ConfigMap {
@@ -123,5 +128,9 @@ mod tests {
         assert_eq!(keys, ["jws-kubeconfig-aaaaaa", "kubeconfig", "other"]);
         assert_eq!(signed(&new, &secrets, now), None);
         assert_eq!(signed(&ConfigMap::default(), &secrets, now), None);
+        // Where there is nothing to sign, nothing is touched.
+        let mut bare = map.clone();
+        bare.data.as_mut().unwrap().remove("kubeconfig");
+        assert_eq!(signed(&bare, &secrets, now), None);
     }
 }

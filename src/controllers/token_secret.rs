@@ -51,11 +51,18 @@ pub async fn run(context: Context) {
         return;
     }
     let queue = Queue::named("serviceaccount_tokens_secret");
-    let changed = queue.clone();
-    secrets.on_change(move |_, new| {
-        if let Some(secret) = new {
-            changed.add(client::cache::key_of(&**secret));
+    // Namespace, and account and secret as `account/secret`.
+    let lost: Queue<client::cache::Key> = Queue::named("serviceaccount_tokens_service");
+    let (changed, gone) = (queue.clone(), lost.clone());
+    secrets.on_change(move |old, new| match (old, new) {
+        (_, Some(secret)) => changed.add(client::cache::key_of(&**secret)),
+        (Some(secret), None) => {
+            if let Some(account) = annotation(secret, ACCOUNT_NAME) {
+                let meta = &secret.metadata;
+                gone.add((namespace(meta).to_owned(), format!("{account}/{}", name(meta))));
+            }
         }
+        (None, None) => {}
     });
     let (of_account, again) = (secrets.clone(), queue.clone());
     accounts.on_change(move |old, new| {
@@ -81,7 +88,34 @@ pub async fn run(context: Context) {
             apply(context, &secret, step, key).await
         }
     };
-    context.work(&queue, WORKERS, sync).await;
+    let forget = |(namespace, pair): client::cache::Key| {
+        let (context, secrets, accounts) = (&context, &secrets, &accounts);
+        async move {
+            let Some((account, secret)) = pair.split_once('/') else { return Ok(()) };
+            let has_account = accounts.get(&namespace, account).is_some();
+            match has_account && secrets.get(&namespace, secret).is_none() {
+                true => unlist(context, &namespace, account, secret).await,
+                false => Ok(()),
+            }
+        }
+    };
+    tokio::join!(context.work(&queue, WORKERS, sync), context.work(&lost, WORKERS, forget));
+}
+
+fn lists(account: &ServiceAccount, secret: &str) -> bool {
+    account.secrets.iter().flatten().any(|listed| listed.name.as_deref() == Some(secret))
+}
+
+/// An account does not list a token that is gone.
+async fn unlist(context: &Context, namespace: &str, account: &str, secret: &str) -> Outcome {
+    let api = context.client.api::<ServiceAccount>(Some(namespace));
+    let live = api.get_opt(account).await.doing(|| format!("read the account {account}"))?;
+    let Some(mut live) = live.filter(|live| lists(live, secret)) else { return Ok(()) };
+    if let Some(listed) = &mut live.secrets {
+        listed.retain(|one| one.name.as_deref() != Some(secret));
+    }
+    let written = api.replace(account, &live).await;
+    written.map(drop).doing(|| format!("let account {account} forget a token")).or_gone()
 }
 
 fn annotation<'s>(secret: &'s Secret, key: &str) -> Option<&'s str> {

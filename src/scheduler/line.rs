@@ -55,6 +55,7 @@ struct Entry {
     /// Since when it waits, and how often it was tried.
     since: Instant,
     attempts: u32,
+    flushed: bool,
     /// What refused it the last time, until it is tried again.
     refused: Option<(Rules, Arc<Profile>)>,
 }
@@ -173,6 +174,9 @@ impl Line {
                 break;
             }
             self.take_out(&uid);
+            if let Some(entry) = self.entries.get_mut(&uid) {
+                entry.flushed = true;
+            }
             let row = self.awake(&uid, Cause::Refused, now);
             metrics::came(row, "UnschedulableTimeout", 1);
         }
@@ -232,6 +236,7 @@ impl Line {
         entry.map_or_else(Tried::default, |entry| Tried {
             attempts: entry.attempts,
             waited: now.saturating_duration_since(entry.since),
+            flushed: entry.flushed,
         })
     }
 
@@ -357,11 +362,13 @@ impl Entry {
             rested: None,
             since: now,
             attempts: 0,
+            flushed: false,
             refused: None,
         }
     }
 
     fn fail(&mut self, backoff: &Backoff, now: Instant) {
+        self.flushed = false;
         self.rested = Some(now + backoff.delay_after(self.failures));
         self.failures = self.failures.saturating_add(1);
     }
@@ -506,7 +513,9 @@ mod tests {
         line.pop(now);
         line.park("a", Rules::of(&[Rule::NodeAffinity]), &Arc::default(), now);
         assert_eq!(popped(&mut line, now + PARKED_MAX - Duration::from_millis(1)), None);
+        assert!(!line.tried("a", now).flushed);
         assert_eq!(popped(&mut line, now + PARKED_MAX).as_deref(), Some("a"));
+        assert!(line.tried("a", now).flushed, "nothing has woken it");
         assert_eq!(line.next_due(), None);
     }
 

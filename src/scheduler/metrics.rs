@@ -105,6 +105,8 @@ impl Point {
 pub struct Tried {
     pub attempts: u32,
     pub waited: Duration,
+    /// Nothing had happened that would have woken it; its time in the lot was over.
+    pub flushed: bool,
 }
 
 /// A line of the queue.
@@ -152,6 +154,7 @@ struct Metrics {
     algorithm_seconds: Histogram,
     pod_attempts: Histogram,
     queued_seconds: HistogramFamily<AfterAttempts>,
+    after_flush: Counter,
     incoming: Family<Came, Counter>,
     preemptions: Counter,
     victims: Histogram,
@@ -186,6 +189,11 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "scheduler_pod_scheduling_sli_duration_seconds",
         "How long pods wait from when they may be scheduled until they are, by attempts",
         histograms(&QUEUED_SECONDS),
+    ),
+    after_flush: register(
+        "scheduler_pod_scheduled_after_flush",
+        "Pods that found a node though nothing had woken them",
+        Counter::default(),
     ),
     incoming: register(
         "scheduler_queue_incoming_pods",
@@ -230,6 +238,7 @@ pub fn ended(profile: &str, how: Ended, took: Duration) {
 /// A pod has got its node.
 pub fn scheduled(tried: Tried) {
     METRICS.pod_attempts.observe(f64::from(tried.attempts));
+    METRICS.after_flush.inc_by(u64::from(tried.flushed));
     let attempts = match tried.attempts {
         few @ ..=ATTEMPTS_TOLD_MAX => few.to_string(),
         _ => format!("{}+", ATTEMPTS_TOLD_MAX + 1),

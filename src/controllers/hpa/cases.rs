@@ -88,7 +88,7 @@ fn metric(world: &Value) -> Vec<String> {
         of_pods(current, &pods, samples, target, tolerance, None, now())
     } else if target["value"].is_number() {
         let usage = milli(&world["usage"]);
-        Ok(of_value(current, &pods, usage, milli(&target["value"]), tolerance))
+        of_value(current, &pods, usage, milli(&target["value"]), tolerance)
     } else {
         let usage = milli(&world["usage"]);
         Ok(of_share(current, usage, milli(&target["share"]), tolerance))

@@ -183,7 +183,7 @@ impl Scene<'_> {
             let usage = usage.map_err(|err| {
                 format!("unable to get metric {metric}: {} on {}: {err}", of.kind, of.name)
             })?;
-            Ok(self.of_other(usage, &source.target))
+            self.of_other(usage, &source.target)
         };
         let proposal = result
             .await
@@ -202,15 +202,17 @@ impl Scene<'_> {
             format!("failed to get {metric} external metric value: unable to get external metric {}/{metric}: {err}",
                 self.metrics.namespace)
         })?;
-        let proposal = self.of_other(usage, &source.target);
+        let proposal = self
+            .of_other(usage, &source.target)
+            .map_err(|err| format!("failed to get {metric} external metric value: {err}"))?;
         let body = json!({"metric": source.metric, "current": current(&proposal, &source.target)});
         let shown = chosen.unwrap_or_default();
         Ok(answer(spec, format!("external metric {metric}({shown})"), &proposal, body))
     }
 
-    fn of_other(&self, usage: i64, target: &MetricTarget) -> Proposal {
+    fn of_other(&self, usage: i64, target: &MetricTarget) -> Result<Proposal, String> {
         match milli(target.average_value.as_ref()).filter(|_| target.type_ == "AverageValue") {
-            Some(share) => usage::of_share(self.status_replicas, usage, share, self.tolerance),
+            Some(share) => Ok(usage::of_share(self.status_replicas, usage, share, self.tolerance)),
             None => {
                 let value = milli(target.value.as_ref()).unwrap_or(0);
                 usage::of_value(self.replicas, self.pods, usage, value, self.tolerance)

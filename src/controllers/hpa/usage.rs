@@ -21,6 +21,8 @@ pub struct WarmUp {
     pub initial_readiness: SignedDuration,
 }
 
+const NO_PODS: &str = "no pods returned by selector while calculating replica count";
+
 /// What a pod uses, in thousandths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
@@ -156,7 +158,7 @@ pub fn of_pods(
     now: Timestamp,
 ) -> Result<Proposal, String> {
     if pods.is_empty() {
-        return Err("no pods returned by selector while calculating replica count".into());
+        return Err(NO_PODS.into());
     }
     let groups = group(pods, &samples, cpu, now);
     samples.retain(|pod, _| !groups.ignored.contains(pod) && !groups.unready.contains(pod));
@@ -204,23 +206,29 @@ fn idle(milli: i64, at: Timestamp) -> Sample {
 }
 
 /// For a metric of something else than the pods; `usage` and `target` in thousandths.
+///
+/// # Errors
+/// Where there are no pods to share it, in upstream's words.
 pub fn of_value(
     current: i32,
     pods: &[Arc<Pod>],
     usage: i64,
     target: i64,
     tolerance: Tolerance,
-) -> Proposal {
+) -> Result<Proposal, String> {
     let ratio = usage as f64 / target.max(1) as f64;
     let replicas = if current == 0 {
         ratio.ceil() as i32
     } else if tolerance.covers(ratio) {
         current
     } else {
+        if pods.is_empty() {
+            return Err(format!("unable to calculate ready pods: {NO_PODS}"));
+        }
         let ready = |pod: &&Arc<Pod>| pod::phase(pod) == "Running" && pod::is_ready(pod);
         scaled(ratio, pods.iter().filter(ready).count())
     };
-    Proposal { replicas, utilization: None, usage }
+    Ok(Proposal { replicas, utilization: None, usage })
 }
 
 /// The same, where the target is a share for each replica.

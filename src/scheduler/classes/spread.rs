@@ -72,7 +72,7 @@ impl Spread {
             soft.unwrap_or(Soft { constraints: Vec::new(), needs_labels: false });
         let included = |all: &[Constraint], of: &Constraint, needs_labels: bool| {
             let takes_part =
-                |node| !needs_labels || (score::has_all(all, node) && of.includes(pod, node));
+                |node| (!needs_labels || score::has_all(all, node)) && of.includes(pod, node);
             snapshot.nodes().iter().map(takes_part).collect::<Vec<bool>>()
         };
         let hards: Vec<Hard> = hard
@@ -88,7 +88,10 @@ impl Spread {
             let column = columns.of(&constraint.key, snapshot);
             Liked {
                 counts: vec![0; if by_host { snapshot.nodes().len() } else { column.domains }],
-                included: included(&soft, constraint, needs_labels && !by_host),
+                included: match by_host {
+                    true => vec![true; snapshot.nodes().len()],
+                    false => included(&soft, constraint, needs_labels),
+                },
                 constraint: constraint.clone(),
                 met: vec![0; column.domains],
                 question: 0,

@@ -75,7 +75,7 @@ fn add(
     if !by_host {
         for node in contest.snapshot.nodes() {
             let Some(value) = node.label(&constraint.key) else { continue };
-            if needs_labels && !(has_all(constraints, node) && constraint.includes(pod, node)) {
+            if needs_labels && !has_all(constraints, node) || !constraint.includes(pod, node) {
                 continue;
             }
             if let Some(count) = domains.get_mut(value) {

@@ -28,6 +28,23 @@ async fn a_token_comes_into_the_secret_and_is_believed_while_its_account_is_ther
     };
     let name = "system:serviceaccount:default:robot";
     assert_eq!(status().await["user"]["username"], name);
+    // An account of old times lists its tokens; it forgets one that is gone.
+    let listed = json!({"secrets": [{"name": "t2"}, {"name": "other"}]});
+    let second = json!({"type": "kubernetes.io/service-account-token", "metadata": {"name": "t2",
+        "annotations": {"kubernetes.io/service-account.name": "robot"}}});
+    secrets.create(&serde_json::from_value(second).unwrap()).await.unwrap();
+    accounts.merge("robot", "", &listed).await.unwrap();
+    until("the second holds a token", async || {
+        secrets.get("t2").await.unwrap().data?.contains_key("token").then_some(())
+    })
+    .await;
+    secrets.delete("t2", &DeleteParams::default()).await.unwrap();
+    until("the account lists the other alone", async || {
+        let listed = accounts.get("robot").await.unwrap().secrets.unwrap_or_default();
+        let names: Vec<&str> = listed.iter().filter_map(|it| it.name.as_deref()).collect();
+        (names == ["other"]).then_some(())
+    })
+    .await;
     accounts.delete("robot", &DeleteParams::default()).await.unwrap();
     until("the secret is gone", async || {
         secrets.get_opt("t").await.unwrap().is_none().then_some(())
