@@ -34,8 +34,10 @@ pub fn key_of<K: Object>(object: &K) -> Key {
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
+type OnChange<K> = dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync;
+
 struct Handler<K> {
-    call: Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync>,
+    call: Box<OnChange<K>>,
     /// Whom it was for has ended then, and it is forgotten.
     until: Option<Drain>,
 }
