@@ -172,16 +172,4 @@ mod tests {
             assert_eq!(duration(seconds), want);
         }
     }
-
-    #[test]
-    fn the_room_of_a_class_has_its_size() {
-        let table = table("storage.k8s.io", "CSIStorageCapacity");
-        let names: Vec<&str> = table.columns.iter().map(|column| column.name).collect();
-        assert_eq!(names, ["Name", "StorageClassName", "Capacity"]);
-        let object = json!({"metadata": {"name": "r"}, "storageClassName": "s", "capacity": "1Gi"});
-        let now = Timestamp::UNIX_EPOCH;
-        assert_eq!((table.cells)(&object, now), [json!("r"), json!("s"), json!("1Gi")]);
-        let unset = json!({"metadata": {"name": "r"}, "storageClassName": "s"});
-        assert_eq!((table.cells)(&unset, now)[2], "<unset>");
-    }
 }

@@ -50,14 +50,6 @@ pub(super) fn table(group: &str, kind: &str) -> Option<Table> {
             columns: const { &[NAME, integer("Drivers"), AGE] },
             cells: |o, now| vec![name(o), json!(size(at(o, "spec.drivers"))), age(o, now)],
         },
-        ("storage.k8s.io", "CSIStorageCapacity") => Table {
-            columns: const { &[NAME, shown("StorageClassName"), shown("Capacity")] },
-            cells: |o, _| {
-                let size = Some(text(o, "capacity")).filter(|size| !size.is_empty());
-                let class = json!(text(o, "storageClassName"));
-                vec![name(o), class, json!(size.unwrap_or("<unset>"))]
-            },
-        },
         ("storage.k8s.io", "VolumeAttachment") => Table { columns: ATTACHMENT, cells: attachment },
         ("storage.k8s.io", "VolumeAttributesClass") => Table {
             columns: const { &[NAME, shown("DriverName"), AGE] },

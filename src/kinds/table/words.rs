@@ -379,13 +379,6 @@ fn of_kind(group: &str, kind: &str) -> &'static [(&'static str, Words)] {
         ("storage.k8s.io", "CSINode") => {
             &[("Drivers", Words::Field("api.storage.v1.CSINodeSpec", "drivers"))]
         }
-        ("storage.k8s.io", "CSIStorageCapacity") => &[
-            (
-                "StorageClassName",
-                Words::Field("api.storage.v1.CSIStorageCapacity", "storageClassName"),
-            ),
-            ("Capacity", Words::Field("api.storage.v1.CSIStorageCapacity", "capacity")),
-        ],
         ("storage.k8s.io", "StorageClass") => &[
             ("Provisioner", Words::Field("api.storage.v1.StorageClass", "provisioner")),
             ("ReclaimPolicy", Words::Field("api.storage.v1.StorageClass", "reclaimPolicy")),
