@@ -84,6 +84,29 @@ pub fn go_seconds(text: &str) -> Result<f64, String> {
     if seconds > 9.2e9 { Err(invalid()) } else { Ok(sign * seconds) }
 }
 
+/// A duration as Go prints it: `10s`, `1m20s`, `5m0s`, `1.5s`, `250ms`.
+pub fn go_duration(duration: std::time::Duration) -> String {
+    let nanos = duration.as_nanos();
+    let part = |value: u128, unit: u128| {
+        let digits = unit.ilog10() as usize;
+        let fraction = format!("{:0digits$}", value % unit);
+        let fraction = fraction.trim_end_matches('0');
+        let dot = if unit == 1 || fraction.is_empty() { "" } else { "." };
+        format!("{}{dot}{}", value / unit, if unit == 1 { "" } else { fraction })
+    };
+    const SECOND: u128 = 1_000_000_000;
+    let (minutes, rest) = (nanos / (60 * SECOND), nanos % (60 * SECOND));
+    match nanos {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => part(nanos, 1_000) + "µs",
+        1_000_000..SECOND => part(nanos, 1_000_000) + "ms",
+        _ if minutes == 0 => part(rest, SECOND) + "s",
+        _ if minutes < 60 => format!("{minutes}m{}s", part(rest, SECOND)),
+        _ => format!("{}h{}m{}s", minutes / 60, minutes % 60, part(rest, SECOND)),
+    }
+}
+
 /// An age as kubectl prints it: `5s`, `3m10s`, `47m`, `5h12m`, `12h`, `3d4h`, `2y38d`
 /// (k8s.io/apimachinery, `util/duration`).
 pub fn human_duration(seconds: i64) -> String {
@@ -144,6 +167,28 @@ mod tests {
         ];
         for (text, why) in bad {
             assert_eq!(go_seconds(text), Err(why.to_string()), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_read_as_go_prints_them() {
+        for (nanos, want) in [
+            (0, "0s"),
+            (7, "7ns"),
+            (1_100, "1.1µs"),
+            (56_000_000, "56ms"),
+            (2_200_000, "2.2ms"),
+            (1_200_000_000, "1.2s"),
+            (10_000_000_000, "10s"),
+            (61_000_000_000, "1m1s"),
+            (80_050_000_000, "1m20.05s"),
+            (300_000_000_000, "5m0s"),
+            (3_661_000_000_000, "1h1m1s"),
+            (86_400_000_000_000, "24h0m0s"),
+        ] {
+            let text = go_duration(std::time::Duration::from_nanos(nanos));
+            assert_eq!(text, want);
+            assert!((go_seconds(&text).unwrap() - nanos as f64 / 1e9).abs() < 1e-6, "{text}");
         }
     }
 

@@ -84,7 +84,7 @@ pub fn controllers(
     how.apply(&mut config)?;
     let mut election = Settings::new(component.name);
     flags.election.apply(&mut election);
-    let seconds = |it: Duration| format!("{}s", it.as_secs_f64());
+    let seconds = base::time::go_duration;
     let shown = json!({
         "Generic": {
             "Address": flags.serving.bind_address, "ClientConnection": {
@@ -139,7 +139,8 @@ pub fn controllers(
         },
     });
     let shown = ("kubecontrollermanager.config.k8s.io", shown);
-    let told = Told { config: shown, flags: shown_flags };
+    let parts = config.chosen.names().collect();
+    let told = Told { config: shown, flags: shown_flags, parts };
     component.run(election, CONTROLLERS_PORT, told, |client, _| {
         let start = move |drain: Drain| async move {
             let shared = Shared::new(client.clone(), drain.clone());
@@ -168,7 +169,7 @@ pub fn scheduler(
     let kubeconfig = named(flags.kubeconfig.as_ref(), given)?;
     let component = Component::new("kube-scheduler", flags, kubeconfig, reached)?;
     let shown = ("componentconfig", config.show());
-    let told = Told { config: shown, flags: shown_flags };
+    let told = Told { config: shown, flags: shown_flags, parts: Vec::new() };
     component.run(config.election.clone(), SCHEDULER_PORT, told, |client, drain| {
         let delays = config.delay_cache_until_active;
         let make = move |drain: Drain| {
@@ -203,6 +204,8 @@ pub fn scheduler(
 struct Told {
     config: (&'static str, serde_json::Value),
     flags: Vec<(String, String)>,
+    /// What runs in it while it acts, by upstream's names.
+    parts: Vec<&'static str>,
 }
 
 struct Component<'a> {
@@ -259,8 +262,9 @@ impl<'a> Component<'a> {
         let kept = until_told(|drain| async move {
             let (start, synced, resources) = make(client, drain.clone());
             let watch = election.elect.then(|| lead.watch.clone());
-            let Told { config, flags } = told;
-            let page = Page { name: self.name, flags, config, election: watch, synced, resources };
+            let Told { config, flags, parts } = told;
+            let name = self.name;
+            let page = Page { name, flags, config, election: watch, parts, synced, resources };
             let (serving, kubeconfig) = (&self.flags.serving, &self.kubeconfig);
             let serves = serve::start(serving, kubeconfig, self.name, port, page, &drain);
             let serves = serves.await?;

@@ -80,7 +80,7 @@ impl Settings {
         if !self.elect {
             return out;
         }
-        let seconds = |it: Duration| format!("\"{}s\"", it.as_secs_f64());
+        let seconds = |it: Duration| format!("\"{}\"", base::time::go_duration(it));
         for (field, value) in [
             ("leaseDuration", self.lease),
             ("renewDeadline", self.deadline),

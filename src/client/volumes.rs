@@ -6,7 +6,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{
+    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
+};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kinds::meta::quantity::Quantity;
 
@@ -114,6 +116,28 @@ pub fn capacity(volume: &PersistentVolume) -> Quantity {
 pub fn given(claim: &PersistentVolumeClaim) -> Option<Quantity> {
     let capacity = claim.status.as_ref()?.capacity.as_ref()?;
     capacity.get("storage").map(|text| quantity(Some(text)))
+}
+
+/// Upstream's short name for who makes such volumes; None where nobody here does.
+pub fn maker(spec: &PersistentVolumeSpec) -> Option<&'static str> {
+    let kinds = [
+        (spec.csi.is_some(), "csi"),
+        (spec.host_path.is_some(), "host-path"),
+        (spec.local.is_some(), "local-volume"),
+        (spec.nfs.is_some(), "nfs"),
+        (spec.iscsi.is_some(), "iscsi"),
+        (spec.fc.is_some(), "fc"),
+    ];
+    kinds.into_iter().find(|(is_so, _)| *is_so).map(|(_, name)| name)
+}
+
+/// The same in full, with the driver where there is one: `kubernetes.io/csi:DRIVER`.
+pub fn plugin(spec: &PersistentVolumeSpec) -> Option<String> {
+    let name = maker(spec)?;
+    Some(match &spec.csi {
+        Some(csi) => format!("kubernetes.io/{name}:{}", csi.driver),
+        None => format!("kubernetes.io/{name}"),
+    })
 }
 
 pub fn is_block(mode: Option<&str>) -> bool {

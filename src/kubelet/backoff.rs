@@ -86,35 +86,6 @@ impl Backoffs {
     }
 }
 
-/// A duration as Go prints it in messages: `10s`, `1m20s`, `5m0s`.
-pub fn go_duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0 if duration.as_millis() == 0 => "0s".to_owned(),
-        0 => format!("{}ms", duration.as_millis()),
-        1..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
-        _ => format!("{}h{}m{}s", seconds / 3600, seconds % 3600 / 60, seconds % 60),
-    }
-}
-
-/// A measured duration as Go prints one rounded to milliseconds: `1.234s`, `56ms`.
-pub fn go_elapsed(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    if millis < 1000 {
-        return format!("{millis}ms");
-    }
-    let fraction = format!("{:03}", millis % 1000);
-    let fraction = fraction.trim_end_matches('0');
-    let seconds = millis / 1000;
-    let dot = if fraction.is_empty() { "" } else { "." };
-    if seconds < 60 {
-        format!("{seconds}{dot}{fraction}s")
-    } else {
-        format!("{}m{}{dot}{fraction}s", seconds / 60, seconds % 60)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,16 +157,5 @@ mod tests {
             backoffs.next("a", at(second), at(second));
             assert_eq!(backoffs.waiting("a", at(5), at(5)).unwrap().0.as_secs(), 4);
         }
-    }
-
-    #[test]
-    fn durations_read_as_go_prints_them() {
-        let cases = [(10, "10s"), (80, "1m20s"), (300, "5m0s"), (3661, "1h1m1s")];
-        for (seconds, text) in cases {
-            assert_eq!(go_duration(Duration::from_secs(seconds)), text);
-        }
-        assert_eq!(go_elapsed(Duration::from_millis(1200)), "1.2s");
-        assert_eq!(go_elapsed(Duration::from_millis(56)), "56ms");
-        assert_eq!(go_elapsed(Duration::from_millis(61_000)), "1m1s");
     }
 }

@@ -21,7 +21,7 @@ use runtime::cri::{AuthConfig, ErrorKind, Image, ImageService};
 use runtime::images::reference::Reference;
 use tokio::sync::{Notify, oneshot};
 
-use crate::backoff::{INITIAL, MAX, go_elapsed};
+use crate::backoff::{INITIAL, MAX};
 use crate::metrics;
 use docker_config::{Credential, registry_of};
 use providers::{Provider, Providers};
@@ -261,8 +261,8 @@ impl Images {
                     let text = format!(
                         "Successfully pulled image \"{image}\" in {} ({} including waiting). \
                          Image size: {} bytes.",
-                        go_elapsed(pulling),
-                        go_elapsed(waiting),
+                        in_millis(pulling),
+                        in_millis(waiting),
                         present.size
                     );
                     want.recorder.normal(want.about, "Pulled", text);
@@ -298,6 +298,12 @@ impl Images {
     pub fn release(&self, uid: &str) {
         self.failures.lock().retain(|(of, _), _| of != uid);
     }
+}
+
+/// To the millisecond.
+fn in_millis(duration: Duration) -> String {
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    base::time::go_duration(Duration::from_millis(millis))
 }
 
 /// Tells of a pull that takes long, as far as the runtime knows of it.

@@ -612,7 +612,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         max_pods: Some(config.max_pods),
         server_tls_bootstrap: Some(config.asks_for_serving_certificate),
         rotate_certificates: Some(config.rotates_client_certificate),
-        sync_frequency: Some(format!("{}s", config.sync_period.as_secs())),
+        sync_frequency: Some(base::time::go_duration(config.sync_period)),
         pod_pids_limit: Some(if config.pod_pids_limit == 0 { -1 } else { config.pod_pids_limit }),
         enable_system_log_query: Some(config.answers_log_queries),
         register_with_taints: Some(config.register_taints.clone()),
@@ -622,7 +622,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         ),
         container_log_max_files: Some(config.log_files_max),
         container_log_max_workers: i64::try_from(config.log_rhythm.workers_max).ok(),
-        container_log_monitor_interval: Some(backoff::go_duration(config.log_rhythm.period)),
+        container_log_monitor_interval: Some(base::time::go_duration(config.log_rhythm.period)),
         image_gc_high_threshold_percent: Some(config.image_gc_percent.0),
         image_gc_low_threshold_percent: Some(config.image_gc_percent.1),
         eviction_hard: Some(of(false)),
@@ -645,8 +645,8 @@ pub fn show(config: &KubeletConfig) -> Value {
                 .chain(config.reserved_groups.iter().map(|it| it.name.clone()))
                 .collect(),
         ),
-        image_minimum_gc_age: Some(backoff::go_duration(config.image_age_min)),
-        image_maximum_gc_age: Some(backoff::go_duration(config.image_age_max)),
+        image_minimum_gc_age: Some(base::time::go_duration(config.image_age_min)),
+        image_maximum_gc_age: Some(base::time::go_duration(config.image_age_max)),
         shutdown_grace_period: None,
         shutdown_grace_period_critical_pods: None,
         shutdown_grace_period_by_pod_priority: Some(
@@ -676,7 +676,7 @@ pub fn show(config: &KubeletConfig) -> Value {
         feature_gates: Some(shown_gates(config)),
         seccomp_default: Some(config.seccomp_default),
         crash_loop_back_off: Some(CrashLoopBackOff {
-            max_container_restart_period: Some(backoff::go_duration(config.restart_backoff_max)),
+            max_container_restart_period: Some(base::time::go_duration(config.restart_backoff_max)),
         }),
         user_namespaces: Some(UserNamespaces { ids_per_pod: Some(config.ids_per_pod.into()) }),
         ..Configuration::default()

@@ -15,7 +15,7 @@ use runtime::cri::{self, ContainerState, Image};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::backoff::{INITIAL, go_duration};
+use crate::backoff::INITIAL;
 use crate::container_config::{self, DEFAULT_MESSAGE_PATH, Parts};
 use crate::env::{self, Referred};
 use crate::images::{Request, Step};
@@ -168,7 +168,7 @@ impl Worker {
                 reason: "CrashLoopBackOff",
                 message: format!(
                     "back-off {} restarting failed container={} pod={place}",
-                    go_duration(delay),
+                    base::time::go_duration(delay),
                     container.name
                 ),
                 again: Some(left),

@@ -395,8 +395,8 @@ impl Volumes {
         let uid = pod::uid(pod);
         let bound = self.bound.lock().get(uid).and_then(|all| all.get(&volume.name)).cloned();
         let Some(bound) = bound else { return Ok(()) };
-        let Some(plugin) = maps::plugin(&bound) else { return Ok(()) };
-        let dir = config.pod_dir(uid).join("volumeDevices").join(plugin);
+        let Some(maker) = client::volumes::maker(&bound.spec) else { return Ok(()) };
+        let dir = config.pod_dir(uid).join("volumeDevices").join(format!("kubernetes.io~{maker}"));
         let (link, to) = (dir.join(&bound.name), device.to_path_buf());
         let is_new = blocking(move || {
             maps::link(&link, &to).map_err(|e| says("MapBlockVolume failed for", &link, &e))

@@ -170,7 +170,7 @@ impl Config {
     /// The configuration as it holds, in the form of a file: what was given, and above the
     /// profiles what was not.
     pub fn show(&self) -> Value {
-        let seconds = |it: Duration| format!("{}s", it.as_secs_f64());
+        let seconds = base::time::go_duration;
         let election = &self.election;
         let mut out = json!({
             "apiVersion": API_VERSION, "kind": KIND,

@@ -184,6 +184,10 @@ fn they_tell_how_they_are(cluster: &Cluster) {
         let told = resources.contains("kube_pod_resource_request{");
         assert_eq!((code == 200, told), (port == 10259, port == 10259), "{resources}");
     }
+    let (_, checks) = ask(10257, "/healthz?verbose", "");
+    assert!(checks.contains("[+]garbage-collector-controller ok\n"), "{checks}");
+    let admin = "--cert /tmp/a.crt --key /tmp/a.key";
+    assert_eq!(ask(10257, "/healthz/job-controller", admin), (200, "ok".into()));
     // Who waits is well too, and ready: it follows the cluster meanwhile.
     assert_eq!(ask(10260, "/readyz", ""), (200, "ok".into()));
 }

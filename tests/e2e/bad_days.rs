@@ -31,7 +31,9 @@ fn what_is_wrong_with_flags_and_files_is_said() {
     refuses(&machine, &["--disable=everything"], &["known parts are"]);
     refuses(&machine, &["--kube-apiserver-arg=feature-gates=X=true"], &["not supported"]);
     let cloud = "--kube-controller-manager-arg=cloud-provider=aws";
-    refuses(&machine, &[cloud], &["not supported", "node-monitor-grace-period"]);
+    refuses(&machine, &[cloud], &["not supported", "there is no cloud here"]);
+    let nobody = "--kube-controller-manager-arg=nobody=1";
+    refuses(&machine, &[nobody], &["not supported", "node-monitor-grace-period"]);
     let size = "--kube-controller-manager-arg=node-cidr-mask-size=8";
     refuses(&machine, &[size], &["/8", "/16"]);
     machine.write("/etc/coracle/config.yaml", b"tls-sam: [example.org]\n");

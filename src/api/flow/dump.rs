@@ -1,6 +1,8 @@
 //! `/debug/api_priority_and_fairness/...`: levels, queues and requests of this moment, in
 //! upstream's columns.
 
+use std::time::Duration;
+
 use super::fair::Response;
 use super::{Flow, Level};
 
@@ -124,7 +126,7 @@ fn requests(level: &Level, details: bool, rows: &mut Vec<Vec<String>>) {
                 base::time::rfc3339_nano(ticket.arrived),
                 waiting.work.seats.to_string(),
                 waiting.work.final_seats.to_string(),
-                go_duration(waiting.work.extra),
+                base::time::go_duration(Duration::from_secs_f64(waiting.work.extra)),
             ];
             if details {
                 let info = &ticket.info;
@@ -145,14 +147,6 @@ fn requests(level: &Level, details: bool, rows: &mut Vec<Vec<String>>) {
             }
             rows.push(row);
         }
-    }
-}
-
-fn go_duration(seconds: f64) -> String {
-    match seconds {
-        0.0 => "0s".into(),
-        short if short < 1.0 => format!("{}ms", short * 1_000.0),
-        long => format!("{long}s"),
     }
 }
 

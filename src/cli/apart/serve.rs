@@ -41,6 +41,8 @@ pub struct Page {
     pub config: (&'static str, Value),
     /// None where it acts without an election.
     pub election: Option<Watch>,
+    /// What runs in it while it acts: with the first that falls it ends.
+    pub parts: Vec<&'static str>,
     pub synced: Synced,
     /// At `/metrics/resources`: what pods ask for, where it knows.
     pub resources: Option<Metrics>,
@@ -187,6 +189,9 @@ impl Server {
         if root == "readyz" {
             out.push(("shutdown", !self.drain.has_begun()));
             out.extend(self.page.synced.as_ref().map(|(name, synced)| (*name, synced())));
+        }
+        if root == "healthz" && self.page.election.as_ref().is_none_or(Watch::leads) {
+            out.extend(self.page.parts.iter().map(|name| (*name, true)));
         }
         if out.is_empty() {
             out.push(("ping", true));

@@ -53,25 +53,8 @@ fn add<const N: usize>(counts: &mut Counts<N>, labels: [&str; N]) {
     *counts.entry(labels.map(str::to_owned)).or_default() += 1;
 }
 
-/// Upstream's name for who makes such volumes.
 fn plugin(spec: Option<&PersistentVolumeSpec>) -> String {
-    let Some(spec) = spec else { return "N/A".into() };
-    let of = if let Some(csi) = &spec.csi {
-        return format!("kubernetes.io/csi:{}", csi.driver);
-    } else if spec.host_path.is_some() {
-        "host-path"
-    } else if spec.local.is_some() {
-        "local-volume"
-    } else if spec.nfs.is_some() {
-        "nfs"
-    } else if spec.iscsi.is_some() {
-        "iscsi"
-    } else if spec.fc.is_some() {
-        "fc"
-    } else {
-        return "N/A".into();
-    };
-    format!("kubernetes.io/{of}")
+    spec.and_then(volumes::plugin).unwrap_or_else(|| "N/A".into())
 }
 
 /// Volumes by class, bound and not, and all of them by their maker and mode.

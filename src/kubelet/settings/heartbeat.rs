@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use base::time::go_duration;
+
 use super::Configuration;
-use crate::backoff::go_duration;
 use crate::config::{Heartbeat, KubeletConfig};
 
 const SHORTEST: Duration = Duration::from_secs(1);

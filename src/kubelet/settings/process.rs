@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
+use base::time::go_duration;
 use client::Rate;
 
 use super::Configuration;
-use crate::backoff::go_duration;
 use crate::config::KubeletConfig;
 use crate::process;
 

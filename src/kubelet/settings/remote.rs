@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Configuration;
-use crate::backoff;
 use crate::config::KubeletConfig;
 use crate::staticpods::remote::Remote;
 
@@ -49,7 +48,7 @@ pub(super) fn read_headers(flag: &str, text: &str) -> Result<Value, String> {
 pub(super) fn show(config: &KubeletConfig, shown: &mut Configuration) {
     let Some(remote) = &config.static_pod_url else { return };
     shown.static_pod_url = Some(remote.url.clone());
-    shown.http_check_frequency = Some(backoff::go_duration(remote.period));
+    shown.http_check_frequency = Some(base::time::go_duration(remote.period));
     let masked = || vec!["<masked>".to_owned()];
     let headers = remote.headers.iter().map(|(name, _)| (name.clone(), masked()));
     shown.static_pod_url_header = Some(headers.collect());

@@ -198,7 +198,7 @@ pub fn show() -> Value {
             Stands::Text(all) => json!(all.last()?),
             Stands::AnyText(text) | Stands::AnyLength(text) => json!(text),
             Stands::Seconds(seconds) => {
-                json!(crate::backoff::go_duration(std::time::Duration::from_secs(*seconds)))
+                json!(base::time::go_duration(std::time::Duration::from_secs(*seconds)))
             }
             Stands::Authorization => json!({"mode": "Webhook"}),
             Stands::Logging => json!({"format": "text"}),

@@ -21,34 +21,24 @@ pub struct Made(Mutex<HashMap<(String, String), Entry>>);
 
 /// None where it is not known yet what the volume's claim stands for.
 pub fn plugin(volume: &Volume, bound: Option<&Bound>) -> Option<String> {
-    let of = |name: &str| Some(format!("kubernetes.io/{name}"));
-    let spec = bound.map(|bound| &bound.spec);
-    let driver = volume.csi.as_ref().map(|it| &it.driver);
-    if let Some(driver) = driver.or(spec.and_then(|it| it.csi.as_ref()).map(|it| &it.driver)) {
-        return of(&format!("csi:{driver}"));
+    if let Some(bound) = bound {
+        return client::volumes::plugin(&bound.spec);
     }
-    let has = |inline: bool, claimed: bool| inline || claimed;
-    if volume.config_map.is_some() {
-        of("configmap")
-    } else if volume.secret.is_some() {
-        of("secret")
-    } else if volume.downward_api.is_some() {
-        of("downward-api")
-    } else if volume.projected.is_some() {
-        of("projected")
-    } else if volume.empty_dir.is_some() {
-        of("empty-dir")
-    } else if has(volume.host_path.is_some(), spec.is_some_and(|it| it.host_path.is_some())) {
-        of("host-path")
-    } else if has(volume.nfs.is_some(), spec.is_some_and(|it| it.nfs.is_some())) {
-        of("nfs")
-    } else if has(volume.iscsi.is_some(), spec.is_some_and(|it| it.iscsi.is_some())) {
-        of("iscsi")
-    } else if spec.is_some_and(|it| it.local.is_some()) {
-        of("local-volume")
-    } else {
-        None
+    if let Some(csi) = &volume.csi {
+        return Some(format!("kubernetes.io/csi:{}", csi.driver));
     }
+    let kinds = [
+        (volume.config_map.is_some(), "configmap"),
+        (volume.secret.is_some(), "secret"),
+        (volume.downward_api.is_some(), "downward-api"),
+        (volume.projected.is_some(), "projected"),
+        (volume.empty_dir.is_some(), "empty-dir"),
+        (volume.host_path.is_some(), "host-path"),
+        (volume.nfs.is_some(), "nfs"),
+        (volume.iscsi.is_some(), "iscsi"),
+    ];
+    let (_, name) = kinds.into_iter().find(|(is_so, _)| *is_so)?;
+    Some(format!("kubernetes.io/{name}"))
 }
 
 impl Made {

@@ -3,24 +3,6 @@
 use std::io;
 use std::path::Path;
 
-use super::claims::Bound;
-
-/// Upstream's name, as part of a path, for who makes such devices.
-pub fn plugin(bound: &Bound) -> Option<&'static str> {
-    let spec = &bound.spec;
-    if spec.csi.is_some() {
-        Some("kubernetes.io~csi")
-    } else if spec.local.is_some() {
-        Some("kubernetes.io~local-volume")
-    } else if spec.iscsi.is_some() {
-        Some("kubernetes.io~iscsi")
-    } else if spec.host_path.is_some() {
-        Some("kubernetes.io~host-path")
-    } else {
-        None
-    }
-}
-
 /// Has `link` lead to the device; says whether it had not.
 pub fn link(link: &Path, device: &Path) -> io::Result<bool> {
     match std::fs::read_link(link) {
