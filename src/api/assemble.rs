@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base::drain::Drain;
 use base::error::chain;
+use base::metrics::build::Version;
 use parking_lot::RwLock;
 use store::Backend;
 use tracing::{debug, warn};
@@ -24,7 +25,7 @@ use crate::metrics;
 use crate::registry::allocate::{Allocator, Network};
 use crate::registry::{ADDRESSES, Registry};
 use crate::serve::proxy::Kubelets;
-use crate::serve::{Server, Shared, Version};
+use crate::serve::{Server, Shared};
 
 /// History older than this is compacted away (upstream's interval).
 const COMPACT_INTERVAL: Duration = Duration::from_secs(300);

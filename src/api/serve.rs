@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use base::metrics::build::Version;
+
 use crate::authn::Authenticator;
 use crate::authz::Authorizer;
 use crate::flags::Flags;
@@ -49,17 +51,6 @@ pub struct Server {
     pub ready: health::Readiness,
     pub flags: Flags,
     pub flow: Arc<Flow>,
-}
-
-/// The version that clients see.
-#[derive(Debug, Clone)]
-pub struct Version {
-    /// `v1.36.2+coracle...`
-    pub git: String,
-    pub major: &'static str,
-    pub minor: &'static str,
-    pub commit: String,
-    pub built: String,
 }
 
 pub type Shared = Arc<Server>;

@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
+pub mod build;
 mod process;
 
 fn registry() -> &'static Mutex<Registry> {

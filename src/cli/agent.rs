@@ -42,6 +42,7 @@ pub fn run(flags: AgentFlags) -> Result<()> {
 /// Runs the node until the drain begins.
 async fn join(settings: Settings, given: Endpoint, drain: Drain) -> Result<()> {
     let failed = |err| Error::failed("set up TLS to the server", err);
+    base::metrics::build::watch(version::build(), || kinds::features::known().collect());
     let user_agent = format!("kubelet/{}", version::git_version());
     let root = settings.paths.agent();
     let held = ClientCertificate::obtain(given, &settings.name, &root, &user_agent, drain.clone());

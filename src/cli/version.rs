@@ -1,5 +1,7 @@
 //! What this program calls itself.
 
+use base::metrics::build::Version;
+
 /// The Kubernetes whose API is served.
 const KUBERNETES: &str = "v1.36.2";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -9,8 +11,8 @@ pub fn git_version() -> String {
     format!("{KUBERNETES}+coracle.{VERSION}")
 }
 
-pub fn api() -> api::serve::Version {
-    api::serve::Version {
+pub fn build() -> Version {
+    Version {
         git: git_version(),
         major: "1",
         minor: "36",

@@ -4,6 +4,7 @@
 use std::fmt::Error;
 use std::sync::Weak;
 
+use base::metrics::build;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -148,32 +149,9 @@ impl Collector for State {
                 (vec![("request_kind", kind)], i64::try_from(most).unwrap_or(i64::MAX))
             }),
         )?;
-        let version = &server.version;
-        let platform = format!("linux/{}", crate::serve::health::platform());
-        let build = vec![
-            ("build_date", version.built.as_str()),
-            ("compiler", "rustc"),
-            ("git_commit", version.commit.as_str()),
-            ("git_tree_state", "clean"),
-            ("git_version", version.git.as_str()),
-            ("go_version", "none"),
-            ("major", version.major),
-            ("minor", version.minor),
-            ("platform", platform.as_str()),
-        ];
-        gauges(
-            encoder,
-            ("kubernetes_build_info", "What this is a build of"),
-            std::iter::once((build, 1)),
-        )?;
-        gauges(
-            encoder,
-            ("kubernetes_feature_enabled", "Features by name and stage"),
-            features::known().map(|(name, stage, on)| {
-                let on = server.flags.features.shown(name, on);
-                (vec![("name", name), ("stage", stage)], i64::from(on))
-            }),
-        )
+        let features = features::known()
+            .map(|(name, stage, on)| (name, stage, server.flags.features.shown(name, on)));
+        build::encode(encoder, &server.version, features)
     }
 }
 

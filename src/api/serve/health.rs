@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use base::metrics::Format;
+use base::metrics::{Format, build};
 use client::Body;
 use http::{Response, StatusCode};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -213,17 +213,8 @@ fn version(server: &Shared) -> Value {
         "minCompatibilityMajor": version.major, "minCompatibilityMinor": "35",
         "gitVersion": version.git, "gitCommit": version.commit, "gitTreeState": "clean",
         "buildDate": version.built, "goVersion": "none", "compiler": "rustc",
-        "platform": format!("linux/{}", platform()),
+        "platform": format!("linux/{}", build::platform()),
     })
-}
-
-/// Go's name of this machine's architecture.
-pub fn platform() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 /// The deprecated statuses of the control plane's parts, which are all this process.

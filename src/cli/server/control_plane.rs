@@ -71,7 +71,7 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
         kubelet_tls,
         proxy_client: Some(credentials.proxy_client.clone()),
         advertise: format!("{}:{}", settings.advertise_address, settings.advertise_port),
-        version: version::api(),
+        version: version::build(),
     };
     let server =
         api::build(config).await.map_err(|err| Error::failed("start the API server", err))?;
