@@ -30,6 +30,7 @@ mod placement;
 mod pod;
 pub mod policy;
 mod quota;
+mod resize;
 mod runtime_class;
 mod security;
 pub mod settings;
@@ -186,6 +187,7 @@ const PLUGINS: &[Plugin] = &[
     extra("DenyServiceExternalIPs", None, Some(ingress::external_addresses)),
     plugin("PodTopologyLabels", Some(placement::topology_labels), None),
     plugin("NodeDeclaredFeatureValidator", None, Some(features::validate)),
+    plugin("PodResizeValidator", None, Some(resize::validate)),
     // Policies and webhooks change the object after all others, and see it last.
     plugin(MUTATING_POLICY, None, None),
     plugin("MutatingAdmissionWebhook", None, None),

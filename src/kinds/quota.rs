@@ -205,7 +205,7 @@ pub fn of_containers(spec: &Value, key: &str) -> Usage {
 }
 
 /// What a pod needs at its most, and its overhead.
-fn needs(spec: &Value, key: &str) -> Usage {
+pub fn needs(spec: &Value, key: &str) -> Usage {
     let mut total = of_containers(spec, key);
     // What is said of the pod as a whole counts instead.
     total.extend(said(spec, key));

@@ -93,6 +93,10 @@ impl Rules {
                     restore(new, old, "status");
                     count_templates(new, old);
                 },
+                Some(_) if (group, kind) == ("", "PersistentVolumeClaim") => |new, old| {
+                    restore(new, old, "status");
+                    mirror_sources(crate::value::object(new, "spec"));
+                },
                 Some(r) if r.subresources.iter().any(|s| s.name == "status") => {
                     |new, old| restore(new, old, "status")
                 }
@@ -507,29 +511,42 @@ fn count_templates(new: &mut Value, old: &Value) {
     set_template_generation(new, template_generation(old) + i64::from(changed));
 }
 
-/// `dataSource` and `dataSourceRef` say the same thing unless a namespace is named.
+/// What a new claim is to be filled from. With `dataSource` alone only claims and snapshots were
+/// ever possible, and the rest was overlooked; another namespace needs a feature that is off
+/// (`CrossNamespaceVolumeDataSource`).
 fn data_source(claim: &mut Value) {
     let spec = crate::value::object(claim, "spec");
-    let (source, reference) = (spec["dataSource"].clone(), spec["dataSourceRef"].clone());
-    if source.is_object() && !reference.is_object() {
-        let mut reference = source;
-        fill(&mut reference, "apiGroup", Value::Null);
-        spec["dataSourceRef"] = reference;
-    } else if reference.is_object() && !source.is_object() && !has(&reference, "namespace") {
-        let group = text(&reference, "apiGroup").to_owned();
-        let kind = text(&reference, "kind").to_owned();
-        let known = matches!(
-            (group.as_str(), kind.as_str()),
-            ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot")
-        );
-        if known {
-            spec["dataSource"] = reference;
+    let is_far = !text(&spec["dataSourceRef"], "namespace").is_empty();
+    let is_named = !is_far && spec["dataSourceRef"].is_object();
+    let source = &spec["dataSource"];
+    let is_old = matches!(
+        (text(source, "apiGroup"), text(source, "kind")),
+        ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot")
+    );
+    if let Some(map) = spec.as_object_mut() {
+        if is_far {
+            map.shift_remove("dataSourceRef");
+        }
+        if !is_named && !is_old {
+            map.shift_remove("dataSource");
         }
     }
-    for key in ["dataSource", "dataSourceRef"] {
-        if let Some(map) = spec.as_object_mut()
-            && map.get(key).is_some_and(Value::is_null)
-        {
+    mirror_sources(spec);
+}
+
+/// Both fields of a claim say what it is filled from, unless a namespace is named.
+pub(crate) fn mirror_sources(spec: &mut Value) {
+    let both = [("dataSource", "dataSourceRef"), ("dataSourceRef", "dataSource")];
+    for (key, other) in both {
+        let other = &spec[other];
+        if !spec[key].is_object() && other.is_object() && text(other, "namespace").is_empty() {
+            spec[key] = other.clone();
+        }
+    }
+    for (key, _) in both {
+        if spec[key].is_object() {
+            fill(&mut spec[key], "apiGroup", Value::Null);
+        } else if let Some(map) = spec.as_object_mut() {
             map.shift_remove(key);
         }
     }
@@ -661,6 +678,40 @@ fn prepare_job(job: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_fields_of_a_claim_say_what_it_is_filled_from() {
+        let of = |group: &str, kind: &str| json!({"apiGroup": group, "kind": kind, "name": "s"});
+        let snapshot = of("snapshot.storage.k8s.io", "VolumeSnapshot");
+        let other = of("hello.example", "Hello");
+        let claim = json!({"kind": "PersistentVolumeClaim", "name": "s"});
+        let shown = json!({"apiGroup": null, "kind": "PersistentVolumeClaim", "name": "s"});
+        let mut far = other.clone();
+        far["namespace"] = "elsewhere".into();
+        for (source, reference, want) in [
+            (Some(&snapshot), None, Some(&snapshot)),
+            (Some(&claim), None, Some(&shown)),
+            (None, Some(&other), Some(&other)),
+            // As if nobody had said so.
+            (Some(&other), None, None),
+            (None, Some(&far), None),
+        ] {
+            let mut claim = json!({"kind": "PersistentVolumeClaim", "spec": {}});
+            for (key, value) in [("dataSource", source), ("dataSourceRef", reference)] {
+                if let Some(value) = value {
+                    claim["spec"][key] = value.clone();
+                }
+            }
+            (Rules::of("", "PersistentVolumeClaim").prepare_create)(&mut claim);
+            for key in ["dataSource", "dataSourceRef"] {
+                assert_eq!(claim["spec"].get(key), want, "{key} of {claim}");
+            }
+        }
+        let sent = json!({"kind": "PersistentVolumeClaim", "spec": {"dataSource": claim}});
+        let mut updated = sent.clone();
+        (Rules::of("", "PersistentVolumeClaim").prepare_update)(&mut updated, &sent);
+        assert_eq!(updated["spec"], json!({"dataSource": shown, "dataSourceRef": shown}));
+    }
 
     #[test]
     fn selectors_of_new_pods_take_values_of_their_own_labels() {

@@ -88,7 +88,8 @@ fn fill(container: &mut Value, key: &str, defaults: &Map<String, Value>) -> Vec<
 /// 403 for what is outside of a range.
 pub fn validate(registry: &Registry, request: &Attributes<'_>, object: &Value) -> Result<()> {
     let mut problems = Vec::new();
-    if is_new(request, "pods") {
+    let is_pod = request.resource.group.is_empty() && request.resource.plural == "pods";
+    if is_new(request, "pods") || is_pod && request.subresource == "resize" {
         let ranges = limits(registry, request);
         for limit in &ranges {
             match limit["type"].as_str() {

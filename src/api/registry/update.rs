@@ -536,9 +536,15 @@ fn keep_other_half(new: &mut Value, live: &Value, target: &Target) {
             let wanted = new["spec"].clone();
             keep_but(new, live, &["resources"]);
             for list in ["containers", "initContainers"] {
+                let count = |spec: &Value| spec[list].as_array().map_or(0, Vec::len);
+                if count(&wanted) != count(&new["spec"]) {
+                    // That is refused, not left alone.
+                    copy_field(&mut new["spec"], &wanted, list);
+                    continue;
+                }
                 let containers = new["spec"][list].as_array_mut().into_iter().flatten();
                 for (at, container) in containers.enumerate() {
-                    for field in ["resources", "resizePolicy"] {
+                    for field in ["name", "resources", "resizePolicy"] {
                         copy_field(container, &wanted[list][at], field);
                     }
                 }

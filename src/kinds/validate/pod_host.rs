@@ -8,6 +8,8 @@ use crate::meta::{FieldError, name};
 use crate::value::{at, flag, has, items, text};
 
 const SYSCTL_BYTES_MAX: usize = 253;
+/// What Linux takes as one.
+const HOST_NAME_BYTES_MAX: usize = 64;
 
 pub(super) fn spec(spec: &Value, field: &str, out: &mut Errors) {
     let claims: Vec<&str> =
@@ -32,8 +34,30 @@ pub(super) fn spec(spec: &Value, field: &str, out: &mut Errors) {
             downward(items(source, "downwardAPI.items"), &field, out);
         }
     }
+    own_host_name(spec, field, out);
     if text(spec, "os.name") == "windows" {
         not_on_windows(spec, field, out);
+    }
+}
+
+/// A host name that stands for all that would make one up otherwise.
+fn own_host_name(spec: &Value, field: &str, out: &mut Errors) {
+    let own = text(spec, "hostnameOverride");
+    if at(spec, "hostnameOverride").is_null() {
+        return;
+    }
+    let path = child(field, "hostnameOverride");
+    for problem in name::is_dns1123_subdomain(own) {
+        out.push(FieldError::invalid(&path, own, &problem));
+    }
+    if own.len() > HOST_NAME_BYTES_MAX {
+        out.push(FieldError::too_long(&path, HOST_NAME_BYTES_MAX));
+    }
+    for key in ["setHostnameAsFQDN", "hostNetwork"] {
+        if flag(spec, key) {
+            let detail = format!("may not be set when {key} is true");
+            out.push(FieldError::forbidden(&path, &detail));
+        }
     }
 }
 
@@ -358,5 +382,19 @@ mod tests {
             "securityContext": {"allowPrivilegeEscalation": false,
                                 "capabilities": {"add": ["CAP_SYS_ADMIN"]}}}]}));
         assert!(said.contains("`capabilities.Add` CAP_SYS_ADMIN"), "{said}");
+        for (own, with, good) in [
+            ("a.example.com", json!({"setHostnameAsFQDN": false, "hostNetwork": false}), true),
+            ("a.example.com", json!({"setHostnameAsFQDN": true}), false),
+            ("a.example.com", json!({"hostNetwork": true}), false),
+            ("Not-Allowed", json!({}), false),
+            ("a123456789.b123456789.c123456789.d123456789.e123456789.f123456789", json!({}), false),
+            ("", json!({}), false),
+        ] {
+            let mut pod = with.clone();
+            pod["hostnameOverride"] = json!(own);
+            let said = check(pod);
+            assert_eq!(said.is_empty(), good, "{own} {with}: {said}");
+            assert!(good || said.contains("spec.hostnameOverride: "), "{said}");
+        }
     }
 }

@@ -109,7 +109,17 @@ pub fn resize(new: &Value, old: &Value) -> Errors {
     let mut others = false;
     for list in ["containers", "initContainers"] {
         let path = format!("spec.{list}");
+        if items(new, &path).len() != items(old, &path).len() {
+            let detail = format!("{list} may not be added or removed on resize");
+            out.push(FieldError::forbidden(&*path, &detail));
+            continue;
+        }
         for (index, (now, before)) in items(new, &path).iter().zip(items(old, &path)).enumerate() {
+            if text(now, "name") != text(before, "name") {
+                let detail = format!("{list} may not be renamed or reordered on resize");
+                out.push(FieldError::forbidden(format!("{path}[{index}].name"), &detail));
+                continue;
+            }
             for (half, word) in [("requests", "requests"), ("limits", "limits")] {
                 let part = |container: &Value| {
                     at(at(container, "resources"), half).as_object().cloned().unwrap_or_default()
@@ -215,5 +225,17 @@ mod tests {
         let more = pod(&json!({"requests": {"cpu": "1", "ephemeral-storage": "1Gi"}}));
         assert_eq!(said(&resize(&more, &old)).len(), 1);
         assert_eq!(said(&resize(&pod(&json!({})), &old)).len(), 2);
+        let mut other = old.clone();
+        other["spec"]["containers"][0]["name"] = "d".into();
+        let detail = "containers may not be renamed or reordered on resize";
+        assert_eq!(
+            said(&resize(&other, &old)),
+            [format!("spec.containers[0].name: Forbidden: {detail}")]
+        );
+        let another = other["spec"]["containers"][0].clone();
+        let mut more = old.clone();
+        more["spec"]["containers"].as_array_mut().unwrap().push(another);
+        let detail = "containers may not be added or removed on resize";
+        assert_eq!(said(&resize(&more, &old)), [format!("spec.containers: Forbidden: {detail}")]);
     }
 }

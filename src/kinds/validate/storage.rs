@@ -7,6 +7,7 @@ use super::checks::{
     quantity, quantity_not_negative, required,
 };
 use crate::meta::{FieldError, name, selector};
+use crate::rules::mirror_sources;
 use crate::value::{at, has, items, text};
 
 const ACCESS_MODES: [&str; 4] =
@@ -15,6 +16,8 @@ const PARAMETERS_MAX: usize = 512;
 const PARAMETERS_BYTES_MAX: usize = 256 * 1024;
 const NODE_ID_BYTES_MAX: usize = 192;
 const DRIVER_NAME_BYTES_MAX: usize = 63;
+/// Drivers are asked no more often what a node can hold.
+const ALLOCATABLE_PERIOD_SECONDS_MIN: i64 = 10;
 
 /// Where the bytes of a volume may be, in the order that upstream looks.
 const SOURCES: [&str; 21] = [
@@ -100,13 +103,24 @@ pub(super) fn claim_spec(spec: &Value, root: &str, out: &mut Errors) {
             out.push(FieldError::invalid(field, kind, detail));
         }
     }
+    let (source, reference) = (&spec["dataSource"], &spec["dataSourceRef"]);
+    let differ = |key: &str| text(source, key) != text(reference, key);
+    if source.is_object()
+        && reference.is_object()
+        && ["apiGroup", "kind", "name"].into_iter().any(differ)
+    {
+        out.push(FieldError::invalid(root, Map::new(), "must match dataSourceRef"));
+    }
     let class = text(spec, "volumeAttributesClassName");
     object_name(class, &child(root, "volumeAttributesClassName"), out);
 }
 
 pub(super) fn claim_update(new: &Value, old: &Value) -> Errors {
     let mut out = claim(new);
-    let (now, was) = (at(new, "spec"), at(old, "spec"));
+    // One of the fields was enough in an earlier version.
+    let mut was = at(old, "spec").clone();
+    mirror_sources(&mut was);
+    let (now, was) = (at(new, "spec"), &was);
     let bound = text(old, "status.phase") == "Bound";
     let mut expected = now.clone();
     let mut free = vec![];
@@ -382,6 +396,12 @@ pub(super) fn driver(object: &Value) -> Errors {
     for mode in items(spec, "volumeLifecycleModes") {
         one_of(mode, "spec.volumeLifecycleModes", &["Ephemeral", "Persistent"], &mut out);
     }
+    let period = spec["nodeAllocatableUpdatePeriodSeconds"].as_i64();
+    if let Some(seconds) = period.filter(|seconds| *seconds < ALLOCATABLE_PERIOD_SECONDS_MIN) {
+        let detail =
+            format!("must be greater than or equal to {ALLOCATABLE_PERIOD_SECONDS_MIN} seconds");
+        out.push(FieldError::invalid("spec.nodeAllocatableUpdatePeriodSeconds", seconds, &detail));
+    }
     out
 }
 
@@ -556,6 +576,31 @@ mod tests {
         // What was asked for in vain may be taken back as far as to what is there.
         bound["status"]["capacity"]["storage"] = json!("512Mi");
         assert_eq!(claim_update(&small, &bound), vec![]);
+    }
+
+    #[test]
+    fn a_claim_is_filled_from_one_thing() {
+        let mut filled = claim_of("1Gi");
+        let of = |name: &str| json!({"apiGroup": "hello.example", "kind": "Hello", "name": name});
+        filled["spec"]["dataSourceRef"] = of("a");
+        let before = filled.clone();
+        filled["spec"]["dataSource"] = of("a");
+        assert_eq!(claim(&filled), vec![]);
+        assert_eq!(claim_update(&filled, &before), vec![]);
+        filled["spec"]["dataSourceRef"] = of("b");
+        let want = "spec: Invalid value: {}: must match dataSourceRef";
+        assert_eq!(claim(&filled)[0].to_string(), want);
+    }
+
+    #[test]
+    fn a_driver_is_not_asked_too_often_what_a_node_can_hold() {
+        let asked_every = |seconds: i64| {
+            driver(&json!({"metadata": {"name": "d.example"}, "spec": {"attachRequired": true,
+                "podInfoOnMount": false, "storageCapacity": false,
+                "nodeAllocatableUpdatePeriodSeconds": seconds}}))
+        };
+        assert_eq!(asked_every(10), vec![]);
+        assert_eq!(asked_every(9)[0].field, "spec.nodeAllocatableUpdatePeriodSeconds");
     }
 
     #[test]

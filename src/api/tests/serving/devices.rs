@@ -248,8 +248,8 @@ async fn a_pod_is_resized_as_a_whole_where_its_node_can_do_that() {
     let why = "pod update requires features InPlacePodLevelResourcesVerticalScaling which are not \
                available on node \"n\"";
     assert!(refused.message().contains(why), "{}", refused.message());
-    let declared =
-        json!({"status": {"declaredFeatures": ["InPlacePodLevelResourcesVerticalScaling"]}});
+    let declared = json!({"status": {"allocatable": {"cpu": "4"},
+        "declaredFeatures": ["InPlacePodLevelResourcesVerticalScaling"]}});
     let told = ask(&server, Method::PATCH, "/api/v1/nodes/n/status", declared).await;
     assert_eq!(told.status, 200, "{}", told.message());
     let done = ask(&server, Method::PATCH, &path, resize).await;
