@@ -7,6 +7,7 @@
 pub(crate) mod cases;
 mod figures;
 mod plan;
+mod slow;
 mod taken;
 
 use std::collections::{BTreeMap, HashMap};
@@ -49,6 +50,7 @@ struct Attacher {
     /// Since when attachments are unwanted and in use.
     lingering: Mutex<HashMap<String, Instant>>,
     taken: Mutex<taken::Taken>,
+    slow: Mutex<slow::Slow>,
 }
 
 pub async fn run(context: Context) {
@@ -61,6 +63,7 @@ pub async fn run(context: Context) {
         attachments: context.shared.cache(),
         lingering: Mutex::default(),
         taken: Mutex::default(),
+        slow: Mutex::default(),
         context,
     });
     me.pods.add_index(PODS_BY_CLAIM, claims_of);
@@ -128,8 +131,20 @@ impl Attacher {
             me.taken.lock().seen(name(&attachment.metadata));
             if new.is_none() {
                 me.lingering.lock().remove(name(&attachment.metadata));
+                me.slow.lock().forget(name(&attachment.metadata));
                 me.nodes_that_wait_for(attachment).iter().for_each(|node| changed(node));
             }
+        });
+        let (me, changed) = (Arc::downgrade(self), add.clone());
+        self.drivers.on_change(move |old, new| {
+            let attaches = |driver: Option<&Arc<CSIDriver>>| {
+                driver.is_none_or(|driver| driver.spec.attach_required != Some(false))
+            };
+            if attaches(old) == attaches(new) {
+                return;
+            }
+            let Some(me) = me.upgrade() else { return };
+            me.nodes.list().iter().for_each(|node| changed(name(&node.metadata)));
         });
         self.nodes.on_change(move |old, new| {
             let seen = |node: &Arc<Node>| {
@@ -178,6 +193,9 @@ impl Attacher {
         self.taken.lock().keep(&node, &wanted);
         let held = self.attachments.indexed(ATTACHED_TO, &node);
         self.say_failed(&wanted, &held);
+        if let Some(wait) = self.say_slow(&wanted, &held) {
+            queue.add_after((String::new(), node.clone()), wait);
+        }
         let object = self.nodes.get("", &node);
         let find = |volume: &str| self.volumes.get("", volume);
         let lingering = plan::lingering(&wanted, &held, object.as_deref(), &find);
@@ -274,6 +292,40 @@ impl Attacher {
                 Ok(())
             }
         }
+    }
+
+    /// The pods that wait for a driver which says nothing hear of that. Says when to look again.
+    fn say_slow(
+        &self,
+        wanted: &BTreeMap<String, Disk>,
+        held: &[Arc<VolumeAttachment>],
+    ) -> Option<Duration> {
+        let waits = |it: &&Arc<VolumeAttachment>| {
+            let status = it.status.as_ref();
+            !status.is_some_and(|status| status.attached || status.attach_error.is_some())
+        };
+        let (mut told, mut wait) = (Vec::new(), None::<Duration>);
+        {
+            let (mut slow, now) = (self.slow.lock(), Instant::now());
+            for attachment in held {
+                let of = name(&attachment.metadata);
+                let Some(disk) = wanted.get(of).filter(|_| waits(&attachment)) else {
+                    slow.forget(of);
+                    continue;
+                };
+                let (is_due, left) = slow.look(of, now);
+                told.extend(is_due.then_some(disk));
+                wait = Some(wait.map_or(left, |wait| wait.min(left)));
+            }
+        }
+        for disk in told {
+            let text = slow::text(&disk.volume, &disk.driver, &disk.handle);
+            for pod in &disk.pods {
+                let about = reference(&**pod);
+                self.context.recorder.warning(&about, "FailedAttachVolume", text.clone());
+            }
+        }
+        wait
     }
 
     /// The pods that wait hear why.

@@ -1,5 +1,5 @@
-//! Reads the cases of DaemonSets: `spec`, `nodes`, `pods` (`node=N revision=new`); the present
-//! revision is `new`, and `show: status` has the status come out as well.
+//! Reads the cases of DaemonSets: `set` (words), `spec`, `nodes`, `pods` (`node=N revision=new`);
+//! the present revision is `new`, and `show: status` has the status come out as well.
 
 use std::sync::Arc;
 
@@ -15,6 +15,9 @@ pub fn steps(world: &Value) -> Vec<String> {
     let mut set = json!({"is": "agent", "spec": {"selector": {},
         "template": {"spec": {"containers": []}}}});
     overlay(&mut set["spec"], &world["spec"]);
+    if world["set"].is_string() {
+        set["is"] = world["set"].clone();
+    }
     let set: DaemonSet = object(&set);
     let nodes: Vec<Arc<Node>> = objects(&world["nodes"]);
     let held = |pod: Arc<Pod>| Held { going: pod.metadata.deletion_timestamp.is_some(), pod };

@@ -12,6 +12,11 @@ use crate::history::HASH;
 use crate::node::plan::taints_of;
 use crate::owner::{self, annotation, name};
 
+/// Counts the changes of a set's template; an annotation of the set.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+/// The same, as a label of its pods.
+const POD_GENERATION: &str = "pod-template-generation";
+
 const TOLERATED: [(&str, &str); 6] = [
     ("not-ready", "NoExecute"),
     ("unreachable", "NoExecute"),
@@ -70,14 +75,22 @@ pub fn target(pod: &Pod) -> Option<&str> {
     named.next()?.values.as_ref()?.first().map(String::as_str)
 }
 
+/// Whether a pod has the present template: it has its revision, or was made since the
+/// template last changed, whatever the revision was called then.
+pub fn is_updated(set: &DaemonSet, hash: &str, pod: &Pod) -> bool {
+    let label = |key: &str| pod.metadata.labels.as_ref()?.get(key).map(String::as_str);
+    let generation = annotation(&set.metadata, TEMPLATE_GENERATION);
+    let is_of = |key: &str, wanted: &str| label(key).is_some_and(|held| held == wanted);
+    is_of(HASH, hash) || generation.is_some_and(|wanted| is_of(POD_GENERATION, wanted))
+}
+
 pub fn new_pod(set: &DaemonSet, node: &str, hash: &str) -> Pod {
     let template = set.spec.clone().unwrap_or_default().template;
     let given = template.metadata.unwrap_or_default();
     let mut labels = given.labels.unwrap_or_default();
     labels.insert(HASH.into(), hash.into());
-    if let Some(generation) = annotation(&set.metadata, "deprecated.daemonset.template.generation")
-    {
-        labels.insert("pod-template-generation".into(), generation.into());
+    if let Some(generation) = annotation(&set.metadata, TEMPLATE_GENERATION) {
+        labels.insert(POD_GENERATION.into(), generation.into());
     }
     let mut spec = template.spec.unwrap_or_default();
     spec.tolerations = Some(tolerations(&spec));

@@ -7,9 +7,8 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
-use super::node::{should_run, target};
+use super::node::{is_updated, should_run, target};
 use crate::deployment::scale::part;
-use crate::history::HASH;
 use crate::owner::{created, name};
 use crate::pod;
 
@@ -35,9 +34,7 @@ pub fn plan(set: &DaemonSet, nodes: &[Arc<Node>], held: &[Held], hash: &str, now
     let spec = set.spec.clone().unwrap_or_default();
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
     let available = |pod: &Pod| pod::available_in(pod, min_ready, now) == Some(0);
-    let updated = |pod: &Pod| {
-        pod.metadata.labels.as_ref().and_then(|l| l.get(HASH)).is_some_and(|h| h == hash)
-    };
+    let updated = |pod: &Pod| is_updated(set, hash, pod);
     let mut on_node: BTreeMap<String, Vec<&Held>> = BTreeMap::new();
     for one in held {
         if let Some(node) = target(&one.pod) {

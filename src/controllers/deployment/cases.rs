@@ -1,7 +1,7 @@
 //! Plays the cases of deployments: `spec` (over three replicas, of image `one` but for `image`),
-//! `status`, `annotations`, `sets` (words, with `image`, `wants`, `available`, `at` a revision,
-//! `desired` and `max` replicas as they were when it was last sized, and `fails` for a reason), and
-//! `pods_of`: the sets that have pods which run.
+//! `status`, `annotations`, `sets` (words, with `image`, `wants`, `has` where it says other than
+//! that, `available`, `at` a revision, `desired` and `max` replicas as they were when it was last
+//! sized, and `fails` for a reason), and `pods_of`: the sets that have pods which run.
 //!
 //! `play` is what happens: `turn` (one plan; no pod changes), `settle` (plans until nothing
 //! changes; all pods become ready at once), `image NAME`, `replicas N`, `pause`, `resume`, `note TEXT`
@@ -57,6 +57,7 @@ fn set(text: &str) -> ReplicaSet {
                 out["status"]["readyReplicas"] = number().into();
                 out["status"]["availableReplicas"] = number().into();
             }
+            "has" => out["status"]["replicas"] = number().into(),
             "at" => annotations[revision::REVISION] = value.into(),
             "desired" => annotations[revision::DESIRED] = value.into(),
             "max" => annotations[revision::MAX] = value.into(),

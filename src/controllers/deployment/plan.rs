@@ -12,7 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::rollback::{self, Rollback};
-use super::scale::{Limits, Size, grow, proportional, shrink};
+use super::scale::{Limits, Sharer, Size, grow, proportional, shrink};
 use super::status::{self, News};
 use super::{revision, template};
 use crate::owner::{self, annotation, created, name, uid};
@@ -207,7 +207,12 @@ impl Rollout<'_> {
         if self.resize_old(&vec![0; self.old.len()]) {
             return;
         }
-        if self.old.iter().any(|set| self.world.with_pods.contains(uid(&set.metadata))) {
+        // Either cache may lag behind the other.
+        let has_pods = |set: &Arc<ReplicaSet>| {
+            self.world.with_pods.contains(uid(&set.metadata))
+                || set.status.as_ref().is_some_and(|status| status.replicas > 0)
+        };
+        if self.old.iter().any(has_pods) {
             return;
         }
         if self.newest.is_none() {
@@ -240,15 +245,23 @@ impl Rollout<'_> {
         }
     }
 
+    /// `active`: the oldest first.
     fn share(&mut self, mut active: Vec<Arc<ReplicaSet>>) {
         let max = if self.limits.replicas > 0 { self.limits.max_total() } else { 0 };
-        active.sort_by_key(|set| (std::cmp::Reverse(wanted(set)), created(&set.metadata)));
-        let old_max = active
-            .iter()
-            .find_map(|set| annotation(&set.metadata, revision::MAX)?.parse::<i32>().ok());
-        let sizes: Vec<i32> = active.iter().map(|set| wanted(set)).collect();
-        let targets = proportional(&sizes, old_max.unwrap_or(self.limits.replicas), max);
-        for (set, to) in active.iter().zip(targets) {
+        // Of equals the newest grows and the oldest shrinks by what rounding leaves.
+        if max > self.total() {
+            active.reverse();
+        }
+        active.sort_by_key(|set| std::cmp::Reverse(wanted(set)));
+        let now = self.world.deployment.status.as_ref().and_then(|s| s.replicas).unwrap_or(0);
+        let sharer = |set: &Arc<ReplicaSet>| {
+            let old_max = annotation(&set.metadata, revision::MAX)
+                .and_then(|max| max.parse::<i32>().ok())
+                .filter(|max| *max != 0);
+            Sharer { wanted: wanted(set), old_max: old_max.unwrap_or(now) }
+        };
+        let sharers: Vec<Sharer> = active.iter().map(sharer).collect();
+        for (set, to) in active.iter().zip(proportional(&sharers, max)) {
             self.resize(set, to);
         }
     }

@@ -96,18 +96,26 @@ pub fn shrink(limits: &Limits, newest: Size, old: &[Size]) -> Vec<i32> {
     out
 }
 
-/// Spreads a change of the total over sets of the given sizes in proportion to them;
-/// the last takes what rounding leaves. Sizes come largest first.
-pub fn proportional(sizes: &[i32], old_max: i32, new_max: i32) -> Vec<i32> {
-    let total: i32 = sizes.iter().sum();
+/// A set that shares a change of the deployment's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sharer {
+    pub wanted: i32,
+    /// What all sets might have together when this one was last sized.
+    pub old_max: i32,
+}
+
+/// Spreads a change of the total over sets in proportion to their sizes; the first takes
+/// what rounding leaves.
+pub fn proportional(sets: &[Sharer], new_max: i32) -> Vec<i32> {
+    let total: i32 = sets.iter().map(|set| set.wanted).sum();
     let to_add = new_max - total;
     let mut out = Vec::new();
     let mut added = 0;
-    for size in sizes {
-        let share = if *size == 0 || to_add == 0 || old_max == 0 {
+    for Sharer { wanted: size, old_max } in sets {
+        let share = if *size == 0 || to_add == 0 || *old_max == 0 {
             0
         } else {
-            let grown = f64::from(*size) * f64::from(new_max) / f64::from(old_max);
+            let grown = f64::from(*size) * f64::from(new_max) / f64::from(*old_max);
             let share = grown.round() as i32 - size;
             let left = to_add - added;
             if to_add > 0 { share.min(left).max(0) } else { share.max(left).min(0) }
@@ -175,8 +183,11 @@ mod tests {
 
     #[test]
     fn scaling_in_the_middle_of_a_rollout_keeps_proportions() {
-        assert_eq!(proportional(&[8, 5], 13, 26), [16, 10]);
-        assert_eq!(proportional(&[8, 5], 13, 13), [8, 5]);
-        assert_eq!(proportional(&[5, 5], 10, 5).iter().sum::<i32>(), 5);
+        let share = |sizes: [i32; 2], old_max, new_max| {
+            proportional(&sizes.map(|wanted| Sharer { wanted, old_max }), new_max)
+        };
+        assert_eq!(share([8, 5], 13, 26), [16, 10]);
+        assert_eq!(share([8, 5], 13, 13), [8, 5]);
+        assert_eq!(share([5, 5], 10, 5).iter().sum::<i32>(), 5);
     }
 }

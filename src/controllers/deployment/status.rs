@@ -121,7 +121,11 @@ fn progress(
 ) -> Option<u64> {
     let View { deployment, newest, newest_name, all, news, now } = *view;
     let paused = deployment.spec.as_ref().and_then(|s| s.paused).unwrap_or(false);
-    let limit = deadline(deployment)?;
+    let Some(limit) = deadline(deployment) else {
+        // Without a deadline nobody says how it goes.
+        conditions.retain(|c| c.type_ != "Progressing");
+        return None;
+    };
     let held = conditions.iter().find(|c| c.type_ == "Progressing").cloned();
     let reason = held.as_ref().and_then(|c| c.reason.clone()).unwrap_or_default();
     let mut set = |status: &str, reason: &str, text: &str| {
@@ -184,7 +188,9 @@ fn progress(
         }
         return Some(limit as u64);
     }
-    if all.is_empty() || reason == "ProgressDeadlineExceeded" {
+    // What ended well has no deadline, however long ago that was, until the next begins.
+    let has_ended = ["ProgressDeadlineExceeded", "NewReplicaSetAvailable"];
+    if all.is_empty() || has_ended.contains(&reason.as_str()) {
         return None;
     }
     let since = held.and_then(|c| c.last_update_time).map_or(now, |time| time.0);

@@ -76,7 +76,7 @@ fn taint(world: &Value) -> Vec<String> {
     let taints = Seen::default().look(taints_of(&node), now());
     let line = |pod: Pod| {
         let name = name(&pod.metadata).to_string();
-        match stay(&pod, &taints) {
+        match stay(&pod, &taints, now()) {
             Stay::Forever => format!("{name} stays"),
             Stay::Seconds(left) => format!("{name} leaves in {left} s"),
             Stay::Leave => format!("{name} leaves"),

@@ -101,7 +101,7 @@ impl Eviction {
             return Ok(());
         }
         let Some(node) = self.nodes.get("", pod::node(&pod)) else { return Ok(()) };
-        match plan::stay(&pod, &self.taints_of(&node)) {
+        match plan::stay(&pod, &self.taints_of(&node), base::time::now()) {
             Stay::Forever => {
                 if self.waiting.lock().remove(&key) {
                     let text = format!("Cancelling deletion of Pod {}/{}", key.0, key.1);

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use client::fit::tolerates;
-use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
+
+use crate::pod;
 
 pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -146,19 +148,26 @@ pub enum Stay {
     Leave,
 }
 
-/// `taints`: those that throw pods out, and the seconds since they came.
-pub fn stay(pod: &Pod, taints: &[(Taint, i64)]) -> Stay {
+/// Seconds since the pod was bound to its node; None where nobody knows, as after the clock
+/// was set back.
+fn bound_for(pod: &Pod, now: Timestamp) -> Option<i64> {
+    let bound = pod::condition(pod, "PodScheduled").filter(|c| c.status == "True")?;
+    let since = bound.last_transition_time.as_ref()?.0;
+    Some(now.as_second() - since.as_second()).filter(|seconds| *seconds >= 0)
+}
+
+/// `taints`: those that throw pods out, and the seconds since they came. Whoever came after a
+/// taint bears it since then. Of several tolerations of a taint the first counts.
+pub fn stay(pod: &Pod, taints: &[(Taint, i64)], now: Timestamp) -> Stay {
     let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+    let bound = bound_for(pod, now).unwrap_or(i64::MAX);
     let mut out: Option<i64> = None;
     for (taint, age) in taints {
-        let fitting: Vec<&Toleration> =
-            tolerations.iter().filter(|toleration| tolerates(toleration, taint)).collect();
-        if fitting.is_empty() {
+        let Some(bears) = tolerations.iter().find(|toleration| tolerates(toleration, taint)) else {
             return Stay::Leave;
-        }
-        let limits = fitting.iter().filter_map(|toleration| toleration.toleration_seconds);
-        if let Some(seconds) = limits.min() {
-            let left = seconds.max(0).saturating_sub(*age);
+        };
+        if let Some(seconds) = bears.toleration_seconds {
+            let left = seconds.max(0).saturating_sub((*age).min(bound));
             out = Some(out.map_or(left, |other| other.min(left)));
         }
     }

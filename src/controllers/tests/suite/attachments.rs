@@ -3,7 +3,7 @@
 use crate::support::{cluster, until};
 use client::{Client, DeleteParams, ListParams, Patch};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::VolumeAttachment;
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use serde_json::{Value, json};
 
 /// Claim `c`, for volume `v` of a driver.
@@ -79,6 +79,33 @@ async fn a_volume_is_attached_for_its_pod_and_detached_after_it() {
     })
     .await;
     assert!(told().await[0].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_turns_out_to_attach_nothing_has_its_attachments_taken_away() {
+    let cluster = cluster().await;
+    let client = &cluster.client;
+    let node = json!({"metadata": {"name": "m"}});
+    client.all::<Node>().create(&serde_json::from_value(node).unwrap()).await.unwrap();
+    a_claim_of_a_disk(client).await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"nodeName": "m",
+        "containers": [{"name": "c", "image": "i"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+    let pod: Pod = serde_json::from_value(pod).unwrap();
+    let pods = client.api::<Pod>(Some("default"));
+    until("the pod is let in", async || pods.create(&pod).await.ok()).await;
+    let attachments = client.all::<VolumeAttachment>();
+    let count = async |wanted: usize| {
+        let held = attachments.list(&ListParams::default()).await.unwrap().items.len();
+        (held == wanted).then_some(())
+    };
+    until("it is to be attached", async || count(1).await).await;
+    let driver = json!({"metadata": {"name": "d.example"}, "spec": {"attachRequired": false}});
+    let drivers = client.all::<CSIDriver>();
+    drivers.create(&serde_json::from_value(driver).unwrap()).await.unwrap();
+    until("it is not to be attached any more", async || count(0).await).await;
+    drivers.delete("d.example", &DeleteParams::default()).await.unwrap();
+    until("it is to be attached again", async || count(1).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
