@@ -227,7 +227,7 @@ fn nowhere(all: usize, profile: &Profile, nowhere: &Nowhere) -> Plan {
     let Nowhere { rule, reason } = nowhere;
     let mut none = said_of_claims(profile, None, None);
     if profile.preempts {
-        none.push(preempt::message_for(all, 0, all));
+        none.push(preempt::message_for(all, &[]));
     }
     let none = none.join(", ");
     let message = format!("0/{all} nodes are available: {reason}. {none}").trim_end().to_owned();

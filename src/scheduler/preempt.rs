@@ -57,10 +57,15 @@ pub struct Outcome {
     pub forgets: bool,
 }
 
-/// `preemption: 0/3 nodes are available: ...`.
-pub fn message_for(all: usize, tried: usize, unhelpful: usize) -> String {
-    let reasons = std::iter::repeat_n("Preemption is not helpful for scheduling", unhelpful)
-        .chain(std::iter::repeat_n("No preemption victims found for incoming pod", tried));
+const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
+const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
+
+/// `preemption: 0/3 nodes are available: ...`. `tried`: why it does not help on nodes where it
+/// might have; on the others of `all` it cannot.
+pub fn message_for(all: usize, tried: &[Vec<String>]) -> String {
+    let unhelpful = all.saturating_sub(tried.len());
+    let tried = tried.iter().flatten().map(String::as_str);
+    let reasons = std::iter::repeat_n(NOT_HELPFUL, unhelpful).chain(tried);
     preemption(&format!("0/{all} nodes are available: {}.", histogram(reasons)))
 }
 
@@ -87,13 +92,17 @@ pub fn plan(
         let text = "not eligible due to a terminating pod on the nominated node.";
         return Outcome { message: Some(preemption(text)), ..Outcome::default() };
     }
-    let (open, closed): (Vec<_>, Vec<_>) = rejects.iter().partition(|(_, r)| r.resolvable);
+    let open: Vec<_> = rejects.iter().filter(|(_, reject)| reject.resolvable).collect();
     let budgets = if open.is_empty() { Vec::new() } else { budgets() };
     let mut candidates: Vec<Victims> = Vec::new();
+    let mut tried: Vec<Vec<String>> = Vec::new();
     let profile = &facts.profile;
     let enough = profile.candidates_min.max(open.len() * profile.candidates_percent / 100);
     for (node, _) in &open {
-        candidates.extend(victims_on(pod, facts, counted, snapshot, &budgets, node));
+        match victims_on(pod, facts, counted, snapshot, &budgets, node) {
+            Ok(victims) => candidates.push(victims),
+            Err(reasons) => tried.push(reasons),
+        }
         // One that breaks no budget must be among them, if there is one.
         let harmless = || candidates.iter().any(|it| it.violations == 0);
         if candidates.len() >= enough && harmless() {
@@ -102,7 +111,7 @@ pub fn plan(
     }
     candidates.sort_by_key(harm);
     let best = candidates.first().cloned();
-    let message = best.is_none().then(|| message_for(rejects.len(), open.len(), closed.len()));
+    let message = best.is_none().then(|| message_for(rejects.len(), &tried));
     Outcome { message, forgets: best.is_none(), victims: best, candidates }
 }
 
@@ -143,6 +152,9 @@ fn started(pod: &PodInfo) -> Option<i64> {
 
 /// Takes all lower pods off the node, then puts back what still fits, the most
 /// important first.
+///
+/// # Errors
+/// Why that does not help.
 fn victims_on(
     pod: &PodInfo,
     facts: &Facts,
@@ -150,11 +162,11 @@ fn victims_on(
     snapshot: &Snapshot,
     budgets: &Budgets,
     node: &NodeInfo,
-) -> Option<Victims> {
+) -> Result<Victims, Vec<String>> {
     let mut lower: Vec<Arc<PodInfo>> =
         node.pods.values().filter(|other| other.priority < pod.priority).cloned().collect();
     if lower.is_empty() {
-        return None;
+        return Err(vec![NO_VICTIMS.into()]);
     }
     let (mut rest, mut counted) = (node.clone(), counted.clone());
     for other in snapshot.nominated_before(&node.name, pod) {
@@ -165,7 +177,7 @@ fn victims_on(
         rest.remove_pod(&other.uid);
         counted.shift(pod, facts, other, node, -1);
     }
-    filter::check(pod, facts, &counted, &rest).ok()?;
+    filter::check(pod, facts, &counted, &rest).map_err(|reject| reject.reasons)?;
     lower.sort_by_key(|other| (Reverse(other.priority), started(other)));
     let (breaking, free) = split_by_budget(lower, budgets);
     let mut out = Victims { node: node.name.clone(), pods: Vec::new(), violations: 0 };
@@ -180,7 +192,7 @@ fn victims_on(
             out.pods.push(other);
         }
     }
-    Some(out)
+    Ok(out)
 }
 
 /// Pods whose removal would break a budget, and the others.

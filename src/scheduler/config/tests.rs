@@ -46,7 +46,7 @@ fn what_a_process_of_its_own_needs_is_read() {
     let connection = &config.connection;
     assert_eq!((connection.qps, connection.burst), (Some(50.5), Some(100)));
     let shown = config.show();
-    assert_eq!(shown["leaderElection"]["retryPeriod"], "0.5s");
+    assert_eq!(shown["leaderElection"]["retryPeriod"], "500ms");
     assert_eq!(shown["clientConnection"]["kubeconfig"], "/k");
     assert_eq!(shown["podInitialBackoffSeconds"], 1);
     assert_eq!(shown["podMaxBackoffSeconds"], 7);

@@ -13,6 +13,8 @@ use crate::snapshot::NodeInfo;
 
 const NO_VOLUMES: &str = "node(s) didn't find available persistent volumes to bind";
 const NO_ROOM: &str = "node(s) did not have enough free storage";
+const OUT_OF_REACH: &str = "node(s) didn't match PersistentVolume's node affinity";
+const LOST: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
 
 /// How a claim gets its volume on a node.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,35 +43,39 @@ pub fn check(facts: &Facts, node: &NodeInfo) -> Result<(), Reject> {
 /// How the pod's claims get their volumes on `node`.
 ///
 /// # Errors
-/// Why they cannot.
+/// Why they cannot: those that are bound, and those that are not, each for themselves.
 pub fn choose(facts: &Facts, node: &NodeInfo) -> Result<Vec<Choice>, Reject> {
-    let refuse = |reason: &str| Err(Reject::for_good(Rule::VolumeBinding, reason));
-    let mut unbound = Vec::new();
-    for need in &facts.volumes {
-        match need {
-            VolumeNeed::Reach(selector) => {
-                if !selects(selector, node) {
-                    return refuse("node(s) didn't match PersistentVolume's node affinity");
-                }
-            }
-            VolumeNeed::Lost => {
-                return refuse(
-                    "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)",
-                );
-            }
-            VolumeNeed::Bind(claim) => unbound.push(&**claim),
-        }
-    }
+    let bound = facts.volumes.iter().find_map(|need| match need {
+        VolumeNeed::Reach(selector) if !selects(selector, node) => Some(OUT_OF_REACH),
+        VolumeNeed::Lost => Some(LOST),
+        VolumeNeed::Reach(_) | VolumeNeed::Bind(_) => None,
+    });
+    let mut reasons: Vec<&str> = bound.into_iter().collect();
+    let mut unbound: Vec<&Unbound> = facts
+        .volumes
+        .iter()
+        .filter_map(|need| match need {
+            VolumeNeed::Bind(claim) => Some(&**claim),
+            VolumeNeed::Reach(_) | VolumeNeed::Lost => None,
+        })
+        .collect();
     // The small ones first, so that they leave the large volumes to the large.
     unbound.sort_by_key(|unbound| claims::requested(&unbound.claim));
     let mut out: Vec<Choice> = Vec::new();
     for unbound in unbound {
         match for_claim(unbound, node, &out) {
             Ok(choice) => out.push(choice),
-            Err(reason) => return refuse(reason),
+            Err(reason) => {
+                reasons.push(reason);
+                break;
+            }
         }
     }
-    Ok(out)
+    if reasons.is_empty() {
+        return Ok(out);
+    }
+    let reasons = reasons.into_iter().map(str::to_owned).collect();
+    Err(Reject { rule: Rule::VolumeBinding, reasons, resolvable: false })
 }
 
 fn for_claim(
