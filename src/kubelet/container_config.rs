@@ -32,6 +32,8 @@ pub struct Parts<'a> {
     pub devices: Vec<cri::Device>,
     pub config: &'a KubeletConfig,
     pub host: resources::Host,
+    /// Groups of the pod's volumes, which its processes join.
+    pub volume_groups: Vec<i64>,
     /// For an ephemeral container with a target: the target's container id.
     pub target_container: Option<String>,
 }
@@ -71,7 +73,7 @@ pub fn build(parts: Parts<'_>) -> Result<ContainerConfig, String> {
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         resources: resources::container_resources(pod, role, container, parts.host),
-        security: security(pod_context, own, container, config),
+        security: security(pod_context, own, container, parts.volume_groups, config),
         pid,
         target_container: parts.target_container,
     })
@@ -146,6 +148,7 @@ fn security(
     pod: Option<&PodSecurityContext>,
     own: Option<&SecurityContext>,
     container: &Container,
+    volume_groups: Vec<i64>,
     config: &KubeletConfig,
 ) -> cri::SecurityContext {
     let privileged = own.and_then(|own| own.privileged) == Some(true);
@@ -161,6 +164,7 @@ fn security(
     let escalation = own.and_then(|own| own.allow_privilege_escalation);
     let mut groups = pod.and_then(|pod| pod.supplemental_groups.clone()).unwrap_or_default();
     groups.extend(pod.and_then(|pod| pod.fs_group));
+    groups.extend(volume_groups);
     cri::SecurityContext {
         privileged,
         add_capabilities: add,
@@ -237,6 +241,7 @@ mod tests {
             devices: vec![],
             config: &config(),
             host: resources::Host { memory_bytes: 1 << 30, ..resources::Host::default() },
+            volume_groups: vec![8],
             target_container: None,
         })
     }
@@ -265,7 +270,7 @@ mod tests {
         .unwrap();
         let security = built.security;
         assert_eq!((security.run_as_user, security.run_as_group), (Some(9), Some(6)));
-        assert_eq!(security.supplemental_groups, [7]);
+        assert_eq!(security.supplemental_groups, [7, 8]);
         assert_eq!(security.seccomp, cri::SeccompProfile::RuntimeDefault);
         assert_eq!(security.selinux.unwrap().level, "s0:c1,c2");
         assert!(security.no_new_privs);

@@ -198,6 +198,10 @@ impl Kubelet {
         tasks.spawn(async move {
             until.until(csi.drivers.keep_limits()).await;
         });
+        let (csi, until) = (node.volumes.csi.clone(), drain.clone());
+        tasks.spawn(async move {
+            until.until(csi.keep_measured()).await;
+        });
         tasks.spawn(devices::serve::run(node.clone(), drain.clone()));
         let dynamic = node.dynamic.clone();
         tasks.spawn(async move { dynamic.wipe_all().await });

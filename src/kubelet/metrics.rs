@@ -17,6 +17,7 @@ pub mod operations;
 pub mod pods;
 pub mod requests;
 pub mod resizes;
+pub mod selinux;
 pub mod standing;
 pub mod volumes;
 

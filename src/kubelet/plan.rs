@@ -214,7 +214,8 @@ pub fn is_started(container: &Container, status: &cri::Container, verdicts: &Ver
             || verdicts.get(&(status.id.clone(), ProbeKind::Startup)) == Some(&true))
 }
 
-fn has_changed(container: &Container, status: &cri::Container) -> bool {
+/// Another image, or another name, makes another container.
+pub fn has_changed(container: &Container, status: &cri::Container) -> bool {
     status
         .annotations
         .get(ANNOTATION_HASH)

@@ -19,6 +19,8 @@ pub struct Wanted {
     pub pod: Arc<Pod>,
     /// The object or file is gone.
     pub gone: bool,
+    /// It was gone and is back: what ran of it ends before it begins anew.
+    pub returned: bool,
     /// The node gives the pod up.
     pub sentence: Option<Arc<Sentence>>,
 }
@@ -42,6 +44,8 @@ pub struct Pods {
     held: Mutex<HashMap<String, Held>>,
     /// Mirror pods by namespace and name.
     mirrors: Mutex<HashMap<(String, String), Arc<Pod>>>,
+    /// A static pod has ended for good.
+    pub static_ended: Notify,
 }
 
 impl Pods {
@@ -53,6 +57,7 @@ impl Pods {
         if let Some(known) = held.get_mut(&uid) {
             if known.wanted.gone {
                 metrics::pods::pod_came_back(pod::is_static(&pod));
+                known.wanted.returned = true;
             }
             known.wanted.pod = pod;
             known.wanted.gone = false;
@@ -67,7 +72,7 @@ impl Pods {
         held.insert(
             uid.clone(),
             Held {
-                wanted: Wanted { pod, gone: false, sentence: None },
+                wanted: Wanted { pod, gone: false, returned: false, sentence: None },
                 wake: wake.clone(),
                 doomed,
             },
@@ -99,10 +104,34 @@ impl Pods {
         match held.get(uid) {
             Some(known) if !known.wanted.gone => false,
             _ => {
-                held.remove(uid);
+                let last = held.remove(uid);
+                if last.is_some_and(|last| pod::is_static(&last.wanted.pod)) {
+                    self.static_ended.notify_one();
+                }
                 true
             }
         }
+    }
+
+    /// What ran of a pod that is back has ended. False if it is gone again.
+    pub fn come_back(&self, uid: &str) -> bool {
+        let mut held = self.held.lock();
+        let Some(known) = held.get_mut(uid).filter(|known| !known.wanted.gone) else {
+            return false;
+        };
+        (known.wanted.returned, known.wanted.sentence) = (false, None);
+        known.doomed.send_replace(known.wanted.pod.metadata.deletion_timestamp.is_some());
+        true
+    }
+
+    /// Whether another static pod of this one's name has not ended yet.
+    pub fn has_namesake(&self, pod: &Pod) -> bool {
+        self.held.lock().values().map(|held| &held.wanted.pod).any(|other| {
+            pod::is_static(other)
+                && pod::uid(other) != pod::uid(pod)
+                && (pod::namespace(other), pod::name(other))
+                    == (pod::namespace(pod), pod::name(pod))
+        })
     }
 
     pub fn wake(&self, uid: &str) {

@@ -32,6 +32,16 @@ pub fn value_of(list: Option<&ResourceList>, name: &str) -> i64 {
     list.and_then(|list| list.get(name)).and_then(value).unwrap_or(0)
 }
 
+/// Thousandths of a resource as one of its kind is written.
+pub fn shown(resource: &str, milli: i64) -> Quantity {
+    use kinds::meta::quantity::Quantity as Amount;
+    let is_bytes =
+        matches!(resource, "memory" | "ephemeral-storage") || resource.starts_with("hugepages-");
+    let amount =
+        if is_bytes { Amount::from_bytes(milli / 1000) } else { Amount::from_millis(milli) };
+    Quantity(amount.to_string())
+}
+
 /// Bytes in `Ki`, as upstream's node status shows memory; plain when not a multiple.
 pub fn from_bytes(bytes: i64) -> Quantity {
     if bytes != 0 && bytes % 1024 == 0 {

@@ -3,9 +3,9 @@
 //!
 //! Pure. Requests that the scheduler counts are summed by the same rules here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use runtime::cri::LinuxResources;
 
 use crate::placement::whole_cpus;
@@ -153,6 +153,21 @@ fn of_containers(pod: &Pod, of: impl Fn(&Container) -> i64) -> i64 {
 /// The limits of `name` that containers have, together, or more while an init container runs.
 pub fn limit_of_containers_milli(pod: &Pod, name: &str) -> i64 {
     of_containers(pod, |container| quantity::milli_of(limits(container), name))
+}
+
+/// What containers ask for and may have, together; None where none of them says anything.
+pub fn of_all_containers(pod: &Pod) -> Option<ResourceRequirements> {
+    type Of = fn(&Container) -> Option<&ResourceList>;
+    let sum = |of: Of| {
+        let all = pod::spec(pod).containers.iter().chain(pod::init_containers(pod));
+        let names: BTreeSet<&String> = all.filter_map(of).flat_map(|list| list.keys()).collect();
+        let amount = |name: &str| of_containers(pod, |it| quantity::milli_of(of(it), name));
+        let list: ResourceList =
+            names.into_iter().map(|it| (it.clone(), quantity::shown(it, amount(it)))).collect();
+        (!list.is_empty()).then_some(list)
+    };
+    let whole = ResourceRequirements { requests: sum(requests), limits: sum(limits), claims: None };
+    (whole != ResourceRequirements::default()).then_some(whole)
 }
 
 /// Some when every container (or the pod itself) has a limit of `name`. What the pod's

@@ -4,6 +4,7 @@
 //! Where there is no logind to tell of it, or no time is given for it, nothing happens here.
 
 pub mod bus;
+mod record;
 
 use std::io;
 use std::path::Path;
@@ -18,7 +19,6 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::eviction::Sentence;
-use crate::metrics::node as metrics;
 use crate::node::Node;
 use crate::pod;
 use bus::{Bus, MANAGER};
@@ -88,6 +88,7 @@ pub async fn run(node: Arc<Node>, drain: Drain) {
     if node.config.shutdown.is_empty() {
         return;
     }
+    record::load(&node.config.root_dir);
     let work = async {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         loop {
@@ -124,9 +125,10 @@ async fn follow(node: &Arc<Node>) -> io::Result<std::convert::Infallible> {
         if begins {
             let text = "Shutdown manager detected shutdown event";
             node.recorder.normal(&node.reference(), "NodeShutdown", text);
-            metrics::shutdown_begun(base::time::now());
+            let begun = base::time::now();
+            record::keep(&node.config.root_dir, begun, None);
             end_pods(node).await;
-            metrics::shutdown_ended(base::time::now());
+            record::keep(&node.config.root_dir, begun, Some(base::time::now()));
             held = None;
         } else {
             let text = "Shutdown manager detected shutdown cancellation";

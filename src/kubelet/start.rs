@@ -21,7 +21,7 @@ use crate::env::{self, Referred};
 use crate::images::{Request, Step};
 use crate::observed::{self, PodRuntime};
 use crate::placement::cpusets;
-use crate::plan::Start;
+use crate::plan::{self, Start};
 use crate::pod::{self, Role};
 use crate::worker::Worker;
 use crate::{hooks, metrics, probes, sandbox, stop, volumes};
@@ -87,6 +87,10 @@ impl Worker {
         let last = runtime.container(&container.name);
         let ended = match last.filter(|last| last.state == ContainerState::Exited) {
             Some(last) => {
+                if plan::has_changed(container, last) {
+                    // How another one failed says nothing of this one.
+                    self.backoffs.forget(&container.name);
+                }
                 let ended = Timestamp::from_nanosecond(i128::from(last.finished_at));
                 Some((ended.unwrap_or(now), last.id.clone()))
             }
@@ -309,6 +313,7 @@ impl Worker {
             devices,
             config: &node.config,
             host: node.host(),
+            volume_groups: node.volumes.groups(pod),
             target_container,
         })?;
         let given = node.placements.of(&self.uid, &container.name);

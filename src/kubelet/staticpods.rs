@@ -6,12 +6,15 @@
 pub mod remote;
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base::drain::Drain;
 use client::DeleteParams;
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use sha2::{Digest, Sha256};
@@ -58,7 +61,8 @@ fn complete(mut pod: Pod, origin: Origin, seed: &[&str], node_name: &str) -> Res
     pod.metadata.name = Some(format!("{name}-{}", node_name.to_lowercase()));
     pod.metadata.namespace.get_or_insert_with(|| "default".to_owned());
     pod.metadata.uid = Some(hash.clone());
-    pod.metadata.generation = Some(1);
+    // The API server alone counts.
+    pod.metadata.generation = None;
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert(CONFIG_HASH.into(), hash);
     let origin = match origin {
@@ -83,24 +87,32 @@ fn complete(mut pod: Pod, origin: Origin, seed: &[&str], node_name: &str) -> Res
     Ok(pod)
 }
 
-/// The pods of the directory by uid.
-fn read(dir: &Path, node_name: &str) -> std::io::Result<BTreeMap<String, Pod>> {
+/// Tells a file from another one of its name and content that was there before it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct FileId(u64, Option<SystemTime>);
+
+impl FileId {
+    fn of(file: &Metadata) -> Self {
+        Self(file.ino(), file.created().or_else(|_| file.modified()).ok())
+    }
+}
+
+/// The pods of the directory and their files by uid.
+fn read(dir: &Path, node_name: &str) -> std::io::Result<BTreeMap<String, (Pod, FileId)>> {
     let mut out = BTreeMap::new();
     let mut paths: Vec<_> = std::fs::read_dir(dir)?.flatten().map(|entry| entry.path()).collect();
     paths.sort();
     for path in paths {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let is_file =
-            path.metadata().is_ok_and(|meta| meta.is_file() && meta.len() <= MANIFEST_BYTES_MAX);
-        if name.starts_with('.') || !is_file {
-            continue;
-        }
+        let file = path.metadata().ok();
+        let file = file.filter(|file| file.is_file() && file.len() <= MANIFEST_BYTES_MAX);
+        let Some(file) = file.filter(|_| !name.starts_with('.')) else { continue };
         let parsed = std::fs::read_to_string(&path)
             .map_err(|error| error.to_string())
             .and_then(|text| parse(&text, name, node_name));
         match parsed {
             Ok(pod) => {
-                out.insert(pod::uid(&pod).to_owned(), pod);
+                out.insert(pod::uid(&pod).to_owned(), (pod, FileId::of(&file)));
             }
             Err(error) => warn!(path = %path.display(), error, "static pod not read"),
         }
@@ -144,19 +156,31 @@ async fn follow(
 ) {
     let dir = node.config.static_pod_dir.as_deref();
     let watch = dir.and_then(prepare);
-    let mut files: BTreeMap<String, Pod> = BTreeMap::new();
+    let removals =
+        dir.and_then(|dir| WatchedDir::new(dir, WatchFlags::DELETE | WatchFlags::MOVED_FROM).ok());
+    let mut files: BTreeMap<String, (Pod, FileId)> = BTreeMap::new();
     let mut known: BTreeMap<String, Pod> = BTreeMap::new();
     let mut is_read = Some(is_read);
     loop {
+        let removed = removals.as_ref().is_some_and(|it| it.changed().now_or_never().is_some());
         match dir.map_or_else(|| Ok(BTreeMap::new()), |dir| read(dir, &node.config.node_name)) {
-            Ok(now) => files = now,
+            Ok(now) => {
+                // Removed and put back at once: that too is a way to have a pod made anew.
+                for (uid, (_, file)) in files.iter().filter(|_| removed) {
+                    if now.get(uid).is_some_and(|(_, now)| now != file) {
+                        node.pods.gone(uid);
+                        known.remove(uid);
+                    }
+                }
+                files = now;
+            }
             Err(error) => warn!(path = ?dir, %error, "static pods not read"),
         }
         let from_url = remote.borrow_and_update().clone();
-        let mut now = files.clone();
+        let mut now: BTreeMap<String, Pod> =
+            files.iter().map(|(uid, (pod, _))| (uid.clone(), pod.clone())).collect();
         now.extend(from_url.iter().flat_map(|pods| (**pods).clone()));
-        replace(node, &known, &now);
-        known = now;
+        known = replace(node, &known, now);
         // Pods of a URL that never answered may run: nobody may take them for orphans.
         if from_url.is_some()
             && let Some(is_read) = is_read.take()
@@ -173,6 +197,7 @@ async fn follow(
                     break;
                 }
                 Ok(()) = remote.changed() => break,
+                () = node.pods.static_ended.notified() => break,
                 () = mirrors.notified() => {}
                 () = sleep(retry) => {}
             }
@@ -180,16 +205,29 @@ async fn follow(
     }
 }
 
-/// Begins the pods that are new, and ends those that are gone.
-fn replace(node: &Arc<Node>, old: &BTreeMap<String, Pod>, new: &BTreeMap<String, Pod>) {
+/// Begins the pods that are new, and ends those that are gone. One that another of its name
+/// stands in the way of is left out: it is its turn when that one has ended.
+fn replace(
+    node: &Arc<Node>,
+    old: &BTreeMap<String, Pod>,
+    mut new: BTreeMap<String, Pod>,
+) -> BTreeMap<String, Pod> {
     for uid in old.keys().filter(|uid| !new.contains_key(*uid)) {
         node.pods.gone(uid);
     }
-    for (_, pod) in new.iter().filter(|(uid, _)| !old.contains_key(*uid)) {
+    new.retain(|uid, pod| {
+        if old.contains_key(uid) {
+            return true;
+        }
+        if node.pods.has_namesake(pod) {
+            return false;
+        }
         if let Some(begun) = node.pods.put(Arc::new(pod.clone())) {
             worker::spawn(node.clone(), begun);
         }
-    }
+        true
+    });
+    new
 }
 
 fn prepare(dir: &Path) -> Option<WatchedDir> {
@@ -232,13 +270,14 @@ async fn changed(dir: Option<&Path>, watch: Option<&WatchedDir>) {
     tokio::time::sleep(REREAD_PERIOD).await;
 }
 
-/// Makes the mirrors be exactly those of the static pods. False if some are missing.
+/// Makes the mirrors be exactly those of the static pods; that of one that is going stays
+/// until it has gone. False if some are missing.
 async fn mirror(node: &Node, pods: &BTreeMap<String, Pod>) -> bool {
     let mut all = true;
     for mirror in node.pods.mirrors() {
         let hash = pod::annotation(&mirror, CONFIG_MIRROR).unwrap_or_default();
-        let is_wanted = pods.contains_key(hash) && mirror.metadata.deletion_timestamp.is_none();
-        if is_wanted {
+        let is_there = pods.contains_key(hash) || node.pods.get(hash).is_some();
+        if is_there && mirror.metadata.deletion_timestamp.is_none() {
             continue;
         }
         let api = node.client.api::<Pod>(Some(pod::namespace(&mirror)));
@@ -334,5 +373,24 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(read(dir.path(), "n1").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_made_anew_is_another_and_one_that_is_touched_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("web.yaml");
+        let read = || {
+            let all = read(dir.path(), "n1").unwrap();
+            all.into_iter().map(|(uid, (_, file))| (uid, file)).next().unwrap()
+        };
+        std::fs::write(&file, MANIFEST).unwrap();
+        let first = read();
+        std::thread::sleep(Duration::from_millis(20));
+        std::fs::File::open(&file).unwrap().set_modified(SystemTime::now()).unwrap();
+        assert!(first == read());
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, MANIFEST).unwrap();
+        let again = read();
+        assert!(first.0 == again.0 && first.1 != again.1);
     }
 }

@@ -3,6 +3,7 @@
 //! Pure; never writes. `status_writer.rs` sends it to the API server.
 
 mod forced;
+mod granted;
 mod last_words;
 mod phase;
 
@@ -13,16 +14,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
     ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod,
-    PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMountStatus,
+    PodCondition, PodIP, PodStatus,
 };
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use runtime::cri;
 
 use crate::observed::{self, PodRuntime};
 use crate::plan::{self, Verdicts};
 use crate::pod::{self, ProbeKind, Role};
-use crate::volumes::readonly;
 use crate::{images, resources, restart_all};
 pub use forced::{blocked, disrupted, failed};
 use phase::phase;
@@ -71,6 +70,7 @@ pub fn build(inputs: &Inputs<'_>) -> PodStatus {
         inputs.ended,
     );
     let (pod_ips, host_ips) = addresses(inputs);
+    let whole = pod::spec(pod).resources.clone().or_else(|| resources::of_all_containers(pod));
     let mut status = PodStatus {
         phase: Some(phase.to_owned()),
         container_statuses: main,
@@ -83,8 +83,8 @@ pub fn build(inputs: &Inputs<'_>) -> PodStatus {
         qos_class: Some(resources::qos(pod).as_str().to_owned()),
         start_time: Some(seconds(inputs.start_time)),
         observed_generation: pod.metadata.generation,
-        resources: pod::spec(pod).resources.clone(),
-        allocated_resources: pod::spec(pod).resources.as_ref().and_then(|it| it.requests.clone()),
+        allocated_resources: whole.as_ref().and_then(|it| it.requests.clone()),
+        resources: whole,
         ..PodStatus::default()
     };
     last_words::share(&mut status, pod::containers(pod).len());
@@ -200,6 +200,12 @@ fn container_status(
         } else {
             read_old(&mut out, old);
         }
+    } else if role == Role::Init && has_begun(inputs) {
+        out.state = Some(terminated_state(ContainerStateTerminated {
+            reason: Some("Completed".to_owned()),
+            message: Some("The runtime has it no more, and what comes after it runs".to_owned()),
+            ..ContainerStateTerminated::default()
+        }));
     }
     let ended_state = out.state.as_ref().is_some_and(|state| state.terminated.is_some());
     let comes_back = match current {
@@ -231,51 +237,25 @@ fn container_status(
         }
     }
     readiness(inputs, role, container, current, &mut out);
-    out.volume_mounts = volume_mounts(container, inputs.features);
+    out.volume_mounts = granted::volume_mounts(container, inputs.features);
     out.stop_signal = container.lifecycle.as_ref().and_then(|it| it.stop_signal.clone());
-    if role != Role::Ephemeral
-        && let Some(resources) = &container.resources
-        && (resources.requests.is_some() || resources.limits.is_some())
-    {
+    let resources = container.resources.clone().unwrap_or_default();
+    let says = resources.requests.is_some() || resources.limits.is_some();
+    // Clients read the resources of every container that is there, if it has none.
+    if role != Role::Ephemeral && (says || current.is_some()) {
         out.allocated_resources = resources.requests.clone();
         out.resources = Some(match current {
-            Some(current) => actual(inputs, role, container, current, resources),
-            None => resources.clone(),
+            Some(current) => granted::actual(inputs, role, container, current, &resources),
+            None => resources,
         });
     }
     out
 }
 
-/// What a running container has, where that is not yet what it was granted.
-fn actual(
-    inputs: &Inputs<'_>,
-    role: Role,
-    container: &Container,
-    current: &cri::Container,
-    granted: &ResourceRequirements,
-) -> ResourceRequirements {
-    let mut out = granted.clone();
-    let wanted = resources::container_resources(inputs.pod, role, container, inputs.host);
-    let have = &current.resources;
-    // A runtime that tells nothing is believed to have done what it was told.
-    if current.state != cri::ContainerState::Running || have.cpu_shares == 0 {
-        return out;
-    }
-    let mut put = |of_limits: bool, name: &str, amount: String| {
-        let list = if of_limits { &mut out.limits } else { &mut out.requests };
-        list.get_or_insert_default().insert(name.to_owned(), Quantity(amount));
-    };
-    if have.cpu_shares != wanted.cpu_shares {
-        put(false, "cpu", format!("{}m", (have.cpu_shares * 1000).div_ceil(1024)));
-    }
-    if have.cpu_quota != wanted.cpu_quota && have.cpu_quota > 0 {
-        let period = i64::try_from(have.cpu_period).unwrap_or(0).max(1);
-        put(true, "cpu", format!("{}m", have.cpu_quota * 1000 / period));
-    }
-    if have.memory_limit != wanted.memory_limit && have.memory_limit > 0 {
-        put(true, "memory", have.memory_limit.to_string());
-    }
-    out
+fn has_begun(inputs: &Inputs<'_>) -> bool {
+    let runs = |name: &str| inputs.runtime.running().any(|it| it.metadata.name == name);
+    let all = pod::containers(inputs.pod);
+    all.iter().any(|(role, container)| *role == Role::Main && runs(&container.name))
 }
 
 fn read_current(out: &mut ContainerStatus, runtime_name: &str, current: &cri::Container) {
@@ -354,27 +334,6 @@ fn readiness(
                     }))
         }
     };
-}
-
-fn volume_mounts(container: &Container, features: cri::Features) -> Option<Vec<VolumeMountStatus>> {
-    let mounts: Vec<VolumeMountStatus> = container
-        .volume_mounts
-        .iter()
-        .flatten()
-        .map(|mount| VolumeMountStatus {
-            name: mount.name.clone(),
-            mount_path: mount.mount_path.clone(),
-            read_only: mount.read_only.filter(|read_only| *read_only),
-            recursive_read_only: (mount.read_only == Some(true)).then(|| {
-                match readonly::is_recursive(mount, features.recursive_read_only_mounts) {
-                    Ok(true) => "Enabled".to_owned(),
-                    _ => "Disabled".to_owned(),
-                }
-            }),
-            ..VolumeMountStatus::default()
-        })
-        .collect();
-    (!mounts.is_empty()).then_some(mounts)
 }
 
 /// The state of a container as far as the phase asks.
@@ -698,6 +657,18 @@ mod tests {
     }
 
     #[test]
+    fn what_ran_before_the_others_and_is_forgotten_has_ended_well() {
+        let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
+        let init = |containers| {
+            let status = World::new(spec.clone(), containers).build();
+            status.init_container_statuses.unwrap().remove(0).state.unwrap()
+        };
+        assert_eq!(init(vec![]).waiting.unwrap().reason.as_deref(), Some("PodInitializing"));
+        let ended = init(vec![container("a", State::Running, 0)]).terminated.unwrap();
+        assert_eq!((ended.reason.as_deref(), ended.exit_code), (Some("Completed"), 0));
+    }
+
+    #[test]
     fn a_container_that_comes_back_waits_and_shows_how_it_ended() {
         let mut world = World::new(
             json!({"containers": [{"name": "a"}]}),
@@ -711,6 +682,26 @@ mod tests {
         assert_eq!((last.exit_code, last.container_id.as_deref()), (2, Some("coracle://id-a")));
         assert_eq!(status.pod_ip.as_deref(), Some("10.0.0.5"));
         assert_eq!(status.host_ip.as_deref(), Some("192.0.2.1"));
+    }
+
+    #[test]
+    fn resources_are_told_of_containers_that_have_none_and_of_the_pod_that_has_some() {
+        let spec = json!({"containers": [{"name": "a"}, {"name": "b"}]});
+        let status = World::new(spec, vec![container("a", State::Running, 0)]).build();
+        let told: Vec<_> =
+            status.container_statuses.iter().flatten().map(|it| it.resources.clone()).collect();
+        assert_eq!(told, [Some(Default::default()), None]);
+        assert_eq!((status.resources, status.allocated_resources), (None, None));
+        let asks = |cpu: &str| json!({"requests": {"cpu": cpu}});
+        let spec = json!({"containers": [{"name": "a", "resources": asks("20m")},
+            {"name": "b", "resources": {"requests": {"cpu": "1", "memory": "3Mi"},
+                                        "limits": {"memory": "4Mi"}}}],
+            "initContainers": [{"name": "i", "resources": asks("30m")}]});
+        let status = World::new(spec, vec![]).build();
+        let whole = json!({"requests": {"cpu": "1020m", "memory": "3Mi"},
+                           "limits": {"memory": "4Mi"}});
+        assert_eq!(json!(status.resources), whole);
+        assert_eq!(json!(status.allocated_resources), whole["requests"]);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! sizes is asked for apart: it takes as long as there are files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -360,10 +362,10 @@ async fn files(
                         (_, Some(measured)) => {
                             DiskUsage { bytes: measured.used_bytes, inodes: measured.inodes_used }
                         }
-                        (Some(_), None) => filesystem(&volume.path).map(used).unwrap_or_default(),
+                        (Some(_), None) => room(&volume.path).map(used).unwrap_or_default(),
                         (None, None) => disk_below(&volume.path),
                     },
-                    of: measured.map(of_driver).or_else(|| filesystem(&volume.path)),
+                    of: measured.map(of_driver).or_else(|| room(&volume.path)),
                     name: volume.name,
                     claim: volume.claim,
                     path: volume.path,
@@ -395,7 +397,7 @@ pub async fn claims(node: &Node) -> BTreeMap<(String, String), Filesystem> {
             let measured = node.volumes.csi.measure(uid, &volume.name, now).await.map(of_driver);
             let statfs = || {
                 let begun = Instant::now();
-                let found = filesystem(&volume.path);
+                let found = room(&volume.path);
                 metrics::volumes_measured("statfs", begun.elapsed());
                 found
             };
@@ -533,6 +535,16 @@ fn used(fs: Filesystem) -> DiskUsage {
     DiskUsage { bytes: fs.used_bytes, inodes: fs.inodes.saturating_sub(fs.inodes_free) }
 }
 
+/// How large a volume is and how full; of a device only the size can be told.
+fn room(path: &Path) -> Option<Filesystem> {
+    let is_device = std::fs::metadata(path).is_ok_and(|it| it.file_type().is_block_device());
+    if !is_device {
+        return filesystem(path);
+    }
+    let end = std::fs::File::open(path).and_then(|mut device| device.seek(SeekFrom::End(0)));
+    Some(Filesystem { capacity_bytes: end.ok()?, ..Filesystem::default() })
+}
+
 /// The file system that `path` lies on; None when it cannot be read.
 pub fn filesystem(path: &Path) -> Option<Filesystem> {
     let stat = rustix::fs::statvfs(path).ok()?;
@@ -589,6 +601,19 @@ mod tests {
         let booted = Timestamp::from_second(1_000).unwrap();
         let began = process_started(stat, Some(booted)).unwrap();
         assert_eq!(began.as_millisecond(), 1_002_500);
+    }
+
+    #[tokio::test]
+    async fn of_a_device_only_the_size_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("disk");
+        std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
+        let attached = crate::volumes::attached::Attached::new(dir.path());
+        let device = attached.file("u1", &file).await.unwrap();
+        let size = Filesystem { capacity_bytes: 1 << 20, ..Filesystem::default() };
+        assert_eq!(room(&device), Some(size));
+        assert!(room(dir.path()).unwrap().inodes > 0);
+        attached.release("u1").await.unwrap();
     }
 
     #[test]

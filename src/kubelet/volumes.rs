@@ -11,6 +11,7 @@ mod emptydir;
 mod ensure;
 mod exclusive;
 mod failure;
+mod found;
 mod hostpath;
 mod images;
 mod iscsi;
@@ -29,7 +30,7 @@ mod troubles;
 mod trust_bundles;
 mod waits;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -86,7 +87,7 @@ pub struct Volumes {
     /// What claims stand for is written by one at a time.
     writing_claims: tokio::sync::Mutex<()>,
     tokens: Tokens,
-    certificates: PodCertificates,
+    pub certificates: PodCertificates,
     /// Disks that the node attaches itself.
     pub attached: Attached,
     /// Those that storage drivers make.
@@ -143,6 +144,8 @@ pub struct OnDisk {
 
 impl Volumes {
     pub fn new(config: &KubeletConfig, csi: Arc<CsiVolumes>, recorder: Recorder) -> Self {
+        let found = found::count(&config.root_dir.join("pods"));
+        crate::metrics::volumes::found(found.all, found.unreadable);
         Self {
             attached: Attached::new(&config.root_dir),
             shown: Mutex::default(),
@@ -328,7 +331,8 @@ impl Volumes {
             return Ok(());
         }
         let dir = config.pod_dir(pod::uid(pod));
-        let maker = persistent::Maker { attached: &self.attached, client, pod, dir: &dir };
+        let labels = &self.csi.labels;
+        let maker = persistent::Maker { attached: &self.attached, labels, client, pod, dir: &dir };
         let local = bound.filter(|it| it.spec.local.is_some()).map(|it| it.name.clone());
         let mut place = match bound {
             Some(bound) => maker.claimed(&volume.name, bound).await?,
@@ -439,8 +443,8 @@ impl Volumes {
                 mounts::tmpfs(&dir, SECRET_BYTES_MAX).map_err(|e| says("mount", &dir, &e))?;
                 base::failpoint!("volume/memory");
             }
-            let open = if group.is_some() { 0o2777 } else { 0o777 };
-            own(&dir, open, group).map_err(|e| says("open the volume", &dir, &e))?;
+            own(&dir, open_mode(in_memory, group.is_some()), group)
+                .map_err(|e| says("open the volume", &dir, &e))?;
             base::failpoint!("volume/owned");
             atomic::write(&dir, &files, group).map_err(|e| says("write the volume", &dir, &e))?;
             Ok(())
@@ -515,6 +519,16 @@ impl Volumes {
             });
         }
         out
+    }
+
+    /// Groups that the pod's volumes are for, which the pod itself does not name.
+    pub fn groups(&self, pod: &Pod) -> Vec<i64> {
+        let context = pod::spec(pod).security_context.as_ref();
+        let own = context.and_then(|it| it.supplemental_groups.as_deref()).unwrap_or_default();
+        let held = self.bound.lock();
+        let volumes = held.get(pod::uid(pod)).into_iter().flat_map(BTreeMap::values);
+        let groups: BTreeSet<i64> = volumes.filter_map(|it| it.group).collect();
+        groups.into_iter().filter(|group| !own.contains(group)).collect()
     }
 
     /// The devices that a container sees of its pod's volumes.
@@ -625,6 +639,7 @@ impl Volumes {
             .await?;
         self.attached.release(uid).await?;
         self.exclusive.release(uid);
+        self.csi.labels.release(uid);
         self.made.release(uid, begun.elapsed());
         blocking(move || mounts::remove_tree(&dir).map_err(|e| says("remove", &dir, &e))).await
     }
@@ -669,6 +684,14 @@ async fn referred_by(objects: &Objects, pod: &Pod, volume: &Volume) -> Result<Re
 fn fs_group(pod: &Pod) -> Option<u32> {
     let group = pod::spec(pod).security_context.as_ref()?.fs_group?;
     u32::try_from(group).ok()
+}
+
+/// The mode of a volume that is open to everybody: what its group makes in it is the group's, and
+/// in memory nobody removes what is another's, as upstream's users know it.
+fn open_mode(in_memory: bool, has_group: bool) -> u32 {
+    let sticky = if in_memory { 0o1000 } else { 0 };
+    let setgid = if has_group { 0o2000 } else { 0 };
+    0o777 | setgid | sticky
 }
 
 fn own(dir: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
@@ -731,12 +754,16 @@ mod tests {
             "volumeMounts": [
                 {"name": "v", "mountPath": "/v", "readOnly": true},
                 {"name": "v", "mountPath": "/w", "subPathExpr": "$(A)/x"}]}],
-            "volumes": [{"name": "v", "emptyDir": {}}]}));
-        make_plain(&config, &pod, volume(&pod, "v").unwrap(), None).unwrap();
+            "volumes": [{"name": "v", "emptyDir": {}},
+                {"name": "m", "emptyDir": {"medium": "Memory"}}]}));
+        for (name, mode) in [("v", 0o2777), ("m", 0o3777)] {
+            make_plain(&config, &pod, volume(&pod, name).unwrap(), None).unwrap();
+            let place = host_path(&config, &pod, volume(&pod, name).unwrap()).unwrap();
+            let meta = std::fs::metadata(&place).unwrap();
+            assert_eq!(meta.permissions().mode() & 0o7777, mode, "{name}");
+            assert_eq!(std::os::unix::fs::MetadataExt::gid(&meta), 4242);
+        }
         let place = host_path(&config, &pod, volume(&pod, "v").unwrap()).unwrap();
-        let meta = std::fs::metadata(&place).unwrap();
-        assert_eq!(meta.permissions().mode() & 0o7777, 0o2777);
-        assert_eq!(std::os::unix::fs::MetadataExt::gid(&meta), 4242);
         let volumes =
             Volumes::new(&config, csi::samples::none(&config), client::recorder::silent());
         let container = &pod::spec(&pod).containers[0];

@@ -41,6 +41,11 @@ use resizing::Resizing;
 
 /// First and longest wait after a volume, a sandbox or a clean-up failed.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// So long a static pod that runs waits for its mirror to be known, and looks this often. The
+/// API server may be that pod.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(1);
+const MIRROR_LOOK: Duration = Duration::from_millis(50);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Syncing,
@@ -195,6 +200,7 @@ impl Worker {
             self.is_disrupted = sentence.is_disruption;
         }
         if wanted.gone
+            || wanted.returned
             || pod.metadata.deletion_timestamp.is_some()
             || pod::is_terminal_phase(pod::phase(pod))
             || self.failure.is_some()
@@ -241,6 +247,10 @@ impl Worker {
                 Some(message) => message.clone(),
                 None => {
                     let message = read();
+                    if !self.has_told_end(&container.id) {
+                        let role = pod::container(&self.pod, &container.metadata.name);
+                        metrics::pods::container_ended(role.map(|(role, _)| role), container);
+                    }
                     self.messages.insert(container.id.clone(), message.clone());
                     message
                 }
@@ -250,6 +260,18 @@ impl Worker {
             }
         }
         runtime
+    }
+
+    /// Whether it is known since before this process that the container has ended.
+    fn has_told_end(&self, id: &str) -> bool {
+        let old = &self.old;
+        [&old.container_statuses, &old.init_container_statuses, &old.ephemeral_container_statuses]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .flat_map(|it| [&it.state, &it.last_state])
+            .filter_map(|state| state.as_ref()?.terminated.as_ref()?.container_id.as_deref())
+            .any(|it| it.ends_with(id))
     }
 
     fn status(&self, runtime: &PodRuntime, ended: bool) -> PodStatus {
@@ -368,6 +390,9 @@ impl Worker {
                 return false;
             }
         }
+        if pod::is_static(&self.pod) && runtime.running().next().is_some() {
+            self.take_over_mirror().await;
+        }
         let told = [&self.old.container_statuses, &self.old.init_container_statuses];
         for told in told.into_iter().flatten().flatten() {
             let Some((_, id)) = told.container_id.as_deref().and_then(|id| id.split_once("://"))
@@ -382,6 +407,24 @@ impl Worker {
             }
         }
         true
+    }
+
+    /// What an earlier process told of a static pod, if its mirror is known soon.
+    async fn take_over_mirror(&mut self) {
+        let (namespace, name) = (pod::namespace(&self.pod), pod::name(&self.pod));
+        let told = || {
+            let mirror = self.node.pods.mirror(namespace, name)?;
+            let is_ours = pod::annotation(&mirror, pod::CONFIG_MIRROR) == Some(&*self.uid);
+            mirror.status.clone().filter(|_| is_ours)
+        };
+        let deadline = Instant::now() + MIRROR_PATIENCE;
+        let told = loop {
+            match told() {
+                None if Instant::now() < deadline => tokio::time::sleep(MIRROR_LOOK).await,
+                told => break told,
+            }
+        };
+        self.old = told.unwrap_or_default();
     }
 
     /// Reason and message where the node has no place for the pod. A critical pod makes
@@ -528,6 +571,14 @@ impl Worker {
         again = sooner(again, later);
         runtime = self.runtime();
         self.begin_kills(plan.kill.into_iter().chain(restarts).collect(), &runtime);
+        let has_just_ended = |it: &cri::Container| {
+            it.state == ContainerState::Exited && self.kills.contains_key(&it.id)
+        };
+        if runtime.containers.iter().any(has_just_ended) {
+            // The kill is all but over, and wakes us: what comes next is told then, and nothing
+            // of the moment in between.
+            return Next::Again(again);
+        }
         for start in &plan.start {
             let busy = runtime.container(&start.name).is_some_and(|it| {
                 it.state == ContainerState::Running || self.kills.contains_key(&it.id)

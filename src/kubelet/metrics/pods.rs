@@ -36,6 +36,13 @@ struct FailedKind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndedKind {
+    container_type: &'static str,
+    exit_code: i32,
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfStep {
     operation_type: &'static str,
 }
@@ -76,6 +83,7 @@ struct Pods {
     sandbox_failed: Family<OfHandler, Counter>,
     containers: Family<OfKind, Counter>,
     containers_failed: Family<FailedKind, Counter>,
+    containers_ended: Family<EndedKind, Counter>,
     containers_per_pod: Histogram,
     step_took: HistogramFamily<OfStep>,
     worker_began: Histogram,
@@ -133,6 +141,11 @@ static PODS: LazyLock<Pods> = LazyLock::new(|| Pods {
     containers_failed: register(
         "kubelet_started_containers_errors",
         "Containers that could not be started, by what they wait for since",
+        Family::default(),
+    ),
+    containers_ended: register(
+        "kubelet_terminated_containers",
+        "Containers that ended, by their exit codes and the reasons for them",
         Family::default(),
     ),
     containers_per_pod: histogram(
@@ -220,7 +233,9 @@ static PODS: LazyLock<Pods> = LazyLock::new(|| Pods {
 
 /// Shows what has not happened yet as none.
 pub fn begin() {
-    LazyLock::force(&PODS);
+    for is_static in [false, true] {
+        PODS.restarted.get_or_create(&Came { r#static: origin(is_static) }).inc_by(0);
+    }
 }
 
 fn kind_of(role: Role) -> &'static str {
@@ -233,6 +248,11 @@ fn kind_of(role: Role) -> &'static str {
 
 pub fn truth(value: bool) -> &'static str {
     if value { "true" } else { "false" }
+}
+
+/// The label `static` of pods.
+pub fn origin(is_static: bool) -> &'static str {
+    if is_static { "true" } else { "" }
 }
 
 /// A sandbox was tried to be made; `has_users` says that it has some of its own.
@@ -260,6 +280,21 @@ pub fn container_tried(role: Role) {
 pub fn container_failed(role: Role, code: &'static str) {
     let labels = FailedKind { container_type: kind_of(role), code };
     PODS.containers_failed.get_or_create(&labels).inc();
+}
+
+/// The container has just been found to have ended; `role` is None where its pod has it no more.
+pub fn container_ended(role: Option<Role>, container: &runtime::cri::Container) {
+    let reason = match (container.reason.as_str(), container.exit_code) {
+        ("", 0) => "Completed",
+        ("", _) => "Error",
+        (reason, _) => reason,
+    };
+    let labels = EndedKind {
+        container_type: role.map_or("unknown", kind_of),
+        exit_code: container.exit_code,
+        reason: reason.to_owned(),
+    };
+    PODS.containers_ended.get_or_create(&labels).inc();
 }
 
 /// A pod was seen for the first time; `began` later the work on it did.
@@ -293,7 +328,7 @@ pub fn orphan_found() {
 }
 
 pub fn pod_came_back(is_static: bool) {
-    PODS.restarted.get_or_create(&Came { r#static: truth(is_static) }).inc();
+    PODS.restarted.get_or_create(&Came { r#static: origin(is_static) }).inc();
 }
 
 /// Reasons that are counted by themselves; resources of others' making have one for all.

@@ -9,7 +9,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use runtime::cri::{ContainerState, SandboxState};
 
-use super::pods::truth;
+use super::pods::origin;
 use crate::node::Node;
 use crate::pod;
 
@@ -25,6 +25,15 @@ impl std::fmt::Debug for Standing {
         out.write_str("Standing")
     }
 }
+
+/// Whose the pods are that there is work on, and whether they are static; all are shown.
+const WORKING: [(&str, &str); 5] = [
+    ("desired", ""),
+    ("desired", "true"),
+    ("orphan", ""),
+    ("orphan", "true"),
+    ("runtime_only", "unknown"),
+];
 
 /// The lines of one metric, by their labels.
 type Lines = Vec<(Vec<(&'static str, String)>, i64)>;
@@ -44,7 +53,7 @@ fn tally<K: Ord>(kinds: impl IntoIterator<Item = K>) -> BTreeMap<K, i64> {
 fn by_origin(origins: impl IntoIterator<Item = bool>) -> Lines {
     let mut both = BTreeMap::from([(false, 0), (true, 0)]);
     both.extend(tally(origins));
-    both.into_iter().map(|(is, number)| (vec![("static", truth(is).to_owned())], number)).collect()
+    both.into_iter().map(|(is, number)| (vec![("static", origin(is).to_owned())], number)).collect()
 }
 
 fn families(node: &Node) -> Vec<(&'static str, &'static str, Lines)> {
@@ -58,19 +67,29 @@ fn families(node: &Node) -> Vec<(&'static str, &'static str, Lines)> {
     let working = wanted.iter().map(|it| {
         let lifecycle = if has_ended(it) {
             "terminated"
-        } else if it.gone || it.sentence.is_some() || it.pod.metadata.deletion_timestamp.is_some() {
+        } else if it.gone
+            || it.returned
+            || it.sentence.is_some()
+            || it.pod.metadata.deletion_timestamp.is_some()
+        {
             "terminating"
         } else {
             "sync"
         };
-        (lifecycle, if it.gone { "orphan" } else { "desired" }, truth(is_static(it)))
+        (lifecycle, if it.gone { "orphan" } else { "desired" }, origin(is_static(it)))
     });
     let strangers = node.observed.pods();
     let strangers = strangers.iter().filter(|uid| node.pods.get(uid).is_none());
     let working = working.chain(strangers.map(|_| ("terminating", "runtime_only", "unknown")));
-    let working = tally(working).into_iter().map(|((lifecycle, config, origin), number)| {
+    let working = tally(working);
+    let kinds = WORKING.into_iter().flat_map(|(config, origin)| {
+        ["sync", "terminating", "terminated"].map(|lifecycle| (lifecycle, config, origin))
+    });
+    let working = kinds.map(|kind| {
+        let (lifecycle, config, origin) = kind;
         let labels = [("lifecycle", lifecycle), ("config", config), ("static", origin)];
-        (labels.map(|(name, value)| (name, value.to_owned())).to_vec(), number)
+        let labels = labels.map(|(name, value)| (name, value.to_owned())).to_vec();
+        (labels, working.get(&kind).copied().unwrap_or(0))
     });
     let states = tally(node.observed.containers().iter().map(|it| match it.state {
         ContainerState::Created => "created",
@@ -85,6 +104,10 @@ fn families(node: &Node) -> Vec<(&'static str, &'static str, Lines)> {
     let ready = ready.iter().filter(|it| it.state == SandboxState::Ready).count();
     let ephemeral =
         there().flat_map(|it| pod::spec(&it.pod).ephemeral_containers.iter().flatten()).count();
+    let certificates = node.volumes.certificates.states(base::time::now()).into_iter();
+    let certificates = certificates.map(|((signer, state), number)| {
+        (vec![("signer_name", signer), ("state", state.to_owned())], number)
+    });
     let one = |number: usize| vec![(Vec::new(), count(number))];
     let (pulled, intents) = node.images.records_kept();
     let unified = if node.machine.has_unified_cgroups { 2 } else { 1 };
@@ -108,9 +131,14 @@ fn families(node: &Node) -> Vec<(&'static str, &'static str, Lines)> {
         (
             "mirror_pods",
             "Static pods, each of which has a mirror",
-            one(there().filter(|it| is_static(it)).count()),
+            one(wanted.iter().filter(|it| is_static(it)).count()),
         ),
         ("working_pods", "Pods that there is work on", working.collect()),
+        (
+            "podcertificate_states",
+            "Certificates that volumes of pods show, by signer and state",
+            certificates.collect(),
+        ),
         ("managed_ephemeral_containers", "Ephemeral containers of pods", one(ephemeral)),
         (
             "pod_pending_resizes",

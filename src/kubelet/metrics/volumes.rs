@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base::metrics::{HistogramFamily, histograms, register};
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
@@ -57,6 +58,28 @@ pub fn asked(driver: &str, method: &str, took: Duration, outcome: Option<&rpc::S
         migrated: "false",
     };
     ASKED.get_or_create(&labels).observe(took.as_secs_f64());
+}
+
+/// Volumes that an earlier process left, and those of them that could not be read.
+static FOUND: LazyLock<[Counter; 2]> = LazyLock::new(|| {
+    [
+        register(
+            "reconstruct_volume_operations",
+            "Volumes of before the kubelet's start that were looked for",
+            Counter::default(),
+        ),
+        register(
+            "reconstruct_volume_operations_errors",
+            "Volumes of before the kubelet's start that could not be read",
+            Counter::default(),
+        ),
+    ]
+});
+
+/// So many volumes lay in the directories of pods when the kubelet began.
+pub fn found(all: u64, unreadable: u64) {
+    FOUND[0].inc_by(all);
+    FOUND[1].inc_by(unreadable);
 }
 
 fn count(plugin: &str, state: &'static str) -> Gauge {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::pod;
 
 /// A volume that a pod gets through a claim.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Bound {
     pub claim: String,
     /// Name of the PersistentVolume.
@@ -23,6 +23,17 @@ pub struct Bound {
     pub spec: PersistentVolumeSpec,
     /// The pod asked for no more than reading.
     pub read_only: bool,
+    /// The group that may use the volume: the pod's processes join it.
+    #[serde(default)]
+    pub group: Option<i64>,
+}
+
+/// Upstream's annotation of a PersistentVolume for the group that owns what is on it.
+const GROUP_ANNOTATION: &str = "pv.beta.kubernetes.io/gid";
+
+/// None for one that is no number, as upstream has it.
+fn group_of(volume: &PersistentVolume) -> Option<i64> {
+    volume.metadata.annotations.as_ref()?.get(GROUP_ANNOTATION)?.parse().ok()
 }
 
 impl Bound {
@@ -135,8 +146,9 @@ pub async fn resolve(client: &Client, pod: &Pod, volume: &Volume) -> Result<Opti
         client.all::<PersistentVolume>().get(&name).await.map_err(|error| {
             about(format!("failed to fetch PV {name} from API server: {error}"))
         })?;
+    let group = group_of(&object);
     let (name, spec) = judge(&claim, object).map_err(about)?;
-    let bound = Bound { claim: claim_name.clone(), name, spec, read_only };
+    let bound = Bound { claim: claim_name.clone(), name, spec, read_only, group };
     check_mode(pod, volume, &bound)?;
     Ok(Some(bound))
 }
@@ -163,6 +175,7 @@ mod tests {
             name: "pv1".into(),
             spec: serde_json::from_value(json!({"nodeAffinity": affinity})).unwrap(),
             read_only: false,
+            group: None,
         };
         let of = |rack: &str| {
             bound(json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
@@ -211,7 +224,7 @@ mod tests {
         let (name, spec) =
             judge(&mine, volume(json!({"claimRef": {"uid": "c1"}, "volumeMode": "Block"})))
                 .unwrap();
-        let bound = Bound { claim: "c".into(), name, spec, read_only: false };
+        let bound = Bound { claim: "c".into(), name, spec, read_only: false, group: None };
         let pod = pod(json!({
             "containers": [{"name": "a", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
             "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}));

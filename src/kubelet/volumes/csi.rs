@@ -25,6 +25,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use super::persistent::Place;
+use super::selinux::Labels;
 use super::waits::PATIENCE;
 use super::{Failure, blocking, mounts, says};
 use crate::config::KubeletConfig;
@@ -67,8 +68,12 @@ pub struct CsiVolumes {
     told_root: PathBuf,
     sync_period: SignedDuration,
     held: Mutex<BTreeMap<String, Held>>,
+    /// Of other volumes too.
+    pub labels: Labels,
     /// By uid and volume name.
     published: Mutex<HashMap<(String, String), Published>>,
+    /// A volume was published where none was.
+    first_published: Notify,
     /// Turns when there is something new that a volume may have waited for.
     news: watch::Sender<u64>,
     /// The node's status is to tell other volumes in use.
@@ -109,6 +114,11 @@ impl Step {
     }
 }
 
+/// Whether the directory of a pod's volume has a record that can be read.
+pub fn is_recorded(dir: &Path) -> bool {
+    held::read(dir).is_some()
+}
+
 impl CsiVolumes {
     /// Reads what earlier processes left.
     pub fn new(
@@ -132,7 +142,9 @@ impl CsiVolumes {
             sync_period: SignedDuration::try_from(config.sync_period)
                 .unwrap_or(SignedDuration::MAX),
             held: Mutex::new(held),
+            labels: Labels::default(),
             published: Mutex::default(),
+            first_published: Notify::new(),
             news: watch::Sender::new(0),
             in_use_changed: Notify::new(),
             drain,
@@ -207,7 +219,7 @@ impl CsiVolumes {
         if let Some((place, at)) = known {
             let described = self.drivers.objects.get("", &source.driver);
             source
-                .set_label(pod, volume, described.as_ref().map(|it| &it.spec))
+                .set_label(pod, volume, described.as_ref().map(|it| &it.spec), &self.labels)
                 .map_err(Failure::unprocessed)?;
             return self.keep(pod, &key, &source, tokens, (place, at), group, now).await;
         }
@@ -226,7 +238,9 @@ impl CsiVolumes {
         })?;
         let needs_attachment = !source.is_ephemeral
             && described.as_ref().and_then(|it| it.attach_required) != Some(false);
-        source.set_label(pod, volume, described.as_ref()).map_err(Failure::unprocessed)?;
+        source
+            .set_label(pod, volume, described.as_ref(), &self.labels)
+            .map_err(Failure::unprocessed)?;
         let record = source.record(&self.node, needs_attachment);
         let mut context = HashMap::new();
         if !source.is_ephemeral {
@@ -265,7 +279,11 @@ impl CsiVolumes {
         now: Timestamp,
     ) {
         let published = Published { place, source, at: now, room, measured: None };
-        self.published.lock().insert(key, published);
+        let mut all = self.published.lock();
+        if all.is_empty() {
+            self.first_published.notify_one();
+        }
+        all.insert(key, published);
     }
 
     /// What an earlier process had published is taken over as it is.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod};
 
-use super::{fs_group, mounts, own};
+use super::{fs_group, mounts, open_mode, own};
 use crate::quantity::{self, ResourceList};
 use crate::resources;
 
@@ -83,7 +83,8 @@ pub fn make(
     }
     base::failpoint!("volume/empty-directory-mounted");
     if fresh {
-        own(dir, if group.is_some() { 0o2777 } else { 0o777 }, group)?;
+        let in_memory = source.medium.as_deref() == Some("Memory");
+        own(dir, open_mode(in_memory, group.is_some()), group)?;
     }
     Ok(())
 }

@@ -70,7 +70,7 @@ mod tests {
 
     fn bound(modes: serde_json::Value) -> Bound {
         let spec = serde_json::from_value(json!({"accessModes": modes})).unwrap();
-        Bound { claim: "c".into(), name: "pv1".into(), spec, read_only: false }
+        Bound { claim: "c".into(), name: "pv1".into(), spec, read_only: false, group: None }
     }
 
     #[test]

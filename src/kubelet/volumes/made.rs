@@ -90,6 +90,7 @@ mod tests {
                 name: "pv".into(),
                 spec: serde_json::from_value(spec).unwrap(),
                 read_only: false,
+                group: None,
             });
             plugin(&volume, bound.as_ref()).unwrap_or_default()
         };

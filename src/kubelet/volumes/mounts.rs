@@ -21,12 +21,12 @@ pub fn is_mounted(path: &Path) -> io::Result<bool> {
 }
 
 /// Mounts a memory file system on `dir` unless one is there; 0 bytes is the kernel's
-/// default size.
+/// default size. Its root has the kernel's default mode, 1777.
 pub fn tmpfs(dir: &Path, bytes_max: u64) -> io::Result<()> {
     if is_mounted(dir)? {
         return Ok(());
     }
-    let mut options = String::from("mode=0777");
+    let mut options = String::from("mode=1777");
     if bytes_max > 0 {
         options.push_str(&format!(",size={bytes_max}"));
     }
@@ -80,7 +80,8 @@ fn open_inside(root: &OwnedFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd
     })
 }
 
-/// Makes `path` below `root` (directories only, with the root's mode) where it is missing.
+/// Makes `path` below `root` (directories only, with the root's mode, setgid and sticky bits
+/// included) where it is missing.
 fn make_inside(root: &OwnedFd, path: &Path) -> io::Result<()> {
     let stat = rustix::fs::fstat(root)?;
     let mut done = PathBuf::new();
@@ -94,12 +95,12 @@ fn make_inside(root: &OwnedFd, path: &Path) -> io::Result<()> {
         if open_inside(root, &done, OFlags::PATH).is_ok() {
             continue;
         }
-        let mode = Mode::from_raw_mode(stat.st_mode & 0o777);
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
         match rustix::fs::mkdirat(&parent, name, mode) {
             Ok(()) => {
-                rustix::fs::chmodat(&parent, name, mode, AtFlags::empty())?;
                 let group = rustix::fs::Gid::from_raw(stat.st_gid);
                 rustix::fs::chownat(&parent, name, None, Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+                rustix::fs::chmodat(&parent, name, mode, AtFlags::empty())?;
             }
             Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
@@ -140,7 +141,7 @@ pub fn bind_sub_path(root: &Path, sub_path: &Path, target: &Path) -> io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     #[test]
     fn a_sub_path_stays_inside_and_goes_with_its_pod() {
@@ -157,7 +158,14 @@ mod tests {
 
         bind_sub_path(&volume, Path::new("file"), &pod.join("0")).unwrap();
         assert_eq!(std::fs::read_to_string(pod.join("0")).unwrap(), "inside");
+        let open = std::fs::Permissions::from_mode(0o3777);
+        std::fs::set_permissions(&volume, open).unwrap();
+        std::os::unix::fs::chown(&volume, None, Some(4242)).unwrap();
         bind_sub_path(&volume, Path::new("new/deep"), &pod.join("1")).unwrap();
+        for made in [volume.join("new"), pod.join("1")] {
+            let meta = std::fs::metadata(made).unwrap();
+            assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o3777, 4242));
+        }
         std::fs::write(pod.join("1/x"), "y").unwrap();
         assert_eq!(std::fs::read_to_string(volume.join("new/deep/x")).unwrap(), "y");
         bind_sub_path(&volume, Path::new("within"), &pod.join("2")).unwrap();

@@ -71,6 +71,7 @@ fn kind(spec: &PersistentVolumeSpec) -> &'static str {
 /// Makes volumes of one pod.
 pub struct Maker<'a> {
     pub attached: &'a Attached,
+    pub labels: &'a selinux::Labels,
     pub client: &'a Client,
     pub pod: &'a Pod,
     /// The pod's own directory.
@@ -117,7 +118,10 @@ impl Maker<'_> {
             });
             let modes = spec.access_modes.as_deref().unwrap_or_default();
             let policy = sys::selinux::Host::default().policy();
-            let label = selinux::mount_label(policy.as_ref(), self.pod, volume, modes)?;
+            let plugin = "kubernetes.io/iscsi";
+            let id = format!("{plugin}/{}", bound.name);
+            let labelled = selinux::Volume { plugin, id: &id, name: volume, access_modes: modes };
+            let label = self.labels.of(policy.as_ref(), self.pod, &labelled)?;
             let wanted = Wanted {
                 name: &bound.name,
                 disk: source.into(),
@@ -368,7 +372,7 @@ mod tests {
 
     fn bound(spec: Value) -> Bound {
         let spec = serde_json::from_value(spec).unwrap();
-        Bound { claim: "c".into(), name: "pv1".into(), spec, read_only: false }
+        Bound { claim: "c".into(), name: "pv1".into(), spec, read_only: false, group: None }
     }
 
     /// For the sample pod, whose directory is `dir` and whose node's is the one above.
@@ -376,7 +380,8 @@ mod tests {
         let pod = crate::pod::samples::pod(json!({"containers": []}));
         let attached = Attached::new(dir.parent().unwrap());
         let client = crate::volumes::csi::samples::client();
-        let maker = Maker { attached: &attached, client: &client, pod: &pod, dir };
+        let labels = selinux::Labels::default();
+        let maker = Maker { attached: &attached, labels: &labels, client: &client, pod: &pod, dir };
         maker.claimed("v", bound).await
     }
 

@@ -4,7 +4,7 @@
 //! Kept in memory only: after a restart new ones are asked for. A request that was denied or
 //! failed is not made again; whoever wants another makes another pod.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use client::Recorder;
@@ -50,10 +50,11 @@ struct Pending {
 /// What is known of one source of a volume.
 #[derive(Debug, Clone, Default)]
 struct Held {
+    signer: String,
     issued: Option<Issued>,
     pending: Option<Pending>,
-    /// Why there will be none.
-    ended: Option<String>,
+    /// Why there will be none: in a word, and as the event says it.
+    ended: Option<(&'static str, String)>,
 }
 
 /// By uid of the pod, name of the volume and place of the source.
@@ -122,6 +123,16 @@ fn judge(request: &PodCertificateRequest) -> Verdict {
     Verdict::Waiting
 }
 
+impl Issued {
+    fn is_late(&self, now: Timestamp) -> bool {
+        self.refresh.checked_add(OVERDUE).is_ok_and(|late| late < now)
+    }
+
+    fn is_over(&self, now: Timestamp) -> bool {
+        self.not_after < now
+    }
+}
+
 impl Held {
     /// Takes the answer to the pending request. Returns what to tell the pod's readers.
     fn take(&mut self, verdict: Verdict, name: &str, jitter: Duration) -> Option<(String, String)> {
@@ -133,13 +144,11 @@ impl Held {
                     _ => ("failed", "failed"),
                 };
                 let said = format!("reason={reason:?}, message={message:?}");
-                *self = Self {
-                    ended: Some(format!(
-                        "PodCertificateRequest was permanently {ended}: reason={reason:?} \
-                         message={message:?}"
-                    )),
-                    ..Self::default()
-                };
+                let why = format!(
+                    "PodCertificateRequest was permanently {ended}: reason={reason:?} \
+                     message={message:?}"
+                );
+                (self.issued, self.pending, self.ended) = (None, None, Some((ended, why)));
                 Some((kind.to_owned(), format!("PodCertificateRequest {name} {done}, {said}")))
             }
             Verdict::Issued { chain_pem, refresh, not_after } => {
@@ -163,15 +172,25 @@ impl Held {
             && self.issued.as_ref().is_none_or(|issued| issued.refresh <= now)
     }
 
+    /// How it stands, in upstream's word.
+    fn state(&self, now: Timestamp) -> &'static str {
+        match (&self.ended, &self.issued) {
+            (Some((ended, _)), _) => ended,
+            (None, None) => "not_yet_issued",
+            (None, Some(issued)) if issued.is_over(now) => "expired",
+            (None, Some(issued)) if issued.is_late(now) => "overdue_for_refresh",
+            (None, Some(_)) => "fresh",
+        }
+    }
+
     /// What somebody should know of a certificate that is not refreshed; each is said once.
     fn late(&mut self, now: Timestamp) -> Vec<(&'static str, &'static str)> {
         let Some(issued) = &mut self.issued else { return Vec::new() };
         let mut out = Vec::new();
-        let late = issued.refresh.checked_add(OVERDUE).is_ok_and(|late| late < now);
-        if late && !std::mem::replace(&mut issued.told_late, true) {
+        if issued.is_late(now) && !std::mem::replace(&mut issued.told_late, true) {
             out.push(("CertificateOverdueForRefresh", "PodCertificate refresh overdue"));
         }
-        if issued.not_after < now && !std::mem::replace(&mut issued.told_over, true) {
+        if issued.is_over(now) && !std::mem::replace(&mut issued.told_over, true) {
             out.push(("CertificateExpired", "PodCertificate expired"));
         }
         out
@@ -195,13 +214,14 @@ impl PodCertificates {
     ) -> Result<(Credentials, Timestamp), String> {
         let key = (pod::uid(source.pod).to_owned(), source.volume.to_owned(), source.index);
         let mut held = self.held.lock().get(&key).cloned().unwrap_or_default();
+        held.signer.clone_from(&source.wants.signer_name);
         let failed = self.advance(&mut held, place, source, now).await.err();
         let about = client::recorder::reference(source.pod);
         for (reason, text) in held.late(now) {
             self.recorder.warning(&about, reason, text);
         }
         let answer = match (&held.ended, &held.issued) {
-            (Some(why), _) => Err(why.clone()),
+            (Some((_, why)), _) => Err(why.clone()),
             (None, Some(issued)) => {
                 let soon = now.checked_add(LOOK_AGAIN).unwrap_or(now);
                 let again = if issued.refresh > now { issued.refresh } else { soon };
@@ -245,6 +265,15 @@ impl PodCertificates {
             held.pending = Some(ask(place, source).await?);
         }
         Ok(())
+    }
+
+    /// How many there are by signer and state.
+    pub fn states(&self, now: Timestamp) -> BTreeMap<(String, &'static str), i64> {
+        let mut out = BTreeMap::new();
+        for held in self.held.lock().values() {
+            *out.entry((held.signer.clone(), held.state(now))).or_default() += 1;
+        }
+        out
     }
 
     pub fn release(&self, uid: &str) {
@@ -353,9 +382,41 @@ mod tests {
             let want =
                 format!("PodCertificateRequest ns/req-a {done}, reason=\"Why\", message=\"so\"");
             assert_eq!(text, want);
-            assert!(held.ended.as_ref().unwrap().contains("permanently"));
+            assert!(held.ended.as_ref().unwrap().1.contains("permanently"));
+            assert_eq!(held.state(at(0)), kind.to_lowercase());
             assert!(!held.is_due(at(1_000_000)));
         }
+    }
+
+    #[tokio::test]
+    async fn certificates_are_counted_by_signer_and_state() {
+        let certificates = PodCertificates::new(client::recorder::silent());
+        let issued = |refresh, not_after| Issued {
+            credentials: Credentials { key_pem: String::new(), chain_pem: String::new() },
+            refresh: at(refresh),
+            not_after: at(not_after),
+            told_late: false,
+            told_over: false,
+        };
+        for (index, issued) in
+            [None, Some(issued(0, 3_600)), Some(issued(1, 3_600)), Some(issued(600, 600))]
+                .into_iter()
+                .enumerate()
+        {
+            let held = Held { signer: "a/b".into(), issued, ..Held::default() };
+            certificates.held.lock().insert(("u".into(), "v".into(), index), held);
+        }
+        let states = |now| {
+            let all = certificates.states(at(now)).into_iter();
+            all.map(|((_, state), count)| format!("{state} {count}")).collect::<Vec<_>>()
+        };
+        assert_eq!(states(600), ["fresh 3", "not_yet_issued 1"]);
+        assert_eq!(
+            states(601),
+            ["expired 1", "fresh 1", "not_yet_issued 1", "overdue_for_refresh 1"]
+        );
+        certificates.release("u");
+        assert!(states(600).is_empty());
     }
 
     #[test]

@@ -68,7 +68,11 @@ impl Worker {
         match &self.ending {
             Some(ending) if !ending.work.has_ended() => {
                 self.watch_probes(&runtime, true);
-                self.publish(&runtime, false);
+                // Of the moment when all have ended and the pod has not, nothing is told: it
+                // would neither run nor have failed.
+                if runtime.running().next().is_some() {
+                    self.publish(&runtime, false);
+                }
                 return Next::Again(None);
             }
             _ => self.ending = None,
@@ -99,6 +103,19 @@ impl Worker {
     pub(super) async fn clean(&mut self, wanted: &Wanted) -> Next {
         let node = self.node.clone();
         let runtime = self.runtime();
+        let deleting = wanted.pod.metadata.deletion_timestamp.is_some();
+        let returned = wanted.returned && !wanted.gone && !deleting;
+        if returned && !self.cleaned {
+            if let Err(error) = node.volumes.remove(&node.config, &self.uid).await {
+                warn!(pod = %pod::display(&self.pod), error, "pod directory not removed");
+                return Next::Again(Some(self.retry()));
+            }
+            if let Some(sentence) = &wanted.sentence {
+                sentence.ended.notify_one();
+            }
+            // Its place is kept, and its containers are, so that it is seen to have restarted.
+            return self.come_back(self.failure.is_none());
+        }
         if !self.cleaned {
             // Before the pod is said to have ended: then others may have its devices.
             if let Err(error) = node.dynamic.unprepare(&self.uid).await {
@@ -106,8 +123,17 @@ impl Worker {
                 return Next::Again(Some(self.retry()));
             }
             base::failpoint!("pod/claims-unprepared");
+            // Who waits for the end of a pod that is deleted finds its volumes gone.
+            let removed = match deleting {
+                true => node.volumes.remove(&node.config, &self.uid).await,
+                false => Ok(()),
+            };
             self.publish(&runtime, true);
-            if let Err(error) = node.volumes.remove(&node.config, &self.uid).await {
+            let removed = match deleting {
+                true => removed,
+                false => node.volumes.remove(&node.config, &self.uid).await,
+            };
+            if let Err(error) = removed {
                 warn!(pod = %pod::display(&self.pod), error, "pod directory not removed");
                 return Next::Again(Some(self.retry()));
             }
@@ -127,8 +153,7 @@ impl Worker {
                 sentence.ended.notify_one();
             }
         }
-        let deleting = wanted.pod.metadata.deletion_timestamp.is_some();
-        if !wanted.gone && !deleting {
+        if !wanted.gone && !returned && !deleting {
             return Next::Again(None);
         }
         for container in &runtime.containers {
@@ -157,19 +182,32 @@ impl Worker {
             garbage::remove_dead_links(&node);
         }
         base::failpoint!("pod/logs-gone");
+        if returned {
+            return self.come_back(false);
+        }
         if wanted.gone {
             node.status.forget(&self.uid);
             if node.pods.forget(&self.uid) {
                 return Next::Done;
             }
             // A static pod's file came back.
-            self.stage = Stage::Syncing;
-            (self.begun, self.cleaned, self.failure) = (false, false, None);
-            self.old = PodStatus::default();
-            return Next::Again(Some(Duration::ZERO));
+            return self.come_back(false);
         }
         node.status.finish(&self.pod, self.old.clone());
         base::failpoint!("pod/finished");
         Next::Again(None)
+    }
+
+    /// Begins the pod anew. `granted` has it all that it was admitted with.
+    fn come_back(&mut self, granted: bool) -> Next {
+        if self.node.pods.come_back(&self.uid) {
+            self.node.status.forget(&self.uid);
+            self.stage = Stage::Syncing;
+            (self.begun, self.cleaned) = (granted, false);
+            (self.failure, self.is_disrupted, self.failures) = (None, false, 0);
+            self.start_time = base::time::now();
+            self.old = PodStatus::default();
+        }
+        Next::Again(Some(Duration::ZERO))
     }
 }

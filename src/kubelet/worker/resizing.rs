@@ -289,6 +289,10 @@ impl Worker {
 
     /// Adds the conditions of a change that is not yet granted or done.
     pub(super) fn show_resizing(&self, status: &mut k8s_openapi::api::core::v1::PodStatus) {
+        if self.resizing.progress.is_some() && self.old.resources.is_some() {
+            // The pod as a whole has what it had until all is done.
+            status.resources.clone_from(&self.old.resources);
+        }
         let all = status.conditions.get_or_insert_default();
         let mut new = Vec::new();
         if let Some(pending) = &self.resizing.pending {

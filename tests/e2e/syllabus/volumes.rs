@@ -209,14 +209,25 @@ fn empty_directories_have_the_modes_and_media_that_are_asked_for() {
     let cluster = Cluster::new();
     let mut cases = Vec::new();
     let medium = "[ \"$(busybox stat -f -c %T /v)\" = tmpfs ] && echo memory || echo disk";
-    for (name, source, log) in [
-        ("default", json!({"emptyDir": {}}), "disk"),
-        ("tmpfs", json!({"emptyDir": {"medium": "Memory"}}), "memory"),
+    for (name, source, log, open) in [
+        ("default", json!({"emptyDir": {}}), "disk", "777"),
+        ("tmpfs", json!({"emptyDir": {"medium": "Memory"}}), "memory", "1777"),
     ] {
         let script = format!("{medium}; {STAT} /v");
         cases.push(
-            Case::script(&format!("{name}-mode"), &script, &format!("{log}\n777"))
+            Case::script(&format!("{name}-mode"), &script, &format!("{log}\n{open}"))
                 .volume(source.clone()),
+        );
+        // A directory that is made for a sub-path is as open as the volume.
+        let of_group = if log == "memory" { "3777" } else { "2777" };
+        let script = "busybox stat -c '%a %u %g' /v; echo > /v/f; busybox stat -c %g /v/f";
+        let log_of_group = format!("{of_group} 0 123\n123");
+        let mount = json!([{"name": "v", "mountPath": "/v", "subPath": "made"}]);
+        cases.push(
+            Case::script(&format!("{name}-group-subpath"), script, &log_of_group)
+                .volume(source.clone())
+                .with("volumeMounts", mount)
+                .pod("securityContext", json!({"runAsUser": 1001, "fsGroup": 123})),
         );
         for (user, id) in [("root", 0), ("user", 1001)] {
             for mode in ["644", "666", "777"] {

@@ -79,6 +79,11 @@ impl ApiServer {
         self.held.lock().unwrap().objects.get(path).cloned()
     }
 
+    /// Every change from now on, with the path of its object.
+    pub fn follow(&self) -> broadcast::Receiver<(String, Value)> {
+        self.changes.subscribe()
+    }
+
     pub fn forget_events(&self) {
         self.held.lock().unwrap().objects.retain(|path, _| !path.contains("/events/"));
     }

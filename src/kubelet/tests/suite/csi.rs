@@ -222,6 +222,7 @@ async fn a_volume_is_measured_and_grows_with_its_claim() {
     claim(&world, "c1", "h1", json!({"capacity": {"storage": "2Gi"}}));
     world.create_pod("db", claiming("c1"));
     world.until_ready("db").await;
+    until("it is measured before anybody asks", || driver.state.lock().measured > 0).await;
     let (_, text) = crate::server::get(&world, "/stats/summary", "good").await;
     let summary: Value = serde_json::from_str(&text).unwrap();
     let volume = &summary["pods"][0]["volume"][0];

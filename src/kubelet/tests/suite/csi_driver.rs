@@ -31,6 +31,8 @@ pub struct State {
     pub expands: Vec<ExpandRequest>,
     /// Volumes that the node holds at most, where it is not as the shape has it.
     pub limit: Option<i64>,
+    /// How often it was asked how full a volume is.
+    pub measured: usize,
     pub unpublished: usize,
     pub unstaged: usize,
     /// What kubelets said of the registration.
@@ -377,7 +379,9 @@ impl Work {
     }
 
     fn stats(&self, request: &StatsRequest) -> Result<Stats, Status> {
-        if !self.state.lock().published.contains_key(&request.volume_path) {
+        let mut state = self.state.lock();
+        state.measured += 1;
+        if !state.published.contains_key(&request.volume_path) {
             return Err(Status::new(Code::NotFound, "not published there"));
         }
         let usage = |unit: Unit, used, total| Usage {

@@ -6,8 +6,8 @@ use crate::server::get;
 use crate::world::World;
 
 /// Upstream's v1.36 families that a node has which ran a pod, with the labels of one line each.
-const EXPECTED: [(&str, &str); 65] = [
-    ("kubelet_active_pods", "static=\"false\""),
+const EXPECTED: [(&str, &str); 67] = [
+    ("kubelet_active_pods", "static=\"\""),
     ("kubelet_cgroup_version", ""),
     ("kubelet_cgroup_manager_duration_seconds_count", "operation_type=\"update\""),
     ("kubelet_container_log_filesystem_used_bytes", "container=\"a\""),
@@ -71,7 +71,9 @@ const EXPECTED: [(&str, &str); 65] = [
     ("kubelet_started_pods_total", ""),
     ("kubelet_started_user_namespaced_pods_total", ""),
     ("kubelet_topology_manager_admission_requests_total", ""),
-    ("kubelet_working_pods", "lifecycle=\"sync\""),
+    ("kubelet_working_pods", "lifecycle=\"terminated\",config=\"orphan\",static=\"true\""),
+    ("reconstruct_volume_operations_errors_total", ""),
+    ("reconstruct_volume_operations_total", ""),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,8 +108,8 @@ async fn a_node_tells_of_its_pods_under_the_names_that_dashboards_know() {
     assert!(missing.is_empty(), "{missing:#?}\n{text}");
     for (name, label, least) in [
         ("kubelet_running_pods", "", 2.0),
-        ("kubelet_active_pods", "static=\"false\"", 2.0),
-        ("kubelet_desired_pods", "static=\"false\"", 2.0),
+        ("kubelet_active_pods", "static=\"\"", 2.0),
+        ("kubelet_desired_pods", "static=\"\"", 2.0),
         ("kubelet_started_pods_total", "", 2.0),
         ("kubelet_pod_start_duration_seconds_count", "", 1.0),
         ("kubelet_started_containers_total", "container_type=\"container\"", 2.0),
@@ -122,6 +124,8 @@ async fn a_node_tells_of_its_pods_under_the_names_that_dashboards_know() {
         world.delete(name).await;
     }
     let (_, text) = get(&world, "/metrics", "good").await;
-    assert_eq!(value(&text, "kubelet_desired_pods", "static=\"false\""), Some(0.0));
+    let killed = "container_type=\"container\",exit_code=\"137\",reason=\"Error\"";
+    assert_eq!(value(&text, "kubelet_terminated_containers_total", killed), Some(1.0));
+    assert_eq!(value(&text, "kubelet_desired_pods", "static=\"\""), Some(0.0));
     world.finish().await;
 }

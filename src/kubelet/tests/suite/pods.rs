@@ -202,6 +202,92 @@ async fn volumes_follow_their_objects_and_static_pods_their_files() {
     std::fs::write(&file, manifest).unwrap();
     let mirror = world.until_ready("fixed-n1").await;
     assert_eq!(mirror["metadata"]["annotations"]["kubernetes.io/config.source"], "file");
+    assert_eq!(mirror["status"]["observedGeneration"], json!(null));
+    std::fs::remove_file(&file).unwrap();
+    world.until("fixed-n1", |pod| pod.is_none()).await;
+    world.finish().await;
+}
+
+/// A static pod's status is at the API server only, with its mirror.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_static_pod_that_is_ready_stays_so_over_a_new_process() {
+    log();
+    let mut world = World::new().await;
+    let file = world.dir.path().join("static/s.yaml");
+    let manifest = "apiVersion: v1\nkind: Pod\nmetadata: {name: fixed}\nspec:\n  \
+                    terminationGracePeriodSeconds: 0\n  containers: [{name: a, image: \
+                    'busybox:test', imagePullPolicy: Never, command: [sleep, '1000'], \
+                    readinessProbe: {exec: {command: [test, -d, /]}, periodSeconds: 1}}]\n";
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, manifest).unwrap();
+    world.until_ready("fixed-n1").await;
+    world.stop().await;
+    let mut changes = world.api.follow();
+    world.start();
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    world.until_ready("fixed-n1").await;
+    while let Ok((path, change)) = changes.try_recv() {
+        let containers = &change["object"]["status"]["containerStatuses"];
+        let is_ours = path == World::pod_path("fixed-n1");
+        assert!(!is_ours || containers[0]["ready"] == true, "{change:#}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    world.until("fixed-n1", |pod| pod.is_none()).await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_static_pod_ends_before_it_or_another_of_its_name_begins() {
+    log();
+    let world = World::new().await;
+    let file = world.dir.path().join("static/s.yaml");
+    // The first lets itself be killed only.
+    let manifest = |grace: u8, seconds: u16| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: fixed}}\n\
+             spec:\n  terminationGracePeriodSeconds: {grace}\n  containers: [{{name: a, \
+             image: 'busybox:test', imagePullPolicy: Never, command: [sleep, '{seconds}']}}]\n"
+        )
+    };
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, manifest(2, 1000)).unwrap();
+    let mirror = world.until_ready("fixed-n1").await;
+    let restarted = |count: i64| {
+        move |pod: Option<&serde_json::Value>| {
+            pod.is_some_and(|pod| {
+                let status = &pod["status"]["containerStatuses"][0];
+                status["restartCount"] == count && status["ready"] == true
+            })
+        }
+    };
+    // Put back at once, and put back while it ends.
+    for (count, wait) in [(1, 0), (2, 1000)] {
+        std::fs::remove_file(&file).unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(wait)).await;
+        let mirrored = world.pod("fixed-n1").unwrap();
+        assert_eq!(mirrored["metadata"]["uid"], mirror["metadata"]["uid"]);
+        assert_eq!(mirrored["status"]["phase"], "Running", "{mirrored:#}");
+        std::fs::write(&file, manifest(2, 1000)).unwrap();
+        world.until("fixed-n1", restarted(count)).await;
+    }
+    // Another one waits for its end; what was between them never runs.
+    let begun = std::time::Instant::now();
+    for seconds in [2000, 3000] {
+        std::fs::write(&file, manifest(0, seconds)).unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    }
+    let mirrored = world.pod("fixed-n1").unwrap();
+    assert_eq!(mirrored["metadata"]["uid"], mirror["metadata"]["uid"]);
+    world
+        .until("fixed-n1", |pod| {
+            pod.is_some_and(|pod| {
+                pod["metadata"]["uid"] != mirror["metadata"]["uid"] && restarted(0)(Some(pod))
+            })
+        })
+        .await;
+    assert!(begun.elapsed().as_millis() > 1500, "{:?}", begun.elapsed());
+    let command = &world.pod("fixed-n1").unwrap()["spec"]["containers"][0]["command"];
+    assert_eq!(command[1], "3000");
     std::fs::remove_file(&file).unwrap();
     world.until("fixed-n1", |pod| pod.is_none()).await;
     world.finish().await;
@@ -276,6 +362,103 @@ async fn probes_hooks_sidecars_and_lost_sandboxes_are_handled() {
     world.api.delete_gracefully(&World::pod_path("app"), 10);
     world.until("app", |pod| pod.is_none()).await;
     assert_eq!(order(), "hook\nmain\nside2\nside1\n");
+    world.finish().await;
+}
+
+/// Nobody who watches a pod sees it with all its containers ended before it is said to have
+/// ended itself, be they started again or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_container_is_killed_does_not_seem_to_have_ended() {
+    log();
+    let world = World::new().await;
+    let mut changes = world.api.follow();
+    let spec = json!({"terminationGracePeriodSeconds": 1, "containers": [
+        {"name": "a", "command": ["sleep", "1000"],
+         "startupProbe": {"exec": {"command": ["test", "-f", "/none"]}, "failureThreshold": 1,
+                          "periodSeconds": 1, "terminationGracePeriodSeconds": 1}}]});
+    world.create_pod("sick", spec);
+    let restarted = |pod: Option<&serde_json::Value>| {
+        pod.unwrap()["status"]["containerStatuses"][0]["restartCount"] == 1
+    };
+    world.until("sick", restarted).await;
+    world.delete("sick").await;
+    let (mut seen, mut ended) = (0, 0);
+    while let Ok((path, change)) = changes.try_recv() {
+        let pod = &change["object"];
+        let state = &pod["status"]["containerStatuses"][0]["state"];
+        if path != World::pod_path("sick") || state.is_null() {
+            continue;
+        }
+        seen += 1;
+        if !state["terminated"].is_null() {
+            ended += 1;
+            assert_eq!(pod["status"]["phase"], "Failed", "{pod:#}");
+            assert_eq!(state["terminated"]["exitCode"], 137, "{state}");
+            assert!(!pod["metadata"]["deletionTimestamp"].is_null(), "{pod:#}");
+        }
+    }
+    assert!(seen > 3 && ended > 0, "{seen} states, {ended} of the end");
+    world.finish().await;
+}
+
+/// Who waits for the end of a pod that is deleted finds its volumes gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_pod_has_ended_when_its_volumes_are_gone() {
+    log();
+    let world = World::new().await;
+    // It takes a while to remove them.
+    let script = "trap 'exit 0' TERM; cd /v; for i in $(seq 3000); do : > $i; done; : > full; \
+                  while true; do sleep 0.1; done";
+    world.create_pod(
+        "full",
+        json!({"terminationGracePeriodSeconds": 30,
+            "containers": [{"name": "a", "command": ["sh", "-c", script],
+                "readinessProbe": {"exec": {"command": ["test", "-f", "/v/full"]}, "periodSeconds": 1},
+                "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+            "volumes": [{"name": "v", "emptyDir": {}}]}),
+    );
+    let pod = world.until_ready("full").await;
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    let volumes = world.dir.path().join("agent/pods").join(uid).join("volumes");
+    assert!(volumes.exists(), "{}", volumes.display());
+    let mut changes = world.api.follow();
+    world.api.delete_gracefully(&World::pod_path("full"), 30);
+    loop {
+        let (path, change) = changes.recv().await.unwrap();
+        if path == World::pod_path("full") && change["object"]["status"]["phase"] == "Succeeded" {
+            break;
+        }
+    }
+    assert!(!volumes.exists(), "{}", volumes.display());
+    world.until("full", |pod| pod.is_none()).await;
+    world.finish().await;
+}
+
+/// What made a container fail is gone with its image: how long it waited says nothing any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_with_another_image_does_not_wait_for_what_the_old_one_did() {
+    log();
+    let world = World::new().await;
+    let spec = json!({"terminationGracePeriodSeconds": 0,
+        "containers": [{"name": "a", "command": ["sh", "-c", "exit 3"]}]});
+    world.create_pod("web", spec);
+    let waits = |pod: Option<&serde_json::Value>| {
+        let status = &pod.unwrap()["status"]["containerStatuses"][0];
+        status["restartCount"] == 1 && status["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+    };
+    world.until("web", waits).await;
+    let mut pod = world.pod("web").unwrap();
+    pod["spec"]["containers"][0]["image"] = json!("docker.io/library/busybox:test");
+    pod["metadata"]["generation"] = json!(2);
+    let begun = std::time::Instant::now();
+    world.api.put(&World::pod_path("web"), pod);
+    let again = |pod: Option<&serde_json::Value>| {
+        pod.unwrap()["status"]["containerStatuses"][0]["restartCount"] == 2
+    };
+    world.until("web", again).await;
+    // The wait was for ten seconds.
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+    world.delete("web").await;
     world.finish().await;
 }
 

@@ -161,6 +161,18 @@ async fn the_resources_of_a_whole_pod_change_in_place() {
     world.until("web", |pod| pod.unwrap()["status"]["resources"]["limits"]["cpu"] == "300m").await;
     let granted = world.pod("web").unwrap()["status"]["allocatedResources"].clone();
     assert_eq!(granted, json!({"cpu": "50m"}));
+
+    // What is granted and cannot be given is not told as had.
+    let mut pod = world.pod("web").unwrap();
+    pod["spec"]["resources"]["limits"]["memory"] = json!("10Ki");
+    pod["metadata"]["generation"] = json!(3);
+    world.api.put(&World::pod_path("web"), pod);
+    let failed = |pod: Option<&Value>| {
+        let found = condition(pod.unwrap(), "PodResizeInProgress");
+        found.is_some_and(|it| it["message"].as_str().unwrap_or("").contains("below current usage"))
+    };
+    let pod = world.until("web", failed).await.unwrap();
+    assert_eq!(pod["status"]["resources"]["limits"], json!({"cpu": "300m"}));
     world.delete("web").await;
     world.finish().await;
 }

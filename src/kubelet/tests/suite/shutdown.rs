@@ -181,6 +181,10 @@ async fn pods_end_before_the_machine_and_none_begins() {
         own_metric(&world, &series).await.unwrap()
     };
     assert!(0.0 < at("start").await && at("start").await <= at("end").await);
+    let record = world.dir.path().join("agent/graceful_node_shutdown_state");
+    let record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    assert!(record["startTime"].as_str() <= record["endTime"].as_str(), "{record}");
     world.create_pod("late", spec(0));
     let late = ended("late").await.unwrap();
     assert_eq!(late["status"]["reason"], "NodeShutdown");

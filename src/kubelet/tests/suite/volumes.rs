@@ -78,16 +78,19 @@ async fn a_claim_is_waited_for_mounted_and_survives_its_pod_and_the_kubelet() {
     let away = "FailedMount: MountVolume.NodeAffinity check failed for volume \"pv-c\" : no \
                 matching NodeSelectorTerms";
     told(&world, "db", away).await;
-    put_bound(&world, "c", None, json!({"local": local}));
+    // Those who use the volume are of its group.
+    let here = json!({"metadata": {"annotations": {"pv.beta.kubernetes.io/gid": "777"}},
+        "spec": {"nodeAffinity": null}});
+    world.api.patch("/api/v1/persistentvolumes/pv-c", &here);
     world.until_ready("db").await;
     assert_eq!(
         run(&world, "db", "cat /data/old; stat -c %g:%a /data/old; id -G").await,
-        "before4242:664\n0 4242\n"
+        "before4242:664\n0 777 4242\n"
     );
     run(&world, "db", "echo x > /sub/file").await;
     assert_eq!(
         world.pod("db").unwrap()["status"]["containerStatuses"][0]["user"]["linux"],
-        json!({"uid": 0, "gid": 0, "supplementalGroups": [0, 4242]})
+        json!({"uid": 0, "gid": 0, "supplementalGroups": [0, 4242, 777]})
     );
     assert_eq!(std::fs::read_to_string(disk.join("new")).unwrap(), "made\n");
     assert!(disk.join("deep/er/file").exists());

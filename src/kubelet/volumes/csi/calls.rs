@@ -230,6 +230,22 @@ impl CsiVolumes {
         Ok(())
     }
 
+    /// Has all volumes measured again and again, for ever, as upstream has: drivers look after
+    /// their volumes when they are asked. While there are none it sleeps.
+    pub async fn keep_measured(&self) {
+        loop {
+            let all: Vec<_> = self.published.lock().keys().cloned().collect();
+            if all.is_empty() {
+                self.first_published.notified().await;
+                continue;
+            }
+            let now = base::time::now();
+            let each = all.iter().map(|(uid, volume)| self.measure(uid, volume, now));
+            futures::future::join_all(each).await;
+            tokio::time::sleep(MEASURED_AGE_MAX.unsigned_abs()).await;
+        }
+    }
+
     /// How full a volume is, as its driver says; None where the driver cannot tell. Asked at
     /// most once a minute.
     pub async fn measure(&self, uid: &str, volume: &str, now: Timestamp) -> Option<Measured> {

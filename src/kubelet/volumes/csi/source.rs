@@ -102,13 +102,18 @@ impl Source {
     pub fn set_label(
         &mut self,
         pod: &Pod,
-        volume: &str,
+        name: &str,
         described: Option<&CSIDriverSpec>,
+        labels: &selinux::Labels,
     ) -> Result<(), String> {
         let can = described.and_then(|it| it.se_linux_mount) == Some(true);
-        if can && !self.is_ephemeral && !self.is_block {
+        if can && !self.is_block {
             let policy = sys::selinux::Host::default().policy();
-            self.label = selinux::mount_label(policy.as_ref(), pod, volume, &self.access_modes)?;
+            // One that is made for the pod has no name but its handle that is nobody else's.
+            let plugin = format!("kubernetes.io/csi/{}", self.driver);
+            let (id, access_modes) = (format!("{plugin}^{}", self.handle), &self.access_modes);
+            let volume = selinux::Volume { plugin: &plugin, id: &id, name, access_modes };
+            self.label = labels.of(policy.as_ref(), pod, &volume)?;
         }
         Ok(())
     }
@@ -297,6 +302,7 @@ mod tests {
             name: "pv1".into(),
             spec: serde_json::from_value(spec).unwrap(),
             read_only: false,
+            group: None,
         };
         let volume = &pod::spec(&pod).volumes.as_ref().unwrap()[0];
         Source::of(&pod, volume, Some(&bound)).unwrap()
