@@ -6,15 +6,13 @@
 pub mod remote;
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use base::drain::Drain;
 use client::DeleteParams;
-use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use sha2::{Digest, Sha256};
@@ -24,7 +22,7 @@ use tracing::warn;
 use crate::node::Node;
 use crate::pod::{self, CONFIG_HASH, CONFIG_MIRROR, CONFIG_SOURCE};
 use crate::worker;
-use sys::watched_dir::{WatchFlags, WatchedDir};
+use sys::watched_dir::{Removals, WatchFlags, WatchedDir};
 
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 /// Where the directory cannot be watched it is read this often.
@@ -87,32 +85,24 @@ fn complete(mut pod: Pod, origin: Origin, seed: &[&str], node_name: &str) -> Res
     Ok(pod)
 }
 
-/// Tells a file from another one of its name and content that was there before it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct FileId(u64, Option<SystemTime>);
-
-impl FileId {
-    fn of(file: &Metadata) -> Self {
-        Self(file.ino(), file.created().or_else(|_| file.modified()).ok())
-    }
-}
-
-/// The pods of the directory and their files by uid.
-fn read(dir: &Path, node_name: &str) -> std::io::Result<BTreeMap<String, (Pod, FileId)>> {
+/// The pods of the directory and the names of their files by uid.
+fn read(dir: &Path, node_name: &str) -> std::io::Result<BTreeMap<String, (Pod, OsString)>> {
     let mut out = BTreeMap::new();
     let mut paths: Vec<_> = std::fs::read_dir(dir)?.flatten().map(|entry| entry.path()).collect();
     paths.sort();
     for path in paths {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let file = path.metadata().ok();
-        let file = file.filter(|file| file.is_file() && file.len() <= MANIFEST_BYTES_MAX);
-        let Some(file) = file.filter(|_| !name.starts_with('.')) else { continue };
+        let is_file =
+            path.metadata().is_ok_and(|meta| meta.is_file() && meta.len() <= MANIFEST_BYTES_MAX);
+        if name.starts_with('.') || !is_file {
+            continue;
+        }
         let parsed = std::fs::read_to_string(&path)
             .map_err(|error| error.to_string())
             .and_then(|text| parse(&text, name, node_name));
         match parsed {
             Ok(pod) => {
-                out.insert(pod::uid(&pod).to_owned(), (pod, FileId::of(&file)));
+                out.insert(pod::uid(&pod).to_owned(), (pod, name.into()));
             }
             Err(error) => warn!(path = %path.display(), error, "static pod not read"),
         }
@@ -156,18 +146,17 @@ async fn follow(
 ) {
     let dir = node.config.static_pod_dir.as_deref();
     let watch = dir.and_then(prepare);
-    let removals =
-        dir.and_then(|dir| WatchedDir::new(dir, WatchFlags::DELETE | WatchFlags::MOVED_FROM).ok());
-    let mut files: BTreeMap<String, (Pod, FileId)> = BTreeMap::new();
+    let removals = dir.and_then(|dir| Removals::new(dir).ok());
+    let mut files: BTreeMap<String, (Pod, OsString)> = BTreeMap::new();
     let mut known: BTreeMap<String, Pod> = BTreeMap::new();
     let mut is_read = Some(is_read);
     loop {
-        let removed = removals.as_ref().is_some_and(|it| it.changed().now_or_never().is_some());
+        let removed = removals.as_ref().map(Removals::take).unwrap_or_default();
         match dir.map_or_else(|| Ok(BTreeMap::new()), |dir| read(dir, &node.config.node_name)) {
             Ok(now) => {
                 // Removed and put back at once: that too is a way to have a pod made anew.
-                for (uid, (_, file)) in files.iter().filter(|_| removed) {
-                    if now.get(uid).is_some_and(|(_, now)| now != file) {
+                for (uid, (_, file)) in &files {
+                    if removed.contains(file) && now.contains_key(uid) {
                         node.pods.gone(uid);
                         known.remove(uid);
                     }
@@ -373,24 +362,5 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(read(dir.path(), "n1").unwrap().len(), 1);
-    }
-
-    #[test]
-    fn a_file_that_is_made_anew_is_another_and_one_that_is_touched_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("web.yaml");
-        let read = || {
-            let all = read(dir.path(), "n1").unwrap();
-            all.into_iter().map(|(uid, (_, file))| (uid, file)).next().unwrap()
-        };
-        std::fs::write(&file, MANIFEST).unwrap();
-        let first = read();
-        std::thread::sleep(Duration::from_millis(20));
-        std::fs::File::open(&file).unwrap().set_modified(SystemTime::now()).unwrap();
-        assert!(first == read());
-        std::fs::remove_file(&file).unwrap();
-        std::fs::write(&file, MANIFEST).unwrap();
-        let again = read();
-        assert!(first.0 == again.0 && first.1 != again.1);
     }
 }

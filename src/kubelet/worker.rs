@@ -45,6 +45,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// API server may be that pod.
 const MIRROR_PATIENCE: Duration = Duration::from_secs(1);
 const MIRROR_LOOK: Duration = Duration::from_millis(50);
+/// From a container's end until the kill that brought it about has seen it, at the most.
+const KILL_END: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -571,14 +573,6 @@ impl Worker {
         again = sooner(again, later);
         runtime = self.runtime();
         self.begin_kills(plan.kill.into_iter().chain(restarts).collect(), &runtime);
-        let has_just_ended = |it: &cri::Container| {
-            it.state == ContainerState::Exited && self.kills.contains_key(&it.id)
-        };
-        if runtime.containers.iter().any(has_just_ended) {
-            // The kill is all but over, and wakes us: what comes next is told then, and nothing
-            // of the moment in between.
-            return Next::Again(again);
-        }
         for start in &plan.start {
             let busy = runtime.container(&start.name).is_some_and(|it| {
                 it.state == ContainerState::Running || self.kills.contains_key(&it.id)
@@ -591,8 +585,22 @@ impl Worker {
         self.prune().await;
         runtime = self.runtime();
         self.watch_probes(&runtime, false);
+        if self.has_just_been_killed(&runtime, base::time::now()) {
+            return Next::Again(sooner(again, Some(KILL_END)));
+        }
         self.publish(&runtime, false);
         Next::Again(again)
+    }
+
+    /// A kill is all but over, and wakes us: what comes next is told then, and nothing of the
+    /// moment in between. One whose hook goes on after its container is told of as it is.
+    fn has_just_been_killed(&self, runtime: &PodRuntime, now: Timestamp) -> bool {
+        runtime.containers.iter().any(|it| {
+            let ended = Timestamp::from_nanosecond(i128::from(it.finished_at));
+            it.state == ContainerState::Exited
+                && self.kills.contains_key(&it.id)
+                && ended.is_ok_and(|ended| ended <= now && until(now, ended) < KILL_END)
+        })
     }
 
     fn begin_kills(&mut self, kills: Vec<Kill>, runtime: &PodRuntime) {

@@ -270,6 +270,13 @@ async fn a_static_pod_ends_before_it_or_another_of_its_name_begins() {
         std::fs::write(&file, manifest(2, 1000)).unwrap();
         world.until("fixed-n1", restarted(count)).await;
     }
+    // Another file with the same words, put in its place as tools do, is the same pod.
+    let beside = file.with_file_name(".s.yaml.new");
+    std::fs::write(&beside, manifest(2, 1000)).unwrap();
+    std::fs::rename(&beside, &file).unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    let held = world.pod("fixed-n1").unwrap();
+    assert!(restarted(2)(Some(&held)), "{held:#}");
     // Another one waits for its end; what was between them never runs.
     let begun = std::time::Instant::now();
     for seconds in [2000, 3000] {
@@ -398,6 +405,31 @@ async fn a_pod_whose_container_is_killed_does_not_seem_to_have_ended() {
         }
     }
     assert!(seen > 3 && ended > 0, "{seen} states, {ended} of the end");
+    world.finish().await;
+}
+
+/// A hook may go on long after its container: the others of the pod do not wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_begins_again_while_the_kill_of_another_goes_on() {
+    log();
+    let world = World::new().await;
+    let spec = json!({"terminationGracePeriodSeconds": 12, "containers": [
+        {"name": "a", "command": ["sleep", "3"],
+         "lifecycle": {"preStop": {"sleep": {"seconds": 10}}},
+         "livenessProbe": {"exec": {"command": ["test", "-f", "/none"]}, "failureThreshold": 1,
+                           "periodSeconds": 1}},
+        {"name": "b", "command": ["sh", "-c", "sleep 4; exit 1"]}]});
+    world.create_pod("two", spec);
+    let count = |pod: &serde_json::Value, at: usize| {
+        pod["status"]["containerStatuses"][at]["restartCount"].as_i64()
+    };
+    let again = |pod: Option<&serde_json::Value>| count(pod.unwrap(), 1) == Some(1);
+    world.until("two", again).await;
+    let pod = world.pod("two").unwrap();
+    assert_eq!(count(&pod, 0), Some(0), "{pod:#}");
+    let state = &pod["status"]["containerStatuses"][0]["state"];
+    assert_eq!(state["terminated"]["exitCode"], 0, "{state}");
+    world.delete("two").await;
     world.finish().await;
 }
 
