@@ -167,7 +167,7 @@ impl Deployer {
         let (folder, disabled) = (self.folder.clone(), self.disabled.clone());
         let read = move || files::read(&folder, &EMBEDDED, &disabled);
         let mut good = true;
-        let sources = match tokio::task::spawn_blocking(read).await {
+        let sources = match base::task::spawn_blocking(read).await {
             Ok(Ok(sources)) => sources,
             Ok(Err(err)) => {
                 // Nothing may be pruned because a disk does not answer.

@@ -150,7 +150,7 @@ pub async fn build(config: Config) -> Result<Shared, Error> {
     });
     metrics::state::watch(&server);
     controller::start(&server).await.map_err(Error::Cache)?;
-    tokio::spawn(crate::bootstrap::mark_used_secrets(server.clone()));
+    base::task::spawn(crate::bootstrap::mark_used_secrets(server.clone()));
     aggregate::controller::start(&server).map_err(Error::Cache)?;
     if config.checks_policies {
         admission::policy::status::start(&server).map_err(Error::Cache)?;

@@ -296,7 +296,7 @@ fn batched_log(log: Arc<Log>, batch: Batch) -> Queue {
     let send = move |events: Vec<Value>| -> futures::future::BoxFuture<'static, _> {
         let log = log.clone();
         Box::pin(async move {
-            let written = tokio::task::spawn_blocking(move || log.write(&events)).await;
+            let written = base::task::spawn_blocking(move || log.write(&events)).await;
             match written {
                 Ok(written) => written.map_err(|err| err.to_string()),
                 Err(err) => Err(err.to_string()),

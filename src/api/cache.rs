@@ -236,7 +236,7 @@ impl Cache {
         let newest = store.revision();
         let watch = store.watch(start).await?;
         let follower = cache.clone();
-        tokio::spawn(async move { follower.follow(watch, start).await });
+        base::task::spawn(async move { follower.follow(watch, start).await });
         cache.wait_for(newest).await?;
         Ok(cache)
     }

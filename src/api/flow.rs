@@ -392,7 +392,7 @@ impl Flow {
     /// nobody comes by.
     fn watch_over(self: &Arc<Self>, level: &Arc<Level>) {
         let (flow, level) = (Arc::downgrade(self), level.clone());
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             loop {
                 let now = level.now();
                 let returns = {
@@ -551,11 +551,11 @@ mod tests {
     async fn a_seat_goes_to_the_next_and_who_leaves_the_line_is_forgotten() {
         let flow = narrow();
         let first = enter(&flow, "a", GET, 0).await.unwrap();
-        let waits = tokio::spawn({
+        let waits = base::task::spawn({
             let flow = flow.clone();
             async move { enter(&flow, "b", GET, 0).await.map(drop) }
         });
-        let gone = tokio::spawn({
+        let gone = base::task::spawn({
             let flow = flow.clone();
             async move { enter(&flow, "c", GET, 0).await.map(drop) }
         });
@@ -569,7 +569,7 @@ mod tests {
         assert!(level(&flow).state.lock().seats.is_idle());
         // Whoever was granted a seat and went away before taking it gave it back.
         let seat = enter(&flow, "a", GET, 0).await.unwrap();
-        let late = tokio::spawn({
+        let late = base::task::spawn({
             let flow = flow.clone();
             async move { enter(&flow, "b", GET, 0).await.map(drop) }
         });

@@ -237,7 +237,7 @@ async fn connect(
     let (sender, connection) =
         handshake(TokioIo::new(stream)).await.map_err(|err| err.to_string())?;
     // Ends with the connection, which ends when the sender is dropped.
-    tokio::spawn(connection);
+    base::task::spawn(connection);
     Ok(sender)
 }
 

@@ -11,4 +11,5 @@ pub mod failpoint;
 pub mod log;
 pub mod metrics;
 pub mod rng;
+pub mod task;
 pub mod time;

@@ -103,7 +103,7 @@ pub fn serve(run: &Path, holder: Holder, drain: Drain) -> Result<tokio::task::Jo
     }
     let listener = UnixListener::bind(&path).map_err(failed)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(tokio::spawn(async move {
+    Ok(base::task::spawn(async move {
         while let Some(accepted) = drain.until(listener.accept()).await {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
@@ -114,7 +114,7 @@ pub fn serve(run: &Path, holder: Holder, drain: Drain) -> Result<tokio::task::Jo
                 }
             };
             let holder = holder.clone();
-            tokio::spawn(async move {
+            base::task::spawn(async move {
                 let service = service_fn(move |request| {
                     let holder = holder.clone();
                     async move { Ok::<_, std::convert::Infallible>(answer(&holder, request).await) }
@@ -173,7 +173,7 @@ async fn answer(holder: &Holder, request: Request<Incoming>) -> Response<Body> {
             match holder.own() {
                 Ok(own) => {
                     let (tell, told) = mpsc::channel(pull::LINES_MAX);
-                    tokio::spawn(pull::follow(own.images().clone(), image, tell));
+                    base::task::spawn(pull::follow(own.images().clone(), image, tell));
                     return Response::new(lines_of(told));
                 }
                 Err(error) => Err(error),
@@ -230,7 +230,7 @@ pub async fn pull(run: &Path, image: &str, lines: mpsc::Sender<Line>) -> Result<
     let Some(response) = send(run, Method::POST, "/images/pull", &body).await? else {
         return Ok(false);
     };
-    tokio::spawn(async move {
+    base::task::spawn(async move {
         let (mut body, mut text) = (response.into_body(), Vec::new());
         while let Some(Ok(frame)) = body.frame().await {
             text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
@@ -259,7 +259,7 @@ async fn send(
     let Ok(stream) = UnixStream::connect(socket(run)).await else { return Ok(None) };
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    tokio::spawn(connection);
+    base::task::spawn(connection);
     let request = Request::builder()
         .method(method)
         .uri(path)

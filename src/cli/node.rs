@@ -197,13 +197,18 @@ pub async fn start(settings: &Settings, identity: Identity, drain: &Drain) -> Re
 
     let keeper = settings.local_storage.then(|| {
         let (name, folder) = (settings.name.clone(), settings.paths.storage());
-        tokio::spawn(addons::local_path::keeper::run(node.clone(), name, folder, drain.clone()))
+        base::task::spawn(addons::local_path::keeper::run(
+            node.clone(),
+            name,
+            folder,
+            drain.clone(),
+        ))
     });
     let seen = node.clone();
     let kubelet = kubelet::Kubelet::new(config, node, runtime, images, drain.clone())
         .map_err(|err| Error::failed("start the kubelet", err))?;
     let (ended, mut has_ended) = tokio::sync::oneshot::channel();
-    let task = tokio::spawn(async move {
+    let task = base::task::spawn(async move {
         let Err(err) = kubelet.run().await else { return };
         // Once the node has been ready nobody waits for this any more.
         if let Err(err) = ended.send(err) {
@@ -330,7 +335,7 @@ async fn import_archives(settings: &Settings, runtime: &Runtime, drain: &Drain) 
         }
         Err(err) => warn!(error = %base::error::chain(&err), "images not imported"),
     }
-    tokio::spawn(inbox.follow(drain.clone()))
+    base::task::spawn(inbox.follow(drain.clone()))
 }
 
 async fn wait_until_ready(settings: &Settings, shared: &Shared, drain: &Drain) {

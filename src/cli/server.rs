@@ -81,7 +81,7 @@ async fn serve(settings: Settings) -> Result<()> {
             let (server, shared) = (control_plane.server.clone(), control_plane.shared.clone());
             let name = settings.node.name.clone();
             let role = role::run(server, shared, name, drain.clone());
-            control_plane.tasks.push(tokio::spawn(role));
+            control_plane.tasks.push(base::task::spawn(role));
             let run = &settings.node.paths.run;
             control_plane.tasks.push(control::serve(run, node.holder.clone(), drain.clone())?);
         }

@@ -43,19 +43,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_a_task_that_panics_is_missed() {
         let none: [JoinHandle<()>; 0] = [];
-        for quiet in [Vec::from(none), vec![tokio::spawn(async {})]] {
+        for quiet in [Vec::from(none), vec![base::task::spawn(async {})]] {
             let mut tasks = Tasks::new(quiet);
             let waited = tokio::time::timeout(Duration::from_secs(60), tasks.fallen()).await;
             assert!(waited.is_err(), "who has ended had no more to do");
             tasks.ended().await;
         }
-        let falls = tokio::spawn(async {
+        let falls = base::task::spawn(async {
             tokio::time::sleep(Duration::from_secs(1)).await;
             panic!("a case nobody thought of");
         });
         let (trigger, mut drain) = base::drain::channel();
-        let goes_on = tokio::spawn(async move { drain.begun().await });
-        let mut tasks = Tasks::new([goes_on, tokio::spawn(async {}), falls]);
+        let goes_on = base::task::spawn(async move { drain.begun().await });
+        let mut tasks = Tasks::new([goes_on, base::task::spawn(async {}), falls]);
         let told = base::error::chain(&tasks.fallen().await).to_string();
         assert!(told.contains("a case nobody thought of"), "{told}");
         trigger.drain();

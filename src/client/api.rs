@@ -1,28 +1,20 @@
 //! Typed requests for one resource.
 
+use std::future::ready;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use http::{Method, Request};
+use http::Method;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result, Status};
-use crate::transport::{Body, Client};
-
-/// A line of a watch that is longer than this ends the watch.
-const WATCH_EVENT_BYTES_MAX: usize = 64 << 20;
-/// Watches ask the server to end them after about this long, so that a connection that
-/// died silently is noticed.
-const WATCH_TIMEOUT_SECONDS: u64 = 1_800;
-
-/// How often [`Api::merge`] reads again when another writer was faster.
-const MERGE_TRIES_MAX: usize = 5;
+use crate::requests::{ACCEPT_JSON, ACCEPT_META, Query, Requests, build};
+use crate::transport::Client;
 
 /// What caches and loops need of an object.
 pub trait Object: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -159,7 +151,7 @@ impl ListParams {
         Self { field_selector: Some(selector.into()), ..Self::default() }
     }
 
-    fn query(&self) -> Query {
+    pub(crate) fn query(&self) -> Query {
         let mut query = Query::default();
         query.set("labelSelector", self.label_selector.as_deref());
         query.set("fieldSelector", self.field_selector.as_deref());
@@ -201,7 +193,7 @@ impl DeleteParams {
         self
     }
 
-    fn body(&self) -> Value {
+    pub(crate) fn body(&self) -> Value {
         let mut body = json!({"kind": "DeleteOptions", "apiVersion": "v1"});
         if let Some(seconds) = self.grace_period_seconds {
             body["gracePeriodSeconds"] = seconds.into();
@@ -254,28 +246,15 @@ pub enum WatchEvent<K> {
 
 /// Requests for the objects of one resource, in one namespace or in all.
 pub struct Api<K> {
-    client: Client,
-    resource: ResourceRef,
-    namespace: Option<String>,
-    accept: &'static str,
+    pub(crate) requests: Requests,
     kind: PhantomData<fn() -> K>,
 }
 
 impl<K> Clone for Api<K> {
     fn clone(&self) -> Self {
-        Self {
-            client: self.client.clone(),
-            resource: self.resource.clone(),
-            namespace: self.namespace.clone(),
-            accept: self.accept,
-            kind: PhantomData,
-        }
+        Self { requests: self.requests.clone(), kind: PhantomData }
     }
 }
-
-const ACCEPT_JSON: &str = "application/json";
-const ACCEPT_META: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
-const ACCEPT_META_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 
 impl Client {
     /// The objects of a kind in one namespace; None means the cluster's own objects,
@@ -304,17 +283,19 @@ impl Client {
 
     /// The same, metadata only.
     pub fn metadata_only(&self, resource: ResourceRef, namespace: Option<&str>) -> Api<MetaOnly> {
-        Api { accept: ACCEPT_META, ..self.api_of(resource, namespace) }
+        let mut api = self.api_of(resource, namespace);
+        api.requests.accept = ACCEPT_META;
+        api
     }
 
     fn api_of<K>(&self, resource: ResourceRef, namespace: Option<&str>) -> Api<K> {
-        Api {
+        let requests = Requests {
             client: self.clone(),
             resource,
             namespace: namespace.map(str::to_string),
             accept: ACCEPT_JSON,
-            kind: PhantomData,
-        }
+        };
+        Api { requests, kind: PhantomData }
     }
 
     /// GET of any path, for what is not a resource (`/version`, `/healthz`).
@@ -333,11 +314,11 @@ impl Client {
 
 impl<K: Serialize + DeserializeOwned + 'static> Api<K> {
     pub fn resource(&self) -> &ResourceRef {
-        &self.resource
+        &self.requests.resource
     }
 
     pub async fn get(&self, name: &str) -> Result<K> {
-        self.call(Method::GET, &[name], Query::default(), None).await
+        decode(&self.requests.send(Method::GET, &[name], None).await?)
     }
 
     /// None where the object does not exist.
@@ -350,22 +331,19 @@ impl<K: Serialize + DeserializeOwned + 'static> Api<K> {
     }
 
     pub async fn list(&self, params: &ListParams) -> Result<ObjectList<K>> {
-        let accept = if self.accept == ACCEPT_META { ACCEPT_META_LIST } else { self.accept };
-        let path = self.path(&[], params.query());
-        let request = build(Method::GET, &path, accept, None, Bytes::new())?;
-        decode_list(&self.client.request(request).await?)
+        decode_list(&self.requests.list(params).await?)
     }
 
     pub async fn create(&self, object: &K) -> Result<K> {
-        self.call(Method::POST, &[], Query::default(), Some(object)).await
+        decode(&self.requests.send(Method::POST, &[], Some(encode(object)?)).await?)
     }
 
     pub async fn replace(&self, name: &str, object: &K) -> Result<K> {
-        self.call(Method::PUT, &[name], Query::default(), Some(object)).await
+        decode(&self.requests.send(Method::PUT, &[name], Some(encode(object)?)).await?)
     }
 
     pub async fn replace_status(&self, name: &str, object: &K) -> Result<K> {
-        self.call(Method::PUT, &[name, "status"], Query::default(), Some(object)).await
+        self.replace_subresource(name, "status", object).await
     }
 
     /// Reads a subresource of an object that is of another kind (`scale`).
@@ -373,7 +351,7 @@ impl<K: Serialize + DeserializeOwned + 'static> Api<K> {
     where
         T: Serialize + DeserializeOwned,
     {
-        self.call(Method::GET, &[name, subresource], Query::default(), None).await
+        decode(&self.requests.send(Method::GET, &[name, subresource], None).await?)
     }
 
     /// Replaces a subresource of an object (`finalize`, `scale`).
@@ -386,15 +364,16 @@ impl<K: Serialize + DeserializeOwned + 'static> Api<K> {
     where
         T: Serialize + DeserializeOwned,
     {
-        self.call(Method::PUT, &[name, subresource], Query::default(), Some(object)).await
+        let tail = [name, subresource];
+        decode(&self.requests.send(Method::PUT, &tail, Some(encode(object)?)).await?)
     }
 
     pub async fn patch(&self, name: &str, patch: &Patch) -> Result<K> {
-        self.patch_at(&[name], patch).await
+        decode(&self.requests.patch(&[name], patch).await?)
     }
 
     pub async fn patch_status(&self, name: &str, patch: &Patch) -> Result<K> {
-        self.patch_at(&[name, "status"], patch).await
+        decode(&self.requests.patch(&[name, "status"], patch).await?)
     }
 
     /// Merges `patch` (RFC 7386) into the live object by reading and replacing it, for
@@ -403,44 +382,15 @@ impl<K: Serialize + DeserializeOwned + 'static> Api<K> {
     /// # Errors
     /// Conflict, if others keep being faster.
     pub async fn merge(&self, name: &str, subresource: &str, patch: &Value) -> Result<K> {
-        let mut tail = vec![name];
-        tail.extend(Some(subresource).filter(|part| !part.is_empty()));
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let get = build(
-                Method::GET,
-                &self.path(&[name], Query::default()),
-                ACCEPT_JSON,
-                None,
-                Bytes::new(),
-            )?;
-            let live = self.client.request(get).await?;
-            let mut object: Value = serde_json::from_slice(&live).map_err(Error::Decode)?;
-            merge_into(&mut object, patch);
-            let body = serde_json::to_vec(&object).map_err(Error::Encode)?;
-            let path = self.path(&tail, Query::default());
-            let put = build(Method::PUT, &path, self.accept, Some(ACCEPT_JSON), body.into())?;
-            match self.client.request(put).await {
-                Ok(bytes) => return serde_json::from_slice(&bytes).map_err(Error::Decode),
-                Err(err) if err.is_conflict() && tries < MERGE_TRIES_MAX => {}
-                Err(err) => return Err(err),
-            }
-        }
+        decode(&self.requests.merge(name, subresource, patch).await?)
     }
 
     pub async fn delete(&self, name: &str, params: &DeleteParams) -> Result<()> {
-        let body = serde_json::to_vec(&params.body()).map_err(Error::Encode)?;
-        let path = self.path(&[name], Query::default());
-        let request = build(Method::DELETE, &path, ACCEPT_JSON, Some(ACCEPT_JSON), body.into())?;
-        self.client.request(request).await.map(drop)
+        self.requests.delete(&[name], params, &ListParams::default()).await
     }
 
     pub async fn delete_collection(&self, params: &DeleteParams, list: &ListParams) -> Result<()> {
-        let body = serde_json::to_vec(&params.body()).map_err(Error::Encode)?;
-        let path = self.path(&[], list.query());
-        let request = build(Method::DELETE, &path, ACCEPT_JSON, Some(ACCEPT_JSON), body.into())?;
-        self.client.request(request).await.map(drop)
+        self.requests.delete(&[], params, list).await
     }
 
     /// Creates a subresource of an object (`token`, `binding`, `eviction`).
@@ -450,25 +400,8 @@ impl<K: Serialize + DeserializeOwned + 'static> Api<K> {
         subresource: &str,
         body: &Value,
     ) -> Result<Value> {
-        self.client.post_raw(&self.path(&[name, subresource], Query::default()), body).await
-    }
-
-    async fn patch_at(&self, tail: &[&str], patch: &Patch) -> Result<K> {
-        let mut query = Query::default();
-        let (content_type, body) = match patch {
-            Patch::Merge(body) => ("application/merge-patch+json", body),
-            Patch::Json(body) => ("application/json-patch+json", body),
-            Patch::Strategic(body) => ("application/strategic-merge-patch+json", body),
-            Patch::Apply { object, manager, force } => {
-                query.set("fieldManager", Some(manager));
-                query.set("force", Some(if *force { "true" } else { "false" }));
-                ("application/apply-patch+yaml", object)
-            }
-        };
-        let body = serde_json::to_vec(body).map_err(Error::Encode)?;
-        let path = self.path(tail, query);
-        let request = build(Method::PATCH, &path, self.accept, Some(content_type), body.into())?;
-        serde_json::from_slice(&self.client.request(request).await?).map_err(Error::Decode)
+        let Requests { client, .. } = &self.requests;
+        client.post_raw(&self.requests.path(&[name, subresource], Query::default()), body).await
     }
 
     /// Watches from `resource_version` on; objects come without their managed fields, as in
@@ -482,108 +415,27 @@ impl<K: Serialize + DeserializeOwned + 'static> Api<K> {
     where
         K: Send + 'static,
     {
-        let mut query = params.query();
-        query.set("watch", Some("true"));
-        query.set("allowWatchBookmarks", Some("true"));
-        query.set("resourceVersion", Some(resource_version));
-        let seconds = WATCH_TIMEOUT_SECONDS + base::rng::below(WATCH_TIMEOUT_SECONDS / 2);
-        query.set("timeoutSeconds", Some(&seconds.to_string()));
-        let path = self.path(&[], query);
-        let request = build(Method::GET, &path, self.accept, None, Bytes::new())?;
-        let response = self.client.open(request).await?;
-        // A server that is gone without a word sends nothing at all, not even the end.
-        let patience = Duration::from_secs(seconds + 60);
-        Ok(Box::pin(events(response.into_body(), patience)))
-    }
-
-    async fn call<T: Serialize + DeserializeOwned>(
-        &self,
-        method: Method,
-        tail: &[&str],
-        query: Query,
-        object: Option<&T>,
-    ) -> Result<T> {
-        let (body, content_type) = match object {
-            Some(object) => {
-                let body = serde_json::to_vec(object).map_err(Error::Encode)?;
-                (Bytes::from(body), Some(ACCEPT_JSON))
+        let lines = self.requests.watch(params, resource_version).await?;
+        let events = lines.scan(false, |has_failed, line| {
+            if *has_failed {
+                return ready(None);
             }
-            None => (Bytes::new(), None),
-        };
-        let request = build(method, &self.path(tail, query), self.accept, content_type, body)?;
-        serde_json::from_slice(&self.client.request(request).await?).map_err(Error::Decode)
-    }
-
-    fn path(&self, tail: &[&str], query: Query) -> String {
-        let mut path = self.resource.path(self.namespace.as_deref());
-        for part in tail {
-            path.push('/');
-            path.push_str(part);
-        }
-        query.append_to(path)
+            let event = line.and_then(|line| decode_event(&line));
+            *has_failed = event.is_err();
+            ready(Some(event))
+        });
+        Ok(Box::pin(events))
     }
 }
 
-/// Applies a JSON merge patch (RFC 7386).
-fn merge_into(object: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *object = patch.clone();
-        return;
-    };
-    if !object.is_object() {
-        *object = json!({});
-    }
-    for (key, value) in patch {
-        if value.is_null() {
-            if let Value::Object(map) = object {
-                map.shift_remove(key);
-            }
-        } else {
-            merge_into(&mut object[key], value);
-        }
-    }
+fn encode<T: Serialize>(object: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(object).map_err(Error::Encode)
 }
 
-fn build(
-    method: Method,
-    path: &str,
-    accept: &str,
-    content_type: Option<&str>,
-    body: Bytes,
-) -> Result<Request<Bytes>> {
-    let mut request = Request::builder().method(method).uri(path).header("accept", accept);
-    if let Some(content_type) = content_type {
-        request = request.header("content-type", content_type);
-    }
-    request.body(body).map_err(Error::Request)
-}
-
-#[derive(Default)]
-struct Query(Vec<(&'static str, String)>);
-
-impl Query {
-    fn set(&mut self, name: &'static str, value: Option<&str>) {
-        if let Some(value) = value {
-            self.0.push((name, value.to_string()));
-        }
-    }
-
-    fn append_to(self, mut path: String) -> String {
-        for (n, (name, value)) in self.0.iter().enumerate() {
-            path.push(if n == 0 { '?' } else { '&' });
-            path.push_str(name);
-            path.push('=');
-            for byte in value.bytes() {
-                match byte {
-                    b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                        path.push(char::from(byte));
-                    }
-                    _ => path.push_str(&format!("%{byte:02X}")),
-                }
-            }
-        }
-        path
-    }
+/// The one decoder of a kind. It is large: it is called, and not made part of its callers.
+#[inline(never)]
+fn decode<K: DeserializeOwned>(object: &[u8]) -> Result<K> {
+    serde_json::from_slice(object).map_err(Error::Decode)
 }
 
 /// An object of a known kind from a value. By way of bytes, so that a kind has one decoder:
@@ -592,8 +444,15 @@ impl Query {
 /// # Errors
 /// What of the value is not of the kind.
 pub fn typed<K: DeserializeOwned>(value: &Value) -> Result<K> {
-    let bytes = serde_json::to_vec(value).map_err(Error::Encode)?;
-    serde_json::from_slice(&bytes).map_err(Error::Decode)
+    decode(&encode(value)?)
+}
+
+/// The value of an object of a known kind, by way of bytes for the same reason.
+///
+/// # Errors
+/// None for what came from an API server.
+pub fn value_of<K: Serialize>(object: &K) -> Result<Value> {
+    decode(&encode(object)?)
 }
 
 #[derive(Deserialize)]
@@ -607,7 +466,7 @@ struct RawEvent<'a> {
 /// An object without its managed fields, which are often half of its text.
 fn decode_lean<K: DeserializeOwned + 'static>(object: &[u8]) -> Result<K> {
     let lean = codec::fields::remove(object, &["metadata", "managedFields"]);
-    serde_json::from_slice(lean.as_deref().unwrap_or(object)).map_err(Error::Decode)
+    decode(lean.as_deref().unwrap_or(object))
 }
 
 #[derive(Deserialize)]
@@ -620,14 +479,14 @@ struct RawList<'a> {
     items: Option<Vec<&'a serde_json::value::RawValue>>,
 }
 
-fn decode_list<K: DeserializeOwned + 'static>(text: &[u8]) -> Result<ObjectList<K>> {
+pub(crate) fn decode_list<K: DeserializeOwned + 'static>(text: &[u8]) -> Result<ObjectList<K>> {
     let raw: RawList<'_> = serde_json::from_slice(text).map_err(Error::Decode)?;
     let items = raw.items.into_iter().flatten();
     let items = items.map(|item| decode_lean(item.get().as_bytes())).collect::<Result<_>>()?;
     Ok(ObjectList { metadata: raw.metadata, items })
 }
 
-fn decode_event<K: DeserializeOwned + 'static>(line: &[u8]) -> Result<WatchEvent<K>> {
+pub(crate) fn decode_event<K: DeserializeOwned + 'static>(line: &[u8]) -> Result<WatchEvent<K>> {
     let raw: RawEvent<'_> = serde_json::from_slice(line).map_err(Error::Decode)?;
     // As bytes, as everywhere: each kind is decoded by one piece of code.
     let object = raw.object.get().as_bytes();
@@ -645,39 +504,6 @@ fn decode_event<K: DeserializeOwned + 'static>(line: &[u8]) -> Result<WatchEvent
             Err(Error::Api(Box::new(status)))
         }
     }
-}
-
-/// Cuts a body into lines and decodes each as an event.
-fn events<K: DeserializeOwned + 'static>(
-    body: Body,
-    patience: Duration,
-) -> impl Stream<Item = Result<WatchEvent<K>>> + Send {
-    let stream = match body {
-        Body::Full(bytes) => futures::stream::once(async move { Ok(bytes) }).boxed(),
-        Body::Stream(stream) => stream,
-    };
-    futures::stream::unfold(Some((stream, BytesMut::new())), move |state| async move {
-        let (mut stream, mut buffer) = state?;
-        loop {
-            if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-                let line = buffer.split_to(end + 1);
-                let event = decode_event(&line);
-                let next = event.is_ok().then_some((stream, buffer));
-                return Some((event, next));
-            }
-            if buffer.len() > WATCH_EVENT_BYTES_MAX {
-                return Some((Err(Error::Transport("a watch event is too large".into())), None));
-            }
-            match tokio::time::timeout(patience, stream.next()).await {
-                Ok(Some(Ok(chunk))) => buffer.extend_from_slice(&chunk),
-                Ok(Some(Err(err))) => {
-                    return Some((Err(Error::Transport(Box::new(err))), None));
-                }
-                Ok(None) => return None,
-                Err(_) => return Some((Err(Error::Timeout(patience)), None)),
-            }
-        }
-    })
 }
 
 #[cfg(test)]

@@ -4,27 +4,21 @@
 //! A change is handed to the registered handlers synchronously and only as a hint;
 //! handlers put a key into a queue and return.
 
+mod follow;
+
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use base::backoff::Backoff;
 use base::drain::Drain;
-use base::error::chain;
-use futures::StreamExt;
-use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
-use tracing::{debug, warn};
 
-use crate::api::{Api, ListParams, MetaOnly, Object, ResourceRef, ScopeOf, WatchEvent};
+use self::follow::{LIST_PAGE, Next, follow, next_page};
+use crate::api::{Api, ListParams, MetaOnly, Object, ResourceRef, ScopeOf};
 use crate::error::Error;
 use crate::transport::Client;
 use crate::trim::{self, Trim};
-
-/// Objects per page of the first list.
-const LIST_PAGE: u64 = 500;
 
 /// Namespace (empty for cluster objects) and name.
 pub type Key = (String, String);
@@ -272,68 +266,7 @@ impl<K: Object> Cache<K> {
 
     /// Lists and watches until the drain begins.
     pub async fn run(&self, api: Api<K>, params: ListParams, drain: Drain) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
-        let mut version: Option<String> = None;
-        loop {
-            let round = drain.until(self.round(&api, &params, &mut version, &mut backoff)).await;
-            let Some(result) = round else { return };
-            let plural = &api.resource().plural;
-            match result {
-                Ok(()) => backoff.reset(),
-                Err(err) if err.is_expired() => {
-                    debug!(resource = %plural, "watch expired, listing again");
-                    version = None;
-                }
-                Err(err) => {
-                    if backoff.failures() == 3 {
-                        warn!(resource = %plural, error = %chain(&err), "watch fails, retrying");
-                    }
-                    if err.code() != 0 {
-                        version = None;
-                    }
-                    let delay = backoff.next_delay();
-                    if drain.until(tokio::time::sleep(delay)).await.is_none() {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// One list (unless a version is known) and one watch to its end.
-    async fn round(
-        &self,
-        api: &Api<K>,
-        params: &ListParams,
-        version: &mut Option<String>,
-        backoff: &mut Backoff,
-    ) -> Result<(), Error> {
-        let start = match version {
-            Some(version) => version.clone(),
-            None => {
-                let (objects, listed) = list_pages(api, params, self.0.trim).await?;
-                self.reset(objects);
-                *version = Some(listed.clone());
-                listed
-            }
-        };
-        let mut stream = api.watch(params, &start).await?;
-        while let Some(event) = stream.next().await {
-            match event? {
-                WatchEvent::Added(mut object) | WatchEvent::Modified(mut object) => {
-                    version.clone_from(&object.meta().resource_version);
-                    (self.0.trim)(&mut object);
-                    self.put(object);
-                }
-                WatchEvent::Deleted(object) => {
-                    version.clone_from(&object.meta().resource_version);
-                    self.remove(&key_of(&object));
-                }
-                WatchEvent::Bookmark(seen) => *version = Some(seen),
-            }
-            backoff.reset();
-        }
-        Ok(())
+        follow(Box::new(self.clone()), api.requests, params, drain).await;
     }
 }
 
@@ -342,24 +275,14 @@ pub async fn list_all<K: Object>(
     api: &Api<K>,
     params: &ListParams,
 ) -> Result<(Vec<K>, String), Error> {
-    list_pages(api, params, |_| {}).await
-}
-
-/// Page by page, so that no more than one of them lies there untrimmed.
-async fn list_pages<K: Object>(
-    api: &Api<K>,
-    params: &ListParams,
-    trim: Trim<K>,
-) -> Result<(Vec<K>, String), Error> {
     let mut params = ListParams { limit: Some(LIST_PAGE), ..params.clone() };
     let mut objects = Vec::new();
     loop {
-        let mut page = api.list(&params).await?;
-        page.items.iter_mut().for_each(trim);
+        let page = api.list(&params).await?;
         objects.extend(page.items);
-        match page.metadata.continue_ {
-            Some(token) if !token.is_empty() => params.continue_token = Some(token),
-            _ => return Ok((objects, page.metadata.resource_version.unwrap_or_default())),
+        match next_page(page.metadata) {
+            Next::Page(token) => params.continue_token = Some(token),
+            Next::End(version) => return Ok((objects, version)),
         }
     }
 }
@@ -447,10 +370,7 @@ impl Shared {
         let cache = Cache::<K>::trimmed(if has_all { trim::for_planners } else { trim::compact });
         caches.insert(key, Box::new(cache.clone()));
         let (fed, drain) = (cache.clone(), self.drain.clone());
-        // In a box, so that tasks of all kinds are of one type.
-        let followed: BoxFuture<'static, ()> =
-            Box::pin(async move { fed.run(api, params, drain).await });
-        tokio::spawn(followed);
+        base::task::spawn(follow(Box::new(fed), api.requests, params, drain));
         Cache(cache.0, self.term.clone())
     }
 }

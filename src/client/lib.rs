@@ -20,6 +20,7 @@ pub mod protobuf;
 pub mod queue;
 pub mod recorder;
 pub mod remote;
+mod requests;
 pub mod review;
 pub mod transport;
 mod trim;

@@ -69,7 +69,7 @@ impl Recorder {
     pub fn paced(client: Client, component: &str, host: &str, rate: Rate, drain: Drain) -> Self {
         let (queue, messages) = mpsc::channel(PENDING_EVENTS_MAX);
         let (component, host) = (component.to_string(), host.to_string());
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             let sender = Sender {
                 client,
                 component,

@@ -294,9 +294,9 @@ mod tests {
         let at = listener.local_addr().unwrap();
         let end = Arc::new(Notify::new());
         let told = end.clone();
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(answer(tls.accept(stream).await.unwrap(), told.clone()));
+                base::task::spawn(answer(tls.accept(stream).await.unwrap(), told.clone()));
             }
         });
         let issue = |name: &str| authority.issue(&pki::Leaf::client(name, "g")).unwrap();

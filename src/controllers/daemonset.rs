@@ -171,7 +171,7 @@ impl Controller {
             }
         }
         let api = self.context.client.api::<DaemonSet>(Some(&key.0));
-        let held_status = serde_json::to_value(&set.status).unwrap_or_default();
+        let held_status = client::api::value_of(&set.status).unwrap_or_default();
         let same = |(field, value): (&String, &serde_json::Value)| {
             held_status.get(field).unwrap_or(&json!(0)) == value
         };

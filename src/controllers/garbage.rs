@@ -96,7 +96,7 @@ impl Collector {
                             let (trigger, drain) = base::drain::channel();
                             let (me, resource) = (self.clone(), resource.clone());
                             watches.insert(resource.clone(), trigger);
-                            tokio::spawn(async move { me.watch(resource, drain).await });
+                            base::task::spawn(async move { me.watch(resource, drain).await });
                         }
                     }
                     *self.resources.lock() = watches.keys().cloned().collect();

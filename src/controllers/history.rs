@@ -82,7 +82,7 @@ fn hash_of_data(data: &[u8], collisions: i32) -> String {
 /// A patch that brings the template back, which is what `kubectl rollout undo` sends. Clients
 /// tell which revision a set has by the bytes of it, in which Go sorts all names.
 fn data<K: Kept>(set: &K) -> Value {
-    let mut template = serde_json::to_value(set.template()).unwrap_or_default();
+    let mut template = client::api::value_of(&set.template()).unwrap_or_default();
     template["$patch"] = "replace".into();
     let mut patch = json!({"spec": {"template": template}});
     patch.sort_all_objects();

@@ -105,7 +105,7 @@ impl Around for Devices {
     }
 
     fn pod(&self, namespace: &str, name: &str) -> Option<Value> {
-        serde_json::to_value(&*self.pods.get(namespace, name)?).ok()
+        client::api::value_of(&*self.pods.get(namespace, name)?).ok()
     }
 }
 
@@ -137,7 +137,7 @@ impl Watched {
     fn in_namespace(&self, namespace: &str) -> Vec<Value> {
         fn values<K: Object>(cache: &Cache<K>, namespace: &str) -> Vec<Value> {
             let list = cache.list_in(namespace);
-            list.iter().filter_map(|object| serde_json::to_value(&**object).ok()).collect()
+            list.iter().filter_map(|object| client::api::value_of(&**object).ok()).collect()
         }
         match self {
             Self::Pods(cache) => values(cache, namespace),
@@ -155,7 +155,7 @@ impl Controller {
         if quota.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        let value = serde_json::to_value(&*quota).unwrap_or_default();
+        let value = client::api::value_of(&*quota).unwrap_or_default();
         let mut objects = HashMap::new();
         for resource in bounded(&value) {
             let Some(watched) = self.watch(&resource).await? else { continue };
@@ -188,7 +188,7 @@ impl Controller {
     fn bounding(&self, namespace: &str, resource: &Bounded) -> Vec<Arc<ResourceQuota>> {
         let mut quotas = self.quotas.list_in(namespace);
         quotas.retain(|quota| {
-            let value = serde_json::to_value(&**quota).unwrap_or_default();
+            let value = client::api::value_of(&**quota).unwrap_or_default();
             bounded(&value).contains(resource)
         });
         quotas
@@ -248,7 +248,7 @@ impl Controller {
             }
             let around = me.around();
             let uses = |object: &Arc<K>| {
-                let value = serde_json::to_value(&**object).unwrap_or_default();
+                let value = client::api::value_of(&**object).unwrap_or_default();
                 let of = (resource.group.as_str(), resource.plural.as_str());
                 kinds::quota::usage(of, &value, &*around, base::time::now())
             };

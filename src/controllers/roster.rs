@@ -288,7 +288,7 @@ impl<M: Fn(&'static str, &'static str) -> Context> Starting<'_, M> {
     {
         debug_assert!(NAMES.iter().any(|(known, _)| *known == name), "{name} can be chosen");
         if self.config.chosen.has(name) {
-            self.tasks.spawn(run((self.context)(name, account)));
+            self.tasks.spawn(base::task::boxed(run((self.context)(name, account))));
         }
     }
 }

@@ -311,7 +311,7 @@ impl Controller {
         if plain(&held) == plain(status) {
             return Ok(());
         }
-        let mut patch = serde_json::to_value(status).unwrap_or_default();
+        let mut patch = client::api::value_of(status).unwrap_or_default();
         for field in ["currentReplicas", "readyReplicas", "updatedReplicas"] {
             if patch[field] == 0 {
                 patch[field] = Value::Null;

@@ -33,7 +33,7 @@ impl Chore {
     pub fn spawn(wake: Arc<Notify>, work: impl Future<Output = ()> + Send + 'static) -> Self {
         let ended = Arc::new(AtomicBool::new(false));
         let tell = Tell { ended: ended.clone(), wake };
-        let task = tokio::spawn(async move {
+        let task = base::task::spawn(async move {
             let _tell = tell;
             work.await;
         });

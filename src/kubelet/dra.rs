@@ -164,7 +164,7 @@ impl Dynamic {
         }
         drivers.remove(name);
         let (own, name) = (self.clone(), name.to_owned());
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             let work = async {
                 tokio::time::sleep(ABSENCE_MAX).await;
                 own.wipe(&name).await;
@@ -441,7 +441,7 @@ impl Dynamic {
         let gone: BTreeSet<String> = uids.filter(|uid| !is_known(uid)).cloned().collect();
         for uid in gone {
             let own = self.clone();
-            tokio::spawn(async move {
+            base::task::spawn(async move {
                 let work = async {
                     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
                     while let Err(error) = own.unprepare(&uid).await {

@@ -50,7 +50,7 @@ pub async fn remove_orphans(node: &Arc<Node>) {
     metrics::node::orphans_sought();
     for uid in orphans.difference(&wanted) {
         let (node, uid) = (node.clone(), uid.clone());
-        tokio::spawn(async move { remove_orphan(&node, &uid).await });
+        base::task::spawn(async move { remove_orphan(&node, &uid).await });
     }
     // What a process that died had staged for pods that are gone.
     node.volumes.csi.unstage_unused();

@@ -215,7 +215,7 @@ impl Images {
         let sources = self.sources.clone();
         let (pod, about, recorder) = (want.pod.clone(), want.about.clone(), want.recorder.clone());
         let (secrets, wake) = (want.secrets, want.wake);
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             let credentials = sources.credentials(&pod, &image, &secrets).await;
             let known = present.filter(|found| {
                 let is_usable = match sources.records.verdict(&image, &found.id) {

@@ -159,26 +159,26 @@ impl Kubelet {
         qos::enforce_allocatable(&node).await;
         process::adjust(&node.config);
         if let Some(address) = node.config.healthz {
-            tokio::spawn(server::healthz::run(address, drain.clone()));
+            base::task::spawn(server::healthz::run(address, drain.clone()));
         }
         let mirrors = Arc::new(Notify::new());
         let (is_read, files_read) = oneshot::channel();
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(follow_runtime(node.clone(), events, drain.clone()));
-        tasks.spawn(follow_clock(node.clone(), drain.clone()));
+        tasks.spawn(base::task::boxed(follow_runtime(node.clone(), events, drain.clone())));
+        tasks.spawn(base::task::boxed(follow_clock(node.clone(), drain.clone())));
         let mut tls = node.config.tls.clone();
         if let Some(files) = node.config.serving_files.clone() {
             let mut with_files = (*tls).clone();
             let read = Arc::new(serving::files::Read::new(files, tls.cert_resolver.clone()));
             with_files.cert_resolver = read.clone();
-            tasks.spawn(serving::files::follow(read, drain.clone()));
+            tasks.spawn(base::task::boxed(serving::files::follow(read, drain.clone())));
             tls = Arc::new(with_files);
         }
         let tls = if node.config.asks_for_serving_certificate {
             let mut tls = (*tls).clone();
             let presented = Arc::new(Presented::new(tls.cert_resolver.clone()));
             tls.cert_resolver = presented.clone();
-            tasks.spawn(serving::run(node.clone(), presented, drain.clone()));
+            tasks.spawn(base::task::boxed(serving::run(node.clone(), presented, drain.clone())));
             Arc::new(tls)
         } else {
             tls
@@ -186,40 +186,46 @@ impl Kubelet {
         if let Some(certificate) = node.config.client_certificate.clone()
             && node.config.rotates_client_certificate
         {
-            tasks.spawn(certificate.run(drain.clone()));
+            tasks.spawn(base::task::boxed(certificate.run(drain.clone())));
         }
-        tasks.spawn(server::run(node.clone(), listener, tls, drain.clone()));
-        tasks.spawn(register::run(node.clone(), drain.clone()));
-        tasks.spawn(node.status.clone().run(drain.clone()));
-        tasks.spawn(placement::cpusets::run(node.clone(), drain.clone()));
-        tasks.spawn(shutdown::run(node.clone(), drain.clone()));
-        tasks.spawn(plugins::run(node.clone(), drain.clone()));
+        tasks.spawn(base::task::boxed(server::run(node.clone(), listener, tls, drain.clone())));
+        tasks.spawn(base::task::boxed(register::run(node.clone(), drain.clone())));
+        tasks.spawn(base::task::boxed(node.status.clone().run(drain.clone())));
+        tasks.spawn(base::task::boxed(placement::cpusets::run(node.clone(), drain.clone())));
+        tasks.spawn(base::task::boxed(shutdown::run(node.clone(), drain.clone())));
+        tasks.spawn(base::task::boxed(plugins::run(node.clone(), drain.clone())));
         let (csi, until) = (node.volumes.csi.clone(), drain.clone());
-        tasks.spawn(async move {
+        tasks.spawn(base::task::boxed(async move {
             until.until(csi.drivers.keep_limits()).await;
-        });
+        }));
         let (csi, until) = (node.volumes.csi.clone(), drain.clone());
-        tasks.spawn(async move {
+        tasks.spawn(base::task::boxed(async move {
             until.until(csi.keep_measured()).await;
-        });
-        tasks.spawn(devices::serve::run(node.clone(), drain.clone()));
+        }));
+        tasks.spawn(base::task::boxed(devices::serve::run(node.clone(), drain.clone())));
         let dynamic = node.dynamic.clone();
-        tasks.spawn(async move { dynamic.wipe_all().await });
-        tasks.spawn(podresources::run(node.clone(), drain.clone()));
-        tasks.spawn(garbage::run(node.clone(), drain.clone()));
-        tasks.spawn(oom::run(node.clone(), drain.clone()));
-        tasks.spawn(eviction::run(node.clone(), drain.clone()));
+        tasks.spawn(base::task::boxed(async move { dynamic.wipe_all().await }));
+        tasks.spawn(base::task::boxed(podresources::run(node.clone(), drain.clone())));
+        tasks.spawn(base::task::boxed(garbage::run(node.clone(), drain.clone())));
+        tasks.spawn(base::task::boxed(oom::run(node.clone(), drain.clone())));
+        tasks.spawn(base::task::boxed(eviction::run(node.clone(), drain.clone())));
         let (rotating, draining) = (node.clone(), drain.clone());
-        tasks.spawn(async move { logs::run(&rotating, draining).await });
+        tasks.spawn(base::task::boxed(async move { logs::run(&rotating, draining).await }));
         let (closing, draining) = (node.clone(), drain.clone());
-        tasks.spawn(async move { closing.objects.close_at(draining).await });
+        tasks.spawn(base::task::boxed(async move { closing.objects.close_at(draining).await }));
         if node.config.static_pod_dir.is_some() || node.config.static_pod_url.is_some() {
             let (from, mirrors) = (node.clone(), mirrors.clone());
-            tasks.spawn(staticpods::run(from, mirrors, is_read, drain.clone()));
+            tasks.spawn(base::task::boxed(staticpods::run(from, mirrors, is_read, drain.clone())));
         } else {
             drop(is_read);
         }
-        tasks.spawn(follow_pods(node.clone(), shared, mirrors, files_read, drain.clone()));
+        tasks.spawn(base::task::boxed(follow_pods(
+            node.clone(),
+            shared,
+            mirrors,
+            files_read,
+            drain.clone(),
+        )));
         while tasks.join_next().await.is_some() {}
         info!("kubelet drained; its pods go on");
         Ok(())

@@ -158,7 +158,7 @@ async fn look(node: &Node, container: Container) {
     let (bytes_max, files_max) = (node.config.log_bytes_max, node.config.log_files_max);
     let path = log.clone();
     let rotated =
-        tokio::task::spawn_blocking(move || rotate(&path, bytes_max, files_max, &stamp)).await;
+        base::task::spawn_blocking(move || rotate(&path, bytes_max, files_max, &stamp)).await;
     match rotated.unwrap_or_else(|error| Err(io::Error::other(error))) {
         Ok(false) => {}
         Ok(true) => {

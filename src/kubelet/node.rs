@@ -238,7 +238,7 @@ impl Node {
             ));
         }
         let (node, uid) = (self.clone(), pod::uid(pod).to_owned());
-        tokio::task::spawn_blocking(move || node.users.of(&node.config, &uid))
+        base::task::spawn_blocking(move || node.users.of(&node.config, &uid))
             .await
             .map_err(|error| error.to_string())?
             .map(Some)

@@ -79,7 +79,7 @@ where
                 users.iter().for_each(|uid| wake(uid));
             });
             let fed = cache.clone();
-            tokio::spawn(async move { fed.run(api, params, ended).await });
+            base::task::spawn(async move { fed.run(api, params, ended).await });
             Watched { cache, users, _trigger: trigger }
         });
         entry.users.lock().insert(uid.to_owned());

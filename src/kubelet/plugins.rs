@@ -145,7 +145,7 @@ async fn follow(
         }
         metrics::plugin_socket(&path, SocketState::There);
         let registered = Arc::new(Mutex::new(None));
-        let asking = tokio::spawn(ask(node.clone(), path.clone(), registered.clone()));
+        let asking = base::task::spawn(ask(node.clone(), path.clone(), registered.clone()));
         known.insert(path, Known { identity, registered, asking });
     }
 }

@@ -137,7 +137,7 @@ impl Probes {
                 pod_ip,
                 started_at,
             };
-            let abort = tokio::spawn(run.run()).abort_handle();
+            let abort = base::task::spawn(run.run()).abort_handle();
             self.tasks.insert(key, Task { container_id, abort });
         }
     }

@@ -79,7 +79,7 @@ pub async fn update(node: &Node) {
     }
     let root = node.config.cgroup_root.clone();
     let begun = Instant::now();
-    let written = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+    let written = base::task::spawn_blocking(move || -> std::io::Result<()> {
         let hierarchy = Hierarchy::detect()?;
         for (name, limits) in classes.limits(keeps) {
             let path = format!("{root}/{name}");
@@ -157,7 +157,7 @@ pub async fn enforce_allocatable(node: &Node) {
         pods.chain(host).collect()
     };
     let begun = Instant::now();
-    let errors = tokio::task::spawn_blocking(work).await.unwrap_or_default();
+    let errors = base::task::spawn_blocking(work).await.unwrap_or_default();
     metrics::node::groups_updated(begun.elapsed());
     if errors.is_empty() && config.enforce_allocatable {
         let text = "Updated Node Allocatable limit across pods";

@@ -82,7 +82,7 @@ pub async fn run(
             }
         };
         let (server, tls, drain) = (server.clone(), tls.clone(), drain.clone());
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             drain.until(serve(server, tls, stream)).await;
             drop(place);
         });
@@ -303,7 +303,7 @@ impl Server {
             .list()
             .iter()
             .filter(|it| !it.gone)
-            .filter_map(|it| serde_json::to_value(&*it.pod).ok())
+            .filter_map(|it| client::api::value_of(&*it.pod).ok())
             .collect();
         json(&serde_json::json!({
             "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items,
@@ -372,7 +372,7 @@ impl Server {
             }
         });
         let (out, mut pieces) = mpsc::channel(8);
-        tokio::spawn(logs::send(path, options, follow, out));
+        base::task::spawn(logs::send(path, options, follow, out));
         // A log that cannot be read at all is an error, not an empty answer.
         let first = match pieces.recv().await {
             Some(Err(error)) => {
@@ -453,7 +453,7 @@ impl Server {
             Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
         };
         let connection = hyper::upgrade::on(&mut request);
-        tokio::spawn(streaming::serve_session(session, connection, upgrade, wants));
+        base::task::spawn(streaming::serve_session(session, connection, upgrade, wants));
         answer
     }
 
@@ -509,7 +509,7 @@ impl Server {
             Err((status, why)) => return refuse(status, why),
         };
         let connection = hyper::upgrade::on(&mut request);
-        tokio::spawn(streaming::serve_forward(goal, connection, upgrade, ports));
+        base::task::spawn(streaming::serve_forward(goal, connection, upgrade, ports));
         answer
     }
 

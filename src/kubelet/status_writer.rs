@@ -163,8 +163,8 @@ impl StatusWriter {
 
 /// A strategic merge patch from what is held to `status`; None when nothing differs.
 fn patch(uid: &str, status: &PodStatus, held: Option<&PodStatus>) -> Option<Value> {
-    let new = serde_json::to_value(status).ok()?;
-    let old = held.and_then(|held| serde_json::to_value(held).ok()).unwrap_or(json!({}));
+    let new = client::api::value_of(status).ok()?;
+    let old = held.and_then(|held| client::api::value_of(held).ok()).unwrap_or(json!({}));
     let (Value::Object(new), Value::Object(old)) = (new, old) else { return None };
     let mut out = serde_json::Map::new();
     for (key, value) in &new {

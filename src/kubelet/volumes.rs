@@ -656,7 +656,7 @@ fn sooner(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    match tokio::task::spawn_blocking(work).await {
+    match base::task::spawn_blocking(work).await {
         Ok(out) => out,
         Err(error) => Err(format!("the work on the volume was cut off: {error}")),
     }

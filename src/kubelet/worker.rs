@@ -139,7 +139,7 @@ pub fn spawn(node: Arc<Node>, begun: Begun) {
         renewal: None,
         seen: Instant::now(),
     };
-    tokio::spawn(worker.run());
+    base::task::spawn(worker.run());
 }
 
 impl Worker {

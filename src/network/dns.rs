@@ -165,9 +165,9 @@ pub async fn start(
     }
     for (udp, tcp) in bound {
         let (shared, until) = (resolver.clone(), drain.clone());
-        tokio::spawn(async move { until.until(serve_udp(Arc::new(udp), shared)).await });
+        base::task::spawn(async move { until.until(serve_udp(Arc::new(udp), shared)).await });
         let (shared, until) = (resolver.clone(), drain.clone());
-        tokio::spawn(async move { until.until(serve_tcp(tcp, shared)).await });
+        base::task::spawn(async move { until.until(serve_tcp(tcp, shared)).await });
     }
     Ok(())
 }
@@ -201,7 +201,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
                 // The forwarder bounds how many of these wait.
                 let (socket, resolver) = (socket.clone(), resolver.clone());
                 let request = request.to_vec();
-                tokio::spawn(async move {
+                base::task::spawn(async move {
                     let answer = resolver.fetch(&query, &request, later, false).await;
                     let _ = socket.send_to(&answer, from).await;
                 });
@@ -217,7 +217,7 @@ async fn serve_tcp(listener: TcpListener, resolver: Arc<Resolver>) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let resolver = resolver.clone();
-                tokio::spawn(async move {
+                base::task::spawn(async move {
                     let _slot = slot;
                     // A broken connection concerns the client alone.
                     let _ = serve_connection(stream, &resolver).await;

@@ -138,7 +138,7 @@ impl Network {
         };
         let state = config.state_dir.clone();
         let link = config.bridge.clone();
-        let started = tokio::task::spawn_blocking(move || {
+        let started = base::task::spawn_blocking(move || {
             std::fs::create_dir_all(&state)
                 .map_err(|source| Error::State { directory: state.clone(), source })?;
             let cni = Cni::start(bridge, &state, &sysctls(&state))?;
@@ -173,7 +173,7 @@ impl Network {
                 },
                 node_name: config.node_name,
             };
-            tokio::spawn(proxy::run(proxy, sources, drain));
+            base::task::spawn(proxy::run(proxy, sources, drain));
         }
         Ok(Arc::new(Self { cni, forwards }))
     }
@@ -183,7 +183,7 @@ impl Network {
         work: impl FnOnce(&Cni) -> Result<T, cni::Error> + Send + 'static,
     ) -> Result<T, Error> {
         let cni = self.cni.clone();
-        Ok(tokio::task::spawn_blocking(move || work(&cni)).await??)
+        Ok(base::task::spawn_blocking(move || work(&cni)).await??)
     }
 
     /// Gives the sandbox its interface and addresses. Safe to repeat: the same sandbox gets

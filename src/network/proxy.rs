@@ -243,7 +243,7 @@ async fn blocking(
     work: impl FnOnce(&mut State) -> Result<(), sys::netlink::Error> + Send + 'static,
 ) -> Result<(), std::io::Error> {
     let state = state.clone();
-    match tokio::task::spawn_blocking(move || work(&mut state.lock())).await {
+    match base::task::spawn_blocking(move || work(&mut state.lock())).await {
         Ok(result) => result.map_err(std::io::Error::from),
         Err(err) => Err(std::io::Error::other(err)),
     }

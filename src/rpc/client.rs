@@ -168,7 +168,7 @@ impl Channel {
             .unwrap_or_else(|_| Err(refused(&"i/o timeout")))?;
         let socket = self.socket.clone();
         // Ends when the peer goes, or with the last handle to the connection.
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             if let Err(error) = driving.await {
                 debug!(socket = %socket.display(), %error, "connection broke");
             }

@@ -256,7 +256,7 @@ pub async fn serve(listener: UnixListener, routes: Routes, drain: Drain) {
         };
         let Some(seat) = drain.until(seats.take()).await else { return };
         let (routes, mut drain) = (routes.clone(), drain.clone());
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             let seat = Arc::new(seat);
             let service = service_fn(|request| {
                 let (routes, in_use) = (routes.clone(), seat.call());

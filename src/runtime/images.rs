@@ -44,7 +44,7 @@ pub struct Images {
 }
 
 async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
+    base::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "a worker thread panicked")))
 }

@@ -181,7 +181,7 @@ impl Runtime {
             features,
         });
         runtime.recover().await?;
-        tokio::spawn(listen(Arc::downgrade(&runtime), inbox));
+        base::task::spawn(listen(Arc::downgrade(&runtime), inbox));
         Ok(runtime)
     }
 
@@ -310,7 +310,7 @@ impl Runtime {
     /// Kills what is left in a cgroup and removes it, beside.
     fn clear_cgroup(&self, path: String) {
         let group = self.cgroups.group(&path);
-        tokio::task::spawn_blocking(move || clear_group(&group));
+        base::task::spawn_blocking(move || clear_group(&group));
     }
 }
 

@@ -58,7 +58,7 @@ pub fn serve(
     let listener = rpc::bind(socket, SOCKET_MODE)?;
     let streams = Arc::new(Streams::new(runtime.clone(), drain.clone()));
     let offer = Offer { runtime, images, network, streams };
-    Ok(tokio::spawn(rpc::serve(listener, routes::all(offer), drain)))
+    Ok(base::task::spawn(rpc::serve(listener, routes::all(offer), drain)))
 }
 
 fn now() -> i64 {

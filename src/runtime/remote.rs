@@ -101,7 +101,7 @@ impl Remote {
             strict_groups: status.features.is_some_and(|it| it.supplemental_groups_policy),
         });
         let known = remote.list_states().await?;
-        tokio::spawn(events::follow(remote.clone(), known, drain));
+        base::task::spawn(events::follow(remote.clone(), known, drain));
         Ok(remote)
     }
 

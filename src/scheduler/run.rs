@@ -221,7 +221,7 @@ impl Scheduler {
                 Outcome::Bind(_) | Outcome::Wait(_) | Outcome::Fail(_) => outcome,
             };
             let (me, drain) = (self.clone(), drain.clone());
-            tokio::spawn(async move {
+            base::task::spawn(async move {
                 match outcome {
                     // It was asked about above.
                     Outcome::Ask(_) => {}

@@ -13,7 +13,7 @@ use crate::machine::{Machine, eventually};
 const STARTS: usize = 5;
 const DEPLOYMENTS: usize = 10;
 /// Binaries larger than this do not belong on a small board.
-const BINARY_BYTES_MAX: u64 = 32_000_000;
+const BINARY_BYTES_MAX: u64 = 30_000_000;
 
 fn median(mut list: Vec<Duration>) -> Duration {
     list.sort();

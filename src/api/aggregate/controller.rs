@@ -51,7 +51,7 @@ pub fn start(server: &Shared) -> Result<()> {
     for object in &objects {
         put(server, name_of(&object.key), Some(&object.value()));
     }
-    tokio::spawn(follow(Arc::downgrade(server), subscription.live));
+    base::task::spawn(follow(Arc::downgrade(server), subscription.live));
     Ok(())
 }
 
@@ -72,7 +72,7 @@ fn put(server: &Shared, name: &str, object: Option<&Value>) {
             remote: Arc::downgrade(&remote),
             name: name.into(),
         };
-        tokio::spawn(watcher.run());
+        base::task::spawn(watcher.run());
     }
 }
 

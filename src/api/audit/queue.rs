@@ -41,7 +41,7 @@ pub struct Queue {
 impl Queue {
     pub fn start(plugin: &'static str, batch: Batch, send: Arc<Send>) -> Self {
         let (sender, receiver) = mpsc::channel(batch.buffer_size.max(1));
-        tokio::spawn(work(plugin, batch, receiver, send));
+        base::task::spawn(work(plugin, batch, receiver, send));
         Self { plugin, sender }
     }
 

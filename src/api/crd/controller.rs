@@ -86,7 +86,7 @@ pub async fn start(server: &Shared) -> Result<()> {
     state.unchecked = groups.collect();
     let (done, finished) = mpsc::channel(BACKLOG_MAX);
     let follower = Follower { server: Arc::downgrade(server), state, done };
-    tokio::spawn(follower.run(subscription.live, finished));
+    base::task::spawn(follower.run(subscription.live, finished));
     Ok(())
 }
 
@@ -283,7 +283,7 @@ impl Follower {
         self.register(registry, &group).await?;
         if deleting && self.state.finalizing.insert(name.into()) {
             let (server, done) = (Arc::downgrade(server), self.done.clone());
-            tokio::spawn(finalize(server, name.to_string(), done));
+            base::task::spawn(finalize(server, name.to_string(), done));
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ pub async fn start(server: &Shared) -> Result<()> {
     // What was just made is taken up, and judged, before anybody asks.
     registry.cache.fresh().await?;
     let again = sync(server).await || failed;
-    tokio::spawn(follow(Arc::downgrade(server), schemas.live, levels.live, again));
+    base::task::spawn(follow(Arc::downgrade(server), schemas.live, levels.live, again));
     Ok(())
 }
 

@@ -71,7 +71,7 @@ pub async fn handle(server: &Shared, mut request: Request<Bytes>) -> Response<Bo
                 guarded(server.clone(), id.clone(), request, (info, query), asked.clone(), time);
             let answered = if write {
                 // What has begun to be written is written to its end, whoever goes away.
-                let task = tokio::time::timeout(time, tokio::spawn(walk));
+                let task = tokio::time::timeout(time, base::task::spawn(walk));
                 task.await.map(|done| done.unwrap_or_else(|_| panicked(&asked)))
             } else if long {
                 Ok(walk.await)
@@ -281,7 +281,7 @@ async fn seated(server: &Shared, call: Call, time: Duration) -> Result<Response<
 fn held(body: Body, seat: Seat, time: Duration) -> Body {
     let Body::Stream(stream) = body else { return body };
     let (open, closed) = tokio::sync::oneshot::channel::<()>();
-    tokio::spawn(async move {
+    base::task::spawn(async move {
         // Either way there is nothing to do but to leave.
         let _ = tokio::time::timeout(time, closed).await;
         drop(seat);

@@ -197,7 +197,7 @@ where
 {
     let (sender, connection) =
         handshake(TokioIo::new(stream)).await.map_err(|err| err.to_string())?;
-    tokio::spawn(async move {
+    base::task::spawn(async move {
         if let Err(err) = connection.with_upgrades().await {
             debug!(error = %err, "proxied connection ended");
         }
@@ -309,7 +309,7 @@ pub fn remove_cors(headers: &mut HeaderMap) {
 
 /// Passes bytes between two upgraded connections until one of them ends.
 fn join(client: Upgrade, backend: OnUpgrade) {
-    tokio::spawn(async move {
+    base::task::spawn(async move {
         let Upgrade { on, _held } = client;
         let (Ok(client), Ok(backend)) = tokio::join!(on, backend) else { return };
         let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));

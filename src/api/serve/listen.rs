@@ -68,7 +68,7 @@ pub async fn serve(server: Shared, listener: TcpListener, tls: Arc<ServerConfig>
             }
         };
         let (server, acceptor, drain) = (server.clone(), acceptor.clone(), drain.clone());
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             connection(server, acceptor, tcp, address, drain).await;
             drop(permit);
         });

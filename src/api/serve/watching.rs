@@ -77,7 +77,7 @@ pub fn over_websocket(
     let kind = if binary { websocket::Kind::Binary } else { websocket::Kind::Text };
     let state = Arc::new(tokio::sync::Mutex::new((Lines::new(target, form, include), watcher)));
     let held = call.request.extensions().get::<Arc<LongRunning>>().cloned();
-    tokio::spawn(websocket::send(upgrade, kind, move || {
+    base::task::spawn(websocket::send(upgrade, kind, move || {
         // Counted as under way until it ends.
         let (state, _held) = (state.clone(), held.clone());
         async move {

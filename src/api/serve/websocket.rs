@@ -77,7 +77,7 @@ where
     };
     let (mut from, mut to) = tokio::io::split(stream);
     let (pings, mut pongs) = mpsc::channel(PONGS_MAX);
-    let reader = tokio::spawn(async move { read(&mut from, pings).await });
+    let reader = base::task::spawn(async move { read(&mut from, pings).await });
     let opcode = match kind {
         Kind::Text => Opcode::Text,
         Kind::Binary => Opcode::Binary,

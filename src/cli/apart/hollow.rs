@@ -64,7 +64,7 @@ pub async fn run(
             let (fleet, auth) = (fleet.clone(), auth.clone());
             Box::pin(async move { answer(&fleet, number, &auth, chain, &request).await })
         });
-        tokio::spawn(listen::serve(listener, tls.clone(), drain.clone(), answers));
+        base::task::spawn(listen::serve(listener, tls.clone(), drain.clone(), answers));
     }
     fleet.run(drain).await;
     Ok(())

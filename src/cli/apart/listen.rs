@@ -77,7 +77,7 @@ pub async fn serve(
             }
         };
         let (tls, drain, answers) = (tls.clone(), drain.clone(), answers.clone());
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             drain.until(connection(tls, stream, answers)).await;
             drop(place);
         });

@@ -96,7 +96,7 @@ pub async fn start(
         Box::pin(async move { server.answer(chain, request).await })
     });
     let tls = certificate(flags)?;
-    Ok(Some(tokio::spawn(listen::serve(listener, tls, drain.clone(), answers))))
+    Ok(Some(base::task::spawn(listen::serve(listener, tls, drain.clone(), answers))))
 }
 
 /// The one given, or one of this process' own making.

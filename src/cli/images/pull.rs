@@ -72,7 +72,7 @@ pub async fn run(host: &HostFlags, registries: &Path, images: &[String]) -> Resu
             let store = Images::open(&paths.image_store(), registries)
                 .await
                 .map_err(|err| Error::failed("open the images", err))?;
-            tokio::spawn(follow(Arc::new(store), image.clone(), tell));
+            base::task::spawn(follow(Arc::new(store), image.clone(), tell));
         }
         show(image, told).await?;
     }

@@ -39,10 +39,10 @@ pub fn start(
         folder: settings.node.paths.manifests(),
         disabled: settings.disabled.clone(),
     };
-    let mut tasks = vec![tokio::spawn(deployer.run(drain.clone()))];
+    let mut tasks = vec![base::task::spawn(deployer.run(drain.clone()))];
     if settings.node.local_storage {
         let client = account(server, provisioner::ACCOUNT);
-        tasks.push(tokio::spawn(provisioner::run(shared.clone(), client, drain.clone())));
+        tasks.push(base::task::spawn(provisioner::run(shared.clone(), client, drain.clone())));
     }
     tasks
 }

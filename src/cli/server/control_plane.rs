@@ -91,15 +91,15 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
     )
     .map_err(tls_failed)?;
     let mut tasks = vec![
-        tokio::spawn(api::serve::listen::serve(
+        base::task::spawn(api::serve::listen::serve(
             server.clone(),
             listener,
             Arc::new(tls),
             drain.clone(),
         )),
-        tokio::spawn(api::assemble::compact(server.clone(), drain.clone())),
-        tokio::spawn(api::identity_lease::keep(server.clone(), host::name(), drain.clone())),
-        tokio::spawn(reload::follow(
+        base::task::spawn(api::assemble::compact(server.clone(), drain.clone())),
+        base::task::spawn(api::identity_lease::keep(server.clone(), host::name(), drain.clone())),
+        base::task::spawn(reload::follow(
             server.clone(),
             settings.identity.clone(),
             own_issuers,
@@ -118,12 +118,12 @@ pub async fn start(settings: &Settings, drain: &Drain) -> Result<ControlPlane> {
     if settings.scheduler {
         let (client, lead) = leads("kube-scheduler");
         let start = schedule(settings, &client, &shared);
-        tasks.push(tokio::spawn(election::lead_again(client, lead, drain.clone(), start)));
+        tasks.push(base::task::spawn(election::lead_again(client, lead, drain.clone(), start)));
     }
     if settings.controllers {
         let (client, lead) = leads("kube-controller-manager");
         let start = control(settings, &server, &credentials, &shared);
-        tasks.push(tokio::spawn(election::lead_again(client, lead, drain.clone(), start)));
+        tasks.push(base::task::spawn(election::lead_again(client, lead, drain.clone(), start)));
     }
     tasks.extend(addons::start(settings, &server, &shared, drain));
     Ok(ControlPlane { server, credentials, shared, tasks })

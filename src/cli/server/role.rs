@@ -61,7 +61,7 @@ mod tests {
         let (_trigger, drain) = base::drain::channel();
         let admin = component(&server, "admin", &[api::authn::MASTERS], "suite");
         let shared = Shared::new(admin.clone(), drain.clone());
-        tokio::spawn(run(server, shared, "own".into(), drain));
+        base::task::spawn(run(server, shared, "own".into(), drain));
         let nodes = admin.all::<Node>();
         let make = async |name: &str| {
             let node = json!({"metadata": {"name": name}});

@@ -34,7 +34,7 @@ impl Replicated for ReplicaSet {
     }
 
     fn status(&self) -> Value {
-        serde_json::to_value(&self.status).unwrap_or_default()
+        client::api::value_of(&self.status).unwrap_or_default()
     }
 }
 
@@ -60,6 +60,6 @@ impl Replicated for ReplicationController {
     }
 
     fn status(&self) -> Value {
-        serde_json::to_value(&self.status).unwrap_or_default()
+        client::api::value_of(&self.status).unwrap_or_default()
     }
 }

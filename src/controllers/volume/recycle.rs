@@ -55,7 +55,7 @@ fn template() -> Pod {
             "args": ["-c", script], "volumeMounts": [{"name": "vol", "mountPath": "/scrub"}]}],
         "volumes": [{"name": "vol"}]}});
     // Written here: a test reads it.
-    serde_json::from_value(pod).expect("the template is a pod")
+    client::api::typed(&pod).expect("the template is a pod")
 }
 
 impl Recycling {

@@ -146,7 +146,7 @@ pub async fn register(
     let channel = Channel::new(endpoint).with_message_bytes_max(LIST_BYTES_MAX);
     let follower =
         follow(node.clone(), resource.to_owned(), endpoint.to_path_buf(), Arc::new(channel));
-    tokio::spawn(follower);
+    base::task::spawn(follower);
     Ok(())
 }
 

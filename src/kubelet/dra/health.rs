@@ -90,7 +90,7 @@ pub fn follow(
     gone: oneshot::Receiver<()>,
 ) {
     let drain = node.drain.clone();
-    tokio::spawn(async move {
+    base::task::spawn(async move {
         let work = async {
             let mut backoff = Backoff::new(RETRY.0, RETRY.1);
             loop {

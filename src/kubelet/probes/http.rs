@@ -213,7 +213,7 @@ where
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(stream).await.map_err(|error| error.to_string())?;
     // Ends with the answer: the request asks for the connection to be closed.
-    tokio::spawn(connection);
+    base::task::spawn(connection);
     sender.send_request(request).await.map_err(|error| error.to_string())
 }
 
@@ -229,7 +229,7 @@ pub async fn grpc(host: &str, port: u16, service: &str, agent: &str) -> Result<(
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .map_err(|error| error.to_string())?;
-    let driver = tokio::spawn(connection);
+    let driver = base::task::spawn(connection);
     let result = async {
         let mut message = BytesMut::new();
         if !service.is_empty() {
@@ -353,7 +353,7 @@ mod tests {
     async fn server(answer: &'static str) -> u16 {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut buffer = [0u8; 1024];
                 let _ = stream.read(&mut buffer).await;

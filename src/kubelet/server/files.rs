@@ -117,7 +117,7 @@ pub fn file(root: &Path, path: &Path) -> Option<std::fs::File> {
 
 /// All of a file, until its end, an error, or nobody wants more.
 pub async fn send(mut file: std::fs::File, out: mpsc::Sender<std::io::Result<Bytes>>) {
-    let sending = tokio::task::spawn_blocking(move || {
+    let sending = base::task::spawn_blocking(move || {
         loop {
             let mut piece = vec![0; PIECE_BYTES];
             let piece = match file.read(&mut piece) {
@@ -139,7 +139,7 @@ pub async fn send(mut file: std::fs::File, out: mpsc::Sender<std::io::Result<Byt
 
 fn streamed(file: std::fs::File) -> Answer {
     let (out, pieces) = mpsc::channel::<std::io::Result<Bytes>>(PIECES_AHEAD_MAX);
-    tokio::spawn(send(file, out));
+    base::task::spawn(send(file, out));
     let pieces = stream::unfold(pieces, |mut pieces| async move {
         pieces.recv().await.map(|piece| (piece.map(Frame::data), pieces))
     });
@@ -156,7 +156,7 @@ pub async fn answer(root: &Path, below: &[&str], ends_in_slash: bool) -> Answer 
         return refuse(StatusCode::NOT_FOUND, "404 page not found");
     };
     let root = root.to_path_buf();
-    let found = tokio::task::spawn_blocking(move || find(&root, &path)).await;
+    let found = base::task::spawn_blocking(move || find(&root, &path)).await;
     match found {
         Ok(Ok(Found::File(file))) => streamed(file),
         // Names in a list are relative to it.

@@ -46,7 +46,7 @@ pub async fn run(address: SocketAddr, drain: Drain) {
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
             match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(async move {
+                Ok((stream, _)) => drop(base::task::spawn(async move {
                     // Who takes longer comes again.
                     let _ = tokio::time::timeout(PATIENCE, answer(stream)).await;
                     drop(place);

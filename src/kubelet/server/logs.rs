@@ -313,7 +313,7 @@ mod tests {
         let now = base::time::parse("2026-01-02T00:00:10Z").unwrap();
         let options = Options::from_query(&query, now).unwrap();
         let (out, mut pieces) = mpsc::channel(8);
-        tokio::spawn(async move { send(path, options, None, out).await });
+        base::task::spawn(async move { send(path, options, None, out).await });
         let mut all = Vec::new();
         while let Some(piece) = pieces.recv().await {
             all.extend_from_slice(&piece.unwrap());
@@ -361,7 +361,7 @@ mod tests {
         let options = Options { follow: true, tail_lines: Some(1), ..Options::default() };
         let (out, mut pieces) = mpsc::channel(8);
         let reading = path.clone();
-        tokio::spawn(async move { send(reading, options, Some(follow), out).await });
+        base::task::spawn(async move { send(reading, options, Some(follow), out).await });
         assert_eq!(pieces.recv().await.unwrap().unwrap(), "three\n");
         let line = |text: &str| format!("2026-01-02T00:00:04Z stdout F {text}\n");
         let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();

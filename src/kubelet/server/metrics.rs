@@ -262,7 +262,7 @@ const NETWORK_FAMILIES: [(&str, Counter); 8] = [
 /// Of the groups at these paths, in their order.
 async fn details(groups: Vec<String>) -> Vec<Details> {
     let count = groups.len();
-    let read = tokio::task::spawn_blocking(move || {
+    let read = base::task::spawn_blocking(move || {
         let hierarchy = Hierarchy::detect().ok()?;
         Some(groups.iter().map(|path| hierarchy.group(path).details()).collect())
     });

@@ -217,7 +217,7 @@ async fn of_journal(journal: &Path, arguments: Vec<String>, out: &Pieces) {
 async fn of_file(root: &Path, service: &str, out: &Pieces) {
     let names = [service.to_owned(), format!("{service}.log"), format!("{service}/{service}.log")];
     let (root, service) = (root.to_path_buf(), service.to_owned());
-    let found = tokio::task::spawn_blocking(move || {
+    let found = base::task::spawn_blocking(move || {
         names.iter().find_map(|name| files::file(&root, Path::new(name)))
     });
     match found.await.ok().flatten() {
@@ -281,7 +281,7 @@ pub async fn answer(
     }
     let (out, pieces) = mpsc::channel(PIECES_AHEAD_MAX);
     let (journal, root) = (journal.to_path_buf(), root.to_path_buf());
-    tokio::spawn(async move { send(&journal, &root, query, out).await });
+    base::task::spawn(async move { send(&journal, &root, query, out).await });
     let pieces = stream::unfold(pieces, |mut pieces| async move {
         let piece: Option<std::io::Result<Bytes>> = pieces.recv().await;
         piece.map(|piece| (piece.map(Frame::data), pieces))

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base::error::chain;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use k8s_openapi::api::core::v1::Pod;
@@ -175,7 +176,7 @@ fn parse(text: &str, url: &str, node_name: &str) -> Result<BTreeMap<String, Pod>
     let mut out = BTreeMap::new();
     for item in items {
         let source = item.to_string();
-        let pod: Pod = serde_json::from_value(item).map_err(|error| error.to_string())?;
+        let pod: Pod = client::api::typed(&item).map_err(|error| chain(&error).to_string())?;
         let pod = complete(pod, Origin::Http, &[node_name, url, &source], node_name)?;
         out.insert(pod::uid(&pod).to_owned(), pod);
     }

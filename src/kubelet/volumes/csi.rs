@@ -526,7 +526,7 @@ impl CsiVolumes {
 
     fn begin_unstage(self: &Arc<Self>, name: String) {
         let this = self.clone();
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             let work = async {
                 let mut backoff = Backoff::new(RETRY.0, RETRY.1);
                 let mut news = this.news.subscribe();

@@ -392,7 +392,7 @@ mod tests {
         let device = dir.path().join("sda");
         std::fs::write(&device, "").unwrap();
         let name = "ip-10.0.0.1:3260-iscsi-iqn.2026-01.example:a-lun-1";
-        let wait = tokio::spawn({
+        let wait = base::task::spawn({
             let by = by.clone();
             async move { appears(&by, name, true).await }
         });

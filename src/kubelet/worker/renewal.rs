@@ -85,7 +85,7 @@ impl Worker {
                 _ = doomed.wait_for(|doomed| *doomed) => None,
             };
         }
-        let mut work = tokio::spawn(work);
+        let mut work = base::task::spawn(work);
         tokio::select! {
             done = &mut work => return Some(whole(done)),
             _ = doomed.wait_for(|doomed| *doomed) => {

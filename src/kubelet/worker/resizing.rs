@@ -246,7 +246,7 @@ impl Worker {
         let apply = async || -> std::io::Result<()> {
             let (path, whole) = (path.clone(), whole.clone());
             let work = move || Hierarchy::detect()?.group(&path).apply(&whole);
-            tokio::task::spawn_blocking(work)
+            base::task::spawn_blocking(work)
                 .await
                 .unwrap_or_else(|error| Err(std::io::Error::other(error)))
         };

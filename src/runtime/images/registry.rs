@@ -205,7 +205,7 @@ impl Session<'_> {
         let digests = vec![format!("{}@{top}", self.reference.repository())];
         let files: Vec<PathBuf> = held.iter().map(|held| held.path.clone()).collect();
         let own = store.clone();
-        let added = tokio::task::spawn_blocking(move || {
+        let added = base::task::spawn_blocking(move || {
             let added = own.add(&config_bytes, &files, &tags, &digests);
             drop(lease);
             added
@@ -643,7 +643,7 @@ fn remove_file(path: &Path) {
 
 async fn verify(path: &Path, digest: &str) -> Result<()> {
     let path = path.to_path_buf();
-    let found = tokio::task::spawn_blocking(move || digest_of(&path))
+    let found = base::task::spawn_blocking(move || digest_of(&path))
         .await
         .unwrap_or_else(|_| Err(std::io::Error::other("hashing panicked")))
         .map_err(|err| failed("read blob", err))?;

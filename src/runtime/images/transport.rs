@@ -130,7 +130,7 @@ where
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(stream).await.map_err(io::Error::other)?;
     // Ends with the body, or when the caller drops it.
-    tokio::spawn(async move {
+    base::task::spawn(async move {
         let _ = connection.await;
     });
     sender.send_request(request).await.map_err(io::Error::other)

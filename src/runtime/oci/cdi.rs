@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::Value;
 use tracing::warn;
 
 use crate::cri::{
@@ -57,7 +58,7 @@ struct Edits {
     #[serde(default)]
     net_devices: Vec<serde_json::Value>,
     #[serde(default)]
-    intel_rdt: Option<serde_json::Value>,
+    intel_rdt: Option<Value>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -244,11 +245,13 @@ fn read_file(path: &Path) -> std::result::Result<Spec, String> {
     if !meta.is_file() || meta.len() > FILE_BYTES_MAX {
         return Err(format!("no file of {FILE_BYTES_MAX} bytes or less"));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    if path.extension().is_some_and(|it| it == "json") {
-        return serde_json::from_str(&text).map_err(|error| error.to_string());
+    let mut text = std::fs::read(path).map_err(|error| error.to_string())?;
+    if path.extension().is_none_or(|it| it != "json") {
+        // By way of JSON: a reader of YAML for each type is larger than all the rest here.
+        let read = serde_saphyr::from_slice::<Value>(&text).map_err(|error| error.to_string())?;
+        text = serde_json::to_vec(&read).map_err(|error| error.to_string())?;
     }
-    serde_saphyr::from_str(&text).map_err(|error| error.to_string())
+    serde_json::from_slice(&text).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ impl Link {
         });
         // The reader must not keep a link alive that nobody uses any more.
         let reader = Arc::downgrade(&link);
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             if let Some(link) = reader.upgrade() {
                 let _ = link.read(&events).await;
                 lock(&link.waiting).clear();

@@ -54,7 +54,7 @@ impl Runtime {
                     if let Some(record) = stray {
                         let _ = self.delete_from_program(&record.handler, &record.id).await;
                         let group = self.cgroups.group(&record.cgroup);
-                        let _ = tokio::task::spawn_blocking(move || clear_group(&group)).await;
+                        let _ = base::task::spawn_blocking(move || clear_group(&group)).await;
                     }
                     let _ = std::fs::remove_dir_all(&directory);
                 }
@@ -81,7 +81,7 @@ impl Runtime {
             let _ = self.delete_from_program(&config.runtime_handler, id).await;
             let group =
                 self.cgroups.group(&format!("{}/{id}", config.cgroup_parent.trim_matches('/')));
-            let _ = tokio::task::spawn_blocking(move || clear_group(&group)).await;
+            let _ = base::task::spawn_blocking(move || clear_group(&group)).await;
         }
     }
 
@@ -189,6 +189,6 @@ impl Runtime {
     /// Kills a container's processes, however they came to be, and removes its cgroup.
     pub(super) async fn clear_container_cgroup(&self, container: &Container) {
         let group = self.cgroups.group(&container.record.cgroup);
-        let _ = tokio::task::spawn_blocking(move || clear_group(&group)).await;
+        let _ = base::task::spawn_blocking(move || clear_group(&group)).await;
     }
 }

@@ -277,7 +277,7 @@ impl Runtime {
         }
         let group = self.cgroups.group(parent);
         // The kubelet may keep groups of its own below; then it stays.
-        let _ = tokio::task::spawn_blocking(move || {
+        let _ = base::task::spawn_blocking(move || {
             if group.processes().is_empty() {
                 let _ = group.delete(Duration::from_millis(200));
             }
@@ -313,7 +313,7 @@ pub fn lost_exit() -> Exit {
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
+    base::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|_| Err(io::Error::other("a worker thread panicked")))
 }

@@ -405,7 +405,7 @@ impl RuntimeService for Runtime {
                     let _ = self.delete_from_program(&config.runtime_handler, &id).await;
                     let parent = config.cgroup_parent.trim_matches('/');
                     let group = self.cgroups.group(&format!("{parent}/{id}"));
-                    let _ = tokio::task::spawn_blocking(move || super::clear_group(&group)).await;
+                    let _ = base::task::spawn_blocking(move || super::clear_group(&group)).await;
                 }
                 let _ = std::fs::remove_dir_all(self.container_dir(&id));
                 Err(err)
@@ -545,7 +545,7 @@ impl RuntimeService for Runtime {
         let run = async {
             let session = self.exec(id, options).await?;
             let take = |stream: Option<BoxRead>| {
-                tokio::spawn(async move {
+                base::task::spawn(async move {
                     let mut bytes = Vec::new();
                     if let Some(mut stream) = stream {
                         let _ =
@@ -621,7 +621,7 @@ impl RuntimeService for Runtime {
             terminal = Some(master);
         }
         let (mut sender, exit) = oneshot::channel();
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             tokio::select! {
                 code = code => {
                     let _ = sender.send(code.map_err(|_| {
@@ -670,7 +670,7 @@ impl RuntimeService for Runtime {
         };
         let (mut sender, exit) = oneshot::channel();
         let mut status = entry.status.subscribe();
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             tokio::select! {
                 ended = status.wait_for(|s| s.state == ContainerState::Exited) => {
                     let code = ended.map(|s| s.exit.code);

@@ -21,7 +21,7 @@ impl Runtime {
                 sum
             }),
         };
-        tokio::task::spawn_blocking(work).await.unwrap_or_default()
+        base::task::spawn_blocking(work).await.unwrap_or_default()
     }
 }
 

@@ -48,7 +48,7 @@ impl AsyncRead for Reader {
 /// Where sizes for a terminal go; without one they are taken and ignored.
 pub fn resizer(terminal: Option<OwnedFd>) -> mpsc::Sender<TerminalSize> {
     let (sender, mut sizes) = mpsc::channel::<TerminalSize>(SIZES_MAX);
-    tokio::spawn(async move {
+    base::task::spawn(async move {
         while let Some(size) = sizes.recv().await {
             if let Some(terminal) = &terminal {
                 // A terminal that is gone has no size.

@@ -55,7 +55,7 @@ impl Offer {
     pub(super) async fn image_fs(&self) -> Answer<ImageFsInfoResponse> {
         let (bytes, path) = told(self.images.image_fs_usage().await)?;
         let place = path.clone();
-        let inodes = tokio::task::spawn_blocking(move || crate::images::disk_below(&place).inodes);
+        let inodes = base::task::spawn_blocking(move || crate::images::disk_below(&place).inodes);
         let used = cri::DiskUsage { bytes, inodes: inodes.await.unwrap_or(0) };
         let usage = stats::disk_to(used, &path.display().to_string(), now());
         Ok(ImageFsInfoResponse {

@@ -113,7 +113,7 @@ impl Offer {
 }
 
 async fn details(groups: Vec<String>) -> HashMap<String, Details> {
-    let read = tokio::task::spawn_blocking(move || {
+    let read = base::task::spawn_blocking(move || {
         let hierarchy = Hierarchy::detect().ok()?;
         let each = groups.into_iter().map(|path| {
             let details = hierarchy.group(&path).details();

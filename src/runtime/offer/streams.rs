@@ -104,7 +104,7 @@ impl Streams {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let server = Server { runtime: self.runtime.clone(), tokens: self.tokens.clone() };
-        tokio::spawn(accept(listener, server, self.drain.clone()));
+        base::task::spawn(accept(listener, server, self.drain.clone()));
         Ok(address)
     }
 }
@@ -129,7 +129,7 @@ async fn accept(listener: TcpListener, server: Server, drain: Drain) {
             }
         };
         let (server, drain) = (server.clone(), drain.clone());
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             drain.until(serve(server, stream)).await;
             drop(place);
         });
@@ -175,14 +175,14 @@ impl Server {
             let answer = upgrade.answer(request.headers())?;
             let goal = portforward::goal(self.runtime.clone(), sandbox_id, pod_uid);
             let connection = hyper::upgrade::on(&mut request);
-            tokio::spawn(streaming::serve_forward(goal, connection, upgrade, ports));
+            base::task::spawn(streaming::serve_forward(goal, connection, upgrade, ports));
             return Ok(answer);
         }
         let upgrade = streaming::exec_upgrade(request.headers())?;
         let answer = upgrade.answer(request.headers())?;
         let (session, wants) = self.session(wanted).await?;
         let connection = hyper::upgrade::on(&mut request);
-        tokio::spawn(streaming::serve_session(session, connection, upgrade, wants));
+        base::task::spawn(streaming::serve_session(session, connection, upgrade, wants));
         Ok(answer)
     }
 

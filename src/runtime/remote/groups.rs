@@ -43,7 +43,7 @@ impl Remote {
         }
         let group = self.cgroups.group(&config.cgroup_parent);
         let limits = crate::oci::limits(&config.resources);
-        let made = tokio::task::spawn_blocking(move || {
+        let made = base::task::spawn_blocking(move || {
             group.create()?;
             group.apply(&limits)
         });
@@ -59,7 +59,7 @@ impl Remote {
 
     pub(super) async fn remove_group(&self, path: String) {
         let group = self.cgroups.group(&path);
-        let removed = tokio::task::spawn_blocking(move || {
+        let removed = base::task::spawn_blocking(move || {
             // The kubelet may keep groups of its own below; then it stays.
             if group.processes().is_empty() { group.delete(PATIENCE) } else { Ok(()) }
         });

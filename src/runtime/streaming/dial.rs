@@ -63,7 +63,7 @@ async fn upgraded(url: &str, protocol: &str) -> Result<Arc<Client>> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| failed(doing, error))?;
-    tokio::spawn(connection.with_upgrades());
+    base::task::spawn(connection.with_upgrades());
     let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let request = Request::post(path)
         .header(header::HOST, authority.as_str())
@@ -106,7 +106,7 @@ pub async fn session(url: &str, wants: Wants) -> Result<Session> {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES_MAX);
         stdin = Some(Box::new(ours));
         // Ends with its writer, or with the connection.
-        tokio::spawn(inwards(client.clone(), tokio::io::split(theirs).0, stream.sender));
+        base::task::spawn(inwards(client.clone(), tokio::io::split(theirs).0, stream.sender));
     }
     for (is_wanted, kind, slot) in
         [(wants.stdout, "stdout", &mut stdout), (wants.stderr && !wants.tty, "stderr", &mut stderr)]
@@ -115,16 +115,16 @@ pub async fn session(url: &str, wants: Wants) -> Result<Session> {
             let stream = open(&client, &[("streamtype", kind)]).await?;
             let (ours, theirs) = tokio::io::duplex(PIPE_BYTES_MAX);
             *slot = Some(Box::new(ours));
-            pumps.spawn(outwards(stream.data, tokio::io::split(theirs).1));
+            pumps.spawn(base::task::boxed(outwards(stream.data, tokio::io::split(theirs).1)));
         }
     }
     let (resize, sizes) = mpsc::channel(SIZES_MAX);
     if wants.tty {
         let stream = open(&client, &[("streamtype", "resize")]).await?;
-        resizing = Some(tokio::spawn(resized(sizes, stream.sender)).abort_handle());
+        resizing = Some(base::task::spawn(resized(sizes, stream.sender)).abort_handle());
     }
     let (mut tell, exit) = oneshot::channel();
-    tokio::spawn(async move {
+    base::task::spawn(async move {
         let ended = async {
             let ended = outcome(&whole(error.data).await);
             // The output belongs before the end of the command.
@@ -161,7 +161,7 @@ pub async fn forward(url: &str, port: u16) -> Result<Box<dyn Duplex>> {
     let data = open(&client, &headers("data")).await?;
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES_MAX);
     let (from, to) = tokio::io::split(theirs);
-    tokio::spawn(async move {
+    base::task::spawn(async move {
         let carrying = async {
             tokio::join!(inwards(client.clone(), from, data.sender), outwards(data.data, to),)
         };

@@ -107,7 +107,7 @@ async fn run(session: Session, pipes: Pipes) {
     let Pipes { mut stdin, mut resize, out, gone } = pipes;
     let Session { stdin: to, stdout, stderr, resize: sizes, exit } = session;
     let progress = Arc::new(Progress::default());
-    let input = tokio::spawn(async move {
+    let input = base::task::spawn(async move {
         let Some(mut to): Option<BoxWrite> = to else {
             while stdin.recv().await.is_some() {}
             return;
@@ -122,7 +122,7 @@ async fn run(session: Session, pipes: Pipes) {
         drop(to);
         while stdin.recv().await.is_some() {}
     });
-    let sizing = tokio::spawn(async move {
+    let sizing = base::task::spawn(async move {
         while let Some(size) = resize.recv().await {
             // More sizes than the session takes are of no use.
             let _ = sizes.try_send(size);
@@ -350,7 +350,7 @@ pub async fn over_websocket<S>(
         let goodbye = super::websocket::say_goodbye(&mut sink);
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
     };
-    let reader = tokio::spawn(reading);
+    let reader = base::task::spawn(reading);
     tokio::join!(run(session, pipes), writing);
     reader.abort();
 }
@@ -389,29 +389,29 @@ pub async fn over_spdy(
     let Ends { pipes, stdin, resize, mut from, alive } = ends();
     let mut tasks = tokio::task::JoinSet::new();
     if let Some(mut stream) = streams.remove("stdin") {
-        tasks.spawn(async move {
+        tasks.spawn(base::task::boxed(async move {
             while let Some(bytes) = stream.data.recv().await {
                 // A command that reads no more still runs.
                 let _ = stdin.send(bytes).await;
             }
-        });
+        }));
     }
     if let Some(mut stream) = streams.remove("resize") {
-        tasks.spawn(async move {
+        tasks.spawn(base::task::boxed(async move {
             while let Some(bytes) = stream.data.recv().await {
                 if let Some(size) = size(&bytes) {
                     let _ = resize.try_send(size);
                 }
             }
-        });
+        }));
     }
     let sender = |name: &str| streams.get(name).map(|stream| stream.sender.clone());
     let (stdout, stderr, error) = (sender("stdout"), sender("stderr"), sender("error"));
-    tasks.spawn(async move {
+    tasks.spawn(base::task::boxed(async move {
         // Streams that come late have no meaning; the end is the client's going.
         while accept.recv().await.is_some() {}
         drop(alive);
-    });
+    }));
     let protocol = protocol.to_owned();
     let writing = async move {
         while let Some(item) = from.recv().await {
@@ -491,7 +491,8 @@ mod tests {
         let session =
             Session { stdin: None, stdout: Some(Box::new(stdout)), stderr: None, resize, exit };
         let wants = Wants { stdin: false, stdout: true, stderr: false, tty: false };
-        let serving = tokio::spawn(over_websocket(session, server, wants, "v5.channel.k8s.io"));
+        let serving =
+            base::task::spawn(over_websocket(session, server, wants, "v5.channel.k8s.io"));
         shell_out.write_all(b"early").await.unwrap();
         drop(shell_out);
         end.send(Ok(0)).unwrap();
@@ -520,7 +521,7 @@ mod tests {
             resize,
             exit,
         };
-        tokio::spawn(async move {
+        base::task::spawn(async move {
             let mut text = String::new();
             shell_in.read_to_string(&mut text).await.unwrap();
             shell_out.write_all(text.as_bytes()).await.unwrap();
@@ -529,7 +530,7 @@ mod tests {
         });
         let (client, server) = tokio::io::duplex(1 << 16);
         let wants = Wants { stdin: true, stdout: true, ..Wants::default() };
-        let serving = tokio::spawn(async move {
+        let serving = base::task::spawn(async move {
             over_spdy(session, spdy::serve(server), wants, "v4.channel.k8s.io").await;
         });
         let mut peer = Peer::new(client);

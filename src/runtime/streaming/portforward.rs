@@ -97,7 +97,7 @@ pub async fn over_spdy(goal: Goal, mut accept: mpsc::Receiver<spdy::Stream>) {
         match waiting.remove(&id) {
             Some((was_data, other, _)) if was_data != is_data => {
                 let (data, error) = if is_data { (stream, other) } else { (other, stream) };
-                pairs.spawn(pair(goal.clone(), data, error));
+                pairs.spawn(base::task::boxed(pair(goal.clone(), data, error)));
             }
             other => {
                 if let Some((_, other, _)) = other {
@@ -166,7 +166,13 @@ pub async fn over_channels(goal: Goal, socket: Socket, ports: Vec<u16>) {
     for (index, port) in ports.into_iter().take(PORTS_MAX).enumerate() {
         let (input, receiver) = mpsc::channel(8);
         inputs.push(input);
-        tasks.spawn(channel(goal.clone(), port, (index * 2) as u8, receiver, out.clone()));
+        tasks.spawn(base::task::boxed(channel(
+            goal.clone(),
+            port,
+            (index * 2) as u8,
+            receiver,
+            out.clone(),
+        )));
     }
     drop(out);
     let writing = async {
@@ -262,7 +268,7 @@ mod tests {
                     return Err(format!("error forwarding port {port}: connection refused"));
                 }
                 let (near, mut far) = tokio::io::duplex(1024);
-                tokio::spawn(async move {
+                base::task::spawn(async move {
                     let mut text = String::new();
                     far.read_to_string(&mut text).await.unwrap();
                     far.write_all(text.to_uppercase().as_bytes()).await.unwrap();
@@ -274,7 +280,7 @@ mod tests {
 
     async fn forwarded(port: &str, send: &[u8]) -> (String, String) {
         let (client, server) = tokio::io::duplex(1 << 16);
-        let serving = tokio::spawn(over_spdy(shouting(), spdy::serve(server)));
+        let serving = base::task::spawn(over_spdy(shouting(), spdy::serve(server)));
         let mut peer = Peer::new(client);
         peer.open(1, &[("streamtype", "error"), ("port", port), ("requestid", "0")]).await;
         peer.data(1, b"", true).await;

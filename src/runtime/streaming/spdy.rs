@@ -153,7 +153,7 @@ where
     let (streams, accept) = mpsc::channel(8);
     let begun = Shared::start(io);
     let state = Reader { shared: begun.shared, streams: Some(streams), last: begun.last };
-    tokio::spawn(state.until_the_end(begun.reader));
+    base::task::spawn(state.until_the_end(begun.reader));
     accept
 }
 
@@ -171,7 +171,7 @@ impl Client {
     {
         let begun = Shared::start(io);
         let state = Reader { shared: begun.shared.clone(), streams: None, last: begun.last };
-        let reading = tokio::spawn(state.until_the_end(begun.reader)).abort_handle();
+        let reading = base::task::spawn(state.until_the_end(begun.reader)).abort_handle();
         Self { shared: begun.shared, next: Mutex::new(1), reading }
     }
 
@@ -231,7 +231,7 @@ impl Shared {
         let (out, frames) = mpsc::channel(OUT_FRAMES_MAX);
         let (reader, writer) = tokio::io::split(io);
         let last = Arc::new(Mutex::new(0u32));
-        tokio::spawn(write(writer, frames, last.clone()));
+        base::task::spawn(write(writer, frames, last.clone()));
         let shared = Self { out, windows: Arc::new(Windows::new()), open: Arc::default() };
         Begun { shared, reader, last }
     }
@@ -578,7 +578,7 @@ mod tests {
         peer.control(SETTINGS, &setting).await;
         peer.open(1, &[]).await;
         let stream = accept.recv().await.unwrap();
-        let sending = tokio::spawn(async move {
+        let sending = base::task::spawn(async move {
             stream.sender.send(Bytes::from(vec![1; 1500])).await.unwrap();
         });
         assert_eq!(peer.next().await.unwrap(), Seen::Reply(1));
@@ -638,7 +638,7 @@ mod tests {
             assert_eq!(far.headers["streamtype"], format!("s{round}"));
             let bytes = Bytes::from(vec![round; 50_000]);
             let (sender, sent) = (near.sender.clone(), bytes.clone());
-            let sending = tokio::spawn(async move {
+            let sending = base::task::spawn(async move {
                 sender.send(sent).await.unwrap();
                 sender.finish().await.unwrap();
             });

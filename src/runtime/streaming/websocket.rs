@@ -81,7 +81,7 @@ where
     let (near, far) = tokio::io::duplex(TUNNEL_BYTES_MAX);
     let (mut read_far, mut write_far) = tokio::io::split(far);
     let (mut sink, mut source) = socket.split();
-    tokio::spawn(async move {
+    base::task::spawn(async move {
         let inwards = async {
             while let Some(Ok(message)) = source.next().await {
                 let bytes = match message {

@@ -223,7 +223,7 @@ impl Backend for Sqlite {
             return self.ask(|reply| Command::Range(request, reply)).await;
         }
         let (reader, newest) = (self.reader.clone(), self.revision());
-        tokio::task::spawn_blocking(move || {
+        base::task::spawn_blocking(move || {
             let db = reader.lock();
             let compacted = compacted(&db).map_err(disk)?;
             range(&db, &request, newest, compacted)

@@ -26,7 +26,7 @@ const MANAGER: &str = "validatingadmissionpolicy-status";
 /// When there is no place for them.
 pub fn start(server: &Shared) -> Result<()> {
     let (policies, live) = read(server)?;
-    tokio::spawn(follow(Arc::downgrade(server), policies, live));
+    base::task::spawn(follow(Arc::downgrade(server), policies, live));
     Ok(())
 }
 
@@ -70,7 +70,7 @@ async fn judge(server: &Shared, policy: &Value) -> Result<()> {
     }
     let (spec, catalog) = (policy["spec"].clone(), server.registry.catalog());
     // The types of kinds are large: others are served meanwhile.
-    let checked = tokio::task::spawn_blocking(move || type_check::warnings(&spec, &catalog)).await;
+    let checked = base::task::spawn_blocking(move || type_check::warnings(&spec, &catalog)).await;
     let Ok(warnings) = checked else { return Ok(()) };
     let mut checking = json!({});
     if !warnings.is_empty() {

@@ -76,7 +76,7 @@ impl LogSocket {
         let stream = Arc::new(tokio::sync::Mutex::new(stream));
         let is_text = self.is_text;
         let kind = if is_text { Kind::Text } else { Kind::Binary };
-        tokio::spawn(websocket::send(self.upgrade, kind, move || {
+        base::task::spawn(websocket::send(self.upgrade, kind, move || {
             let stream = stream.clone();
             async move {
                 let bytes = stream.lock().await.next().await?.ok()?;

@@ -163,7 +163,7 @@ impl Binder {
         let api = self.context.shared.client().api::<Event>(pod.metadata.namespace.as_deref());
         let only = ListParams::fields(format!("involvedObject.uid={}", uid(&pod.metadata)));
         let drain = self.context.drain.clone();
-        let task = tokio::spawn(async move { events.run(api, only, drain).await });
+        let task = base::task::spawn(async move { events.run(api, only, drain).await });
         round.relay = Some(Relay(task.abort_handle()));
     }
 }

@@ -76,7 +76,7 @@ fn wish(claim: &PersistentVolumeClaim, volume: i64, known: Option<i64>) -> Wish 
 fn conditions(claim: &PersistentVolumeClaim, without: &[&str]) -> Vec<Value> {
     let held = claim.status.iter().flat_map(|status| status.conditions.iter().flatten());
     held.filter(|it| !without.contains(&it.type_.as_str()))
-        .filter_map(|it| serde_json::to_value(it).ok())
+        .filter_map(|it| client::api::value_of(it).ok())
         .collect()
 }
 
