@@ -4,8 +4,7 @@
 //! sizes is asked for apart: it takes as long as there are files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use runtime::cri::{
     PodSandboxMetadata, SandboxStats, StatsQuery,
 };
 use runtime::images::disk_below;
+use rustix::fs::{major, minor};
 use sys::cgroup::Hierarchy;
 
 use crate::machine::meminfo;
@@ -247,7 +247,7 @@ async fn system(pods: &str, booted: Option<Timestamp>) -> Vec<SystemUsage> {
         });
         Some(read.collect())
     };
-    tokio::task::spawn_blocking(work).await.ok().flatten().unwrap_or_default()
+    base::task::spawn_blocking(work).await.ok().flatten().unwrap_or_default()
 }
 
 /// Of the pods `uids` alone, files included.
@@ -375,7 +375,7 @@ async fn files(
         }
         pods
     };
-    let pods = tokio::task::spawn_blocking(work).await;
+    let pods = base::task::spawn_blocking(work).await;
     let pods = pods.map_err(|error| format!("files not read: {error}"))?;
     if age_max.is_some_and(|age| !age.is_zero()) {
         node.measurements.note(&pods, &fresh, begun);
@@ -425,7 +425,7 @@ pub async fn logs(node: &Node) -> Vec<((PodSandboxMetadata, String), u64)> {
         .collect();
     let work =
         move || places.into_iter().map(|(dir, whose)| (whose, disk_below(&dir).bytes)).collect();
-    tokio::task::spawn_blocking(work).await.unwrap_or_default()
+    base::task::spawn_blocking(work).await.unwrap_or_default()
 }
 
 fn text(path: &str) -> String {
@@ -535,14 +535,21 @@ fn used(fs: Filesystem) -> DiskUsage {
     DiskUsage { bytes: fs.used_bytes, inodes: fs.inodes.saturating_sub(fs.inodes_free) }
 }
 
-/// How large a volume is and how full; of a device only the size can be told.
+/// What sysfs counts the size of a block device in, in bytes, however large its own blocks are.
+const SECTOR: u64 = 512;
+
+/// How large a volume is and how full; of a device only the size can be told. The device is not
+/// opened: that would wake a disk that sleeps, and fail for one that its driver holds alone.
 fn room(path: &Path) -> Option<Filesystem> {
-    let is_device = std::fs::metadata(path).is_ok_and(|it| it.file_type().is_block_device());
-    if !is_device {
+    let metadata = std::fs::metadata(path).ok()?;
+    if !metadata.file_type().is_block_device() {
         return filesystem(path);
     }
-    let end = std::fs::File::open(path).and_then(|mut device| device.seek(SeekFrom::End(0)));
-    Some(Filesystem { capacity_bytes: end.ok()?, ..Filesystem::default() })
+    let device = metadata.rdev();
+    let size = format!("/sys/dev/block/{}:{}/size", major(device), minor(device));
+    let text = std::fs::read_to_string(size).ok()?;
+    let sectors: u64 = text.trim().parse().ok()?;
+    Some(Filesystem { capacity_bytes: sectors.saturating_mul(SECTOR), ..Filesystem::default() })
 }
 
 /// The file system that `path` lies on; None when it cannot be read.

@@ -59,7 +59,7 @@ pub use failure::{Failure, FailureKind};
 pub use images::images_of;
 use made::Made;
 use payload::Fetched;
-use persistent::Place;
+use persistent::{NotPlaced, Place};
 use pod_certificates::{Place as RequestPlace, PodCertificates, Source as CertificateSource};
 use troubles::Troubles;
 use waits::Waits;
@@ -182,12 +182,13 @@ impl Volumes {
             return Ok(renew);
         }
         if let Some(bound) = bound {
-            let failing = |why| persistent::failed(&bound, why);
-            self.place(config, client, pod, volume, Some(&bound)).await.map_err(failing)?;
+            let placed = self.place(config, client, pod, volume, Some(&bound)).await;
+            placed.map_err(|it| it.claimed(&bound))?;
             return Ok(None);
         }
         if volume.nfs.is_some() || volume.iscsi.is_some() {
-            self.place(config, client, pod, volume, None).await.map_err(failed)?;
+            let placed = self.place(config, client, pod, volume, None).await;
+            placed.map_err(|it| it.inline(name))?;
             return Ok(None);
         }
         let referred = referred_by(objects, pod, volume).await.map_err(failed)?;
@@ -325,7 +326,7 @@ impl Volumes {
         pod: &Pod,
         volume: &Volume,
         bound: Option<&Bound>,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotPlaced> {
         let key = (pod::uid(pod).to_owned(), volume.name.clone());
         if self.places.lock().get(&key).is_some_and(|place| place.is_block) {
             return Ok(());
@@ -351,7 +352,7 @@ impl Volumes {
                 self.recorder.warning(&about, "AlreadyMountedVolume", text);
             }
         }
-        self.keep(config, pod, volume, place).await
+        Ok(self.keep(config, pod, volume, place).await?)
     }
 
     /// Remembers where a volume is, after its files were given to the pod's group.

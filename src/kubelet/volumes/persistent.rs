@@ -46,16 +46,46 @@ fn own_dir(pod_dir: &Path, plugin: &str, name: &str) -> PathBuf {
     pod_dir.join("volumes").join(plugin).join(name)
 }
 
-/// The event for a claimed volume that could not be made, in upstream's words.
-pub fn failed(bound: &Bound, why: String) -> Failure {
-    let name = &bound.name;
-    let lacks = bound.spec.local.as_ref().is_some_and(|it| exists(Path::new(&it.path)).is_err());
-    let (reason, step) = match (bound.is_block(), lacks) {
-        (true, _) => ("FailedMapVolume", "MapVolume.MapBlockVolume failed"),
-        (false, true) => ("FailedMount", "MountVolume.NewMounter initialization failed"),
-        (false, false) => ("FailedMount", "MountVolume.SetUp failed"),
-    };
-    Failure::new(reason, format!("{step} for volume \"{name}\" : {why}"))
+/// Why a volume is not there, and whether its disk is.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotPlaced {
+    why: String,
+    lacks_disk: bool,
+}
+
+impl From<String> for NotPlaced {
+    fn from(why: String) -> Self {
+        Self { why, lacks_disk: false }
+    }
+}
+
+impl NotPlaced {
+    fn attach(why: String) -> Self {
+        Self { why, lacks_disk: true }
+    }
+
+    /// The event of a volume that stands in the pod itself, in upstream's words.
+    pub fn inline(self, name: &str) -> Failure {
+        let step = if self.lacks_disk { "WaitForAttach" } else { "SetUp" };
+        format!("MountVolume.{step} failed for volume \"{name}\" : {}", self.why).into()
+    }
+
+    /// The event of a claimed volume, in upstream's words.
+    pub fn claimed(self, bound: &Bound) -> Failure {
+        let name = &bound.name;
+        let lacks =
+            bound.spec.local.as_ref().is_some_and(|it| exists(Path::new(&it.path)).is_err());
+        let (reason, step) = match (bound.is_block(), self.lacks_disk) {
+            (true, true) => ("FailedMapVolume", "MapVolume.WaitForAttach failed"),
+            (true, false) => ("FailedMapVolume", "MapVolume.MapBlockVolume failed"),
+            (false, true) => ("FailedMount", "MountVolume.WaitForAttach failed"),
+            (false, false) if lacks => {
+                ("FailedMount", "MountVolume.NewMounter initialization failed")
+            }
+            (false, false) => ("FailedMount", "MountVolume.SetUp failed"),
+        };
+        Failure::new(reason, format!("{step} for volume \"{name}\" : {}", self.why))
+    }
 }
 
 fn kind(spec: &PersistentVolumeSpec) -> &'static str {
@@ -83,7 +113,7 @@ impl Maker<'_> {
     ///
     /// # Errors
     /// What the host lacks, or what is wrong with the volume, as an event says it.
-    pub async fn claimed(&self, volume: &str, bound: &Bound) -> Result<Place, String> {
+    pub async fn claimed(&self, volume: &str, bound: &Bound) -> Result<Place, NotPlaced> {
         let spec = &bound.spec;
         let options = spec.mount_options.clone().unwrap_or_default();
         let read_only = bound.read_only;
@@ -92,7 +122,7 @@ impl Maker<'_> {
             if bound.is_block() {
                 exists(&path)?;
                 blocking(move || hostpath::check(&source)).await?;
-                return self.block(path, read_only).await;
+                return Ok(self.block(path, read_only).await?);
             }
             blocking(move || hostpath::check(&source)).await?;
             return Ok(Place { path, read_only, ..Place::default() });
@@ -100,16 +130,17 @@ impl Maker<'_> {
         if let Some(source) = &spec.local {
             let from = PathBuf::from(&source.path);
             if bound.is_block() {
-                return self.block(from, read_only).await;
+                return Ok(self.block(from, read_only).await?);
             }
             let to = own_dir(self.dir, "kubernetes.io~local-volume", &bound.name);
-            return put(from, to, read_only, source.fs_type.as_deref(), options, None).await;
+            let fs_type = source.fs_type.as_deref();
+            return Ok(put(from, to, read_only, fs_type, options, None).await?);
         }
         if let Some(source) = &spec.nfs {
             let mut source = source.clone();
             source.read_only = Some(read_only || source.read_only == Some(true));
             let dir = own_dir(self.dir, "kubernetes.io~nfs", &bound.name);
-            return nfs(&dir, &source, &options).await;
+            return Ok(nfs(&dir, &source, &options).await?);
         }
         if let Some(source) = &spec.iscsi {
             let secret = source.secret_ref.as_ref().and_then(|it| {
@@ -139,20 +170,21 @@ impl Maker<'_> {
              (volumes {} are not supported on this node)",
             bound.name,
             kind(spec)
-        ))
+        )
+        .into())
     }
 
     /// Makes a volume that stands in the pod itself.
     ///
     /// # Errors
     /// As above.
-    pub async fn inline(&self, volume: &Volume) -> Result<Place, String> {
+    pub async fn inline(&self, volume: &Volume) -> Result<Place, NotPlaced> {
         if let Some(source) = &volume.nfs {
             let dir = own_dir(self.dir, "kubernetes.io~nfs", &volume.name);
-            return nfs(&dir, source, &[]).await;
+            return Ok(nfs(&dir, source, &[]).await?);
         }
         let Some(source) = &volume.iscsi else {
-            return Err("the volume has no source".to_owned());
+            return Err("the volume has no source".to_owned().into());
         };
         let wanted = Wanted {
             name: &volume.name,
@@ -181,7 +213,7 @@ impl Maker<'_> {
         Ok(Place { path, is_block: true, read_only, ..Place::default() })
     }
 
-    async fn iscsi(&self, wanted: Wanted<'_>) -> Result<Place, String> {
+    async fn iscsi(&self, wanted: Wanted<'_>) -> Result<Place, NotPlaced> {
         let Wanted { name, disk, secret, fs_type, read_only, is_block, options, label } = wanted;
         let to = own_dir(self.dir, "kubernetes.io~iscsi", name);
         let is_there =
@@ -196,12 +228,13 @@ impl Maker<'_> {
                 }
                 _ => Secrets::new(),
             };
-            self.attached.iscsi(pod::uid(self.pod), &disk, &secrets).await?
+            let own = pod::uid(self.pod);
+            self.attached.iscsi(own, &disk, &secrets).await.map_err(NotPlaced::attach)?
         };
         if is_block {
             return Ok(Place { path: device, is_block, read_only, ..Place::default() });
         }
-        put(device, to, read_only, fs_type, options, label).await
+        Ok(put(device, to, read_only, fs_type, options, label).await?)
     }
 
     async fn secrets(&self, namespace: Option<&str>, name: &str) -> Result<Secrets, String> {
@@ -382,7 +415,7 @@ mod tests {
         let client = crate::volumes::csi::samples::client();
         let labels = selinux::Labels::default();
         let maker = Maker { attached: &attached, labels: &labels, client: &client, pod: &pod, dir };
-        maker.claimed("v", bound).await
+        maker.claimed("v", bound).await.map_err(|it| it.why)
     }
 
     #[tokio::test]
@@ -420,10 +453,23 @@ mod tests {
             ),
         ] {
             let bound = bound(spec);
-            let said = failed(&bound, "why".into());
+            let said = NotPlaced::from("why".to_owned()).claimed(&bound);
             let text = format!("{}: {}", said.reason, said.message);
             assert_eq!(text, format!("{want} for volume \"{}\" : why", bound.name));
         }
+        // A disk of the network that did not come.
+        for (mode, want) in [
+            ("Filesystem", "FailedMount: MountVolume.WaitForAttach failed"),
+            ("Block", "FailedMapVolume: MapVolume.WaitForAttach failed"),
+        ] {
+            let bound = bound(json!({"iscsi": {"targetPortal": "10.0.0.1", "iqn": "i", "lun": 0},
+                "volumeMode": mode}));
+            let said = NotPlaced::attach("why".to_owned()).claimed(&bound);
+            let text = format!("{}: {}", said.reason, said.message);
+            assert_eq!(text, format!("{want} for volume \"{}\" : why", bound.name));
+        }
+        let said = NotPlaced::attach("why".to_owned()).inline("v").message;
+        assert_eq!(said, "MountVolume.WaitForAttach failed for volume \"v\" : why");
     }
 
     #[tokio::test]

@@ -58,8 +58,13 @@ async fn a_first_process_waits_until_the_shim_knows_it() {
     world.runtime.start_container(&id).await.unwrap();
     let status = world.runtime.container_status(&id).await.unwrap();
     assert_eq!(status.state, ContainerState::Running);
-    let words = std::fs::read(format!("/proc/{}/cmdline", status.pid)).unwrap();
-    assert_eq!(String::from_utf8_lossy(&words), "sleep\x00600\0");
+    // The shell that it began as takes its time to become it.
+    let words = || std::fs::read(format!("/proc/{}/cmdline", status.pid)).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while words() != b"sleep\x00600\0" {
+        assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&words()));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let users = std::fs::read_to_string(format!("/proc/{}/uid_map", status.pid)).unwrap();
     assert!(users.contains("1048576"), "{users}");
     world.finish().await;
